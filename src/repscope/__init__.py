@@ -1,0 +1,46 @@
+"""repscope: ten questions about what a trained network has learned, every number with its control and its interval.
+
+What users type, and nothing else. Names are loaded when first touched, so that importing repscope stays quick and
+brings in no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "load": "repscope.models.sources",
+    "Site": "repscope.models.sites",
+    "Network": "repscope.models.network",
+    "LanguageModel": "repscope.models.language",
+    "Prompt": "repscope.models.language",
+    "Activations": "repscope.models.activations",
+    "Direction": "repscope.directions",
+    "DirectionSet": "repscope.directions",
+    "Result": "repscope.results",
+    "UserError": "repscope.errors",
+}
+__all__ = [  # noqa: RUF022  (in the order in which a reader meets them)
+    "load", "LanguageModel", "Network", "Prompt", "Site", "Activations", "Direction", "DirectionSet", "Result", "UserError",
+]  # fmt: skip
+
+if TYPE_CHECKING:
+    from repscope.directions import Direction, DirectionSet
+    from repscope.errors import UserError
+    from repscope.models.activations import Activations
+    from repscope.models.language import LanguageModel, Prompt
+    from repscope.models.network import Network
+    from repscope.models.sites import Site
+    from repscope.models.sources import load
+    from repscope.results import Result
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'repscope' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

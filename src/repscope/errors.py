@@ -1,0 +1,32 @@
+"""What goes wrong, told in one sentence: what was asked, what is held, what to do next.
+
+`UserError` is a user's mistake (exit code 2, no traceback at the command line). Everything else that escapes is ours.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """A mistake in what was asked for. Its text is one sentence that names the input and the next step."""
+
+
+def unknown(what: str, asked: object, known: Iterable[object], hint: str = "") -> UserError:
+    """The error for a name that is not there: offers the nearest names, or all of them where they are few.
+
+    >>> str(unknown("site kind", "resid_pst", ["resid_pre", "resid_post"]))
+    "There is no site kind 'resid_pst'; did you mean 'resid_post' or 'resid_pre'?"
+    """
+    names = [str(name) for name in known]
+    folded = {name.casefold(): name for name in names}
+    near = [folded[n] for n in get_close_matches(str(asked).casefold(), folded, n=3, cutoff=0.55)]
+    if near:
+        listed = ", ".join(repr(n) for n in near[:-1])
+        tail = f"; did you mean {listed + ' or ' if listed else ''}{near[-1]!r}?"
+    elif 0 < len(names) <= 12:
+        tail = f"; there are {', '.join(names)}."
+    elif names:
+        tail = f"; among the {len(names)} there are {', '.join(names[:8])} …"
+    else:
+        tail = "; there is none at all."
+    return UserError(f"There is no {what} {asked!r}{tail}{' ' + hint if hint else ''}")

@@ -1,0 +1,88 @@
+"""Progress on standard error: a bar with time left on a terminal, a line now and then elsewhere.
+
+Work reports in whatever unit it counts (bytes, tokens). Nested work shows as further bars under the first. Nothing is
+printed by work that ends within a second, so that short calls in a notebook stay silent.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Advance = Callable[[float], None]
+
+_QUIET_SECONDS = 1.0
+_LINE_EVERY_SECONDS = 15.0
+_bars: list[Progress] = []
+
+
+@contextmanager
+def progress(label: str, total: float | None) -> Iterator[Advance]:
+    """Show the progress of the work in the block; yield the function to call with each amount done.
+
+    Parameters
+    ----------
+    label
+        What is being done, in two or three words.
+    total
+        The amount of work in the caller's unit; None when it is not known.
+    """
+    with _bar(label, total) if sys.stderr.isatty() else _lines(label, total) as advance:
+        yield advance
+
+
+@contextmanager
+def _bar(label: str, total: float | None) -> Iterator[Advance]:
+    started = time.monotonic()
+    owner = not _bars
+    bars = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        console=Console(stderr=True),
+        transient=True,
+    ) if owner else _bars[0]
+    if owner:
+        _bars.append(bars)
+    task: TaskID = bars.add_task(label, total=total)
+
+    def advance(amount: float) -> None:
+        if owner and not bars.live.is_started and time.monotonic() - started > _QUIET_SECONDS:
+            bars.start()
+        bars.update(task, advance=amount)
+
+    try:
+        yield advance
+    finally:
+        bars.remove_task(task)
+        if owner:
+            _bars.clear()
+            bars.stop()
+
+
+@contextmanager
+def _lines(label: str, total: float | None) -> Iterator[Advance]:
+    started = last = time.monotonic()
+    done = 0.0
+
+    def advance(amount: float) -> None:
+        nonlocal done, last
+        done += amount
+        now = time.monotonic()
+        if now - last < _LINE_EVERY_SECONDS:
+            return
+        last = now
+        if total:
+            left = (now - started) * max(total - done, 0) / max(done, 1e-9)
+            print(f"{label}: {100 * done / total:.0f} %, about {left:.0f} s left", file=sys.stderr, flush=True)
+        else:
+            print(f"{label}: {now - started:.0f} s so far", file=sys.stderr, flush=True)
+
+    yield advance

@@ -1,0 +1,1 @@
+"""Reading representations: linear probes, the logit lens."""

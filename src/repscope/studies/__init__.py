@@ -1,0 +1,1 @@
+"""One file a question: its options, its steps, its page."""
