@@ -14,23 +14,22 @@ _HOME = {
     "Site": "repscope.models.sites",
     "Network": "repscope.models.network",
     "LanguageModel": "repscope.models.language",
-    "Prompt": "repscope.models.language",
+    "Prompt": "repscope.models.prompts",
     "Activations": "repscope.models.activations",
     "Direction": "repscope.directions",
     "DirectionSet": "repscope.directions",
     "Result": "repscope.results",
     "UserError": "repscope.errors",
 }
-__all__ = [  # noqa: RUF022  (in the order in which a reader meets them)
-    "load", "LanguageModel", "Network", "Prompt", "Site", "Activations", "Direction", "DirectionSet", "Result", "UserError",
-]  # fmt: skip
+__all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
     from repscope.directions import Direction, DirectionSet
     from repscope.errors import UserError
     from repscope.models.activations import Activations
-    from repscope.models.language import LanguageModel, Prompt
+    from repscope.models.language import LanguageModel
     from repscope.models.network import Network
+    from repscope.models.prompts import Prompt
     from repscope.models.sites import Site
     from repscope.models.sources import load
     from repscope.results import Result

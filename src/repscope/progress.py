@@ -38,17 +38,21 @@ def progress(label: str, total: float | None) -> Iterator[Advance]:
 def _bar(label: str, total: float | None) -> Iterator[Advance]:
     started = time.monotonic()
     owner = not _bars
-    bars = Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
-        console=Console(stderr=True),
-        transient=True,
-    ) if owner else _bars[0]
+    bars = (
+        Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        if owner
+        else _bars[0]
+    )
     if owner:
         _bars.append(bars)
     task: TaskID = bars.add_task(label, total=total)

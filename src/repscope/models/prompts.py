@@ -1,0 +1,175 @@
+"""Prompts: text with named spans of characters, and how they become token ids with spans of tokens.
+
+Knows a tokenizer, never a network. A span is found from the tokenizer's character offsets: the tokens of a span are those
+whose characters overlap it, so a subject of several tokens, at the start of a prompt or inside it, needs no search for token
+strings. What the tokenizer adds by itself (BOS or nothing) stays exactly as it is.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from repscope.errors import UserError, unknown
+from repscope.models.sites import Tokens
+
+_CHUNK = 1024  #: texts tokenised at once; an encoding with offsets is some 50 times the size of its ids
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text and named spans of its characters, each (start, end) with the end not included.
+
+    text: what the network reads. spans: name → (start, end). special: whether the tokenizer adds its special tokens, which a
+    rendered chat template already holds.
+    """
+
+    text: str
+    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    special: bool = True
+
+    @classmethod
+    def fill(cls, template: str, **values: str) -> "Prompt":
+        """A prompt from a template; each value is a span under its name. A lone `{}` takes the only value.
+
+        >>> Prompt.fill("The place called {}", subject="Paris")
+        Prompt(text='The place called Paris', spans={'subject': (17, 22)}, special=True)
+
+        Raises
+        ------
+        UserError
+            When a value is empty, or the template's places and the values differ.
+        """
+        if len(values) == 1 and template.count("{}") == 1:
+            template = template.replace("{}", "{" + next(iter(values)) + "}")
+        found = sorted((template.find("{" + name + "}"), name) for name in values)
+        if found and found[0][0] < 0:
+            raise UserError(f"The template {template!r} has no place {{{found[0][1]}}}.")
+        text, spans, done = "", {}, 0
+        for at, name in found:
+            if not values[name].strip():
+                raise UserError(f"The value for {{{name}}} in the template {template!r} is empty.")
+            text += template[done:at]
+            spans[name] = (len(text), len(text) + len(values[name]))
+            text += values[name]
+            done = at + len(name) + 2
+        return cls(text + template[done:], spans)
+
+
+PromptLike = str | Prompt | Sequence[int] | Int[np.ndarray, "token"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Prompts as token ids, and for each the span of token positions that a request is about.
+
+    ids: one array a prompt. start, stop: (prompt), positions `start[i]:stop[i]`.
+    """
+
+    ids: list[Int[np.ndarray, "token"]]
+    start: Int[np.ndarray, "prompt"]
+    stop: Int[np.ndarray, "prompt"]
+
+
+def encode(tokenizer: Any, prompts: Iterable[PromptLike], tokens: Tokens, limit: int | None = None) -> Encoded:
+    """Token ids of prompts and the positions asked for.
+
+    Parameters
+    ----------
+    tokenizer
+        A Hugging Face tokenizer; a fast one where spans are asked for.
+    prompts
+        Texts, `Prompt`s, or token ids as they are.
+    tokens
+        Which positions.
+    limit
+        Most tokens that the network takes.
+
+    Raises
+    ------
+    UserError
+        For an empty or too long prompt, a span that is not there or covers no token; names the prompt.
+    """
+    ids: list[Int[np.ndarray, token]] = []
+    spans: list[tuple[int, int]] = []
+    held = list(prompts)
+    if not held:
+        raise UserError("There is no prompt: the list is empty.")
+    for first in range(0, len(held), _CHUNK):
+        for i, (row, span) in enumerate(_chunk(tokenizer, held[first : first + _CHUNK], tokens, first), start=first):
+            if not len(row):
+                raise UserError(f"Prompt {i} is empty: it has no token.")
+            if limit is not None and len(row) > limit:
+                raise UserError(f"Prompt {i} has {len(row)} tokens and the network takes {limit}; shorten it.")
+            start, stop = span or (0, len(row))
+            ids.append(row)
+            spans.append(_picked(tokens, start, stop, i))
+    starts, stops = np.array(spans, dtype=np.int64).T
+    return Encoded(ids, starts, stops)
+
+
+def token_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int] | None:
+    """The token positions whose characters overlap `start:end`; None where no token does."""
+    inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
+    return (inside[0], inside[-1] + 1) if inside else None
+
+
+def _chunk(tokenizer: Any, prompts: Sequence[PromptLike], tokens: Tokens, first: int) -> list[Any]:
+    texts = [_as_prompt(p) for p in prompts]
+    out: list[Any] = [None] * len(prompts)
+    for special in (True, False):
+        rows = [i for i, p in enumerate(texts) if p is not None and p.special is special]
+        if not rows:
+            continue
+        if tokens.span and not getattr(tokenizer, "is_fast", False):
+            raise UserError(f"{tokens} needs a fast tokenizer, which tells character offsets; this model's has none.")
+        encoding = tokenizer(
+            [texts[i].text for i in rows],  # type: ignore[union-attr]
+            add_special_tokens=special,
+            return_offsets_mapping=bool(tokens.span),
+            return_attention_mask=False,
+            verbose=False,
+        )
+        for j, i in enumerate(rows):
+            row = np.asarray(encoding["input_ids"][j], dtype=np.int64)
+            span = None
+            if tokens.span:
+                span = _span(texts[i], tokens, encoding["offset_mapping"][j], first + i)  # type: ignore[arg-type]
+            out[i] = (row, span)
+    for i, (given, text) in enumerate(zip(prompts, texts)):
+        if text is None:
+            if tokens.span:
+                raise UserError(f"Prompt {first + i} is token ids, which have no span {tokens.span!r}; give a Prompt.")
+            out[i] = (np.asarray(given, dtype=np.int64).ravel(), None)
+    return out
+
+
+def _as_prompt(given: PromptLike) -> Prompt | None:
+    if isinstance(given, str):
+        return Prompt(given)
+    return given if isinstance(given, Prompt) else None
+
+
+def _span(prompt: Prompt, tokens: Tokens, offsets: Sequence[tuple[int, int]], i: int) -> tuple[int, int]:
+    if tokens.span not in prompt.spans:
+        raise unknown(f"span in prompt {i}", tokens.span, prompt.spans)
+    found = token_span(offsets, *prompt.spans[tokens.span])
+    if found is None:
+        raise UserError(f"The span {tokens.span!r} of prompt {i} covers no token.")
+    return found
+
+
+def _picked(tokens: Tokens, start: int, stop: int, i: int) -> tuple[int, int]:
+    if tokens.pick == "last":
+        return stop - 1, stop
+    if tokens.pick == "first":
+        return start, start + 1
+    if tokens.pick in ("mean", "all"):
+        return start, stop
+    at = int(tokens.pick)
+    position = stop + at if at < 0 else start + at
+    if not start <= position < stop:
+        raise UserError(f"Prompt {i} has {stop - start} tokens there, so it has no token {at}.")
+    return position, position + 1

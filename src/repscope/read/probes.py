@@ -1,0 +1,307 @@
+"""Linear probes: is an attribute a linear function of a representation? Takes arrays, never a model or a text.
+
+Ridge regression on standardised features, classes as one-hot columns, the largest prediction wins. Everything that shares
+features and training rows shares one eigendecomposition:
+1. With X (n × d, standardised on the training rows), X Xᵀ = Q Λ Qᵀ; where n > d it comes from XᵀX, which is smaller.
+2. For a penalty λ the fit is Q Λ/(Λ+λ) Qᵀ y, so all penalties, attributes and label shuffles are columns of one product.
+3. The penalty is chosen inside the training rows by the exact leave-one-out error (Golub, Heath & Wahba, 1979):
+   (y - ŷ)_i / (1 - h_ii), with h_ii = 1/n + Σ_k Q_ik² Λ_k/(Λ_k+λ). Each attribute, and each shuffle of it, chooses its own.
+4. Held-out rows are predicted; a score is kept for every entity, so that intervals and paired differences are over entities.
+Equal to scikit-learn's RidgeCV and RidgeClassifierCV in float64 (tests). Cost a fold: O(n² d + n³), or O(n d² + d³) if d < n.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.linalg import eigh
+
+from repscope import stats
+from repscope.directions import Direction
+from repscope.stats import Estimate
+
+PENALTIES = np.logspace(0, 5, 11)
+UNIT = "entity"
+
+Fold = tuple[Int[np.ndarray, "train"], Int[np.ndarray, "test"]]
+Features = Float[np.ndarray, "entity feature"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a probe predicts for each entity.
+
+    name: the attribute. kind: class or number. values: (entity), class codes or numbers. classes: names of the codes.
+    """
+
+    name: str
+    kind: Literal["class", "number"]
+    values: np.ndarray
+    classes: tuple[str, ...] = ()
+
+    @property
+    def metric(self) -> str:
+        """`accuracy` for classes, `r2` for numbers."""
+        return "accuracy" if self.kind == "class" else "r2"
+
+    def columns(self, values: np.ndarray) -> Float[np.ndarray, "entity column"]:
+        """Values as columns to fit: one-hot for classes."""
+        if self.kind == "class":
+            return np.eye(len(self.classes))[values]
+        return values[:, None].astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well each entity was predicted when it was held out.
+
+    The score is Σ top / Σ bottom over entities: for classes top is 1 where right and bottom is 1; for numbers bottom is the
+    squared distance to the training mean and top is that less the squared error, which makes the ratio an out-of-sample R².
+
+    top, bottom: (1 + shuffles, entity); the first row is the estimate, the others are label shuffles. An entity that no fold
+    tests has NaN. predicted: (entity), class code or number, NaN likewise.
+    """
+
+    task: Task
+    top: Float[np.ndarray, "run entity"]
+    bottom: Float[np.ndarray, "run entity"]
+    predicted: Float[np.ndarray, "entity"]
+
+    @property
+    def tested(self) -> Int[np.ndarray, "entity"]:
+        """The entities that some fold tested."""
+        return np.flatnonzero(np.isfinite(self.top[0]))
+
+    def estimate(self, entities: Int[np.ndarray, "some"] | None = None, seed: int = 0) -> Estimate:
+        """The score with its bootstrap interval over entities."""
+        rows = self.tested if entities is None else entities
+        return score(self.task, self.top[0, rows], self.bottom[0, rows], seed)
+
+    def shuffled(self, entities: Int[np.ndarray, "some"] | None = None) -> Estimate:
+        """The control: mean and range of the same score over label shuffles."""
+        return stats.null(self.null(entities), unit="shuffle")
+
+    def null(self, entities: Int[np.ndarray, "some"] | None = None) -> Float[np.ndarray, "shuffle"]:
+        """The score of each label shuffle."""
+        rows = self.tested if entities is None else entities
+        result: np.ndarray = self.top[1:, rows].sum(1) / self.bottom[1:, rows].sum(1)
+        return result
+
+
+def score(task: Task, top: Float[np.ndarray, "entity"], bottom: Float[np.ndarray, "entity"], seed: int = 0) -> Estimate:
+    """Σ top / Σ bottom with its interval over entities."""
+    if task.kind == "class":
+        return stats.mean(top, unit=UNIT, seed=seed)
+    return stats.ratio(top, bottom, unit=UNIT, seed=seed)
+
+
+def probe(
+    features: Features, tasks: Sequence[Task], folds: Sequence[Fold], *, shuffles: int = 20, seed: int = 0
+) -> list[Scores]:
+    """Probe each task on held-out entities.
+
+    Parameters
+    ----------
+    features
+        (entity, feature).
+    tasks
+        What to predict; all for the same entities, in the same order as the features.
+    folds
+        Pairs of training and test entities. An entity may be tested once or never.
+    shuffles
+        Permutations of the labels over entities, the control; the same for every call with this seed.
+
+    Returns
+    -------
+    list of Scores
+        One a task.
+    """
+    n = len(features)
+    runs = [_runs(task, shuffles, seed + 1000 * i) for i, task in enumerate(tasks)]
+    tops = [np.full((1 + shuffles, n), np.nan) for _ in tasks]
+    bottoms = [np.full((1 + shuffles, n), np.nan) for _ in tasks]
+    predicted = [np.full(n, np.nan) for _ in tasks]
+    blocks = [[task.columns(values) for values in run] for task, run in zip(tasks, runs)]
+    columns = np.concatenate([b for block in blocks for b in block], axis=1)
+    widths = np.array([b.shape[1] for block in blocks for b in block])
+    for train, test in folds:
+        solved = _Ridge(features[train], features[test]).predict(columns[train], widths)
+        parts = iter(np.split(solved, np.cumsum(widths)[:-1], axis=1))
+        for t, task in enumerate(tasks):
+            for r, values in enumerate(runs[t]):
+                top, bottom, said = _scored(task, next(parts), values[train], values[test])
+                tops[t][r, test], bottoms[t][r, test] = top, bottom
+                if r == 0:
+                    predicted[t][test] = said
+    return [Scores(*found) for found in zip(tasks, tops, bottoms, predicted)]
+
+
+def within_halves(folds: Sequence[Fold], half: Bool[np.ndarray, "entity"]) -> list[Fold]:
+    """The same folds inside each half of the entities: who is tested in a half is trained on that half alone."""
+    return [
+        (train[half[train] == side], test[half[test] == side])
+        for train, test in folds
+        for side in (True, False)
+        if (half[test] == side).any()
+    ]
+
+
+def chosen_elsewhere(
+    by_site: Sequence[Scores], choosing: Sequence[Scores], half: Bool[np.ndarray, "entity"]
+) -> tuple[Float[np.ndarray, "entity"], Float[np.ndarray, "entity"], tuple[int, int]]:
+    """Each tested entity's score at the site that was best on the *other* half of the entities.
+
+    Scores from folds over all entities would not do for choosing: a site where half B happens to predict half A is one where
+    A predicts B. `choosing` must come from `within_halves`, so that the choice has seen no label of the half it is reported on.
+
+    Parameters
+    ----------
+    by_site
+        Scores of one task at several sites, to report.
+    choosing
+        Scores at the same sites, trained and tested within halves.
+    half
+        Which half an entity is in.
+
+    Returns
+    -------
+    top, bottom, sites
+        Scores of the tested entities, and the index of the site chosen on the True half and on the False half.
+    """
+    rows = by_site[0].tested
+    top, bottom = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
+    picked = []
+    for side in (True, False):
+        choose, report = rows[half[rows] == side], half[rows] != side
+        best = int(np.argmax([s.top[0, choose].sum() / s.bottom[0, choose].sum() for s in choosing]))
+        picked.append(best)
+        top[report], bottom[report] = by_site[best].top[0, rows[report]], by_site[best].bottom[0, rows[report]]
+    return top, bottom, (picked[0], picked[1])
+
+
+def logistic(
+    features: Features, task: Task, train: Int[np.ndarray, "train"], test: Int[np.ndarray, "test"]
+) -> np.ndarray:
+    """Which test entities a multinomial logistic probe gets right; its penalty is chosen by cross-validation in `train`."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, tol=1e-3))
+    grid = {"logisticregression__C": [1e-4, 1e-3, 1e-2, 1e-1]}
+    smallest = int(np.bincount(task.values[train]).clip(min=1).min())
+    search = GridSearchCV(pipeline, grid, cv=max(2, min(3, smallest)))
+    search.fit(features[train], task.values[train])
+    right: np.ndarray = (search.predict(features[test]) == task.values[test]).astype(np.float64)
+    return right
+
+
+def probe_directions(features: Features, task: Task, site: str) -> list[Direction]:
+    """The probe's weights, fitted on all entities, as directions in the network's own units: one a class, or one a number.
+
+    The score of a row is `scale × (row · vector) + offset`; the largest of the classes' scores wins.
+    """
+    columns = task.columns(task.values)
+    ridge = _Ridge(features, features[:0])
+    weights, offsets = ridge.weights(columns)
+    names = task.classes if task.kind == "class" else (task.name,)
+    found_by = f"ridge probe of {task.name}, penalty by leave-one-out, all {len(features)} entities"
+    return [
+        Direction.of(weights[:, c], site, f"{task.name}={name}" if task.kind == "class" else name,
+                     offset=float(offsets[c]), found_by=found_by)
+        for c, name in enumerate(names)
+    ]  # fmt: skip
+
+
+class _Ridge:
+    """One set of features and training rows: the eigendecomposition that serves all penalties and columns."""
+
+    def __init__(self, train: Features, test: Features) -> None:
+        train, test = train.astype(np.float64), test.astype(np.float64)
+        self.mean, spread = train.mean(0), train.std(0)
+        self.spread = np.where(spread > 1e-12, spread, 1.0)  # a constant feature tells nothing, and stays at zero
+        x, held = (train - self.mean) / self.spread, (test - self.mean) / self.spread
+        n, d = x.shape
+        if n <= d:
+            values, self.q = eigh(x @ x.T, driver="evd")
+            self.values = values.clip(min=0)
+            self.test = (held @ x.T) @ self.q
+            self._back = x.T @ self.q
+        else:
+            values, v = eigh(x.T @ x, driver="evd")
+            keep = values > 1e-10 * max(values[-1], 1e-300)
+            self.values, v = values[keep], v[:, keep]
+            root = np.sqrt(self.values)
+            self.q = (x @ v) / root
+            self._back = v * root
+            self.test = held @ self._back
+        self.shrink = self.values / (self.values + PENALTIES[:, None])
+        self.leverage = 1 / n + self.shrink @ (self.q**2).T
+
+    def _fit(
+        self, y: Float[np.ndarray, "train column"], widths: Int[np.ndarray, "group"]
+    ) -> tuple[Float[np.ndarray, "rank column"], Float[np.ndarray, "column"], Int[np.ndarray, "column"]]:
+        mean = y.mean(0)
+        centred = y - mean
+        projected = self.q.T @ centred
+        errors = np.stack([
+            (((centred - (self.q * s) @ projected) / (1 - h)[:, None]) ** 2).sum(0)
+            for s, h in zip(self.shrink, self.leverage)
+        ])  # fmt: skip
+        starts = np.concatenate([[0], np.cumsum(widths)[:-1]])
+        best = np.argmin(np.add.reduceat(errors, starts, axis=1), axis=0)
+        return projected, mean, np.repeat(best, widths)
+
+    def predict(
+        self, y: Float[np.ndarray, "train column"], widths: Int[np.ndarray, "group"]
+    ) -> Float[np.ndarray, "test column"]:
+        """Predictions for the test rows; each group of columns with the penalty that suits it."""
+        projected, mean, best = self._fit(y, widths)
+        out = np.empty((len(self.test), y.shape[1]))
+        for p in np.unique(best):
+            cols = np.flatnonzero(best == p)
+            out[:, cols] = (self.test / (self.values + PENALTIES[p])) @ projected[:, cols]
+        return out + mean
+
+    def weights(self, y: Float[np.ndarray, "train column"]) -> tuple[Float[np.ndarray, "feature column"], np.ndarray]:
+        """Weights and offsets on the features as they were given, before standardising."""
+        projected, mean, best = self._fit(y, np.array([y.shape[1]]))
+        w = (self._back / (self.values + PENALTIES[best[0]])) @ projected / self.spread[:, None]
+        return w, mean - self.mean @ w
+
+
+def _runs(task: Task, shuffles: int, seed: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [task.values, *(rng.permutation(task.values) for _ in range(shuffles))]
+
+
+def _scored(
+    task: Task, said: Float[np.ndarray, "test column"], train: np.ndarray, test: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if task.kind == "class":
+        codes = said.argmax(1)
+        return (codes == test).astype(np.float64), np.ones(len(test)), codes.astype(np.float64)
+    total = (test - train.mean()) ** 2
+    return total - (test - said[:, 0]) ** 2, total, said[:, 0]
+
+
+def average(scores: Iterable[Scores]) -> Scores:
+    """Several scorings of the same entities (one a prompt template) as one: each entity's mean."""
+    held = list(scores)
+    return Scores(
+        held[0].task,
+        np.mean([s.top for s in held], axis=0),
+        np.mean([s.bottom for s in held], axis=0),
+        held[0].predicted if held[0].task.kind == "class" else np.mean([s.predicted for s in held], axis=0),
+    )
+
+
+def majority(task: Task, folds: Sequence[Fold]) -> Float[np.ndarray, "entity"]:
+    """Which entities the commonest class of their training fold gets right: what no representation is needed for."""
+    right = np.full(len(task.values), np.nan)
+    for train, test in folds:
+        right[test] = task.values[test] == np.bincount(task.values[train]).argmax()
+    return right

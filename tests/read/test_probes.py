@@ -1,0 +1,136 @@
+"""The fast probes against scikit-learn in float64, and what their controls say where the answer is known."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import RidgeClassifierCV, RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from repscope.read.probes import (
+    PENALTIES,
+    Task,
+    _Ridge,
+    average,
+    chosen_elsewhere,
+    logistic,
+    majority,
+    probe,
+    probe_directions,
+    within_halves,
+)
+
+
+def folds_of(n, k=4, seed=0):
+    fold = np.random.default_rng(seed).permutation(n) % k
+    return [(np.flatnonzero(fold != i), np.flatnonzero(fold == i)) for i in range(k)]
+
+
+def made(n=90, d=30, classes=3, signal=1.0, seed=0):
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, classes, n)
+    X = rng.normal(size=(n, d)) + signal * np.eye(classes, d)[codes] * 3
+    number = X[:, :2] @ [1.0, -2.0] + rng.normal(size=n) * (0.3 if signal else 9)
+    X = X * rng.uniform(0.1, 50, d) + rng.normal(size=d) * 100
+    names = tuple(f"c{i}" for i in range(classes))
+    return X, [Task("kind", "class", codes, names), Task("size", "number", number)]
+
+
+@pytest.mark.parametrize(("n", "d"), [(90, 30), (40, 120)])
+def test_equal_to_scikit_learn_in_float64(n, d):
+    X, (kind, size) = made(n, d)
+    folds = folds_of(n)
+    scores = probe(X, [kind, size], folds, shuffles=2)
+    for train, test in folds:
+        reference = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=PENALTIES)).fit(
+            X[train], kind.values[train]
+        )
+        np.testing.assert_array_equal(scores[0].predicted[test], reference.predict(X[test]))
+        reference = make_pipeline(StandardScaler(), RidgeCV(alphas=PENALTIES)).fit(X[train], size.values[train])
+        np.testing.assert_allclose(scores[1].predicted[test], reference.predict(X[test]), rtol=1e-7, atol=1e-8)
+
+
+def test_decision_values_and_penalties_equal_scikit_learns():
+    X, (kind, _) = made(60, 20, signal=0.4)
+    train, test = folds_of(60)[0]
+    reference = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=PENALTIES)).fit(X[train], kind.values[train])
+    ours = _Ridge(X[train], X[test]).predict(kind.columns(kind.values)[train], np.array([3]))
+    np.testing.assert_allclose(2 * ours - 1, reference.decision_function(X[test]), rtol=1e-7, atol=1e-8)
+
+
+def test_each_shuffle_is_what_a_probe_of_shuffled_labels_gives():
+    X, (kind, _) = made()
+    folds = folds_of(90)
+    together = probe(X, [kind], folds, shuffles=3, seed=5)[0]
+    rng = np.random.default_rng(5)
+    for r in range(3):
+        shuffled = Task("kind", "class", rng.permutation(kind.values), kind.classes)
+        alone = probe(X, [shuffled], folds, shuffles=0)[0]
+        np.testing.assert_array_equal(together.top[1 + r], alone.top[0])
+
+
+def test_signal_is_found_and_noise_is_not():
+    for signal in (1.0, 0.0):
+        X, tasks = made(200, 40, signal=signal, seed=3)
+        for scores in probe(X, tasks, folds_of(200), shuffles=30):
+            found = scores.estimate()
+            chance = 1 / 3 if scores.task.kind == "class" else 0.0
+            if signal:
+                assert found.lo > scores.shuffled().hi
+            else:
+                assert found.lo <= chance + 0.08
+            assert abs(scores.shuffled().value - chance) < 0.08
+
+
+def test_a_layer_chosen_on_one_half_is_reported_on_the_other():
+    """On pure noise the best of many sites looks better than chance; the score of a site chosen elsewhere does not."""
+    rng = np.random.default_rng(0)
+    best, honest = [], []
+    for seed in range(30):
+        codes = rng.integers(0, 2, 60)
+        task = Task("coin", "class", codes, ("heads", "tails"))
+        half = rng.permutation(60) < 30
+        features = [rng.normal(size=(60, 3)) for _ in range(20)]
+        folds = folds_of(60, seed=seed)
+        sites = [probe(x, [task], folds, shuffles=0)[0] for x in features]
+        choosing = [probe(x, [task], within_halves(folds, half), shuffles=0)[0] for x in features]
+        top, bottom, _ = chosen_elsewhere(sites, choosing, half)
+        assert bottom.sum() == 60
+        honest.append(top.mean())
+        best.append(max(s.estimate().value for s in sites))
+    assert np.mean(best) > 0.57
+    assert abs(np.mean(honest) - 0.5) < 0.03  # three standard errors of 30 × 60 coins are 0.035
+
+
+def test_directions_score_as_the_probe_does():
+    X, tasks = made(120, 25)
+    for task in tasks:
+        directions = probe_directions(X, task, "resid_post.3")
+        scores = np.stack([d.score(X) for d in directions], axis=1)
+        fitted = _Ridge(X, X).predict(task.columns(task.values), np.array([len(directions)]))
+        np.testing.assert_allclose(scores, fitted, rtol=1e-4, atol=1e-3)
+        assert all(abs(np.linalg.norm(d.vector) - 1) < 1e-5 for d in directions)
+
+
+def test_entities_that_are_never_tested_do_not_count():
+    X, tasks = made(80)
+    folds = [(np.arange(40, 80), np.arange(0, 20))]
+    scores = probe(X, tasks, folds, shuffles=2)[0]
+    assert scores.estimate().n == 20
+    assert scores.tested.tolist() == list(range(20))
+
+
+def test_logistic_and_majority():
+    X, (kind, _) = made(120, signal=1.5)
+    rows = np.arange(120)
+    assert logistic(X, kind, rows[:80], rows[80:]).mean() > 0.8
+    skewed = Task("kind", "class", np.array([0] * 70 + [1] * 10 + [0] * 20 + [1] * 20), ("a", "b"))
+    assert np.nanmean(majority(skewed, folds_of(120))) == pytest.approx(0.75)
+
+
+def test_constant_features_and_averages():
+    X, tasks = made(60)
+    X[:, 0] = 7.0
+    scores = probe(X, tasks, folds_of(60), shuffles=1)
+    both = average([scores[1], scores[1]])
+    np.testing.assert_allclose(both.top, scores[1].top)
+    assert np.isfinite(both.estimate().value)
