@@ -1,4 +1,4 @@
-"""What a benchmark says beside its numbers (machine, versions, rate of matrix products, memory), and where it writes them.
+"""What a benchmark says beside its numbers (machine, versions, sgemm rate, memory), and where it writes them.
 
 Knows torch, and neither repscope nor any peer. The same machine may be several times slower a minute later where others
 share it. So every table states the sgemm rates measured in the same run, and what counts are ratios within a round.

@@ -21,7 +21,18 @@ _HOME = {
     "Result": "repscope.results",
     "UserError": "repscope.errors",
 }
-__all__ = sorted(_HOME)
+__all__ = [
+    "Activations",
+    "Direction",
+    "DirectionSet",
+    "LanguageModel",
+    "Network",
+    "Prompt",
+    "Result",
+    "Site",
+    "UserError",
+    "load",
+]
 
 if TYPE_CHECKING:
     from repscope.directions import Direction, DirectionSet

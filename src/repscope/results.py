@@ -67,8 +67,13 @@ COLUMNS: dict[str, str] = {f.name: _KINDS.get(f.name, "string") for f in fields(
 
 
 def table_of(rows: Iterable[Row]) -> pd.DataFrame:
-    """The rows as a tidy table. `row_id` is made from the identifying columns, so the same question has the same id in every run."""
-    frame = pd.DataFrame([asdict(row) for row in rows], columns=[c for c in COLUMNS if c != "row_id"])
+    """The rows as a tidy table. `row_id` comes from the identifying columns: one question has one id in every run."""
+    return identified(pd.DataFrame([asdict(row) for row in rows], columns=[c for c in COLUMNS if c != "row_id"]))
+
+
+def identified(frame: pd.DataFrame) -> pd.DataFrame:
+    """The table with its `row_id` made anew, for instance after its rows were told their study and step."""
+    frame = frame.drop(columns="row_id", errors="ignore").astype({k: v for k, v in COLUMNS.items() if k != "row_id"})
     keys = frame[[c for c in frame.columns if c not in _MEASURED]].astype("object")
     frame["row_id"] = [
         hashlib.sha256("\x1f".join("" if pd.isna(v) else str(v) for v in row).encode()).hexdigest()[:12]

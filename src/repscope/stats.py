@@ -8,15 +8,17 @@
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import sqrt
 from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 DRAWS = 2000
 LEVEL = 0.95
+_HELD_COUNTS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def mean(
     if x.size and x.min() == x.max() and x[0] in (0.0, 1.0):
         lo, hi = wilson(int(x.sum()), x.size, level)
         return Estimate(float(x[0]), lo, hi, level, "wilson", unit, x.size)
-    sampled = _counts(x.size, draws, seed) @ x / x.size
+    sampled = _resampled(x[:, None], draws, seed)[:, 0] / x.size
     return _percentile(float(x.mean()), sampled, level, unit, x.size)
 
 
@@ -67,9 +69,9 @@ def ratio(
 ) -> Estimate:
     """Sum over units of `top` over the sum of `bottom`, with its bootstrap interval. A value is NaN where bottom sums to 0."""
     a, b = _rows(top), _rows(bottom)
-    counts = _counts(a.size, draws, seed)
+    sums = _resampled(np.stack([a, b], axis=1), draws, seed)
     with np.errstate(divide="ignore", invalid="ignore"):
-        sampled = (counts @ a) / (counts @ b)
+        sampled = sums[:, 0] / sums[:, 1]
         value = float(a.sum() / b.sum()) if b.sum() else float("nan")
     return _percentile(value, sampled[np.isfinite(sampled)], level, unit, a.size)
 
@@ -110,8 +112,21 @@ def _rows(values: ArrayLike) -> Float[np.ndarray, "unit"]:
     return x
 
 
-def _counts(n: int, draws: int, seed: int) -> Int[np.ndarray, "draw unit"]:
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
+def _resampled(columns: Float[np.ndarray, "unit column"], draws: int, seed: int) -> Float[np.ndarray, "draw column"]:
+    """Sums of each column over units drawn with replacement, once a draw."""
+    n = len(columns)
+    if n * draws <= _HELD_COUNTS:
+        held: np.ndarray = _counts(n, draws, seed) @ columns
+        return held
+    rng = np.random.default_rng(seed)  # many units: a few draws at a time, so that memory does not grow with n × draws
+    step = max(1, _HELD_COUNTS // n)
+    parts = [rng.multinomial(n, np.full(n, 1 / n), size=min(step, draws - i)) @ columns for i in range(0, draws, step)]
+    return np.concatenate(parts)
+
+
+@lru_cache(maxsize=4)
+def _counts(n: int, draws: int, seed: int) -> Float[np.ndarray, "draw unit"]:
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
 
 
 def _percentile(

@@ -145,6 +145,16 @@ def test_a_module_is_sampled_and_says_so():
     assert of_module(module) != changed
 
 
+def test_of_a_small_tensor_every_entry_is_sampled():
+    layer = nn.Linear(8, 8, bias=False)
+    seen = {str(of_module(layer))}
+    for entry in range(64):
+        with torch.no_grad():
+            layer.weight.view(-1)[entry] += 1
+        seen.add(str(of_module(layer)))
+    assert len(seen) == 65
+
+
 def test_a_sampled_fingerprint_does_not_depend_on_the_layout_in_memory():
     weight = torch.randn(20, 30)
     a, b = nn.Linear(30, 20, bias=False), nn.Linear(30, 20, bias=False)

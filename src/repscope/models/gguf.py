@@ -126,8 +126,11 @@ def _alone(target: Path) -> Iterator[None]:
                     break
                 except Timeout:
                     advance(1)
-    except PermissionError as error:
-        raise UserError(f"{target.parent} cannot be written; point REPSCOPE_CACHE at a folder of yours.") from error
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise UserError(
+            f"{target.parent} cannot be written ({reason}); make room or point REPSCOPE_CACHE elsewhere."
+        ) from error
     try:
         yield
     finally:

@@ -147,7 +147,7 @@ def _located(model: str | Path, revision: str | None, code: bool) -> tuple[str, 
     asked, path = str(model), Path(model).expanduser()
     on_hub = isinstance(model, str) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", asked) is not None
     if asked not in ALIASES and on_hub and not path.exists() and path.suffix.lower() != ".gguf":
-        return (asked, *snapshot(asked, revision, code=code, known=[m.name for m in cached()]))
+        return (asked, *snapshot(asked, revision, code=code, known=lambda: [m.name for m in cached()]))
     if revision is not None:
         raise UserError(f"{asked} has no revisions, only models on the hub do; leave revision={revision!r} out.")
     if asked in ALIASES:

@@ -22,7 +22,7 @@ from repscope import stats
 from repscope.directions import Direction
 from repscope.stats import Estimate
 
-PENALTIES = np.logspace(0, 5, 11)
+PENALTIES = np.logspace(0, 5, 6)
 UNIT = "entity"
 
 Fold = tuple[Int[np.ndarray, "train"], Int[np.ndarray, "test"]]
@@ -49,7 +49,8 @@ class Task:
     def columns(self, values: np.ndarray) -> Float[np.ndarray, "entity column"]:
         """Values as columns to fit: one-hot for classes."""
         if self.kind == "class":
-            return np.eye(len(self.classes))[values]
+            onehot: np.ndarray = np.eye(len(self.classes))[values]
+            return onehot
         return values[:, None].astype(np.float64)
 
 
@@ -226,12 +227,12 @@ class _Ridge:
         x, held = (train - self.mean) / self.spread, (test - self.mean) / self.spread
         n, d = x.shape
         if n <= d:
-            values, self.q = eigh(x @ x.T, driver="evd")
+            values, self.q = eigh(x @ x.T, driver="evr")
             self.values = values.clip(min=0)
             self.test = (held @ x.T) @ self.q
             self._back = x.T @ self.q
         else:
-            values, v = eigh(x.T @ x, driver="evd")
+            values, v = eigh(x.T @ x, driver="evr")
             keep = values > 1e-10 * max(values[-1], 1e-300)
             self.values, v = values[keep], v[:, keep]
             root = np.sqrt(self.values)
@@ -264,7 +265,8 @@ class _Ridge:
         for p in np.unique(best):
             cols = np.flatnonzero(best == p)
             out[:, cols] = (self.test / (self.values + PENALTIES[p])) @ projected[:, cols]
-        return out + mean
+        result: np.ndarray = out + mean
+        return result
 
     def weights(self, y: Float[np.ndarray, "train column"]) -> tuple[Float[np.ndarray, "feature column"], np.ndarray]:
         """Weights and offsets on the features as they were given, before standardising."""

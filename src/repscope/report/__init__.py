@@ -1,1 +1,1 @@
-"""Figures and pages from results."""
+"""Figures, claims and pages from results. Knows tables and charts; no network, no study, no torch."""

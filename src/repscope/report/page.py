@@ -1,0 +1,173 @@
+"""One self-contained HTML file from text, charts and tables: no network, no folder beside it, readable in ten years.
+
+1. Each chart becomes its Vega-Lite specification as JSON inside the file; "<" is written as an escape, so that no name
+   in the data can end the element that holds it. All text goes through Jinja2's autoescape.
+2. Vega, Vega-Lite and vega-embed come once from vl-convert's bundle, in the version that Altair writes for.
+3. A content security policy names the digests of exactly these scripts: nothing else runs, nothing is fetched, and
+   Vega's expressions are interpreted rather than compiled.
+Knows no study: what stands in a section is the caller's choice.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from repscope.disk import whole_file
+from repscope.report.claims import Verdict
+from repscope.report.style import spec_of, vega_lite_version
+
+_HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with a title above it and a caption below it."""
+
+    chart: alt.TopLevelMixin
+    title: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A frame as a table, without its index: numbers to three digits, right-aligned."""
+
+    frame: pd.DataFrame
+    title: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, paragraphs (parted by empty lines), and what they speak of."""
+
+    title: str
+    text: str
+    items: tuple[Figure | Table, ...] = ()
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page says: the question, the answer, how it was found, what the literature claims, how it was made.
+
+    facts: model, precision, fingerprint, versions, options, seed, command …, in the order in which they are printed.
+    """
+
+    title: str
+    question: str
+    answer: str
+    sections: tuple[Section, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    notes: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+
+def write(page: Page, path: Path) -> Path:
+    """Write the page, whole or not at all."""
+    text = render(page)
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return path
+
+
+def render(page: Page) -> str:
+    """The page as one HTML document."""
+    specs: list[dict[str, Any]] = []
+    sections, tables = [], 0
+    for section in page.sections:
+        entries: list[dict[str, Any]] = []
+        for item in section.items:
+            entry: dict[str, Any] = {"title": item.title, "caption": item.caption}
+            if isinstance(item, Figure):
+                specs.append(_responsive(spec_of(item.chart), item.title))
+                entries.append(entry | {"figure": len(specs), "hints": specs[-1].get("usermeta", {})})
+            else:
+                tables += 1
+                entries.append(entry | {"table": tables, **_cells(item.frame)})
+        sections.append({"title": section.title, "paragraphs": _paragraphs(section.text), "entries": entries})
+    scripts = (_bundle(), (_HERE / "draw.js").read_text(encoding="utf-8")) if specs else ()
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.j2").render(
+        page=page,
+        answer=_paragraphs(page.answer),
+        sections=sections,
+        specs=[_json(spec) for spec in specs],
+        scripts=[Markup(script) for script in scripts],
+        digests=" ".join(_digest(script) for script in scripts) or "'none'",
+    )
+
+
+@lru_cache(maxsize=1)
+def _bundle() -> str:
+    """Vega, Vega-Lite and vega-embed as one script, about 0.9 MB; bundling takes seconds, hence kept."""
+    import vl_convert as vlc
+
+    if vega_lite_version() not in vlc.get_vegalite_versions():
+        raise RuntimeError(
+            f"Altair writes Vega-Lite {vega_lite_version()}, vl-convert has {vlc.get_vegalite_versions()}: install the "
+            "vl-convert-python that this Altair names in its `save` extra"
+        )
+    script = str(vlc.javascript_bundle(None, vl_version=vega_lite_version())).replace("\r\n", "\n")
+    if "</script" in script.lower() or "<!--" in script:
+        raise RuntimeError("the Vega bundle holds text that would end its script element")
+    return script
+
+
+def _digest(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+def _json(spec: dict[str, Any]) -> Markup:
+    """JSON that no HTML parser takes for markup, whatever the names in it."""
+    return Markup(json.dumps(spec, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
+
+
+def _responsive(spec: dict[str, Any], title: str) -> dict[str, Any]:
+    """As wide as its box, where Vega-Lite can do that: single and layered charts."""
+    if "width" not in spec and ("layer" in spec or "mark" in spec):
+        spec["width"] = "container"
+    return spec | {"description": title}
+
+
+def _paragraphs(text: str) -> list[str]:
+    return [part.strip() for part in text.split("\n\n") if part.strip()]
+
+
+def _cells(frame: pd.DataFrame) -> dict[str, Any]:
+    """Heads and rows of a table as text; a column of numbers is marked to stand right-aligned."""
+    numeric = [pd.api.types.is_numeric_dtype(t) and not pd.api.types.is_bool_dtype(t) for t in frame.dtypes]
+    rows = [[_text(value) for value in row] for row in frame.astype("object").itertuples(index=False, name=None)]
+    return {"heads": [str(c) for c in frame.columns], "numeric": numeric, "rows": rows}
+
+
+def _text(value: Any) -> str:
+    """A cell: three digits for fractions, whole numbers whole, a dash for what is missing."""
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and np.isnan(value)):
+        return "–"
+    if isinstance(value, float | np.floating):
+        shown = (
+            f"{value:.0f}"
+            if 1000 <= abs(value) < 1e7
+            else f"{value:#.3g}"
+            if 1e-3 <= abs(value) < 1000
+            else f"{value:.3g}"
+        )
+        return shown.rstrip(".").replace("-", "−")
+    if isinstance(value, int | np.integer):
+        return str(value).replace("-", "−")
+    return str(value)

@@ -1,0 +1,215 @@
+"""How every figure looks: one colour, dash and shape a condition, one theme, legends that fit a phone, small data.
+
+The colours are those of Okabe & Ito (2008), told apart without red-green vision; dash and shape say the same again
+for print in grey. Knows encodings, not figures: what is drawn is the business of `figures`.
+"""
+
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from repscope.results import ESTIMATE
+
+BLOCK_TITLE = "block (emb = input embedding)"
+SHARED = "estimate, no shared token"
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a condition is drawn. dash: lengths in px of line and gap. shape: a Vega symbol. width: of its line, px."""
+
+    color: str
+    dash: tuple[float, ...] = (1, 0)
+    shape: str = "circle"
+    width: float = 1.6
+
+
+STYLES: dict[str, Style] = {
+    ESTIMATE: Style("#0072B2", width=2.6),
+    SHARED: Style("#56B4E9", (10, 2), "diamond"),
+    "random weights": Style("#009E73", (8, 2, 2, 2), "triangle-up"),
+    "bag of tokens": Style("#D55E00", (6, 3), "square"),
+    "first token alone": Style("#CC79A7", (4, 2), "diamond"),
+    "character n-grams": Style("#E69F00", (2, 2), "triangle-down"),
+    "majority class": Style("#000000", (3, 5), "cross"),
+    "shuffled labels": Style("#8C8C8C", (1, 2), "triangle-right"),
+}
+_SPARE = (
+    Style("#7A5195", (12, 3), "triangle-left"), Style("#8B6D31", (5, 2, 1, 2), "triangle-up"),
+    Style("#3B6E8F", (2, 4), "square"), Style("#A6445D", (9, 4), "cross"), Style("#5E7F4E", (4, 4), "triangle-down"),
+)  # fmt: skip
+GROUP_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
+GROUP_SHAPES = (
+    "circle",
+    "square",
+    "triangle-up",
+    "diamond",
+    "triangle-down",
+    "cross",
+    "triangle-right",
+    "triangle-left",
+)
+_CUT_COLORS = ("#F5B57F", "#EE8F46", "#D96C1E", "#B04E0F", "#7F3608", "#4F2105")
+WORST = -0.5  # R² has no lower end: what is worse is drawn here, and the axis says so
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', 'DejaVu Sans', Arial, sans-serif"
+INK, MUTED, _GRID = "#1a1a1a", "#555555", "#e8e8e8"
+_TIPS = {"lo": "interval from", "hi": "interval to", "above": "above shuffled labels", "control": "shuffled labels"}
+_THEME: dict[str, Any] = {
+    "font": _FONT,
+    "background": "white",
+    "padding": 4,
+    "view": {"stroke": None},
+    "axis": {
+        "labelFontSize": 12, "titleFontSize": 12.5, "titleFontWeight": "normal", "labelColor": INK, "titleColor": INK,
+        "gridColor": _GRID, "domainColor": MUTED, "tickColor": MUTED, "labelPadding": 4, "titlePadding": 9,
+    },
+    "legend": {
+        "labelFontSize": 12, "titleFontSize": 12.5, "titleFontWeight": "normal", "labelColor": INK, "titleColor": INK,
+        "labelLimit": 300, "titleLimit": 330, "symbolStrokeWidth": 2, "symbolSize": 80, "rowPadding": 3, "offset": 12,
+    },
+}  # fmt: skip
+
+
+def styles_of(names: Iterable[str]) -> dict[str, Style]:
+    """The style of each condition; "over X" looks like X. A condition without a style gets a spare one that no other has here.
+
+    The order is that of `STYLES`, then cut contexts from short to long, then the rest by name.
+    """
+    order = {name: i for i, name in enumerate(STYLES)}
+    asked = sorted(set(names), key=lambda n: (order.get(_bare(n), len(order)), _context_length(n), n))
+    cuts = [n for n in asked if _context_length(n)]
+    spare, found = list(_SPARE), {}
+    for name in asked:
+        if name in cuts:
+            shade = round(cuts.index(name) * (len(_CUT_COLORS) - 1) / max(len(cuts) - 1, 1))
+            found[name] = Style(_CUT_COLORS[shade], (1.5 + 2 * cuts.index(name), 2))
+        elif _bare(name) in STYLES:
+            found[name] = STYLES[_bare(name)]
+        else:  # by the name's checksum, so that it looks the same in the next figure as well
+            spare = spare or list(_SPARE)
+            found[name] = spare.pop(zlib.crc32(name.encode()) % len(spare))
+    return found
+
+
+def by_condition(kind: str, styles: dict[str, Style], *, lines: bool = False) -> Any:
+    """The encoding of a condition by color, dash or shape; all share one legend, of lines or of symbols."""
+    kinds: dict[str, Any] = {"color": alt.Color, "dash": alt.StrokeDash, "shape": alt.Shape, "width": alt.StrokeWidth}
+    key = legend(list(styles), **({"symbolType": "stroke"} if lines else {}))
+    domain = alt.Scale(domain=list(styles), range=[getattr(s, kind) for s in styles.values()])
+    return kinds[kind]("condition:N", scale=domain, legend=key, title=None)
+
+
+def legend(names: Sequence[str], **more: Any) -> alt.Legend:
+    """A legend above the plot, filled row by row with as many columns as the width holds: it fits a phone as well."""
+    widths = [34 + 6.8 * len(name) for name in names]
+    columns = "1"
+    for k in range(2, len(names) + 1):
+        needed = sum(max(widths[c::k]) for c in range(k))
+        columns = f"width > {needed:.0f} ? {k} : ({columns})"
+    return alt.Legend(orient="top", columns=alt.ExprRef(columns), symbolOpacity=1, **more)
+
+
+def value_scale(drawn: pd.DataFrame) -> tuple[alt.Scale, str]:
+    """The scale of values with 0 in it; values far below 0 are drawn at its end, which the note for the title says."""
+    lowest, highest = float(drawn[["value", "lo"]].min().min()), float(drawn[["value", "hi"]].max().max())
+    below = isfinite(lowest) and lowest < WORST
+    above = isfinite(highest) and highest > 1.0 - WORST
+    ends: dict[str, Any] = {"clamp": True} | ({"domainMin": WORST} if below else {})
+    ends |= {"domainMax": 1.0 - WORST} if above else {}
+    said = [f"below {WORST:g}".replace("-", "−")] * below + [f"above {1.0 - WORST:g}"] * above
+    return alt.Scale(zero=True, nice=True, **ends), f" (what is {' or '.join(said)} stands at the edge)" if said else ""
+
+
+def finish(*layers: alt.Chart, height: float, **hints: float) -> alt.LayerChart:
+    """The layers as one chart, as wide as its container, in the theme, with hints for the page."""
+    chart = alt.LayerChart(
+        layer=list(layers),
+        width="container",
+        height=height,
+        autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
+        usermeta=hints,
+    )
+    chart.config = alt.Config.from_dict(_THEME)
+    return chart
+
+
+def data(frame: pd.DataFrame) -> alt.InlineData:
+    """A frame as inline records: numbers to 4 significant digits, what is missing as null."""
+    columns = {c: [_plain(v) for v in frame[c]] for c in frame.columns}
+    return alt.InlineData(values=[dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
+
+
+def _plain(value: Any) -> str | int | float | None:
+    if value is None or value is pd.NA:
+        return None
+    if isinstance(value, int | np.integer):
+        return int(value)
+    if isinstance(value, float | np.floating):
+        return four(float(value)) if isfinite(value) else None
+    return str(value)
+
+
+def four(value: float) -> float:
+    """The value to 4 significant digits: more cannot be seen."""
+    return float(f"{value:.4g}")
+
+
+def tips(*fields: str) -> list[alt.Tooltip]:
+    """Tooltip lines of text."""
+    return [alt.Tooltip(f"{name}:N") for name in fields]
+
+
+def numbers(*fields: str, titles: Sequence[str] = ()) -> list[alt.Tooltip]:
+    """Tooltip lines of numbers, to 3 significant digits."""
+    named = titles or [_TIPS.get(name, name) for name in fields]
+    return [alt.Tooltip(f"{n}:Q", format=".3~g", title=t) for n, t in zip(fields, named, strict=True)]
+
+
+def text_color(dark: str) -> Any:
+    """White text where the expression `dark` holds, ink elsewhere."""
+    return alt.condition(dark, alt.value("white"), alt.value(INK))
+
+
+def sequential(top: float) -> alt.Scale:
+    """Pale at 0, dark at `top`: even steps of lightness, readable in grey."""
+    return alt.Scale(scheme="yellowgreenblue", domain=[0, four(top)], clamp=True)
+
+
+def gradient(**more: Any) -> alt.Legend:
+    """The legend of a sequential scale, above the plot and narrow enough for a phone."""
+    return alt.Legend(orient="top", direction="horizontal", gradientLength=220, gradientThickness=10, **more)
+
+
+def _bare(condition: str) -> str:
+    return condition.removeprefix("over ")
+
+
+def _context_length(condition: str) -> int:
+    return int("".join(filter(str.isdigit, condition)) or 0) if condition.startswith("context:") else 0
+
+
+def visible(token: object, longest: int = 16) -> str:
+    """A token with its white space visible, cut to a length."""
+    shown = str(token).replace(" ", "·").replace("\n", "⏎").replace("\t", "⇥")
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
+
+
+def block_name(block: float) -> str:
+    """The label of a block; −1 is the input embedding."""
+    return "emb" if block < 0 else str(int(block))
+
+
+def spec_of(chart: alt.TopLevelMixin) -> dict[str, Any]:
+    """The chart as Vega-Lite, checked against its schema."""
+    return dict(chart.to_dict())
+
+
+def vega_lite_version() -> str:
+    """The Vega-Lite that Altair writes for, as vl-convert names it."""
+    return ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])

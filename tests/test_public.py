@@ -1,0 +1,39 @@
+"""What users type, how quickly it comes, and the docstrings' examples."""
+
+import doctest
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import repscope
+
+
+def test_the_public_names_are_these():
+    assert repscope.__all__ == sorted(
+        ["Activations", "Direction", "DirectionSet", "LanguageModel", "Network", "Prompt", "Result", "Site", "UserError", "load"]
+    )
+    for name in repscope.__all__:
+        assert getattr(repscope, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = repscope.nothing
+
+
+def test_importing_is_quick_and_brings_no_torch():
+    code = (
+        "import time, sys; t = time.perf_counter(); import repscope as rs; took = time.perf_counter() - t;"
+        "assert took < 0.5, took; heavy = {'torch', 'transformers', 'pandas', 'sklearn'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def _modules():
+    return [m.name for m in pkgutil.walk_packages(repscope.__path__, "repscope.")]
+
+
+@pytest.mark.parametrize("name", _modules())
+def test_docstring_examples(name):
+    result = doctest.testmod(importlib.import_module(name))
+    assert not result.failed
