@@ -27,7 +27,9 @@ def test_saved_is_loaded_bit_for_bit_whatever_the_widths(tmp_path):
     assert (after.model, after.note, len(after)) == ("abc", "probes", 3)
     for a, b in zip(before, after):
         np.testing.assert_array_equal(a.vector, b.vector)
-        assert {k: v for k, v in vars(a).items() if k != "vector"} == {k: v for k, v in vars(b).items() if k != "vector"}
+        assert {k: v for k, v in vars(a).items() if k != "vector"} == {
+            k: v for k, v in vars(b).items() if k != "vector"
+        }
 
 
 def test_a_direction_has_length_one_and_scores_as_its_weights():

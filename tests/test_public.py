@@ -13,7 +13,18 @@ import repscope
 
 def test_the_public_names_are_these():
     assert repscope.__all__ == sorted(
-        ["Activations", "Direction", "DirectionSet", "LanguageModel", "Network", "Prompt", "Result", "Site", "UserError", "load"]
+        [
+            "Activations",
+            "Direction",
+            "DirectionSet",
+            "LanguageModel",
+            "Network",
+            "Prompt",
+            "Result",
+            "Site",
+            "UserError",
+            "load",
+        ]
     )
     for name in repscope.__all__:
         assert getattr(repscope, name).__doc__
@@ -24,7 +35,8 @@ def test_the_public_names_are_these():
 def test_importing_is_quick_and_brings_no_torch():
     code = (
         "import time, sys; t = time.perf_counter(); import repscope as rs; took = time.perf_counter() - t;"
-        "assert took < 0.5, took; heavy = {'torch', 'transformers', 'pandas', 'sklearn'} & set(sys.modules); assert not heavy, heavy"
+        "assert took < 0.5, took;"
+        "heavy = {'torch', 'transformers', 'pandas', 'sklearn'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

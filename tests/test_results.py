@@ -8,20 +8,51 @@ from repscope.results import COLUMNS, Result, Row, concat, identified, table_of
 
 def rows(step="cities"):
     return [
-        Row(step=step, metric="accuracy", site="resid_post.1", layer=1, item="cities.continent", value=0.8, lo=0.7, hi=0.9),
+        Row(
+            step=step,
+            metric="accuracy",
+            site="resid_post.1",
+            layer=1,
+            item="cities.continent",
+            value=0.8,
+            lo=0.7,
+            hi=0.9,
+        ),
         Row(step=step, metric="accuracy", item="cities.continent", condition="bag of tokens", value=0.5),
     ]
 
 
 def test_the_schema_is_that_of_the_design():
-    assert list(COLUMNS) == (
-        "study step metric definition model site layer token item condition split value lo hi level interval_method unit n seed row_id"
-    ).split()
+    assert list(COLUMNS) == [
+        "study",
+        "step",
+        "metric",
+        "definition",
+        "model",
+        "site",
+        "layer",
+        "token",
+        "item",
+        "condition",
+        "split",
+        "value",
+        "lo",
+        "hi",
+        "level",
+        "interval_method",
+        "unit",
+        "n",
+        "seed",
+        "row_id",
+    ]
 
 
 def test_saved_is_loaded_bit_for_bit(tmp_path):
     result = Result.of(
-        rows(), arrays={"x": np.arange(6.0).reshape(2, 3)}, side={"places": pd.DataFrame({"name": ["Å"]})}, notes=("3 rows dropped.",)
+        rows(),
+        arrays={"x": np.arange(6.0).reshape(2, 3)},
+        side={"places": pd.DataFrame({"name": ["Å"]})},
+        notes=("3 rows dropped.",),
     )
     result.save(tmp_path / "r")
     back = Result.load(tmp_path / "r")

@@ -139,11 +139,11 @@ def elements() -> Facts:
         base.close()
     taken: dict[str, dict[str, Any]] = {
         name.lower(): {
-            "symbol": symbol,
-            "symbol_initial": symbol[0],
+            "block": block,
             "group": None if group is None else str(group),
             "period": str(period),
-            "block": block,
+            "symbol": symbol,
+            "symbol_initial": symbol[0],
             "atomic_number": float(number),
             "log10_atomic_weight": float(np.log10(weight)),
         }

@@ -8,15 +8,13 @@
     const figure = box.closest("figure");
     try {
       const { view } = await vegaEmbed(box, spec, { actions: false, renderer: "svg", ast: true, defaultStyle: false });
-      if (hints.aspect) {
-        const keep = () => {
-          const height = Math.max(210, Math.round((box.clientWidth - 60) / hints.aspect));
-          if (Math.abs(view.height() - height) > 1) view.height(height).runAsync();
-        };
-        keep();
-        window.addEventListener("resize", keep);
-        await view.runAsync();
-      }
+      // a legend takes more rows in a narrow box: once the width is known the layout is made again around it
+      const fit = async () => {
+        if (hints.aspect) view.height(Math.max(210, Math.round((box.clientWidth - 60) / hints.aspect)));
+        await view.resize().runAsync();
+      };
+      await fit();
+      window.addEventListener("resize", fit);
       for (const button of figure.querySelectorAll("button[data-format]")) {
         button.hidden = false;
         button.addEventListener("click", async () => {

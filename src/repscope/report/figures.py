@@ -72,7 +72,9 @@ def context_cut(table: pd.DataFrame, *, metric_title: str = "", token: str = "la
     full = (table["condition"] == ESTIMATE) & (table["split"] != "shared token") & (table["site"] != CHOSEN)
     shown = table[(cut | full) & (table["token"].isin([token, ""]) | cut)]
     metric = _one(shown, "item", "metric")[1]
-    names = {ESTIMATE: "full context"} | {c: c.removeprefix("context: ") for c in shown["condition"][cut].unique()}
+    names = {ESTIMATE: "full context"} | {
+        c: c.removeprefix("context: ").replace("last 1 tokens", "last token") for c in shown["condition"][cut].unique()
+    }
     return _lines(shown, metric_title or metric, names)
 
 
@@ -87,7 +89,7 @@ def heat_map(table: pd.DataFrame, *, metric_title: str = "") -> alt.LayerChart:
     if joined.empty:
         raise ValueError("a heat map needs rows of shuffled labels at the sites of its estimates")
     order = sorted(joined["token"].unique(), key=_token_place)
-    heads = {t: f"{t}\nn {_counts(joined['n'][joined['token'] == t])}" for t in order}
+    heads = {t: f"{t.replace('-', '−')}\nn {_counts(joined['n'][joined['token'] == t])}" for t in order}
     cells = pd.DataFrame({
         "block": _block(joined).map(block_name), "token": joined["token"].map(heads),
         "above": joined["value"] - joined["control"], "value": joined["value"], "control": joined["control"],
@@ -108,7 +110,7 @@ def heat_map(table: pd.DataFrame, *, metric_title: str = "") -> alt.LayerChart:
         .legend(gradient(format=".2~f"))
     )
     written = base.mark_text(fontSize=10.5).encode(
-        text=alt.Text("above:Q", format=".2f"), color=text_color(f"datum.above > {0.55 * top:.4g}")
+        text=alt.Text("above:Q", format=".2f"), color=text_color(f"datum.above > {0.68 * top:.4g}")
     )
     return finish(boxes, written, height=max(17 * len(blocks), 120), max_width=120 * len(order) + 240)
 
@@ -120,7 +122,7 @@ def gains(table: pd.DataFrame) -> alt.LayerChart:
         raise ValueError("no row has the metric 'gain'")
     items = list(dict.fromkeys(shown["item"]))
     zero = alt.Chart(data(pd.DataFrame({"zero": [0]}))).mark_rule(color=INK).encode(x="zero:Q")
-    return _forest(shown, items, "gain (difference of accuracy or R², same entities)", [zero])
+    return _forest(shown, items, "paired gain (accuracy or R²)", [zero])
 
 
 def chosen(table: pd.DataFrame) -> alt.LayerChart:
@@ -164,7 +166,7 @@ def places(frame: pd.DataFrame, backdrop: pd.DataFrame, *, max_backdrop: int = 2
     }).dropna()  # fmt: skip
     groups = sorted(shown["group"].astype(str).unique())
     colors, shapes = ([kinds[i % len(kinds)] for i in range(len(groups))] for kinds in (GROUP_COLORS, GROUP_SHAPES))
-    title, key = "from the true place (dot) to the predicted one (symbol)", legend(groups)
+    title, key = "true place (dot) to predicted (symbol)", legend(groups)
     color = alt.Color("group:N", title=title, legend=key, scale=alt.Scale(domain=groups, range=colors))
     shape = alt.Shape("group:N", title=title, legend=key, scale=alt.Scale(domain=groups, range=shapes))
     shown_tips = [*tips("name", "group"), *numbers("y", "x", "to_y", "to_x", titles=_PLACE)]
@@ -241,7 +243,7 @@ def lens(frame: pd.DataFrame) -> alt.LayerChart:
         .legend(gradient(values=[0, 0.5, 1]))
     )
     words = base.mark_text(fontSize=11, limit=alt.ExprRef("bandwidth('x') - 4")).encode(
-        text="says:N", color=text_color("datum.probability > 0.55")
+        text="says:N", color=text_color("datum.probability > 0.68")
     )
     return finish(boxes, words, height=20 * len(blocks), min_width=58 * len(columns) + 70)
 
@@ -282,43 +284,37 @@ def _lines(shown: pd.DataFrame, metric_title: str, names: dict[str, str] | None 
         "block": _block(shown), "condition": shown["condition"].map(lambda c: (names or {}).get(c, c)),
         "value": shown["value"], "lo": shown["lo"], "hi": shown["hi"], "n": shown["n"],
     })  # fmt: skip
-    scale, note = value_scale(drawn)
-    color, dash, width = (by_condition(kind, styles, lines=True) for kind in ("color", "dash", "width"))
-    y = alt.Y("value:Q", title=metric_title + note, scale=scale)
+    scale, said = value_scale(drawn, metric_title)
+    color, dash = (by_condition(kind, styles, lines=True) for kind in ("color", "dash"))
+    wide = alt.FieldOneOfPredicate(field="condition", oneOf=[name for name, s in styles.items() if s.wide])
+    width = alt.condition(wide, alt.value(2.8), alt.value(1.6))
+    y, lo = (alt.Y(f"{end}:Q", title=said, scale=scale) for end in ("value", "lo"))
     shown_tips = [*tips("condition"), *numbers("value", "lo", "hi"), *tips("n")]
-    last = int(drawn["block"].max()) if drawn["block"].notna().any() else 0
-    ticks = [-1, *range(0, last + 1, 1 if last < 16 else 5)]
+    layered, flat = drawn[drawn["block"].notna()].sort_values("block"), drawn[drawn["block"].isna()]
+    if layered.empty:
+        raise ValueError("a figure by block needs rows with a layer")
+    last = max(int(layered["block"].max()), 0)
     x = alt.X("block:Q", title=BLOCK_TITLE, scale=alt.Scale(domain=[-1, last], nice=False)).axis(
-        values=ticks,
-        labelExpr="datum.value < 0 ? 'emb' : datum.label",
-        format="d",
-        grid=False,
-        labelOverlap="greedy",
-        labelSeparation=6,
-    )
-    layered = drawn[drawn["block"].notna()].assign(
-        block=lambda t: t["block"].astype(int), at=lambda t: t["block"].map(block_name)
-    )
-    flat = alt.Chart(data(drawn[drawn["block"].isna()].drop(columns="block")))
-    lines = alt.Chart(data(layered.sort_values("block"))).encode(x=x, color=color)
-    layers = [
-        flat.mark_rect(opacity=0.12).encode(y=alt.Y("lo:Q", scale=scale), y2="hi:Q", color=color),
-        lines.mark_area(opacity=0.15).encode(y=alt.Y("lo:Q", scale=scale), y2="hi:Q"),
-        flat.mark_rule().encode(y=y, color=color, strokeDash=dash, strokeWidth=width, tooltip=shown_tips),
-        lines.mark_line().encode(y=y, strokeDash=dash, strokeWidth=width),
-        # a transparent stroke makes a small dot easy to point at
-        lines.mark_point(
-            filled=True, size=14, opacity=1 if last <= 12 else 0, stroke="transparent", strokeWidth=9
-        ).encode(y=y, tooltip=[*tips("at"), *shown_tips]),
-    ]
-    return finish(*layers, height=340)
+        values=[-1, *range(0, last + 1, 1 if last < 16 else 5)], format="d", grid=False,
+        labelExpr="datum.value < 0 ? 'emb' : datum.label", labelOverlap="greedy", labelSeparation=4, labelFlush=False,
+    )  # fmt: skip
+    lines = alt.Chart(data(layered.assign(at=layered["block"].map(block_name)))).encode(x=x, color=color)
+    bands, rules = [lines.mark_area(opacity=0.15).encode(y=lo, y2="hi:Q")], []
+    if len(flat):
+        base = alt.Chart(data(flat.drop(columns="block"))).encode(color=color)
+        bands.append(base.mark_rect(opacity=0.12).encode(y=lo, y2="hi:Q"))
+        rules.append(base.mark_rule().encode(y=y, strokeDash=dash, strokeWidth=width, tooltip=shown_tips))
+    # a transparent stroke makes a small dot easy to point at
+    points = lines.mark_point(filled=True, size=14, opacity=float(last <= 12), stroke="transparent", strokeWidth=9)
+    rules.append(lines.mark_line().encode(y=y, strokeDash=dash, strokeWidth=width))
+    return finish(*bands, *rules, points.encode(y=y, tooltip=[*tips("at"), *shown_tips]), height=340)
 
 
 def _forest(shown: pd.DataFrame, items: list[str], title: str, under: Sequence[alt.Chart]) -> alt.LayerChart:
     """Points with intervals, one row a condition inside one band an item."""
     styles = styles_of(shown["condition"])
     drawn = shown[["item", "condition", "value", "lo", "hi", "n"]]
-    scale, note = value_scale(drawn)
+    scale, said = value_scale(drawn, title)
     color, shape = (by_condition(kind, styles) for kind in ("color", "shape"))
     base = alt.Chart(data(drawn)).encode(
         y=alt.Y("item:N", sort=items, title=None).axis(
@@ -334,8 +330,8 @@ def _forest(shown: pd.DataFrame, items: list[str], title: str, under: Sequence[a
         color=color,
         tooltip=[*tips("item", "condition"), *numbers("value", "lo", "hi"), *tips("n")],
     )
-    axis = alt.Axis(format=".2~f", labelOverlap="greedy")
-    x, lo = (alt.X(f"{end}:Q", title=title + note, scale=scale, axis=axis) for end in ("value", "lo"))
+    axis = alt.Axis(format=".2~f", labelOverlap="greedy", tickCount=alt.ExprRef("ceil(width / 80)"))
+    x, lo = (alt.X(f"{end}:Q", title=said, scale=scale, axis=axis) for end in ("value", "lo"))
     bars = base.mark_rule(strokeWidth=1.6).encode(x=lo, x2="hi:Q")
     points = base.mark_point(filled=True, size=52, opacity=1).encode(x=x, shape=shape)
     return finish(*under, bars, points, height=len(items) * (11 * len(styles) + 14))

@@ -120,7 +120,9 @@ def _bundle() -> str:
             f"Altair writes Vega-Lite {vega_lite_version()}, vl-convert has {vlc.get_vegalite_versions()}: install the "
             "vl-convert-python that this Altair names in its `save` extra"
         )
-    script = str(vlc.javascript_bundle(None, vl_version=vega_lite_version())).replace("\r\n", "\n")
+    script = str(vlc.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=vega_lite_version())).replace(
+        "\r\n", "\n"
+    )
     if "</script" in script.lower() or "<!--" in script:
         raise RuntimeError("the Vega bundle holds text that would end its script element")
     return script
@@ -160,14 +162,9 @@ def _text(value: Any) -> str:
     if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and np.isnan(value)):
         return "–"
     if isinstance(value, float | np.floating):
-        shown = (
-            f"{value:.0f}"
-            if 1000 <= abs(value) < 1e7
-            else f"{value:#.3g}"
-            if 1e-3 <= abs(value) < 1000
-            else f"{value:.3g}"
-        )
-        return shown.rstrip(".").replace("-", "−")
+        size = abs(float(value))
+        digits = ".0f" if 1000 <= size < 1e7 else "#.3g" if 1e-3 <= size < 1000 else ".3g"
+        return format(float(value), digits).rstrip(".").replace("-", "−")
     if isinstance(value, int | np.integer):
         return str(value).replace("-", "−")
     return str(value)

@@ -22,16 +22,16 @@ SHARED = "estimate, no shared token"
 
 @dataclass(frozen=True)
 class Style:
-    """How a condition is drawn. dash: lengths in px of line and gap. shape: a Vega symbol. width: of its line, px."""
+    """How a condition is drawn. dash: lengths in px of line and gap. shape: a Vega symbol. wide: its line is drawn thicker."""
 
     color: str
     dash: tuple[float, ...] = (1, 0)
     shape: str = "circle"
-    width: float = 1.6
+    wide: bool = False
 
 
 STYLES: dict[str, Style] = {
-    ESTIMATE: Style("#0072B2", width=2.6),
+    ESTIMATE: Style("#0072B2", wide=True),
     SHARED: Style("#56B4E9", (10, 2), "diamond"),
     "random weights": Style("#009E73", (8, 2, 2, 2), "triangle-up"),
     "bag of tokens": Style("#D55E00", (6, 3), "square"),
@@ -56,7 +56,7 @@ GROUP_SHAPES = (
     "triangle-left",
 )
 _CUT_COLORS = ("#F5B57F", "#EE8F46", "#D96C1E", "#B04E0F", "#7F3608", "#4F2105")
-WORST = -0.5  # R² has no lower end: what is worse is drawn here, and the axis says so
+_LEAST, _MOST = -0.5, 1.5  # R² has no lower end: what lies farther out is drawn here, and the axis says so
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', 'DejaVu Sans', Arial, sans-serif"
 INK, MUTED, _GRID = "#1a1a1a", "#555555", "#e8e8e8"
 _TIPS = {"lo": "interval from", "hi": "interval to", "above": "above shuffled labels", "control": "shuffled labels"}
@@ -99,7 +99,7 @@ def styles_of(names: Iterable[str]) -> dict[str, Style]:
 
 def by_condition(kind: str, styles: dict[str, Style], *, lines: bool = False) -> Any:
     """The encoding of a condition by color, dash or shape; all share one legend, of lines or of symbols."""
-    kinds: dict[str, Any] = {"color": alt.Color, "dash": alt.StrokeDash, "shape": alt.Shape, "width": alt.StrokeWidth}
+    kinds: dict[str, Any] = {"color": alt.Color, "dash": alt.StrokeDash, "shape": alt.Shape}
     key = legend(list(styles), **({"symbolType": "stroke"} if lines else {}))
     domain = alt.Scale(domain=list(styles), range=[getattr(s, kind) for s in styles.values()])
     return kinds[kind]("condition:N", scale=domain, legend=key, title=None)
@@ -107,7 +107,7 @@ def by_condition(kind: str, styles: dict[str, Style], *, lines: bool = False) ->
 
 def legend(names: Sequence[str], **more: Any) -> alt.Legend:
     """A legend above the plot, filled row by row with as many columns as the width holds: it fits a phone as well."""
-    widths = [34 + 6.8 * len(name) for name in names]
+    widths = [31 + 6.2 * len(name) for name in names]
     columns = "1"
     for k in range(2, len(names) + 1):
         needed = sum(max(widths[c::k]) for c in range(k))
@@ -115,15 +115,14 @@ def legend(names: Sequence[str], **more: Any) -> alt.Legend:
     return alt.Legend(orient="top", columns=alt.ExprRef(columns), symbolOpacity=1, **more)
 
 
-def value_scale(drawn: pd.DataFrame) -> tuple[alt.Scale, str]:
-    """The scale of values with 0 in it; values far below 0 are drawn at its end, which the note for the title says."""
+def value_scale(drawn: pd.DataFrame, title: str) -> tuple[alt.Scale, list[str]]:
+    """The scale of values with 0 in it, and the axis title; values far out are drawn at the edge, which the title says."""
     lowest, highest = float(drawn[["value", "lo"]].min().min()), float(drawn[["value", "hi"]].max().max())
-    below = isfinite(lowest) and lowest < WORST
-    above = isfinite(highest) and highest > 1.0 - WORST
-    ends: dict[str, Any] = {"clamp": True} | ({"domainMin": WORST} if below else {})
-    ends |= {"domainMax": 1.0 - WORST} if above else {}
-    said = [f"below {WORST:g}".replace("-", "−")] * below + [f"above {1.0 - WORST:g}"] * above
-    return alt.Scale(zero=True, nice=True, **ends), f" (what is {' or '.join(said)} stands at the edge)" if said else ""
+    ends: dict[str, Any] = {"domainMin": _LEAST} if lowest < _LEAST else {}
+    ends |= {"domainMax": _MOST} if highest > _MOST else {}
+    words = {"domainMin": f"−{-_LEAST:g} or below", "domainMax": f"{_MOST:g} or above"}
+    note = [f"(at the edge: {', '.join(words[end] for end in ends)})"] if ends else []
+    return alt.Scale(zero=True, nice=True, clamp=True, **ends), [title, *note]
 
 
 def finish(*layers: alt.Chart, height: float, **hints: float) -> alt.LayerChart:

@@ -56,7 +56,7 @@ class EntitiesOptions(Options):
         "last", description="Where labelled texts are read: last token, or mean over tokens."
     )
     per_class: int = Field(60, ge=2, description="Cities of each continent.")
-    min_count: int = Field(8, ge=2, description="Classes with fewer members are left out.")
+    min_count: int = Field(6, ge=2, description="Classes with fewer members are left out.")
     max_items: int = Field(20_000, ge=20, description="Entities or texts at most; more are drawn at random.")
     folds: int = Field(5, ge=2, description="Folds over entities.")
     shuffles: int = Field(20, ge=2, description="Label shuffles for the control.")
@@ -180,7 +180,7 @@ def _trained(subject: Subject, tick: Tick) -> Result:
     directions: list[Direction] = []
     where: dict[str, Any] = {"split": "entity", "seed": o.seed}
     letters = {"": [ngrams(list(subject.items.frame["name"]))]}
-    with TemporaryDirectory(dir=subject.run.folder) as folder:
+    with TemporaryDirectory(dir=subject.run.scratch) as folder:
         held = subject.captured(subject.lm, Path(folder))
         tick(0.2)
         one = _share(tick, 0.8, len(subject.panels) * len(held.rows) * (1 if subject.is_text else 4))
@@ -239,7 +239,7 @@ def _earlier_tokens(
 
 def _at_chosen(subject: Subject, panel: Panel, task: Task, picked: tuple[str, str], held: Captured) -> list[Row]:
     """Which blocks the halves chose, and what a logistic probe makes of them."""
-    shared = {
+    shared: dict[str, Any] = {
         "item": f"{subject.items.name}.{task.name}",
         "site": "chosen on the other half",
         "seed": subject.options.seed,
@@ -273,7 +273,7 @@ def _twin(subject: Subject, tick: Tick) -> Result:
     o = subject.options
     twin = subject.lm.twin(o.seed)
     rows, arrays = list[Row](), dict[str, np.ndarray]()
-    with TemporaryDirectory(dir=subject.run.folder) as folder:
+    with TemporaryDirectory(dir=subject.run.scratch) as folder:
         held = subject.captured(twin, Path(folder))
         tick(0.3)
         for panel in subject.panels:
@@ -291,7 +291,7 @@ def _shared(subject: Subject, tick: Tick) -> Result:
     decoded = {
         t: subject.lm.tokenizer.decode([t]).strip().casefold() for t in {t for ts in subject.name_tokens for t in ts}
     }
-    with TemporaryDirectory(dir=subject.run.folder) as folder:
+    with TemporaryDirectory(dir=subject.run.scratch) as folder:
         held = subject.captured(subject.lm, Path(folder))
         for panel in subject.panels:
             classes = next((t.values for t in panel.tasks if t.kind == "class"), None)

@@ -46,7 +46,7 @@ def headline(run: "Run[EntitiesOptions]") -> list[str]:
 def _overview(table: pd.DataFrame) -> Section:
     gains = select(table, metric="gain")
     chosen = _chosen(table)
-    items = [
+    items: list[Figure | Table] = [
         Figure(
             figures.gains(gains),
             "What the network adds to each simpler explanation",

@@ -80,7 +80,8 @@ def print_lens(result: Result, every: int) -> None:
 
 def _last(result: Result) -> pd.DataFrame:
     cells = result.side["cells"]
-    return cells[cells["position"] == cells["position"].max()].sort_values("block")
+    at_end: pd.DataFrame = cells[cells["position"] == cells["position"].max()].sort_values("block")
+    return at_end
 
 
 def _shown(token: str) -> str:

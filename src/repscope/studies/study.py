@@ -12,6 +12,7 @@ import hashlib
 import json
 import platform
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -141,6 +142,12 @@ class Run(Generic[AnyOptions]):
         """Where a step may leave a file that others use (directions, arrays)."""
         return self.folder / "artifacts" / name
 
+    @cached_property
+    def scratch(self) -> Path:
+        """Where a step may keep what it needs while it runs; emptied before and after."""
+        (self.folder / ".scratch").mkdir(parents=True, exist_ok=True)
+        return self.folder / ".scratch"
+
     def answer(self) -> Path:
         """Run what is missing, write the page, and return its path.
 
@@ -155,10 +162,13 @@ class Run(Generic[AnyOptions]):
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.folder / ".lock", timeout=0):
+                self._tidy()
                 if self.fresh:
                     self._forget()
                 keys = self._compute()
-                return self._publish(keys, started)
+                page = self._publish(keys, started)
+                self._tidy()
+                return page
         except Timeout:
             raise UserError(
                 f"Another process is working on {self.folder}; wait for it or choose another --out."
@@ -227,12 +237,19 @@ class Run(Generic[AnyOptions]):
             "versions": {"repscope": __version__, "python": platform.python_version()}
             | {name: version(name) for name in _LIBRARIES},
             "machine": f"{platform.machine()} {platform.system()}",
-            "command": shlex.join(["repscope", *sys.argv[1:]]) if sys.argv[0].endswith("repscope") else "Python",
+            "command": shlex.join(["repscope", *sys.argv[1:]])
+            if Path(sys.argv[0]).name in ("repscope", "__main__.py")
+            else "from Python",
         }
 
-    def _forget(self) -> None:
-        import shutil
+    def _tidy(self) -> None:
+        """Remove what a killed process left half-written."""
+        self.__dict__.pop("scratch", None)
+        shutil.rmtree(self.folder / ".scratch", ignore_errors=True)
+        for part in list(self.folder.rglob("*.part")):
+            shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
 
+    def _forget(self) -> None:
         for name in (".steps", "results", "artifacts"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         (self.folder / "report.html").unlink(missing_ok=True)

@@ -1,0 +1,46 @@
+# make demo: sets everything up and answers the first question on the default model. make test: sets everything up and tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint bench browser clean
+
+demo: $(VENV)/.demo
+	$(BIN)/repscope tour
+
+test: $(VENV)/.dev browser
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Peers live in an environment of their own; the table goes to benchmarks/RESULTS.md.
+bench: .venv-bench/.done
+	.venv-bench/bin/python benchmarks/capture.py --write
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "repscope needs Python 3.11 or newer; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(VENV)/.demo $@
+
+.venv-bench/.done: benchmarks/requirements-peers.txt pyproject.toml
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements-peers.txt -e .
+	@touch $@
+
+# A real browser for the tests of pages: the one named in CHROMIUM, one on the path, else it is installed.
+browser: $(VENV)/.dev
+	@$(BIN)/python tests/report/browser.py
+
+clean:
+	rm -rf $(VENV) .venv-bench runs

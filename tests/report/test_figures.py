@@ -1,0 +1,148 @@
+import json
+
+import altair as alt
+import pandas as pd
+import pytest
+
+from report import synthetic
+from repscope.errors import UserError
+from repscope.report import figures
+from repscope.report.style import SHARED, STYLES, spec_of, styles_of
+
+TABLE = synthetic.table(blocks=6)
+CITY = TABLE[TABLE["item"] == "cities.continent"]
+CHARTS = {
+    "by_layer": lambda: figures.by_layer(CITY, metric_title="accuracy"),
+    "context_cut": lambda: figures.context_cut(CITY),
+    "heat_map": lambda: figures.heat_map(CITY),
+    "gains": lambda: figures.gains(TABLE),
+    "chosen": lambda: figures.chosen(TABLE),
+    "places": lambda: figures.places(*synthetic.places(synthetic.HOSTILE)),
+    "predicted_against_true": lambda: figures.predicted_against_true(synthetic.numbers(), "log10 people"),
+    "lens": lambda: figures.lens(synthetic.lens()),
+}
+
+
+def rows(chart: alt.LayerChart) -> list[dict]:
+    """All records that a chart carries."""
+    return [record for records in spec_of(chart)["datasets"].values() for record in records]
+
+
+@pytest.mark.parametrize("name", CHARTS)
+def test_every_figure_is_valid_and_renders(name, tmp_path):
+    chart = CHARTS[name]()
+    spec = json.dumps(spec_of(chart))  # checked against the schema of Vega-Lite
+    assert len(spec) < 100_000, "data in a page stay small"
+    svg = figures.save(chart, tmp_path / "figure.svg").read_text()
+    assert svg.startswith("<svg")
+    assert svg.count("mark-") >= 2
+    assert svg.count("<path") > 10
+
+
+@pytest.mark.parametrize(("suffix", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF")])
+def test_figures_for_papers(suffix, magic, tmp_path):
+    assert figures.save(CHARTS["gains"](), tmp_path / f"a.{suffix}").read_bytes().startswith(magic)
+
+
+def test_save_refuses_other_formats(tmp_path):
+    with pytest.raises(UserError, match=r"figure format '\.jpg'.*\.png"):
+        figures.save(CHARTS["gains"](), tmp_path / "a.jpg")
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_condition_of_the_study_has_a_style_and_keeps_it():
+    layered = [c for c in CITY["condition"].unique() if not c.startswith(("context:", "over "))]
+    assert set(layered) | {SHARED} == set(STYLES)
+    assert len({s.color for s in STYLES.values()}) == len({s.dash for s in STYLES.values()}) == len(STYLES)
+    assert styles_of(["over bag of tokens"])["over bag of tokens"] == STYLES["bag of tokens"]
+    alone, together = styles_of(["my control"]), styles_of(["my control", *STYLES])
+    assert alone["my control"] == together["my control"]
+    unknown = styles_of([f"control {i}" for i in range(5)])
+    assert len({s.color for s in unknown.values()}) == 5
+    assert not {s.color for s in unknown.values()} & {s.color for s in STYLES.values()}
+
+
+def test_cut_contexts_are_ordered_by_length_and_darken():
+    names = [f"context: last {k} tokens" for k in (10, 2, 1)]
+    styles = styles_of(names)
+    assert list(styles) == names[::-1]
+    light = [sum(int(s.color[i : i + 2], 16) for i in (1, 3, 5)) for s in styles.values()]
+    assert light == sorted(light, reverse=True)
+    assert len(set(light)) == 3
+
+
+def test_by_layer_draws_all_controls_with_intervals_and_nothing_else():
+    drawn = rows(CHARTS["by_layer"]())
+    assert {r["condition"] for r in drawn} == set(STYLES)
+    assert all(r["lo"] < r["value"] < r["hi"] for r in drawn)
+    blocks = sorted(r["block"] for r in drawn if r["condition"] == "estimate")
+    assert blocks == [-1, 0, 1, 2, 3, 4, 5], "other tokens and the chosen-layer score stay out"
+    assert [r["condition"] for r in drawn if "block" not in r] == list(synthetic.FLAT)
+    assert all(r["value"] == float(f"{r['value']:.4g}") for r in drawn)
+
+
+def test_context_cut_draws_full_and_cut():
+    assert {r["condition"] for r in rows(CHARTS["context_cut"]())} == {
+        "full context", "last token", "last 2 tokens", "last 3 tokens",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("figure", [figures.context_cut, figures.heat_map])
+def test_figures_of_one_item_refuse_two(figure):
+    with pytest.raises(ValueError, match="draws one item"):
+        figure(TABLE)
+
+
+def test_heat_map_shows_what_lies_above_shuffled_labels():
+    chart = CHARTS["heat_map"]()
+    drawn = rows(chart)
+    assert len(drawn) == 4 * 7
+    assert all(r["above"] == pytest.approx(r["value"] - r["control"], abs=1e-3) for r in drawn)
+    x = spec_of(chart)["layer"][0]["encoding"]["x"]["sort"]
+    assert [label.split("\n") for label in x] == [[t, "n 300"] for t in ("first", "−3", "−2", "last")]
+    with pytest.raises(ValueError, match="shuffled labels"):
+        figures.heat_map(CITY[CITY["condition"] == "estimate"])
+
+
+def test_chosen_takes_each_control_once_and_sorts_items():
+    chart = CHARTS["chosen"]()
+    drawn = rows(chart)
+    assert len({(r["item"], r["condition"]) for r in drawn}) == len(drawn)
+    assert {r["condition"] for r in drawn if r["item"] == "cities.continent"} == {
+        "estimate", *synthetic.LAYERED, *synthetic.FLAT,
+    }  # fmt: skip
+    best = {r["item"]: r["value"] for r in drawn if r["condition"] == "estimate"}
+    assert spec_of(chart)["layer"][0]["encoding"]["y"]["sort"] == sorted(best, key=best.get, reverse=True)
+    assert "−0.5 or below" in str(spec_of(chart)["layer"][0]["encoding"]["x"]["title"]), (
+        "an R² of −1.7 is told, not hidden"
+    )
+
+
+def test_gains_has_a_row_an_item_and_control_and_a_zero_line():
+    drawn = rows(CHARTS["gains"]())
+    assert {"zero": 0} in drawn
+    assert len(drawn) - 1 == int((TABLE["metric"] == "gain").sum())
+
+
+def test_places_thins_the_backdrop_and_keeps_the_land():
+    frame, backdrop = synthetic.places()
+    data = spec_of(figures.places(frame, backdrop))["datasets"].values()
+    land = pd.DataFrame(next(d for d in data if "name" not in d[0]))
+    assert 1500 < len(land) <= 2500
+    assert (land["x"].min(), land["x"].max()) < (-150, 170)
+    assert (land["x"] > 60).sum() > 500, "thinning by cell leaves Asia its shape"
+    with pytest.raises(KeyError):
+        figures.places(frame.drop(columns="group"), backdrop)
+
+
+def test_lens_shows_white_space_and_puts_the_last_block_on_top():
+    chart = figures.lens(synthetic.lens((" a", "\n", "x" * 60)))
+    drawn = rows(chart)
+    assert {r["says"] for r in drawn} == {"·a", "⏎", "x" * 15 + "…"}
+    assert spec_of(chart)["layer"][0]["encoding"]["y"]["sort"][:: len(range(-1, 12)) - 1] == ["11", "emb"]
+
+
+def test_missing_intervals_become_null_not_nan():
+    table = CITY.assign(lo=float("nan"), hi=float("nan"))
+    drawn = rows(figures.by_layer(table, metric_title="accuracy"))
+    assert {r["lo"] for r in drawn} == {None}

@@ -1,0 +1,175 @@
+import re
+
+import pandas as pd
+import pytest
+
+from report import browser, synthetic
+from repscope.report import claims, figures
+from repscope.report.page import Figure, Page, Section, Table, render, write
+
+TABLE = synthetic.table(blocks=8)
+CITY = TABLE[TABLE["item"] == "cities.continent"]
+WIDE = pd.DataFrame({f"column {i}": [0.12345, -3.0, 1e-9] for i in range(24)})
+
+
+def build(names: tuple[str, ...] = synthetic.HOSTILE) -> Page:
+    """A page with every figure, hostile names wherever a name can stand."""
+    bad = " ".join(names)
+    hostile = TABLE.assign(item=TABLE["item"].str.replace("elements.series", bad, regex=False))
+    charts = {
+        "chosen": figures.chosen(hostile),
+        "gains": figures.gains(hostile),
+        "by layer": figures.by_layer(CITY, metric_title="accuracy"),
+        "context": figures.context_cut(CITY),
+        "tokens": figures.heat_map(CITY),
+        "places": figures.places(*synthetic.places(names)),
+        "numbers": figures.predicted_against_true(synthetic.numbers(names), "log10 people"),
+        "lens": figures.lens(synthetic.lens((*names, " Paris", "\n"))),
+    }
+    drawn = tuple(Figure(chart, f"{title} {bad}", f"Caption {bad}") for title, chart in charts.items())
+    table = Table(pd.DataFrame({"name": list(names), "value": [0.12345] * len(names)}), f"Names {bad}", bad)
+    return Page(
+        title=f"Entities {bad}",
+        question=f"Is it? {bad}",
+        answer=f"Yes, by 30 points.\n\n{bad}",
+        sections=(Section(f"What {bad}", f"One.\n\nTwo {bad}", (*drawn, table, Table(WIDE, "Wide"))),),
+        verdicts=claims.judge(claims.load(), hostile),
+        notes=(f"3 rows dropped {bad}",),
+        facts={"model": "tiny", "fingerprint": "9f" * 40, f"option {bad}": bad},
+    )
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return write(build(), tmp_path_factory.mktemp("page") / "report.html")
+
+
+@pytest.fixture(scope="module")
+def html(path):
+    return path.read_text()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with browser.chromium() as held:
+        yield held
+
+
+def test_text_is_escaped_and_scripts_are_ours(html):
+    outside = re.sub(r"<script.*?</script>", "", html, flags=re.S)
+    for name in synthetic.HOSTILE[:3]:
+        assert name not in outside
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in outside
+    assert html.count("<script>") == 2, "the bundle and the drawing, once"
+    assert html.count("</script>") == 2 + 8, "no name ends a script element"
+    assert "{{7*7}}" in outside
+
+
+def test_nothing_is_fetched_from_elsewhere(html):
+    outside = re.sub(r"<script.*?</script>", "", html, flags=re.S)
+    assert not re.search(r"""(?:src|@import|url\()\s*=?\s*["'(]?\s*(?:https?:)?//""", outside)
+    assert {a for a in re.findall(r'href="(.*?)"', outside) if not a.startswith("https://")} == {"data:,"}
+
+
+def test_order_and_semantics(html):
+    bad = str(escape(" ".join(synthetic.HOSTILE)))
+    html = re.sub(r"<script.*?</script>", "", html, flags=re.S)
+    assert re.findall(r"<h(\d)>(.*?)</h\d>", html) == [
+        ("1", f"Entities {bad}"), ("2", f"What {bad}"), ("2", "What the literature claims, and what this run says"),
+        ("2", "Notes"), ("2", "How this was made"),
+    ]  # fmt: skip
+    assert '<html lang="en">' in html
+    assert f"<title>Entities {bad}</title>" in html
+    assert re.findall(r'class="number">(\w+ \d)\.', html) == [f"Figure {i}" for i in range(1, 9)] + [
+        "Table 1",
+        "Table 2",
+    ]
+    assert '<td class="numeric">0.123</td>' in html
+    assert '<td class="numeric">−3.00</td>' in html
+    assert '<td class="numeric">1e−09</td>' in html
+
+
+def test_a_page_without_figures_carries_no_script_and_no_empty_section():
+    html = render(Page("t", "q", "a", facts={"model": "m"}))
+    assert "<script" not in html
+    assert "script-src 'none'" in html.replace("&#39;", "'")
+    assert "literature" not in html
+    assert "Notes" not in html
+    assert len(html) < 20_000
+
+
+def test_cells_of_every_kind():
+    frame = pd.DataFrame({
+        "whole": pd.array([1, None], dtype="Int64"), "flag": [True, False], "text": ["a", None],
+        "number": [float("nan"), 12345.6], "small": [100.0, 0.5],
+    })  # fmt: skip
+    html = render(Page("t", "q", "a", (Section("s", "", (Table(frame, "x"),)),)))
+    cells = re.findall(r"<td.*?>(.*?)</td>", html)
+    assert cells == ["1", "yes", "a", "–", "100", "–", "no", "–", "12346", "0.500"]
+
+
+def test_write_is_whole_and_readable(path):
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+    assert path.stat().st_size < 2_000_000
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_in_a_real_browser(chromium, path, width):
+    with browser.opened(chromium, path, width) as held:
+        assert held.troubles == []
+        assert held.requests == []
+        assert held.dialogs == []
+        assert held.overflow() <= 0, "no sideways scroll"
+        marks = held.page.eval_on_selector_all(
+            ".chart",
+            "boxes => boxes.map(b => b.querySelectorAll('svg [class*=mark-] path, svg [class*=mark-] text').length)",
+        )
+        assert len(marks) == 8
+        assert min(marks) > 10
+        # what lies outside its drawing is cut off: legends, titles and labels must lie inside
+        outside = held.page.evaluate("""() => [...document.querySelectorAll('.chart svg')].flatMap(svg => {
+            const frame = svg.getBoundingClientRect();
+            return [...svg.querySelectorAll('text')].filter(t => t.textContent.length < 60).filter(t => {
+                const box = t.getBoundingClientRect();
+                return box.width && (box.left < frame.left - 1 || box.right > frame.right + 1
+                                     || box.top < frame.top - 1 || box.bottom > frame.bottom + 1);
+            }).map(t => t.textContent);
+        })""")
+        assert outside == []
+        boxes = held.page.eval_on_selector_all(".scroll", "all => all.map(b => b.scrollWidth - b.clientWidth)")
+        assert boxes[-1] > 100, "the wide table scrolls inside its own box"
+
+
+@pytest.mark.browser
+def test_the_tooltip_shows_a_hostile_name_as_text(chromium, path):
+    with browser.opened(chromium, path) as held:
+        points = held.page.locator(".chart").nth(6).locator(".mark-symbol path[aria-roledescription=point]")
+        points.first.hover(force=True)
+        tip = held.page.locator("#vg-tooltip-element")
+        tip.wait_for()
+        assert synthetic.HOSTILE[0] in tip.inner_text()
+        assert tip.locator("script, img, b").count() == 0
+        assert held.dialogs == []
+        assert held.troubles == []
+
+
+@pytest.mark.browser
+def test_figures_can_be_saved_offline(chromium, path):
+    with browser.opened(chromium, path) as held:
+        for kind, magic in {"svg": b"<svg", "png": b"\x89PNG"}.items():
+            with held.page.expect_download() as download:
+                held.page.locator("figure").nth(1).locator(f"button[data-format={kind}]").click()
+            assert download.value.suggested_filename == f"figure-2.{kind}"
+            assert download.value.path().read_bytes().startswith(magic)
+
+
+@pytest.mark.browser
+def test_the_drawing_follows_the_window(chromium, path):
+    with browser.opened(chromium, path, 1280) as held:
+        size = "document.querySelector('.chart svg').getBoundingClientRect().width"
+        wide = held.page.evaluate(size)
+        held.page.set_viewport_size({"width": 390, "height": 800})
+        held.page.wait_for_function(f"{size} < 380")
+        assert wide > 1000
+        assert held.overflow() <= 0

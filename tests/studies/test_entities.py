@@ -1,0 +1,152 @@
+"""The study end to end on a tiny random network, and where the truth was planted."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from repscope.errors import UserError
+from repscope.models.tiny import tiny
+from repscope.results import COLUMNS, ESTIMATE
+from repscope.studies.entities import ENTITIES, EntitiesOptions
+from repscope.studies.study import Run
+
+CONTROLS = {
+    "shuffled labels", "bag of tokens", "random weights", "first token alone", "character n-grams", "majority class",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    made = Run(
+        ENTITIES, EntitiesOptions(tiny=True, entities=("cities",), context=2), out=tmp_path_factory.mktemp("runs")
+    )
+    made.answer()
+    return made
+
+
+def test_every_estimate_has_its_controls_and_intervals_over_entities(run):
+    table = run.table
+    assert list(table.columns) == list(COLUMNS)
+    for item, rows in table[table["metric"] == "accuracy"].groupby("item"):
+        assert set(rows["condition"]) >= CONTROLS, item
+    scored = table[table["metric"] != "block"]
+    assert (scored["lo"] <= scored["value"] + 1e-9).all()
+    assert (scored["value"] <= scored["hi"] + 1e-9).all()
+    assert set(scored["unit"]) == {"entity", "shuffle"}
+    assert (scored["n"] > 0).all()
+    assert table["row_id"].is_unique
+
+
+def test_the_page_and_its_files(run):
+    page = (run.folder / "report.html").read_text()
+    assert "Continent" in page
+    facts = json.loads((run.folder / "study.json").read_text())
+    assert facts["fingerprint"] == run.network.fingerprint
+    assert facts["precision"] == "float32, random weights"
+    assert (run.folder / "artifacts" / "cities-probes.safetensors").is_file()
+    assert {p.stem for p in (run.folder / "results").glob("*.parquet")} == {
+        "cities", "cities-random-weights", "cities-shared-tokens", "cities-context", "cities-summary",
+    }  # fmt: skip
+
+
+def test_the_answer_says_only_what_the_table_says(run):
+    said = " ".join(ENTITIES.headline(run))
+    chosen = run.table[(run.table["site"] == "chosen on the other half") & (run.table["split"] == "entity")]
+    row = chosen[
+        (chosen["condition"] == ESTIMATE) & (chosen["item"] == "cities.continent") & (chosen["metric"] == "accuracy")
+    ]
+    assert f"{row['value'].iloc[0]:.2f} [{row['lo'].iloc[0]:.2f}, {row['hi'].iloc[0]:.2f}]" in said
+
+
+def planted(layer=2):
+    """A tiny network in which block `layer` writes, at a name's last byte, whether its first byte is early in the alphabet:
+    a fact that no bag of tokens holds, since the names below are anagrams.
+    """
+    lm = tiny(0)
+
+    def write(module, args, output):
+        hidden = output[0] if isinstance(output, tuple) else output
+        marked = hidden.clone()
+        first = marked[:, 1:2, :4].clone()  # what the first byte of the name put into the residual stream
+        marked[:, -1:, 8:12] = 30 * first
+        return (marked, *output[1:]) if isinstance(output, tuple) else marked
+
+    lm.model.model.layers[layer].register_forward_hook(write)
+    return lm
+
+
+def test_planted_composition_is_found_where_it_was_planted(tmp_path):
+    rng = np.random.default_rng(0)
+    names, kinds = [], []
+    while len(names) < 120:
+        letters = rng.choice(list("abcdefgh"), 6, replace=False)
+        head = "AB"[len(names) % 2]
+        name = head + "".join(letters) + "AB".replace(head, "") + "x"  # both A and B stand in every name
+        if name not in names:
+            names.append(name)
+            kinds.append({"A": "early", "B": "late"}[head])
+    pd.DataFrame({"name": names, "kind": kinds}).to_csv(tmp_path / "names.csv", index=False)
+    options = EntitiesOptions(
+        entities=(str(tmp_path / "names.csv"),), attribute=("kind",), template=("x{}",), short=True, batch_tokens=9, shuffles=5,
+        folds=4, context=0,
+    )  # fmt: skip
+    lm = planted()
+    for i in range(4):
+        lm.model.model.layers[i].self_attn.register_forward_hook(lambda m, a, o: (torch.zeros_like(o[0]), *o[1:]))
+    run = Run(ENTITIES, options, out=tmp_path / "runs", lm=lm)
+    run.answer()
+    table = run.table
+    here = table[(table["token"] == "last") & (table["split"] == "entity") & (table["condition"] == ESTIMATE)]
+    by_site = here[here["metric"] == "accuracy"].set_index("site")["value"]
+    assert by_site["resid_post.1"] < 0.75
+    assert by_site["resid_post.2"] > 0.95
+    bag = table[(table["condition"] == "over bag of tokens")]
+    assert (bag["lo"] > 0.2).all()
+
+
+def test_labelled_text(tmp_path):
+    rng = np.random.default_rng(0)
+    texts = ["".join(rng.choice(list("abcdef" if i % 2 else "uvwxyz"), 12)) for i in range(90)]
+    frame = pd.DataFrame({"said": texts, "mood": ["low" if i % 2 else "high" for i in range(90)]})
+    frame.to_csv(tmp_path / "texts.csv", index=False)
+    options = EntitiesOptions(
+        data=tmp_path / "texts.csv", text="said", label=("mood",), tokens="mean", short=True, shuffles=4, folds=3
+    )
+    run = Run(ENTITIES, options, out=tmp_path / "runs", lm=tiny(0))
+    run.answer()
+    chosen = run.table[(run.table["site"] == "chosen on the other half") & (run.table["metric"] == "accuracy")]
+    scores = chosen[chosen["split"] == "entity"].set_index("condition")["value"]
+    assert scores[ESTIMATE] > 0.9
+    assert scores["bag of tokens"] > 0.9, "and the control says that no network is needed"
+    assert scores["shuffled labels"] < 0.7
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("name,kind\n" + "".join(f"n{i},same\n" for i in range(40)), "1 of the 2 classes"),
+        ("name,kind\na,x\nb,y\nc,x\n", "classes|rows"),
+        ("name,kind\n" + "".join(f" ,{i % 2}\n" for i in range(40)), "name"),
+        ("name,kind\n" + "".join(f"{'long ' * 2000}{i},{i % 2}\n" for i in range(40)), "200|long"),
+        ("name,kind\n" + "".join(f"n{i},{i * 1.5 if i % 2 else 'word' + str(i)}\n" for i in range(80)), "mix|number"),
+        ("name,knd\na,x\n", "did you mean 'knd'"),
+    ],
+)
+def test_a_bad_table_is_one_sentence(tmp_path, content, says):
+    (tmp_path / "bad.csv").write_text(content)
+    options = EntitiesOptions(entities=(str(tmp_path / "bad.csv"),), attribute=("kind",), short=True)
+    with pytest.raises(UserError, match=says) as caught:
+        Run(ENTITIES, options, out=tmp_path / "runs", lm=tiny(0)).answer()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_typo_is_answered_with_the_nearest_names(tmp_path):
+    for options, says in [
+        (EntitiesOptions(entities=("citis",)), "did you mean 'cities'"),
+        (EntitiesOptions(entities=("cities",), attribute=("continnet",)), "did you mean 'continent'"),
+    ]:
+        with pytest.raises(UserError, match=says):
+            Run(ENTITIES, options, out=tmp_path / "runs", lm=tiny(0)).answer()

@@ -1,0 +1,172 @@
+"""The machinery: steps are kept under what they depend on, a killed run goes on, and its table is that of a run left alone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from pydantic import Field
+
+from repscope.errors import UserError
+from repscope.report.page import Page
+from repscope.results import Result, Row
+from repscope.studies.study import Cost, Options, Run, Step, Study
+
+
+class CountOptions(Options):
+    upto: int = Field(3, description="How far.")
+    table: Path | None = Field(None, description="A file.")
+
+    def files(self):
+        return [self.table] if self.table else []
+
+
+def counting(versions=(1, 1), ran=None, fail=False):
+    """A study of two steps that notes which of them run."""
+    ran = [] if ran is None else ran
+
+    def first(run, tick):
+        ran.append("first")
+        tick(0.5)
+        return Result.of([Row(metric="count", item="n", value=run.options.upto)], notes=("counted",))
+
+    def second(run, tick):
+        if fail:
+            raise RuntimeError("bang")
+        ran.append("second")
+        return Result.of([Row(metric="count", item="twice", value=2 * run.results["first"].table["value"][0])])
+
+    def page(run):
+        return Page("Counting", "How many?", f"{run.table['value'].max():.0f}", (), (), (), {})
+
+    def steps(run):
+        cost = lambda: Cost(tokens=10, network_flops=1e9)  # noqa: E731
+        return [
+            Step("first", first, cost, version=versions[0]),
+            Step("second", second, cost, version=versions[1], needs=("first",)),
+        ]
+
+    return Study("count", "How many?", CountOptions, steps, page, lambda run: ["done"]), ran
+
+
+def answer(tmp_path, options=None, fresh=False, **how):
+    study, ran = counting(**how)
+    run = Run(study, options or CountOptions(tiny=True), out=tmp_path, fresh=fresh)
+    run.answer()
+    return run, ran
+
+
+def test_a_second_run_computes_nothing(tmp_path):
+    run, ran = answer(tmp_path)
+    assert ran == ["first", "second"]
+    assert run.folder.name.startswith("count-tiny-")
+    assert (run.folder / "report.html").read_text().count("Counting")
+    again, ran = answer(tmp_path)
+    assert ran == []
+    pd.testing.assert_frame_equal(again.table, run.table)
+    assert set(again.table["study"]) == {"count"}
+    assert set(again.table["model"]) == {run.network.fingerprint}
+
+
+@pytest.mark.parametrize(
+    ("change", "runs"),
+    [
+        ({"versions": (1, 2)}, ["second"]),
+        ({"versions": (2, 1)}, ["first", "second"]),
+        ({"fresh": True}, ["first", "second"]),
+        ({"options": CountOptions(tiny=True, upto=4)}, ["first", "second"]),
+        ({"options": CountOptions(tiny=True, seed=1)}, ["first", "second"]),
+    ],
+)
+def test_what_a_step_depends_on_makes_it_run_again(tmp_path, change, runs):
+    answer(tmp_path)
+    assert answer(tmp_path, **change)[1] == runs
+
+
+def test_a_changed_file_of_the_users_makes_it_run_again(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("a")
+    options = CountOptions(tiny=True, table=table)
+    answer(tmp_path / "runs", options)
+    table.write_text("b")
+    assert answer(tmp_path / "runs", options)[1] == ["first", "second"]
+
+
+def test_a_failed_step_keeps_those_before_it(tmp_path):
+    with pytest.raises(RuntimeError, match="bang"):
+        answer(tmp_path, fail=True)
+    assert answer(tmp_path)[1] == ["second"]
+
+
+def test_a_plan_runs_nothing_and_knows_what_is_done(tmp_path):
+    study, ran = counting()
+    run = Run(study, CountOptions(tiny=True), out=tmp_path)
+    assert [(name, cost.tokens, done) for name, cost, done in run.plan()] == [
+        ("first", 10, False),
+        ("second", 10, False),
+    ]
+    assert ran == []
+    run.answer()
+    assert all(done for _, _, done in run.plan())
+
+
+def test_two_processes_do_not_work_on_one_run(tmp_path):
+    from filelock import FileLock
+
+    study, _ = counting()
+    run = Run(study, CountOptions(tiny=True), out=tmp_path)
+    run.folder.mkdir(parents=True)
+    with FileLock(run.folder / ".lock"), pytest.raises(UserError, match="Another process"):
+        run.answer()
+
+
+def _command(out):
+    return [
+        sys.executable,
+        "-m",
+        "repscope",
+        "study",
+        "entities",
+        "--tiny",
+        "--entities",
+        "countries",
+        "--out",
+        str(out),
+    ]
+
+
+def _table(out):
+    folder = next(p for p in out.iterdir() if p.is_dir())
+    parts = [pd.read_parquet(p).assign(file=p.name) for p in sorted((folder / "results").glob("*.parquet"))]
+    return pd.concat(parts, ignore_index=True)
+
+
+def test_killed_at_any_moment_the_next_run_goes_on_and_its_table_is_the_same(tmp_path):
+    """SIGKILL after each step in turn and between them, then one run to the end; beside it a run left alone."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(_command(tmp_path / "alone"), check=True, capture_output=True, env=environment)
+    killed = 0
+    for wait in (0, 1, 2, 3):
+        process = subprocess.Popen(
+            _command(tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        )
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            done = len(list((tmp_path / "killed").glob("*/.steps/*/table.parquet")))
+            if done >= wait and (tmp_path / "killed").exists():
+                time.sleep(0.05 * wait)
+                break
+            time.sleep(0.01)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            killed += 1
+        process.wait()
+    assert killed >= 2
+    subprocess.run(_command(tmp_path / "killed"), check=True, capture_output=True, env=environment)
+    pd.testing.assert_frame_equal(_table(tmp_path / "killed"), _table(tmp_path / "alone"))
+    folder = next(p for p in (tmp_path / "killed").iterdir() if p.is_dir())
+    assert not list(folder.rglob("*.part")), "nothing half-written remains"

@@ -1,0 +1,48 @@
+"""Docs are code: Python blocks of the README and the docs run, and their commands are commands."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from repscope.cli import app
+from repscope.studies.catalogue import STUDIES
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def _blocks(language):
+    for page in PAGES:
+        for i, text in enumerate(re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)):
+            yield pytest.param(text, id=f"{page.name}-{i}")
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("code", list(_blocks("python")))
+def test_python_runs(code, tmp_path):
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("text", list(_blocks("sh")))
+def test_commands_exist(text):
+    for line in text.splitlines():
+        words = line.split("#")[0].split()
+        if words[0] == "make":
+            assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
+        else:
+            assert words[0] == "repscope"
+            assert words[1] in app
+            if words[1] == "study":
+                fields = {f"--{n.replace('_', '-')}" for n in STUDIES[words[2]].options.model_fields}
+                assert {w for w in words if w.startswith("--")} <= fields | {"--plan", "--fresh", "--json", "--out"}
+
+
+def test_the_readme_marks_the_studies_that_exist():
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (\*\*here\*\*|planned) \|$", (ROOT / "README.md").read_text(), re.M)
+    assert len(rows) == 10
+    assert {name for name, state in rows if state == "**here**"} == set(STUDIES)
