@@ -87,6 +87,14 @@ def test_context_cut_draws_full_and_cut():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["by_layer", "context_cut", "heat_map", "gains", "chosen"])
+def test_the_index_of_a_table_means_nothing(name, monkeypatch):
+    expected = rows(CHARTS[name]())
+    monkeypatch.setitem(globals(), "CITY", CITY.set_axis([7] * len(CITY)))
+    monkeypatch.setitem(globals(), "TABLE", TABLE.set_axis([7] * len(TABLE)))
+    assert rows(CHARTS[name]()) == expected
+
+
 @pytest.mark.parametrize("figure", [figures.context_cut, figures.heat_map])
 def test_figures_of_one_item_refuse_two(figure):
     with pytest.raises(ValueError, match="draws one item"):

@@ -2,6 +2,7 @@ import re
 
 import pandas as pd
 import pytest
+from markupsafe import escape
 
 from report import browser, synthetic
 from repscope.report import claims, figures

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 RANDOM = "random direction of equal norm"
 DEFINITION = "probability that the lens gives to the model's own next token"
-_DRAWS = 12
+_DRAWS = 8
 
 
 def logit_lens(lm: "LanguageModel", prompt: str, *, top: int = 5, seed: int = 0) -> Result:
@@ -42,7 +42,7 @@ def logit_lens(lm: "LanguageModel", prompt: str, *, top: int = 5, seed: int = 0)
     -------
     Result
         table: mean over token positions of the probability of the final prediction, by block, with its control. side["cells"]:
-        a row a block and position: block (-1 is the embedding), position, token, top, probability, of_final.
+        a row a block and position: block (-1 is the embedding), position, token, predicted, probability, top_five, of_final.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def logit_lens(lm: "LanguageModel", prompt: str, *, top: int = 5, seed: int = 0)
         for i, best in enumerate(leading):
             said = [lm.tokenizer.decode([t]) for t in best]
             cells.append(
-                {"block": block, "position": i, "token": tokens[i], "top": said[0], "probability": probability[i, best[0]],
+                {"block": block, "position": i, "token": tokens[i], "predicted": said[0], "probability": probability[i, best[0]],
                  "top_five": "  ".join(f"{t!r} {p:.2f}" for t, p in zip(said, probability[i, best])), "of_final": of_final[i]}
             )  # fmt: skip
         where = {
@@ -84,10 +84,11 @@ def logit_lens(lm: "LanguageModel", prompt: str, *, top: int = 5, seed: int = 0)
 
 
 def _probabilities(lm: "LanguageModel", hidden: Float[np.ndarray, "token d_model"]) -> Float[np.ndarray, "token vocab"]:
-    logits = lm.unembed(hidden).astype(np.float64)
-    exponent = np.exp(logits - logits.max(1, keepdims=True))
-    result: np.ndarray = exponent / exponent.sum(1, keepdims=True)
-    return result
+    logits = lm.unembed(hidden)
+    logits -= logits.max(1, keepdims=True)
+    np.exp(logits, out=logits)
+    logits /= logits.sum(1, keepdims=True)
+    return logits
 
 
 def _random_control(
@@ -97,10 +98,10 @@ def _random_control(
     rng: np.random.Generator,
 ) -> Float[np.ndarray, "draw"]:
     """The same mean over tokens, from vectors as long as these that point anywhere; once a draw."""
-    lengths = np.linalg.norm(hidden, axis=1, keepdims=True)
-    means = []
-    for _ in range(_DRAWS):
-        drawn = rng.standard_normal(hidden.shape).astype(np.float32)
-        drawn *= lengths / np.linalg.norm(drawn, axis=1, keepdims=True)
-        means.append(_probabilities(lm, drawn)[np.arange(len(final)), final].mean())
-    return np.array(means)
+    drawn = rng.standard_normal((_DRAWS, *hidden.shape)).astype(np.float32)
+    drawn *= np.linalg.norm(hidden, axis=1, keepdims=True) / np.linalg.norm(drawn, axis=2, keepdims=True)
+    probability = _probabilities(lm, drawn.reshape(-1, hidden.shape[1]))[
+        np.arange(_DRAWS * len(final)), np.tile(final, _DRAWS)
+    ]
+    means: np.ndarray = probability.reshape(_DRAWS, -1).mean(1)
+    return means

@@ -225,20 +225,19 @@ class _Ridge:
         self.mean, spread = train.mean(0), train.std(0)
         self.spread = np.where(spread > 1e-12, spread, 1.0)  # a constant feature tells nothing, and stays at zero
         x, held = (train - self.mean) / self.spread, (test - self.mean) / self.spread
+        self.x = x
         n, d = x.shape
         if n <= d:
             values, self.q = eigh(x @ x.T, driver="evr")
             self.values = values.clip(min=0)
             self.test = (held @ x.T) @ self.q
-            self._back = x.T @ self.q
         else:
             values, v = eigh(x.T @ x, driver="evr")
             keep = values > 1e-10 * max(values[-1], 1e-300)
             self.values, v = values[keep], v[:, keep]
             root = np.sqrt(self.values)
             self.q = (x @ v) / root
-            self._back = v * root
-            self.test = held @ self._back
+            self.test = held @ (v * root)
         self.shrink = self.values / (self.values + PENALTIES[:, None])
         self.leverage = 1 / n + self.shrink @ (self.q**2).T
 
@@ -271,7 +270,8 @@ class _Ridge:
     def weights(self, y: Float[np.ndarray, "train column"]) -> tuple[Float[np.ndarray, "feature column"], np.ndarray]:
         """Weights and offsets on the features as they were given, before standardising."""
         projected, mean, best = self._fit(y, np.array([y.shape[1]]))
-        w = (self._back / (self.values + PENALTIES[best[0]])) @ projected / self.spread[:, None]
+        back = self.x.T @ self.q
+        w = (back / (self.values + PENALTIES[best[0]])) @ projected / self.spread[:, None]
         return w, mean - self.mean @ w
 
 

@@ -60,9 +60,7 @@ def by_layer(table: pd.DataFrame, *, metric_title: str, token: str = "last") -> 
     ]
     _one(shown, "item", "metric")
     shared = (shown["split"] == "shared token") & (shown["condition"] == ESTIMATE)
-    shown = shown[shared | (shown["split"] != "shared token")].assign(
-        condition=lambda t: t["condition"].where(~shared, SHARED)
-    )
+    shown = shown.assign(condition=shown["condition"].mask(shared, SHARED))[shared | (shown["split"] != "shared token")]
     return _lines(shown, metric_title)
 
 
@@ -72,9 +70,9 @@ def context_cut(table: pd.DataFrame, *, metric_title: str = "", token: str = "la
     full = (table["condition"] == ESTIMATE) & (table["split"] != "shared token") & (table["site"] != CHOSEN)
     shown = table[(cut | full) & (table["token"].isin([token, ""]) | cut)]
     metric = _one(shown, "item", "metric")[1]
-    names = {ESTIMATE: "full context"} | {
-        c: c.removeprefix("context: ").replace("last 1 tokens", "last token") for c in shown["condition"][cut].unique()
-    }
+    cuts = [c for c in shown["condition"].unique() if c != ESTIMATE]
+    names = {c: c.removeprefix("context: ").replace("last 1 tokens", "last token") for c in cuts}
+    names[ESTIMATE] = "full context"
     return _lines(shown, metric_title or metric, names)
 
 
@@ -184,7 +182,7 @@ def places(frame: pd.DataFrame, backdrop: pd.DataFrame, *, max_backdrop: int = 2
     dots = alt.Chart(data(land.rename(columns={"longitude": "x", "latitude": "y"})))
     base = alt.Chart(data(shown)).encode(x=x, y=y, color=color, tooltip=shown_tips)
     return finish(
-        dots.mark_square(size=6, color="#dedede", opacity=1, clip=True).encode(x=x, y=y),
+        dots.mark_square(size=7, color="#cfcfcf", opacity=1, clip=True).encode(x=x, y=y),
         base.mark_rule(strokeWidth=0.8, opacity=0.45).encode(x2="to_x:Q", y2="to_y:Q"),
         base.mark_circle(size=9, opacity=0.8),
         base.mark_point(filled=True, size=34, opacity=0.9).encode(x=alt.X("to_x:Q"), y=alt.Y("to_y:Q"), shape=shape),
@@ -299,7 +297,7 @@ def _lines(shown: pd.DataFrame, metric_title: str, names: dict[str, str] | None 
         labelExpr="datum.value < 0 ? 'emb' : datum.label", labelOverlap="greedy", labelSeparation=4, labelFlush=False,
     )  # fmt: skip
     lines = alt.Chart(data(layered.assign(at=layered["block"].map(block_name)))).encode(x=x, color=color)
-    bands, rules = [lines.mark_area(opacity=0.15).encode(y=lo, y2="hi:Q")], []
+    bands, rules = [lines.mark_area(opacity=0.13).encode(y=lo, y2="hi:Q")], []
     if len(flat):
         base = alt.Chart(data(flat.drop(columns="block"))).encode(color=color)
         bands.append(base.mark_rect(opacity=0.12).encode(y=lo, y2="hi:Q"))
@@ -317,7 +315,7 @@ def _forest(shown: pd.DataFrame, items: list[str], title: str, under: Sequence[a
     scale, said = value_scale(drawn, title)
     color, shape = (by_condition(kind, styles) for kind in ("color", "shape"))
     base = alt.Chart(data(drawn)).encode(
-        y=alt.Y("item:N", sort=items, title=None).axis(
+        y=alt.Y("item:N", sort=items, title=None, scale=alt.Scale(padding=0)).axis(
             tickBand="extent",
             grid=True,
             domain=False,

@@ -32,11 +32,12 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with a title above it and a caption below it."""
+    """A chart with a title above it and a caption below it; two small ones share a row where there is room."""
 
     chart: alt.TopLevelMixin
     title: str
     caption: str
+    small: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,9 @@ def render(page: Page) -> str:
             entry: dict[str, Any] = {"title": item.title, "caption": item.caption}
             if isinstance(item, Figure):
                 specs.append(_responsive(spec_of(item.chart), item.title))
-                entries.append(entry | {"figure": len(specs), "hints": specs[-1].get("usermeta", {})})
+                entries.append(
+                    entry | {"figure": len(specs), "hints": specs[-1].get("usermeta", {}), "small": item.small}
+                )
             else:
                 tables += 1
                 entries.append(entry | {"table": tables, **_cells(item.frame)})

@@ -183,7 +183,9 @@ def _trained(subject: Subject, tick: Tick) -> Result:
     with TemporaryDirectory(dir=subject.run.scratch) as folder:
         held = subject.captured(subject.lm, Path(folder))
         tick(0.2)
-        one = _share(tick, 0.8, len(subject.panels) * len(held.rows) * (1 if subject.is_text else 4))
+        one = _share(
+            tick, 0.8, len(held.rows) * (len(subject.panels) if subject.is_text else 2 * len(subject.panels) + 2)
+        )
         for panel in subject.panels:
             last = sweep(held.at(-1), panel, shuffles=o.shuffles, choose=True, seed=o.seed, tick=one)
             rows += rows_of(last, name, ESTIMATE, shuffled=True, token=o.tokens if subject.is_text else "last", **where)
@@ -191,7 +193,8 @@ def _trained(subject: Subject, tick: Tick) -> Result:
             if not subject.is_text:
                 layered["first token alone"] = sweep(held.at(0), panel, choose=True, seed=o.seed, tick=one)
                 rows += rows_of(layered["first token alone"], name, "first token alone", token="first", **where)
-                rows += _earlier_tokens(subject, held, panel, one, where)
+                if panel is subject.panels[0]:
+                    rows += _earlier_tokens(subject, held, panel, one, where)
             flat = {
                 "bag of tokens": sweep(held.bag(), panel, seed=o.seed),
                 "character n-grams": sweep(letters, panel, seed=o.seed),
@@ -320,7 +323,7 @@ def _context(subject: Subject, tick: Tick) -> Result:
         cut = [row if len(row) <= k + 1 else np.concatenate([row[:1], row[-k:]]) for row in ids]
         acts = subject.lm.capture(cut, SITES, "last", batch_tokens=o.batch_tokens)
         held = {str(s): [acts[s]] for s in acts.sites}
-        for panel in subject.panels:
+        for panel in subject.panels[:1]:  # the attributes known of the most entities; the others would tell the same
             found = sweep(held, panel, seed=o.seed)
             condition = f"context: last {k} tokens"
             rows += rows_of(found, subject.items.name, condition, token="last", split="entity", seed=o.seed)

@@ -28,7 +28,7 @@ def page(run: "Run[EntitiesOptions]") -> Page:
     return Page(
         title="Where a name becomes one vector",
         question=run.study.question,
-        answer=" ".join(sentence for name in sets for sentence in _told(table, name)),
+        answer="\n\n".join(" ".join(_told(table, name)) for name in sets),
         sections=tuple(sections),
         verdicts=judge(load(), table),
         notes=tuple(dict.fromkeys(notes)),
@@ -53,12 +53,11 @@ def _overview(table: pd.DataFrame) -> Section:
             "Score at the block chosen on the other half of the entities, less the score of the control, paired over entities; "
             "95 % bootstrap intervals over entities. A gain whose interval holds 0 is no evidence of anything.",
         ),
-        Figure(
-            figures.chosen(chosen),
+        Table(
+            _wide(chosen),
             "Scores and controls at the chosen block",
-            "Each attribute at the block that the other half of the entities chose, with all its controls and their intervals.",
+            "Value and 95 % interval; classes by accuracy, numbers by R². The block was chosen on the other half of the entities.",
         ),
-        Table(_wide(chosen), "The same as numbers", "Value and 95 % interval; classes by accuracy, numbers by R²."),
     ]
     text = (
         "A probe that reads an attribute from a name's last token has several explanations besides a look-up in the network: "
@@ -85,6 +84,7 @@ def _section(run: "Run[EntitiesOptions]", table: pd.DataFrame, name: str) -> Sec
                 f"{_spelt(item)}, by block",
                 f"Ridge probe at the last token of {n} names, trained on other names; bands are 95 % bootstrap intervals over "
                 "names, for shuffled labels the range of 95 % of the shuffles. Horizontal controls read no network.",
+                small=item != attributes[0],
             )
         )
         if item == attributes[0]:
@@ -115,16 +115,19 @@ def _closer(here: pd.DataFrame, item: str, metric: str) -> list[Figure | Table]:
                 f"{_spelt(item)}, by block and token of the name",
                 "Score above shuffled labels at each token; a token sees only what stands before it. Earlier tokens are scored on "
                 "the names that have them.",
+                small=True,
             )
         )
     apart = here[here["split"] == "shared token"]
     if len(apart):
+        bag = select(apart, condition="bag of tokens").assign(split="entity")
         items.append(
             Figure(
-                figures.by_layer(apart, metric_title=metric),
+                figures.by_layer(pd.concat([full, select(apart, condition=ESTIMATE), bag]), metric_title=metric),
                 f"{_spelt(item)}, with no token shared between training and test",
                 "As above, but every name that shares a token with a tested name is taken out of its training fold (San Francisco "
-                "and San Diego). Training sets are smaller here, which costs some of the score.",
+                "and San Diego), for the bag of tokens too. Training sets are smaller here, which costs some of the score.",
+                small=True,
             )
         )
     return items
@@ -157,6 +160,7 @@ def _places(run: "Run[EntitiesOptions]", name: str) -> list[Figure | Table]:
                     figures.predicted_against_true(frame, attribute.replace("_", " ")),
                     f"{_spelt(f'{name}.{attribute}')}, predicted against true",
                     "Held-out names at the block chosen on half of them; the line is equality.",
+                    small=True,
                 )
             )
     return items
@@ -184,17 +188,15 @@ def _told(table: pd.DataFrame, name: str) -> list[str]:
     blocks = select(rows, item=item, metric="block")["value"].tolist()
     ours = at[ESTIMATE]
     what = f"{_spelt(item)} of {ours['n']} {name if name in ('cities', 'countries', 'elements') else 'items'}"
-    where = " and ".join(sorted({"the embedding" if b < 0 else f"block {b:.0f}" for b in blocks}))
-    controls = ", ".join(
-        f"{_number(at[c])} for {label}"
-        for c, label in (
-            ("bag of tokens", "a bag of the name's token embeddings"), ("first token alone", "the first token alone"),
-            ("character n-grams", "its letters"), ("random weights", "the network with random weights"),
-            ("shuffled labels", "shuffled labels"),
-        ) if c in at
-    )  # fmt: skip
+    where = " and ".join("the embedding" if b < 0 else f"block {b:.0f}" for b in sorted(set(blocks)))
+    named = {
+        "bag of tokens": "a bag of the name's token embeddings",
+        "random weights": "the network with random weights",
+        "shuffled labels": "shuffled labels",
+    }
+    controls = ", ".join(f"{_number(at[c])} for {label}" for c, label in named.items() if c in at)
     metric = "accuracy" if ours["metric"] == "accuracy" else "R²"
-    first = f"{what} reads out linearly with {metric} {_number(ours)} at {where} (chosen on the other half), against {controls}."
+    first = f"{what}: {metric} {_number(ours)} at {where} (chosen on the other half), against {controls}."
     bag = gains.get("over bag of tokens")
     if bag is None:
         return [first]

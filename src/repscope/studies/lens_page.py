@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 def write_lens(lm: "LanguageModel", prompt: str, result: Result, out: Path) -> Path:
     """Write the page and return its path."""
     said = _last(result)
-    settled = said[said["top"] == said["top"].iloc[-1]]["block"]
+    settled = said[said["predicted"] == said["predicted"].iloc[-1]]["block"]
+    token, probability = said["predicted"].iloc[-1], said["probability"].iloc[-1]
     answer = (
-        f"After {prompt!r} the model's next token is {said['top'].iloc[-1]!r} with probability {said['probability'].iloc[-1]:.2f}; "
+        f"After {prompt!r} the model's next token is {token!r} with probability {probability:.2f}; "
         f"read through the lens, {len(settled)} of {len(said)} places in depth put that token first."
     )
-    by_block = result.table.assign(condition=result.table["condition"])
     page = Page(
         title="Logit lens",
         question="Which next token would each block predict, were it the last?",
@@ -38,7 +38,9 @@ def write_lens(lm: "LanguageModel", prompt: str, result: Result, out: Path) -> P
                         figures.lens(result.side["cells"]), "Leading token at each place", "Colour is its probability."
                     ),
                     Figure(
-                        figures.by_layer(by_block, metric_title="probability of the model's own next token"),
+                        figures.by_layer(
+                            result.table, metric_title="probability of the model's own next token", token="all"
+                        ),
                         "When the prediction appears",
                         "Mean over the tokens of the prompt with its 95 % bootstrap interval, against vectors of equal length in "
                         "random directions (range of 95 % of the draws).",
@@ -73,7 +75,7 @@ def print_lens(result: Result, every: int) -> None:
     for block, row in cells.groupby("block"):
         if int(str(block)) in (-1, last) or int(str(block)) % max(1, every) == 0:
             held = row.sort_values("position")
-            said = [f"{_shown(t)} {100 * p:.0f}" for t, p in zip(held["top"], held["probability"])]
+            said = [f"{_shown(t)} {100 * p:.0f}" for t, p in zip(held["predicted"], held["probability"])]
             table.add_row("emb" if block == -1 else str(block), *said)
     Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
 
