@@ -33,7 +33,7 @@ from repscope.models.rows import Rows
 from repscope.models.sites import Site, Tokens
 from repscope.progress import progress
 
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 1024
 _SENTINEL = "repscope-content"
 
 

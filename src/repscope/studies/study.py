@@ -47,7 +47,7 @@ class Options(BaseModel):
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
     device: str | None = Field(None, description="Device to run on; cuda where there is one, else cpu.")
     dtype: str = Field("float32", description="Precision of the weights: float32, bfloat16 or float16.")
-    batch_tokens: int = Field(2048, ge=1, description="Padded tokens that run in one batch.")
+    batch_tokens: int = Field(1024, ge=1, description="Padded tokens that run in one batch.")
     seed: int = Field(0, description="Seed of every random choice.")
     short: bool = Field(
         False, description="Minutes instead of tens of minutes: fewer prompts and repetitions, for a page."
