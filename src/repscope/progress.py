@@ -16,7 +16,7 @@ Advance = Callable[[float], None]
 
 _QUIET_SECONDS = 1.0
 _LINE_EVERY_SECONDS = 15.0
-_bars: list[Progress] = []
+_live: list[tuple[Progress, float]] = []  #: the bars on this terminal and when the outermost work began
 
 
 @contextmanager
@@ -36,29 +36,23 @@ def progress(label: str, total: float | None) -> Iterator[Advance]:
 
 @contextmanager
 def _bar(label: str, total: float | None) -> Iterator[Advance]:
-    started = time.monotonic()
-    owner = not _bars
-    bars = (
-        Progress(
+    owner = not _live
+    if owner:
+        columns = (
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
             TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=Console(stderr=True),
-            transient=True,
+            TimeRemainingColumn(),
         )
-        if owner
-        else _bars[0]
-    )
-    if owner:
-        _bars.append(bars)
+        _live.append((Progress(*columns, console=Console(stderr=True), transient=True), time.monotonic()))
+    bars, began = _live[0]
     task: TaskID = bars.add_task(label, total=total)
 
     def advance(amount: float) -> None:
-        if owner and not bars.live.is_started and time.monotonic() - started > _QUIET_SECONDS:
+        if not bars.live.is_started and time.monotonic() - began > _QUIET_SECONDS:
             bars.start()
         bars.update(task, advance=amount)
 
@@ -67,7 +61,7 @@ def _bar(label: str, total: float | None) -> Iterator[Advance]:
     finally:
         bars.remove_task(task)
         if owner:
-            _bars.clear()
+            _live.clear()
             bars.stop()
 
 

@@ -1,6 +1,8 @@
 """The study end to end on a tiny random network, and where the truth was planted."""
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -50,6 +52,22 @@ def test_the_page_and_its_files(run):
     assert {p.stem for p in (run.folder / "results").glob("*.parquet")} == {
         "cities", "cities-random-weights", "cities-shared-tokens", "cities-context", "cities-summary",
     }  # fmt: skip
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_in_a_real_browser(run, width):
+    sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
+    from browser import chromium, opened
+
+    with chromium() as browser, opened(browser, run.folder / "report.html", width) as held:
+        assert not held.troubles
+        assert not held.requests
+        assert held.overflow() <= 0
+        charts = held.page.locator(".chart")
+        assert charts.count() >= 6
+        for i in range(charts.count()):
+            assert charts.nth(i).locator("svg path").count() > 3, "every figure is drawn"
 
 
 def test_the_answer_says_only_what_the_table_says(run):
@@ -141,6 +159,7 @@ def test_a_bad_table_is_one_sentence(tmp_path, content, says):
     with pytest.raises(UserError, match=says) as caught:
         Run(ENTITIES, options, out=tmp_path / "runs", lm=tiny(0)).answer()
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists(), "a mistake leaves no run behind"
 
 
 def test_a_typo_is_answered_with_the_nearest_names(tmp_path):

@@ -142,6 +142,7 @@ def steps(run: Run[EntitiesOptions]) -> list[Step]:
     made = []
     for subject in subjects(run):
         name = subject.items.name
+        _ = subject.panels  # what cannot be probed is refused now, before anything runs
         parts = [(f"{name}", _trained, 3.0), (f"{name} random weights", _twin, 1.5)]
         if not subject.is_text:
             parts.append((f"{name} shared tokens", _shared, 1.0))

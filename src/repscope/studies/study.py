@@ -159,14 +159,15 @@ class Run(Generic[AnyOptions]):
         from filelock import FileLock, Timeout
 
         started = time.time()
+        keyed = self._keyed()  # a mistake in the options shows here, before anything is written
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.folder / ".lock", timeout=0):
                 self._tidy()
                 if self.fresh:
                     self._forget()
-                keys = self._compute()
-                page = self._publish(keys, started)
+                self._compute(keyed)
+                page = self._publish({step.name: key for step, key in keyed}, started)
                 self._tidy()
                 return page
         except Timeout:
@@ -196,8 +197,7 @@ class Run(Generic[AnyOptions]):
     def _kept(self, name: str, key: str) -> Path:
         return self.folder / ".steps" / f"{name.replace(' ', '-')}-{key[:16]}"
 
-    def _compute(self) -> dict[str, str]:
-        keyed = self._keyed()
+    def _compute(self, keyed: "Sequence[tuple[Step, str]]") -> None:
         missing = [(step, key) for step, key in keyed if not self._kept(step.name, key).is_dir()]
         seconds = {step.name: _seconds(step.cost()) for step, _ in missing}
         with progress(self.study.name, sum(seconds.values())) as advance:
@@ -210,7 +210,6 @@ class Run(Generic[AnyOptions]):
                     Result(identified(stamped), found.arrays, found.side, found.notes).save(kept)
                     ticked.finish()
                 self.results[step.name] = Result.load(kept)
-        return {step.name: key for step, key in keyed}
 
     def _publish(self, keys: dict[str, str], started: float) -> Path:
         for name, result in self.results.items():
