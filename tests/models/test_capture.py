@@ -176,11 +176,24 @@ def test_arrays_have_the_axes_that_were_asked_for(llama):
         (["x " * 300], "last", "takes 128"),
         (["Paris"], "subject.last", "span in prompt 0"),
         (["a b"], "-99", "no token -99"),
+        ([[1, 2], [5, 9999]], "last", "Prompt 1 holds a token id"),
     ],
 )
 def test_bad_prompts_are_named(llama, prompts, tokens, says):
     with pytest.raises(UserError, match=says):
         llama.capture(prompts, "resid_post.0", tokens)
+
+
+def test_templates_are_checked():
+    for template, values, says in [
+        ("no place", {"subject": "Paris"}, "no place {subject}"),
+        ("{subject} and {subject}", {"subject": "Paris"}, "twice"),
+        ("of {}", {"subject": " "}, "is empty"),
+    ]:
+        with pytest.raises(UserError, match=says):
+            Prompt.fill(template, **values)
+    both = Prompt.fill("{a} is in {b}", b="{a}", a="x{b}")
+    assert both.text == "x{b} is in {a}", "values are never read as templates"
 
 
 def test_logits_run_the_head_at_the_positions_asked_for_only(llama):

@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
+from families import build
 from repscope.errors import UserError
+from repscope.models.language import LanguageModel
 from repscope.models.tiny import tiny
 from repscope.results import COLUMNS, ESTIMATE
 from repscope.studies.entities import ENTITIES, EntitiesOptions
@@ -123,6 +125,45 @@ def test_planted_composition_is_found_where_it_was_planted(tmp_path):
     assert by_site["resid_post.2"] > 0.95
     bag = table[(table["condition"] == "over bag of tokens")]
     assert (bag["lo"] > 0.2).all()
+
+
+def test_an_encoder_is_not_given_controls_that_need_causality(tmp_path, tokenizer):
+    lm = LanguageModel(build("bert"), tokenizer, "bert")
+    made = Run(
+        ENTITIES,
+        EntitiesOptions(entities=("countries",), attribute=("continent",), short=True, shuffles=3),
+        out=tmp_path,
+        lm=lm,
+    )
+    made.answer()
+    assert "first token alone" not in set(made.table["condition"])
+    assert not made.table["condition"].str.startswith("context").any()
+    assert any("sees the whole name" in note for result in made.results.values() for note in result.notes)
+
+
+def test_groups_stay_on_one_side(tmp_path):
+    """Names tell their group and the group tells the attribute: readable by entity, not across groups."""
+    rows = [(f"{g}{i:03d}{g}", "even" if ord(g) % 2 else "odd", g) for i in range(9) for g in "abcdefghijkl"]
+    pd.DataFrame(rows, columns=["name", "kind", "family"]).to_csv(tmp_path / "t.csv", index=False)
+    found = {}
+    for group in (None, "family"):
+        options = EntitiesOptions(
+            entities=(str(tmp_path / "t.csv"),),
+            attribute=("kind",),
+            group=group,
+            short=True,
+            shuffles=3,
+            context=0,
+            folds=4,
+        )
+        made = Run(ENTITIES, options, out=tmp_path / "runs", lm=tiny(0))
+        made.answer()
+        table = made.table[(made.table["site"] == "chosen on the other half") & (made.table["metric"] == "accuracy")]
+        whole = table[~table["split"].isin(["half"]) & (table["condition"] == ESTIMATE)]
+        found[group] = whole["value"].iloc[0]
+        assert set(whole["split"]) == {f"group {group}" if group else "entity"}
+    assert found[None] > 0.95
+    assert found["family"] < 0.8
 
 
 def test_labelled_text(tmp_path):

@@ -62,7 +62,11 @@ class LanguageModel(Sited):
         super().__init__(body, source=source)
         self.name = name or source.name
         self._takes_cache = "use_cache" in inspect.signature(body.forward).parameters
-        vocabulary = int(model.get_input_embeddings().weight.shape[0])
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise UserError(
+                f"{self.name} is an encoder–decoder, which is not supported yet; use `rs.Network` on one half of it."
+            )
+        self.vocabulary = vocabulary = int(model.get_input_embeddings().weight.shape[0])
         ids = torch.arange(6).repeat(2, 1) + vocabulary // 3
         ids[1, -1] += 1
         self._probe = ids.to(self.device) % vocabulary
@@ -169,6 +173,11 @@ class LanguageModel(Sited):
         sites = self.resolve(at)
         picked = Tokens.parse(tokens)
         encoded = encode(self.tokenizer, prompts, picked, self.context)
+        for i, row in enumerate(encoded.ids):
+            if row.max() >= self.vocabulary or row.min() < 0:
+                raise UserError(
+                    f"Prompt {i} holds a token id that is not in the network's vocabulary of {self.vocabulary}."
+                )
         planned = self._planned(encoded, batch_tokens)
         counts = encoded.stop - encoded.start if picked.ragged else np.ones(len(encoded.ids), dtype=np.int64)
         offsets = np.concatenate([[0], np.cumsum(counts)])

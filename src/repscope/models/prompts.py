@@ -47,6 +47,8 @@ class Prompt:
         found = sorted((template.find("{" + name + "}"), name) for name in values)
         if found and found[0][0] < 0:
             raise UserError(f"The template {template!r} has no place {{{found[0][1]}}}.")
+        if twice := [name for name in values if template.count("{" + name + "}") > 1]:
+            raise UserError(f"The template {template!r} has the place {{{twice[0]}}} twice; a span is one place.")
         text, spans, done = "", {}, 0
         for at, name in found:
             if not values[name].strip():

@@ -145,7 +145,7 @@ def within_halves(folds: Sequence[Fold], half: Bool[np.ndarray, "entity"]) -> li
         (train[half[train] == side], test[half[test] == side])
         for train, test in folds
         for side in (True, False)
-        if (half[test] == side).any()
+        if (half[test] == side).any() and (half[train] == side).sum() > 1
     ]
 
 
@@ -176,10 +176,16 @@ def chosen_elsewhere(
     picked = []
     for side in (True, False):
         choose, report = rows[half[rows] == side], half[rows] != side
-        best = int(np.argmax([s.top[0, choose].sum() / s.bottom[0, choose].sum() for s in choosing]))
+        best = int(np.argmax([_sum_ratio(s.top[0, choose], s.bottom[0, choose]) for s in choosing]))
         picked.append(best)
         top[report], bottom[report] = by_site[best].top[0, rows[report]], by_site[best].bottom[0, rows[report]]
     return top, bottom, (picked[0], picked[1])
+
+
+def _sum_ratio(top: Float[np.ndarray, "entity"], bottom: Float[np.ndarray, "entity"]) -> float:
+    """Σ top / Σ bottom over the entities that were tested; minus infinity where none was."""
+    below = float(np.nansum(bottom))
+    return float(np.nansum(top)) / below if below else -np.inf
 
 
 def logistic(
@@ -302,8 +308,9 @@ def average(scores: Iterable[Scores]) -> Scores:
 
 
 def majority(task: Task, folds: Sequence[Fold]) -> Float[np.ndarray, "entity"]:
-    """Which entities the commonest class of their training fold gets right: what no representation is needed for."""
+    """Which tested entities the commonest class of their training fold gets right: what no representation is needed for."""
     right = np.full(len(task.values), np.nan)
     for train, test in folds:
         right[test] = task.values[test] == np.bincount(task.values[train]).argmax()
-    return right
+    tested: np.ndarray = right[np.isfinite(right)]
+    return tested

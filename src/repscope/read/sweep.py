@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Bool, Float, Int
 from threadpoolctl import threadpool_limits
 
@@ -55,9 +56,11 @@ class Panel:
 
 
 def panels(
-    entities: EntitySet, attributes: Sequence[str], *, k: int, seed: int, min_count: int
+    entities: EntitySet, attributes: Sequence[str], *, k: int, seed: int, min_count: int, group: str | None = None
 ) -> tuple[list[Panel], list[str]]:
     """The attributes of a set as panels, and sentences on what was left out.
+
+    With `group`, entities that have one value of that attribute stay together on one side of every split.
 
     Raises
     ------
@@ -80,12 +83,20 @@ def panels(
     made = []
     for targets in by_rows.values():
         classes = next((t.values for t in targets if t.classes), None)
-        n = len(targets[0].rows)
-        fold = assign(n, k, seed, classes)
+        rows = targets[0].rows
+        together: Any = len(rows) if group is None else _groups(entities, group)[rows]
+        fold = assign(together, k, seed, classes)
         pairs = tuple((np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in range(k))
         tasks = tuple(Task(t.attribute.name, t.attribute.kind, t.values, t.classes) for t in targets)
-        made.append(Panel(targets[0].rows, tasks, pairs, halves(n, seed, classes)))
+        made.append(Panel(rows, tasks, pairs, halves(together, seed, classes)))
     return made, notes + [f"Not probed: {text}" for text in refused]
+
+
+def _groups(entities: EntitySet, group: str) -> Int[np.ndarray, "entity"]:
+    """The group of each entity; one whose group is not known is a group by itself."""
+    column = entities.frame[entities.attribute(group).name]
+    codes = pd.factorize(column)[0]
+    return np.where(codes < 0, len(column) + np.arange(len(column)), codes)
 
 
 @dataclass(frozen=True)
@@ -109,8 +120,8 @@ class Swept:
         _, picked = self.chosen(task)
         tops = {s: self.scores[s][task].top[1:].mean(0) for s in picked}
         bottoms = {s: self.scores[s][task].bottom[1:].mean(0) for s in picked}
-        half = self.panel.half
-        return np.stack([np.where(half, part[picked[1]], part[picked[0]]) for part in (tops, bottoms)])
+        half, tested = self.panel.half, self.scores[picked[0]][task].tested
+        return np.stack([np.where(half, part[picked[1]], part[picked[0]])[tested] for part in (tops, bottoms)])
 
 
 def sweep(

@@ -55,6 +55,7 @@ class EntitiesOptions(Options):
     tokens: Literal["last", "mean"] = Field(
         "last", description="Where labelled texts are read: last token, or mean over tokens."
     )
+    group: str | None = Field(None, description="Attribute whose values stay on one side of every split: country, say.")
     per_class: int = Field(60, ge=2, description="Cities of each continent.")
     min_count: int = Field(6, ge=2, description="Classes with fewer members are left out.")
     max_items: int = Field(20_000, ge=20, description="Entities or texts at most; more are drawn at random.")
@@ -113,11 +114,12 @@ def subjects(run: Run[EntitiesOptions]) -> list[Subject]:
     def token_count(text: str) -> int:
         return len(run.network.tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    wanted = (*o.attribute, *([o.group] if o.group and o.group not in o.attribute else [])) if o.attribute else ()
     made = []
     for name in dict.fromkeys(o.entities):
         own = not Path(name).suffix
         items = entity_set(
-            name, name_column=None if own else o.name, attributes=o.attribute, templates=o.template or None,
+            name, name_column=None if own else o.name, attributes=wanted, templates=o.template or None,
             per_class=o.per_class, token_count=token_count,
         )  # fmt: skip
         made.append(Subject(run, _within(items.sample(o.max_items, o.seed), run), False))
@@ -146,7 +148,7 @@ def steps(run: Run[EntitiesOptions]) -> list[Step]:
         parts = [(f"{name}", _trained, 3.0), (f"{name} random weights", _twin, 1.5)]
         if not subject.is_text:
             parts.append((f"{name} shared tokens", _shared, 1.0))
-            if run.options.sized().context:
+            if run.options.sized().context and subject.causal:
                 parts.append((f"{name} context", _context, 0.7 * run.options.context))
         for step, compute, weight in parts:
             made.append(Step(step, _bound(compute, subject), _cost(subject, weight), version=1))
@@ -179,7 +181,7 @@ def _trained(subject: Subject, tick: Tick) -> Result:
     arrays: dict[str, np.ndarray] = {}
     side: dict[str, pd.DataFrame] = {}
     directions: list[Direction] = []
-    where: dict[str, Any] = {"split": "entity", "seed": o.seed}
+    where: dict[str, Any] = {"split": subject.split, "seed": o.seed}
     letters = {"": [ngrams(list(subject.items.frame["name"]))]}
     with TemporaryDirectory(dir=subject.run.scratch) as folder:
         held = subject.captured(subject.lm, Path(folder))
@@ -191,7 +193,7 @@ def _trained(subject: Subject, tick: Tick) -> Result:
             last = sweep(held.at(-1), panel, shuffles=o.shuffles, choose=True, seed=o.seed, tick=one)
             rows += rows_of(last, name, ESTIMATE, shuffled=True, token=o.tokens if subject.is_text else "last", **where)
             layered = {ESTIMATE: last}
-            if not subject.is_text:
+            if not subject.is_text and subject.causal:
                 layered["first token alone"] = sweep(held.at(0), panel, choose=True, seed=o.seed, tick=one)
                 rows += rows_of(layered["first token alone"], name, "first token alone", token="first", **where)
                 if panel is subject.panels[0]:
@@ -261,7 +263,9 @@ def _at_chosen(subject: Subject, panel: Panel, task: Task, picked: tuple[str, st
     for side, site in zip((True, False), picked):
         train, test = np.flatnonzero(panel.half == side), np.flatnonzero(panel.half != side)
         hits[test] = logistic(held.at(-1)[site][0][panel.rows], task, train, test)
-    definition = "logistic probe trained on the half of the entities that chose the block, tested on the other"
+    definition = (
+        "logistic probe, first prompt, trained on the half of the entities that chose the block, tested on the other"
+    )
     rows.append(
         Row.of(stats.mean(hits, unit="entity"), metric=task.metric, definition=definition, split="half", **shared)
     )
@@ -283,7 +287,7 @@ def _twin(subject: Subject, tick: Tick) -> Result:
         for panel in subject.panels:
             one = _share(tick, 0.7, len(subject.panels) * len(held.rows))
             found = sweep(held.at(-1), panel, choose=True, seed=o.seed, tick=one)
-            rows += rows_of(found, subject.items.name, "random weights", token="last", split="entity", seed=o.seed)
+            rows += rows_of(found, subject.items.name, "random weights", token="last", split=subject.split, seed=o.seed)
             for t, task in enumerate(panel.tasks):
                 arrays[f"{task.name}|random weights"] = found.chosen(t)[0]
     return Result.of(rows, arrays=arrays)
@@ -327,7 +331,7 @@ def _context(subject: Subject, tick: Tick) -> Result:
         for panel in subject.panels[:1]:  # the attributes known of the most entities; the others would tell the same
             found = sweep(held, panel, seed=o.seed)
             condition = f"context: last {k} tokens"
-            rows += rows_of(found, subject.items.name, condition, token="last", split="entity", seed=o.seed)
+            rows += rows_of(found, subject.items.name, condition, token="last", split=subject.split, seed=o.seed)
         tick(1 / o.context)
     return Result.of(rows)
 
@@ -344,7 +348,7 @@ def _summary(subject: Subject, tick: Tick) -> Result:
             definition = "ridge probe at the block chosen on the other half of the entities"
             rows += chosen_rows(
                 task, {ESTIMATE: tops.pop(ESTIMATE)} | dict(sorted(tops.items())), item=f"{name}.{task.name}",
-                split="entity", token="last", definition=definition, seed=subject.options.seed,
+                split=subject.split, token="last", definition=definition, seed=subject.options.seed,
             )  # fmt: skip
     return Result.of(rows)
 

@@ -74,7 +74,7 @@ def _section(run: "Run[EntitiesOptions]", table: pd.DataFrame, name: str) -> Sec
     attributes = list(dict.fromkeys(rows["item"]))
     for item in attributes:
         here = layered[layered["item"] == item]
-        entity = here[(here["split"] == "entity") & here["token"].isin(["last", "mean", "first", ""])]
+        entity = here[_whole(here) & here["token"].isin(["last", "mean", "first", ""])]
         by_layer = entity[~entity["condition"].str.startswith("context")]
         metric = _METRICS[str(by_layer["metric"].iloc[0])]
         n = int(select(by_layer, condition=ESTIMATE)["n"].iloc[0])
@@ -96,7 +96,7 @@ def _section(run: "Run[EntitiesOptions]", table: pd.DataFrame, name: str) -> Sec
 def _closer(here: pd.DataFrame, item: str, metric: str) -> list[Figure | Table]:
     """For the first attribute of a set: context cut, token by block, and names that share no token."""
     items: list[Figure | Table] = []
-    full = here[(here["condition"] == ESTIMATE) & (here["token"] == "last") & (here["split"] == "entity")]
+    full = here[(here["condition"] == ESTIMATE) & (here["token"] == "last") & _whole(here)]
     cut = here[here["condition"].str.startswith("context")]
     if len(cut):
         items.append(
@@ -107,7 +107,7 @@ def _closer(here: pd.DataFrame, item: str, metric: str) -> list[Figure | Table]:
                 "only. Where a short context does as well as the whole prompt, the vector is made from those few tokens.",
             )
         )
-    entity = here[(here["split"] == "entity") & ~here["condition"].str.startswith("context")]
+    entity = here[_whole(here) & ~here["condition"].str.startswith("context")]
     if (entity["token"] == "-2").any():
         items.append(
             Figure(
@@ -210,9 +210,14 @@ def _told(table: pd.DataFrame, name: str) -> list[str]:
     return [first, verdict]
 
 
+def _whole(table: pd.DataFrame) -> "pd.Series[bool]":
+    """Rows of the study's own split: by entity, or by the group asked for."""
+    return (table["split"] == "entity") | table["split"].str.startswith("group ")
+
+
 def _chosen(table: pd.DataFrame) -> pd.DataFrame:
     """Rows at the chosen block, those of the ridge probe."""
-    held = table[(table["site"] == CHOSEN) & table["metric"].isin(list(_METRICS)) & (table["split"] == "entity")]
+    held = table[(table["site"] == CHOSEN) & table["metric"].isin(list(_METRICS)) & _whole(table)]
     return held
 
 

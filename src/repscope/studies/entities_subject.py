@@ -52,8 +52,13 @@ class Subject:
     @cached_property
     def _panels(self) -> tuple[list[Panel], list[str]]:
         o = self.options
-        names = [a.name for a in self.items.attributes]
-        return panels(self.items, names, k=o.folds, seed=o.seed, min_count=o.min_count)
+        names = [a.name for a in self.items.attributes if a.name != o.group]
+        return panels(self.items, names, k=o.folds, seed=o.seed, min_count=o.min_count, group=o.group)
+
+    @property
+    def split(self) -> str:
+        """How training and test are kept apart."""
+        return f"group {self.options.group}" if self.options.group else "entity"
 
     @property
     def panels(self) -> list[Panel]:
@@ -61,9 +66,15 @@ class Subject:
         return self._panels[0]
 
     @property
+    def causal(self) -> bool:
+        """Whether a token sees only what stands before it; controls that cut a name short need that."""
+        return bool(self.lm.anatomy and self.lm.anatomy.causal)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What was left out, in sentences."""
-        return (*self.items.notes, *self._panels[1], *self.extra)
+        cut = "In this network every token sees the whole name, so the first token alone and cut contexts were not tested."
+        return (*self.items.notes, *self._panels[1], *self.extra, *([] if self.causal or self.is_text else [cut]))
 
     def prompts(self, template: str) -> list[Any]:
         """What the network reads."""
