@@ -550,8 +550,8 @@ def main() -> None:
             sections.append(table(job, timings, memory, flops(job, under) / max(seen)))
     if "disk" in wanted:
         counts = (20,) if asked.quick else (1_000, 20_000)
-        # The usual code runs all 30 blocks and the head: at 20,000 prompts it would take longer than all else together.
-        kept = [m for m in methods if m.name != "huggingface"]
+        # Peers would take longer here than in all else together, and hold their results in memory in any case.
+        kept = [m for m in methods if m.name in (BASE, "repscope")]
         peaks = {(m.name, n): in_child(f"disk-{n}:{m.name}", path, asked.quick) for m in kept for n in counts}
         sections.append(disk_table(kept, peaks, counts))
     text = "\n\n".join([header(path, rounds, rates or [0.0]), *sections])
