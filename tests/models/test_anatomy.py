@@ -99,6 +99,12 @@ def test_sites_that_are_not_there(llama, at, says):
         llama.resolve(at)
 
 
+def test_hugging_faces_own_paths_name_the_same_modules(llama):
+    theirs = llama.capture(PROMPTS, "module:model.layers.2.mlp").numpy()
+    assert_close(theirs, llama.capture(PROMPTS, "module:layers.2.mlp").numpy())
+    assert_close(theirs, llama.capture(PROMPTS, "mlp_out.2").numpy())
+
+
 def test_negative_blocks_count_from_the_end(llama):
     assert [str(s) for s in llama.resolve("resid_post.-1")] == ["resid_post.3"]
 
@@ -123,6 +129,8 @@ def test_any_module_by_its_path():
         assert_close(acts["module:second#in"], net.first(images).relu().numpy())
     assert net.training
     assert net.drop.training
+    with pytest.raises(UserError, match="takes a tensor"):
+        Network(net).capture([1, 2], "module:first")
     with pytest.raises(UserError, match="site of transformers"):
         Network(net).capture(images, "resid_post.0")
 

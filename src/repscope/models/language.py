@@ -61,6 +61,7 @@ class LanguageModel(Sited):
             source = Source(name or type(model).__name__, of_module(model), precision, None, None)
         super().__init__(body, source=source)
         self.name = name or source.name
+        self.prefix = str(getattr(model, "base_model_prefix", "")) if body is not model else ""
         self._takes_cache = "use_cache" in inspect.signature(body.forward).parameters
         if getattr(model.config, "is_encoder_decoder", False):
             raise UserError(

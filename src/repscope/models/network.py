@@ -94,6 +94,7 @@ class Sited:
     def __init__(self, module: nn.Module, *, source: Source | None = None, anatomy: Anatomy | None = None) -> None:
         self.module = module
         self.anatomy = anatomy
+        self.prefix = ""  #: what stands before the module's paths in the model that holds it
         self.source = source or Source(
             name=type(module).__name__,
             fingerprint=of_module(module),
@@ -129,7 +130,7 @@ class Sited:
     def _expand(self, site: Site) -> list[Site]:
         if site.kind == "module":
             paths = [p for p, _ in self.module.named_modules() if p]
-            if site.path not in paths:
+            if self._path(site) not in paths:
                 raise unknown("module", site.path, paths)
             return [site]
         if self.anatomy is None:
@@ -152,10 +153,14 @@ class Sited:
             )
         return [Site(site.kind, layer)]
 
+    def _path(self, site: Site) -> str:
+        """The path below the module: Hugging Face's own `model.layers.3.mlp` names the same place as `layers.3.mlp`."""
+        return site.path.removeprefix(f"{self.prefix}.") if self.prefix else site.path
+
     def tap(self, site: Site) -> Tap:
         """The module, and the side of it, where a resolved site is read."""
         if site.kind == "module":
-            return Tap(site.path, site.side)
+            return Tap(self._path(site), site.side)
         assert self.anatomy is not None
         return self.anatomy.taps[site]
 
@@ -205,6 +210,8 @@ class Network(Sited):
         """
         sites = self.resolve(at)
         named = inputs if isinstance(inputs, Mapping) else {"": inputs}
+        if not named or not all(isinstance(v, Tensor) and v.dim() for v in named.values()):
+            raise UserError("A network takes a tensor with one row an input, or keyword arguments to such tensors.")
         total = len(next(iter(named.values())))
         held: dict[Site, np.ndarray] = {}
         start = 0
