@@ -1,15 +1,20 @@
 # make demo: sets everything up and answers the first question on the default model. make test: sets everything up and tests.
+# make test-oldest: the tests of models, with the oldest transformers that pyproject.toml admits.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench browser clean
+.PHONY: demo test test-oldest lint bench browser clean
 
 demo: $(VENV)/.demo
 	$(BIN)/repscope tour
 
 test: $(VENV)/.dev browser
 	$(BIN)/python -m pytest
+
+# PYTHONPATH stands before site-packages, so the environment stays as it is. -v undoes -q: the header says which version won.
+test-oldest: .oldest/.done
+	PYTHONPATH=$(CURDIR)/.oldest $(BIN)/python -m pytest -v tests/models/test_families.py tests/models/test_anatomy.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -38,9 +43,16 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements-peers.txt -e .
 	@touch $@
 
+# That version refuses today's tokenizers and Hub client when imported; the older client stands on httpx, and that on httpcore.
+.oldest/.done: Makefile | $(VENV)/.dev
+	rm -rf .oldest
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .oldest \
+		transformers==5.0.0 tokenizers==0.22.0 huggingface-hub==1.3.0 httpx==0.28.1 httpcore==1.0.9
+	@touch $@
+
 # A real browser for the tests of pages: the one named in CHROMIUM, one on the path, else it is installed.
 browser: $(VENV)/.dev
 	@$(BIN)/python tests/report/browser.py
 
 clean:
-	rm -rf $(VENV) .venv-bench runs
+	rm -rf $(VENV) .venv-bench .oldest runs

@@ -1,8 +1,14 @@
 """Fixtures: tiny models of each family, and the default model, loaded once."""
 
 import pytest
+import transformers
 
 from families import FAMILIES, build, build_tokenizer
+
+
+def pytest_report_header():
+    """Which transformers is tested: `make test-oldest` puts another one before the environment's own."""
+    return f"transformers {transformers.__version__} from {transformers.__file__}"
 
 
 @pytest.fixture(scope="session")

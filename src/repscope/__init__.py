@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _HOME = {
     "load": "repscope.models.sources",
     "Site": "repscope.models.sites",
+    "Edit": "repscope.models.edits",
     "Network": "repscope.models.network",
     "LanguageModel": "repscope.models.language",
     "Prompt": "repscope.models.prompts",
@@ -25,6 +26,7 @@ __all__ = [
     "Activations",
     "Direction",
     "DirectionSet",
+    "Edit",
     "LanguageModel",
     "Network",
     "Prompt",
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from repscope.directions import Direction, DirectionSet
     from repscope.errors import UserError
     from repscope.models.activations import Activations
+    from repscope.models.edits import Edit
     from repscope.models.language import LanguageModel
     from repscope.models.network import Network
     from repscope.models.prompts import Prompt

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from families import FORMS
+from families import CAUSAL, FORMS
 from repscope.errors import UserError
-from repscope.models.anatomy import first_tensor
 from repscope.models.language import LanguageModel
 from repscope.models.network import Network
+from repscope.models.taps import first_tensor
 
 PROMPTS = ["The place called Paris", "San Francisco", "A map that shows Lagos and Paris; the name"]
 
@@ -17,11 +17,15 @@ def test_the_form_of_the_block_is_recognised(family):
     name, lm = family
     assert lm.anatomy.form == FORMS[name]
     assert lm.anatomy.error <= 1e-5
-    assert lm.anatomy.causal is (name != "bert")
+    assert lm.anatomy.causal is (name in CAUSAL)
 
 
 def test_parts_add_up(family):
     name, lm = family
+    if FORMS[name] == "residual only":
+        with pytest.raises(UserError, match="add up"):
+            lm.capture(PROMPTS, "mlp_out.1")
+        return
     kinds = ["resid_pre", "attn_out", "mlp_out", "resid_post"] + ([] if FORMS[name] == "parallel" else ["resid_mid"])
     acts = lm.capture(PROMPTS, kinds, "all")
     for b in range(lm.blocks):
@@ -31,12 +35,16 @@ def test_parts_add_up(family):
         if FORMS[name] != "post-norm":
             assert_close(x + a + m, y)
         else:
-            layer = lm.module.encoder.layer[b]
-            mid = layer.attention.output.LayerNorm(torch.tensor(x + a)).detach().numpy()
+            norms = [m for p, m in block_of(lm, b).named_modules() if "norm" in type(m).__name__.lower()]
+            mid = norms[0](torch.tensor(x + a)).detach().numpy()
             assert_close(mid, acts[f"resid_mid.{b}"])
-            assert_close(layer.output.LayerNorm(torch.tensor(mid + m)).detach().numpy(), y)
+            assert_close(norms[1](torch.tensor(mid + m)).detach().numpy(), y)
         if b:
             assert_close(x, acts[f"resid_post.{b - 1}"])
+
+
+def block_of(lm, b):
+    return lm.module.get_submodule(f"{lm.anatomy.prefix}.{b}")
 
 
 def test_neurons_project_to_what_the_mlp_adds(llama):
@@ -50,17 +58,19 @@ def test_a_captured_site_is_what_a_plain_hook_reads(family):
     modules = dict(lm.module.named_modules())
     for site in lm.anatomy.taps:
         tap, read = lm.tap(site), []
+        if tap.part:
+            continue  # a part of a tensor: test_families proves those
         if tap.side == "in":
             hook = modules[tap.path].register_forward_pre_hook(
-                lambda _, a, k, read=read: read.append(first_tensor(a) if a else k["hidden_states"]), with_kwargs=True
+                lambda _, a, k, read=read: read.append((first_tensor(a) if a else k["hidden_states"]).clone()), with_kwargs=True
             )
         else:
-            hook = modules[tap.path].register_forward_hook(lambda _, a, o, read=read: read.append(first_tensor(o)))
+            hook = modules[tap.path].register_forward_hook(lambda _, a, o, read=read: read.append(first_tensor(o).clone()))
         ids = torch.tensor([lm.tokenizer(PROMPTS[0])["input_ids"]])
         with torch.no_grad():
             lm.model(input_ids=ids)
         hook.remove()
-        assert_close(lm.capture(PROMPTS[:1], site, "all")[site], read[0][0].numpy())
+        assert_close(lm.capture(PROMPTS[:1], site, "all")[site], read[0].flatten(0, -2).numpy())
 
 
 def test_a_parallel_block_refuses_the_middle_with_the_reason(tokenizer):

@@ -6,8 +6,8 @@ import torch
 import transformers
 
 from families import build
-from repscope.models.anatomy import first_tensor
 from repscope.models.language import LanguageModel
+from repscope.models.taps import first_tensor
 
 PROMPT = "The place called San Diego"
 

@@ -2,57 +2,59 @@
 
 Knows modules and tensors, never text, and holds no table of model names.
 
-1. The blocks are the `ModuleList` of like children that holds the most parameters and has attention inside.
-2. One forward pass of two short prompts, which differ in their last token, records what every module inside takes and gives.
+1. The blocks are the `ModuleList` of like children that holds the most parameters, one with attention inside where there is any.
+2. One forward pass of two short inputs, which differ in their last token, records what every module inside takes and gives, and
+   the operands of every product of attention.
 3. In each block, with x its input and y its output, look for the module outputs a (under or right after attention) and m with
        sequential   x + a = mid,  mid + m = y        mid is what the norm before the MLP takes
        parallel     x + a + m = y                    there is no mid: both branches read x
        post-norm    norm(x + a) = mid,  norm(mid + m) = y
    The outermost modules that satisfy it are the sites. A block in which none do has no such sites, and the reason is kept.
-4. The network is causal when the last token changes nothing before it. It may then be padded on the right without a mask,
+4. In each attention, pattern · v must be what some linear map takes (z); where that map's output is a, each head's part of it is
+   head_out, and the parts must add up to a less the bias.
+5. The network is causal when the last token changes nothing before it. It may then be padded on the right without a mask,
    and a shared prefix may be computed once.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from repscope.models.attention import PARTS, AttentionProducts, Visit, distinct_heads
 from repscope.models.sites import KINDS, Site
+from repscope.models.taps import Tap, at_rest, first_tensor, head_outputs, hidden_argument, linear_map
 
-Form = Literal["sequential", "parallel", "post-norm", "unknown"]
+Form = Literal["sequential", "parallel", "post-norm", "residual only"]
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  #: relative; wider than rounding, far below any wrong choice
 _LOW_PRECISION = 3e-2
-
-
-@dataclass(frozen=True)
-class Tap:
-    """Where a site is read: the input or the output of the module at a path."""
-
-    path: str
-    side: Literal["in", "out"]
+_IN_ATTENTION = (*PARTS, "z", "head_out")
 
 
 @dataclass(frozen=True)
 class Anatomy:
     """The sites of one network.
 
-    taps: site → where to read it. refused: kind → why this network has none. blocks: how many. form: how blocks add up.
-    causal: whether later tokens leave earlier ones as they are. error: the largest relative error of the identities.
-    width: features of the residual stream.
+    taps: site → where to read it. writes: site → where to replace it, for those where that is another place. refused: kind → why
+    this network has none. blocks: how many. form: how blocks add up. causal: whether later tokens leave earlier ones as they are.
+    error: the largest relative error of the identities. width: features of the residual stream. heads, kv_heads: of the first
+    block with attention, 0 where none is seen. prefix: path of the list of blocks.
     """
 
     taps: Mapping[Site, Tap]
+    writes: Mapping[Site, Tap]
     refused: Mapping[str, str]
     blocks: int
     form: Form
     causal: bool
     error: float
     width: int
+    heads: int
+    kv_heads: int
+    prefix: str
 
 
 @dataclass
@@ -72,39 +74,10 @@ class _Found:
     form: Form
     error: float
     refused: dict[str, str] = field(default_factory=dict)
+    writes: dict[str, Tap] = field(default_factory=dict)
 
 
-def first_tensor(value: Any) -> Tensor | None:
-    """The tensor itself, or the first one in a tuple, list or mapping: blocks return either, by family and version."""
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, (tuple, list)):
-        return next((v for v in value if isinstance(v, Tensor)), None)
-    return None
-
-
-def hidden_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The hidden states among a module's arguments, wherever the caller put them."""
-    if args and (found := first_tensor(args[0])) is not None:
-        return found
-    named = kwargs.get("hidden_states", kwargs.get("x"))
-    return named if isinstance(named, Tensor) else None
-
-
-@contextmanager
-def at_rest(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients inside; each submodule's training flag is as before afterwards."""
-    training = [m for m in module.modules() if m.training]
-    try:
-        for m in training:
-            m.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        for m in training:
-            m.training = True
+_Operands = dict[str, Tensor]  #: part → (row, token, head, feature)
 
 
 def find_blocks(module: nn.Module) -> tuple[str, nn.ModuleList] | None:
@@ -112,15 +85,13 @@ def find_blocks(module: nn.Module) -> tuple[str, nn.ModuleList] | None:
     lists = [
         (path, child)
         for path, child in module.named_modules()
-        if isinstance(child, nn.ModuleList)
-        and len(child)
-        and len({type(c) for c in child}) == 1
-        and any(_is_attention(p, m) for p, m in child[0].named_modules() if p)
+        if isinstance(child, nn.ModuleList) and len(child) and len({type(c) for c in child}) == 1
     ]
-    return max(lists, key=lambda found: sum(p.numel() for p in found[1].parameters()), default=None)
+    with_attention = [found for found in lists if any(_is_attention(p, m) for p, m in found[1][0].named_modules() if p)]
+    return max(with_attention or lists, key=lambda found: sum(p.numel() for p in found[1].parameters()), default=None)
 
 
-def resolve(model: nn.Module, embedding: nn.Module, inputs: Mapping[str, Tensor]) -> Anatomy | None:
+def resolve(model: nn.Module, embedding: nn.Module | None, inputs: Mapping[str, Tensor]) -> Anatomy | None:
     """Find and prove the sites of a transformer.
 
     Parameters
@@ -128,27 +99,34 @@ def resolve(model: nn.Module, embedding: nn.Module, inputs: Mapping[str, Tensor]
     model
         The network without its head. Left as it was.
     embedding
-        Its input-embedding module.
+        Its input-embedding module, None where it has none.
     inputs
-        Keyword arguments of one forward pass over two prompts of one length that differ in the last token only.
+        Keyword arguments of one forward pass over two inputs of one length, which differ in the last token only; a network that
+        reads no tokens gets any two inputs and is not causal.
 
     Returns
     -------
     Anatomy or None
-        None where there is no list of blocks with attention inside; such a network has `module:` sites only.
+        None where there is no list of blocks that map one hidden state to another; such a network has `module:` sites only.
     """
     located = find_blocks(model)
     if located is None:
         return None
     prefix, blocks = located
-    seen = _record(model, inputs)
+    seen, operands = _record(model, inputs)
     by_path = {s.path: s for s in seen}
     names = {id(m): p for p, m in model.named_modules()}
-    taps: dict[Site, Tap] = {Site("embed"): Tap(names[id(embedding)], "out")}
+    taps: dict[Site, Tap] = {}
+    writes: dict[Site, Tap] = {}
     refused: dict[str, str] = {}
+    if embedding is not None and id(embedding) in names:
+        taps[Site("embed")] = Tap(names[id(embedding)], "out")
+    else:
+        refused["embed"] = "it has no input-embedding module"
     forms: list[Form] = []
     worst = 0.0
     last: Tensor | None = None
+    heads: tuple[int, int] = (0, 0)
     for layer in range(len(blocks)):
         path = f"{prefix}.{layer}"
         block = by_path.get(path)
@@ -159,56 +137,78 @@ def resolve(model: nn.Module, embedding: nn.Module, inputs: Mapping[str, Tensor]
             continue
         inside = sorted((s for s in seen if s.path.startswith(path + ".")), key=lambda s: s.order)
         found = _block(block, inside)
+        _heads(found, inside, {p: o for p, o in operands.items() if p.startswith(path + ".")})
         for kind, tap in found.taps.items():
             taps[Site(kind, layer)] = tap
+            heads = (tap.heads, tap.kv_heads) if tap.part == "q" and not heads[0] else heads
+        for kind, tap in found.writes.items():
+            writes[Site(kind, layer)] = tap
         for kind, reason in found.refused.items():
             refused.setdefault(kind, f"block {layer}: {reason}")
         forms.append(found.form)
         worst = max(worst, found.error)
         last = block.given
-    causal = False
-    if last is not None:
-        gap = (last[0, :-1] - last[1, :-1]).norm() / last[0, :-1].norm().clamp_min(1e-30)
-        causal = bool(gap <= _tolerance(last.dtype))
-        after = max(s.order for s in seen if s.path.startswith(prefix + "."))
-        norm = next((s for s in seen if s.order > after and _same(s.taken, last) and _like(s.given, last)), None)
-        if norm is not None:
-            taps[Site("final_norm")] = Tap(norm.path, "out")
-        else:
-            refused["final_norm"] = "no norm takes the output of the last block"
-    form: Form = forms[0] if forms and len(set(forms)) == 1 else "unknown"
-    width = int(last.shape[-1]) if last is not None else 0
+    if last is None:
+        return None
+    gap = (last[0, :-1] - last[1, :-1]).norm() / last[0, :-1].norm().clamp_min(1e-30)
+    causal = bool(gap <= _tolerance(last.dtype))
+    after = max(s.order for s in seen if s.path.startswith(prefix + "."))
+    norm = next((s for s in seen if s.order > after and _same(s.taken, last) and _like(s.given, last)), None)
+    if norm is not None:
+        taps[Site("final_norm")] = Tap(norm.path, "out")
+    else:
+        refused["final_norm"] = "no norm takes the output of the last block"
+    form: Form = forms[0] if len(set(forms)) == 1 else "residual only"
     ordered = dict(sorted(taps.items(), key=lambda item: item[0].depth))
-    return Anatomy(ordered, refused, len(blocks), form, causal, worst, width)
+    return Anatomy(
+        ordered, writes, refused, len(blocks), form, causal, worst, int(last.shape[-1]), heads[0], heads[1], prefix
+    )
 
 
-def _record(model: nn.Module, inputs: Mapping[str, Tensor]) -> list[_Seen]:
-    """One forward pass; what each module took and gave at its first call, in the order in which they finished."""
+def _record(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[list[_Seen], dict[str, _Operands]]:
+    """One forward pass: what each module took and gave at its first call, in the order in which they finished, and the
+    operands of attention by the path of the module that computed it."""
     seen: dict[str, _Seen] = {}
+    operands: dict[str, _Operands] = {}
+    running: list[str] = []
     handles = []
 
-    def hook_for(path: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def see(part: str, value: Tensor) -> None:
+        operands.setdefault(running[-1], {})[part] = value.detach().clone()
+
+    def hooks_for(path: str) -> tuple[Any, Any]:
+        def begin(module: nn.Module, args: Any) -> None:
+            running.append(path)
+
+        def end(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            running.pop()
             if path not in seen:
                 taken, given = hidden_argument(args, kwargs), first_tensor(output)
                 seen[path] = _Seen(path, module, len(seen), _kept(taken), _kept(given))
 
-        return hook
+        return begin, end
 
+    products = AttentionProducts()
     try:
         for path, module in model.named_modules():
-            if path:
-                handles.append(module.register_forward_hook(hook_for(path), with_kwargs=True))
-        with at_rest(model):
-            model(**inputs)
+            begin, end = hooks_for(path)
+            handles.append(module.register_forward_pre_hook(begin))
+            handles.append(module.register_forward_hook(end, with_kwargs=True))
+        rows = len(next(iter(inputs.values())))
+        with at_rest(model), products:
+            products.visit = Visit(see, frozenset(PARTS), rows)
+            model(inputs[""]) if "" in inputs else model(**inputs)
     finally:
         for handle in handles:
             handle.remove()
-    return list(seen.values())
+    return list(seen.values()), operands
 
 
 def _kept(x: Tensor | None) -> Tensor | None:
     return x.detach().clone() if x is not None and x.is_floating_point() else None
+
+
+_PARALLEL = "attention and MLP both read the block's input (a parallel block), so there is no state between them"
 
 
 def _block(block: _Seen, inside: list[_Seen]) -> _Found:
@@ -230,12 +230,15 @@ def _block(block: _Seen, inside: list[_Seen]) -> _Found:
                 continue
             error = _error(mid + _as(m.given, x), y)
             if error <= _tolerance(x.dtype):
-                taps = base | {"attn_out": Tap(a.path, "out"), "mlp_out": Tap(m.path, "out")}
-                taps |= _neurons(block.path, m, inside, x.shape[-1])
-                if reader is not None:
-                    return _Found(taps | {"resid_mid": Tap(reader.path, "in")}, "sequential", error)
-                why = "attention and MLP both read the block's input (a parallel block), so there is no state between them"
-                return _Found(taps, "parallel", error, {"resid_mid": why})
+                taps = base | {"attn_out": _at(a, "out", block), "mlp_out": _at(m, "out", block)}
+                neurons, refused = _neurons(block, m, inside)
+                if reader is None:
+                    return _Found(taps | neurons, "parallel", error, refused | {"resid_mid": _PARALLEL})
+                # The norm's input is not the stream itself: an edit there would miss the path around the MLP.
+                entry = min((s for s in inside if _same(s.taken, x)), key=lambda s: s.order)
+                write = {"resid_mid": Tap(a.path, "out", "mid", base=entry.path)}
+                taps |= neurons | {"resid_mid": _at(reader, "in", block)}
+                return _Found(taps, "sequential", error, refused, write)
     for a in attention:
         # Post-norm: some norm takes x + a and gives mid; another takes mid + m and gives y.
         first = next((s for s in inside if s.order >= a.order and _same(s.taken, x + _as(a.given, x))), None)
@@ -246,24 +249,65 @@ def _block(block: _Seen, inside: list[_Seen]) -> _Found:
             total = mid + _as(m.given, x)
             second = next((s for s in inside if _same(s.taken, total) and _same(s.given, y)), None)
             if second is not None and second.taken is not None:
-                taps = base | {
-                    "attn_out": Tap(a.path, "out"), "resid_mid": Tap(first.path, "out"), "mlp_out": Tap(m.path, "out"),
-                }  # fmt: skip
-                taps |= _neurons(block.path, m, inside, x.shape[-1])
-                return _Found(taps, "post-norm", _error(total, second.taken))
+                written_to = {"attn_out": a, "resid_mid": first, "mlp_out": m}
+                neurons, refused = _neurons(block, m, inside)
+                taps = base | {kind: _at(s, "out", block) for kind, s in written_to.items()} | neurons
+                return _Found(taps, "post-norm", _error(total, second.taken), refused)
     why = "no two modules inside it write outputs that add up from its input to its output"
-    return _Found(base, "unknown", 0.0, dict.fromkeys(("attn_out", "resid_mid", "mlp_out", "mlp_act"), why))
+    return _Found(base, "residual only", 0.0, dict.fromkeys(("attn_out", "resid_mid", "mlp_out", "mlp_act"), why))
 
 
-def _neurons(block: str, m: _Seen, inside: list[_Seen], width: int) -> dict[str, Tap]:
-    """The MLP's neurons: what its last projection to the residual width takes."""
+def _at(s: _Seen, side: Literal["in", "out"], block: _Seen) -> Tap:
+    """A module's input or output; some families run their MLP with rows and tokens as one axis."""
+    value = s.taken if side == "in" else s.given
+    assert value is not None
+    flat = value.dim() == 2
+    return Tap(s.path, side, base=block.path if flat else "", flat=flat)
+
+
+def _neurons(block: _Seen, m: _Seen, inside: list[_Seen]) -> tuple[dict[str, Tap], dict[str, str]]:
+    """The MLP's neurons: what its last projection to the residual width takes; or why there are none."""
+    assert m.given is not None
     for s in reversed([s for s in inside if s.order <= m.order]):
-        weight = getattr(s.module, "weight", None)
-        if not isinstance(weight, Tensor) or weight.dim() != 2 or s.taken is None or s.given is None:
+        if linear_map(s.module) is None or s.taken is None or s.given is None or _in_attention(block.path, s):
             continue
-        if s.given.shape[-1] == width and not _in_attention(block, s):
-            return {"mlp_act": Tap(s.path, "in")}
-    return {}
+        if s.given.shape[-1] == m.given.shape[-1] and s.taken.numel() % m.given[..., 0].numel() == 0:
+            return {"mlp_act": _at(s, "in", block)}, {}
+    return {}, {"mlp_act": "no single projection writes the MLP's output (a mixture of experts)"}
+
+
+def _heads(found: _Found, inside: list[_Seen], operands: Mapping[str, _Operands]) -> None:
+    """Find the heads of a block's attention: its operands, and the map that takes what they gather. Adds to `found`."""
+    path = next((p for p, parts in operands.items() if set(parts) == set(PARTS)), None)
+    if path is None:
+        why = "no attention runs inside that torch shows (none, or a fused kernel; try attn_implementation='sdpa')"
+        found.refused |= dict.fromkeys(_IN_ATTENTION, why)
+        return
+    q, k, v, pattern = (operands[path][part] for part in PARTS)
+    heads, kv_heads = q.shape[2], distinct_heads(k)
+    values = v[:, :, :: v.shape[2] // kv_heads].repeat_interleave(heads // kv_heads, dim=2)
+    z = torch.einsum("bqhk,bkhf->bqhf", pattern.to(values.dtype), values).flatten(-2)
+    projection = next((s for s in inside if linear_map(s.module) is not None and _same(s.taken, z)), None)
+    if projection is None or projection.taken is None or projection.given is None:
+        found.refused |= dict.fromkeys(_IN_ATTENTION, "what attention gathers is not what a linear map takes there")
+        return
+    for part in PARTS:
+        found.taps[part] = Tap(path, "in", part, heads=heads, kv_heads=kv_heads)  # type: ignore[arg-type]
+    at = Tap(projection.path, "in", "heads", heads=heads)
+    found.taps["z"] = at
+    found.error = max(found.error, _error(z.reshape(projection.taken.shape), projection.taken))
+    attn_out = next((s for s in inside if "attn_out" in found.taps and s.path == found.taps["attn_out"].path), None)
+    if attn_out is None or attn_out.given is None or not _same(attn_out.given, projection.given):
+        found.refused["head_out"] = "a norm lies between the heads and the residual stream, so no head adds by itself"
+        return
+    total = head_outputs(projection.taken, projection.module, heads).detach().sum(-2)
+    bias = getattr(projection.module, "bias", None)
+    error = _error(total + bias.detach() if isinstance(bias, Tensor) else total, projection.given)
+    if error > _tolerance(total.dtype):
+        found.refused["head_out"] = "what the heads give does not add up to what attention adds"
+        return
+    found.taps["head_out"] = replace(at, part="head_out", side="out")
+    found.error = max(found.error, error)
 
 
 def _is_attention(path: str, module: nn.Module) -> bool:
@@ -299,7 +343,8 @@ def _like(given: Tensor | None, x: Tensor) -> bool:
 
 
 def _error(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours.double() - theirs.double()).norm() / theirs.double().norm().clamp_min(1e-30))
+    ours, theirs = ours.detach().double(), theirs.detach().double()
+    return float((ours - theirs).norm() / theirs.norm().clamp_min(1e-30))
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

@@ -1,43 +1,57 @@
-"""LanguageModel: a network that reads text. Text and spans in, activations and logits out.
+"""LanguageModel: a network that reads text. Text and spans in; activations, logits, log-probabilities, gradients and text out.
 
-One capture, from prompts to rows:
-1. Texts become token ids and spans of positions (`prompts`), ids become a plan of batches (`plan`).
-2. Each batch runs through the blocks up to the last site asked for, never the head. Causal networks are padded on the right
-   with no mask (later tokens cannot reach earlier ones, which was proved at load); others get a mask.
-3. A prefix that all prompts share runs once; its keys and values are repeated for each batch.
-4. Inside the hook the wanted positions are picked, or averaged in float32, and written to their place in the result: memory
-   beyond the result is one batch, whatever the number of prompts.
+Texts become token ids and spans of positions (`prompts`), a `TokenNetwork` runs them (`passes`), rows go to their place in the
+result. Inside `lm.edit(…)` the same methods run the edited network: edits find their positions in each prompt's own tokens, so a
+prompt comes out the same alone and in a batch, with a cache and without. An edit that changes none of the rows asked for is an
+error.
 """
 
 import copy
-import inspect
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from repscope.errors import UserError
 from repscope.models.activations import Activations
-from repscope.models.anatomy import at_rest, find_blocks, resolve
+from repscope.models.anatomy import find_blocks
+from repscope.models.edits import EVERYWHERE, Edit
 from repscope.models.fingerprint import Source, of_module
-from repscope.models.gather import Wanted, padded, users_of
-from repscope.models.network import Read, Sited, as_float, tapped
-from repscope.models.plan import Plan, plan
-from repscope.models.prompts import Encoded, Prompt, PromptLike, encode
+from repscope.models.gather import padded
+from repscope.models.generation import Continuation, Sampling, continued
+from repscope.models.network import as_float, per_row
+from repscope.models.passes import TokenNetwork, rows_of
+from repscope.models.plan import Plan
+from repscope.models.prompts import Encoded, Prompt, PromptLike, encode, token_ends
 from repscope.models.rows import Rows
 from repscope.models.sites import Site, Tokens
-from repscope.progress import progress
+from repscope.models.taps import at_rest
 
 BATCH_TOKENS = 1024
 _SENTINEL = "repscope-content"
+_TRIED = 4  #: prompts on which an edit must show before it is called void
 
 
-class LanguageModel(Sited):
+@dataclass(frozen=True)
+class Scores:
+    """What a model gives to continuations.
+
+    logprob: (prompt), log-probability of the whole continuation in nats. tokens: (prompt), tokens it has. each: for every prompt
+    the log-probability of each of its tokens in nats.
+    """
+
+    logprob: Float[np.ndarray, "prompt"]
+    tokens: Int[np.ndarray, "prompt"]
+    each: list[Float[np.ndarray, "token"]]
+
+
+class LanguageModel(TokenNetwork):
     """A language model and its tokenizer, both the untouched Hugging Face objects: `lm.model`, `lm.tokenizer`.
 
     Parameters
@@ -53,36 +67,16 @@ class LanguageModel(Sited):
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str | None = None, source: Source | None = None) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
-        body: nn.Module = model.base_model
         if source is None:
             precision = str(model.dtype).removeprefix("torch.")
             source = Source(name or type(model).__name__, of_module(model), precision, None, None)
-        super().__init__(body, source=source)
-        self.name = name or source.name
-        self.prefix = str(getattr(model, "base_model_prefix", "")) if body is not model else ""
-        self._takes_cache = "use_cache" in inspect.signature(body.forward).parameters
-        if getattr(model.config, "is_encoder_decoder", False):
-            raise UserError(
-                f"{self.name} is an encoder–decoder, which is not supported yet; use `rs.Network` on one half of it."
-            )
-        self.vocabulary = vocabulary = int(model.get_input_embeddings().weight.shape[0])
-        ids = torch.arange(6).repeat(2, 1) + vocabulary // 3
-        ids[1, -1] += 1
-        self._probe = ids.to(self.device) % vocabulary
-        self.anatomy = resolve(body, model.get_input_embeddings(), {"input_ids": self._probe, **self._plain()})
-        self._prefix_sound: bool | None = None
-        self._head: Callable[[Tensor], Tensor] | None = None
+        super().__init__(model, source if name is None else replace(source, name=name))
+        self.tokenizer = tokenizer
+        self._effective: set[tuple[str, ...]] = set()
 
     def __repr__(self) -> str:
         held = f"{self.anatomy.blocks} blocks × {self.anatomy.width}" if self.anatomy else "no blocks found"
         return f"LanguageModel({self.name}, {held}, {self.source.precision}, {self.fingerprint})"
-
-    @property
-    def blocks(self) -> int:
-        """How many blocks the network has."""
-        return self.anatomy.blocks if self.anatomy else 0
 
     @property
     def context(self) -> int | None:
@@ -124,15 +118,25 @@ class LanguageModel(Sited):
 
     def plan(self, prompts: Iterable[PromptLike], batch_tokens: int = BATCH_TOKENS) -> Plan:
         """What a capture of these prompts would run: distinct prompts, shared prefix, batches."""
-        encoded = encode(self.tokenizer, prompts, Tokens("all"), self.context)
-        return self._planned(encoded, batch_tokens)
+        return self.planned(encode(self.tokenizer, prompts, Tokens("all"), self.context).ids, batch_tokens)
 
-    def _planned(self, encoded: Encoded, batch_tokens: int) -> Plan:
-        causal = bool(self.anatomy and self.anatomy.causal)
-        planned = plan(encoded.ids, batch_tokens, share_prefix=causal)
-        if planned.prefix and not self._shares_prefix():
-            planned = plan(encoded.ids, batch_tokens, share_prefix=False)
-        return planned
+    @contextmanager
+    def edit(self, *edits: Edit) -> Iterator[Self]:
+        """As `Sited.edit`; inside, whatever leaves every row asked for as it was raises.
+
+        >>> import repscope as rs
+        >>> from repscope.models.tiny import tiny
+        >>> lm = tiny()
+        >>> with lm.edit(rs.Edit.replace("mlp_out.1", 0.0, tokens="last")):
+        ...     lm.logits(["A map of Paris"]).shape
+        (1, 256)
+        """
+        known, self._effective = self._effective, set()
+        try:
+            with super().edit(*edits):
+                yield self
+        finally:
+            self._effective = known
 
     def capture(
         self,
@@ -151,7 +155,7 @@ class LanguageModel(Sited):
         prompts
             Texts, `Prompt`s with spans, or token ids.
         at
-            One site (`"resid_post.8"`), a kind for all its blocks (`"resid_post"`), or a list.
+            One site (`"resid_post.8"`), one head (`"z.8.3"`), a kind for all its blocks (`"resid_post"`), or a list.
         tokens
             `last`, `first`, `mean`, `all`, an index, each also after a span's name (`"subject.last"`).
         batch_tokens
@@ -169,21 +173,17 @@ class LanguageModel(Sited):
         Raises
         ------
         UserError
-            For unknown sites, spans or tokens, and for prompts that are empty or too long.
+            For unknown sites, spans or tokens, for prompts that are empty or too long, for an edit that changes no row.
         """
-        sites = self.resolve(at)
-        picked = Tokens.parse(tokens)
-        encoded = encode(self.tokenizer, prompts, picked, self.context)
-        for i, row in enumerate(encoded.ids):
-            if row.max() >= self.vocabulary or row.min() < 0:
-                raise UserError(
-                    f"Prompt {i} holds a token id that is not in the network's vocabulary of {self.vocabulary}."
-                )
-        planned = self._planned(encoded, batch_tokens)
-        counts = encoded.stop - encoded.start if picked.ragged else np.ones(len(encoded.ids), dtype=np.int64)
-        offsets = np.concatenate([[0], np.cumsum(counts)])
+        sites, picked = self.resolve(at), Tokens.parse(tokens)
+        held = list(prompts) if self._installed else prompts
+        encoded = self._encoded(held, picked)
+        if self._installed:
+            self._aim(held, encoded.ids)
+            self._see_effect(encoded, sites, picked)
+        offsets = rows_of(encoded, picked)
         with Rows(sites, int(offsets[-1]), dtype, Path(out) if out is not None else None) as rows:
-            self._fill(rows, sites, encoded, planned, picked, offsets)
+            self.run(sites, encoded, self.planned(encoded.ids, batch_tokens), picked, rows.write)
         last = [np.arange(a, b) for a, b in zip(encoded.start, encoded.stop)] if picked.ragged else [encoded.stop - 1]
         return Activations(
             rows=rows.finish(),
@@ -194,99 +194,19 @@ class LanguageModel(Sited):
             single=isinstance(at, (str, Site)) and Site.parse(at).single,
         )
 
-    def _fill(
-        self,
-        rows: Rows,
-        sites: list[Site],
-        encoded: Encoded,
-        planned: Plan,
-        picked: Tokens,
-        offsets: Int[np.ndarray, "n"],
-    ) -> None:
-        """Run the plan; each site's hook writes its rows as they pass."""
-        users = users_of(planned.inverse)
-        needs_prefix = bool(planned.prefix) and bool((encoded.start < planned.prefix).any())
-        prefix_rows: dict[Site, Tensor] = {}
-        wanted: Wanted | None = None
+    def logits(
+        self, prompts: Iterable[PromptLike], tokens: str | int = "last", *, batch_tokens: int = BATCH_TOKENS
+    ) -> Float[np.ndarray, "row vocab"]:
+        """Next-token logits at the positions asked for only; the head runs nowhere else.
 
-        def reader(site: Site) -> Read:
-            def read(hidden: Tensor) -> None:
-                if wanted is None:  # the shared prefix is running
-                    if needs_prefix:
-                        prefix_rows[site] = hidden
-                    return
-                if needs_prefix:
-                    hidden = torch.cat([prefix_rows[site].expand(len(hidden), -1, -1), hidden], dim=1)
-                rows.write(site, wanted.destination, wanted.take(hidden))
-
-            return read
-
-        taps = {self.tap(site): reader(site) for site in sites}
-        with at_rest(self.module), tapped(self.module, taps) as run, progress("Capturing", planned.tokens) as advance:
-            cache = None
-            if planned.prefix:
-                cache = self._cache()
-                shared = torch.from_numpy(planned.ids[0][: planned.prefix][None]).to(self.device)
-                run(input_ids=shared, past_key_values=cache, **self._plain(use_cache=True))
-                advance(planned.prefix)
-            for batch in reversed(planned.batches):  # the longest first: memory peaks at once or not at all
-                ids, lengths = padded([planned.ids[i][planned.prefix :] for i in batch], self._pad)
-                wanted = Wanted.of(
-                    batch, users, encoded, picked, offsets, 0 if needs_prefix else planned.prefix, self.device
-                )
-                run(**self._inputs(ids, lengths, cache))
-                advance(ids.size)
-
-    def _inputs(self, ids: Int[np.ndarray, "row token"], lengths: Int[np.ndarray, "row"], cache: Any) -> dict[str, Any]:
-        named: dict[str, Any] = {"input_ids": torch.from_numpy(ids).to(self.device)}
-        if cache is not None:
-            own = copy.deepcopy(cache)  # a pass appends to its cache; the prefix's own must stay as it is
-            own.batch_repeat_interleave(len(ids))
-            return named | {"past_key_values": own} | self._plain(use_cache=True)
-        if (self.anatomy is None or not self.anatomy.causal) and lengths.min() < ids.shape[1]:
-            mask = np.arange(ids.shape[1])[None] < lengths[:, None]
-            named["attention_mask"] = torch.from_numpy(mask.astype(np.int64)).to(self.device)
-        return named | self._plain()
-
-    def _plain(self, use_cache: bool = False) -> dict[str, Any]:
-        """Arguments that keep a pass from building a cache nobody asked for."""
-        return {"use_cache": use_cache} if self._takes_cache else {}
-
-    @property
-    def _pad(self) -> int:
-        pad = getattr(self.model.config, "pad_token_id", None)
-        return pad if isinstance(pad, int) and pad >= 0 else 0
-
-    def _cache(self) -> Any:
-        from transformers import DynamicCache
-
-        return DynamicCache(config=self.model.config)
-
-    def _shares_prefix(self) -> bool:
-        """Whether a pass that goes on from a cached prefix gives what the whole pass gives; tried once, on the probe."""
-        if self._prefix_sound is None:
-            self._prefix_sound = self._prefix_agrees()
-        return self._prefix_sound
-
-    def _prefix_agrees(self) -> bool:
-        assert self.anatomy is not None
-        site = Site("resid_post", self.blocks - 1)
-        if site not in self.anatomy.taps:
-            return False
-        seen: list[Tensor] = []
-        cut = self._probe.shape[1] // 2
-        try:
-            with at_rest(self.module), tapped(self.module, {self.tap(site): seen.append}) as run:
-                run(input_ids=self._probe, **self._plain())
-                cache = self._cache()
-                run(input_ids=self._probe[:1, :cut], past_key_values=cache, **self._plain(use_cache=True))
-                own = copy.deepcopy(cache)
-                own.batch_repeat_interleave(2)
-                run(input_ids=self._probe[:, cut:], past_key_values=own, **self._plain(use_cache=True))
-        except (TypeError, ValueError, AttributeError, RuntimeError, NotImplementedError):
-            return False  # a family whose cache is of another kind: its prompts run whole
-        whole, continued = seen[0][:, cut:].double(), seen[2].double()
-        return bool((whole - continued).norm() <= (1e-4 if seen[0].dtype == torch.float32 else 3e-2) * whole.norm())
+        Raises
+        ------
+        UserError
+            As `capture` and `unembed`.
+        """
+        self.head()
+        held = self.capture(prompts, self.last, tokens, batch_tokens=batch_tokens)
+        return self.unembed(held[self.last], normed=True)
 
     def unembed(
         self, hidden: Float[np.ndarray, "row d_model"], *, normed: bool = False
@@ -303,53 +223,254 @@ class LanguageModel(Sited):
         UserError
             When the model has no head, or one that is more than a map of the final norm's output.
         """
-        head = self._proved_head()
+        head = self.head()
         with at_rest(self.model):
             x = torch.from_numpy(np.ascontiguousarray(hidden)).to(self.device, self.model.dtype)
-            if not normed:
-                x = self.module.get_submodule(self.tap(self.resolve("final_norm")[0]).path)(x)
+            if not normed and self.last.kind == "final_norm":
+                x = self.module.get_submodule(self.tap([self.last][0]).path)(x)
             logits: np.ndarray = as_float(head(x)).cpu().numpy()
         return logits
 
-    def logits(
-        self, prompts: Iterable[PromptLike], tokens: str | int = "last", *, batch_tokens: int = BATCH_TOKENS
-    ) -> Float[np.ndarray, "row vocab"]:
-        """Next-token logits at the positions asked for only; the head runs nowhere else.
+    def score(
+        self, prompts: Sequence[str | Prompt], continuations: Sequence[str], *, batch_tokens: int = BATCH_TOKENS
+    ) -> Scores:
+        """Log-probability of each continuation after its prompt.
+
+        A token that straddles the two counts as the continuation's. Edits see the prompt's positions as the prompt, and the
+        continuation's as generated tokens.
 
         Raises
         ------
         UserError
-            As `capture` and `unembed`.
+            When the lists differ in length, a continuation has no token, or nothing stands before it.
         """
-        self._proved_head()
-        held = self.capture(prompts, "final_norm", tokens, batch_tokens=batch_tokens)
-        return self.unembed(held[Site("final_norm")], normed=True)
-
-    def _proved_head(self) -> Callable[[Tensor], Tensor]:
-        if self._head is not None:
-            return self._head
-        module = self.model.get_output_embeddings()
-        if module is None:
-            raise UserError(f"{self.name} has no language-model head, so it gives no logits.")
-        norm = self.tap(self.resolve("final_norm")[0])
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
-
-        def head(x: Tensor) -> Tensor:
-            y: Tensor = module(x)
-            return torch.tanh(y / cap) * cap if cap else y
-
-        seen: list[Tensor] = []
-        with at_rest(self.model):
-            with tapped(self.module, {norm: seen.append}) as run:
-                run(input_ids=self._probe, **self._plain())
-            theirs = self.model(input_ids=self._probe, **self._plain()).logits
-            gap = (head(seen[0]) - theirs).double().norm() / theirs.double().norm()
-        if gap > (1e-4 if theirs.dtype == torch.float32 else 3e-2):
+        if len(prompts) != len(continuations):
             raise UserError(
-                f"The head of {self.name} is more than a map of the final norm's output; its logits are not read here."
+                f"There are {len(prompts)} prompts and {len(continuations)} continuations; give one for each."
             )
-        self._head = head
-        return head
+        joined = [_joined(prompt, tail) for prompt, tail in zip(prompts, continuations)]
+        head, picked = self.head(), Tokens("all", "continuation")
+        spans = self._encoded(joined, picked)
+        if bool((spans.start == 0).any()):
+            i = int(np.argmin(spans.start))
+            raise UserError(f"Nothing stands before continuation {i}, so it has no probability; give it a prompt.")
+        before = Encoded(
+            spans.ids, spans.start - 1, spans.stop - 1
+        )  # the logits of a token are read one position earlier
+        if self._installed:
+            self._aim(joined, spans.ids, spans.start)
+            self._see_effect(before, [self.last], Tokens("all"))
+        offsets = rows_of(before, Tokens("all"))
+        targets = torch.from_numpy(np.concatenate([row[a:b] for row, a, b in zip(spans.ids, spans.start, spans.stop)]))
+        nats = np.empty(int(offsets[-1]))
+
+        def sink(_: Site, destination: Int[np.ndarray, "row"], hidden: Tensor) -> None:
+            logp = as_float(head(hidden)).log_softmax(-1)
+            wanted = targets[torch.from_numpy(destination)].to(logp.device)
+            nats[destination] = logp.gather(1, wanted[:, None])[:, 0].double().cpu().numpy()
+
+        planned = self.planned(before.ids, batch_tokens)
+        with at_rest(self.model):
+            self.run([self.last], before, planned, Tokens("all"), sink)
+        each = np.split(nats, offsets[1:-1])
+        return Scores(np.array([e.sum() for e in each]), np.diff(offsets), each)
+
+    def generate(
+        self,
+        prompts: Iterable[PromptLike],
+        max_new_tokens: int = 32,
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        use_cache: bool = True,
+        batch_tokens: int = 4 * BATCH_TOKENS,
+    ) -> list[Continuation]:
+        """Continue prompts, greedily or by sampling.
+
+        Rows are padded on the left and masked. Each prompt draws from its own random numbers, made from the seed and its tokens, so
+        that it continues the same alone and in any batch; a prompt given twice gets a second draw.
+
+        Parameters
+        ----------
+        prompts
+            Texts, `Prompt`s or token ids.
+        max_new_tokens
+            Most tokens to add; the model's end-of-text token ends a text sooner.
+        temperature
+            0 takes the likeliest token.
+        top_p
+            Sample among the likeliest tokens that hold this much probability.
+        seed
+            The same seed gives the same text.
+        use_cache
+            Keep keys and values; without, each step runs the whole text again.
+        batch_tokens
+            Padded tokens in one batch, new ones included.
+
+        Raises
+        ------
+        UserError
+            When the model cannot generate, a prompt leaves no room for new tokens, or an edit changes no logit.
+        """
+        sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+        if not self.causal or not hasattr(self.model, "generate") or self.model.get_output_embeddings() is None:
+            raise UserError(f"{self.name} is no causal language model with a head, so it cannot continue a text.")
+        held = list(prompts)
+        encoded = self._encoded(held, Tokens("last"))
+        lengths = np.array([len(row) for row in encoded.ids])
+        if self.context is not None and lengths.max() + max_new_tokens > self.context:
+            i = int(lengths.argmax())
+            raise UserError(
+                f"Prompt {i} has {lengths[i]} tokens and {max_new_tokens} new ones are asked for, and the network takes "
+                f"{self.context} in all."
+            )
+        if self._installed:
+            self._aim(held, encoded.ids)
+            # A further token stands for a generated one: the rows of the prompt's last token and of that one must change.
+            longer = [np.append(row, row[-1]) for row in encoded.ids]
+            if max_new_tokens == 1:
+                longer = encoded.ids
+            seen = Encoded(longer, lengths - 1, np.array([len(row) for row in longer]))
+            self._see_effect(seen, [self.last], Tokens("all"))
+            use_cache = use_cache and self.shares_prefix()  # another kind of cache does not tell its length
+        draws = sampling.draws(encoded.ids)
+        out: list[Any] = [None] * len(held)
+        order = np.argsort(lengths, kind="stable")[::-1]
+        while len(order):
+            width = int(lengths[order[0]])
+            rows, order = np.split(order, [max(1, batch_tokens // (width + max_new_tokens))])
+            ids, _ = padded([encoded.ids[i][::-1] for i in rows], self.pad)
+            with at_rest(self.model), self.announced(rows, width - lengths[rows]):
+                texts = continued(
+                    self.model, ids[:, ::-1].copy(), lengths[rows], sampling, [draws[i] for i in rows], self.pad,
+                    use_cache=use_cache,
+                )  # fmt: skip
+            for i, (new, stopped) in zip(rows, texts):
+                out[i] = Continuation(self.tokenizer.decode(new, skip_special_tokens=True), new, stopped)
+        return out
+
+    def gradient(
+        self,
+        prompts: Iterable[PromptLike],
+        of: Callable[[Tensor], Tensor],
+        at: str | Site | Sequence[str | Site],
+        tokens: str | int | Tokens = "all",
+        *,
+        of_at: str = "logits",
+        of_tokens: str | int = "last",
+        batch_tokens: int = BATCH_TOKENS,
+    ) -> tuple[Float[np.ndarray, "prompt"], Activations]:
+        """The gradient of a scalar at any site, prompt by prompt.
+
+        Parameters
+        ----------
+        prompts
+            Texts, `Prompt`s or token ids.
+        of
+            Given the logits (row, vocab) at one token of each prompt, or another site's vectors, gives one number a row.
+        at
+            Where to differentiate.
+        tokens
+            Which positions' gradients to return.
+        of_at
+            What `of` reads: `logits`, or a site behind all of `at`.
+        of_tokens
+            Which single token of each prompt `of` reads.
+        batch_tokens
+            Padded tokens in one batch.
+
+        Returns
+        -------
+        values, gradients
+            The scalar of each prompt, and the rows of its gradient.
+
+        Raises
+        ------
+        UserError
+            As `capture`; when `of` gives no number a row, or does not depend on a site.
+        """
+        sites, picked, read = self.resolve(at), Tokens.parse(tokens), Tokens.parse(of_tokens)
+        if read.pooled or read.ragged:
+            raise UserError(f"The scalar is read at one token of each prompt, and {read} names several.")
+        head = self.head() if of_at == "logits" else None
+        target = self.last if of_at == "logits" else self.resolve(of_at)[0]
+        held = list(prompts)
+        encoded, ends = self._encoded(held, picked), self._encoded(held, read)
+        if self._installed:
+            self._aim(held, encoded.ids)
+        offsets = rows_of(encoded, picked)
+        values = np.empty(len(held))
+
+        def scalar(hidden: Tensor, which: Int[np.ndarray, "row"]) -> Tensor:
+            scores = per_row(of(head(hidden) if head is not None else hidden), len(which))
+            values[which] = scores.detach().double().cpu().numpy()
+            return scores.sum()
+
+        with Rows(sites, int(offsets[-1]), "float32", None) as rows:
+            self.differentiate(sites, encoded, picked, (target, ends.start), scalar, rows.write, batch_tokens)
+        last = [np.arange(a, b) for a, b in zip(encoded.start, encoded.stop)] if picked.ragged else [encoded.stop - 1]
+        single = isinstance(at, (str, Site)) and Site.parse(at).single
+        grads = Activations(rows.finish(), picked, offsets, np.concatenate(last), self.fingerprint, single)
+        return values, grads
+
+    def _encoded(self, prompts: Iterable[PromptLike], picked: Tokens) -> Encoded:
+        encoded = encode(self.tokenizer, prompts, picked, self.context)
+        self.checked(encoded.ids)
+        return encoded
+
+    def _aim(
+        self, prompts: Any, ids: Sequence[Int[np.ndarray, "token"]], ends: Int[np.ndarray, "prompt"] | None = None
+    ) -> None:
+        """Tell the installed edits their positions in each prompt; `ends` is where a prompt ends and what follows begins."""
+        stop = np.array([len(row) for row in ids]) if ends is None else ends
+        for installed in self._installed:
+            edit = installed.edit
+            if edit.per_prompt and len(edit.arrays["vector"]) != len(ids):
+                raise UserError(
+                    f"{edit} has {len(edit.arrays['vector'])} vectors for {len(ids)} prompts; give one for each."
+                )
+            if edit.tokens == "all":
+                installed.start, installed.stop = np.full(len(ids), -EVERYWHERE), np.full(len(ids), EVERYWHERE)
+            elif edit.tokens == "prompt":
+                installed.start, installed.stop = np.zeros_like(stop), stop
+            elif edit.tokens == "generated":
+                installed.start, installed.stop = stop, np.full(len(ids), EVERYWHERE)
+            elif edit.picked.span:
+                spans = encode(self.tokenizer, prompts, edit.picked)
+                installed.start, installed.stop = spans.start, spans.stop
+            else:
+                installed.start, installed.stop = token_ends(edit.picked, stop)
+
+    def _see_effect(self, encoded: Encoded, sites: Sequence[Site], picked: Tokens) -> None:
+        """See on a few prompts, alone, that the edits change a row asked for.
+
+        Raises
+        ------
+        UserError
+            When they change none.
+        """
+        key = (*map(str, sites), str(picked))
+        if key in self._effective or all(installed.asleep for installed in self._installed):
+            return
+        for i in range(min(_TRIED, len(encoded.ids))):
+            one = Encoded([encoded.ids[i]], encoded.start[i : i + 1], encoded.stop[i : i + 1])
+            edited = self._alone(one, i, sites, picked)
+            with self.unedited():
+                plain = self._alone(one, i, sites, picked)
+            if any(not torch.equal(a, b) for a, b in zip(edited, plain)):
+                self._effective.add(key)
+                return
+        named = ", ".join(str(i.edit) for i in self._installed)
+        where = "no logit" if key[0] == str(self.last) else f"nothing at {', '.join(key[:-1][:3])} ({picked})"
+        raise UserError(f"{named} changes {where}; edit an earlier site, other tokens, or with a longer vector.")
+
+    def _alone(self, one: Encoded, number: int, sites: Sequence[Site], picked: Tokens) -> list[Tensor]:
+        """The rows of one prompt, which is that number to the installed edits."""
+        rows: list[Tensor] = []
+        planned = self.planned(one.ids, BATCH_TOKENS)
+        self.run(sites, one, planned, picked, lambda _s, _d, x: rows.append(x.clone()), np.array([number]))
+        return rows
 
     def twin(self, seed: int = 0) -> "LanguageModel":
         """The same architecture with fresh random weights: the control for what training has put there."""
@@ -369,3 +490,10 @@ class LanguageModel(Sited):
         deepest = max((self.blocks - 1 if s.layer is None else s.layer) for s in sites)
         run = [b for i, b in enumerate(found[1]) if i <= deepest and any(s.kind != "embed" for s in sites)]
         return 2.0 * tokens * sum(p.numel() for b in run for p in b.parameters() if p.dim() == 2)
+
+
+def _joined(prompt: str | Prompt, tail: str) -> Prompt:
+    """A prompt and its continuation as one text, the continuation a span."""
+    given = Prompt(prompt) if isinstance(prompt, str) else prompt
+    span = (len(given.text), len(given.text) + len(tail))
+    return Prompt(given.text + tail, {**given.spans, "continuation": span}, given.special)

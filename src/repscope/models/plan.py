@@ -38,7 +38,14 @@ class Plan:
         return self.prefix + padded
 
 
-def plan(ids: Sequence[Int[np.ndarray, "token"]], budget: int, *, share_prefix: bool) -> Plan:
+def plan(
+    ids: Sequence[Int[np.ndarray, "token"]],
+    budget: int,
+    *,
+    share_prefix: bool,
+    limit: int | None = None,
+    merge: bool = True,
+) -> Plan:
     """Plan a pass over prompts given as token ids.
 
     Parameters
@@ -49,17 +56,22 @@ def plan(ids: Sequence[Int[np.ndarray, "token"]], budget: int, *, share_prefix: 
         Padded tokens that a batch may hold; a single longer prompt is a batch by itself.
     share_prefix
         Whether the network is causal, so that a prefix can run once.
+    limit
+        Most tokens of a shared prefix, None for no such limit.
+    merge
+        Whether identical prompts are one.
     """
     seen: dict[bytes, int] = {}
     inverse = np.empty(len(ids), dtype=np.int64)
     distinct: list[Int[np.ndarray, token]] = []
     for i, row in enumerate(ids):
-        key = row.tobytes()
+        key = row.tobytes() if merge else str(i).encode()
         if key not in seen:
             seen[key] = len(distinct)
             distinct.append(row)
         inverse[i] = seen[key]
     prefix = _common_prefix(distinct) if share_prefix and len(distinct) > 1 else 0
+    prefix = prefix if limit is None else min(prefix, limit)
     if prefix * (len(distinct) - 1) < _PREFIX_SAVES:
         prefix = 0
     lengths = np.array([len(row) - prefix for row in distinct])

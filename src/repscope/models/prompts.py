@@ -163,6 +163,20 @@ def _span(prompt: Prompt, tokens: Tokens, offsets: Sequence[tuple[int, int]], i:
     return found
 
 
+def token_ends(
+    tokens: Tokens, lengths: Int[np.ndarray, "prompt"]
+) -> tuple[Int[np.ndarray, "prompt"], Int[np.ndarray, "prompt"]]:
+    """First position, and the one after the last, of a choice without a span, in prompts of so many tokens.
+
+    Raises
+    ------
+    UserError
+        When a prompt is too short for it; names the prompt.
+    """
+    both = np.array([_picked(tokens, 0, int(length), i) for i, length in enumerate(lengths)], dtype=np.int64)
+    return both[:, 0], both[:, 1]
+
+
 def _picked(tokens: Tokens, start: int, stop: int, i: int) -> tuple[int, int]:
     if tokens.pick == "last":
         return stop - 1, stop

@@ -1,8 +1,9 @@
 """Site: a named place in a network, and the one parser of such names. Knows names only, never a model.
 
-`resid_post.8` is the output of block 8; blocks count from 0. Each kind has one definition, one row of `KINDS`; the resolver
-(`anatomy`), `repscope sites`, the docs and the tests read the same table. Hugging Face's `hidden_states` index is never used:
-its entry k is the *input* of block k, and its last entry comes after the final norm.
+`resid_post.8` is the output of block 8, `z.8.3` is head 3 of block 8 before the output projection; blocks and heads count from 0.
+Each kind has one definition, one row of `KINDS`; the resolver (`anatomy`), `repscope sites`, the docs and the tests read the same
+table. Hugging Face's `hidden_states` index is never used: its entry k is the *input* of block k, and its last entry comes after
+the final norm. Names of TransformerLens and paths as nnsight writes them are read as the site that holds the same tensor.
 """
 
 import re
@@ -14,47 +15,91 @@ from repscope.errors import UserError, unknown
 
 @dataclass(frozen=True)
 class SiteKind:
-    """One kind of site: its name, whether there is one per block, its definition, and the identity that proves it."""
+    """One kind of site.
+
+    name: how it is written. per_block: whether there is one per block. definition: what it is. identity: what proves it.
+    absent: where there is none, and why. heads: whether its features are (head, …), so that `.BLOCK.HEAD` names one head.
+    computed: empty, or why it can be read and not edited, and what to edit instead.
+    """
 
     name: str
     per_block: bool
     definition: str
     identity: str
+    absent: str
+    heads: bool = False
+    computed: str = ""
 
 
-_TABLE = (
-    SiteKind("embed", False, "output of the input-embedding module, before positions are added", "rows of its weight"),
-    SiteKind("resid_pre", True, "residual stream that enters the block", "resid_pre.l = resid_post.(l-1)"),
-    SiteKind("attn_out", True, "what attention adds to the residual stream", "resid_pre + attn_out = resid_mid"),
-    SiteKind("resid_mid", True, "residual stream between attention and MLP", "resid_mid + mlp_out = resid_post"),
-    SiteKind("mlp_act", True, "MLP neurons: the input of the MLP's output projection", "its projection gives mlp_out"),
-    SiteKind("mlp_out", True, "what the MLP adds to the residual stream", "resid_mid + mlp_out = resid_post"),
-    SiteKind("resid_post", True, "residual stream that leaves the block", "resid_pre + attn_out + mlp_out"),
-    SiteKind("final_norm", False, "output of the norm after the last block", "norm(resid_post of the last block)"),
+_NO_ATTENTION = (
+    "blocks without attention (Mamba), and attention in a fused kernel (load with attn_implementation='sdpa')"
 )
+_UNKNOWN = "blocks whose parts do not add up (Mamba, a block altered by hand)"
+_TABLE = (
+    SiteKind("embed", False, "output of the input-embedding module, before positions are added", "rows of its weight",
+             "networks without an embedding module"),
+    SiteKind("resid_pre", True, "residual stream that enters the block", "resid_pre.l = resid_post.(l-1)",
+             "blocks that do not map one hidden state to another"),
+    SiteKind("q", True, "queries as they enter attention, after norm and rotation (head, d_head)",
+             "pattern = softmax(scale q·k + mask)", _NO_ATTENTION, heads=True),
+    SiteKind("k", True, "keys as they enter attention, after norm and rotation (key-value head, d_head)",
+             "pattern = softmax(scale q·k + mask)", _NO_ATTENTION, heads=True),
+    SiteKind("v", True, "values (key-value head, d_head)", "pattern · v = z", _NO_ATTENTION, heads=True),
+    SiteKind("pattern", True, "attention weights over the keys (head, key), zero beyond the prompt", "pattern · v = z",
+             _NO_ATTENTION, heads=True),
+    SiteKind("z", True, "what each head has gathered, before the output projection (head, d_head)", "pattern · v = z",
+             _NO_ATTENTION, heads=True),
+    SiteKind("head_out", True, "what each head adds to the residual stream (head, d_model)", "sum over heads + bias = attn_out",
+             "a norm between attention and the residual stream (Gemma 2 and 3, OLMo 2), which mixes the heads", heads=True,
+             computed="it is z through the output projection: edit z, or add to attn_out"),
+    SiteKind("attn_out", True, "what attention adds to the residual stream", "resid_pre + attn_out = resid_mid", _UNKNOWN),
+    SiteKind("resid_mid", True, "residual stream between attention and MLP", "resid_mid + mlp_out = resid_post",
+             "parallel blocks (GPT-J, GPT-NeoX, Phi, Falcon): attention and MLP both read resid_pre"),
+    SiteKind("mlp_act", True, "MLP neurons: the input of the MLP's output projection", "its projection gives mlp_out",
+             "mixtures of experts (Mixtral, OLMoE), where each expert has neurons of its own"),
+    SiteKind("mlp_out", True, "what the MLP adds to the residual stream", "resid_mid + mlp_out = resid_post", _UNKNOWN),
+    SiteKind("resid_post", True, "residual stream that leaves the block", "resid_pre + attn_out + mlp_out",
+             "blocks that do not map one hidden state to another"),
+    SiteKind("final_norm", False, "output of the norm after the last block", "norm(resid_post of the last block)",
+             "networks that end with their last block (BERT)"),
+)  # fmt: skip
 KINDS: dict[str, SiteKind] = {kind.name: kind for kind in _TABLE}
 _ORDER = {kind.name: i for i, kind in enumerate(_TABLE)}
-_ADDRESS = re.compile(r"(?P<kind>[A-Za-z_]+)(?:\.(?P<layer>-?\d+))?")
+_ADDRESS = re.compile(r"(?P<kind>[A-Za-z_]+)(?:\.(?P<layer>-?\d+)(?:\.(?P<head>-?\d+))?)?")
+
+_TRANSFORMER_LENS = {
+    "hook_resid_pre": "resid_pre", "hook_in": "resid_pre", "hook_resid_mid": "resid_mid", "hook_resid_post": "resid_post",
+    "hook_out": "resid_post", "hook_attn_out": "attn_out", "hook_mlp_out": "mlp_out", "mlp.hook_post": "mlp_act",
+    "attn.hook_rot_q": "q", "attn.hook_rot_k": "k", "attn.hook_v": "v", "attn.hook_z": "z", "attn.hook_pattern": "pattern",
+    "attn.hook_result": "head_out",
+}  # fmt: skip
+_TRANSFORMER_LENS_WHOLE = {"hook_embed": "embed", "ln_final.hook_normalized": "final_norm"}
+_NNTERP = {"layers_input": "resid_pre", "layers_output": "resid_post"}
 
 
 @dataclass(frozen=True)
 class Site:
-    """A place in a network: a kind with its block, or the output (`side="in"`: input) of the module at a path.
+    """A place in a network: a kind with its block and head, or the output (`side="in"`: input) of the module at a path.
 
     >>> Site.parse("resid_post.8")
-    Site(kind='resid_post', layer=8, path='', side='out')
-    >>> str(Site.parse("module:model.layers.3.mlp"))
+    Site(kind='resid_post', layer=8, head=None, path='', side='out')
+    >>> str(Site.parse("blocks.8.attn.hook_z"))
+    'z.8'
+    >>> str(Site.parse("model.layers[3].mlp.output"))
     'module:model.layers.3.mlp'
     """
 
     kind: str
     layer: int | None = None
+    head: int | None = None
     path: str = ""
     side: Literal["in", "out"] = "out"
 
     @classmethod
     def parse(cls, text: "str | Site") -> "Site":
         """Read a site's name. A kind without a block (`resid_post`) stands for all its blocks; negative blocks count from the end.
+
+        TransformerLens's `blocks.8.hook_resid_post` and nnsight's `model.layers[8].output` are read as well.
 
         Raises
         ------
@@ -63,28 +108,31 @@ class Site:
         """
         if isinstance(text, Site):
             return text
+        text = _translated(text.strip())
         if text.startswith("module:"):
             path, _, side = text.removeprefix("module:").partition("#")
             if side not in ("", "in", "out"):
                 raise UserError(f"The site {text!r} ends in #{side}; a module has #in and #out.")
             return cls("module", path=path, side="in" if side == "in" else "out")
-        address = _ADDRESS.fullmatch(text.strip())
+        address = _ADDRESS.fullmatch(text)
         kind = address["kind"] if address else text.split(".")[0]
         if kind not in KINDS:
             raise unknown("site kind", kind, KINDS, "Any other module is `module:` and its path.")
         if not address:
             raise UserError(f"The site {text!r} is not of the form {kind}.BLOCK, such as {kind}.8.")
-        layer = None if address["layer"] is None else int(address["layer"])
+        layer, head = (None if address[part] is None else int(address[part]) for part in ("layer", "head"))
         if layer is not None and not KINDS[kind].per_block:
             raise UserError(
                 f"The site {text!r} names a block, and there is one {kind} for the whole network: write {kind!r}."
             )
-        return cls(kind, layer)
+        if head is not None and not KINDS[kind].heads:
+            raise UserError(f"The site {text!r} names a head, and {kind} has none: write {kind}.{layer}.")
+        return cls(kind, layer, head)
 
     def __str__(self) -> str:
         if self.kind == "module":
             return f"module:{self.path}{'#in' if self.side == 'in' else ''}"
-        return self.kind if self.layer is None else f"{self.kind}.{self.layer}"
+        return ".".join([self.kind, *(str(n) for n in (self.layer, self.head) if n is not None)])
 
     @property
     def single(self) -> bool:
@@ -92,13 +140,46 @@ class Site:
         return self.kind == "module" or self.layer is not None or not KINDS[self.kind].per_block
 
     @property
-    def depth(self) -> tuple[int, int, str]:
+    def depth(self) -> tuple[int, int, int, str]:
         """Sorts sites in the order of the forward pass."""
         if self.kind == "embed":
-            return (-1, 0, "")
+            return (-1, 0, 0, "")
         if self.kind in KINDS and self.layer is not None:
-            return (self.layer, _ORDER[self.kind], "")
-        return (10**6, _ORDER.get(self.kind, 99), self.path)
+            return (self.layer, _ORDER[self.kind], -1 if self.head is None else self.head, "")
+        return (10**6, _ORDER.get(self.kind, 99), 0, self.path)
+
+
+def _translated(text: str) -> str:
+    """A name of TransformerLens or nnsight as ours; any other text as it is.
+
+    Raises
+    ------
+    UserError
+        For TransformerLens's `hook_q` and `hook_k`: they come before the rotation, and no site here holds that tensor.
+    """
+    if text in _TRANSFORMER_LENS_WHOLE:
+        return _TRANSFORMER_LENS_WHOLE[text]
+    if block := re.fullmatch(r"blocks\.(\d+)\.(.+)", text):
+        layer, name = block.groups()
+        if name in _TRANSFORMER_LENS:
+            return f"{_TRANSFORMER_LENS[name]}.{layer}"
+        if name in ("attn.hook_q", "attn.hook_k"):
+            kind = name[-1]
+            raise UserError(
+                f"{text!r} is taken before positions are rotated in; {kind}.{layer} (TransformerLens's hook_rot_{kind}) is what "
+                f"enters attention, and the raw projection is a `module:` path."
+            )
+        raise unknown("TransformerLens hook", name, _TRANSFORMER_LENS)
+    if nnterp := re.fullmatch(r"(\w+)\[(-?\d+)\]", text):
+        if nnterp[1] in _NNTERP:
+            return f"{_NNTERP[nnterp[1]]}.{nnterp[2]}"
+        raise unknown(
+            "nnterp accessor", nnterp[1], _NNTERP, "Its other names are raw modules: use `module:` and the path."
+        )
+    if accessor := re.fullmatch(r"([A-Za-z_]\w*(?:\.\w+|\[\d+\])+)\.(output|input)(?:\[0\])*", text):
+        path = re.sub(r"\[(\d+)\]", r".\1", accessor[1])
+        return f"module:{path}{'#in' if accessor[2] == 'input' else ''}"
+    return text
 
 
 @dataclass(frozen=True)

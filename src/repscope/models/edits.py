@@ -1,0 +1,294 @@
+"""Edit: a change to what a network holds at a site: add, replace, project out, affine map, clamp along a direction.
+
+An `Edit` is a value: what to do, where, at which tokens. It knows no module; `Sited.edit` installs it for the time of a context.
+
+    x' = x + scale · v                 add
+    x' = v                             replace
+    x' = x - Q Qᵀ x                    project out; Q spans the directions given
+    x' = W x + b                       affine
+    x' = x + (clip(c) - c) u           clamp, with c = u · x the coordinate along a unit vector
+
+Arithmetic is in float32 or wider, whatever the network's precision. Edits at one site act in the order given, sites in the order of
+the forward pass. Positions count in the prompt alone, so padding, caches and batches change nothing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from repscope.errors import UserError, unknown
+from repscope.models.sites import PICKS, Site, Tokens
+
+EVERYWHERE = 1 << 40  #: a position beyond any prompt
+Kind = Literal["add", "replace", "project_out", "affine", "clamp"]
+_WHERE = ("prompt", "generated")
+Arrays = Mapping[str, Tensor]
+
+
+def _clamped(x: Tensor, a: Arrays) -> Tensor:
+    along = x @ a["unit"]
+    return x + (along.clamp(float(a["low"]), float(a["high"])) - along)[..., None] * a["unit"]
+
+
+#: what each kind does to rows (position, feature), given its arrays
+_CHANGES: dict[Kind, Callable[[Tensor, Arrays], Tensor]] = {
+    "add": lambda x, a: x + a["vector"],
+    "replace": lambda x, a: a["vector"].expand_as(x),
+    "project_out": lambda x, a: x - (x @ a["basis"].T) @ a["basis"],
+    "affine": lambda x, a: x @ a["weight"].T + a["bias"],
+    "clamp": _clamped,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """One change at one site. Made by `Edit.add`, `replace`, `project_out`, `affine` and `clamp`.
+
+    kind: which. site: where; a kind without a block (`resid_post`) means all blocks. tokens: `all`, `last`, `first`, an index, a
+    span's name with or without such a choice (`subject`, `subject.last`), `prompt`, or `generated` for what follows the prompt.
+    arrays: what it adds or maps with. per_prompt: whether `vector` has one row a prompt. axis: the feature axis of a `module:`
+    site in a network that is no transformer (1 for the channels of an image).
+    """
+
+    kind: Kind
+    site: Site
+    tokens: str
+    arrays: Arrays
+    per_prompt: bool = False
+    axis: int = -1
+
+    @classmethod
+    def add(
+        cls, site: str | Site, vector: Any, *, scale: float | None = None, tokens: str | int = "all",
+        per_prompt: bool = False, axis: int = -1,
+    ) -> "Edit":  # fmt: skip
+        """Add a vector.
+
+        Parameters
+        ----------
+        site
+            Where.
+        vector
+            (feature), or (prompt, feature) with `per_prompt`; an array, a tensor or a `Direction`.
+        scale
+            What to multiply it with; a direction's own scale where it has one, else 1.
+        tokens
+            At which positions.
+
+        Raises
+        ------
+        UserError
+            For a vector that is not finite, a name that is no site, a choice of tokens there is not.
+        """
+        factor = scale if scale is not None else float(getattr(vector, "scale", 1.0))
+        return _made("add", site, tokens, {"vector": factor * _array(vector)}, per_prompt, axis)
+
+    @classmethod
+    def replace(
+        cls, site: str | Site, value: Any, *, tokens: str | int = "all", per_prompt: bool = False, axis: int = -1
+    ) -> "Edit":
+        """Put a value, (feature) or with `per_prompt` (prompt, feature), in the place of what is there; 0 for all zeros."""
+        return _made("replace", site, tokens, {"vector": _array(value)}, per_prompt, axis)
+
+    @classmethod
+    def project_out(cls, site: str | Site, directions: Any, *, tokens: str | int = "all", axis: int = -1) -> "Edit":
+        """Remove what lies along one direction (feature), or in the span of several (direction, feature).
+
+        Raises
+        ------
+        UserError
+            When the directions are zero.
+        """
+        rows = _array(directions)
+        rows = rows[None] if rows.dim() == 1 else rows.flatten(1)
+        _, lengths, basis = torch.linalg.svd(rows.double(), full_matrices=False)
+        kept = lengths > lengths.max().clamp_min(1e-30) * 1e-7
+        if not bool(kept.any()) or float(lengths.max()) == 0:
+            raise UserError(f"The directions to project out at {site} are zero; they span nothing.")
+        return _made("project_out", site, tokens, {"basis": basis[kept].to(rows.dtype)}, False, axis)
+
+    @classmethod
+    def affine(
+        cls, site: str | Site, weight: Any, bias: Any = 0.0, *, tokens: str | int = "all", axis: int = -1
+    ) -> "Edit":
+        """Map x to W x + b; `weight` is (feature, feature), `bias` (feature) or a number."""
+        return _made("affine", site, tokens, {"weight": _array(weight), "bias": _array(bias)}, False, axis)
+
+    @classmethod
+    def clamp(
+        cls, site: str | Site, direction: Any, low: float = -float("inf"), high: float = float("inf"), *,
+        tokens: str | int = "all", axis: int = -1,
+    ) -> "Edit":  # fmt: skip
+        """Keep the coordinate along a direction, taken at length one, between `low` and `high`, in the site's own units.
+
+        Raises
+        ------
+        UserError
+            When the direction is zero, or low is above high.
+        """
+        vector = _array(direction).flatten()
+        if low > high:
+            raise UserError(f"The clamp at {site} runs from {low} to {high}; low must not be above high.")
+        if float(vector.norm()) == 0:
+            raise UserError(f"The direction to clamp along at {site} is zero; it points nowhere.")
+        arrays = {"unit": vector / vector.norm(), "low": torch.tensor(low), "high": torch.tensor(high)}
+        return _made("clamp", site, tokens, arrays, False, axis)
+
+    def __repr__(self) -> str:
+        return f"Edit({self.kind} at {self.site}, tokens={self.tokens})"
+
+    @property
+    def picked(self) -> Tokens:
+        """Which of a prompt's positions; for `prompt` and `generated` all, which the pass then narrows."""
+        if self.tokens in _WHERE:
+            return Tokens("all")
+        last = self.tokens.rpartition(".")[2]
+        return Tokens.parse(self.tokens if last in PICKS or last.lstrip("-").isdigit() else f"{self.tokens}.all")
+
+    def changed(self, x: Tensor, prompts: Int[Tensor, "position"] | None, arrays: Arrays) -> Tensor:
+        """What this edit makes of rows (position, *feature), each of which belongs to a prompt.
+
+        Raises
+        ------
+        UserError
+            When the arrays do not fit the site.
+        """
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.per_prompt:
+            assert prompts is not None
+            arrays = {"vector": arrays["vector"][prompts]}
+        try:
+            if self.kind in ("add", "replace"):
+                new = _CHANGES[self.kind](wide, arrays)
+            else:
+                new = _CHANGES[self.kind](wide.flatten(1), arrays).reshape(wide.shape)
+        except RuntimeError as error:
+            shapes = ", ".join(f"{name} {tuple(a.shape)}" for name, a in arrays.items() if a.dim())
+            raise UserError(f"The edit {self} has {shapes}; the site's features are {tuple(x.shape[1:])}.") from error
+        if new.shape != x.shape:
+            shapes = ", ".join(f"{name} {tuple(a.shape)}" for name, a in arrays.items() if a.dim())
+            raise UserError(f"The edit {self} has {shapes}; the site's features are {tuple(x.shape[1:])}.")
+        return new.to(x.dtype)
+
+
+@dataclass
+class Pass:
+    """Where one forward pass stands in its prompts, for edits to find their positions.
+
+    prompts: (row), the prompt that each row is. offset: (row), columns of padding before it. total: columns so far, those in the
+    cache included; the pass itself fills it in. One row stands for all where a pass has many rows of one prompt.
+    """
+
+    prompts: Int[np.ndarray, "row"]
+    offset: Int[np.ndarray, "row"]
+    total: int = 0
+    columns: int = 0
+
+
+@dataclass
+class Installed:
+    """An edit at one site of a network, for the time of a context.
+
+    current: tells the pass that runs, None for one that nobody announced (a plain call of the module). spans: (prompt), the first
+    position and the one after the last, for the operation that runs. hit, moved: whether it was reached and whether it changed
+    anything.
+    """
+
+    edit: Edit
+    site: Site
+    current: Callable[[], Pass | None]
+    asleep: bool = False
+    start: Int[np.ndarray, "prompt"] | None = None
+    stop: Int[np.ndarray, "prompt"] | None = None
+    hit: bool = False
+    moved: bool = False
+    _arrays: dict[tuple[torch.device, torch.dtype], Arrays] = field(default_factory=dict)
+
+    def __call__(self, value: Tensor) -> Tensor | None:
+        """The tensor that takes this one's place, None where nothing is to change."""
+        if self.asleep:
+            return None
+        now = self.current()
+        if now is None and (self.edit.tokens != "all" or self.edit.per_prompt):
+            raise UserError(
+                f"{self.edit} must know where prompts begin and end, which a plain call of the module does not tell: "
+                "use capture, logits, score or generate."
+            )
+        if now is None or self.start is None or self.stop is None:
+            return self._whole(value, now)
+        rows = len(now.prompts)
+        if value.shape[0] != rows and value.shape[0] == rows * now.columns:  # rows and tokens as one axis
+            new = self._placed(torch.unflatten(value, 0, (rows, now.columns)), now)
+            return None if new is None else new.flatten(0, 1)
+        return self._placed(value, now)
+
+    def _placed(self, value: Float[Tensor, "row token *feature"], now: Pass) -> Tensor | None:
+        assert self.start is not None
+        assert self.stop is not None
+        total = now.total or value.shape[1]
+        first = total - value.shape[1]
+        low, high = self.start[now.prompts] + now.offset, self.stop[now.prompts] + now.offset
+        if high.max() <= first or low.min() >= total:
+            return None
+        if low.max() <= first and high.min() >= total and not self.edit.per_prompt:
+            return self._noted(
+                value, self.edit.changed(value.flatten(0, 1), None, self._on(value)).reshape(value.shape)
+            )
+        columns = np.arange(first, total)
+        mask = torch.from_numpy((columns >= low[:, None]) & (columns < high[:, None])).to(value.device)
+        row, column = mask.expand(len(value), -1).nonzero(as_tuple=True)
+        prompts = torch.from_numpy(now.prompts).to(value.device).expand(len(value))[row]
+        new = value.clone()
+        new[row, column] = self.edit.changed(value[row, column], prompts, self._on(value))
+        return self._noted(value, new)
+
+    def _whole(self, value: Tensor, now: Pass | None) -> Tensor:
+        """Change every position; the features are one axis, whatever the rest means."""
+        moved = value.movedim(self.edit.axis, -1)
+        rows = moved.flatten(0, 1) if self.edit.axis == -1 and moved.dim() > 2 else moved.flatten(0, -2)
+        prompts = None
+        if self.edit.per_prompt:
+            assert now is not None
+            prompts = torch.from_numpy(now.prompts).to(value.device).repeat_interleave(len(rows) // len(now.prompts))
+        new = self.edit.changed(rows, prompts, self._on(value)).reshape(moved.shape).movedim(-1, self.edit.axis)
+        return self._noted(value, new)
+
+    def _noted(self, old: Tensor, new: Tensor) -> Tensor:
+        self.hit = True
+        self.moved = self.moved or not torch.equal(old, new)
+        return new
+
+    def _on(self, value: Tensor) -> Arrays:
+        key = (value.device, torch.promote_types(value.dtype, torch.float32))
+        if key not in self._arrays:
+            self._arrays[key] = {name: a.to(*key) for name, a in self.edit.arrays.items()}
+        return self._arrays[key]
+
+
+def _made(kind: Kind, site: str | Site, tokens: str | int, arrays: Arrays, per_prompt: bool, axis: int) -> Edit:
+    edit = Edit(kind, Site.parse(site), str(tokens), arrays, per_prompt, axis)
+    if edit.picked.pooled:
+        raise UserError(f"An edit acts on positions, and {tokens!r} is an average: choose all, last or a span.")
+    if edit.tokens.endswith("."):
+        raise unknown("choice of tokens", tokens, (*PICKS, *_WHERE))
+    if per_prompt and arrays["vector"].dim() < 2:
+        raise UserError(f"The edit at {site} has one vector and not one a prompt: give (prompt, feature).")
+    return edit
+
+
+def _array(given: Any) -> Tensor:
+    """A number, an array, a tensor, a direction (its unit vector) or several of these, as a tensor on the CPU."""
+    if hasattr(given, "vector"):
+        given = given.vector
+    elif isinstance(given, Sequence) or hasattr(given, "directions"):
+        return torch.stack([_array(one) for one in given])
+    tensor = given.detach().cpu() if isinstance(given, Tensor) else torch.from_numpy(np.array(given, dtype=np.float64))
+    wide = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+    if not bool(torch.isfinite(wide).all()):
+        raise UserError("The vector of an edit holds numbers that are not finite.")
+    return wide.clone()

@@ -1,0 +1,130 @@
+"""Generation: a Hugging Face model continues rows of token ids, greedily or by sampling. Takes token ids, never text.
+
+transformers' own `generate` does the work; what is added is what makes a continuation a property of its prompt: every option is
+stated, not inherited from a file beside the weights, and a sampled token is found from one uniform number of the prompt's own
+stream through the cumulative distribution, so that no other row of the batch takes part in the draw.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from repscope.errors import UserError
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model wrote after a prompt.
+
+    text: without special tokens. ids: (token), with the end-of-text token where there is one. stopped: whether it ended by itself.
+    """
+
+    text: str
+    ids: Int[np.ndarray, "token"]
+    stopped: bool
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen: at most `max_new_tokens`; temperature 0 is greedy; `top_p` keeps the likeliest tokens that hold it."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens is {self.max_new_tokens}; ask for one new token at least.")
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise UserError(
+                f"temperature={self.temperature}, top_p={self.top_p}: temperature is 0 or more, top_p above 0 and at most 1."
+            )
+
+    def draws(self, ids: Sequence[Int[np.ndarray, "token"]]) -> list[np.random.Generator]:
+        """A stream of random numbers for each prompt, from the seed, its tokens, and how often it was given before."""
+        given: dict[bytes, int] = {}
+        streams = []
+        for row in ids:
+            key = np.ascontiguousarray(row, dtype=np.int64).tobytes()
+            copy = given[key] = given.get(key, -1) + 1
+            digest = hashlib.sha256(f"{self.seed}/{copy}/".encode() + key).digest()
+            streams.append(np.random.default_rng(int.from_bytes(digest[:16], "little")))
+        return streams
+
+
+def continued(
+    model: Any, ids: Int[np.ndarray, "row column"], lengths: Int[np.ndarray, "row"], sampling: Sampling,
+    draws: Sequence[np.random.Generator], pad: int, *, use_cache: bool,
+) -> list[tuple[Int[np.ndarray, "token"], bool]]:  # fmt: skip
+    """The new tokens of each row, up to the end-of-text token, and whether that came.
+
+    Parameters
+    ----------
+    model
+        A Hugging Face model with a head, at rest.
+    ids
+        Token ids, padded on the left.
+    lengths
+        Tokens of each row.
+    sampling
+        How to choose.
+    draws
+        Each row's random numbers.
+    pad
+        The id that stands left of a row and after its end.
+    use_cache
+        Whether keys and values are kept between steps.
+    """
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    width = ids.shape[1]
+    mask = np.arange(width)[None] >= width - lengths[:, None]
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=sampling.max_new_tokens, do_sample=False, num_beams=1, use_cache=use_cache, pad_token_id=pad,
+        eos_token_id=ends, repetition_penalty=1.0, no_repeat_ngram_size=0, temperature=1.0, top_p=1.0, top_k=50,
+    )  # fmt: skip
+    chooser = [_Drawn(sampling, draws)] if sampling.temperature > 0 else []
+    device = model.get_input_embeddings().weight.device
+    device = model.device if device.type == "meta" else device
+    whole = model.generate(
+        input_ids=torch.from_numpy(ids).to(device),
+        attention_mask=torch.from_numpy(mask.astype(np.int64)).to(device),
+        generation_config=config,
+        logits_processor=LogitsProcessorList(chooser),
+    )
+    stops = {ends} if isinstance(ends, int) else set(ends or ())
+    rows = []
+    for new in whole[:, width:].cpu().numpy():
+        ended = np.flatnonzero(np.isin(new, list(stops))) if stops else np.array([], dtype=np.int64)
+        rows.append((new[: ended[0] + 1] if len(ended) else new, bool(len(ended))))
+    return rows
+
+
+class _Drawn:
+    """A logits processor after which the likeliest token is the one that was drawn."""
+
+    def __init__(self, sampling: Sampling, draws: Sequence[np.random.Generator]) -> None:
+        self._sampling, self._draws = sampling, draws
+
+    def __call__(self, input_ids: Tensor, scores: Float[Tensor, "row vocab"]) -> Float[Tensor, "row vocab"]:
+        p = (scores.double() / self._sampling.temperature).softmax(-1)
+        ordered, index = p.sort(dim=-1, descending=True, stable=True)
+        total = ordered.cumsum(-1)
+        # A token belongs to the nucleus when those before it hold less than top_p.
+        kept = (total - ordered < self._sampling.top_p).sum(-1, keepdim=True)
+        mass = total.gather(-1, kept - 1)
+        u = torch.tensor([[draw.random()] for draw in self._draws], dtype=torch.float64, device=scores.device)
+        place = torch.searchsorted(total, u * mass).clamp_max(kept - 1)
+        chosen = index.gather(-1, place)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, chosen, 0.0)
