@@ -163,7 +163,8 @@ def test_gradients_are_slopes(family):
     name, lm = family
     # Norms are computed in float32 in many families, whatever the weights; experts know no float64 at all.
     double = lm if name in EXPERTS else LanguageModel(build(name).double(), lm.tokenizer, name)
-    step, tolerance = (1e-2, 3e-2) if name in EXPERTS else (1e-3, 3e-3)
+    # A step small enough for the kinks of routers and ReLUs, large enough for the rounding of what is computed in float32.
+    step = 1e-3 if name in EXPERTS else 1e-5 if name.startswith("opt") else 1e-3
 
     def of(hidden):
         return hidden[:, 3] * hidden[:, 5]
@@ -182,7 +183,8 @@ def test_gradients_are_slopes(family):
                 rows.append(acts[:, 3] * acts[:, 5])
         slope = (rows[0] - rows[1]) / (2 * step)
         ours = (grads[site].astype(np.float64) * direction).reshape(len(PROMPTS), -1).sum(1)
-        np.testing.assert_allclose(ours, slope, rtol=tolerance, atol=tolerance * np.abs(slope).max())
+        noise = 1e-6 * np.abs(values).max() / step if step == 1e-3 else 0.0
+        np.testing.assert_allclose(ours, slope, rtol=3e-3, atol=3e-3 * np.abs(slope).max() + noise)
         assert np.abs(slope).max() > 0
 
 

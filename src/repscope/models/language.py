@@ -176,9 +176,9 @@ class LanguageModel(TokenNetwork):
             For unknown sites, spans or tokens, for prompts that are empty or too long, for an edit that changes no row.
         """
         sites, picked = self.resolve(at), Tokens.parse(tokens)
-        held = list(prompts) if self._installed else prompts
+        held = list(prompts) if self.installed else prompts
         encoded = self._encoded(held, picked)
-        if self._installed:
+        if self.installed:
             self._aim(held, encoded.ids)
             self._see_effect(encoded, sites, picked)
         offsets = rows_of(encoded, picked)
@@ -257,7 +257,7 @@ class LanguageModel(TokenNetwork):
         before = Encoded(
             spans.ids, spans.start - 1, spans.stop - 1
         )  # the logits of a token are read one position earlier
-        if self._installed:
+        if self.installed:
             self._aim(joined, spans.ids, spans.start)
             self._see_effect(before, [self.last], Tokens("all"))
         offsets = rows_of(before, Tokens("all"))
@@ -325,7 +325,7 @@ class LanguageModel(TokenNetwork):
                 f"Prompt {i} has {lengths[i]} tokens and {max_new_tokens} new ones are asked for, and the network takes "
                 f"{self.context} in all."
             )
-        if self._installed:
+        if self.installed:
             self._aim(held, encoded.ids)
             # A further token stands for a generated one: the rows of the prompt's last token and of that one must change.
             longer = [np.append(row, row[-1]) for row in encoded.ids]
@@ -397,7 +397,7 @@ class LanguageModel(TokenNetwork):
         target = self.last if of_at == "logits" else self.resolve(of_at)[0]
         held = list(prompts)
         encoded, ends = self._encoded(held, picked), self._encoded(held, read)
-        if self._installed:
+        if self.installed:
             self._aim(held, encoded.ids)
         offsets = rows_of(encoded, picked)
         values = np.empty(len(held))
@@ -424,7 +424,7 @@ class LanguageModel(TokenNetwork):
     ) -> None:
         """Tell the installed edits their positions in each prompt; `ends` is where a prompt ends and what follows begins."""
         stop = np.array([len(row) for row in ids]) if ends is None else ends
-        for installed in self._installed:
+        for installed in self.installed:
             edit = installed.edit
             if edit.per_prompt and len(edit.arrays["vector"]) != len(ids):
                 raise UserError(
@@ -451,7 +451,7 @@ class LanguageModel(TokenNetwork):
             When they change none.
         """
         key = (*map(str, sites), str(picked))
-        if key in self._effective or all(installed.asleep for installed in self._installed):
+        if key in self._effective or all(installed.asleep for installed in self.installed):
             return
         for i in range(min(_TRIED, len(encoded.ids))):
             one = Encoded([encoded.ids[i]], encoded.start[i : i + 1], encoded.stop[i : i + 1])
@@ -461,7 +461,7 @@ class LanguageModel(TokenNetwork):
             if any(not torch.equal(a, b) for a, b in zip(edited, plain)):
                 self._effective.add(key)
                 return
-        named = ", ".join(str(i.edit) for i in self._installed)
+        named = ", ".join(str(i.edit) for i in self.installed)
         where = "no logit" if key[0] == str(self.last) else f"nothing at {', '.join(key[:-1][:3])} ({picked})"
         raise UserError(f"{named} changes {where}; edit an earlier site, other tokens, or with a longer vector.")
 

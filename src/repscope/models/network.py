@@ -132,7 +132,7 @@ class Network(Sited):
     @contextmanager
     def _running(self, start: int, stop: int) -> Iterator[None]:
         """Announce the pass over some inputs to the edits that are installed."""
-        for installed in self._installed:
+        for installed in self.installed:
             tokens = installed.edit.tokens
             if tokens != "all" and not tokens.isdigit() and tokens != "first":
                 raise UserError(f"{installed.edit}: a network without text knows the tokens all, first and 0, 1, 2 …")

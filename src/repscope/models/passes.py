@@ -105,7 +105,7 @@ class TokenNetwork(Sited):
 
     def planned(self, ids: Sequence[Int[np.ndarray, "token"]], batch_tokens: int) -> Plan:
         """The plan of a run; under edits no two prompts are one, and no prefix that an edit touches is shared."""
-        edited = [i for i in self._installed if not i.asleep]
+        edited = [i for i in self.installed if not i.asleep]
         untouched = min((int(i.start.min()) for i in edited if i.start is not None), default=None)
         sharing = self.causal and (untouched is None or untouched > 0)
         planned = plan(ids, batch_tokens, share_prefix=sharing, limit=untouched, merge=not edited)

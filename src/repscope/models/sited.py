@@ -81,7 +81,7 @@ class Sited:
         self.module = module
         self.anatomy = anatomy
         self.taps = Taps(module)
-        self._installed: list[Installed] = []
+        self.installed: list[Installed] = []  #: the edits of the contexts that are open
         self._pass: Pass | None = None
         self.prefix = ""  #: what stands before the module's paths in the model that holds it
         self.source = source or Source(
@@ -117,10 +117,21 @@ class Sited:
             For a name that is no site, a block that is not there, a site that this network does not have (with the reason).
         """
         asked = [at] if isinstance(at, (str, Site)) else list(at)
-        found = {site: None for name in asked for site in self._expand(Site.parse(name))}
+        found = {site: None for name in asked for site in self._starred(name) or self._expand(Site.parse(name))}
         if not found:
             raise UserError("No site was asked for; name one such as resid_post.8.")
         return sorted(found, key=lambda site: site.depth)
+
+    def _starred(self, name: str | Site) -> list[Site]:
+        """`z.8.*` as every head of block 8, `z.*.*` as every head there is; nothing for a name without a star."""
+        if isinstance(name, Site) or not name.endswith(".*"):
+            return []
+        kind, _, layer = name.removesuffix(".*").partition(".")
+        blocks = self._expand(Site.parse(kind if layer in ("", "*") else f"{kind}.{layer}"))
+        if not layer or not KINDS.get(kind, KINDS["embed"]).heads:
+            return blocks
+        counts = [self.tap(site).kv_heads if kind in ("k", "v") else self.tap(site).heads for site in blocks]
+        return [replace(site, head=head) for site, heads in zip(blocks, counts) for head in range(heads)]
 
     def _expand(self, site: Site) -> list[Site]:
         if site.kind == "module":
@@ -215,14 +226,14 @@ class Sited:
             raise UserError("No edit was given; make one such as Edit.add('resid_post.8', vector).")
         new = [Installed(edit, site, lambda: self._pass) for site, edit in placed]
         taps = [self.write_tap(installed.site) for installed in new]
-        held = len(self._installed)
+        held = len(self.installed)
         with ExitStack() as stack:
             if not held:
                 locate = self.module.register_forward_pre_hook(self._locate, with_kwargs=True)
                 stack.callback(locate.remove)
             stack.enter_context(self.taps.hooked(zip(taps, new)))
-            self._installed.extend(new)
-            stack.callback(lambda: self._installed.__delitem__(slice(held, None)))
+            self.installed.extend(new)
+            stack.callback(lambda: self.installed.__delitem__(slice(held, None)))
             yield self
         for installed in new:
             if not installed.moved:
@@ -245,13 +256,13 @@ class Sited:
     @contextmanager
     def unedited(self) -> Iterator[None]:
         """Every installed edit sleeps inside."""
-        before = [installed.asleep for installed in self._installed]
+        before = [installed.asleep for installed in self.installed]
         try:
-            for installed in self._installed:
+            for installed in self.installed:
                 installed.asleep = True
             yield
         finally:
-            for installed, slept in zip(self._installed, before):
+            for installed, slept in zip(self.installed, before):
                 installed.asleep = slept
 
     def differentiated(self, sites: Sequence[Site], run: Callable[[], Tensor]) -> list[Tensor]:

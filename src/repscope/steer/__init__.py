@@ -1,0 +1,1 @@
+"""Steering: methods that change what a network holds, and see what follows."""
