@@ -25,6 +25,7 @@ lint: $(VENV)/.dev
 # Peers live in an environment of their own; the table goes to benchmarks/RESULTS.md.
 bench: .venv-bench/.done
 	.venv-bench/bin/python benchmarks/capture.py --write
+	.venv-bench/bin/python benchmarks/edits.py --write
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "repscope needs Python 3.11 or newer; try make PYTHON=python3.11")'

@@ -20,22 +20,22 @@ from torch import Tensor
 
 from repscope.errors import UserError
 from repscope.models.activations import Activations
+from repscope.models.aim import aim, see_effect
 from repscope.models.anatomy import find_blocks
-from repscope.models.edits import EVERYWHERE, Edit
+from repscope.models.edits import Edit
 from repscope.models.fingerprint import Source, of_module
 from repscope.models.gather import padded
 from repscope.models.generation import Continuation, Sampling, continued
 from repscope.models.network import as_float, per_row
 from repscope.models.passes import TokenNetwork, rows_of
 from repscope.models.plan import Plan
-from repscope.models.prompts import Encoded, Prompt, PromptLike, encode, token_ends
+from repscope.models.prompts import Encoded, Prompt, PromptLike, encode
 from repscope.models.rows import Rows
 from repscope.models.sites import Site, Tokens
 from repscope.models.taps import at_rest
 
 BATCH_TOKENS = 1024
 _SENTINEL = "repscope-content"
-_TRIED = 4  #: prompts on which an edit must show before it is called void
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,7 @@ class LanguageModel(TokenNetwork):
         held = list(prompts) if self.installed else prompts
         encoded = self._encoded(held, picked)
         if self.installed:
-            self._aim(held, encoded.ids)
-            self._see_effect(encoded, sites, picked)
+            self._aim(held, encoded, sites, picked)
         offsets = rows_of(encoded, picked)
         with Rows(sites, int(offsets[-1]), dtype, Path(out) if out is not None else None) as rows:
             self.run(sites, encoded, self.planned(encoded.ids, batch_tokens), picked, rows.write)
@@ -258,8 +257,7 @@ class LanguageModel(TokenNetwork):
             spans.ids, spans.start - 1, spans.stop - 1
         )  # the logits of a token are read one position earlier
         if self.installed:
-            self._aim(joined, spans.ids, spans.start)
-            self._see_effect(before, [self.last], Tokens("all"))
+            self._aim(joined, before, [self.last], Tokens("all"), spans.start)
         offsets = rows_of(before, Tokens("all"))
         targets = torch.from_numpy(np.concatenate([row[a:b] for row, a, b in zip(spans.ids, spans.start, spans.stop)]))
         nats = np.empty(int(offsets[-1]))
@@ -326,13 +324,12 @@ class LanguageModel(TokenNetwork):
                 f"{self.context} in all."
             )
         if self.installed:
-            self._aim(held, encoded.ids)
             # A further token stands for a generated one: the rows of the prompt's last token and of that one must change.
             longer = [np.append(row, row[-1]) for row in encoded.ids]
             if max_new_tokens == 1:
                 longer = encoded.ids
             seen = Encoded(longer, lengths - 1, np.array([len(row) for row in longer]))
-            self._see_effect(seen, [self.last], Tokens("all"))
+            self._aim(held, seen, [self.last], Tokens("all"), lengths)
             use_cache = use_cache and self.shares_prefix()  # another kind of cache does not tell its length
         draws = sampling.draws(encoded.ids)
         out: list[Any] = [None] * len(held)
@@ -398,7 +395,7 @@ class LanguageModel(TokenNetwork):
         held = list(prompts)
         encoded, ends = self._encoded(held, picked), self._encoded(held, read)
         if self.installed:
-            self._aim(held, encoded.ids)
+            aim(self, self.tokenizer, held, encoded.ids)
         offsets = rows_of(encoded, picked)
         values = np.empty(len(held))
 
@@ -420,57 +417,19 @@ class LanguageModel(TokenNetwork):
         return encoded
 
     def _aim(
-        self, prompts: Any, ids: Sequence[Int[np.ndarray, "token"]], ends: Int[np.ndarray, "prompt"] | None = None
+        self,
+        prompts: Any,
+        encoded: Encoded,
+        sites: Sequence[Site],
+        picked: Tokens,
+        ends: Int[np.ndarray, "prompt"] | None = None,
     ) -> None:
-        """Tell the installed edits their positions in each prompt; `ends` is where a prompt ends and what follows begins."""
-        stop = np.array([len(row) for row in ids]) if ends is None else ends
-        for installed in self.installed:
-            edit = installed.edit
-            if edit.per_prompt and len(edit.arrays["vector"]) != len(ids):
-                raise UserError(
-                    f"{edit} has {len(edit.arrays['vector'])} vectors for {len(ids)} prompts; give one for each."
-                )
-            if edit.tokens == "all":
-                installed.start, installed.stop = np.full(len(ids), -EVERYWHERE), np.full(len(ids), EVERYWHERE)
-            elif edit.tokens == "prompt":
-                installed.start, installed.stop = np.zeros_like(stop), stop
-            elif edit.tokens == "generated":
-                installed.start, installed.stop = stop, np.full(len(ids), EVERYWHERE)
-            elif edit.picked.span:
-                spans = encode(self.tokenizer, prompts, edit.picked)
-                installed.start, installed.stop = spans.start, spans.stop
-            else:
-                installed.start, installed.stop = token_ends(edit.picked, stop)
-
-    def _see_effect(self, encoded: Encoded, sites: Sequence[Site], picked: Tokens) -> None:
-        """See on a few prompts, alone, that the edits change a row asked for.
-
-        Raises
-        ------
-        UserError
-            When they change none.
-        """
+        """Tell the installed edits where these prompts are, and see once a context that they change the rows asked for."""
+        aim(self, self.tokenizer, prompts, encoded.ids, ends)
         key = (*map(str, sites), str(picked))
-        if key in self._effective or all(installed.asleep for installed in self.installed):
-            return
-        for i in range(min(_TRIED, len(encoded.ids))):
-            one = Encoded([encoded.ids[i]], encoded.start[i : i + 1], encoded.stop[i : i + 1])
-            edited = self._alone(one, i, sites, picked)
-            with self.unedited():
-                plain = self._alone(one, i, sites, picked)
-            if any(not torch.equal(a, b) for a, b in zip(edited, plain)):
-                self._effective.add(key)
-                return
-        named = ", ".join(str(i.edit) for i in self.installed)
-        where = "no logit" if key[0] == str(self.last) else f"nothing at {', '.join(key[:-1][:3])} ({picked})"
-        raise UserError(f"{named} changes {where}; edit an earlier site, other tokens, or with a longer vector.")
-
-    def _alone(self, one: Encoded, number: int, sites: Sequence[Site], picked: Tokens) -> list[Tensor]:
-        """The rows of one prompt, which is that number to the installed edits."""
-        rows: list[Tensor] = []
-        planned = self.planned(one.ids, BATCH_TOKENS)
-        self.run(sites, one, planned, picked, lambda _s, _d, x: rows.append(x.clone()), np.array([number]))
-        return rows
+        if key not in self._effective:
+            see_effect(self, encoded, sites, picked)
+            self._effective.add(key)
 
     def twin(self, seed: int = 0) -> "LanguageModel":
         """The same architecture with fresh random weights: the control for what training has put there."""

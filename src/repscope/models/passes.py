@@ -103,11 +103,11 @@ class TokenNetwork(Sited):
                     f"Prompt {i} holds a token id that is not in the network's vocabulary of {self.vocabulary}."
                 )
 
-    def planned(self, ids: Sequence[Int[np.ndarray, "token"]], batch_tokens: int) -> Plan:
+    def planned(self, ids: Sequence[Int[np.ndarray, "token"]], batch_tokens: int, *, share: bool = True) -> Plan:
         """The plan of a run; under edits no two prompts are one, and no prefix that an edit touches is shared."""
         edited = [i for i in self.installed if not i.asleep]
         untouched = min((int(i.start.min()) for i in edited if i.start is not None), default=None)
-        sharing = self.causal and (untouched is None or untouched > 0)
+        sharing = share and self.causal and (untouched is None or untouched > 0)
         planned = plan(ids, batch_tokens, share_prefix=sharing, limit=untouched, merge=not edited)
         if planned.prefix and not self.shares_prefix():
             planned = plan(ids, batch_tokens, share_prefix=False, merge=not edited)

@@ -92,6 +92,8 @@ def _common_prefix(ids: Sequence[Int[np.ndarray, "token"]]) -> int:
 
 
 def _batches(lengths: Int[np.ndarray, "prompt"], budget: int) -> list[Int[np.ndarray, "row"]]:
+    if len(lengths) == 1:
+        return [np.zeros(1, dtype=np.int64)]
     order = np.argsort(lengths, kind="stable")
     distinct, counts = np.unique(lengths, return_counts=True)
     ends = np.cumsum(counts)

@@ -43,7 +43,7 @@ class Tap:
 @contextmanager
 def at_rest(module: nn.Module, *, differentiable: bool = False) -> Iterator[None]:
     """Evaluation mode and no gradients inside, or gradients of activations alone; every flag is as before afterwards."""
-    training = [m for m in module.modules() if m.training]
+    training = _training(module)
     trained = [p for p in module.parameters() if p.requires_grad] if differentiable else []
     try:
         for m in training:
@@ -57,6 +57,17 @@ def at_rest(module: nn.Module, *, differentiable: bool = False) -> Iterator[None
             m.training = True
         for p in trained:
             p.requires_grad = True
+
+
+def _training(module: nn.Module) -> list[nn.Module]:
+    """The submodules in training mode; a plain walk, as this is done for every call."""
+    found, left = [], [module]
+    while left:
+        here = left.pop()
+        if here.training:
+            found.append(here)
+        left.extend(child for child in here._modules.values() if child is not None)
+    return found
 
 
 def first_tensor(value: Any) -> Tensor | None:
