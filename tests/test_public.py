@@ -17,13 +17,19 @@ def test_the_public_names_are_these():
             "Activations",
             "Direction",
             "DirectionSet",
+            "Edit",
             "LanguageModel",
             "Network",
             "Prompt",
             "Result",
             "Site",
             "UserError",
+            "ablation",
+            "activation_patching",
+            "attribution_patching",
             "load",
+            "logit_difference",
+            "verify",
         ]
     )
     for name in repscope.__all__:

@@ -21,6 +21,10 @@ _HOME = {
     "DirectionSet": "repscope.directions",
     "Result": "repscope.results",
     "UserError": "repscope.errors",
+    "ablation": "repscope.steer.patching",
+    "activation_patching": "repscope.steer.patching",
+    "attribution_patching": "repscope.steer.patching",
+    "logit_difference": "repscope.steer.patching",
 }
 __all__ = [
     "Activations",
@@ -33,7 +37,11 @@ __all__ = [
     "Result",
     "Site",
     "UserError",
+    "ablation",
+    "activation_patching",
+    "attribution_patching",
     "load",
+    "logit_difference",
 ]
 
 if TYPE_CHECKING:
@@ -47,6 +55,7 @@ if TYPE_CHECKING:
     from repscope.models.sites import Site
     from repscope.models.sources import load
     from repscope.results import Result
+    from repscope.steer.patching import ablation, activation_patching, attribution_patching, logit_difference
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,7 @@
 """Every family: attention's parts prove themselves, an edit at any site is what a plain hook would do, gradients are the slope."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -197,3 +199,40 @@ def test_gradient_at_the_pattern(llama):
         moved = llama.logits(PROMPTS[:1])[:, 7]
     change = (grads["pattern.2"][0] * (0.01 / longest - 0.01 * plain)).sum()
     np.testing.assert_allclose(moved - values, change, rtol=0.05)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gpt-neox", "bert"])
+def test_fused_and_eager_attention_hold_the_same(name, tokenizer):
+    both = []
+    for implementation in ("sdpa", "eager"):
+        model = build(name)
+        model.set_attn_implementation(implementation)
+        both.append(LanguageModel(model, tokenizer, name))
+    kinds = ["q.1", "k.1", "v.1", "pattern.1", "z.1", "head_out.1"]
+    fused, eager = (lm.capture(PROMPTS, kinds, "all") for lm in both)
+    for kind in kinds:
+        close(fused[kind], eager[kind])
+    rows = []
+    for lm in both:
+        with lm.edit(Edit.replace("pattern.1.2", 0.1), Edit.add("k.1", np.ones(fused["k.1"].shape[1:]), tokens="first")):
+            rows.append(lm.capture(PROMPTS, "resid_post.2", "all")["resid_post.2"])
+    close(rows[0], rows[1])
+
+
+def test_the_table_of_kinds_is_what_the_docs_say():
+    page = (Path(__file__).parents[2] / "docs" / "engine.md").read_text()
+    for kind in KINDS.values():
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{kind.name}") and line.count("|") == 5)
+        for text in (kind.definition, kind.identity, kind.absent):
+            assert f"| {text} |" in row
+
+
+def test_every_kind_is_there_or_refused_with_a_reason(family):
+    _, lm = family
+    for name, kind in KINDS.items():
+        if any(s.kind == name for s in lm.anatomy.taps):
+            continue
+        with pytest.raises(UserError, match="has no"):
+            lm.resolve(name)
+        assert lm.anatomy.refused[name]
+        assert kind.absent

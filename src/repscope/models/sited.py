@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from repscope.errors import UserError, unknown
 from repscope.models.anatomy import Anatomy
+from repscope.models.attention import PARTS
 from repscope.models.edits import Edit, Installed, Pass
 from repscope.models.fingerprint import Source, of_module
 from repscope.models.sites import KINDS, Site
@@ -200,7 +201,7 @@ class Sited:
                 name = f"{kind.name}.{here[0].layer}…{here[-1].layer}" if kind.per_block else kind.name
                 if kind.heads:
                     name += f".0…{(tap.kv_heads if kind.name in ('k', 'v') else tap.heads) - 1}"
-                where = f"attention of {tap.path}" if tap.part == kind.name else f"{tap.side}put of {tap.path}"
+                where = f"attention of {tap.path}" if tap.part in PARTS else f"{tap.side}put of {tap.path}"
                 rows.append((name, where, kind.definition, kind.identity))
             else:
                 why = (
