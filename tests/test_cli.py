@@ -3,10 +3,16 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from repscope.cli import run
+from repscope.errors import UserError
+from repscope.models.tiny import tiny
+from repscope.studies.entities import ENTITIES, EntitiesOptions
+from repscope.studies.study import Run
+from repscope.studies.verified import verified
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +100,79 @@ def test_our_own_fault_is_seventy_and_an_interrupt_a_hundred_and_thirty(monkeypa
 def test_models_lists_what_can_be_had(capsys):
     assert run(["models"]) == 0
     assert "smollm2-135m-instruct-q4" in capsys.readouterr().out
+
+
+def mixed():
+    """A tiny model with a block that adds to each row of a batch what the others hold: wrong as soon as two prompts run together."""
+    lm = tiny()
+    lm.model.model.layers[1].register_forward_hook(lambda m, args, output: output + 0.01 * output.mean(0, keepdim=True))
+    return lm
+
+
+@pytest.mark.parametrize(("make", "code"), [(tiny, 0), (mixed, 1)])
+def test_verify_prints_a_table_and_a_folder_and_fails_where_a_check_does(tmp_path, monkeypatch, capsys, make, code):
+    monkeypatch.setattr("repscope.models.sources.load", lambda *args, **kwargs: make())
+    assert run(["verify", "tiny", "--out", str(tmp_path)]) == code
+    said = capsys.readouterr().out
+    folder = said.splitlines()[-1]
+    assert folder.startswith(str(tmp_path / "verify-tiny-"))
+    assert "padded batch" in said
+    assert ("failed: " in said) == bool(code)
+    assert run(["verify", "tiny", "--out", str(tmp_path), "--json"]) == code
+    told = json.loads(capsys.readouterr().out)
+    assert told["run"] == folder
+    assert told["passed"] == (not code)
+    assert len(told["checks"]) == 10
+    assert run(["runs", "--out", str(tmp_path), "--json"]) == 0
+    assert [(r["study"], r["state"]) for r in json.loads(capsys.readouterr().out)] == [("verify", "done")]
+    assert run(["show", "verify", "--out", str(tmp_path)]) == 0
+    assert "rows shifted by one" in capsys.readouterr().out
+    sql = (
+        "select error.item from results error join results limit_ on error.item = limit_.item where error.condition = 'estimate' "
+        "and limit_.condition = 'tolerance' and not error.value <= limit_.value"
+    )
+    assert run(["query", sql, "--out", str(tmp_path), "--json"]) == 0
+    beyond = {row["item"] for row in json.loads(capsys.readouterr().out)}
+    assert ("padded batch" in beyond) == bool(code)
+    page = Path(folder, "report.html").read_text()
+    assert ("No: " in page) == bool(code)
+
+
+def test_a_study_holds_the_checks_of_its_network(runs, capsys):
+    sql = "select item, value from results where step = 'verify' and study = 'entities' and condition = 'estimate'"
+    assert run(["query", sql, "--out", str(runs), "--json"]) == 0
+    rows = {row["item"]: row["value"] for row in json.loads(capsys.readouterr().out)}
+    assert len(rows) == 10
+    assert max(rows.values()) <= 1e-5
+    folder = next(p for p in runs.iterdir() if (p / "study.json").is_file())
+    assert json.loads((folder / "study.json").read_text())["verified"]["passed"]
+    page = (folder / "report.html").read_text()
+    assert "Engine checked on this model" in page
+    assert "10 of 10, largest error" in page
+
+
+def test_a_study_on_a_network_that_fails_says_so_first(tmp_path):
+    made = Run(ENTITIES, EntitiesOptions(tiny=True, attribute=("continent",)), out=tmp_path, lm=mixed())
+    page = made.answer().read_text()
+    assert "The engine failed its check “padded batch” on this model" in page
+    assert "failed its check" in ENTITIES.headline(made)[0]
+    assert not json.loads((made.folder / "study.json").read_text())["verified"]["passed"]
+
+
+def test_checks_are_kept_for_weights_that_pass_and_for_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPSCOPE_CACHE", str(tmp_path))
+    first, broken = verified(tiny()), mixed()
+    assert first.passed
+    assert not verified(broken).passed, "its weights are those that passed, its hooks are not"
+
+    def again(lm):
+        raise UserError("checked again")
+
+    monkeypatch.setattr("repscope.models.verify.verify", again)
+    assert verified(tiny()) == first
+    for changed in (tiny(1), broken, tiny().twin()):
+        with pytest.raises(UserError, match="checked again"):
+            verified(changed)
+    monkeypatch.setattr("repscope.studies.verified.__version__", "another")
+    with pytest.raises(UserError, match="checked again"):
+        verified(tiny())

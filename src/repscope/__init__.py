@@ -25,6 +25,7 @@ _HOME = {
     "activation_patching": "repscope.steer.patching",
     "attribution_patching": "repscope.steer.patching",
     "logit_difference": "repscope.steer.patching",
+    "verify": "repscope.models.verify",
 }
 __all__ = [
     "Activations",
@@ -42,6 +43,7 @@ __all__ = [
     "attribution_patching",
     "load",
     "logit_difference",
+    "verify",
 ]
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from repscope.models.prompts import Prompt
     from repscope.models.sites import Site
     from repscope.models.sources import load
+    from repscope.models.verify import verify
     from repscope.results import Result
     from repscope.steer.patching import ablation, activation_patching, attribution_patching, logit_difference
 

@@ -181,6 +181,41 @@ def sites(model: ModelName = "smollm2-135m-instruct-q4", *, revision: str | None
 
 
 @app.command
+def verify(
+    model: ModelName = "smollm2-135m-instruct-q4", *, revision: str | None = None, device: str | None = None,
+    dtype: str = "float32", out: Out = _DEFAULT_RUNS, json: Json = False,
+) -> None:  # fmt: skip
+    """Check the engine on a model: against plain transformers, padded, cached, edited, restored. Exit code 1 when a check fails.
+
+    Parameters
+    ----------
+    revision
+        Branch, tag or commit of a hub id.
+    device
+        Device to run on; cuda where there is one, else cpu.
+    dtype
+        Precision of the weights: float32, bfloat16 or float16.
+    """
+    from repscope.models.sources import load
+    from repscope.models.verify import verify as checked
+    from repscope.studies.verified import write_verification
+
+    found = checked(load(model, revision=revision, device=device, dtype=dtype))
+    folder = write_verification(found, out)
+    if json:
+        said = {"passed": found.passed, "answer": found.sentence, "checks": found.rows}
+        print(jsonlib.dumps({"run": str(folder), "page": str(folder / "report.html"), **said}))
+    else:
+        rows = [
+            {"": "✓" if r["state"] == "passed" else "✗" if r["state"] == "failed" else "–", **r} for r in found.rows
+        ]
+        _print_table([{k: v for k, v in r.items() if k not in ("compared", "rows")} for r in rows], title=repr(found))
+        print(folder)
+    if not found.passed:
+        raise SystemExit(1)
+
+
+@app.command
 def lens(
     model: ModelName, prompt: str, *, out: Out = _DEFAULT_RUNS, every: int = 1, top: int = 5, json: Json = False
 ) -> None:

@@ -26,7 +26,7 @@ from repscope.models.sites import PICKS, Site, Tokens
 
 EVERYWHERE = 1 << 40  #: a position beyond any prompt
 Kind = Literal["add", "replace", "project_out", "affine", "clamp"]
-_WHERE = ("prompt", "generated")
+WHERE = ("prompt", "generated")
 Arrays = Mapping[str, Tensor]
 
 
@@ -38,7 +38,7 @@ def _clamped(x: Tensor, a: Arrays) -> Tensor:
 #: what each kind does to rows (position, feature), given its arrays
 _CHANGES: dict[Kind, Callable[[Tensor, Arrays], Tensor]] = {
     "add": lambda x, a: x + a["vector"],
-    "replace": lambda x, a: a["vector"].expand_as(x),
+    "replace": lambda x, a: a["vector"].expand_as(x).clone(),  # some families go on in place
     "project_out": lambda x, a: x - (x @ a["basis"].T) @ a["basis"],
     "affine": lambda x, a: x @ a["weight"].T + a["bias"],
     "clamp": _clamped,
@@ -105,12 +105,16 @@ class Edit:
             When the directions are zero.
         """
         rows = _array(directions)
+        if not rows.numel() or not rows.dim():
+            raise UserError(f"There is no direction to project out at {site}; an empty list spans nothing.")
+        if not bool(torch.isfinite(rows).all()):
+            raise UserError(f"The directions to project out at {site} are not finite.")
         rows = rows[None] if rows.dim() == 1 else rows.flatten(1)
-        _, lengths, basis = torch.linalg.svd(rows.double(), full_matrices=False)
+        _, lengths, basis = torch.linalg.svd(rows, full_matrices=False)
         kept = lengths > lengths.max().clamp_min(1e-30) * 1e-7
         if not bool(kept.any()) or float(lengths.max()) == 0:
             raise UserError(f"The directions to project out at {site} are zero; they span nothing.")
-        return _made("project_out", site, tokens, {"basis": basis[kept].to(rows.dtype)}, False, axis)
+        return _made("project_out", site, tokens, {"basis": basis[kept]}, False, axis)
 
     @classmethod
     def affine(
@@ -136,7 +140,11 @@ class Edit:
             raise UserError(f"The clamp at {site} runs from {low} to {high}; low must not be above high.")
         if float(vector.norm()) == 0:
             raise UserError(f"The direction to clamp along at {site} is zero; it points nowhere.")
-        arrays = {"unit": vector / vector.norm(), "low": torch.tensor(low), "high": torch.tensor(high)}
+        arrays = {
+            "unit": vector / vector.norm(),
+            "low": torch.tensor(low, dtype=torch.float64),
+            "high": torch.tensor(high, dtype=torch.float64),
+        }
         return _made("clamp", site, tokens, arrays, False, axis)
 
     def __repr__(self) -> str:
@@ -145,7 +153,7 @@ class Edit:
     @property
     def picked(self) -> Tokens:
         """Which of a prompt's positions; for `prompt` and `generated` all, which the pass then narrows."""
-        if self.tokens in _WHERE:
+        if self.tokens in WHERE:
             return Tokens("all")
         last = self.tokens.rpartition(".")[2]
         return Tokens.parse(self.tokens if last in PICKS or last.lstrip("-").isdigit() else f"{self.tokens}.all")
@@ -162,17 +170,21 @@ class Edit:
         if self.per_prompt:
             assert prompts is not None
             arrays = {"vector": arrays["vector"][prompts]}
+        given = arrays.get("vector")
+        shape = None if given is None else tuple(given.shape[1:] if self.per_prompt else given.shape)
+        fits = shape is None or shape in ((), tuple(x.shape[1:]))
         try:
-            if self.kind in ("add", "replace"):
-                new = _CHANGES[self.kind](wide, arrays)
+            if given is not None:
+                new = _CHANGES[self.kind](wide, arrays) if fits else wide
             else:
                 new = _CHANGES[self.kind](wide.flatten(1), arrays).reshape(wide.shape)
-        except RuntimeError as error:
-            shapes = ", ".join(f"{name} {tuple(a.shape)}" for name, a in arrays.items() if a.dim())
-            raise UserError(f"The edit {self} has {shapes}; the site's features are {tuple(x.shape[1:])}.") from error
-        if new.shape != x.shape:
-            shapes = ", ".join(f"{name} {tuple(a.shape)}" for name, a in arrays.items() if a.dim())
-            raise UserError(f"The edit {self} has {shapes}; the site's features are {tuple(x.shape[1:])}.")
+        except RuntimeError:
+            fits = False
+        if not fits:
+            shapes = ", ".join(f"{name} {tuple(a.shape[self.per_prompt :])}" for name, a in arrays.items() if a.dim())
+            raise UserError(f"The {self} has {shapes}; the site's features are {tuple(x.shape[1:])}.")
+        if self.site.kind == "pattern":  # keys that are masked stay so: those to come, and padding
+            new = torch.where(x == 0, torch.zeros_like(new), new)
         return new.to(x.dtype)
 
 
@@ -222,7 +234,7 @@ class Installed:
         if now is None or self.start is None or self.stop is None:
             return self._whole(value, now)
         rows = len(now.prompts)
-        if value.shape[0] != rows and value.shape[0] == rows * now.columns:  # rows and tokens as one axis
+        if value.dim() == 2 and now.columns and len(value) == rows * now.columns:  # rows and tokens as one axis
             new = self._placed(torch.unflatten(value, 0, (rows, now.columns)), now)
             return None if new is None else new.flatten(0, 1)
         return self._placed(value, now)
@@ -271,11 +283,14 @@ class Installed:
 
 
 def _made(kind: Kind, site: str | Site, tokens: str | int, arrays: Arrays, per_prompt: bool, axis: int) -> Edit:
+    for name, array in arrays.items():
+        if not bool(torch.isfinite(array).all()) and (name not in ("low", "high") or bool(array.isnan())):
+            raise UserError(f"The {name} of the edit at {site} is not finite, or not a number (nan).")
+    if not str(tokens) or str(tokens).endswith("."):
+        raise unknown("choice of tokens", tokens, (*PICKS, *WHERE))
     edit = Edit(kind, Site.parse(site), str(tokens), arrays, per_prompt, axis)
     if edit.picked.pooled:
         raise UserError(f"An edit acts on positions, and {tokens!r} is an average: choose all, last or a span.")
-    if edit.tokens.endswith("."):
-        raise unknown("choice of tokens", tokens, (*PICKS, *_WHERE))
     if per_prompt and arrays["vector"].dim() < 2:
         raise UserError(f"The edit at {site} has one vector and not one a prompt: give (prompt, feature).")
     return edit
@@ -285,10 +300,14 @@ def _array(given: Any) -> Tensor:
     """A number, an array, a tensor, a direction (its unit vector) or several of these, as a tensor on the CPU."""
     if hasattr(given, "vector"):
         given = given.vector
-    elif isinstance(given, Sequence) or hasattr(given, "directions"):
-        return torch.stack([_array(one) for one in given])
-    tensor = given.detach().cpu() if isinstance(given, Tensor) else torch.from_numpy(np.array(given, dtype=np.float64))
-    wide = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-    if not bool(torch.isfinite(wide).all()):
-        raise UserError("The vector of an edit holds numbers that are not finite.")
-    return wide.clone()
+    elif hasattr(given, "directions") or (isinstance(given, Sequence) and any(hasattr(one, "vector") for one in given)):
+        given = np.stack([np.asarray(one.vector) for one in given])
+    elif isinstance(given, Sequence) and any(isinstance(one, Tensor) for one in given):
+        given = np.stack([one.detach().cpu().double().numpy() for one in given])
+    try:
+        tensor = (
+            given.detach().cpu() if isinstance(given, Tensor) else torch.from_numpy(np.array(given, dtype=np.float64))
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(f"An edit cannot use {str(given)[:40]!r}: give a number, or an array of one shape.") from error
+    return tensor.to(torch.float64, copy=True)

@@ -66,6 +66,10 @@ def forked(
     """
     if not net.causal:
         raise UserError(f"{net.name} is not causal: later tokens reach earlier ones, so its prompts cannot be forked.")
+    if placed := [i.edit for i in net.installed if i.edit.tokens != "all" or i.edit.per_prompt]:
+        raise UserError(
+            f"{placed[0]} acts at some positions of some prompt, and forks are of no prompt: edit all tokens."
+        )
     for fork in forks:
         net.write_tap(fork.site)
         if not 0 <= fork.start < fork.stop <= len(ids):

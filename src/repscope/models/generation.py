@@ -45,7 +45,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {self.max_new_tokens}; ask for one new token at least.")
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < float("inf") or not 0 < self.top_p <= 1:
             raise UserError(
                 f"temperature={self.temperature}, top_p={self.top_p}: temperature is 0 or more, top_p above 0 and at most 1."
             )
@@ -92,17 +92,22 @@ def continued(
     ends = getattr(model.generation_config, "eos_token_id", None)
     config = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=sampling.max_new_tokens, do_sample=False, num_beams=1, use_cache=use_cache, pad_token_id=pad,
-        eos_token_id=ends, repetition_penalty=1.0, no_repeat_ngram_size=0, temperature=1.0, top_p=1.0, top_k=50,
+        eos_token_id=ends,
     )  # fmt: skip
     chooser = [_Drawn(sampling, draws)] if sampling.temperature > 0 else []
     device = model.get_input_embeddings().weight.device
     device = model.device if device.type == "meta" else device
-    whole = model.generate(
-        input_ids=torch.from_numpy(ids).to(device),
-        attention_mask=torch.from_numpy(mask.astype(np.int64)).to(device),
-        generation_config=config,
-        logits_processor=LogitsProcessorList(chooser),
-    )
+    beside = model.generation_config
+    model.generation_config = config  # what is not stated would be filled in from the options beside the weights
+    try:
+        whole = model.generate(
+            input_ids=torch.from_numpy(ids).to(device),
+            attention_mask=torch.from_numpy(mask.astype(np.int64)).to(device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList(chooser),
+        )
+    finally:
+        model.generation_config = beside
     stops = {ends} if isinstance(ends, int) else set(ends or ())
     rows = []
     for new in whole[:, width:].cpu().numpy():

@@ -257,7 +257,9 @@ class LanguageModel(TokenNetwork):
             spans.ids, spans.start - 1, spans.stop - 1
         )  # the logits of a token are read one position earlier
         if self.installed:
-            self._aim(joined, before, [self.last], Tokens("all"), spans.start)
+            self._aim(
+                joined, before, [self.last], Tokens("all"), spans.start, bool((spans.stop - spans.start).max() == 1)
+            )
         offsets = rows_of(before, Tokens("all"))
         targets = torch.from_numpy(np.concatenate([row[a:b] for row, a, b in zip(spans.ids, spans.start, spans.stop)]))
         nats = np.empty(int(offsets[-1]))
@@ -329,7 +331,7 @@ class LanguageModel(TokenNetwork):
             if max_new_tokens == 1:
                 longer = encoded.ids
             seen = Encoded(longer, lengths - 1, np.array([len(row) for row in longer]))
-            self._aim(held, seen, [self.last], Tokens("all"), lengths)
+            self._aim(held, seen, [self.last], Tokens("all"), lengths, max_new_tokens == 1)
             use_cache = use_cache and self.shares_prefix()  # another kind of cache does not tell its length
         draws = sampling.draws(encoded.ids)
         out: list[Any] = [None] * len(held)
@@ -417,16 +419,15 @@ class LanguageModel(TokenNetwork):
         return encoded
 
     def _aim(
-        self,
-        prompts: Any,
-        encoded: Encoded,
-        sites: Sequence[Site],
-        picked: Tokens,
-        ends: Int[np.ndarray, "prompt"] | None = None,
-    ) -> None:
-        """Tell the installed edits where these prompts are, and see once a context that they change the rows asked for."""
+        self, prompts: Any, encoded: Encoded, sites: Sequence[Site], picked: Tokens,
+        ends: Int[np.ndarray, "prompt"] | None = None, only_one: bool = False,
+    ) -> None:  # fmt: skip
+        """Tell the installed edits where these prompts are, and see that they change the rows asked for.
+
+        That is seen once for requests of one kind: the same sites and tokens, and whether more than one token follows a prompt.
+        """
         aim(self, self.tokenizer, prompts, encoded.ids, ends)
-        key = (*map(str, sites), str(picked))
+        key = (*map(str, sites), str(picked), str(ends is None), str(only_one))
         if key not in self._effective:
             see_effect(self, encoded, sites, picked)
             self._effective.add(key)

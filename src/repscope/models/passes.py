@@ -73,6 +73,11 @@ class TokenNetwork(Sited):
         return self.anatomy.blocks if self.anatomy else 0
 
     @property
+    def entries(self) -> tuple[nn.Module, ...]:
+        """The body and the whole model: some heads (OPT) call a part of the body and not its own forward."""
+        return (self.module,) if self.model is self.module else (self.module, self.model)
+
+    @property
     def causal(self) -> bool:
         """Whether later tokens leave earlier ones as they are."""
         return bool(self.anatomy and self.anatomy.causal)
@@ -206,7 +211,8 @@ class TokenNetwork(Sited):
         self, prompts: Int[np.ndarray, "row"], offset: Int[np.ndarray, "row"] | None = None
     ) -> Iterator[None]:
         """Tell the installed edits which prompts the rows of the next passes are, and how many columns of padding stand before."""
-        self._pass = Pass(prompts, np.zeros(len(prompts), dtype=np.int64) if offset is None else offset)
+        none = np.zeros(len(prompts), dtype=np.int64)
+        self._pass = Pass(np.array(prompts), none if offset is None else offset)
         try:
             yield
         finally:
@@ -290,7 +296,10 @@ class TokenNetwork(Sited):
             with tapped(self.taps, [(norm, seen.append)]) as run:
                 run(input_ids=self.probe, **self.plain())
             theirs = self.model(input_ids=self.probe, **self.plain()).logits
-            agree = self.agree(head(seen[0]), theirs)
+            try:
+                agree = self.agree(head(seen[0]), theirs)
+            except RuntimeError:  # a projection to another width stands between (OPT-350m)
+                agree = False
         if not agree:
             raise UserError(f"The head of {self.name} is more than a map of {self.last}; its logits are not read here.")
         self._head = head

@@ -109,6 +109,11 @@ class Sited:
                 return parameter.device
         return torch.device("cpu")
 
+    @property
+    def entries(self) -> tuple[nn.Module, ...]:
+        """The modules at which a pass may begin."""
+        return (self.module,)
+
     def resolve(self, at: str | Site | Sequence[str | Site]) -> list[Site]:
         """The sites that a request names, in the order of the forward pass; `resid_post` stands for all its blocks.
 
@@ -129,8 +134,10 @@ class Sited:
             return []
         kind, _, layer = name.removesuffix(".*").partition(".")
         blocks = self._expand(Site.parse(kind if layer in ("", "*") else f"{kind}.{layer}"))
-        if not layer or not KINDS.get(kind, KINDS["embed"]).heads:
+        if not layer:
             return blocks
+        if not KINDS[kind].heads:
+            Site.parse(f"{kind}.0.0")  # says that it has no heads
         counts = [self.tap(site).kv_heads if kind in ("k", "v") else self.tap(site).heads for site in blocks]
         return [replace(site, head=head) for site, heads in zip(blocks, counts) for head in range(heads)]
 
@@ -230,27 +237,27 @@ class Sited:
         held = len(self.installed)
         with ExitStack() as stack:
             if not held:
-                locate = self.module.register_forward_pre_hook(self._locate, with_kwargs=True)
-                stack.callback(locate.remove)
+                for entry in self.entries:
+                    stack.callback(entry.register_forward_pre_hook(self._locate, with_kwargs=True).remove)
             stack.enter_context(self.taps.hooked(zip(taps, new)))
             self.installed.extend(new)
             stack.callback(lambda: self.installed.__delitem__(slice(held, None)))
             yield self
-        for installed in new:
-            if not installed.moved:
-                why = "changed nothing" if installed.hit else "was never reached"
-                raise UserError(
-                    f"{installed.edit} {why} ({installed.site}); check its site, its tokens and its vector."
-                )
+        for edit in edits:  # one edit may stand at many sites, and need not act at each
+            mine = [installed for installed in new if installed.edit is edit]
+            if not any(installed.moved for installed in mine):
+                why = "changed nothing" if any(installed.hit for installed in mine) else "was never reached"
+                raise UserError(f"{edit} {why}; check its site, its tokens and its vector.")
 
     def _locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Tell the pass that runs how many columns it has and how many came before, in a cache."""
         if self._pass is None:
             return
-        given = kwargs.get("input_ids", kwargs.get("inputs_embeds", args[0] if args else None))
+        offered = (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1])
+        given = next((value for value in offered if isinstance(value, Tensor)), None)
         cache = kwargs.get("past_key_values")
         past = int(cache.get_seq_length()) if cache is not None and hasattr(cache, "get_seq_length") else 0
-        if isinstance(given, Tensor) and given.dim() > 1:
+        if given is not None and given.dim() > 1:
             self._pass.columns = int(given.shape[1])
             self._pass.total = past + int(given.shape[1])
 

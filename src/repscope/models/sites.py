@@ -173,12 +173,19 @@ def _translated(text: str) -> str:
     if nnterp := re.fullmatch(r"(\w+)\[(-?\d+)\]", text):
         if nnterp[1] in _NNTERP:
             return f"{_NNTERP[nnterp[1]]}.{nnterp[2]}"
+        if nnterp[1] in KINDS:
+            raise UserError(f"{text!r} is written {nnterp[1]}.{nnterp[2]} here.")
         raise unknown(
             "nnterp accessor", nnterp[1], _NNTERP, "Its other names are raw modules: use `module:` and the path."
         )
     if accessor := re.fullmatch(r"([A-Za-z_]\w*(?:\.\w+|\[\d+\])+)\.(output|input)(?:\[0\])*", text):
         path = re.sub(r"\[(\d+)\]", r".\1", accessor[1])
         return f"module:{path}{'#in' if accessor[2] == 'input' else ''}"
+    if "[" in text:
+        raise UserError(
+            f"{text!r} is not read; of a module there are `.output` and `.input` as nnsight writes them, with blocks from 0, or "
+            "`module:` and its path."
+        )
     return text
 
 

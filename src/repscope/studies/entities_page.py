@@ -28,7 +28,7 @@ def page(run: "Run[EntitiesOptions]") -> Page:
     return Page(
         title="Where a name becomes one vector",
         question=run.study.question,
-        answer="\n\n".join(" ".join(_told(table, name)) for name in sets),
+        answer="\n\n".join([*run.verification.warnings, *(" ".join(_told(table, name)) for name in sets)]),
         sections=tuple(sections),
         verdicts=judge(load(), table),
         notes=tuple(dict.fromkeys(notes)),
@@ -40,7 +40,7 @@ def headline(run: "Run[EntitiesOptions]") -> list[str]:
     """The numbers that matter, a line each, for the terminal."""
     table = run.table
     sets = list(dict.fromkeys(i.partition(".")[0] for i in table["item"]))
-    return [sentence for name in sets for sentence in _told(table, name)]
+    return [*run.verification.warnings, *(sentence for name in sets for sentence in _told(table, name))]
 
 
 def _overview(table: pd.DataFrame) -> Section:
@@ -247,6 +247,7 @@ def _facts(run: "Run[EntitiesOptions]") -> dict[str, str]:
     shown = {
         "Model": f"{facts['model']} ({facts['precision']})",
         "Fingerprint of the weights": facts["fingerprint"],
+        "Engine checked on this model": run.verification.sentence,
         "Probe": "ridge on standardised features; penalty by leave-one-out inside the training fold",
         "Options": ", ".join(f"{k} = {_plain(v)}" for k, v in facts["options"].items() if v not in (None, [], False)),
         "Versions": ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),

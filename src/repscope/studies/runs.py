@@ -56,7 +56,7 @@ def found(run: str, out: Path) -> Path:
 
 
 def summary(folder: Path) -> list[dict[str, Any]]:
-    """The numbers of a run that have no layer: scores at chosen blocks, gains, controls.
+    """The numbers of a run that have no layer: scores at chosen blocks, gains, controls; of a verification all its errors.
 
     Raises
     ------
@@ -66,6 +66,11 @@ def summary(folder: Path) -> list[dict[str, Any]]:
     table = _table(folder)
     if table.empty:
         raise UserError(f"{folder.name} is not finished; the same command that began it goes on with it.")
+    if (table["study"] == "verify").all():
+        return [
+            {"check": r["item"], "condition": r["condition"], "error": _told(r["value"]), "compared": r["definition"]}
+            for r in table.to_dict("records")
+        ]
     short = table[table["layer"].isna() & (table["site"] != "embed") & table["lo"].notna()]
     return [
         {
@@ -133,6 +138,11 @@ def verdicts(out: Path) -> list[dict[str, Any]]:
             for c in load()
         ]
     return rows
+
+
+def _told(error: float) -> float | None:
+    """A relative error to two digits, None where nothing was measured: JSON has no such number."""
+    return None if pd.isna(error) else float(f"{error:.2g}")
 
 
 def _facts(folder: Path) -> dict[str, Any]:

