@@ -103,7 +103,7 @@ def test_models_lists_what_can_be_had(capsys):
 
 
 def mixed():
-    """A tiny model with a block that adds to each row of a batch what the others hold: wrong as soon as two prompts run together."""
+    """A tiny model with a block that adds to each row of a batch what the others hold: wrong where two prompts run together."""
     lm = tiny()
     lm.model.model.layers[1].register_forward_hook(lambda m, args, output: output + 0.01 * output.mean(0, keepdim=True))
     return lm
@@ -170,7 +170,7 @@ def test_checks_are_kept_for_weights_that_pass_and_for_nothing_else(tmp_path, mo
 
     monkeypatch.setattr("repscope.models.verify.verify", again)
     assert verified(tiny()) == first
-    for changed in (tiny(1), broken, tiny().twin()):
+    for changed in (tiny(1), broken, tiny().twin(3)):
         with pytest.raises(UserError, match="checked again"):
             verified(changed)
     monkeypatch.setattr("repscope.studies.verified.__version__", "another")

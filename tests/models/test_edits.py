@@ -161,7 +161,8 @@ def test_each_choice_of_tokens_is_changed_and_no_other(exact, kind, tokens):
 @pytest.mark.parametrize("site", PLAIN)
 def test_what_follows_is_what_a_plain_hook_gives(exact, site):
     shape = exact.capture(PROMPTS[:1], site)[site].shape[1:]
-    for kind, tokens in zip(KINDS, ["all", "subject", "last", -2, "prompt"]):
+    every = list(zip(KINDS, ["all", "subject", "last", -2, "prompt"]))
+    for kind, tokens in every[list(PLAIN).index(site) % 2 :: 2]:
         edit, formula = made(kind, site, shape, tokens)
         with exact.edit(edit):
             ours = exact.logits(PROMPTS, "all", batch_tokens=SMALL)

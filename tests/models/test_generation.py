@@ -103,8 +103,9 @@ def written(lm, prompts, **options):
 
 @pytest.mark.parametrize(
     ("name", "tokens"),
-    [(name, tokens) for name in ODD for tokens in ("last", "generated", None)]
-    + [("llama", tokens) for tokens in ("all", "prompt", "subject")],
+    [(name, tokens) for name in ODD for tokens in ("last", "generated")]
+    + [("llama", tokens) for tokens in ("all", "prompt", "subject", None)]
+    + [("mamba", None), ("gemma3", None)],
 )
 def test_greedy_text_is_that_of_a_plain_loop(models, name, tokens):
     odd = models(name)
@@ -122,9 +123,7 @@ def test_greedy_text_is_that_of_a_plain_loop(models, name, tokens):
     assert written(odd, PROMPTS) != expected
 
 
-@pytest.mark.parametrize(
-    ("name", "attention"), [("llama", "sdpa"), ("llama", "eager"), ("gpt2", "eager"), ("gemma3", "sdpa")]
-)
+@pytest.mark.parametrize(("name", "attention"), [("llama", "sdpa"), ("llama", "eager"), ("gemma3", "sdpa")])
 def test_every_site_holds_its_edit_while_a_text_grows(tokenizer, name, attention):
     """With a cache and without, alone and padded; keys, values and weights reach back into the cache."""
     lm = endless(name, tokenizer)

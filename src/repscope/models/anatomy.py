@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from repscope.models.attention import PARTS, AttentionProducts, Visit, distinct_heads
 from repscope.models.sites import KINDS, Site
-from repscope.models.taps import Tap, at_rest, first_tensor, head_outputs, hidden_argument, linear_map
+from repscope.models.taps import Tap, at_rest, first_tensor, head_outputs, hidden_argument, linear_map, parameter
 
 Form = Literal["sequential", "parallel", "post-norm", "residual only"]
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  #: relative; wider than rounding, far below any wrong choice
@@ -301,8 +301,8 @@ def _heads(found: _Found, inside: list[_Seen], operands: Mapping[str, _Operands]
         found.refused["head_out"] = "a norm lies between the heads and the residual stream, so no head adds by itself"
         return
     total = head_outputs(projection.taken, projection.module, heads).detach().sum(-2)
-    bias = getattr(projection.module, "bias", None)
-    error = _error(total + bias.detach() if isinstance(bias, Tensor) else total, projection.given)
+    bias = parameter(projection.module, "bias")
+    error = _error(total + bias.detach().to(total.device) if bias is not None else total, projection.given)
     if error > _tolerance(total.dtype):
         found.refused["head_out"] = "what the heads give does not add up to what attention adds"
         return

@@ -261,6 +261,8 @@ class Installed:
 
     def _whole(self, value: Tensor, now: Pass | None) -> Tensor:
         """Change every position; the features are one axis, whatever the rest means."""
+        if not -value.dim() <= self.edit.axis < value.dim():
+            raise UserError(f"{self.edit} has axis={self.edit.axis}; what is there has {value.dim()} axes.")
         moved = value.movedim(self.edit.axis, -1)
         rows = moved.flatten(0, 1) if self.edit.axis == -1 and moved.dim() > 2 else moved.flatten(0, -2)
         prompts = None

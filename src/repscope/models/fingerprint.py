@@ -86,10 +86,19 @@ def of_module(module: "nn.Module") -> Fingerprint:
     """The sampled fingerprint of a module in memory: evenly spaced entries of its state dict. Changes nothing."""
     import torch
 
+    from repscope.models.taps import parameter
+
     lines: dict[str, str] = {}
     for name, value in module.state_dict().items():
         if not isinstance(value, torch.Tensor):
             continue
+        if value.is_meta:  # put away by accelerate
+            path, _, own = name.rpartition(".")
+            value = parameter(module.get_submodule(path), own)
+        if value is None or value.is_meta:
+            raise UserError(
+                f"The weight {name!r} is on no device, so this network has none to study; load its weights."
+            )
         flat = value.detach().reshape(-1)
         n = flat.numel()
         kept = min(n, _SAMPLED)

@@ -64,7 +64,7 @@ class Sampling:
 
 def continued(
     model: Any, ids: Int[np.ndarray, "row column"], lengths: Int[np.ndarray, "row"], sampling: Sampling,
-    draws: Sequence[np.random.Generator], pad: int, *, use_cache: bool,
+    draws: Sequence[np.random.Generator], pad: int, device: torch.device, *, use_cache: bool,
 ) -> list[tuple[Int[np.ndarray, "token"], bool]]:  # fmt: skip
     """The new tokens of each row, up to the end-of-text token, and whether that came.
 
@@ -82,6 +82,8 @@ def continued(
         Each row's random numbers.
     pad
         The id that stands left of a row and after its end.
+    device
+        Where ids go.
     use_cache
         Whether keys and values are kept between steps.
     """
@@ -95,8 +97,6 @@ def continued(
         eos_token_id=ends,
     )  # fmt: skip
     chooser = [_Drawn(sampling, draws)] if sampling.temperature > 0 else []
-    device = model.get_input_embeddings().weight.device
-    device = model.device if device.type == "meta" else device
     beside = model.generation_config
     model.generation_config = config  # what is not stated would be filled in from the options beside the weights
     try:

@@ -342,7 +342,7 @@ class LanguageModel(TokenNetwork):
             ids, _ = padded([encoded.ids[i][::-1] for i in rows], self.pad)
             with at_rest(self.model), self.announced(rows, width - lengths[rows]):
                 texts = continued(
-                    self.model, ids[:, ::-1].copy(), lengths[rows], sampling, [draws[i] for i in rows], self.pad,
+                    self.model, ids[:, ::-1].copy(), lengths[rows], sampling, [draws[i] for i in rows], self.pad, self.device,
                     use_cache=use_cache,
                 )  # fmt: skip
             for i, (new, stopped) in zip(rows, texts):

@@ -149,6 +149,14 @@ class Network(Sited):
         named = inputs if isinstance(inputs, Mapping) else {"": inputs}
         if not named or not all(isinstance(v, Tensor) and v.dim() for v in named.values()):
             raise UserError("A network takes a tensor with one row an input, or keyword arguments to such tensors.")
+        counts = {name: len(value) for name, value in named.items()}
+        if len(set(counts.values())) > 1:
+            listed = " and ".join(f"{name!r} has {count} rows" for name, count in counts.items())
+            raise UserError(f"Of the inputs {listed}; give as many of each.")
+        total = next(iter(counts.values()))
+        for edit in (installed.edit for installed in self.installed if installed.edit.per_prompt):
+            if (held := len(edit.arrays["vector"])) != total:
+                raise UserError(f"{edit} has {held} vectors for {total} inputs; give one for each.")
         return named
 
     def _arguments(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -111,8 +111,8 @@ class Sited:
 
     @property
     def entries(self) -> tuple[nn.Module, ...]:
-        """The modules at which a pass may begin."""
-        return (self.module,)
+        """The modules at which a pass over tokens may begin; none where there are no tokens."""
+        return ()
 
     def resolve(self, at: str | Site | Sequence[str | Site]) -> list[Site]:
         """The sites that a request names, in the order of the forward pass; `resid_post` stands for all its blocks.
@@ -251,6 +251,7 @@ class Sited:
 
     def _locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Tell the pass that runs how many columns it has and how many came before, in a cache."""
+        self.taps.rest()
         if self._pass is None:
             return
         offered = (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1])
@@ -289,7 +290,7 @@ class Sited:
             def handle(value: Tensor) -> Tensor | None:
                 if site in held:
                     return None
-                held[site] = value if value.requires_grad else value.detach().requires_grad_()
+                held[site] = value.clone() if value.requires_grad else value.detach().requires_grad_()
                 return held[site].clone()  # some families go on in place, which a leaf forbids
 
             return handle

@@ -89,10 +89,24 @@ def hidden_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor 
     return named if isinstance(named, Tensor) else None
 
 
+def parameter(module: nn.Module, name: str) -> Tensor | None:
+    """A module's own tensor by name; where accelerate has put it away, what it would put back for a forward pass."""
+    value = getattr(module, name, None)
+    if not isinstance(value, Tensor):
+        return None
+    if value.is_meta:
+        hook: Any = getattr(module, "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):
+            if getattr(one, "weights_map", None) is not None:
+                held: Tensor = one.weights_map[name]
+                return held
+    return value
+
+
 def linear_map(module: nn.Module) -> Tensor | None:
     """The (in, out) matrix of a module that is a linear map, None for any other; transformers' Conv1D keeps it transposed."""
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dim() != 2:
+    weight = parameter(module, "weight")
+    if weight is None or weight.dim() != 2:
         return None
     return weight if type(module).__name__ == "Conv1D" else weight.T
 
@@ -105,10 +119,14 @@ class Taps:
         self._products = AttentionProducts()
         self._seers: dict[str, list[tuple[Tap, Handler]]] = {}
 
+    def rest(self) -> None:
+        """No attention is running: an interrupt inside one would have left its visit open."""
+        self._products.visit = None
+
     @contextmanager
     def hooked(self, handlers: Iterable[tuple[Tap, Handler]]) -> Iterator[None]:
         """Hang a function on each tap, in order: a later one is given what an earlier one has put there."""
-        self._products.visit = None  # an interrupt inside attention would have left it open
+        self.rest()
         with ExitStack() as stack:
             for tap, handler in handlers:
                 self._hang(tap, handler, stack)
