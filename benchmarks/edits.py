@@ -1,7 +1,7 @@
 """repscope's edits and patching beside what a user would write by hand, on the same work in one run.
 
-1. Generation: eight prompts of unequal lengths, 32 new tokens, greedy, float32. Plain `generate` of transformers, the same with a bare
-   hook that adds a vector, and `lm.generate` without and with an edit. The texts of the two hooked rows must be the same.
+1. Generation: eight prompts of unequal lengths, 32 new tokens, greedy, float32. Plain `generate` of transformers, the same with a
+   bare hook that adds a vector, and `lm.generate` without and with an edit. The texts of the two hooked rows must be the same.
 2. Patching: all 30 blocks × all positions of one 20-token prompt whose second token differs. One forward of the whole model a cell,
    with a bare hook, against `activation_patching`. The largest difference of a cell is in the table.
 3. Approximations on the same grid: attribution patching and integrated gradients, with their correlation to the exact effects.
@@ -106,8 +106,8 @@ def generation(lm: rs.LanguageModel, rounds: int) -> str:
     base = seconds["transformers `generate`"]
     lines = [
         f"### Generation\n\n{len(PROMPTS)} prompts, {NEW_TOKENS} new tokens each, greedy; the edit adds a vector of length "
-        f"{SCALE:g} at resid_post.{BLOCK}, all tokens, and changes {moved} of the {len(PROMPTS)} texts. Its check that it changes a "
-        f"logit is in its time. Edited and hooked texts are {'the same' if same else 'NOT the same'}.\n",
+        f"{SCALE:g} at resid_post.{BLOCK}, all tokens, and changes {moved} of the {len(PROMPTS)} texts. Its check that it changes "
+        f"a logit is in its time. Edited and hooked texts are {'the same' if same else 'NOT the same'}.\n",
         "| method | s, median (range) | speed of plain generate, median (range) |", "|---|---|---|",
     ]  # fmt: skip
     lines += [

@@ -62,10 +62,13 @@ def test_a_captured_site_is_what_a_plain_hook_reads(family):
             continue  # a part of a tensor: test_families proves those
         if tap.side == "in":
             hook = modules[tap.path].register_forward_pre_hook(
-                lambda _, a, k, read=read: read.append((first_tensor(a) if a else k["hidden_states"]).clone()), with_kwargs=True
+                lambda _, a, k, read=read: read.append((first_tensor(a) if a else k["hidden_states"]).clone()),
+                with_kwargs=True,
             )
         else:
-            hook = modules[tap.path].register_forward_hook(lambda _, a, o, read=read: read.append(first_tensor(o).clone()))
+            hook = modules[tap.path].register_forward_hook(
+                lambda _, a, o, read=read: read.append(first_tensor(o).clone())
+            )
         ids = torch.tensor([lm.tokenizer(PROMPTS[0])["input_ids"]])
         with torch.no_grad():
             lm.model(input_ids=ids)

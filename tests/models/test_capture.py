@@ -206,7 +206,7 @@ def test_logits_run_the_head_at_the_positions_asked_for_only(llama):
 
 
 def test_an_encoder_without_a_final_norm_says_so(tokenizer):
-    with pytest.raises(UserError, match="more than a map of resid_post.2"):
+    with pytest.raises(UserError, match=r"more than a map of resid_post\.2"):
         LanguageModel(build("bert"), tokenizer, "bert").logits(["Paris"])
 
 

@@ -214,7 +214,9 @@ def test_fused_and_eager_attention_hold_the_same(name, tokenizer):
         close(fused[kind], eager[kind])
     rows = []
     for lm in both:
-        with lm.edit(Edit.replace("pattern.1.2", 0.1), Edit.add("k.1", np.ones(fused["k.1"].shape[1:]), tokens="first")):
+        with lm.edit(
+            Edit.replace("pattern.1.2", 0.1), Edit.add("k.1", np.ones(fused["k.1"].shape[1:]), tokens="first")
+        ):
             rows.append(lm.capture(PROMPTS, "resid_post.2", "all")["resid_post.2"])
     close(rows[0], rows[1])
 

@@ -329,7 +329,7 @@ def operations(lm):
     return every
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2", "llama eager"])
+@pytest.fixture(scope="module", params=["llama", "gpt2 eager"])
 def watched(request, tokenizer):
     """A model in training mode with a hook of the caller's in each block, some of which may be told to throw."""
     model = build(request.param.split()[0])

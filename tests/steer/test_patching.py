@@ -156,9 +156,10 @@ def test_what_cannot_be_compared_is_refused(llama, tokenizer):
         activation_patching(llama, CLEAN, CORRUPT, metric, tokens=["mean"])
     with pytest.raises(UserError, match="one number each"):
         activation_patching(llama, CLEAN, CORRUPT, lambda logits, pair: logits)
-    with llama.edit(Edit.add("resid_post.1", np.ones(32))), pytest.raises(UserError, match="leave the `edit`"):
+    with llama.edit(Edit.add("resid_post.1", np.ones(32))):
         llama.logits(CLEAN)
-        activation_patching(llama, CLEAN, CORRUPT, metric)
+        with pytest.raises(UserError, match="leave the `edit`"):
+            activation_patching(llama, CLEAN, CORRUPT, metric)
     with pytest.raises(UserError, match="needs one"):
         logit_difference(llama, "The place called", " a")
     assert "bert" not in CAUSAL

@@ -52,7 +52,7 @@ def test_the_page_and_its_files(run):
     assert facts["precision"] == "float32, random weights"
     assert (run.folder / "artifacts" / "cities-probes.safetensors").is_file()
     assert {p.stem for p in (run.folder / "results").glob("*.parquet")} == {
-        "cities", "cities-random-weights", "cities-shared-tokens", "cities-context", "cities-summary",
+        "cities", "cities-random-weights", "cities-shared-tokens", "cities-context", "cities-summary", "verify",
     }  # fmt: skip
 
 
