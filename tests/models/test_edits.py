@@ -233,6 +233,16 @@ def test_each_prompt_gets_its_own_vector_in_any_batch(exact, tokens):
                 close(edited[rows][at], put(plain["z.1"][rows][at], vectors[i]))
 
 
+def test_a_prefix_ends_where_prompts_begin_to_differ_by_their_vectors(exact):
+    prompts = [[5] * 40 + [i, i + 1] for i in range(6)]
+    vectors = np.random.default_rng(6).normal(size=(6, WIDTH))
+    with exact.edit(Edit.add("resid_post.0", vectors, tokens=30, per_prompt=True)):
+        together = exact.capture(prompts, "final_norm").numpy()
+    for prompt, vector, row in zip(prompts, vectors, together):
+        with exact.edit(Edit.add("resid_post.0", vector, tokens=30)):
+            close(exact.capture([prompt], "final_norm").numpy()[0], row, 1e-6)
+
+
 def test_a_prompt_comes_out_the_same_alone_in_a_batch_and_behind_a_shared_prefix(family):
     _, lm = family
     rng = np.random.default_rng(1)
@@ -240,6 +250,7 @@ def test_a_prompt_comes_out_the_same_alone_in_a_batch_and_behind_a_shared_prefix
     prompts = [stem + rng.integers(1, 320, n).tolist() for n in (9, 2, 31, 5, 2)]
     vector = rng.normal(size=lm.anatomy.width)
     mixed = [
+        Edit.add("resid_post.0", vector, scale=-1.5, tokens=30),  # inside the stem: what runs once ends before it
         Edit.add("resid_post.0", vector, scale=2.0, tokens=-2),
         Edit.project_out("resid_pre.1", vector, tokens="last"),
         Edit.clamp("resid_post.1", vector, low=3.0, tokens="last"),
@@ -269,7 +280,7 @@ def test_a_prompt_comes_out_the_same_alone_in_a_batch_and_behind_a_shared_prefix
             count.remove()  # the model is shared with other tests
         close(together[lm.last], np.concatenate(singly), 1e-5)
         if edits is mixed and lm.shares_prefix():
-            assert ran_together < 40 * len(prompts), "the prefix that no edit touches runs once"
+            assert ran_together < 0.8 * sum(map(len, prompts)), "the prefix that no edit touches runs once"
     plain = lm.capture(prompts, lm.last, "all")[lm.last]
     assert np.linalg.norm(together[lm.last] - plain) > 1e-2 * np.linalg.norm(plain)
 
