@@ -10,11 +10,13 @@ demo: $(VENV)/.demo
 	$(BIN)/repscope tour
 
 test: $(VENV)/.dev browser
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
+# One process a core, one thread each: tiny networks gain nothing from a second thread.
 # PYTHONPATH stands before site-packages, so the environment stays as it is. -v undoes -q: the header says which version won.
 test-oldest: .oldest/.done
-	PYTHONPATH=$(CURDIR)/.oldest $(BIN)/python -m pytest -v tests/models/test_families.py tests/models/test_anatomy.py
+	PYTHONPATH=$(CURDIR)/.oldest OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v -n auto tests/steer tests/models/test_families.py \
+		tests/models/test_anatomy.py tests/models/test_edits.py tests/models/test_generation.py tests/models/test_network.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
