@@ -61,12 +61,11 @@ def at_rest(module: nn.Module, *, differentiable: bool = False) -> Iterator[None
 
 def _training(module: nn.Module) -> list[nn.Module]:
     """The submodules in training mode; a plain walk, as this is done for every call."""
-    found, left = [], [module]
-    while left:
-        here = left.pop()
-        if here.training:
-            found.append(here)
-        left.extend(child for child in here._modules.values() if child is not None)
+    found: list[nn.Module] = []
+    level = [module]
+    while level:
+        found += [here for here in level if here.training]
+        level = [child for here in level for child in here._modules.values() if child is not None]
     return found
 
 

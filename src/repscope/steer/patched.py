@@ -83,9 +83,10 @@ class Patching:
             rows = alt.Y("layer:O", title=f"block ({next(iter(kinds))})", sort="descending")
         furthest = float(frame["value"].abs().max()) or 1.0
         colour = alt.Scale(scheme="blueorange", domain=[-furthest, furthest], domainMid=0)
+        shown = {token: self._token(token) for token in self.tokens}
         records = [
             {
-                "token": t,
+                "token": shown[t],
                 "layer": None if pd.isna(layer) else int(layer),
                 "site": s,
                 "value": v,
@@ -97,12 +98,17 @@ class Patching:
         ]
         cells = alt.Chart(alt.InlineData(values=records)).mark_rect()
         drawn: alt.FacetChart = cells.encode(
-            x=alt.X("token:N", title="token", sort=list(self.tokens)),
+            x=alt.X("token:N", title="token", sort=list(shown.values())),
             y=rows,
             color=alt.Color("value:Q", title="effect on the metric", scale=colour),
             tooltip=["token:N", "site:N", "condition:N", alt.Tooltip("value:Q", format=".3f")],
         ).facet(column=alt.Column("condition:N", title=self.method, sort=[ESTIMATE, RANDOM]))
         return drawn
+
+    def _token(self, name: str) -> str:
+        """A position with its token, where all pairs have the same one there (in the corrupt prompt)."""
+        words = {row[int(name)].strip() for row in self.labels if int(name) < len(row)} if name.isdigit() else set()
+        return f"{name} {words.pop()}" if len(words) == 1 else name
 
     def _repr_html_(self) -> str:
         return str(self.result()._repr_html_())
