@@ -111,6 +111,11 @@ WINDOWED = {"mistral", "gemma2", "gemma3", "modernbert"}
 EXPERTS = {"mixtral", "olmoe"}
 #: No norm between the last block and the head.
 NO_FINAL_NORM = {"opt-post-norm", "bert", "roberta"}
+#: Why prompts of up to 64 tokens are not packed; the others' are.
+UNPACKED = {
+    "gemma2": "it does not attend by torch's", "gptj": "it does not attend by torch's", "bloom": "cannot be told",
+    "falcon-alibi": "come out otherwise", "roberta": "come out otherwise", "mamba": "cannot be told",
+}  # fmt: skip
 
 
 def build(family):

@@ -10,6 +10,7 @@ import pytest
 from repscope.cli import run
 from repscope.errors import UserError
 from repscope.models.tiny import tiny
+from repscope.models.verify import KINDS
 from repscope.studies.entities import ENTITIES, EntitiesOptions
 from repscope.studies.study import Run
 from repscope.studies.verified import verified
@@ -122,7 +123,7 @@ def test_verify_prints_a_table_and_a_folder_and_fails_where_a_check_does(tmp_pat
     told = json.loads(capsys.readouterr().out)
     assert told["run"] == folder
     assert told["passed"] == (not code)
-    assert len(told["checks"]) == 10
+    assert len(told["checks"]) == len(KINDS)
     assert run(["runs", "--out", str(tmp_path), "--json"]) == 0
     assert [(r["study"], r["state"]) for r in json.loads(capsys.readouterr().out)] == [("verify", "done")]
     assert run(["show", "verify", "--out", str(tmp_path)]) == 0
@@ -142,13 +143,13 @@ def test_a_study_holds_the_checks_of_its_network(runs, capsys):
     sql = "select item, value from results where step = 'verify' and study = 'entities' and condition = 'estimate'"
     assert run(["query", sql, "--out", str(runs), "--json"]) == 0
     rows = {row["item"]: row["value"] for row in json.loads(capsys.readouterr().out)}
-    assert len(rows) == 10
+    assert len(rows) == len(KINDS)
     assert max(rows.values()) <= 1e-5
     folder = next(p for p in runs.iterdir() if (p / "study.json").is_file())
     assert json.loads((folder / "study.json").read_text())["verified"]["passed"]
     page = (folder / "report.html").read_text()
     assert "Engine checked on this model" in page
-    assert "10 of 10, largest error" in page
+    assert f"{len(KINDS)} of {len(KINDS)}, largest error" in page
 
 
 def test_a_study_on_a_network_that_fails_says_so_first(tmp_path):

@@ -10,7 +10,8 @@ from families import build
 from repscope.errors import UserError
 from repscope.models.language import LanguageModel
 from repscope.models.network import Network
-from repscope.models.prompts import Prompt
+from repscope.models.prompts import Encoded, Prompt, Ragged
+from repscope.models.sites import Tokens
 
 WORDS = ["Paris", "San Diego", "Lagos", "the", "called", "São Paulo", "hydrogen", "map", "of"]
 
@@ -59,20 +60,28 @@ def test_shared_prefixes_and_repeats_change_nothing(llama, data):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gpt-neox"])
-def test_a_long_shared_prefix_runs_once(tokenizer, name):
+def test_a_long_shared_prefix_runs_once_where_prompts_are_not_packed(tokenizer, name):
     lm = LanguageModel(build(name), tokenizer)
     prompts = [[5] * 40 + [i, i + 1] for i in range(20)]
-    assert lm.plan(prompts).prefix == 40
-    assert lm.plan(prompts).tokens < 100
-    acts = lm.capture(prompts, ["resid_pre.2", "mlp_out.1"], "last")
+    planned = lm.planned(Ragged.of(prompts), 1024, pack=False)
+    assert planned.prefix == 40
+    assert planned.tokens < 100
+    held = {}
+
+    def sink(site, at, rows):
+        held.setdefault(site, {}).update(zip(at.tolist(), rows.numpy()))
+
+    sites, ends = lm.resolve(["resid_pre.2", "mlp_out.1"]), np.full(20, 42)
+    lm.run(sites, Encoded(Ragged.of(prompts), ends - 1, ends), planned, Tokens.parse("last"), sink)
     for i in (0, 7, 19):
-        assert_near(acts["mlp_out.1"][i], alone(lm, prompts[i], "mlp_out.1", "last"))
+        assert_near(held[lm.resolve("mlp_out.1")[0]][i], alone(lm, prompts[i], "mlp_out.1", "last"))
 
 
-def test_an_encoder_shares_no_prefix_and_masks_its_padding(tokenizer):
+def test_an_encoder_shares_no_prefix(tokenizer):
     lm = LanguageModel(build("bert"), tokenizer)
-    prompts = [[5] * 40 + [i, i + 1] for i in range(20)]
+    prompts = [[5] * 2 + [i] * (1 + 3 * i) for i in range(20)]
     assert lm.plan(prompts).prefix == 0
+    assert lm.plan(prompts).tokens == sum(map(len, prompts))
 
 
 def test_only_the_blocks_below_the_last_site_run(llama):

@@ -98,7 +98,7 @@ def test_one_head_is_edited_alone(family):
     with lm.edit(Edit.replace("z.1.2", 0.0)):
         edited = lm.capture(PROMPTS, "z.1", "all")["z.1"]
     assert not edited[:, 2].any()
-    np.testing.assert_array_equal(np.delete(edited, 2, axis=1), np.delete(plain, 2, axis=1))
+    close(np.delete(edited, 2, axis=1), np.delete(plain, 2, axis=1))  # edited prompts are padded, plain ones packed
 
 
 def test_the_same_change_of_the_stream_by_any_way(family):

@@ -39,10 +39,10 @@ def test_captures_agree_with_hugging_face_one_prompt_at_a_time(smollm):
         assert np.linalg.norm(out.hidden_states[-1][0, -1]) < 0.5 * np.linalg.norm(last[i])
 
 
-def test_a_shared_prefix_changes_nothing(smollm):
+def test_what_prompts_share_runs_once_and_changes_nothing(smollm):
     shots = "Paris is in France. Lagos is in Nigeria. Lima is in Peru. Oslo is in Norway. "
     prompts = [f"{shots}{name} is in" for name in NAMES]
-    assert smollm.plan(prompts).prefix >= 15
+    assert smollm.plan(prompts).tokens < 15 + 8 * 12
     acts = smollm.capture(prompts, "resid_post.20", "last").numpy()
     for i, prompt in enumerate(prompts):
         alone = smollm.capture([prompt], "resid_post.20", "last").numpy()[0]

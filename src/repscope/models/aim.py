@@ -17,7 +17,7 @@ from torch import Tensor
 from repscope.errors import UserError, unknown
 from repscope.models.edits import EVERYWHERE, WHERE
 from repscope.models.passes import TokenNetwork
-from repscope.models.prompts import Encoded, Prompt, encode, token_ends
+from repscope.models.prompts import Encoded, Prompt, Ragged, encode, token_ends
 from repscope.models.sites import PICKS, Site, Tokens
 
 _TRIED = 4  #: prompts, the shortest first, on which an edit must show before it is called void
@@ -28,7 +28,7 @@ _BATCH_TOKENS = 1024
 
 
 def aim(
-    net: TokenNetwork, tokenizer: Any, prompts: Any, ids: Sequence[Int[np.ndarray, "token"]],
+    net: TokenNetwork, tokenizer: Any, prompts: Any, ids: Ragged,
     ends: Int[np.ndarray, "prompt"] | None = None,
 ) -> None:  # fmt: skip
     """Tell the installed edits their positions; `ends` is where each prompt ends and what follows it begins.
@@ -40,7 +40,7 @@ def aim(
     UserError
         For a span that is not there, a prompt too short for an index, or vectors that are not one a prompt.
     """
-    stop = np.array([len(row) for row in ids]) if ends is None else ends
+    stop = ids.lengths if ends is None else ends
     everywhere = np.full(len(ids), EVERYWHERE)
     for installed in net.installed:
         edit = installed.edit
@@ -71,7 +71,7 @@ def see_effect(net: TokenNetwork, encoded: Encoded, sites: Sequence[Site], picke
         When they change none.
     """
     untouched = len(encoded.ids)
-    order = np.argsort([len(row) for row in encoded.ids], kind="stable")
+    order = np.argsort(encoded.ids.lengths, kind="stable")
     for i in order[:_TRIED]:
         both = _rows(net, encoded, sites, picked, [i, i], [i, untouched])
         for rows in both:
@@ -104,7 +104,7 @@ def _rows(
     numbers: Sequence[int],
 ) -> list[Tensor]:
     """The rows of some prompts at each site, one prompt after the other; `numbers` is which ones they are to the edits."""
-    some = Encoded([encoded.ids[i] for i in which], encoded.start[list(which)], encoded.stop[list(which)])
+    some = Encoded(encoded.ids.take(np.array(which)), encoded.start[list(which)], encoded.stop[list(which)])
     held: dict[Site, list[tuple[Int[np.ndarray, row], Tensor]]] = {site: [] for site in sites}
 
     def sink(site: Site, destination: Int[np.ndarray, "row"], rows: Tensor) -> None:

@@ -1,7 +1,8 @@
 """Which positions of a batch are read, and where they go. Takes token positions and hidden states; knows no module."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,34 +17,40 @@ from repscope.models.sites import Tokens
 class Wanted:
     """Which positions of one batch are read, and where they go.
 
-    flat: (position), index into the batch's (row × token) positions. segment: (position), which output row each belongs to,
-    None where each is a row by itself. sizes: (row), positions a row averages. destination: (row), rows of the result.
+    cells: their (row) and (token) in the batch, or their place in a pack, whose tokens are one axis. segment: (position), which
+    output row each belongs to, None where each is a row by itself. sizes: (row), positions a row averages. destination: (row), rows
+    of the result.
     """
 
-    cells: tuple[Tensor, Tensor]
+    cells: tuple[Tensor, ...]
     segment: Tensor | None
     sizes: Tensor
     destination: Int[np.ndarray, "row"]
 
     @classmethod
     def of(
-        cls, batch: Int[np.ndarray, "row"], users: Mapping[int, Int[np.ndarray, "prompt"]], encoded: Encoded, picked: Tokens,
-        offsets: Int[np.ndarray, "n"], shift: int, device: torch.device,
+        cls, batch: Int[np.ndarray, "row"], users: "Users", encoded: Encoded, picked: Tokens, offsets: Int[np.ndarray, "n"],
+        device: torch.device, place: Callable[..., tuple[Int[np.ndarray, "position"], ...]],
     ) -> "Wanted":  # fmt: skip
-        """For one batch of distinct prompts and the prompts that are them; positions count from `shift`."""
-        prompts = np.concatenate([users[int(i)] for i in batch])
-        rows = np.repeat(np.arange(len(batch)), [len(users[int(i)]) for i in batch])
+        """For one batch of distinct prompts and the prompts that are them.
+
+        `place` is given, for each position wanted, the row of the batch, the distinct prompt and the position in it.
+        """
+        counts = users.counts[batch]
+        prompts = users.of(batch)
+        rows = np.repeat(np.arange(len(batch)), counts)
         starts, sizes = encoded.start[prompts], encoded.stop[prompts] - encoded.start[prompts]
-        within = _ranges(sizes)
-        position = np.repeat(starts, sizes) + within - shift
+        within = ranges(sizes)
         if picked.pooled:
             destination = prompts
             segment = torch.from_numpy(np.repeat(np.arange(len(prompts)), sizes)).to(device)
         else:
             destination = np.repeat(offsets[prompts], sizes) + within
             segment = None
-        cells = (torch.from_numpy(np.repeat(rows, sizes)).to(device), torch.from_numpy(position).to(device))
-        return cls(cells, segment, torch.from_numpy(sizes).to(device), destination)
+        row = np.repeat(rows, sizes)
+        cells = place(row, batch[row], np.repeat(starts, sizes) + within)
+        on_device = tuple(torch.from_numpy(cell).to(device) for cell in cells)
+        return cls(on_device, segment, torch.from_numpy(sizes).to(device), destination)
 
     def take(self, hidden: Float[Tensor, "row token feature"]) -> Float[Tensor, "out feature"]:
         """The rows wanted, averages in float32 or wider."""
@@ -55,14 +62,42 @@ class Wanted:
         return sums.index_add_(0, self.segment, wide) / self.sizes.view(-1, *[1] * (wide.dim() - 1)).to(wide.dtype)
 
 
-def users_of(inverse: Int[np.ndarray, "prompt"]) -> dict[int, Int[np.ndarray, "prompt"]]:
-    """For each distinct prompt, the prompts that are it."""
-    order = np.argsort(inverse, kind="stable")
-    cuts = np.flatnonzero(np.diff(inverse[order])) + 1
-    return {int(inverse[group[0]]): group for group in np.split(order, cuts)}
+@dataclass(frozen=True)
+class Users:
+    """For each distinct prompt, the prompts that are it.
+
+    order: the prompts, those that are one side by side. starts: (distinct + 1), where each one's begin.
+    """
+
+    order: Int[np.ndarray, "prompt"]
+    starts: Int[np.ndarray, "distinct_plus_1"]
+
+    @classmethod
+    def by(cls, inverse: Int[np.ndarray, "prompt"]) -> "Users":
+        """From which distinct prompt each prompt is."""
+        counts = np.bincount(inverse)
+        return cls(np.argsort(inverse, kind="stable"), np.concatenate([[0], np.cumsum(counts)]))
+
+    @cached_property
+    def counts(self) -> Int[np.ndarray, "distinct"]:
+        """How many prompts each is."""
+        counts: np.ndarray = np.diff(self.starts)
+        return counts
+
+    @property
+    def first(self) -> Int[np.ndarray, "distinct"]:
+        """The first prompt that each is."""
+        first: np.ndarray = self.order[self.starts[:-1]]
+        return first
+
+    def of(self, distinct: Int[np.ndarray, "row"]) -> Int[np.ndarray, "prompt"]:
+        """All prompts that are these, one distinct prompt after the other."""
+        sizes = self.counts[distinct]
+        found: np.ndarray = self.order[np.repeat(self.starts[distinct], sizes) + ranges(sizes)]
+        return found
 
 
-def _ranges(sizes: Int[np.ndarray, "row"]) -> Int[np.ndarray, "position"]:
+def ranges(sizes: Int[np.ndarray, "row"]) -> Int[np.ndarray, "position"]:
     """0…size-1 for each size, one after the other."""
     ends = np.cumsum(sizes)
     within: np.ndarray = np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)

@@ -24,12 +24,12 @@ from repscope.models.aim import aim, see_effect
 from repscope.models.anatomy import find_blocks
 from repscope.models.edits import Edit
 from repscope.models.fingerprint import Source, of_module
-from repscope.models.gather import padded
+from repscope.models.gather import padded, ranges
 from repscope.models.generation import Continuation, Sampling, continued
 from repscope.models.network import as_float, per_row
 from repscope.models.passes import TokenNetwork, rows_of
 from repscope.models.plan import Plan
-from repscope.models.prompts import Encoded, Prompt, PromptLike, encode
+from repscope.models.prompts import Encoded, Prompt, PromptLike, Ragged, encode
 from repscope.models.rows import Rows
 from repscope.models.sites import Site, Tokens
 from repscope.models.taps import at_rest
@@ -77,13 +77,6 @@ class LanguageModel(TokenNetwork):
     def __repr__(self) -> str:
         held = f"{self.anatomy.blocks} blocks × {self.anatomy.width}" if self.anatomy else "no blocks found"
         return f"LanguageModel({self.name}, {held}, {self.source.precision}, {self.fingerprint})"
-
-    @property
-    def context(self) -> int | None:
-        """Most tokens that the network takes, None where its configuration does not say."""
-        stated = getattr(self.model.config, "max_position_embeddings", None)
-        offset = 2 if getattr(self.model.config, "model_type", "") in ("roberta", "xlm-roberta", "camembert") else 0
-        return int(stated) - offset if stated and int(stated) > 0 else None
 
     def tokens(self, text: str) -> list[str]:
         """The tokens of a text as a reader would see them, exactly as the network gets them."""
@@ -182,13 +175,12 @@ class LanguageModel(TokenNetwork):
             self._aim(held, encoded, sites, picked)
         offsets = rows_of(encoded, picked)
         with Rows(sites, int(offsets[-1]), dtype, Path(out) if out is not None else None) as rows:
-            self.run(sites, encoded, self.planned(encoded.ids, batch_tokens), picked, rows.write)
-        last = [np.arange(a, b) for a, b in zip(encoded.start, encoded.stop)] if picked.ragged else [encoded.stop - 1]
+            self.run(sites, encoded, self.planned(encoded.ids, batch_tokens, sites), picked, rows.write)
         return Activations(
             rows=rows.finish(),
             tokens=picked,
             offsets=offsets,
-            positions=np.concatenate(last),
+            positions=_positions(encoded, picked),
             model=self.fingerprint,
             single=isinstance(at, (str, Site)) and Site.parse(at).single,
         )
@@ -269,7 +261,7 @@ class LanguageModel(TokenNetwork):
             wanted = targets[torch.from_numpy(destination)].to(logp.device)
             nats[destination] = logp.gather(1, wanted[:, None])[:, 0].double().cpu().numpy()
 
-        planned = self.planned(before.ids, batch_tokens)
+        planned = self.planned(before.ids, batch_tokens, [self.last])
         with at_rest(self.model):
             self.run([self.last], before, planned, Tokens("all"), sink)
         each = np.split(nats, offsets[1:-1])
@@ -318,7 +310,7 @@ class LanguageModel(TokenNetwork):
             raise UserError(f"{self.name} is no causal language model with a head, so it cannot continue a text.")
         held = list(prompts)
         encoded = self._encoded(held, Tokens("last"))
-        lengths = np.array([len(row) for row in encoded.ids])
+        lengths = encoded.ids.lengths
         if self.context is not None and lengths.max() + max_new_tokens > self.context:
             i = int(lengths.argmax())
             raise UserError(
@@ -327,10 +319,10 @@ class LanguageModel(TokenNetwork):
             )
         if self.installed:
             # A further token stands for a generated one: the rows of the prompt's last token and of that one must change.
-            longer = [np.append(row, row[-1]) for row in encoded.ids]
+            longer = Ragged.of(np.append(row, row[-1]) for row in encoded.ids)
             if max_new_tokens == 1:
                 longer = encoded.ids
-            seen = Encoded(longer, lengths - 1, np.array([len(row) for row in longer]))
+            seen = Encoded(longer, lengths - 1, longer.lengths)
             self._aim(held, seen, [self.last], Tokens("all"), lengths, max_new_tokens == 1)
             use_cache = use_cache and self.shares_prefix()  # another kind of cache does not tell its length
         draws = sampling.draws(encoded.ids)
@@ -408,9 +400,9 @@ class LanguageModel(TokenNetwork):
 
         with Rows(sites, int(offsets[-1]), "float32", None) as rows:
             self.differentiate(sites, encoded, picked, (target, ends.start), scalar, rows.write, batch_tokens)
-        last = [np.arange(a, b) for a, b in zip(encoded.start, encoded.stop)] if picked.ragged else [encoded.stop - 1]
         single = isinstance(at, (str, Site)) and Site.parse(at).single
-        grads = Activations(rows.finish(), picked, offsets, np.concatenate(last), self.fingerprint, single)
+        positions = _positions(encoded, picked)
+        grads = Activations(rows.finish(), picked, offsets, positions, self.fingerprint, single)
         return values, grads
 
     def _encoded(self, prompts: Iterable[PromptLike], picked: Tokens) -> Encoded:
@@ -450,6 +442,15 @@ class LanguageModel(TokenNetwork):
         deepest = max((self.blocks - 1 if s.layer is None else s.layer) for s in sites)
         run = [b for i, b in enumerate(found[1]) if i <= deepest and any(s.kind != "embed" for s in sites)]
         return 2.0 * tokens * sum(p.numel() for b in run for p in b.parameters() if p.dim() == 2)
+
+
+def _positions(encoded: Encoded, picked: Tokens) -> Int[np.ndarray, "row"]:
+    """The position of each row in its prompt; of a mean, that of its last token."""
+    if not picked.ragged:
+        return encoded.stop - 1
+    sizes = encoded.stop - encoded.start
+    positions: np.ndarray = np.repeat(encoded.start, sizes) + ranges(sizes)
+    return positions
 
 
 def _joined(prompt: str | Prompt, tail: str) -> Prompt:

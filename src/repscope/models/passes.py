@@ -1,10 +1,13 @@
 """TokenNetwork: a network that reads token ids. Ids in, hidden states and logits out; never text.
 
 One run over prompts:
-1. Ids become a plan of batches (`plan`); each batch runs through the blocks up to the last site asked for, never the head.
-2. Causal networks are padded on the right with no mask (later tokens cannot reach earlier ones, which was proved at load);
-   others get a mask.
-3. A prefix that all prompts share, and that no edit touches, runs once; its keys and values are repeated for each batch.
+1. Ids become a plan (`plan`); each of its passes runs through the blocks up to the last site asked for, never the head.
+2. Where the network allows it prompts are packed: no padding, and what several of them share runs once (`packed`). That this gives
+   what plain passes give is proved on the network, once for each power of two that prompts are long: windows of attention,
+   positions from elsewhere, kernels that are not torch's all show there.
+3. Else they are padded. Causal networks are padded on the right with no mask (later tokens cannot reach earlier ones, which was
+   proved at load); others get a mask. A prefix that all prompts share, and that no edit touches, runs once; its keys and values
+   are repeated for each batch.
 4. Inside the hook the wanted positions are picked, or averaged in float32, and handed on: memory beyond what the caller keeps is
    one batch, whatever the number of prompts.
 """
@@ -22,17 +25,19 @@ from torch import Tensor, nn
 
 from repscope.errors import UserError
 from repscope.models.anatomy import resolve
+from repscope.models.attention import PARTS
 from repscope.models.edits import Pass
 from repscope.models.fingerprint import Source
-from repscope.models.gather import Wanted, padded, users_of
+from repscope.models.gather import Users, Wanted, padded
+from repscope.models.packed import Sink, run_packed
 from repscope.models.plan import Plan, plan
-from repscope.models.prompts import Encoded
+from repscope.models.prompts import Encoded, Ragged
 from repscope.models.sited import Read, Sited, tapped
 from repscope.models.sites import Site, Tokens
 from repscope.models.taps import Handler, Tap, at_rest
+from repscope.models.trees import packs, tree
 from repscope.progress import progress
 
-Sink = Callable[[Site, Int[np.ndarray, "row"], Float[Tensor, "row *feature"]], None]
 _SINGLE, _LOW = 1e-4, 3e-2  #: how far two passes over one input may differ, relative, in float32 and below
 
 
@@ -64,6 +69,7 @@ class TokenNetwork(Sited):
         self.probe = ids.to(self.device) % vocabulary
         self.anatomy = resolve(body, model.get_input_embeddings(), {"input_ids": self.probe, **self.plain()})
         self._prefix_sound: bool | None = None
+        self._packs: dict[int, str] = {}  #: power of two → why prompts of up to so many tokens are not packed
         self.forks_grow: bool | None = None  #: whether rows may come in on the way up (see `forks`), None until tried
         self._head: Callable[[Tensor], Tensor] | None = None
 
@@ -94,7 +100,7 @@ class TokenNetwork(Sited):
         tolerance = _SINGLE if a.dtype in (torch.float32, torch.float64) else _LOW
         return bool((a.double() - b.double()).norm() <= tolerance * b.double().norm())
 
-    def checked(self, ids: Sequence[Int[np.ndarray, "token"]]) -> None:
+    def checked(self, ids: Ragged) -> None:
         """See that all token ids are in the vocabulary.
 
         Raises
@@ -102,21 +108,86 @@ class TokenNetwork(Sited):
         UserError
             When one is not; names the prompt.
         """
-        for i, row in enumerate(ids):
-            if row.max() >= self.vocabulary or row.min() < 0:
-                raise UserError(
-                    f"Prompt {i} holds a token id that is not in the network's vocabulary of {self.vocabulary}."
-                )
+        outside = np.flatnonzero((ids.flat >= self.vocabulary) | (ids.flat < 0))
+        if outside.size:
+            i = int(np.searchsorted(ids.offsets, outside[0], side="right")) - 1
+            raise UserError(
+                f"Prompt {i} holds a token id that is not in the network's vocabulary of {self.vocabulary}."
+            )
 
-    def planned(self, ids: Sequence[Int[np.ndarray, "token"]], batch_tokens: int, *, share: bool = True) -> Plan:
-        """The plan of a run; under edits no two prompts are one, and no prefix that an edit touches is shared."""
+    @property
+    def context(self) -> int | None:
+        """Most tokens that the network takes, None where its configuration does not say."""
+        stated = getattr(self.model.config, "max_position_embeddings", None)
+        offset = 2 if getattr(self.model.config, "model_type", "") in ("roberta", "xlm-roberta", "camembert") else 0
+        return int(stated) - offset if stated and int(stated) > 0 else None
+
+    def planned(
+        self, ids: Ragged, batch_tokens: int, sites: Sequence[Site] = (), *, share: bool = True, pack: bool = True
+    ) -> Plan:
+        """The plan of a run; under edits no two prompts are one, none are packed, and no prefix that an edit touches is shared."""
         edited = [i for i in self.installed if not i.asleep]
         untouched = min((int(i.start.min()) for i in edited if i.start is not None), default=None)
         sharing = share and self.causal and (untouched is None or untouched > 0)
-        planned = plan(ids, batch_tokens, share_prefix=sharing, limit=untouched, merge=not edited)
+        why = "edits find their positions in rows" if edited else "" if pack and share else "each prompt is to be a row"
+        why = why or self._cannot_pack(sites)
+        budget = batch_tokens if why else min(batch_tokens, self.context or batch_tokens)
+        planned = plan(ids, budget, share=sharing, pack=why, limit=untouched, merge=not edited)
+        if planned.tree is not None and (why := self._packing_fails(int(ids.lengths.max()))):
+            planned = plan(ids, batch_tokens, share=sharing, pack=why)
         if planned.prefix and not self.shares_prefix():
-            planned = plan(ids, batch_tokens, share_prefix=False, merge=not edited)
+            planned = plan(ids, batch_tokens, share=False, pack=planned.why, merge=not edited)
         return planned
+
+    def unpackable(self, ids: Ragged, sites: Sequence[Site]) -> str:
+        """Why these prompts are not packed for these sites, proved by a pass where it takes one; empty where they are."""
+        return self._cannot_pack(sites) or self._packing_fails(int(ids.lengths.max()))
+
+    def _cannot_pack(self, sites: Sequence[Site]) -> str:
+        """Why prompts cannot be packed for these sites, as far as that can be seen without a pass."""
+        if self.anatomy is None or Site("resid_post", self.blocks - 1) not in self.anatomy.taps:
+            return "it has no blocks that were found"
+        if "position_ids" not in inspect.signature(self.module.forward).parameters:
+            return "it cannot be told the tokens' positions"
+        if any(m._forward_hooks or m._forward_pre_hooks for m in self.module.modules()):
+            return "hooks hang on it, which may take each row for a prompt"
+        for site in sites:
+            if site.kind == "module" or self.tap(site).part in PARTS:
+                return f"{site} is read row by row"
+        return ""
+
+    def _packing_fails(self, longest: int) -> str:
+        """Why packed passes do not give what plain passes give, for prompts of up to so many tokens; empty where they do."""
+        size = min(max(32, 1 << (longest - 1).bit_length()), self.context or 1 << 40)
+        if size not in self._packs:
+            self._packs[size] = self._packing_tried(size)
+        return self._packs[size]
+
+    def _packing_tried(self, size: int) -> str:
+        """Two prompts that share a half, the longer of `size` tokens, in two packs and alone."""
+        rng = np.random.default_rng(0)
+        long, tail = rng.integers(0, self.vocabulary, size), rng.integers(0, self.vocabulary, 5)
+        prompts = Ragged.of([long, np.concatenate([long[: size // 2], (long[size // 2] + tail + 1) % self.vocabulary])])
+        site, encoded = Site("resid_post", self.blocks - 1), _whole(prompts)
+        held_once = tree(prompts, share=self.causal)
+        packed = Plan(prompts, np.arange(2), 0, (), held_once, packs(held_once, size))
+        plain = plan(prompts, size, share=False, pack="each prompt by itself")
+        whole = Tokens("all")
+        rows: tuple[dict[int, Tensor], ...] = ({}, {})
+        sinks = [lambda _, at, hidden, held=held: held.update(zip(at.tolist(), hidden.clone())) for held in rows]
+        with self.unedited():
+            try:
+                taken = run_packed(
+                    self, self._packed_inputs, [site], encoded, packed, whole, rows_of(encoded, whole), sinks[0],
+                    causal=self.causal,
+                )  # fmt: skip
+            except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, NotImplementedError) as error:
+                return f"a packed pass stops with {type(error).__name__}"
+            if not taken:
+                return "it does not attend by torch's scaled_dot_product_attention"
+            self.run([site], encoded, plain, whole, sinks[1])
+        ours, theirs = (torch.stack([held[i] for i in sorted(held)]) for held in rows)
+        return "" if self.agree(ours, theirs) else f"packed, prompts of {size} tokens come out otherwise"
 
     def run(
         self, sites: Sequence[Site], encoded: Encoded, planned: Plan, picked: Tokens, sink: Sink,
@@ -126,11 +197,16 @@ class TokenNetwork(Sited):
 
         `numbers` says which prompts these are to the installed edits, where they are not all of them.
         """
-        numbers = np.arange(len(encoded.ids)) if numbers is None else numbers
         offsets = rows_of(encoded, picked)
-        users = users_of(planned.inverse)
+        if planned.tree is not None:
+            run_packed(
+                self, self._packed_inputs, sites, encoded, planned, picked, offsets, sink, causal=self.causal
+            )  # fmt: skip
+            return
+        numbers = np.arange(len(encoded.ids)) if numbers is None else numbers
+        users = Users.by(planned.inverse)
         needs_prefix = bool(planned.prefix) and bool((encoded.start < planned.prefix).any())
-        longest = max(len(row) for row in planned.ids)
+        longest = int(planned.ids.lengths.max())
         prefix_rows: dict[Site, Tensor] = {}
         wanted: Wanted | None = None
         width = 0
@@ -167,10 +243,17 @@ class TokenNetwork(Sited):
             for batch in reversed(planned.batches):  # the longest first: memory peaks at once or not at all
                 ids, lengths = padded([planned.ids[i][planned.prefix :] for i in batch], self.pad)
                 width = ids.shape[1]
+                shift = 0 if needs_prefix else planned.prefix
                 wanted = Wanted.of(
-                    batch, users, encoded, picked, offsets, 0 if needs_prefix else planned.prefix, self.device
+                    batch,
+                    users,
+                    encoded,
+                    picked,
+                    offsets,
+                    self.device,
+                    lambda row, _, at, shift=shift: (row, at - shift),
                 )
-                with self.announced(numbers[[users[int(i)][0] for i in batch]]):
+                with self.announced(numbers[users.first[batch]]):
                     run(**self.inputs(ids, lengths, cache))
                 advance(ids.size)
 
@@ -185,8 +268,9 @@ class TokenNetwork(Sited):
         """
         target, position = read
         offsets = rows_of(encoded, picked)
-        longest = max(len(row) for row in encoded.ids)
-        planned = plan(encoded.ids, batch_tokens, share_prefix=False, merge=False)
+        longest = int(encoded.ids.lengths.max())
+        planned = plan(encoded.ids, batch_tokens, share=False, pack="gradients are of rows", merge=False)
+        users = Users.by(planned.inverse)
         for batch in planned.batches:
             ids, lengths = padded([encoded.ids[i] for i in batch], self.pad)
 
@@ -197,7 +281,7 @@ class TokenNetwork(Sited):
                 at = torch.from_numpy(position[batch]).to(seen[0].device)
                 return scalar(seen[0][torch.arange(len(batch), device=at.device), at], batch)
 
-            wanted = Wanted.of(batch, {int(i): np.array([i]) for i in batch}, encoded, picked, offsets, 0, self.device)
+            wanted = Wanted.of(batch, users, encoded, picked, offsets, self.device, lambda row, _, at: (row, at))
             with self.taps.hooked(hooks):
                 grads = self.differentiated(sites, run)
             for site, grad in zip(sites, grads):
@@ -229,6 +313,19 @@ class TokenNetwork(Sited):
             mask = np.arange(ids.shape[1])[None] < lengths[:, None]
             named["attention_mask"] = torch.from_numpy(mask.astype(np.int64)).to(self.device)
         return named | self.plain()
+
+    def _packed_inputs(self, ids: Int[Tensor, "1 token"], positions: Int[Tensor, "1 token"]) -> dict[str, Any]:
+        """Arguments of a packed pass. The cache keeps nothing: beside one, transformers looks for no packs of its own."""
+        named: dict[str, Any] = {"input_ids": ids, "position_ids": positions} | self.plain()
+        if self.causal and self._takes_cache:
+            from transformers import DynamicCache
+
+            class Through(DynamicCache):
+                def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+                    return key_states, value_states
+
+            named |= {"past_key_values": Through()} | self.plain(use_cache=True)
+        return named
 
     def plain(self, use_cache: bool = False) -> dict[str, Any]:
         """Arguments that keep a pass from building a cache nobody asked for."""
@@ -304,6 +401,11 @@ class TokenNetwork(Sited):
             raise UserError(f"The head of {self.name} is more than a map of {self.last}; its logits are not read here.")
         self._head = head
         return head
+
+
+def _whole(ids: Ragged) -> Encoded:
+    """Prompts, all of whose positions are asked for."""
+    return Encoded(ids, np.zeros(len(ids), dtype=np.int64), ids.lengths)
 
 
 def rows_of(encoded: Encoded, picked: Tokens) -> Int[np.ndarray, "prompt_plus_1"]:

@@ -1,21 +1,27 @@
 """The capture planner: from token ids to the least work that answers. Takes token ids, never text and never a network.
 
 1. Identical prompts run once.
-2. The longest prefix that all prompts share runs once (causal networks only), where it saves more than a cache costs.
-3. What is left is sorted by length and cut into batches under a token budget. The cuts minimise padded tokens plus a fixed
+2. Packed, where the network allows it: no padding, and whatever several prompts share runs once (`trees`).
+3. Else padded: the longest prefix that all prompts share runs once (causal networks only), where it saves more than a cache
+   costs. What is left is sorted by length and cut into batches under a token budget. The cuts minimise padded tokens plus a fixed
    cost per batch, exactly, by dynamic programming over the distinct lengths: O(L²) for L lengths, whatever the number of prompts.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Int
+
+from repscope.models.prompts import Ragged
+from repscope.models.trees import Pack, Tree, packs, tree
 
 _PREFIX_SAVES = 64  #: tokens that a shared prefix must save to be worth a cache
 _BATCH_COSTS = (
     48  #: a further batch costs about as much as this many padded tokens (dispatch; small products run slower)
 )
+_PACKING_SAVES = 0.02  #: share of the cost of padded batches that packing must save
 
 
 @dataclass(frozen=True)
@@ -23,26 +29,38 @@ class Plan:
     """What will run.
 
     ids: the distinct prompts. inverse: (prompt), which of them each prompt is. prefix: number of leading tokens that run
-    once for all. batches: for each batch the indices of its distinct prompts, shortest first.
+    once for all. batches: for each batch the indices of its distinct prompts, shortest first. tree, packs: in place of prefix and
+    batches where prompts are packed. why: why they are not.
     """
 
-    ids: Sequence[Int[np.ndarray, "token"]]
+    ids: Ragged
     inverse: Int[np.ndarray, "prompt"]
     prefix: int
     batches: Sequence[Int[np.ndarray, "row"]]
+    tree: Tree | None = None
+    packs: Sequence[Pack] = ()
+    why: str = ""
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Token positions that the network computes, padding included."""
-        padded = sum(len(b) * (len(self.ids[b[-1]]) - self.prefix) for b in self.batches)
+        if self.tree is not None:
+            return self.tree.tokens
+        padded = sum(len(b) * int(self.ids.lengths[b[-1]] - self.prefix) for b in self.batches)
         return self.prefix + padded
+
+    @property
+    def passes(self) -> int:
+        """Forward passes."""
+        return len(self.packs) or len(self.batches) + bool(self.prefix)
 
 
 def plan(
-    ids: Sequence[Int[np.ndarray, "token"]],
+    ids: Ragged,
     budget: int,
     *,
-    share_prefix: bool,
+    share: bool,
+    pack: str = "",
     limit: int | None = None,
     merge: bool = True,
 ) -> Plan:
@@ -51,38 +69,48 @@ def plan(
     Parameters
     ----------
     ids
-        One array of token ids a prompt, none empty.
+        The prompts, none empty.
     budget
-        Padded tokens that a batch may hold; a single longer prompt is a batch by itself.
-    share_prefix
-        Whether the network is causal, so that a prefix can run once.
+        Tokens that a batch may hold, padding included; a single longer prompt is a batch by itself.
+    share
+        Whether the network is causal, so that what prompts share at their beginning can run once.
+    pack
+        Empty where prompts may be packed, else why they may not.
     limit
         Most tokens of a shared prefix, None for no such limit.
     merge
         Whether identical prompts are one.
     """
-    seen: dict[bytes, int] = {}
-    inverse = np.empty(len(ids), dtype=np.int64)
-    distinct: list[Int[np.ndarray, token]] = []
-    for i, row in enumerate(ids):
-        key = row.tobytes() if merge else str(i).encode()
-        if key not in seen:
-            seen[key] = len(distinct)
-            distinct.append(row)
-        inverse[i] = seen[key]
-    prefix = _common_prefix(distinct) if share_prefix and len(distinct) > 1 else 0
+    distinct, inverse = _merged(ids) if merge else (ids, np.arange(len(ids)))
+    prefix = _common_prefix(distinct) if share and len(distinct) > 1 else 0
     prefix = prefix if limit is None else min(prefix, limit)
     if prefix * (len(distinct) - 1) < _PREFIX_SAVES:
         prefix = 0
-    lengths = np.array([len(row) - prefix for row in distinct])
-    return Plan(distinct, inverse, prefix, _batches(lengths, budget))
+    padded = Plan(distinct, inverse, prefix, batches(distinct.lengths - prefix, budget))
+    if pack or len(distinct) == 1:
+        return Plan(distinct, inverse, prefix, padded.batches, why=pack or "there is one prompt")
+    held = tree(distinct, share=share)
+    packed = Plan(distinct, inverse, 0, (), held, packs(held, budget))
+    costs = [one.tokens + _BATCH_COSTS * one.passes for one in (packed, padded)]
+    if costs[0] > (1 - _PACKING_SAVES) * costs[1]:
+        return Plan(distinct, inverse, prefix, padded.batches, why="it would save next to nothing")
+    return packed
 
 
-def _common_prefix(ids: Sequence[Int[np.ndarray, "token"]]) -> int:
+def _merged(ids: Ragged) -> tuple[Ragged, Int[np.ndarray, "prompt"]]:
+    """The distinct prompts in the order in which they first come, and which of them each prompt is."""
+    seen: dict[bytes, int] = {}
+    inverse = np.array([seen.setdefault(row.tobytes(), len(seen)) for row in ids], dtype=np.int64)
+    if len(seen) == len(ids):
+        return ids, inverse
+    return ids.take(np.unique(inverse, return_index=True)[1]), inverse
+
+
+def _common_prefix(ids: Ragged) -> int:
     """Longest common prefix that leaves every prompt at least one token of its own."""
-    shared = min(len(row) for row in ids) - 1
+    shared = int(ids.lengths.min()) - 1
     first = ids[0]
-    for row in ids[1:]:
+    for row in ids:
         differing = np.flatnonzero(row[:shared] != first[:shared])
         if differing.size:
             shared = int(differing[0])
@@ -91,7 +119,10 @@ def _common_prefix(ids: Sequence[Int[np.ndarray, "token"]]) -> int:
     return shared
 
 
-def _batches(lengths: Int[np.ndarray, "prompt"], budget: int) -> list[Int[np.ndarray, "row"]]:
+def batches(
+    lengths: Int[np.ndarray, "row"], budget: int, cost_of_one: int = _BATCH_COSTS
+) -> list[Int[np.ndarray, "row"]]:
+    """Rows grouped by length, each batch sorted; the cuts cost the least padding plus a fixed cost a batch."""
     if len(lengths) == 1:
         return [np.zeros(1, dtype=np.int64)]
     order = np.argsort(lengths, kind="stable")
@@ -104,15 +135,15 @@ def _batches(lengths: Int[np.ndarray, "prompt"], budget: int) -> list[Int[np.nda
         # Group the lengths i..j-1: all padded to the longest of them, split evenly where they exceed the budget.
         members = ends[j - 1] - np.concatenate([[0], ends[: j - 1]])
         needed = np.ceil(members / max(1, budget // longest))
-        total = cost[:j] + members * longest + needed * _BATCH_COSTS
+        total = cost[:j] + members * longest + needed * cost_of_one
         cut[j] = int(np.argmin(total))
         cost[j] = total[cut[j]]
-    batches: list[Int[np.ndarray, row]] = []
+    made: list[Int[np.ndarray, row]] = []
     j = len(distinct)
     while j > 0:
         i = int(cut[j])
         group = order[(ends[i - 1] if i else 0) : ends[j - 1]]
         pieces = -(-len(group) // max(1, int(budget // distinct[j - 1])))
-        batches.extend(reversed(np.array_split(group, pieces)))
+        made.extend(reversed(np.array_split(group, pieces)))
         j = i
-    return batches[::-1]
+    return made[::-1]

@@ -5,8 +5,10 @@ whose characters overlap it, so a subject of several tokens, at the start of a p
 strings. What the tokenizer adds by itself (BOS or nothing) stays exactly as it is.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -64,13 +66,62 @@ PromptLike = str | Prompt | Sequence[int] | Int[np.ndarray, "token"]
 
 
 @dataclass(frozen=True)
+class Ragged(Sequence[Int[np.ndarray, "token"]]):
+    """Rows of token ids, end to end in one array: a few bytes a token, however many prompts there are.
+
+    flat: all ids. offsets: (row + 1), where each row begins.
+    """
+
+    flat: Int[np.ndarray, "total"]
+    offsets: Int[np.ndarray, "row_plus_1"]
+
+    @classmethod
+    def of(cls, rows: Iterable[Int[np.ndarray, "token"]]) -> "Ragged":
+        """From one array a row."""
+        held = [np.asarray(row, dtype=np.int64) for row in rows]
+        flat = np.concatenate(held) if held else np.empty(0, dtype=np.int64)
+        return cls(flat, np.cumsum([0, *map(len, held)]))
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Ragged]") -> "Ragged":
+        """The rows of several, one after the other."""
+        return cls(
+            np.concatenate([part.flat for part in parts]),
+            np.concatenate([[0], np.cumsum(np.concatenate([part.lengths for part in parts]))]),
+        )
+
+    @cached_property
+    def lengths(self) -> Int[np.ndarray, "row"]:
+        """Tokens of each row."""
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return self.take(np.arange(len(self))[row])
+        if not -len(self) <= row < len(self):
+            raise IndexError(row)
+        row = row % len(self)
+        return self.flat[self.offsets[row] : self.offsets[row + 1]]
+
+    def __iter__(self) -> Iterator[Int[np.ndarray, "token"]]:
+        return (self.flat[a:b] for a, b in zip(self.offsets, self.offsets[1:]))
+
+    def take(self, rows: Int[np.ndarray, "row"]) -> "Ragged":
+        """Some of the rows, in any order, as often as named."""
+        return Ragged.of(self[int(i)] for i in rows)
+
+
+@dataclass(frozen=True)
 class Encoded:
     """Prompts as token ids, and for each the span of token positions that a request is about.
 
-    ids: one array a prompt. start, stop: (prompt), positions `start[i]:stop[i]`.
+    ids: the prompts. start, stop: (prompt), positions `start[i]:stop[i]`.
     """
 
-    ids: list[Int[np.ndarray, "token"]]
+    ids: Ragged
     start: Int[np.ndarray, "prompt"]
     stop: Int[np.ndarray, "prompt"]
 
@@ -94,22 +145,26 @@ def encode(tokenizer: Any, prompts: Iterable[PromptLike], tokens: Tokens, limit:
     UserError
         For an empty or too long prompt, a span that is not there or covers no token; names the prompt.
     """
-    ids: list[Int[np.ndarray, token]] = []
-    spans: list[tuple[int, int]] = []
-    held = list(prompts)
-    if not held:
-        raise UserError("There is no prompt: the list is empty.")
-    for first in range(0, len(held), _CHUNK):
-        for i, (row, span) in enumerate(_chunk(tokenizer, held[first : first + _CHUNK], tokens, first), start=first):
+    parts: list[Ragged] = []
+    spans: list[np.ndarray] = []
+    waiting, done = iter(prompts), 0
+    while held := list(islice(waiting, _CHUNK)):
+        rows, found = zip(*_chunk(tokenizer, held, tokens, done))
+        ends = np.empty((len(held), 2), dtype=np.int64)
+        for i, (row, span) in enumerate(zip(rows, found), start=done):
             if not len(row):
                 raise UserError(f"Prompt {i} is empty: it has no token.")
             if limit is not None and len(row) > limit:
                 raise UserError(f"Prompt {i} has {len(row)} tokens and the network takes {limit}; shorten it.")
             start, stop = span or (0, len(row))
-            ids.append(row)
-            spans.append(_picked(tokens, start, stop, i))
-    starts, stops = np.array(spans, dtype=np.int64).T
-    return Encoded(ids, starts, stops)
+            ends[i - done] = _picked(tokens, start, stop, i)
+        parts.append(Ragged.of(rows))
+        spans.append(ends)
+        done += len(held)
+    if not done:
+        raise UserError("There is no prompt: the list is empty.")
+    starts, stops = np.concatenate(spans).T
+    return Encoded(Ragged.joined(parts), starts, stops)
 
 
 def token_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int] | None:

@@ -199,6 +199,13 @@ def _prefix(subject: Subject) -> _Measured:
     return _agreement(subject.rows(sites, ids, prefix), _alone(subject, sites, ids))
 
 
+def _packed(subject: Subject) -> _Measured:
+    sites = [*subject.posts, subject.lm.last]
+    half = subject.longest[: len(subject.longest) // 2]
+    ids = [np.concatenate([half, row]) for row in subject.ids] + [np.append(row, row[0]) for row in subject.ids]
+    return _agreement(subject.packed(sites, ids), _alone(subject, sites, ids))
+
+
 def _alone(subject: Subject, sites: Sequence[Site], ids: list[Int[np.ndarray, "token"]]) -> list[_Vectors]:
     each = [subject.rows(sites, [row]) for row in ids]
     return [torch.cat(parts) for parts in zip(*each)]
@@ -321,6 +328,7 @@ KINDS = (
     ),
     _Kind("padded batch", "every block in one padded batch, against each prompt alone", _SHIFTED, _padded),
     _Kind("shared prefix", "every block after a prefix that ran once, against each prompt alone", _SHIFTED, _prefix),
+    _Kind("packed prompts", "every block of a tree of packed prompts, against each alone", _SHIFTED, _packed),
     _Kind("cached generation", "logits of each greedy step with a cache, against those without", _SHIFTED, _generation),
     _Kind("cached generation, all tokens edited", "the same with all tokens edited", _EDITED, _edited("all")),
     _Kind("cached generation, new tokens edited", "the same with new tokens edited", _EDITED, _edited("generated")),

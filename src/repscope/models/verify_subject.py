@@ -18,9 +18,10 @@ from torch import Tensor
 from repscope.errors import UserError
 from repscope.models.language import LanguageModel
 from repscope.models.plan import Plan
-from repscope.models.prompts import Encoded, PromptLike, encode
+from repscope.models.prompts import Encoded, PromptLike, Ragged, encode
 from repscope.models.sites import Site, Tokens
 from repscope.models.taps import at_rest
+from repscope.models.trees import packs, tree
 
 _TEXTS = {
     "The river that runs through the middle of Paris is called the Seine, and the one in London": 16,
@@ -47,7 +48,7 @@ class Subject:
             raise UserError(
                 f"The prompts have {lengths} tokens; give two or more of unequal lengths, none of a single token."
             )
-        lm.checked(ids)
+        lm.checked(Ragged.of(ids))
         self.lm, self.ids = lm, ids
         self.longest = max(ids, key=len)
         self.before = state(lm)
@@ -93,14 +94,30 @@ class Subject:
     ) -> list[Float[Tensor, "row feature"]]:
         """All positions of prompts at each site, the prompts as one batch after so many shared tokens."""
         lengths = np.array([len(row) for row in ids])
-        encoded, held = Encoded(ids, np.zeros_like(lengths), lengths), dict[Site, Tensor]()
+        encoded, held = Encoded(Ragged.of(ids), np.zeros_like(lengths), lengths), dict[Site, Tensor]()
 
         def sink(site: Site, destination: Int[np.ndarray, "row"], rows: Tensor) -> None:
             held[site] = rows[torch.from_numpy(np.argsort(destination)).to(rows.device)]
 
-        whole = Plan(ids, np.arange(len(ids)), prefix, [np.argsort(lengths, kind="stable")])
+        whole = Plan(encoded.ids, np.arange(len(ids)), prefix, [np.argsort(lengths, kind="stable")])
         self.lm.run(sites, encoded, whole, Tokens("all"), sink)
         return [held[site] for site in sites]
+
+    def packed(self, sites: Sequence[Site], ids: list[Int[np.ndarray, "token"]]) -> list[Float[Tensor, "row feature"]]:
+        """As `rows`, the prompts packed, in two packs, what they share once."""
+        rows = Ragged.of(ids)
+        if why := self.lm.unpackable(rows, sites):
+            raise Inapplicable(f"its prompts are not packed: {why}")
+        held: dict[Site, dict[int, Tensor]] = {site: {} for site in sites}
+
+        def sink(site: Site, destination: Int[np.ndarray, "row"], hidden: Tensor) -> None:
+            held[site].update(zip(destination.tolist(), hidden.clone()))
+
+        once = tree(rows, share=self.lm.causal)
+        whole = Plan(rows, np.arange(len(rows)), 0, (), once, packs(once, once.tokens // 2 + 1))
+        encoded = Encoded(rows, np.zeros(len(rows), dtype=np.int64), rows.lengths)
+        self.lm.run(list(held), encoded, whole, Tokens("all"), sink)
+        return [torch.stack([held[site][i] for i in sorted(held[site])]) for site in sites]
 
     @cached_property
     def plain(self) -> list[Any]:
@@ -134,7 +151,7 @@ class Subject:
 
 def _ids(lm: LanguageModel, prompts: Iterable[PromptLike] | None) -> list[Int[np.ndarray, "token"]]:
     if prompts is not None:
-        return encode(lm.tokenizer, prompts, Tokens("all"), lm.context).ids
+        return list(encode(lm.tokenizer, prompts, Tokens("all"), lm.context).ids)
     room = (lm.context or 1 << 20) - _NEW_TOKENS
     held = encode(lm.tokenizer, list(_TEXTS), Tokens("all")).ids
     return [row[: min(most, room)] for row, most in zip(held, _TEXTS.values())]

@@ -27,7 +27,7 @@ from torch import Tensor
 from repscope.errors import UserError, unknown
 from repscope.models.forks import Fork, forked
 from repscope.models.language import LanguageModel
-from repscope.models.prompts import Encoded, PromptLike, encode
+from repscope.models.prompts import Encoded, PromptLike, Ragged, encode
 from repscope.models.sites import Site, Tokens
 from repscope.models.taps import Handler, Tap, at_rest
 from repscope.progress import progress
@@ -224,7 +224,7 @@ def ablation(
 def _prepared(
     lm: LanguageModel, clean: Sequence[PromptLike], corrupt: Sequence[PromptLike], at: str | Site | Sequence[str | Site],
     tokens: str | Sequence[str],
-) -> tuple[list[Site], list[list[Int[np.ndarray, "token"]]], tuple[str, ...]]:  # fmt: skip
+) -> tuple[list[Site], list[Ragged], tuple[str, ...]]:  # fmt: skip
     sites = _forkable(lm, at)
     if len(clean) != len(corrupt):
         raise UserError(f"There are {len(clean)} clean and {len(corrupt)} corrupt prompts; give them pair by pair.")
@@ -314,7 +314,7 @@ def _slopes(
     def sink(site: Site, _: Int[np.ndarray, "row"], rows: Tensor) -> None:
         totals[site] = torch.unflatten(rows.detach().float().cpu(), 0, (copies, length)).mean(0)
 
-    whole = Encoded([bad] * copies, np.zeros(copies, dtype=np.int64), np.full(copies, length))
+    whole = Encoded(Ragged.of([bad] * copies), np.zeros(copies, dtype=np.int64), np.full(copies, length))
     last = np.full(copies, length - 1)
     lm.differentiate(sites, whole, Tokens("all"), (lm.last, last), scalar, sink, copies * length, hooks)
     return totals

@@ -1,0 +1,96 @@
+"""Packed passes: many prompts, or a tree of them, as rows of real tokens through a network. Ids in, rows of hidden states out.
+
+1. Each pack runs as one row; every token is told its position in its own prompt, `PackedAttention` keeps prompts apart.
+2. Where a pack ends inside a shared segment's subtree, that segment's keys and values stay for the next pack; so do its hidden
+   states, where a prompt below asks for a position in it.
+3. A prompt's rows are handed on when the pack with its last token has run.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from repscope.models.gather import Users, Wanted
+from repscope.models.packing import PackedAttention
+from repscope.models.plan import Plan
+from repscope.models.prompts import Encoded
+from repscope.models.sited import Read, Sited, tapped
+from repscope.models.sites import Site, Tokens
+from repscope.models.taps import at_rest
+from repscope.progress import progress
+
+Sink = Callable[[Site, Int[np.ndarray, "row"], Float[Tensor, "row *feature"]], None]
+Inputs = Callable[[Int[Tensor, "1 token"], Int[Tensor, "1 token"]], dict[str, Any]]
+
+
+def run_packed(
+    net: Sited, inputs: Inputs, sites: Sequence[Site], encoded: Encoded, planned: Plan, picked: Tokens,
+    offsets: Int[np.ndarray, "n"], sink: Sink, *, causal: bool,
+) -> int:  # fmt: skip
+    """Run a packed plan; each site's hook hands the rows of its wanted positions to the sink as they pass.
+
+    `inputs` makes the network's arguments of token ids and positions; `offsets` is where each prompt's rows begin.
+
+    Returns
+    -------
+    int
+        Products of attention that the last pass has taken over; 0 where the network attends by other means, or not at all.
+    """
+    tree = planned.tree
+    assert tree is not None
+    users = Users.by(planned.inverse)
+    by_leaf = np.argsort(tree.leaf, kind="stable")
+    leaves = tree.leaf[by_leaf]
+    carries = bool((encoded.start < tree.start[tree.leaf[planned.inverse]]).any())
+    carried: dict[Site, dict[int, Tensor]] = {site: {} for site in sites}
+    attention = PackedAttention(tree, causal, net.device)
+    where = np.zeros(len(tree.start), dtype=np.int64)  # (segment), its place on the axis [carried, pack]
+    wanted: Wanted | None = None
+    kept: tuple[int, ...] = ()
+    keep: Sequence[int] = ()
+    width = 0
+
+    def reader(site: Site) -> Read:
+        def read(hidden: Tensor) -> None:
+            rows = (torch.unflatten(hidden, 0, (-1, width)) if hidden.dim() == 2 else hidden)[0]
+            if carries:
+                mine = carried[site]
+                rows = torch.cat([*(mine[s] for s in kept), rows])
+                carried[site] = {s: rows[where[s] : where[s] + tree.stop[s] - tree.start[s]].clone() for s in keep}
+            if wanted is not None:
+                sink(site, wanted.destination, wanted.take(rows))
+
+        return read
+
+    reads = [(net.tap(site), reader(site)) for site in sites]
+    with (
+        at_rest(net.module), tapped(net.taps, reads) as run, attention, progress("Capturing", planned.tokens) as advance
+    ):  # fmt: skip
+        for pack, following in zip(planned.packs, (*planned.packs[1:], None)):
+            kept, keep = pack.kept, following.kept if following is not None else ()
+            attention.begin(pack, keep)
+            lengths = (tree.stop - tree.start)[[*(kept if carries else ()), *range(pack.first, pack.last)]]
+            starts = np.concatenate([[0], np.cumsum(lengths)])
+            where[[*(kept if carries else ()), *range(pack.first, pack.last)]] = starts[:-1]
+            segments = range(pack.first, pack.last)
+            ids = np.concatenate([planned.ids[tree.prompt[s]][tree.start[s] : tree.stop[s]] for s in segments])
+            positions = np.concatenate([np.arange(tree.start[s], tree.stop[s]) for s in segments])
+            width = len(ids)
+            ending = by_leaf[np.searchsorted(leaves, pack.first) : np.searchsorted(leaves, pack.last)]
+            wanted = None
+            if len(ending):
+
+                def place(
+                    _: Int[np.ndarray, "n"], prompt: Int[np.ndarray, "n"], position: Int[np.ndarray, "n"]
+                ) -> tuple[Int[np.ndarray, "n"]]:
+                    held = tree.holder(prompt, position)
+                    return (where[held] + position - tree.start[held],)
+
+                wanted = Wanted.of(ending, users, encoded, picked, offsets, net.device, place)
+            run(**inputs(*(torch.from_numpy(x)[None].to(net.device) for x in (ids, positions))))
+            advance(width)
+    return attention.calls
