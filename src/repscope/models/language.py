@@ -22,10 +22,12 @@ from repscope.errors import UserError
 from repscope.models.activations import Activations
 from repscope.models.aim import aim, see_effect
 from repscope.models.anatomy import find_blocks
+from repscope.models.between import between
 from repscope.models.edits import Edit
 from repscope.models.fingerprint import Source, of_module
 from repscope.models.gather import padded, ranges
 from repscope.models.generation import Continuation, Sampling, continued
+from repscope.models.jacobian import Jacobian
 from repscope.models.network import as_float, per_row
 from repscope.models.passes import TokenNetwork, rows_of
 from repscope.models.plan import Plan
@@ -404,6 +406,48 @@ class LanguageModel(TokenNetwork):
         positions = _positions(encoded, picked)
         grads = Activations(rows.finish(), picked, offsets, positions, self.fingerprint, single)
         return values, grads
+
+    def jacobian(
+        self,
+        prompts: Iterable[PromptLike],
+        source: str | Site | Sequence[str | Site],
+        target: str | Site,
+        *,
+        source_tokens: str | int = "last",
+        target_tokens: str | int = "last",
+    ) -> Jacobian:
+        """The Jacobian from one site to another, prompt by prompt: an operator, a matrix, singular triplets.
+
+        Parameters
+        ----------
+        prompts
+            Texts, `Prompt`s or token ids.
+        source
+            Where the perturbation is added; a kind (`"resid_post"`) for all its blocks up to the target, or a list.
+        target
+            What moves: one site.
+        source_tokens
+            One position, or several (`subject`, `all`), at each of which the same perturbation is added.
+        target_tokens
+            One position of each prompt, or the mean of several.
+
+        Returns
+        -------
+        Jacobian
+            `.jvp`, `.vjp`, `.matrix()`, `.mean()`, `.mean().svd()`.
+
+        Raises
+        ------
+        UserError
+            As `capture`; for a source behind the target, at a site or a token.
+
+        >>> from repscope.models.tiny import tiny
+        >>> lm = tiny()
+        >>> jac = lm.jacobian(["A map of Paris"], "resid_post.0", "resid_post.3", source_tokens=2)
+        >>> jac.matrix().shape, jac.mean().svd(4, tolerance=0.1).s.shape
+        ((1, 32, 32), (4,))
+        """
+        return between(self, self.tokenizer, prompts, source, target, source_tokens, target_tokens)
 
     def _encoded(self, prompts: Iterable[PromptLike], picked: Tokens) -> Encoded:
         encoded = encode(self.tokenizer, prompts, picked, self.context)

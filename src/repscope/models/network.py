@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from repscope.errors import UserError
 from repscope.models.activations import Activations
 from repscope.models.anatomy import resolve
+from repscope.models.between import between_inputs
 from repscope.models.edits import Pass
 from repscope.models.fingerprint import Source
+from repscope.models.jacobian import Jacobian
 from repscope.models.sited import Read, Sited, tapped
 from repscope.models.sites import Site, Tokens
 from repscope.models.taps import at_rest
@@ -128,6 +130,40 @@ class Network(Sited):
                 for site, grad in zip(sites, self.differentiated(sites, run)):
                     _write(held, site, total, start, grad)
         return values, self._activations(held, sites, total, at)
+
+    def jacobian(
+        self, inputs: Inputs, source: str | Site | Sequence[str | Site], target: str | Site, *, batch: int = 16
+    ) -> Jacobian:
+        """The Jacobian from what one module gives to what another does, input by input; all features of each are one axis.
+
+        Parameters
+        ----------
+        inputs
+            As for `capture`.
+        source, target
+            Sites, mostly `module:PATH`.
+        batch
+            Inputs that run at once; the graph of a single batch is kept, those of several are made again for each product.
+
+        Raises
+        ------
+        UserError
+            As `capture`; for a target that does not depend on the source, or on that of other inputs.
+
+        >>> import torch
+        >>> net = Network(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)))
+        >>> net.jacobian(torch.ones(5, 3), "module:0", "module:2").matrix().shape
+        (5, 2, 4)
+        """
+        named = self._named(inputs)
+        total = len(next(iter(named.values())))
+
+        def run(start: int, stop: int) -> None:
+            part = self._arguments({name: value[start:stop] for name, value in named.items()})
+            with self._running(start, stop):
+                self.module(part[""]) if "" in part else self.module(**part)
+
+        return between_inputs(self, run, total, source, target, batch)
 
     @contextmanager
     def _running(self, start: int, stop: int) -> Iterator[None]:

@@ -70,6 +70,9 @@ class TokenNetwork(Sited):
         self.anatomy = resolve(body, model.get_input_embeddings(), {"input_ids": self.probe, **self.plain()})
         self._prefix_sound: bool | None = None
         self._packs: dict[int, str] = {}  #: power of two → why prompts of up to so many tokens are not packed
+        self.keeps_apart: bool | None = (
+            None  #: whether earlier keys can stay out of a graph (see `between`), None until tried
+        )
         self.forks_grow: bool | None = None  #: whether rows may come in on the way up (see `forks`), None until tried
         self._head: Callable[[Tensor], Tensor] | None = None
 

@@ -1,0 +1,307 @@
+"""Between: the passes from sources to a target of which Jacobians are taken. Prompts or tensors in, a `Jacobian` out.
+
+1. Each prompt is cut to what matters: positions before the source, whose keys and values are kept; from there to the target.
+2. Prompts with as many tokens in both parts, and the source and target at the same places, are one group and go through together.
+3. A pass adds zeros at the sources, where its graph begins, reads the target and stops.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from repscope.errors import UserError
+from repscope.models.aim import aim
+from repscope.models.anatomy import find_blocks
+from repscope.models.jacobian import KEPT_BYTES, PRODUCT_TOKENS, Group, Jacobian
+from repscope.models.linearized import ExplicitAttention, Linearized
+from repscope.models.passes import TokenNetwork
+from repscope.models.prompts import PromptLike, encode
+from repscope.models.sited import Sited
+from repscope.models.sites import KINDS, PICKS, Site, Tokens
+from repscope.models.taps import Handler, at_rest, linear_map
+
+_NEVER_TARGETS = ("q", "k", "v", "pattern")
+
+
+def between(
+    net: TokenNetwork, tokenizer: Any, prompts: Iterable[PromptLike], source: str | Site | Sequence[str | Site], target: str | Site,
+    source_tokens: str | int, target_tokens: str | int, watch: Sequence[Site] = (),
+) -> Jacobian:  # fmt: skip
+    """The Jacobians of prompts; see `LanguageModel.jacobian`. `watch` are sites whose part in them is to be told (see `pieces`)."""
+    sources, end = endpoints(net, source, target)
+    held = list(prompts)
+    begin, read = _positions(source_tokens), _positions(target_tokens)
+    if begin.pooled:
+        raise UserError(f"A source is one position or several, and {begin} is an average: choose last, all or a span.")
+    if read.ragged:
+        raise UserError(f"The target is one vector a prompt, and {read} names several: choose last, or a mean.")
+    whole = encode(tokenizer, held, begin, net.context)
+    net.checked(whole.ids)
+    ends = encode(tokenizer, held, read, net.context)
+    if net.causal and bool((late := whole.start >= ends.stop).any()):
+        i = int(np.argmax(late))
+        raise UserError(
+            f"In prompt {i} the source stands at token {whole.start[i]}, behind the target at token {ends.stop[i] - 1}, which it "
+            "cannot reach: the Jacobian is zero."
+        )
+    installed = tuple(net.installed)
+    continues = net.causal and net.shares_prefix()
+    cut = np.minimum(whole.start, ends.start) if continues else np.zeros_like(whole.start)
+    stop = np.where(net.causal, ends.stop, whole.ids.lengths)
+    keys: dict[tuple[int, ...], list[int]] = {}
+    for i in range(len(held)):
+        spans = (whole.start[i], min(int(whole.stop[i]), int(stop[i])), ends.start[i], ends.stop[i], stop[i])
+        keys.setdefault((int(cut[i]), *(int(x - cut[i]) for x in spans)), []).append(i)
+    blocks = 1 + (net.blocks - 1 if end.layer is None else end.layer) - min(s.layer or 0 for s in sources)
+    token_bytes = _token_bytes(net, blocks)
+    groups = []
+    for key, inputs in keys.items():
+        tokens = key[-1]
+        most = max(1, PRODUCT_TOKENS // (4 * tokens))  # prompts that share a pass, so that several vectors still do
+        for part in np.array_split(inputs, -(-len(inputs) // most)):
+            rows = [whole.ids[int(i)] for i in part]
+            make = partial(
+                _prompt_pass,
+                net,
+                sources,
+                end,
+                rows,
+                key,
+                part,
+                watch,
+                partial(_aimed, net, tokenizer, held, installed),
+            )
+            groups.append(Group([int(i) for i in part], make, token_bytes * tokens * len(part)))
+    return Jacobian.over(sources, end, groups, single=_single(source))
+
+
+def between_inputs(
+    net: Sited, run: Callable[[int, int], None], total: int, source: str | Site | Sequence[str | Site],
+    target: str | Site, batch: int,
+) -> Jacobian:  # fmt: skip
+    """The Jacobians of inputs that are tensors, features as one axis; `run` passes some of them. See `Network.jacobian`."""
+    sources, end = endpoints(net, source, target)
+
+    def make(start: int, stop: int) -> Linearized:
+        made = _pass(net, sources, end, lambda: run(start, stop), ExplicitAttention(), PRODUCT_TOKENS // batch)
+        if stop - start > 1:
+            for reached in torch.autograd.grad(made.target[0].sum(), made.leaves, retain_graph=True, allow_unused=True):
+                if reached is not None and bool(reached[1:].any()):
+                    raise UserError(
+                        f"{end} of one input depends on {sources[0]} of another, so no input has a Jacobian."
+                    )
+        return made
+
+    groups = []
+    for start in range(0, total, batch):
+        stop = min(total, start + batch)
+        groups.append(
+            Group(range(start, stop), partial(make, start, stop), 0.0 if total <= batch else KEPT_BYTES + 1.0)
+        )
+    return Jacobian.over(sources, end, groups, single=_single(source))
+
+
+def endpoints(net: Sited, source: str | Site | Sequence[str | Site], target: str | Site) -> tuple[list[Site], Site]:
+    """The sites that are meant. A kind without a block is all its blocks up to the target.
+
+    Raises
+    ------
+    UserError
+        For a site that cannot be one end, or a source behind the target.
+    """
+    ends = net.resolve(target)
+    if len(ends) != 1:
+        raise UserError(f"The target {target} is {len(ends)} sites; name one, such as {ends[-1]}.")
+    end = ends[0]
+    if end.kind in _NEVER_TARGETS:
+        raise UserError(f"{end} is no target of a Jacobian; choose what it leads to, such as z or attn_out.")
+    sources = net.resolve(source)
+    asked = [source] if isinstance(source, (str, Site)) else list(source)
+    named = {s for name in asked if not (isinstance(name, str) and _all_blocks(name)) for s in net.resolve(name)}
+    if end.kind != "module":
+        if behind := [s for s in named if s.kind != "module" and s.depth > end.depth]:
+            raise UserError(f"The source {behind[0]} is behind the target {end}; nothing leads from it there.")
+        sources = [s for s in sources if s in named or s.depth < end.depth]
+    if not sources:
+        raise UserError(f"No block of {source} stands before the target {end}.")
+    for site in sources:
+        net.write_tap(site)
+        if site.kind == "pattern":
+            raise UserError(f"{site} is no source of a Jacobian: its width differs by prompt; choose z or v.")
+    return sources, end
+
+
+def _positions(tokens: str | int) -> Tokens:
+    """A choice of tokens; a span's name alone means all of it, as in an edit."""
+    last = str(tokens).rpartition(".")[2]
+    named = last in PICKS or last.lstrip("-").isdigit() or not last
+    return Tokens.parse(tokens if named else f"{tokens}.all")
+
+
+def _all_blocks(name: str) -> bool:
+    """Whether a name stands for every block of a kind: `resid_post`, `resid_post.*`, `z.*.*`."""
+    kind, *numbers = name.split(".")
+    return kind in KINDS and KINDS[kind].per_block and set(numbers) <= {"*"}
+
+
+def _single(source: Any) -> bool:
+    return isinstance(source, (str, Site)) and Site.parse(source).single if not str(source).endswith(".*") else False
+
+
+def _token_bytes(net: TokenNetwork, blocks: int) -> float:
+    """About what a graph and its second one keep of one token: what every linear map takes and gives, a few times over."""
+    found = find_blocks(net.module)
+    maps = [w for m in (found[1][0].modules() if found else ()) if (w := linear_map(m)) is not None]
+    return 8.0 * blocks * 4 * sum(sum(w.shape) for w in maps)
+
+
+def _aimed(net: TokenNetwork, tokenizer: Any, held: Sequence[PromptLike], installed: tuple[Any, ...]) -> None:
+    """See that the network is edited as it was when the Jacobian was asked for, and tell the edits their positions."""
+    if len(installed) != len(net.installed) or any(a is not b for a, b in zip(installed, net.installed)):
+        raise UserError(
+            "This Jacobian was made under other edits than those of now, and is too large to keep: ask for products in the context "
+            "in which it was made."
+        )
+    if installed:
+        aim(net, tokenizer, held, encode(tokenizer, held, Tokens("all"), net.context).ids)
+
+
+def _prompt_pass(
+    net: TokenNetwork, sources: Sequence[Site], target: Site, rows: Sequence[Int[np.ndarray, "token"]], key: tuple[int, ...],
+    inputs: Int[np.ndarray, "row"], watch: Sequence[Site], aimed: Callable[[], None],
+) -> Linearized:  # fmt: skip
+    """One pass over prompts whose parts have the lengths in `key`: what is before, then the source's, the target's and the end."""
+    before, first, last, read_from, read_to, tokens = key
+    ids = torch.from_numpy(np.stack([row[: before + tokens] for row in rows])).to(net.device)
+    aimed()
+
+    cache = None
+    if before:
+        cache = net.cache()
+        with at_rest(net.module), net.announced(inputs):
+            net.module(input_ids=ids[:, :before], past_key_values=cache, **net.plain(use_cache=True))
+
+    def passed(split: bool) -> Linearized:
+        attention = ExplicitAttention()
+        arguments: dict[str, Any] = net.plain()
+        if cache is not None:
+            held = _apart(cache, attention) if split else _copied(cache)
+            arguments = {"past_key_values": held} | net.plain(use_cache=True)
+
+        def run() -> None:
+            net.module(input_ids=ids[:, before:], **arguments)
+
+        places = (slice(first, last), slice(read_from, read_to))
+        with net.announced(inputs):
+            return _pass(
+                net, sources, target, run, attention, PRODUCT_TOKENS // (tokens * len(rows)), places, tokens, watch
+            )
+
+    if cache is None or net.keeps_apart is False:
+        return passed(False)
+    if net.keeps_apart is None:
+        net.keeps_apart = _keeps_apart(net, passed)
+    return passed(net.keeps_apart)
+
+
+def _keeps_apart(net: TokenNetwork, passed: Callable[[bool], Linearized]) -> bool:
+    """Whether earlier keys and values can be joined inside attention, out of the graph, and not by the cache: tried both ways."""
+    try:
+        return net.agree(passed(True).target, passed(False).target)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
+        return False
+
+
+def _apart(cache: Any, attention: ExplicitAttention) -> Any:
+    """The cache, which hands what it holds to attention and the new keys and values on as they are."""
+    from transformers import DynamicCache
+
+    class Apart(DynamicCache):
+        def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+            if attention.before is not None:
+                raise RuntimeError("attention was not by torch's scaled_dot_product_attention")
+            layer: Any = self.layers[layer_idx]
+            attention.before = (layer.keys, layer.values)
+            return key_states, value_states
+
+    apart = Apart()
+    apart.layers = cache.layers
+    return apart
+
+
+def _copied(cache: Any) -> Any:
+    """A cache to which a pass may append; the one given stays as it is. Layers with a window also know how much they have seen."""
+    return copy.deepcopy(cache)
+
+
+def _pass(
+    net: Sited, sources: Sequence[Site], target: Site, run: Callable[[], None], attention: ExplicitAttention,
+    product_rows: int,
+    places: tuple[slice, slice] | None = None, tokens: int = 0, watch: Sequence[Site] = (),
+) -> Linearized:  # fmt: skip
+    """One pass: zeros added at the sources, the target read, and nothing beyond it run."""
+    leaves: dict[Site, Tensor] = {}
+    points: dict[Site, Tensor] = {}
+    watched: dict[Site, tuple[Tensor, Tensor]] = {}
+    seen: list[Tensor] = []
+
+    def here(value: Tensor) -> bool:
+        """Whether this module runs on these positions; some run on others besides (rotations, masks)."""
+        return not tokens or value.dim() < 2 or value.shape[1] == tokens
+
+    def added(site: Site) -> Handler:
+        def handle(value: Tensor) -> Tensor | None:
+            if site in leaves or not here(value):
+                return None
+            if places is None:
+                leaves[site], points[site] = torch.zeros_like(value, requires_grad=True), value.detach()
+                return value + leaves[site]
+            at = places[0]
+            part = value[:, at]
+            leaves[site] = torch.zeros_like(part[:, 0], requires_grad=True)
+            points[site] = part.detach().mean(1)
+            return torch.cat([value[:, : at.start], part + leaves[site][:, None], value[:, at.stop :]], 1)
+
+        return handle
+
+    def watching(site: Site) -> Handler:
+        def handle(value: Tensor) -> Tensor | None:
+            if site in watched or not here(value):
+                return None
+            leaf = torch.zeros_like(value, requires_grad=True)
+            watched[site] = (value + leaf, leaf)
+            return watched[site][0]
+
+        return handle
+
+    def read(value: Tensor) -> Tensor | None:
+        if not here(value):
+            return None
+        seen.append(value.flatten(1) if places is None else value[:, places[1]].mean(1).flatten(1))
+        raise _Read
+
+    hooks = [(net.write_tap(site), added(site)) for site in sources]
+    hooks += [(net.write_tap(site), watching(site)) for site in watch]
+    tapped = net.taps.hooked([*hooks, (net.tap(target), read)])
+    # Taps into attention stand inside: they are shown its operands, and it is computed by what stands outside of them.
+    with attention, at_rest(net.module, differentiable=True), tapped, suppress(_Read):
+        run()
+    if not seen:
+        raise UserError(f"{target} was not reached; choose another target.")
+    if missed := [str(s) for s in sources if s not in leaves]:
+        raise UserError(f"{', '.join(missed)} did not run before {target}; its Jacobian is nothing.")
+    if not seen[0].requires_grad:
+        raise UserError(f"{target} does not depend on {', '.join(map(str, sources))}; the Jacobian is nothing.")
+    order = [watched[site] for site in watch if site in watched]
+    return Linearized([leaves[s] for s in sources], [points[s] for s in sources], seen[0], product_rows, order)
+
+
+class _Read(Exception):
+    """Raised when the target has been read."""

@@ -1,0 +1,322 @@
+"""Jacobian: the linear operator between two sites of a network, prompt by prompt.
+
+    J = ∂ target / ∂ δ,   δ added to the source at its positions, every other position's state there held as it is
+
+With one source position this is the map of LRE (Hernandez et al. 2024, arXiv 2308.09124); with several, δ is the same at each, as
+steering adds it, and J is the sum over them. The target is one position or the mean of several.
+
+1. Keys and values of the positions before the source are computed once; positions after the target are left out (causal networks).
+2. The pass from there is made once and its graph kept (`linearized`): blocks below the source run once, products run through the
+   blocks between only. A product costs about what a forward pass over (positions from the source on) × (blocks between) costs.
+3. Many vectors, and prompts of equal shape, go through one backward pass; all source blocks come from the same passes.
+4. Graphs are kept up to a budget of memory; beyond it they are made again for each product, so memory does not grow with prompts.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from repscope.errors import UserError
+from repscope.models.krylov import Triplets, leading
+from repscope.models.linearized import Linearized
+from repscope.models.sites import Site
+from repscope.progress import progress
+
+KEPT_BYTES = 1 << 30  #: graphs that stay in memory
+PRODUCT_TOKENS = (
+    640  #: row-tokens of one backward pass; fewer make small products, more leave the cache of the processor
+)
+
+
+@dataclass(eq=False)
+class Group:
+    """Inputs that go through one pass.
+
+    inputs: which. make: makes the pass. bytes: about what its graph takes. held: the pass, where it is kept.
+    """
+
+    inputs: Sequence[int]
+    make: Callable[[], Linearized]
+    bytes: float
+    held: Linearized | None = None
+
+    def linearized(self) -> Linearized:
+        """The pass, kept or made again."""
+        return self.held if self.held is not None else self.make()
+
+
+@dataclass(eq=False)
+class _Shared:
+    """What the Jacobians of several sources of the same passes share: groups, and points and values once they are known."""
+
+    groups: Sequence[Group]
+    points: list[np.ndarray] = field(default_factory=list)
+    value: np.ndarray | None = None
+    unbatched: str = ""
+
+
+class Jacobian:
+    """The Jacobians from one or several sources to a target, one for each prompt. Made by `lm.jacobian(…)`.
+
+    sources, target: the sites. Several sources share every backward pass: `vjp` and `matrix` then give one array a source, and
+    `jac["resid_post.8"]` is the Jacobian of one of them.
+    """
+
+    def __init__(self, sources: Sequence[Site], target: Site, shared: _Shared, at: Sequence[int], single: bool) -> None:
+        self.sources, self.target, self._shared, self._at, self._single = tuple(sources), target, shared, at, single
+
+    @classmethod
+    def over(cls, sources: Sequence[Site], target: Site, groups: Sequence[Group], *, single: bool) -> "Jacobian":
+        """Make every group's pass once, see what is there, and keep as many as the budget allows."""
+        shared = _Shared(groups)
+        count, kept = sum(len(g.inputs) for g in groups), 0.0
+        for group in groups:
+            made = group.make()
+            if shared.value is None:
+                shared.value = np.empty((count, made.target.shape[1]), as_numpy(made.target).dtype)
+                shared.points = [
+                    np.empty((count, int(np.prod(leaf.shape[1:]))), shared.value.dtype) for leaf in made.leaves
+                ]
+            shared.value[list(group.inputs)] = as_numpy(made.target)
+            for point, there in zip(shared.points, made.points):
+                point[list(group.inputs)] = as_numpy(there.flatten(1))
+            if kept + group.bytes <= KEPT_BYTES:
+                group.held, kept = made, kept + group.bytes
+        return cls(sources, target, shared, range(len(sources)), single)
+
+    def __len__(self) -> int:
+        return 0 if self._shared.value is None else len(self._shared.value)
+
+    def __repr__(self) -> str:
+        named = str(self.sources[0]) if len(self.sources) == 1 else f"{self.sources[0]} … {self.sources[-1]}"
+        return f"Jacobian({named} → {self.target}, {len(self)} prompts)"
+
+    def __getitem__(self, source: "str | Site") -> "Jacobian":
+        """The Jacobian of one source; it shares the passes.
+
+        Raises
+        ------
+        UserError
+            For a site that is not among the sources.
+        """
+        site = Site.parse(source)
+        if site not in self.sources:
+            raise UserError(f"{site} is not a source of this Jacobian; it has {', '.join(map(str, self.sources))}.")
+        return Jacobian([site], self.target, self._shared, [self._at[self.sources.index(site)]], True)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_target, d_source) of one source's Jacobian."""
+        assert self._shared.value is not None
+        return self._shared.value.shape[1], self._shared.points[self._one()].shape[1]
+
+    @property
+    def point(self) -> Float[np.ndarray, "prompt d_source"]:
+        """The source's vectors at which the Jacobians are taken; of several positions their mean."""
+        return self._shared.points[self._one()]
+
+    @property
+    def value(self) -> Float[np.ndarray, "prompt d_target"]:
+        """The target's vectors there; LRE's bias is value - J point."""
+        assert self._shared.value is not None
+        return self._shared.value
+
+    @property
+    def unbatched(self) -> str:
+        """Why vectors go through this network one by one, empty where they go together."""
+        return self._shared.unbatched
+
+    def vjp(self, u: Float[np.ndarray, "vector d_target"]) -> Any:
+        """uᵀJ: (prompt, vector, d_source), from one backward pass for many vectors; several sources give a mapping of sites.
+
+        Raises
+        ------
+        UserError
+            For vectors of another width, or that are not finite.
+        """
+        vectors = self._vectors(u, self.value.shape[1], "u")
+        outs = [
+            np.empty((len(self), len(vectors), self._shared.points[i].shape[1]), self.value.dtype) for i in self._at
+        ]
+        for group, made in self._passes():
+            for out, found in zip(outs, self._pulled(made, vectors)):
+                out[list(group.inputs)] = as_numpy(found.transpose(0, 1))
+        return outs[0] if self._single else dict(zip(self.sources, outs))
+
+    def jvp(self, v: Float[np.ndarray, "vector d_source"]) -> Float[np.ndarray, "prompt vector d_target"]:
+        """Jv of each prompt.
+
+        Raises
+        ------
+        UserError
+            As `vjp`; and for several sources, of which one must be chosen.
+        """
+        vectors = self._vectors(v, self.shape[1], "v")
+        out = np.empty((len(self), len(vectors), self.shape[0]), self.value.dtype)
+        for group, made in self._passes():
+            out[list(group.inputs)] = as_numpy(made.jvp(vectors, self._one()).transpose(0, 1))
+        return out
+
+    def matrix(self) -> Any:
+        """The whole Jacobians: (prompt, d_target, d_source); several sources, all from the same passes, give a mapping of sites."""
+        widths = [self._shared.points[i].shape[1] for i in self._at]
+        outs = [np.empty((len(self), self.value.shape[1], width), self.value.dtype) for width in widths]
+        self._whole(lambda inputs, i, rows, found: outs[i].__setitem__(_at(inputs, rows), found))
+        return outs[0] if self._single else dict(zip(self.sources, outs))
+
+    def mean(self) -> "MeanJacobian":
+        """The average over prompts, as an operator; products are summed as they come, in float64."""
+        return MeanJacobian(self)
+
+    def svd(self, k: int = 16, **options: Any) -> Triplets:
+        """Leading singular triplets of a single prompt's Jacobian; of several, ask `mean().svd`.
+
+        Raises
+        ------
+        UserError
+            For several prompts.
+        """
+        if len(self) != 1:
+            raise UserError(
+                f"There are {len(self)} Jacobians, one a prompt: ask for jac.mean().svd(), or give one prompt."
+            )
+        return self.mean().svd(k, **options)
+
+    def _one(self) -> int:
+        if len(self.sources) != 1:
+            raise UserError(
+                f"There are {len(self.sources)} sources; choose one, such as jac[{str(self.sources[0])!r}]."
+            )
+        return self._at[0]
+
+    def _vectors(self, given: Any, width: int, name: str) -> Tensor:
+        vectors = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=self.value.dtype)
+        if vectors.ndim != 2 or vectors.shape[1] != width:
+            raise UserError(f"{name} has the shape {vectors.shape}; it must be (vector, {width}) for {self!r}.")
+        if not np.isfinite(vectors).all():
+            raise UserError(f"{name} is not finite.")
+        return torch.from_numpy(np.ascontiguousarray(vectors))
+
+    def _passes(self) -> Iterator[tuple[Group, Linearized]]:
+        for group in self._shared.groups:
+            made = group.linearized()
+            yield group, made
+            self._shared.unbatched = self._shared.unbatched or made.unbatched
+
+    def _pulled(self, made: Linearized, vectors: Tensor) -> list[Tensor]:
+        return made.vjp(vectors, self._at)
+
+    def _whole(self, put: Callable[[Sequence[int], int, slice, np.ndarray], None]) -> None:
+        """Every row of every Jacobian, a block of rows at a time, handed on with its inputs, its source and which rows."""
+        rows = self.value.shape[1]
+        with progress("Jacobian", rows * len(self)) as advance:
+            for group, made in self._passes():
+                step = made.product_rows
+                for first in range(0, rows, step):
+                    part = slice(first, min(rows, first + step))
+                    u = torch.eye(part.stop - first, rows).roll(first, 1)
+                    for i, found in enumerate(self._pulled(made, u)):
+                        put(group.inputs, i, part, as_numpy(found.transpose(0, 1)))
+                    advance((part.stop - first) * len(group.inputs))
+
+
+class MeanJacobian:
+    """The average of prompts' Jacobians, as an operator. Made by `Jacobian.mean`."""
+
+    def __init__(self, each: Jacobian) -> None:
+        self._each = each
+
+    def __repr__(self) -> str:
+        return f"Mean{self._each!r}"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_target, d_source)."""
+        return self._each.shape
+
+    @property
+    def bias(self) -> Float[np.ndarray, "d_target"]:
+        """The mean of value - J point over prompts: with the mean Jacobian, LRE's affine map (arXiv 2308.09124, equation 3)."""
+        each, total = self._each, np.zeros(self.shape[0])
+        at = each._one()
+        for group, made in each._passes():
+            points = torch.from_numpy(each.point[list(group.inputs)])
+            total += as_numpy(made.along(points, at)).astype(np.float64).sum(0)
+        bias: np.ndarray = each.value.mean(0, dtype=np.float64) - total / len(each)
+        return bias
+
+    def jvp(self, v: Float[np.ndarray, "vector d_source"]) -> Float[np.ndarray, "vector d_target"]:
+        """Jv averaged over prompts, in float64; raises as `Jacobian.jvp`."""
+        each = self._each
+        vectors, total = each._vectors(v, self.shape[1], "v"), np.zeros((len(v), self.shape[0]))
+        for _, made in each._passes():
+            total += as_numpy(made.jvp(vectors, each._one())).astype(np.float64).sum(1)
+        return total / len(each)
+
+    def vjp(self, u: Float[np.ndarray, "vector d_target"]) -> Any:
+        """uᵀJ averaged over prompts, in float64; raises as `Jacobian.vjp`."""
+        each = self._each
+        vectors = each._vectors(u, each.value.shape[1], "u")
+        totals = [np.zeros((len(u), each._shared.points[i].shape[1])) for i in each._at]
+        for _, made in each._passes():
+            for total, found in zip(totals, each._pulled(made, vectors)):
+                total += as_numpy(found).astype(np.float64).sum(1)
+        outs = [total / len(each) for total in totals]
+        return outs[0] if each._single else dict(zip(each.sources, outs))
+
+    def matrix(self) -> Any:
+        """The mean Jacobian (d_target, d_source) in float64, summed as it comes; several sources give a mapping of sites."""
+        each = self._each
+        totals = [np.zeros((each.value.shape[1], each._shared.points[i].shape[1])) for i in each._at]
+
+        def add(_: Sequence[int], i: int, rows: slice, found: np.ndarray) -> None:
+            totals[i][rows] += found.sum(0, dtype=np.float64) / len(each)
+
+        each._whole(add)
+        return totals[0] if each._single else dict(zip(each.sources, totals))
+
+    def svd(
+        self, k: int = 16, *, seed: int = 0, tolerance: float = 0.01, products: int = 192, block: int | None = None
+    ) -> Triplets:
+        """The leading singular triplets, by block Krylov iteration with a certificate (see `krylov`).
+
+        Parameters
+        ----------
+        k
+            How many.
+        seed
+            Of the random start.
+        tolerance
+            Relative error of each value that the certificate must show before the iteration ends.
+        products
+            Most products Jv and uᵀJ, each vector counting as one.
+        block
+            Vectors that go through together; k and a few more when not given.
+
+        Raises
+        ------
+        UserError
+            For k beyond the Jacobian's smaller side, or fewer products than one iteration takes; for several sources.
+        """
+        self._each._one()
+        with progress("Singular triplets", products) as advance:
+            return leading(
+                self.jvp, self.vjp, self.shape, k, seed=seed, tolerance=tolerance, products=products, block=block,
+                advance=advance,
+            )  # fmt: skip
+
+
+def as_numpy(x: Tensor) -> Float[np.ndarray, "..."]:
+    """A tensor as an array, in float32 where numpy has no such type."""
+    wide = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
+    array: np.ndarray = wide.cpu().numpy()
+    return array
+
+
+def _at(inputs: Sequence[int], rows: slice) -> Any:
+    return np.ix_(list(inputs), range(rows.start, rows.stop))
