@@ -118,13 +118,16 @@ def _answer(study: Any, options: Any, out: Path, plan: bool, fresh: bool, json: 
 
 
 def _print_plan(this: Any, json: bool) -> None:
-    from repscope.studies.study import machine_rate, seconds
+    from repscope.models.forecast import product_rate
+    from repscope.studies.study import seconds
 
-    rate = machine_rate()
+    rate = product_rate()
     steps = [
         {
-            "step": name, "done": done, "tokens": cost.tokens, "gflop": round((cost.network_flops + cost.fit_flops) / 1e9, 1),
-            "minutes": round(seconds(cost, rate) / 60, 2), "disk_mb": round(cost.disk_bytes / 1e6, 1),
+            "step": name, "done": done, "blocks": cost.blocks, "tokens": cost.tokens,
+            "gflop": round((cost.network_flops + cost.fit_flops) / 1e9, 1),
+            "minutes": round(seconds(cost, rate) / 60, 2), "memory_mb": round(cost.memory_bytes / 1e6, 1),
+            "disk_mb": round(cost.disk_bytes / 1e6, 1),
         }
         for name, cost, done in this.plan()
     ]  # fmt: skip

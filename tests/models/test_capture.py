@@ -80,7 +80,7 @@ def test_a_long_shared_prefix_runs_once_where_prompts_are_not_packed(tokenizer, 
 def test_an_encoder_shares_no_prefix(tokenizer):
     lm = LanguageModel(build("bert"), tokenizer)
     prompts = [[5] * 2 + [i] * (1 + 3 * i) for i in range(20)]
-    assert lm.plan(prompts).prefix == 0
+    assert lm.plan(prompts).plan.prefix == 0
     assert lm.plan(prompts).tokens == sum(map(len, prompts))
 
 

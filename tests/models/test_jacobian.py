@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import repscope.models.jacobian as module
-from families import build
+from families import WINDOWED, build
 from repscope.errors import UserError
 from repscope.models.edits import Edit
 from repscope.models.language import LanguageModel
@@ -78,6 +78,28 @@ def test_other_sites_agree_with_torch(llama, source, target):
     for i, ids in enumerate(PROMPTS[:2]):
         near(each[i], brute(llama, ids, source, target, 2, len(ids) - 1))
     near(jac.jvp(np.eye(jac.shape[1])), each.transpose(0, 2, 1))
+
+
+@pytest.mark.parametrize("name", sorted(WINDOWED))
+def test_windows_of_attention_are_kept(name, tokenizer):
+    """The first prompt outgrows the window of 100: what is cached of it is its last part only."""
+    lm = LanguageModel(build(name), tokenizer)
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(1, 320, n).tolist() for n in (120, 60)]
+    for at in (-1, -8):
+        jac = lm.jacobian(prompts, "resid_post.0", "resid_post.2", source_tokens=at)
+        for each, ids in zip(jac.matrix(), prompts):
+            near(each, brute(lm, ids, "resid_post.0", "resid_post.2", len(ids) + at, len(ids) - 1), 2e-5)
+
+
+def test_no_vectors_give_no_products(llama):
+    jac = llama.jacobian(PROMPTS, "resid_post.0", "resid_post.2", source_tokens=1)
+    assert jac.vjp(np.zeros((0, 32))).shape == jac.jvp(np.zeros((0, 32))).shape == (len(PROMPTS), 0, 32)
+
+
+@pytest.mark.parametrize("name", ["resid_post", "resid_post.*"])
+def test_a_kind_is_its_blocks_up_to_the_target(llama, name):
+    assert [s.layer for s in llama.jacobian(PROMPTS, name, "resid_post.2").sources] == [0, 1]
 
 
 def test_several_positions_at_either_end(llama):

@@ -80,9 +80,9 @@ def test_what_prompts_share_runs_once(llama, monkeypatch):
 
 def test_a_network_that_others_have_hooked_is_not_packed(llama):
     hook = llama.model.model.layers[0].register_forward_hook(lambda m, args, out: None)
-    assert "hooks hang on it" in llama.plan(few_shot()).why
+    assert "hooks hang on it" in llama.plan(few_shot()).plan.why
     hook.remove()
-    assert llama.plan(few_shot()).tree is not None
+    assert llama.plan(few_shot()).plan.tree is not None
 
 
 def test_only_a_chain_of_segments_is_kept(llama, monkeypatch):
@@ -117,7 +117,7 @@ def _plain(lm, prompts):
 def test_bfloat16_packs_within_its_rounding(tokenizer):
     lm = LanguageModel(build("llama").to(torch.bfloat16), tokenizer)
     prompts = few_shot()
-    assert lm.plan(prompts).tree is not None
+    assert lm.plan(prompts).plan.tree is not None
     near(lm.capture(prompts, "resid_post.2"), apart(lm, prompts, "resid_post.2", "last"), 3e-2)
 
 
@@ -125,7 +125,7 @@ def test_eager_attention_is_padded_with_its_reason(tokenizer):
     model = build("llama")
     model.set_attn_implementation("eager")
     lm = LanguageModel(model, tokenizer)
-    plan = lm.plan(few_shot())
+    plan = lm.plan(few_shot()).plan
     assert plan.tree is None
     assert "scaled_dot_product_attention" in plan.why
 
@@ -139,7 +139,7 @@ def test_what_is_read_row_by_row_is_padded(llama, site):
 
 def test_edited_prompts_are_padded(llama):
     with llama.edit(Edit.add("resid_post.0", np.ones(32))):
-        assert "edits" in llama.plan(few_shot()).why
+        assert "edits" in llama.plan(few_shot()).plan.why
         near(llama.capture(few_shot(), "resid_post.2"), apart(llama, few_shot(), "resid_post.2", "last"))
 
 

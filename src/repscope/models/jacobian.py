@@ -296,7 +296,7 @@ class MeanJacobian:
         products
             Most products Jv and uᵀJ, each vector counting as one.
         block
-            Vectors that go through together; k and a few more when not given.
+            Vectors that go through together; 8, or fewer where k or the Jacobian is smaller, when not given.
 
         Raises
         ------

@@ -7,6 +7,7 @@ error.
 """
 
 import copy
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,22 +22,20 @@ from torch import Tensor
 from repscope.errors import UserError
 from repscope.models.activations import Activations
 from repscope.models.aim import aim, see_effect
-from repscope.models.anatomy import find_blocks
 from repscope.models.between import between
 from repscope.models.edits import Edit
 from repscope.models.fingerprint import Source, of_module
+from repscope.models.forecast import Forecast, forecast
 from repscope.models.gather import padded, ranges
 from repscope.models.generation import Continuation, Sampling, continued
 from repscope.models.jacobian import Jacobian
 from repscope.models.network import as_float, per_row
 from repscope.models.passes import TokenNetwork, rows_of
-from repscope.models.plan import Plan
 from repscope.models.prompts import Encoded, Prompt, PromptLike, Ragged, encode
 from repscope.models.rows import Rows
 from repscope.models.sites import Site, Tokens
 from repscope.models.taps import at_rest
 
-BATCH_TOKENS = 1024
 _SENTINEL = "repscope-content"
 
 
@@ -111,9 +110,28 @@ class LanguageModel(TokenNetwork):
         spans = {name: (a + before, b + before) for name, (a, b) in prompt.spans.items()}
         return Prompt(text, spans | {"content": (before, before + len(prompt.text))}, special=False)
 
-    def plan(self, prompts: Iterable[PromptLike], batch_tokens: int = BATCH_TOKENS) -> Plan:
-        """What a capture of these prompts would run: distinct prompts, shared prefix, batches."""
-        return self.planned(encode(self.tokenizer, prompts, Tokens("all"), self.context).ids, batch_tokens)
+    def plan(
+        self,
+        prompts: Iterable[PromptLike],
+        at: str | Site | Sequence[str | Site] = "resid_post",
+        tokens: str | int | Tokens = "last",
+        *,
+        batch_tokens: int | None = None,
+        dtype: str = "float32",
+    ) -> Forecast:
+        """What a capture would run: blocks, tokens, passes, FLOPs, bytes, and about how long. Print it. Arguments as `capture`.
+
+        >>> from repscope.models.tiny import tiny
+        >>> print(tiny().plan(["A map of Paris", "A map of Rome"], "resid_post.1"))  # doctest: +ELLIPSIS
+        network  tiny: resid_post.1
+        blocks   2 of 4
+        prompts  2, 2 distinct
+        ...
+        """
+        sites, picked = self.resolve(at), Tokens.parse(tokens)
+        encoded = self._encoded(prompts, picked)
+        planned = self.planned(encoded.ids, batch_tokens or self.batch_tokens, sites)
+        return forecast(self, planned, sites, encoded.ids, int(rows_of(encoded, picked)[-1]), np.dtype(dtype).itemsize)
 
     @contextmanager
     def edit(self, *edits: Edit) -> Iterator[Self]:
@@ -139,7 +157,7 @@ class LanguageModel(TokenNetwork):
         at: str | Site | Sequence[str | Site],
         tokens: str | int | Tokens = "last",
         *,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         out: str | Path | None = None,
         dtype: str = "float32",
     ) -> Activations:
@@ -154,7 +172,7 @@ class LanguageModel(TokenNetwork):
         tokens
             `last`, `first`, `mean`, `all`, an index, each also after a span's name (`"subject.last"`).
         batch_tokens
-            Padded tokens in one batch.
+            Tokens in one batch, padding included; what the device gains by and its memory allows, when not given.
         out
             A folder for the rows, one `.npy` a site; the result is then memory-mapped and memory stays flat.
         dtype
@@ -176,8 +194,10 @@ class LanguageModel(TokenNetwork):
         if self.installed:
             self._aim(held, encoded, sites, picked)
         offsets = rows_of(encoded, picked)
+        started = time.perf_counter()
         with Rows(sites, int(offsets[-1]), dtype, Path(out) if out is not None else None) as rows:
-            self.run(sites, encoded, self.planned(encoded.ids, batch_tokens, sites), picked, rows.write)
+            planned = self.planned(encoded.ids, batch_tokens or self.batch_tokens, sites)
+            self.run(sites, encoded, planned, picked, rows.write)
         return Activations(
             rows=rows.finish(),
             tokens=picked,
@@ -185,10 +205,11 @@ class LanguageModel(TokenNetwork):
             positions=_positions(encoded, picked),
             model=self.fingerprint,
             single=isinstance(at, (str, Site)) and Site.parse(at).single,
+            seconds=time.perf_counter() - started,
         )
 
     def logits(
-        self, prompts: Iterable[PromptLike], tokens: str | int = "last", *, batch_tokens: int = BATCH_TOKENS
+        self, prompts: Iterable[PromptLike], tokens: str | int = "last", *, batch_tokens: int | None = None
     ) -> Float[np.ndarray, "row vocab"]:
         """Next-token logits at the positions asked for only; the head runs nowhere else.
 
@@ -225,7 +246,7 @@ class LanguageModel(TokenNetwork):
         return logits
 
     def score(
-        self, prompts: Sequence[str | Prompt], continuations: Sequence[str], *, batch_tokens: int = BATCH_TOKENS
+        self, prompts: Sequence[str | Prompt], continuations: Sequence[str], *, batch_tokens: int | None = None
     ) -> Scores:
         """Log-probability of each continuation after its prompt.
 
@@ -263,7 +284,7 @@ class LanguageModel(TokenNetwork):
             wanted = targets[torch.from_numpy(destination)].to(logp.device)
             nats[destination] = logp.gather(1, wanted[:, None])[:, 0].double().cpu().numpy()
 
-        planned = self.planned(before.ids, batch_tokens, [self.last])
+        planned = self.planned(before.ids, batch_tokens or self.batch_tokens, [self.last])
         with at_rest(self.model):
             self.run([self.last], before, planned, Tokens("all"), sink)
         each = np.split(nats, offsets[1:-1])
@@ -278,7 +299,7 @@ class LanguageModel(TokenNetwork):
         top_p: float = 1.0,
         seed: int = 0,
         use_cache: bool = True,
-        batch_tokens: int = 4 * BATCH_TOKENS,
+        batch_tokens: int | None = None,
     ) -> list[Continuation]:
         """Continue prompts, greedily or by sampling.
 
@@ -300,7 +321,7 @@ class LanguageModel(TokenNetwork):
         use_cache
             Keep keys and values; without, each step runs the whole text again.
         batch_tokens
-            Padded tokens in one batch, new ones included.
+            Tokens in one batch, padding and new ones included; four times as many as `capture` takes, when not given.
 
         Raises
         ------
@@ -327,6 +348,7 @@ class LanguageModel(TokenNetwork):
             seen = Encoded(longer, lengths - 1, longer.lengths)
             self._aim(held, seen, [self.last], Tokens("all"), lengths, max_new_tokens == 1)
             use_cache = use_cache and self.shares_prefix()  # another kind of cache does not tell its length
+        batch_tokens = batch_tokens or 4 * self.batch_tokens
         draws = sampling.draws(encoded.ids)
         out: list[Any] = [None] * len(held)
         order = np.argsort(lengths, kind="stable")[::-1]
@@ -352,7 +374,7 @@ class LanguageModel(TokenNetwork):
         *,
         of_at: str = "logits",
         of_tokens: str | int = "last",
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
     ) -> tuple[Float[np.ndarray, "prompt"], Activations]:
         """The gradient of a scalar at any site, prompt by prompt.
 
@@ -371,7 +393,7 @@ class LanguageModel(TokenNetwork):
         of_tokens
             Which single token of each prompt `of` reads.
         batch_tokens
-            Padded tokens in one batch.
+            Tokens in one batch, padding included; what the device gains by and its memory allows, when not given.
 
         Returns
         -------
@@ -401,7 +423,9 @@ class LanguageModel(TokenNetwork):
             return scores.sum()
 
         with Rows(sites, int(offsets[-1]), "float32", None) as rows:
-            self.differentiate(sites, encoded, picked, (target, ends.start), scalar, rows.write, batch_tokens)
+            self.differentiate(
+                sites, encoded, picked, (target, ends.start), scalar, rows.write, batch_tokens or self.batch_tokens
+            )
         single = isinstance(at, (str, Site)) and Site.parse(at).single
         positions = _positions(encoded, picked)
         grads = Activations(rows.finish(), picked, offsets, positions, self.fingerprint, single)
@@ -477,15 +501,6 @@ class LanguageModel(TokenNetwork):
         name = f"{self.name}, random weights (seed {seed})"
         source = replace(self.source, name=name, fingerprint=of_module(fresh), path=None, revision=None)
         return LanguageModel(fresh, self.tokenizer, name, source)
-
-    def flops(self, sites: Sequence[Site], tokens: int) -> float:
-        """Multiply-adds × 2 of the linear maps in the blocks that a capture of these sites runs, for so many tokens."""
-        found = find_blocks(self.module)
-        if found is None:
-            return 2.0 * tokens * sum(p.numel() for p in self.module.parameters())
-        deepest = max((self.blocks - 1 if s.layer is None else s.layer) for s in sites)
-        run = [b for i, b in enumerate(found[1]) if i <= deepest and any(s.kind != "embed" for s in sites)]
-        return 2.0 * tokens * sum(p.numel() for b in run for p in b.parameters() if p.dim() == 2)
 
 
 def _positions(encoded: Encoded, picked: Tokens) -> Int[np.ndarray, "row"]:

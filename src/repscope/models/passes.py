@@ -16,6 +16,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from repscope.errors import UserError
-from repscope.models.anatomy import resolve
+from repscope.models.anatomy import find_blocks, resolve
 from repscope.models.attention import PARTS
 from repscope.models.edits import Pass
 from repscope.models.fingerprint import Source
 from repscope.models.gather import Users, Wanted, padded
+from repscope.models.memory import token_budget, token_bytes
 from repscope.models.packed import Sink, run_packed
 from repscope.models.plan import Plan, plan
 from repscope.models.prompts import Encoded, Ragged
@@ -117,6 +119,22 @@ class TokenNetwork(Sited):
             raise UserError(
                 f"Prompt {i} holds a token id that is not in the network's vocabulary of {self.vocabulary}."
             )
+
+    @cached_property
+    def offloaded(self) -> bool:
+        """Whether some weights are read from disk, or brought from another memory, at each pass."""
+        return any(getattr(getattr(m, "_hf_hook", None), "offload", False) for m in self.module.modules())
+
+    @cached_property
+    def token_bytes(self) -> float:
+        """About what a pass holds of one token at once."""
+        found = find_blocks(self.module)
+        return token_bytes(found[1][0], self.model.dtype.itemsize) if found else 1.0
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of one pass, when nobody says how many."""
+        return token_budget(str(self.device), self.token_bytes, offloaded=self.offloaded)
 
     @property
     def context(self) -> int | None:

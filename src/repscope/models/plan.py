@@ -50,6 +50,14 @@ class Plan:
         return self.prefix + padded
 
     @property
+    def largest(self) -> int:
+        """Token positions of the largest pass."""
+        if self.tree is not None:
+            sizes = self.tree.stop - self.tree.start
+            return max(int(sizes[pack.first : pack.last].sum()) for pack in self.packs)
+        return max(len(b) * int(self.ids.lengths[b[-1]] - self.prefix) for b in self.batches)
+
+    @property
     def passes(self) -> int:
         """Forward passes."""
         return len(self.packs) or len(self.batches) + bool(self.prefix)

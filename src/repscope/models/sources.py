@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from repscope.models.language import LanguageModel
 
+_SPREAD = ("auto", "disk")  #: names for what accelerate places, beside torch's devices
 DTYPES = ("float32", "bfloat16", "float16")
 _ROOM = 1_500_000_000  # bytes: wheel, GGUF and float32 copy of the largest alias, with some to spare
 
@@ -80,8 +81,8 @@ def load(
     revision
         Branch, tag or commit, for a hub id.
     device
-        "cpu", "cuda", "cuda:1", "mps"; "auto" spreads the model over all there are. None is cuda where there is
-        one, else cpu.
+        "cpu", "cuda", "cuda:1", "mps"; "auto" spreads the model over all there are; "disk" leaves the weights in their
+        files, reads them at every pass, and makes passes as large as memory allows. None is cuda where there is one, else cpu.
     dtype
         "float32", "bfloat16" or "float16": what weights are converted to as they are read.
     trust_remote_code
@@ -191,12 +192,12 @@ def _device(device: str | None) -> str:
 
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "auto":
+    if device in _SPREAD:
         return device
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
-        raise unknown("device", device, ["cpu", "cuda", "mps", "auto"]) from error
+        raise unknown("device", device, ["cpu", "cuda", "mps", *_SPREAD]) from error
     here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not here.get(kind, True):
         raise UserError(f"torch sees no {kind} device here; use device='cpu' or a build of torch with {kind}.")
@@ -281,7 +282,7 @@ def _read_model(folder: Path, name: str, device: str, dtype: str, code: bool) ->
             config = transformers.AutoConfig.from_pretrained(folder, **options)
             model, info = _auto_class(config, code).from_pretrained(
                 folder, config=config, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True,
-                **options, **({"device_map": "auto"} if device == "auto" else {}),
+                **options, **_placement(device, folder),
             )  # fmt: skip
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             hint = (
@@ -296,8 +297,20 @@ def _read_model(folder: Path, name: str, device: str, dtype: str, code: bool) ->
             f"{name} lacks weights of a {type(model).__name__}, {missing[0]} first ({len(missing)} in all), and would "
             "be random there; check config.json against the weights."
         )
-    placed: Any = model.eval() if device == "auto" else model.eval().to(device)
+    placed: Any = model.eval() if device in _SPREAD else model.eval().to(device)
     return placed  # type: ignore[no-any-return]
+
+
+def _placement(device: str, folder: Path) -> dict[str, Any]:
+    """Where accelerate is to put a model that no single device shall hold."""
+    if device == "auto":
+        return {"device_map": "auto"}
+    # Files of safetensors are read where they are; the folder is for weights that must be written in another precision.
+    return (
+        {"device_map": {"": "disk"}, "offload_folder": cache_home() / "offload" / folder.name}
+        if device == "disk"
+        else {}
+    )
 
 
 def _auto_class(config: Any, code: bool) -> Any:

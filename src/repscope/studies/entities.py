@@ -164,13 +164,20 @@ def _bound(compute: Callable[[Subject, Tick], Result], subject: Subject) -> Call
 def _cost(subject: Subject, weight: float) -> Callable[[], Cost]:
     def cost() -> Cost:
         lm, o = subject.lm, subject.options
-        tokens = sum(lm.plan(subject.prompts(t), o.batch_tokens).tokens for t in subject.templates)
+        runs = [lm.plan(subject.prompts(t), SITES, batch_tokens=o.batch_tokens) for t in subject.templates]
         n, sites = len(subject.items), lm.blocks + 1
         d = lm.anatomy.width if lm.anatomy else 1
         columns = sum(max(1, len(t.classes)) for p in subject.panels for t in p.tasks) * (1 + o.shuffles)
         a_fold = min(n, d) ** 3 * 10 + 2.0 * n * d * min(n, d) + 12 * 2.0 * n * min(n, d) * columns
         fits = a_fold * o.folds * sites * len(subject.panels) * len(subject.templates) * weight / 3
-        return Cost(tokens, lm.flops(lm.resolve("resid_post"), tokens), fits, 16.0 * n * sites)
+        return Cost(
+            sum(r.tokens for r in runs),
+            sum(r.flops for r in runs),
+            fits,
+            16.0 * n * sites,
+            max(r.blocks for r in runs),
+            max(r.working for r in runs),
+        )
 
     return cost
 

@@ -66,12 +66,15 @@ AnyOptions = TypeVar("AnyOptions", bound=Options)
 
 @dataclass(frozen=True)
 class Cost:
-    """What a step will take: tokens through the network, its floating-point operations, those of the fits, bytes kept."""
+    """What a step will take: tokens through the network, its floating-point operations, those of the fits, bytes kept on disk,
+    blocks that run, bytes of memory that a pass takes."""
 
     tokens: int = 0
     network_flops: float = 0.0
     fit_flops: float = 0.0
     disk_bytes: float = 0.0
+    blocks: int = 0
+    memory_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,9 @@ class Run(Generic[AnyOptions]):
     fresh: bool = False
     lm: "LanguageModel | None" = None
     results: dict[str, Result] = field(default_factory=dict)
+    took: dict[str, tuple[Cost, float]] = field(
+        default_factory=dict
+    )  #: of the steps computed now: forecast and seconds
 
     @cached_property
     def network(self) -> "LanguageModel":
@@ -208,16 +214,18 @@ class Run(Generic[AnyOptions]):
 
     def _compute(self, keyed: "Sequence[tuple[Step, str]]") -> None:
         missing = [(step, key) for step, key in keyed if not self._kept(step.name, key).is_dir()]
-        seconds = {step.name: _seconds(step.cost()) for step, _ in missing}
-        with progress(self.study.name, sum(seconds.values())) as advance:
+        costs = {step.name: step.cost() for step, _ in missing}
+        weights = {name: _seconds(cost) for name, cost in costs.items()}
+        with progress(self.study.name, sum(weights.values())) as advance:
             for step, key in keyed:
                 kept = self._kept(step.name, key)
                 if not kept.is_dir():
-                    ticked = _Ticks(advance, seconds[step.name])
+                    ticked, began = _Ticks(advance, weights[step.name]), time.perf_counter()
                     found = step.compute(self, ticked)
                     stamped = found.table.assign(study=self.study.name, step=step.name, model=self.network.fingerprint)
                     Result(identified(stamped), found.arrays, found.side, found.notes).save(kept)
                     ticked.finish()
+                    self.took[step.name] = (costs[step.name], time.perf_counter() - began)
                 self.results[step.name] = Result.load(kept)
 
     def _publish(self, keys: dict[str, str], started: float) -> Path:
@@ -227,9 +235,22 @@ class Run(Generic[AnyOptions]):
                 result.table.to_parquet(partial, index=False)
         with whole_file(self.folder / "study.json") as partial:
             partial.write_text(
-                json.dumps(self.facts() | {"steps": keys, "seconds": round(time.time() - started, 1)}, indent=2)
+                json.dumps(
+                    self.facts() | {"steps": keys, "seconds": round(time.time() - started, 1), "took": self._against()},
+                    indent=2,
+                )
             )
         return write(self.study.page(self), self.folder / "report.html")
+
+    def _against(self) -> dict[str, dict[str, float]]:
+        """For each step computed now, the seconds that its plan foresaw and those that it took."""
+        from repscope.models.forecast import product_rate
+
+        rate = product_rate()
+        return {
+            name: {"foreseen_seconds": round(seconds(cost, rate), 2), "seconds": round(took, 2)}
+            for name, (cost, took) in self.took.items()
+        }
 
     def facts(self) -> dict[str, Any]:
         """How this run was made: what `study.json` holds and the page's last section shows."""
@@ -280,19 +301,6 @@ class _Ticks:
         self(1.0)
 
 
-def machine_rate() -> float:
-    """Floating-point operations a second of a float32 matrix product here, measured in a fifth of a second."""
-    import torch
-
-    a, b = torch.randn(768, 768), torch.randn(768, 768)
-    a @ b
-    count, started = 0, time.perf_counter()
-    while time.perf_counter() - started < 0.2:
-        a @ b
-        count += 1
-    return 2 * 768**3 * count / (time.perf_counter() - started)
-
-
 def _seconds(cost: Cost) -> float:
     """Relative weights of steps for the bar: the network runs at about the rate of products, fits at a quarter of it."""
     return 0.05 + (cost.network_flops + 4 * cost.fit_flops) / 1e11
@@ -300,7 +308,9 @@ def _seconds(cost: Cost) -> float:
 
 def seconds(cost: Cost, rate: float) -> float:
     """Seconds that a step takes on a machine with that rate of products: measured shares of it, see `_seconds`."""
-    return (cost.network_flops / 0.75 + cost.fit_flops / 0.2) / rate
+    from repscope.models.forecast import REACHED
+
+    return (cost.network_flops / REACHED + cost.fit_flops / 0.2) / rate
 
 
 def _digest(path: Path) -> str:

@@ -1,0 +1,54 @@
+"""Memory: how many tokens one pass may hold, from the sizes of a network's maps and what is free. Knows modules, never a prompt."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import torch
+from torch import nn
+
+from repscope.models.taps import linear_map, parameter
+
+BATCH_TOKENS = {"cpu": 1024}  #: tokens of a pass, where memory allows: on that device more gain nothing
+_ELSEWHERE = 16384
+_SHARE_OF_MEMORY = 0.25  #: of what is free, for one pass
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def token_flops(blocks: Sequence[nn.Module]) -> float:
+    """FLOPs of the linear maps of blocks, for one token."""
+    names = [(m, name) for block in blocks for m in block.modules() for name, _ in m.named_parameters(recurse=False)]
+    held = [parameter(m, name) for m, name in names]
+    return 2.0 * sum(p.numel() for p in held if p is not None and p.dim() == 2)
+
+
+def token_bytes(block: nn.Module, element: int) -> float:
+    """About what a pass holds of one token at once: what each linear map of a block takes and gives, twice."""
+    maps = [w for m in block.modules() if (w := linear_map(m)) is not None]
+    return 2.0 * element * sum(sum(w.shape) for w in maps)
+
+
+def token_budget(device: str, per_token: float, *, offloaded: bool = False) -> int:
+    """Tokens of one pass: what the device gains by, as far as a quarter of its free memory allows.
+
+    Where weights come from disk, every pass reads them all, so that passes are as large as can be.
+    """
+    most = _ELSEWHERE if offloaded else BATCH_TOKENS.get(device.split(":")[0], _ELSEWHERE)
+    return int(max(64, min(most, _SHARE_OF_MEMORY * free_memory(device) / max(per_token, 1.0))))
+
+
+def free_memory(device: str) -> float:
+    """Bytes that are free on a device; in a container, within its limit."""
+    if device.startswith("cuda"):
+        return float(torch.cuda.mem_get_info(device)[0])
+    free = float(psutil.virtual_memory().available)
+    for limit, used in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        try:
+            bound = int((_CGROUP / limit).read_text())
+            free = min(free, float(max(0, bound - int((_CGROUP / used).read_text()))))
+        except (OSError, ValueError):  # there is no such file, or it says "max"
+            continue
+    return free
