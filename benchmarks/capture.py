@@ -219,6 +219,11 @@ class Repscope:
     def to_disk(self, prompts: Sequence[Ids], block: int, folder: Path) -> None:
         self.lm.capture(prompts, at=f"resid_post.{block}", tokens="last", out=folder / "rows")
 
+    def foreseen(self, job: "Job") -> Any:
+        """What `lm.plan` says of the job."""
+        at = "resid_post" if len(job.blocks) == self.lm.blocks else [f"resid_post.{block}" for block in job.blocks]
+        return self.lm.plan(job.prompts, at, job.tokens)
+
 
 @dataclass(frozen=True)
 class Method:
@@ -258,7 +263,9 @@ class Job:
     prompts: list[Ids]
     blocks: tuple[int, ...]
     tokens: str
-    shared: int = 0  #: leading tokens that all prompts share; the floor counts them once
+    once: int = (
+        0  #: tokens left when every beginning that prompts share counts once: the floor's; 0 where they share none
+    )
     calls: int = 1
     threads: int = 2
     compared: tuple[int, ...] = ()
@@ -285,6 +292,8 @@ def jobs(tokenizer: Any, quick: bool) -> tuple[Job, ...]:
     ids = documentation(tokenizer)
     prompts = cut(itertools.cycle(ids), 12 if quick else 256, 4, 64)
     prefix, queries = ids[-60:], cut(iter(ids), 8 if quick else 64, 5, 10)
+    task, shots = ids[-240:-200], [ids[-200 + 40 * i : -140 + 40 * i] for i in range(4)]
+    asked = cut(iter(ids), 8 if quick else 96, 5, 10)
     every = tuple(range(30))
     some = tuple(range(0, len(prompts), max(1, len(prompts) // 16)))
     return (
@@ -292,7 +301,11 @@ def jobs(tokenizer: Any, quick: bool) -> tuple[Job, ...]:
         Job("all", "All 30 block outputs, all tokens", prompts[:4] if quick else prompts, every, "all",
             compared=(0, 1) if quick else some),
         Job("prefix", "A 60-token prefix shared by all queries of 5–10 tokens, block 10, last token",
-            [prefix + q for q in queries], (10,), "last", shared=len(prefix), compared=tuple(range(len(queries)))),
+            [prefix + q for q in queries], (10,), "last", once=len(prefix) + sum(map(len, queries)),
+            compared=tuple(range(len(queries)))),
+        Job("tree", "Few-shot prompts: one instruction, 4 sets of examples, each with 24 queries; block 10, last token",
+            [task + shots[i % 4] + q for i, q in enumerate(asked)], (10,), "last",
+            once=len(task) + sum(map(len, shots)) + sum(map(len, asked)), compared=tuple(range(0, len(asked), 6))),
         Job("call", "Fixed cost of a call: 24-layer toy Llama (d = 64), one 4-token prompt, block 10, one thread",
             [[5, 6, 7, 8]], (10,), "last", calls=3 if quick else 30, threads=1, compared=(0,), toy=True),
     )  # fmt: skip
@@ -350,17 +363,13 @@ def error(job: Job, held: Sequence[np.ndarray], reference: list[np.ndarray]) -> 
 
 
 def flops(job: Job, model: Any) -> float:
-    """What the job needs: blocks 0 to the last one asked for, all tokens, causal attention, a shared prefix once."""
+    """What the job needs: blocks 0 to the last one asked for, causal attention, what prompts share once."""
     config = model.config
     linear = sum(2 * i * o for i, o in machine.linear_shapes(model.base_model.layers[0]))
     per_pair = 4 * config.hidden_size  # scores and mixing, all heads
-
-    def pairs(length: int) -> float:
-        return length * (length + 1) / 2
-
-    own = [len(p) - job.shared for p in job.prompts]
-    positions = job.shared + sum(own)
-    attended = pairs(job.shared) + sum(pairs(job.shared + n) - pairs(job.shared) for n in own)
+    positions = job.once or job.size
+    seen = {tuple(p[: n + 1]) for p in job.prompts for n in range(len(p))} if job.once else ()
+    attended = sum(map(len, seen)) if job.once else sum(len(p) * (len(p) + 1) / 2 for p in job.prompts)
     return (max(job.blocks) + 1) * (linear * positions + per_pair * attended)
 
 
@@ -518,7 +527,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="methods, comma-separated: " + ", ".join(m.name for m in METHODS))
-    parser.add_argument("--jobs", default="last,all,prefix,call,disk", help="comma-separated; default: all of them")
+    parser.add_argument(
+        "--jobs", default="last,all,prefix,tree,call,disk", help="comma-separated; default: all of them"
+    )
     parser.add_argument("--model", help="folder of a Hugging Face model; default: the one that rs.load() gives")
     parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md as well")
     parser.add_argument("--quick", action="store_true", help="a few prompts and one round: does it run?")
@@ -531,7 +542,7 @@ def main() -> None:
 
     names = {n for n in asked.only.split(",") if n} or {m.name for m in METHODS}
     wanted = asked.jobs.split(",")
-    if wrong := (names - {m.name for m in METHODS}) | (set(wanted) - {"last", "all", "prefix", "call", "disk"}):
+    if wrong := (names - {m.name for m in METHODS}) | (set(wanted) - {"last", "all", "prefix", "tree", "call", "disk"}):
         parser.error(f"there is no method or job {', '.join(sorted(wrong))}")
     methods = [m for m in METHODS if m.name in names]
     rounds = 1 if asked.quick else asked.rounds
@@ -545,13 +556,21 @@ def main() -> None:
             under = toy(Path(folder)) if job.toy else model
             timings, seen = measure(job, methods, under, tokenizer, rounds)
             rates += [] if job.toy else seen
-            skip = job.toy or (asked.quick and job.name != "last")
+            skip = job.toy or job.name == "tree" or (asked.quick and job.name != "last")
             memory = {} if skip else {m.name: in_child(f"{job.name}:{m.name}", path, asked.quick) for m in methods}
-            sections.append(table(job, timings, memory, flops(job, under) / max(seen)))
+            said = ""
+            if "repscope" in timings and not job.toy:
+                foreseen = Repscope(twin(under), tokenizer).foreseen(job)
+                took = statistics.median(timings["repscope"].wall)
+                said = (
+                    f"\n\n`lm.plan` foresaw {foreseen.tokens:,} tokens in {foreseen.plan.passes} passes and "
+                    f"{foreseen.seconds:.1f} s; it took {took:.1f} s."
+                )
+            sections.append(table(job, timings, memory, flops(job, under) / max(seen)) + said)
     if "disk" in wanted:
-        counts = (20,) if asked.quick else (1_000, 20_000)
+        counts = (20,) if asked.quick else (1_000, 10_000, 50_000)
         # Peers would take longer here than in all else together, and hold their results in memory in any case.
-        kept = [m for m in methods if m.name in (BASE, "repscope")]
+        kept = [m for m in methods if m.name == "repscope"]
         peaks = {(m.name, n): in_child(f"disk-{n}:{m.name}", path, asked.quick) for m in kept for n in counts}
         sections.append(disk_table(kept, peaks, counts))
     text = "\n\n".join([header(path, rounds, rates or [0.0]), *sections])

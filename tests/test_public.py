@@ -29,6 +29,7 @@ def test_the_public_names_are_these():
             "attribution_patching",
             "load",
             "logit_difference",
+            "pieces",
             "verify",
         ]
     )

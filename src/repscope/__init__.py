@@ -25,6 +25,7 @@ _HOME = {
     "activation_patching": "repscope.steer.patching",
     "attribution_patching": "repscope.steer.patching",
     "logit_difference": "repscope.steer.patching",
+    "pieces": "repscope.models.pieces",
     "verify": "repscope.models.verify",
 }
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "attribution_patching",
     "load",
     "logit_difference",
+    "pieces",
     "verify",
 ]
 
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from repscope.models.edits import Edit
     from repscope.models.language import LanguageModel
     from repscope.models.network import Network
+    from repscope.models.pieces import pieces
     from repscope.models.prompts import Prompt
     from repscope.models.sites import Site
     from repscope.models.sources import load

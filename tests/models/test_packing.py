@@ -39,7 +39,7 @@ def test_every_family_is_packed_or_says_why(family):
 def test_ragged_prompts_of_every_family_are_as_alone(family, tokens):
     _, lm = family
     rng = np.random.default_rng(1)
-    prompts = [rng.integers(2, 250, n).tolist() for n in (3, 30, 9, 21, 14, 2, 40)]
+    prompts = [rng.integers(2, 250, n).tolist() for n in 4 * (3, 30, 9, 21, 14, 2, 40)]
     at = ["resid_post.1", "resid_pre.2"]
     near(lm.capture(prompts, at, tokens, batch_tokens=64), apart(lm, prompts, at, tokens))
 

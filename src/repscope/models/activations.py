@@ -20,8 +20,8 @@ class Activations:
 
     rows: per site an array (row, feature), possibly memory-mapped. tokens: which positions were asked for.
     offsets: (prompt + 1), rows of prompt i are `offsets[i]:offsets[i + 1]`. positions: (row), token index in the prompt (for
-    a mean: that of its last token). model: fingerprint of the network. single: whether one site was asked for by name. seconds: what it
-    took, to lay beside `lm.plan(…).seconds`.
+    a mean: that of its last token). model: fingerprint of the network. single: whether one site was asked for by name.
+    seconds: what it took, to lay beside `lm.plan(…).seconds`.
     """
 
     rows: Mapping[Site, Float[np.ndarray, "row *feature"]]

@@ -37,7 +37,7 @@ def between(
     """The Jacobians of prompts; see `LanguageModel.jacobian`. `watch` are sites whose part in them is to be told (see `pieces`)."""
     sources, end = endpoints(net, source, target)
     held = list(prompts)
-    begin, read = _positions(source_tokens), _positions(target_tokens)
+    begin, read = positions(source_tokens), positions(target_tokens)
     if begin.pooled:
         raise UserError(f"A source is one position or several, and {begin} is an average: choose last, all or a span.")
     if read.ragged:
@@ -138,7 +138,7 @@ def endpoints(net: Sited, source: str | Site | Sequence[str | Site], target: str
     return sources, end
 
 
-def _positions(tokens: str | int) -> Tokens:
+def positions(tokens: str | int) -> Tokens:
     """A choice of tokens; a span's name alone means all of it, as in an edit."""
     last = str(tokens).rpartition(".")[2]
     named = last in PICKS or last.lstrip("-").isdigit() or not last
@@ -277,7 +277,7 @@ def _pass(
                 return None
             leaf = torch.zeros_like(value, requires_grad=True)
             watched[site] = (value + leaf, leaf)
-            return watched[site][0]
+            return watched[site][0].clone()  # some families go on in place
 
         return handle
 

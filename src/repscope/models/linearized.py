@@ -100,18 +100,26 @@ def explicit(
     scores = scores.to(wide).reshape(rows, heads, queries, -1)
     if is_causal:
         allowed = torch.ones(queries, key.shape[2], dtype=torch.bool, device=query.device).tril()
-        scores = scores.masked_fill(~allowed, -torch.inf)
+        scores = scores + _added(allowed, wide)
     if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    # Where all keys are masked the maximum is not finite; shifting by zero there leaves exp(-inf) = 0 and no nan.
-    top = scores.detach().amax(-1, keepdim=True)
-    weights = (scores - torch.where(torch.isfinite(top), top, torch.zeros_like(top))).exp()
-    weights = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(wide).tiny)
+        scores = scores + (_added(attn_mask, wide) if attn_mask.dtype == torch.bool else attn_mask)
+    nothing = torch.isneginf(scores.detach()).all(-1, keepdim=True)
+    if bool(nothing.any()):
+        weights = scores.masked_fill(nothing, 0.0).softmax(-1).masked_fill(nothing, 0.0)
+    else:
+        weights = scores.softmax(-1)
     shares = weights.to(value.dtype).reshape(rows, groups, -1, weights.shape[-1])
-    mixed = product(shares[..., shares.shape[-1] - value.shape[2] :], value)
-    if before is not None:
-        mixed = mixed + product(shares[..., : earlier[1].shape[2]], earlier[1])
+    if before is None:
+        mixed = product(shares, value)
+    else:
+        old, new = torch.split(shares, [earlier[1].shape[2], value.shape[2]], -1)
+        mixed = product(new, value) + product(old, earlier[1])
     return mixed.reshape(rows, heads, queries, -1)
+
+
+def _added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a mask of allowed pairs adds to their scores."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
 
 
 def _repeated(x: Tensor, groups: int) -> Tensor:

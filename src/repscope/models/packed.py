@@ -4,8 +4,11 @@
 2. Where a pack ends inside a shared segment's subtree, that segment's keys and values stay for the next pack; so do its hidden
    states, where a prompt below asks for a position in it.
 3. A prompt's rows are handed on when the pack with its last token has run.
+
+Whether a network can be run so is not looked up in a table of families: it is tried.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,13 +17,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from repscope.models.attention import PARTS
 from repscope.models.gather import Users, Wanted
 from repscope.models.packing import PackedAttention
 from repscope.models.plan import Plan
-from repscope.models.prompts import Encoded
+from repscope.models.prompts import Encoded, Ragged
 from repscope.models.sited import Read, Sited, tapped
 from repscope.models.sites import Site, Tokens
 from repscope.models.taps import at_rest
+from repscope.models.trees import packs, tree
 from repscope.progress import progress
 
 Sink = Callable[[Site, Int[np.ndarray, "row"], Float[Tensor, "row *feature"]], None]
@@ -94,3 +99,52 @@ def run_packed(
             run(**inputs(*(torch.from_numpy(x)[None].to(net.device) for x in (ids, positions))))
             advance(width)
     return attention.calls
+
+
+def cannot_pack(net: Sited, sites: Sequence[Site]) -> str:
+    """Why prompts cannot be packed for these sites, as far as that can be seen without a pass; empty where nothing is seen."""
+    if net.anatomy is None or Site("resid_post", net.anatomy.blocks - 1) not in net.anatomy.taps:
+        return "it has no blocks that were found"
+    if "position_ids" not in inspect.signature(net.module.forward).parameters:
+        return "it cannot be told the tokens' positions"
+    if any(m._forward_hooks or m._forward_pre_hooks for m in net.module.modules()):
+        return "hooks hang on it, which may take each row for a prompt"
+    for site in sites:
+        if site.kind == "module" or net.tap(site).part in PARTS:
+            return f"{site} is read row by row"
+    return ""
+
+
+def tried(
+    net: Sited, inputs: Inputs, plain: Callable[[Int[Tensor, "1 token"]], dict[str, Any]], size: int, vocabulary: int,
+    agree: Callable[[Tensor, Tensor], bool], *, causal: bool,
+) -> str:  # fmt: skip
+    """Why prompts of up to `size` tokens come out otherwise when packed: two that share a half, in two packs, and each alone.
+
+    Attention windows, positions that come from elsewhere, kernels that are not torch's: all show here. Empty where nothing does.
+    """
+    assert net.anatomy is not None
+    rng = np.random.default_rng(0)
+    long, tail = rng.integers(0, vocabulary, size), rng.integers(0, vocabulary, 5)
+    ids = Ragged.of([long, np.concatenate([long[: size // 2], (long[size // 2] + tail + 1) % vocabulary])])
+    site = Site("resid_post", net.anatomy.blocks - 1)
+    held = tree(ids, share=causal)
+    packed = Plan(ids, np.arange(2), 0, (), held, packs(held, size))
+    encoded = Encoded(ids, np.zeros(2, dtype=np.int64), ids.lengths)
+    rows: dict[int, Tensor] = {}
+    alone: list[Tensor] = []
+
+    def sink(_: Site, destination: Int[np.ndarray, "row"], hidden: Tensor) -> None:
+        rows.update(zip(destination.tolist(), hidden.clone()))
+
+    try:
+        taken = run_packed(net, inputs, [site], encoded, packed, Tokens("all"), ids.offsets, sink, causal=causal)
+    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, NotImplementedError) as error:
+        return f"a packed pass stops with {type(error).__name__}"
+    if not taken:
+        return "it does not attend by torch's scaled_dot_product_attention"
+    with at_rest(net.module), tapped(net.taps, [(net.tap(site), alone.append)]) as run:
+        for row in ids:
+            run(**plain(torch.from_numpy(row)[None].to(net.device)))
+    ours, theirs = torch.stack([rows[i] for i in sorted(rows)]), torch.cat([hidden[0] for hidden in alone])
+    return "" if agree(ours, theirs) else f"packed, prompts of {size} tokens come out otherwise"

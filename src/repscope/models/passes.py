@@ -26,18 +26,16 @@ from torch import Tensor, nn
 
 from repscope.errors import UserError
 from repscope.models.anatomy import find_blocks, resolve
-from repscope.models.attention import PARTS
 from repscope.models.edits import Pass
 from repscope.models.fingerprint import Source
 from repscope.models.gather import Users, Wanted, padded
 from repscope.models.memory import token_budget, token_bytes
-from repscope.models.packed import Sink, run_packed
+from repscope.models.packed import Sink, cannot_pack, run_packed, tried
 from repscope.models.plan import Plan, plan
 from repscope.models.prompts import Encoded, Ragged
 from repscope.models.sited import Read, Sited, tapped
 from repscope.models.sites import Site, Tokens
 from repscope.models.taps import Handler, Tap, at_rest
-from repscope.models.trees import packs, tree
 from repscope.progress import progress
 
 _SINGLE, _LOW = 1e-4, 3e-2  #: how far two passes over one input may differ, relative, in float32 and below
@@ -151,7 +149,7 @@ class TokenNetwork(Sited):
         untouched = min((int(i.start.min()) for i in edited if i.start is not None), default=None)
         sharing = share and self.causal and (untouched is None or untouched > 0)
         why = "edits find their positions in rows" if edited else "" if pack and share else "each prompt is to be a row"
-        why = why or self._cannot_pack(sites)
+        why = why or cannot_pack(self, sites)
         budget = batch_tokens if why else min(batch_tokens, self.context or batch_tokens)
         planned = plan(ids, budget, share=sharing, pack=why, limit=untouched, merge=not edited)
         if planned.tree is not None and (why := self._packing_fails(int(ids.lengths.max()))):
@@ -162,53 +160,18 @@ class TokenNetwork(Sited):
 
     def unpackable(self, ids: Ragged, sites: Sequence[Site]) -> str:
         """Why these prompts are not packed for these sites, proved by a pass where it takes one; empty where they are."""
-        return self._cannot_pack(sites) or self._packing_fails(int(ids.lengths.max()))
-
-    def _cannot_pack(self, sites: Sequence[Site]) -> str:
-        """Why prompts cannot be packed for these sites, as far as that can be seen without a pass."""
-        if self.anatomy is None or Site("resid_post", self.blocks - 1) not in self.anatomy.taps:
-            return "it has no blocks that were found"
-        if "position_ids" not in inspect.signature(self.module.forward).parameters:
-            return "it cannot be told the tokens' positions"
-        if any(m._forward_hooks or m._forward_pre_hooks for m in self.module.modules()):
-            return "hooks hang on it, which may take each row for a prompt"
-        for site in sites:
-            if site.kind == "module" or self.tap(site).part in PARTS:
-                return f"{site} is read row by row"
-        return ""
+        return cannot_pack(self, sites) or self._packing_fails(int(ids.lengths.max()))
 
     def _packing_fails(self, longest: int) -> str:
         """Why packed passes do not give what plain passes give, for prompts of up to so many tokens; empty where they do."""
         size = min(max(32, 1 << (longest - 1).bit_length()), self.context or 1 << 40)
         if size not in self._packs:
-            self._packs[size] = self._packing_tried(size)
-        return self._packs[size]
-
-    def _packing_tried(self, size: int) -> str:
-        """Two prompts that share a half, the longer of `size` tokens, in two packs and alone."""
-        rng = np.random.default_rng(0)
-        long, tail = rng.integers(0, self.vocabulary, size), rng.integers(0, self.vocabulary, 5)
-        prompts = Ragged.of([long, np.concatenate([long[: size // 2], (long[size // 2] + tail + 1) % self.vocabulary])])
-        site, encoded = Site("resid_post", self.blocks - 1), _whole(prompts)
-        held_once = tree(prompts, share=self.causal)
-        packed = Plan(prompts, np.arange(2), 0, (), held_once, packs(held_once, size))
-        plain = plan(prompts, size, share=False, pack="each prompt by itself")
-        whole = Tokens("all")
-        rows: tuple[dict[int, Tensor], ...] = ({}, {})
-        sinks = [lambda _, at, hidden, held=held: held.update(zip(at.tolist(), hidden.clone())) for held in rows]
-        with self.unedited():
-            try:
-                taken = run_packed(
-                    self, self._packed_inputs, [site], encoded, packed, whole, rows_of(encoded, whole), sinks[0],
+            with self.unedited():
+                self._packs[size] = tried(
+                    self, self._packed_inputs, lambda row: {"input_ids": row, **self.plain()}, size, self.vocabulary, self.agree,
                     causal=self.causal,
                 )  # fmt: skip
-            except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, NotImplementedError) as error:
-                return f"a packed pass stops with {type(error).__name__}"
-            if not taken:
-                return "it does not attend by torch's scaled_dot_product_attention"
-            self.run([site], encoded, plain, whole, sinks[1])
-        ours, theirs = (torch.stack([held[i] for i in sorted(held)]) for held in rows)
-        return "" if self.agree(ours, theirs) else f"packed, prompts of {size} tokens come out otherwise"
+        return self._packs[size]
 
     def run(
         self, sites: Sequence[Site], encoded: Encoded, planned: Plan, picked: Tokens, sink: Sink,
@@ -422,11 +385,6 @@ class TokenNetwork(Sited):
             raise UserError(f"The head of {self.name} is more than a map of {self.last}; its logits are not read here.")
         self._head = head
         return head
-
-
-def _whole(ids: Ragged) -> Encoded:
-    """Prompts, all of whose positions are asked for."""
-    return Encoded(ids, np.zeros(len(ids), dtype=np.int64), ids.lengths)
 
 
 def rows_of(encoded: Encoded, picked: Tokens) -> Int[np.ndarray, "prompt_plus_1"]:

@@ -22,6 +22,9 @@ _BATCH_COSTS = (
     48  #: a further batch costs about as much as this many padded tokens (dispatch; small products run slower)
 )
 _PACKING_SAVES = 0.02  #: share of the cost of padded batches that packing must save
+_PROOF = (
+    2.5  #: and as many times the longest prompt, which is what proving it takes; counted whether or not that was done
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def plan(
     held = tree(distinct, share=share)
     packed = Plan(distinct, inverse, 0, (), held, packs(held, budget))
     costs = [one.tokens + _BATCH_COSTS * one.passes for one in (packed, padded)]
-    if costs[0] > (1 - _PACKING_SAVES) * costs[1]:
+    if costs[1] - costs[0] < max(_PACKING_SAVES * costs[1], _PROOF * int(ids.lengths.max())):
         return Plan(distinct, inverse, prefix, padded.batches, why="it would save next to nothing")
     return packed
 

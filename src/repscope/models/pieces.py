@@ -1,0 +1,233 @@
+"""Pieces: how much of a Jacobian goes through each head and each MLP between its two ends. Takes prompts and pairs of vectors.
+
+With t the target, c a component, u and v a pair of vectors (singular ones, say), ċ_p = ∂c_p/∂source v what the perturbation v does
+to c at position p, and ū_p = ∂(uᵀt)/∂c_p:
+
+    through   Σ_p ū_p · ċ_p                 what uᵀJv loses when the derivative of c is cut (c held as it is)
+    writes    uᵀ ċ at the target's position  what c itself adds there, in its part of the residual stream
+
+1. One pass is made with zeros added at every z, attn_out and mlp_out between; its graph gives all ū by one backward pass, all ċ by
+   one more (`linearized`). Nothing is cut or run again.
+2. A head's ċ in the residual stream is its z through its rows of the output projection, where no norm mixes the heads.
+3. A path goes through several components, so `through` does not add up to uᵀJv. `writes` does, with the direct path, between sites
+   of a residual stream that is a sum. A large `writes` says who speaks last, a large `through` who is needed.
+4. Control: as many pairs of random directions of the same lengths.
+
+First order only: what a component does to a large perturbation is a matter for `steer.patching`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from repscope import stats
+from repscope.errors import UserError
+from repscope.models.between import between, positions
+from repscope.models.jacobian import Jacobian, as_numpy
+from repscope.models.language import LanguageModel
+from repscope.models.prompts import PromptLike, encode
+from repscope.models.sites import Site
+from repscope.models.taps import head_outputs
+from repscope.results import ESTIMATE, Result, Row
+
+RANDOM = "random directions of equal length"
+_STREAM = ("resid_pre", "resid_mid", "resid_post")
+_ADDED = (*_STREAM, "attn_out", "mlp_out")  #: what reaches the stream of later blocks unchanged
+_DEFINITIONS = {
+    "through": "what uᵀJv loses when the component's derivative is cut; shares overlap",
+    "writes": "uᵀ what the component adds to the residual stream at the target's position; adds up, the direct path included",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """How much of uᵀJv goes through which component.
+
+    source, target: the ends. sites: components, each head as `z.BLOCK.HEAD`. through, writes: (prompt, pair, site), in the target's
+    units; `writes` of a head is what it adds to the stream, NaN where a norm mixes heads, or where the stream is not a sum from
+    source to target. total: uᵀJv, (prompt, pair). direct: the part of it that no component takes, NaN as `writes`. random: the same
+    of the control, None without one. model: fingerprint. seed: of the control.
+    """
+
+    source: Site
+    target: Site
+    sites: tuple[Site, ...]
+    through: Float[np.ndarray, "prompt pair site"]
+    writes: Float[np.ndarray, "prompt pair site"]
+    total: Float[np.ndarray, "prompt pair"]
+    direct: Float[np.ndarray, "prompt pair"]
+    random: "Pieces | None"
+    model: str
+    seed: int
+
+    def __repr__(self) -> str:
+        prompts, pairs, sites = self.through.shape
+        return f"Pieces({self.source} → {self.target}: {sites} components, {pairs} pairs, {prompts} prompts)"
+
+    def result(self) -> Result:
+        """The mean over prompts of each component's part with its interval, random directions beside it, as a table."""
+        rows = self._rows(ESTIMATE) + (self.random._rows(RANDOM) if self.random is not None else [])
+        return Result.of(rows, arrays={"total": self.total, "direct": self.direct})
+
+    def _rows(self, condition: str) -> list[Row]:
+        columns: list[tuple[str, str, Site, Any]] = [
+            ("uᵀJv", "the whole map", self.target, self.total),
+            ("writes", "the direct path: source and target are one position of one stream", self.source, self.direct),
+        ]
+        for metric, values in (("through", self.through), ("writes", self.writes)):
+            columns += [(metric, _DEFINITIONS[metric], site, values[:, :, i]) for i, site in enumerate(self.sites)]
+        rows = []
+        for metric, definition, site, each in columns:
+            for pair in range(each.shape[1]):
+                if np.isnan(each[:, pair]).any():
+                    continue
+                where: dict[str, Any] = {
+                    "metric": metric, "definition": definition, "model": self.model, "site": str(site), "layer": site.layer,
+                    "item": f"pair {pair}", "condition": condition, "seed": self.seed,
+                }  # fmt: skip
+                if len(each) > 1:
+                    rows.append(Row.of(stats.mean(each[:, pair], unit="prompt", seed=self.seed), **where))
+                else:  # one prompt has no interval over prompts
+                    rows.append(Row(value=float(each[0, pair]), n=1, unit="prompt", **where))
+        return rows
+
+    def _repr_html_(self) -> str:
+        return str(self.result()._repr_html_())
+
+
+def pieces(
+    lm: LanguageModel, prompts: Iterable[PromptLike], source: str | Site, target: str | Site,
+    u: Float[np.ndarray, "pair d_target"], v: Float[np.ndarray, "pair d_source"], *,
+    source_tokens: str | int = "last", target_tokens: str | int = "last", control: bool = True, seed: int = 0,
+) -> Pieces:  # fmt: skip
+    """How much of uᵀJv goes through each head, each attention and each MLP between two sites.
+
+    Parameters
+    ----------
+    lm
+        A language model.
+    prompts, source, target, source_tokens, target_tokens
+        As for `LanguageModel.jacobian`, with one source.
+    u, v
+        Pairs of directions at the target and at the source, such as `triplets.u` and `triplets.v`.
+    control
+        Whether to give the parts of random pairs as well.
+    seed
+        Of those.
+
+    Raises
+    ------
+    UserError
+        As `LanguageModel.jacobian`; for pairs that are not pairs, or no component between the two sites.
+
+    >>> from repscope.models.tiny import tiny
+    >>> lm = tiny()
+    >>> ends = ("resid_post.0", "resid_post.2")
+    >>> found = lm.jacobian(["A map"], *ends).svd(2)
+    >>> parts = pieces(lm, ["A map"], *ends, found.u, found.v)
+    >>> np.allclose(parts.total, found.s, rtol=0.01), len(parts.sites)
+    (True, 12)
+    """
+    held = list(prompts)
+    first, last = _ends(lm, source, target)
+    watch = _between(lm, first, last)
+    jac = between(lm, lm.tokenizer, held, first, last, source_tokens, target_tokens, watch)
+    given = jac._vectors(u, jac.shape[0], "u"), jac._vectors(v, jac.shape[1], "v")
+    if len(given[0]) != len(given[1]):
+        raise UserError(f"There are {len(given[0])} vectors u and {len(given[1])} vectors v; give them pair by pair.")
+    begin = encode(lm.tokenizer, held, positions(source_tokens), lm.context)
+    read = encode(lm.tokenizer, held, positions(target_tokens), lm.context)
+    stop = read.stop if lm.causal else read.ids.lengths
+    overlap = np.minimum(begin.stop, read.stop) - np.maximum(begin.start, read.start)
+    same = np.maximum(overlap, 0) / (read.stop - read.start)  # share of the target's positions that are the source's
+    spans = np.stack([read.start - stop, read.stop - stop], 1)  # counted from the end of the pass
+    adds = bool(lm.anatomy and lm.anatomy.form != "post-norm") and first.kind in _ADDED and last.kind in _STREAM
+
+    def of(pair: tuple[Tensor, Tensor], random: Pieces | None) -> Pieces:
+        through, writes, total = _measured(lm, jac, watch, pair, spans, adds=adds)
+        along = (pair[0] * pair[1]).sum(1).double().numpy() if adds else np.full(len(pair[0]), np.nan)
+        direct = same[:, None] * along
+        return Pieces(
+            first, last, tuple(_components(lm, watch)), through, writes, total, direct, random, lm.fingerprint, seed
+        )
+
+    return of(given, of(_random(given, seed), None) if control else None)
+
+
+def _ends(lm: LanguageModel, source: str | Site, target: str | Site) -> tuple[Site, Site]:
+    ends = lm.resolve(source), lm.resolve(target)
+    for name, found in (("source", ends[0]), ("target", ends[1])):
+        if len(found) != 1:
+            raise UserError(f"The {name} is {len(found)} sites; name one, such as {found[-1]}.")
+        if found[0].kind == "module":
+            raise UserError(f"{found[0]} has no known place among the blocks; choose a site such as resid_post.8.")
+    return ends[0][0], ends[1][0]
+
+
+def _between(lm: LanguageModel, source: Site, target: Site) -> list[Site]:
+    """The whole components between two sites, in the order of the forward pass."""
+    assert lm.anatomy is not None
+    every = [s for s in lm.anatomy.taps if s.kind in ("z", "attn_out", "mlp_out")]
+    found = sorted((s for s in every if source.depth < s.depth < target.depth), key=lambda s: s.depth)
+    if not found:
+        raise UserError(
+            f"No head and no MLP of {lm.name} stands between {source} and {target}; take ends further apart."
+        )
+    return found
+
+
+def _components(lm: LanguageModel, watch: list[Site]) -> list[Site]:
+    """The same, heads one by one."""
+    return [s for site in watch for s in (lm.resolve(f"{site}.*") if site.kind == "z" else [site])]
+
+
+def _random(like: tuple[Tensor, Tensor], seed: int) -> tuple[Tensor, Tensor]:
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for x in like:
+        way = torch.from_numpy(rng.standard_normal(tuple(x.shape))).to(x)
+        drawn.append(way / way.norm(dim=1, keepdim=True) * x.norm(dim=1, keepdim=True))
+    return drawn[0], drawn[1]
+
+
+def _measured(
+    lm: LanguageModel, jac: Jacobian, watch: list[Site], pair: tuple[Tensor, Tensor], spans: np.ndarray, *, adds: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`through` and `writes` (prompt, pair, component) and uᵀJv (prompt, pair) of pairs."""
+    shape = (len(jac), len(pair[0]), len(_components(lm, watch)))
+    through, writes, total = np.empty(shape), np.full(shape, np.nan), np.empty(shape[:2])
+    for group, made in jac._passes():
+        rows = list(group.inputs)
+        begin, end = spans[rows[0]]  # the same in all prompts of one pass
+        pulled = as_numpy(made.jvp(pair[1], 0))
+        total[rows] = np.einsum("vt,vrt->rv", as_numpy(pair[0]).astype(np.float64), pulled.astype(np.float64))
+        at = 0
+        for site, back, forth in zip(watch, *made.through(*pair, 0)):
+            heads = lm.tap(site).heads if site.kind == "z" else 1
+            parts = (back.double() * forth.double()).sum(2)  # (pair, row, …), the token summed over
+            through[rows, :, at : at + heads] = as_numpy(
+                parts.reshape(*parts.shape[:2], heads, -1).sum(3).transpose(0, 1)
+            )
+            said = _added(lm, site, forth[:, :, slice(begin, end or None)].mean(2)) if adds else None
+            if said is not None:
+                u = pair[0].to(said)[:, None, None]
+                writes[rows, :, at : at + heads] = as_numpy((said * u).sum(-1).transpose(0, 1))
+            at += heads
+    return through, writes, total
+
+
+def _added(lm: LanguageModel, site: Site, tangent: Tensor) -> Tensor | None:
+    """What a component's tangent adds to the residual stream, (pair, row, part, d_model); None where a norm mixes the heads."""
+    if site.kind != "z":
+        return tangent.double()[:, :, None]
+    assert lm.anatomy is not None
+    assert site.layer is not None
+    tap = lm.anatomy.taps.get(Site("head_out", site.layer))
+    if tap is None:
+        return None
+    return head_outputs(tangent.flatten(-2), lm.module.get_submodule(tap.path), tap.heads).double()
