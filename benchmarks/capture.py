@@ -450,11 +450,14 @@ def spread(values: Sequence[float], form: str) -> str:
     return f"{statistics.median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
 
 
-def table(job: Job, timings: dict[str, Timing], memory: dict[str, dict[str, float]], floor: float) -> str:
+def table(
+    job: Job, timings: dict[str, Timing], memory: dict[str, dict[str, float]], floor: float, base_name: str
+) -> str:
     """One job as Markdown. floor: seconds that its products take at the measured sgemm rate."""
-    base = timings.get(BASE)
+    base = timings[base_name]
+    named = next(m.title for m in METHODS if m.name == base_name)
     speed, cost = ("wall ms a call", "CPU ms a call") if job.toy else ("tokens/s", "wall s | CPU s")
-    heads = [f"{speed}: median (range)", cost, "× hand-written sorted", "max relative error"]
+    heads = [f"{speed}: median (range)", cost, f"× {named}", "max relative error"]
     heads += [] if job.toy else ["of the floor", "peak RSS MB (loaded)"]
     lines = [
         f"### {job.title}\n",
@@ -468,7 +471,7 @@ def table(job: Job, timings: dict[str, Timing], memory: dict[str, dict[str, floa
         if (t := timings.get(method.name)) is None:
             continue
         wall, cpu = statistics.median(t.wall), statistics.median(t.cpu)
-        ratio = spread([b / a for a, b in zip(t.wall, base.wall, strict=True)], ".2f") if base else "–"
+        ratio = spread([b / a for a, b in zip(t.wall, base.wall, strict=True)], ".2f")
         off = f"{max(t.error):.1e}"
         if job.toy:
             cells = [spread([1e3 * w for w in t.wall], ".1f"), f"{1e3 * cpu:.1f}", ratio, off]
@@ -495,9 +498,9 @@ def disk_table(methods: Sequence[Method], peaks: dict[tuple[str, int], dict[str,
     return "\n".join(lines)
 
 
-def header(path: str, rounds: int, rates: Sequence[float]) -> str:
-    notes = "\n".join(f"- {m.title}: {m.what}." for m in METHODS)
-    return f"""## Capture
+def header(path: str, rounds: int, rates: Sequence[float], methods: Sequence[Method]) -> str:
+    notes = "\n".join(f"- {m.title}: {m.what}." for m in methods)
+    return f"""## Capture{"" if len(methods) == len(METHODS) else ", some methods"}
 
 `python {" ".join(sys.argv)}`, {datetime.date.today()}, {rounds} round{"s" * (rounds > 1)}.
 {machine.describe()}.
@@ -532,6 +535,9 @@ def main() -> None:
     )
     parser.add_argument("--model", help="folder of a Hugging Face model; default: the one that rs.load() gives")
     parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md as well")
+    parser.add_argument(
+        "--section", default="capture", help="which section of RESULTS.md; parts of a run have their own"
+    )
     parser.add_argument("--quick", action="store_true", help="a few prompts and one round: does it run?")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -549,6 +555,7 @@ def main() -> None:
     model, tokenizer = load(path), transformers.AutoTokenizer.from_pretrained(path)
     rates: list[float] = []
     sections: list[str] = []
+    base = BASE if BASE in names else methods[0].name
     with tempfile.TemporaryDirectory() as folder:
         for job in jobs(tokenizer, asked.quick):
             if job.name not in wanted:
@@ -566,17 +573,17 @@ def main() -> None:
                     f"\n\n`lm.plan` foresaw {foreseen.tokens:,} tokens in {foreseen.plan.passes} passes and "
                     f"{foreseen.seconds:.1f} s; it took {took:.1f} s."
                 )
-            sections.append(table(job, timings, memory, flops(job, under) / max(seen)) + said)
+            sections.append(table(job, timings, memory, flops(job, under) / max(seen), base) + said)
     if "disk" in wanted:
         counts = (20,) if asked.quick else (1_000, 10_000, 50_000)
         # Peers would take longer here than in all else together, and hold their results in memory in any case.
         kept = [m for m in methods if m.name == "repscope"]
         peaks = {(m.name, n): in_child(f"disk-{n}:{m.name}", path, asked.quick) for m in kept for n in counts}
         sections.append(disk_table(kept, peaks, counts))
-    text = "\n\n".join([header(path, rounds, rates or [0.0]), *sections])
+    text = "\n\n".join([header(path, rounds, rates or [0.0], methods), *sections])
     print(text)
     if asked.write:
-        machine.write_section("capture", text)
+        machine.write_section(asked.section, text)
 
 
 if __name__ == "__main__":
