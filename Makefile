@@ -16,7 +16,8 @@ test: $(VENV)/.dev browser
 # PYTHONPATH stands before site-packages, so the environment stays as it is. -v undoes -q: the header says which version won.
 test-oldest: .oldest/.done
 	PYTHONPATH=$(CURDIR)/.oldest OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v -n auto tests/steer tests/models/test_families.py \
-		tests/models/test_anatomy.py tests/models/test_edits.py tests/models/test_generation.py tests/models/test_network.py
+		tests/models/test_anatomy.py tests/models/test_edits.py tests/models/test_generation.py tests/models/test_network.py \
+		tests/models/test_packing.py tests/models/test_jacobian.py tests/models/test_pieces.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -25,9 +26,10 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 # Peers live in an environment of their own; the table goes to benchmarks/RESULTS.md.
-bench: .venv-bench/.done
+bench: .venv-bench/.done $(VENV)/.demo
 	.venv-bench/bin/python benchmarks/capture.py --write
 	.venv-bench/bin/python benchmarks/edits.py --write
+	$(BIN)/python benchmarks/jacobian.py --write
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "repscope needs Python 3.11 or newer; try make PYTHON=python3.11")'
