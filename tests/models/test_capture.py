@@ -79,7 +79,7 @@ def test_a_long_shared_prefix_runs_once_where_prompts_are_not_packed(tokenizer, 
 
 def test_an_encoder_shares_no_prefix(tokenizer):
     lm = LanguageModel(build("bert"), tokenizer)
-    prompts = [[5] * 2 + [i] * (1 + 3 * i) for i in range(20)]
+    prompts = [[5] * 2 + [i] * (1 + 3 * (i % 20)) for i in range(80)]
     assert lm.plan(prompts).plan.prefix == 0
     assert lm.plan(prompts).tokens == sum(map(len, prompts))
 
@@ -191,6 +191,17 @@ def test_arrays_have_the_axes_that_were_asked_for(llama):
 def test_bad_prompts_are_named(llama, prompts, tokens, says):
     with pytest.raises(UserError, match=says):
         llama.capture(prompts, "resid_post.0", tokens)
+
+
+def test_a_single_text_is_not_its_letters(llama):
+    calls = [
+        lambda p: llama.capture(p, "resid_post.0"), llama.plan, llama.generate,
+        lambda p: llama.jacobian(p, "resid_post.0", "resid_post.1"),
+    ]  # fmt: skip
+    for call in calls:
+        for prompt in ("Paris", Prompt("Paris")):
+            with pytest.raises(UserError, match="'Paris' is one prompt"):
+                call(prompt)
 
 
 def test_templates_are_checked():

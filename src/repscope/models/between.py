@@ -22,7 +22,7 @@ from repscope.models.anatomy import find_blocks
 from repscope.models.jacobian import KEPT_BYTES, PRODUCT_TOKENS, Group, Jacobian
 from repscope.models.linearized import ExplicitAttention, Linearized
 from repscope.models.passes import TokenNetwork
-from repscope.models.prompts import PromptLike, encode
+from repscope.models.prompts import PromptLike, encode, several
 from repscope.models.sited import Sited
 from repscope.models.sites import KINDS, PICKS, Site, Tokens
 from repscope.models.taps import Handler, at_rest, linear_map
@@ -36,7 +36,7 @@ def between(
 ) -> Jacobian:  # fmt: skip
     """The Jacobians of prompts; see `LanguageModel.jacobian`. `watch` are sites whose part in them is to be told (see `pieces`)."""
     sources, end = endpoints(net, source, target)
-    held = list(prompts)
+    held = list(several(prompts))
     begin, read = positions(source_tokens), positions(target_tokens)
     if begin.pooled:
         raise UserError(f"A source is one position or several, and {begin} is an average: choose last, all or a span.")

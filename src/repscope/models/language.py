@@ -31,7 +31,7 @@ from repscope.models.generation import Continuation, Sampling, continued
 from repscope.models.jacobian import Jacobian
 from repscope.models.network import as_float, per_row
 from repscope.models.passes import TokenNetwork, rows_of
-from repscope.models.prompts import Encoded, Prompt, PromptLike, Ragged, encode
+from repscope.models.prompts import Encoded, Prompt, PromptLike, Ragged, encode, several
 from repscope.models.rows import Rows
 from repscope.models.sites import Site, Tokens
 from repscope.models.taps import at_rest
@@ -189,7 +189,7 @@ class LanguageModel(TokenNetwork):
             For unknown sites, spans or tokens, for prompts that are empty or too long, for an edit that changes no row.
         """
         sites, picked = self.resolve(at), Tokens.parse(tokens)
-        held = list(prompts) if self.installed else prompts
+        held = list(several(prompts)) if self.installed else prompts
         encoded = self._encoded(held, picked)
         if self.installed:
             self._aim(held, encoded, sites, picked)
@@ -331,7 +331,7 @@ class LanguageModel(TokenNetwork):
         sampling = Sampling(max_new_tokens, temperature, top_p, seed)
         if not self.causal or not hasattr(self.model, "generate") or self.model.get_output_embeddings() is None:
             raise UserError(f"{self.name} is no causal language model with a head, so it cannot continue a text.")
-        held = list(prompts)
+        held = list(several(prompts))
         encoded = self._encoded(held, Tokens("last"))
         lengths = encoded.ids.lengths
         if self.context is not None and lengths.max() + max_new_tokens > self.context:
@@ -410,7 +410,7 @@ class LanguageModel(TokenNetwork):
             raise UserError(f"The scalar is read at one token of each prompt, and {read} names several.")
         head = self.head() if of_at == "logits" else None
         target = self.last if of_at == "logits" else self.resolve(of_at)[0]
-        held = list(prompts)
+        held = list(several(prompts))
         encoded, ends = self._encoded(held, picked), self._encoded(held, read)
         if self.installed:
             aim(self, self.tokenizer, held, encoded.ids)

@@ -30,7 +30,7 @@ from repscope.errors import UserError
 from repscope.models.between import between, positions
 from repscope.models.jacobian import Jacobian, as_numpy
 from repscope.models.language import LanguageModel
-from repscope.models.prompts import PromptLike, encode
+from repscope.models.prompts import PromptLike, encode, several
 from repscope.models.sites import Site
 from repscope.models.taps import head_outputs
 from repscope.results import ESTIMATE, Result, Row
@@ -133,7 +133,7 @@ def pieces(
     >>> np.allclose(parts.total, found.s, rtol=0.01), len(parts.sites)
     (True, 12)
     """
-    held = list(prompts)
+    held = list(several(prompts))
     first, last = _ends(lm, source, target)
     watch = _between(lm, first, last)
     jac = between(lm, lm.tokenizer, held, first, last, source_tokens, target_tokens, watch)

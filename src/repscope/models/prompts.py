@@ -126,6 +126,21 @@ class Encoded:
     stop: Int[np.ndarray, "prompt"]
 
 
+def several(prompts: Iterable[PromptLike]) -> Iterable[PromptLike]:
+    """The prompts themselves.
+
+    Raises
+    ------
+    UserError
+        For a single text, whose letters would be taken for prompts.
+    """
+    if isinstance(prompts, (str, Prompt)):
+        raise UserError(
+            f"{str(getattr(prompts, 'text', prompts))[:40]!r} is one prompt, and a list of them is needed: put it in [ ]."
+        )
+    return prompts
+
+
 def encode(tokenizer: Any, prompts: Iterable[PromptLike], tokens: Tokens, limit: int | None = None) -> Encoded:
     """Token ids of prompts and the positions asked for.
 
@@ -147,7 +162,7 @@ def encode(tokenizer: Any, prompts: Iterable[PromptLike], tokens: Tokens, limit:
     """
     parts: list[Ragged] = []
     spans: list[np.ndarray] = []
-    waiting, done = iter(prompts), 0
+    waiting, done = iter(several(prompts)), 0
     while held := list(islice(waiting, _CHUNK)):
         rows, found = zip(*_chunk(tokenizer, held, tokens, done))
         ends = np.empty((len(held), 2), dtype=np.int64)
