@@ -10,7 +10,8 @@ Takes token ids, never text and never a network.
    Nobody has to keep more than that.
 """
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -75,29 +76,37 @@ def tree(ids: Sequence[Int[np.ndarray, "token"]], *, share: bool) -> Tree:
     # Any order of bytes that puts common beginnings side by side will do.
     order = np.array(sorted(range(len(ids)), key=lambda i: ids[i].astype(">u4").tobytes()))
     common = np.array([_common(ids[a], ids[b]) for a, b in pairwise(order)], dtype=np.int64)
-    rows: list[tuple[int, int, int, int]] = []
+    rows = array("q")  # prompt, start, stop, parent of each segment: plain numbers, as there may be as many as prompts
     leaf = np.empty(len(ids), dtype=np.int64)
-    todo = [(0, len(ids), 0, -1)]  # prompts order[a:b], how much of them is done, the segment that holds it
+    todo = [iter([(0, len(ids), 0, -1)])]  # prompts order[a:b], how much of them is done, the segment that holds it
     while todo:
-        a, b, done, parent = todo.pop()
+        if (child := next(todo[-1], None)) is None:
+            todo.pop()
+            continue
+        a, b, done, parent = child
         if b - a == 1:
             i = int(order[a])
             if lengths[i] > done:
-                rows.append((i, done, int(lengths[i]), parent))
-                parent = len(rows) - 1
+                rows.extend((i, done, int(lengths[i]), parent))
+                parent = len(rows) // 4 - 1
             leaf[i] = parent
             continue
         shared = int(common[a : b - 1].min())
-        cuts = np.flatnonzero(common[a : b - 1] == shared) + a + 1
         if (shared - done) * (b - a - 1) >= _SEGMENT_SAVES:
-            rows.append((int(order[a]), done, shared, parent))
-            done, parent = shared, len(rows) - 1
-        starts = np.concatenate([[a], cuts])
-        longest = np.maximum.reduceat(lengths[order[a:b]], starts - a)
-        children = [(int(s), int(e), done, parent) for s, e in zip(starts, [*cuts, b])]
-        todo.extend(children[i] for i in np.argsort(longest, kind="stable"))  # the last one in is the next one out
-    table = np.array(rows, dtype=np.int64)
+            rows.extend((int(order[a]), done, shared, parent))
+            done, parent = shared, len(rows) // 4 - 1
+        cuts = np.flatnonzero(common[a : b - 1] == shared) + a + 1
+        todo.append(_children(np.concatenate([[a], cuts, [b]]), lengths[order[a:b]], done, parent))
+    table = np.array(rows, dtype=np.int64).reshape(-1, 4)
     return Tree(table[:, 0], table[:, 1], table[:, 2], table[:, 3], _ends(table[:, 3]), leaf)
+
+
+def _children(
+    edges: Int[np.ndarray, "child_plus_1"], lengths: Int[np.ndarray, "row"], done: int, parent: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """The groups of prompts between edges, that with the longest prompt first; made one at a time."""
+    longest = np.maximum.reduceat(lengths, edges[:-1] - edges[0])
+    return ((int(edges[i]), int(edges[i + 1]), done, parent) for i in np.argsort(-longest, kind="stable"))
 
 
 def packs(held: Tree, budget: int) -> list[Pack]:
