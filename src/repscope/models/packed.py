@@ -107,12 +107,22 @@ def cannot_pack(net: Sited, sites: Sequence[Site]) -> str:
         return "it has no blocks that were found"
     if "position_ids" not in inspect.signature(net.module.forward).parameters:
         return "it cannot be told the tokens' positions"
-    if any(m._forward_hooks or m._forward_pre_hooks for m in net.module.modules()):
+    if any(
+        _foreign(hook)
+        for m in net.module.modules()
+        for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())
+    ):
         return "hooks hang on it, which may take each row for a prompt"
     for site in sites:
         if site.kind == "module" or net.tap(site).part in PARTS:
             return f"{site} is read row by row"
     return ""
+
+
+def _foreign(hook: Any) -> bool:
+    """Whether a hook is neither transformers' (which leaves some behind when asked for hidden states) nor accelerate's."""
+    home = str(getattr(getattr(hook, "func", hook), "__module__", ""))
+    return home.split(".")[0] not in ("transformers", "accelerate")
 
 
 def tried(

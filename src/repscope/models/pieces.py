@@ -17,7 +17,7 @@ First order only: what a component does to a large perturbation is a matter for 
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,7 +51,7 @@ class Pieces:
     source, target: the ends. sites: components, each head as `z.BLOCK.HEAD`. through, writes: (prompt, pair, site), in the target's
     units; `writes` of a head is what it adds to the stream, NaN where a norm mixes heads, or where the stream is not a sum from
     source to target. total: uᵀJv, (prompt, pair). direct: the part of it that no component takes, NaN as `writes`. random: the same
-    of the control, None without one. model: fingerprint. seed: of the control.
+    of the control, None without one. model: fingerprint. seed: of the control. notes: why components or `writes` are missing.
     """
 
     source: Site
@@ -64,6 +64,7 @@ class Pieces:
     random: "Pieces | None"
     model: str
     seed: int
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         prompts, pairs, sites = self.through.shape
@@ -72,7 +73,7 @@ class Pieces:
     def result(self) -> Result:
         """The mean over prompts of each component's part with its interval, random directions beside it, as a table."""
         rows = self._rows(ESTIMATE) + (self.random._rows(RANDOM) if self.random is not None else [])
-        return Result.of(rows, arrays={"total": self.total, "direct": self.direct})
+        return Result.of(rows, arrays={"total": self.total, "direct": self.direct}, notes=self.notes)
 
     def _rows(self, condition: str) -> list[Row]:
         columns: list[tuple[str, str, Site, Any]] = [
@@ -146,14 +147,25 @@ def pieces(
     overlap = np.minimum(begin.stop, read.stop) - np.maximum(begin.start, read.start)
     same = np.maximum(overlap, 0) / (read.stop - read.start)  # share of the target's positions that are the source's
     spans = np.stack([read.start - stop, read.stop - stop], 1)  # counted from the end of the pass
-    adds = bool(lm.anatomy and lm.anatomy.form != "post-norm") and first.kind in _ADDED and last.kind in _STREAM
+    why = _no_sum(lm, first, last)
+    adds, notes = not why, _missing(lm, watch, why)
 
     def of(pair: tuple[Tensor, Tensor], random: Pieces | None) -> Pieces:
         through, writes, total = _measured(lm, jac, watch, pair, spans, adds=adds)
         along = (pair[0] * pair[1]).sum(1).double().numpy() if adds else np.full(len(pair[0]), np.nan)
         direct = same[:, None] * along
         return Pieces(
-            first, last, tuple(_components(lm, watch)), through, writes, total, direct, random, lm.fingerprint, seed
+            first,
+            last,
+            tuple(_components(lm, watch)),
+            through,
+            writes,
+            total,
+            direct,
+            random,
+            lm.fingerprint,
+            seed,
+            notes,
         )
 
     return of(given, of(_random(given, seed), None) if control else None)
@@ -173,12 +185,44 @@ def _between(lm: LanguageModel, source: Site, target: Site) -> list[Site]:
     """The whole components between two sites, in the order of the forward pass."""
     assert lm.anatomy is not None
     every = [s for s in lm.anatomy.taps if s.kind in ("z", "attn_out", "mlp_out")]
-    found = sorted((s for s in every if source.depth < s.depth < target.depth), key=lambda s: s.depth)
+    end = replace(target, head=None)  # of a head the whole z is the target, and no component of its own map
+    found = sorted((s for s in every if source.depth < s.depth < end.depth), key=lambda s: s.depth)
     if not found:
         raise UserError(
             f"No head and no MLP of {lm.name} stands between {source} and {target}; take ends further apart."
         )
     return found
+
+
+def _no_sum(lm: LanguageModel, source: Site, target: Site) -> str:
+    """Why the stream from source to target is not a sum of what components write; empty where it is."""
+    assert lm.anatomy is not None
+    if source.kind not in _ADDED or target.kind not in _STREAM:
+        return f"{source} → {target} is not from the residual stream to the residual stream"
+    if lm.anatomy.form == "post-norm":
+        return "a norm follows each sum in its blocks"
+    if lm.anatomy.form == "residual only":
+        return lm.anatomy.refused.get("attn_out", "its blocks do not all add up in one way")
+    for edit in lm.installed:  # adding a vector moves no derivative; every other change of the stream does
+        stream = edit.site.kind in _STREAM or edit.site.kind == "module"
+        within = edit.site.kind == "module" or source.depth < edit.site.depth <= target.depth
+        if not edit.asleep and edit.edit.kind != "add" and stream and within:
+            return f"an edit changes the stream itself at {edit.site}"
+    return ""
+
+
+def _missing(lm: LanguageModel, watch: list[Site], no_sum: str) -> tuple[str, ...]:
+    """Sentences on what the network refuses: components that are left out, and `writes` that are not given."""
+    assert lm.anatomy is not None
+    reasons = {kind: lm.anatomy.refused.get(kind) for kind in ("z", "attn_out", "mlp_out", "head_out")}
+    notes = [
+        f"Some or all {kind} are left out: {reasons[kind]}." for kind in ("z", "attn_out", "mlp_out") if reasons[kind]
+    ]
+    if no_sum:
+        return (*notes, f"No writes are given: {no_sum}.")
+    if reasons["head_out"] and any(s.kind == "z" for s in watch):
+        notes.append(f"Some or all heads have no writes: {reasons['head_out']}.")
+    return tuple(notes)
 
 
 def _components(lm: LanguageModel, watch: list[Site]) -> list[Site]:
