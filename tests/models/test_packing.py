@@ -27,7 +27,10 @@ def near(ours, theirs, tolerance=3e-5):
 def test_every_family_is_packed_or_says_why(family):
     name, lm = family
     why = lm.unpackable(Ragged.of([np.arange(40), np.arange(7)]), [])
-    if name in UNPACKED:
+    older = (
+        name == "gemma2" and lm.model.config._attn_implementation == "sdpa"
+    )  # transformers 5.0 runs it by torch's product
+    if name in UNPACKED and not older:
         assert UNPACKED[name] in why
     else:
         assert not why
