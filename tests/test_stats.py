@@ -23,12 +23,20 @@ def test_intervals_of_means_cover():
 
 
 def test_a_proportion_on_which_all_agree_still_has_width():
-    all_right = stats.mean(np.ones(30), unit="entity")
+    all_right = stats.proportion(np.ones(30), unit="entity")
     assert all_right.method == "wilson"
     assert all_right.lo == pytest.approx(0.886, abs=1e-3)
-    none_right = stats.mean(np.zeros(30), unit="entity")
+    none_right = stats.proportion(np.zeros(30), unit="entity")
     assert (none_right.value, none_right.lo) == (0.0, 0.0)
     assert none_right.hi > 0.1
+
+
+def test_a_number_that_is_zero_in_every_unit_is_no_proportion():
+    for value in (0.0, 1.0, 2.5):
+        e = stats.mean(np.full(3, value), unit="prompt")
+        assert (e.value, e.lo, e.hi, e.method) == (value, value, value, "bootstrap")
+    x = np.random.default_rng(4).random(40) < 0.7
+    assert stats.proportion(x, unit="entity") == stats.mean(x, unit="entity")
 
 
 def test_the_ratio_is_that_of_sums_and_resamples_pairs():

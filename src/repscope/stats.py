@@ -4,7 +4,8 @@
 2. Units are drawn with replacement (the bootstrap of Efron, 1979; percentile interval). A draw is a vector of multinomial
    counts, so that `draws` resamples of `m` columns are one matrix product, and columns that share a seed share the draws:
    differences between them are paired.
-3. Where every unit agrees the bootstrap has no width; a proportion then gets Wilson's score interval (Wilson, 1927).
+3. Where every unit agrees the bootstrap has no width. That is what there is to say of a number such as an effect, which may be
+   zero because nothing reaches it; a proportion of units gets Wilson's score interval then (Wilson, 1927).
 """
 
 from dataclasses import dataclass
@@ -51,11 +52,24 @@ def mean(
     (0.75, 4, 'entity', True)
     """
     x = _rows(values)
-    if x.size and x.min() == x.max() and x[0] in (0.0, 1.0):
-        lo, hi = wilson(int(x.sum()), x.size, level)
-        return Estimate(float(x[0]), lo, hi, level, "wilson", unit, x.size)
     sampled = _resampled(x[:, None], draws, seed)[:, 0] / x.size
     return _percentile(float(x.mean()), sampled, level, unit, x.size)
+
+
+def proportion(
+    hits: Float[ArrayLike, "unit"], *, unit: str, seed: int = 0, level: float = LEVEL, draws: int = DRAWS
+) -> Estimate:
+    """The share of units that are 1 and not 0: its bootstrap interval, Wilson's where all units agree.
+
+    >>> e = proportion([1.0] * 10, unit="entity")
+    >>> (e.value, round(e.lo, 3), e.method)
+    (1.0, 0.722, 'wilson')
+    """
+    x = _rows(hits)
+    if x.min() == x.max() and x[0] in (0.0, 1.0):
+        lo, hi = wilson(int(x.sum()), x.size, level)
+        return Estimate(float(x[0]), lo, hi, level, "wilson", unit, x.size)
+    return mean(x, unit=unit, seed=seed, level=level, draws=draws)
 
 
 def ratio(

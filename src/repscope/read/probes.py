@@ -94,7 +94,7 @@ class Scores:
 def score(task: Task, top: Float[np.ndarray, "entity"], bottom: Float[np.ndarray, "entity"], seed: int = 0) -> Estimate:
     """Σ top / Σ bottom with its interval over entities."""
     if task.kind == "class":
-        return stats.mean(top, unit=UNIT, seed=seed)
+        return stats.proportion(top, unit=UNIT, seed=seed)
     return stats.ratio(top, bottom, unit=UNIT, seed=seed)
 
 

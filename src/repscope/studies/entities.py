@@ -218,7 +218,7 @@ def _trained(subject: Subject, tick: Tick) -> Result:
                 if task.kind == "class":
                     right = majority(task, panel.folds)
                     tops["majority class"] = np.stack([right, np.ones(len(right))])
-                    score = stats.mean(right, unit="entity")
+                    score = stats.proportion(right, unit="entity")
                     rows.append(
                         Row.of(
                             score, metric=task.metric, item=f"{name}.{task.name}", condition="majority class", **where
@@ -274,7 +274,7 @@ def _at_chosen(subject: Subject, panel: Panel, task: Task, picked: tuple[str, st
         "logistic probe, first prompt, trained on the half of the entities that chose the block, tested on the other"
     )
     rows.append(
-        Row.of(stats.mean(hits, unit="entity"), metric=task.metric, definition=definition, split="half", **shared)
+        Row.of(stats.proportion(hits, unit="entity"), metric=task.metric, definition=definition, split="half", **shared)
     )
     return rows
 
