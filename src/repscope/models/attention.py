@@ -51,7 +51,7 @@ class Visit:
             weights = _weights(query, key, attn_mask, is_causal, scale)
             edited = self._shown("pattern", weights)
             if edited is not weights:
-                return edited @ _grouped(value, query)
+                return edited @ grouped(value, query.shape[1])
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
@@ -126,9 +126,9 @@ def distinct_heads(keys: Float[Tensor, "row token head feature"]) -> int:
     return heads
 
 
-def _grouped(keys: Tensor, query: Tensor) -> Tensor:
-    """Keys or values repeated to the heads of the query."""
-    return keys.repeat_interleave(query.shape[1] // keys.shape[1], dim=1) if keys.shape[1] != query.shape[1] else keys
+def grouped(keys: Float[Tensor, "row kv_head key feature"], heads: int) -> Float[Tensor, "row head key feature"]:
+    """Keys or values repeated to so many heads."""
+    return keys.repeat_interleave(heads // keys.shape[1], dim=1) if keys.shape[1] != heads else keys
 
 
 def _weights(
@@ -136,7 +136,7 @@ def _weights(
 ) -> Float[Tensor, "row head query key"]:
     """The softmax that `scaled_dot_product_attention` takes inside, in float32 or wider; zeros where all keys are masked."""
     wide = torch.promote_types(query.dtype, torch.float32)
-    scores = query.to(wide) @ _grouped(key, query).to(wide).transpose(-1, -2)
+    scores = query.to(wide) @ grouped(key, query.shape[1]).to(wide).transpose(-1, -2)
     scores = scores * (scale if scale is not None else query.shape[-1] ** -0.5)
     if is_causal:
         allowed = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()

@@ -7,7 +7,6 @@
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -18,14 +17,13 @@ from torch import Tensor
 
 from repscope.errors import UserError
 from repscope.models.aim import aim
-from repscope.models.anatomy import find_blocks
 from repscope.models.jacobian import KEPT_BYTES, PRODUCT_TOKENS, Group, Jacobian
 from repscope.models.linearized import ExplicitAttention, Linearized
 from repscope.models.passes import TokenNetwork
 from repscope.models.prompts import PromptLike, encode, several
-from repscope.models.sited import Sited
-from repscope.models.sites import KINDS, PICKS, Site, Tokens
-from repscope.models.taps import Handler, at_rest, linear_map
+from repscope.models.sited import Sited, tapped
+from repscope.models.sites import KINDS, Site, Tokens
+from repscope.models.taps import Handler, at_rest
 
 _NEVER_TARGETS = ("q", "k", "v", "pattern")
 
@@ -37,7 +35,7 @@ def between(
     """The Jacobians of prompts; see `LanguageModel.jacobian`. `watch` are sites whose part in them is to be told (see `pieces`)."""
     sources, end = endpoints(net, source, target)
     held = list(several(prompts))
-    begin, read = positions(source_tokens), positions(target_tokens)
+    begin, read = Tokens.spanning(source_tokens), Tokens.spanning(target_tokens)
     if begin.pooled:
         raise UserError(f"A source is one position or several, and {begin} is an average: choose last, all or a span.")
     if read.ragged:
@@ -60,37 +58,28 @@ def between(
         spans = (whole.start[i], min(int(whole.stop[i]), int(stop[i])), ends.start[i], ends.stop[i], stop[i])
         keys.setdefault((int(cut[i]), *(int(x - cut[i]) for x in spans)), []).append(i)
     blocks = 1 + (net.blocks - 1 if end.layer is None else end.layer) - min(s.layer or 0 for s in sources)
-    token_bytes = _token_bytes(net, blocks)
+    token_bytes = 4 * blocks * net.token_bytes  # its graph and the second one keep about so much of each token
     groups = []
     for key, inputs in keys.items():
         tokens = key[-1]
         most = max(1, PRODUCT_TOKENS // (4 * tokens))  # prompts that share a pass, so that several vectors still do
         for part in np.array_split(inputs, -(-len(inputs) // most)):
             rows = [whole.ids[int(i)] for i in part]
-            make = partial(
-                _prompt_pass,
-                net,
-                sources,
-                end,
-                rows,
-                key,
-                part,
-                watch,
-                partial(_aimed, net, tokenizer, held, installed),
-            )
+            aimed = partial(_aimed, net, tokenizer, held, installed)
+            make = partial(_prompt_pass, net, sources, end, rows, key, part, watch, aimed)
             groups.append(Group([int(i) for i in part], make, token_bytes * tokens * len(part)))
     return Jacobian.over(sources, end, groups, single=_single(source))
 
 
 def between_inputs(
-    net: Sited, run: Callable[[int, int], None], total: int, source: str | Site | Sequence[str | Site],
+    net: Sited, run: Callable[[Callable[..., None], int, int], None], total: int, source: str | Site | Sequence[str | Site],
     target: str | Site, batch: int,
 ) -> Jacobian:  # fmt: skip
-    """The Jacobians of inputs that are tensors, features as one axis; `run` passes some of them. See `Network.jacobian`."""
+    """The Jacobians of tensors, the features of each as one axis; `run` passes some to the network. See `Network.jacobian`."""
     sources, end = endpoints(net, source, target)
 
     def make(start: int, stop: int) -> Linearized:
-        made = _pass(net, sources, end, lambda: run(start, stop), ExplicitAttention(), PRODUCT_TOKENS // batch)
+        made = _pass(net, sources, end, lambda go: run(go, start, stop), ExplicitAttention(), PRODUCT_TOKENS // batch)
         if stop - start > 1:
             for reached in torch.autograd.grad(made.target[0].sum(), made.leaves, retain_graph=True, allow_unused=True):
                 if reached is not None and bool(reached[1:].any()):
@@ -138,13 +127,6 @@ def endpoints(net: Sited, source: str | Site | Sequence[str | Site], target: str
     return sources, end
 
 
-def positions(tokens: str | int) -> Tokens:
-    """A choice of tokens; a span's name alone means all of it, as in an edit."""
-    last = str(tokens).rpartition(".")[2]
-    named = last in PICKS or last.lstrip("-").isdigit() or not last
-    return Tokens.parse(tokens if named else f"{tokens}.all")
-
-
 def _all_blocks(name: str) -> bool:
     """Whether a name stands for every block of a kind: `resid_post`, `resid_post.*`, `z.*.*`."""
     kind, *numbers = name.split(".")
@@ -153,13 +135,6 @@ def _all_blocks(name: str) -> bool:
 
 def _single(source: Any) -> bool:
     return isinstance(source, (str, Site)) and Site.parse(source).single if not str(source).endswith(".*") else False
-
-
-def _token_bytes(net: TokenNetwork, blocks: int) -> float:
-    """About what a graph and its second one keep of one token: what every linear map takes and gives, a few times over."""
-    found = find_blocks(net.module)
-    maps = [w for m in (found[1][0].modules() if found else ()) if (w := linear_map(m)) is not None]
-    return 8.0 * blocks * 4 * sum(sum(w.shape) for w in maps)
 
 
 def _aimed(net: TokenNetwork, tokenizer: Any, held: Sequence[PromptLike], installed: tuple[Any, ...]) -> None:
@@ -192,16 +167,21 @@ def _prompt_pass(
         attention = ExplicitAttention()
         arguments: dict[str, Any] = net.plain()
         if cache is not None:
-            held = _apart(cache, attention) if split else _copied(cache)
+            held = _apart(cache, attention) if split else copy.deepcopy(cache)
             arguments = {"past_key_values": held} | net.plain(use_cache=True)
-
-        def run() -> None:
-            net.module(input_ids=ids[:, before:], **arguments)
 
         places = (slice(first, last), slice(read_from, read_to))
         with net.announced(inputs):
             return _pass(
-                net, sources, target, run, attention, PRODUCT_TOKENS // (tokens * len(rows)), places, tokens, watch
+                net,
+                sources,
+                target,
+                lambda go: go(input_ids=ids[:, before:], **arguments),
+                attention,
+                PRODUCT_TOKENS // (tokens * len(rows)),
+                places,
+                tokens,
+                watch,
             )
 
     if cache is None or net.keeps_apart is False:
@@ -236,15 +216,10 @@ def _apart(cache: Any, attention: ExplicitAttention) -> Any:
     return apart
 
 
-def _copied(cache: Any) -> Any:
-    """A cache to which a pass may append; the one given stays as it is. Layers with a window also know how much they have seen."""
-    return copy.deepcopy(cache)
-
-
 def _pass(
-    net: Sited, sources: Sequence[Site], target: Site, run: Callable[[], None], attention: ExplicitAttention,
-    product_rows: int,
-    places: tuple[slice, slice] | None = None, tokens: int = 0, watch: Sequence[Site] = (),
+    net: Sited, sources: Sequence[Site], target: Site, run: Callable[[Callable[..., None]], None],
+    attention: ExplicitAttention, product_rows: int, places: tuple[slice, slice] | None = None, tokens: int = 0,
+    watch: Sequence[Site] = (),
 ) -> Linearized:  # fmt: skip
     """One pass: zeros added at the sources, the target read, and nothing beyond it run."""
     leaves: dict[Site, Tensor] = {}
@@ -252,19 +227,22 @@ def _pass(
     watched: dict[Site, tuple[Tensor, Tensor]] = {}
     seen: list[Tensor] = []
 
-    def here(value: Tensor) -> bool:
-        """Whether this module runs on these positions; some run on others besides (rotations, masks)."""
-        return not tokens or value.dim() < 2 or value.shape[1] == tokens
+    def whole(site: Site, value: Tensor) -> Tensor:
+        if places is not None and (value.dim() < 3 or value.shape[1] != tokens):
+            raise UserError(
+                f"{site} is {tuple(value.shape)} in a pass of {tokens} tokens: no vector a token; choose another site."
+            )
+        return value
 
     def added(site: Site) -> Handler:
         def handle(value: Tensor) -> Tensor | None:
-            if site in leaves or not here(value):
+            if site in leaves:
                 return None
             if places is None:
                 leaves[site], points[site] = torch.zeros_like(value, requires_grad=True), value.detach()
                 return value + leaves[site]
             at = places[0]
-            part = value[:, at]
+            part = whole(site, value)[:, at]
             leaves[site] = torch.zeros_like(part[:, 0], requires_grad=True)
             points[site] = part.detach().mean(1)
             return torch.cat([value[:, : at.start], part + leaves[site][:, None], value[:, at.stop :]], 1)
@@ -273,7 +251,7 @@ def _pass(
 
     def watching(site: Site) -> Handler:
         def handle(value: Tensor) -> Tensor | None:
-            if site in watched or not here(value):
+            if site in watched:
                 return None
             leaf = torch.zeros_like(value, requires_grad=True)
             watched[site] = (value + leaf, leaf)
@@ -281,27 +259,20 @@ def _pass(
 
         return handle
 
-    def read(value: Tensor) -> Tensor | None:
-        if not here(value):
-            return None
-        seen.append(value.flatten(1) if places is None else value[:, places[1]].mean(1).flatten(1))
-        raise _Read
+    def read(value: Tensor) -> None:
+        seen.append((value if places is None else whole(target, value)[:, places[1]].mean(1)).flatten(1))
 
     hooks = [(net.write_tap(site), added(site)) for site in sources]
     hooks += [(net.write_tap(site), watching(site)) for site in watch]
-    tapped = net.taps.hooked([*hooks, (net.tap(target), read)])
     # Taps into attention stand inside: they are shown its operands, and it is computed by what stands outside of them.
-    with attention, at_rest(net.module, differentiable=True), tapped, suppress(_Read):
-        run()
-    if not seen:
-        raise UserError(f"{target} was not reached; choose another target.")
+    with (
+        attention, at_rest(net.module, differentiable=True), net.taps.hooked(hooks),
+        tapped(net.taps, [(net.tap(target), read)]) as go,
+    ):  # fmt: skip
+        run(go)
     if missed := [str(s) for s in sources if s not in leaves]:
         raise UserError(f"{', '.join(missed)} did not run before {target}; its Jacobian is nothing.")
     if not seen[0].requires_grad:
         raise UserError(f"{target} does not depend on {', '.join(map(str, sources))}; the Jacobian is nothing.")
     order = [watched[site] for site in watch if site in watched]
-    return Linearized([leaves[s] for s in sources], [points[s] for s in sources], seen[0], product_rows, order)
-
-
-class _Read(Exception):
-    """Raised when the target has been read."""
+    return Linearized([leaves[s] for s in sources], [points[s] for s in sources], seen[0], product_rows, places, order)

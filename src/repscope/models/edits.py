@@ -153,10 +153,7 @@ class Edit:
     @property
     def picked(self) -> Tokens:
         """Which of a prompt's positions; for `prompt` and `generated` all, which the pass then narrows."""
-        if self.tokens in WHERE:
-            return Tokens("all")
-        last = self.tokens.rpartition(".")[2]
-        return Tokens.parse(self.tokens if last in PICKS or last.lstrip("-").isdigit() else f"{self.tokens}.all")
+        return Tokens("all") if self.tokens in WHERE else Tokens.spanning(self.tokens)
 
     def changed(self, x: Tensor, prompts: Int[Tensor, "position"] | None, arrays: Arrays) -> Tensor:
         """What this edit makes of rows (position, *feature), each of which belongs to a prompt.

@@ -57,7 +57,7 @@ class Wanted:
         picked = hidden[self.cells]
         if self.segment is None:
             return picked
-        wide = picked if picked.dtype in (torch.float32, torch.float64) else picked.float()
+        wide = as_float(picked)
         sums = torch.zeros(len(self.sizes), *wide.shape[1:], dtype=wide.dtype, device=wide.device)
         return sums.index_add_(0, self.segment, wide) / self.sizes.view(-1, *[1] * (wide.dim() - 1)).to(wide.dtype)
 
@@ -102,6 +102,11 @@ def ranges(sizes: Int[np.ndarray, "row"]) -> Int[np.ndarray, "position"]:
     ends = np.cumsum(sizes)
     within: np.ndarray = np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
     return within
+
+
+def as_float(x: Tensor) -> Float[Tensor, "..."]:
+    """Floating values as float32 where numpy has no such type (bfloat16); float32 and float64 stay as they are."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def padded(

@@ -22,15 +22,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from repscope.errors import UserError
+from repscope.models.gather import as_float
 from repscope.models.krylov import Triplets, leading
 from repscope.models.linearized import Linearized
 from repscope.models.sites import Site
 from repscope.progress import progress
 
 KEPT_BYTES = 1 << 30  #: graphs that stay in memory
-PRODUCT_TOKENS = (
-    640  #: row-tokens of one backward pass; fewer make small products, more leave the cache of the processor
-)
+PRODUCT_TOKENS = 640  #: row-tokens of one backward pass; fewer make small products, more leave the processor's cache
 
 
 @dataclass(eq=False)
@@ -144,7 +143,7 @@ class Jacobian:
             np.empty((len(self), len(vectors), self._shared.points[i].shape[1]), self.value.dtype) for i in self._at
         ]
         for group, made in self._passes():
-            for out, found in zip(outs, self._pulled(made, vectors)):
+            for out, found in zip(outs, made.vjp(vectors, self._at)):
                 out[list(group.inputs)] = as_numpy(found.transpose(0, 1))
         return outs[0] if self._single else dict(zip(self.sources, outs))
 
@@ -208,9 +207,6 @@ class Jacobian:
             yield group, made
             self._shared.unbatched = self._shared.unbatched or made.unbatched
 
-    def _pulled(self, made: Linearized, vectors: Tensor) -> list[Tensor]:
-        return made.vjp(vectors, self._at)
-
     def _whole(self, put: Callable[[Sequence[int], int, slice, np.ndarray], None]) -> None:
         """Every row of every Jacobian, a block of rows at a time, handed on with its inputs, its source and which rows."""
         rows = self.value.shape[1]
@@ -220,7 +216,7 @@ class Jacobian:
                 for first in range(0, rows, step):
                     part = slice(first, min(rows, first + step))
                     u = torch.eye(part.stop - first, rows).roll(first, 1)
-                    for i, found in enumerate(self._pulled(made, u)):
+                    for i, found in enumerate(made.vjp(u, self._at)):
                         put(group.inputs, i, part, as_numpy(found.transpose(0, 1)))
                     advance((part.stop - first) * len(group.inputs))
 
@@ -264,7 +260,7 @@ class MeanJacobian:
         vectors = each._vectors(u, each.value.shape[1], "u")
         totals = [np.zeros((len(u), each._shared.points[i].shape[1])) for i in each._at]
         for _, made in each._passes():
-            for total, found in zip(totals, each._pulled(made, vectors)):
+            for total, found in zip(totals, made.vjp(vectors, each._at)):
                 total += as_numpy(found).astype(np.float64).sum(1)
         outs = [total / len(each) for total in totals]
         return outs[0] if each._single else dict(zip(each.sources, outs))
@@ -313,8 +309,7 @@ class MeanJacobian:
 
 def as_numpy(x: Tensor) -> Float[np.ndarray, "..."]:
     """A tensor as an array, in float32 where numpy has no such type."""
-    wide = x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
-    array: np.ndarray = wide.cpu().numpy()
+    array: np.ndarray = as_float(x.detach()).cpu().numpy()
     return array
 
 

@@ -26,10 +26,10 @@ from repscope.models.between import between
 from repscope.models.edits import Edit
 from repscope.models.fingerprint import Source, of_module
 from repscope.models.forecast import Forecast, forecast
-from repscope.models.gather import padded, ranges
+from repscope.models.gather import as_float, padded, ranges
 from repscope.models.generation import Continuation, Sampling, continued
 from repscope.models.jacobian import Jacobian
-from repscope.models.network import as_float, per_row
+from repscope.models.network import per_row
 from repscope.models.passes import TokenNetwork, rows_of
 from repscope.models.prompts import Encoded, Prompt, PromptLike, Ragged, encode, several
 from repscope.models.rows import Rows

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from repscope.models.attention import grouped
+
 Pair = tuple[Tensor, Tensor]
 
 
@@ -95,7 +97,7 @@ def explicit(
     )
     scores = product(folded, key.transpose(-1, -2))
     if before is not None:
-        earlier = [x[:, :: x.shape[1] // groups] if x.shape[1] > groups else _repeated(x, groups) for x in before]
+        earlier = [grouped(x, groups) for x in before]
         scores = torch.cat([product(folded, earlier[0].transpose(-1, -2)), scores], -1)
     scores = scores.to(wide).reshape(rows, heads, queries, -1)
     if is_causal:
@@ -122,10 +124,6 @@ def _added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
 
 
-def _repeated(x: Tensor, groups: int) -> Tensor:
-    return x if x.shape[1] == groups else x.repeat_interleave(groups // x.shape[1], 1)
-
-
 class Linearized:
     """One pass's derivative at some sources. Every row of the pass is an input by itself.
 
@@ -139,15 +137,17 @@ class Linearized:
         What was read: (row, d_target), with its graph down to the leaves.
     product_rows
         Vectors that go through one backward pass.
+    places
+        The source's positions and the target's in the pass; None where inputs have none.
     watched
         Further tensors of the graph between the two, and the zero leaves that were added to them.
     """
 
     def __init__(
         self, leaves: Sequence[Tensor], points: Sequence[Tensor], target: Float[Tensor, "row d_target"], product_rows: int,
-        watched: Sequence[tuple[Tensor, Tensor]] = (),
+        places: tuple[slice, slice] | None = None, watched: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> None:  # fmt: skip
-        self.leaves, self.points, self.target = list(leaves), list(points), target
+        self.leaves, self.points, self.target, self.places = list(leaves), list(points), target, places
         self.product_rows, self.watched = max(1, product_rows), list(watched)
         self.unbatched = ""  #: why vectors go through one by one, empty where they go together
         self._adjoints: dict[int, tuple[Tensor, Tensor]] = {}
@@ -184,8 +184,9 @@ class Linearized:
         dummies, pulled = _adjoint(held, leaf)
         tangents = v.to(leaf).reshape(len(v), 1, *leaf.shape[1:]).expand(-1, len(leaf), *leaf.shape[1:])
         forth = [self._pulled([pulled], dummies, part) for part in self._chunks(tangents)]
-        both = ([torch.cat([part[i] for part in parts]) for i in range(len(held))] for parts in (back, forth))
-        cotangent, tangent = both
+        cotangent, tangent = (
+            [torch.cat([part[i] for part in parts]) for i in range(len(held))] for parts in (back, forth)
+        )
         return cotangent, tangent
 
     def _linear(self, source: int) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from repscope.models.anatomy import resolve
 from repscope.models.between import between_inputs
 from repscope.models.edits import Pass
 from repscope.models.fingerprint import Source
+from repscope.models.gather import as_float
 from repscope.models.jacobian import Jacobian
 from repscope.models.sited import Read, Sited, tapped
 from repscope.models.sites import Site, Tokens
@@ -158,10 +158,10 @@ class Network(Sited):
         named = self._named(inputs)
         total = len(next(iter(named.values())))
 
-        def run(start: int, stop: int) -> None:
+        def run(go: Callable[..., None], start: int, stop: int) -> None:
             part = self._arguments({name: value[start:stop] for name, value in named.items()})
             with self._running(start, stop):
-                self.module(part[""]) if "" in part else self.module(**part)
+                go(part[""]) if "" in part else go(**part)
 
         return between_inputs(self, run, total, source, target, batch)
 
@@ -207,11 +207,6 @@ class Network(Sited):
             model=self.fingerprint,
             single=isinstance(at, (str, Site)) and Site.parse(at).single,
         )
-
-
-def as_float(x: Tensor) -> Float[Tensor, "..."]:
-    """Floating values as float32 where numpy has no such type (bfloat16); float32 and float64 stay as they are."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def per_row(scores: Any, rows: int) -> Float[Tensor, "row"]:

@@ -27,10 +27,10 @@ from torch import Tensor
 
 from repscope import stats
 from repscope.errors import UserError
-from repscope.models.between import between, positions
+from repscope.models.between import between
 from repscope.models.jacobian import Jacobian, as_numpy
 from repscope.models.language import LanguageModel
-from repscope.models.prompts import PromptLike, encode, several
+from repscope.models.prompts import PromptLike
 from repscope.models.sites import Site
 from repscope.models.taps import head_outputs
 from repscope.results import ESTIMATE, Result, Row
@@ -134,39 +134,18 @@ def pieces(
     >>> np.allclose(parts.total, found.s, rtol=0.01), len(parts.sites)
     (True, 12)
     """
-    held = list(several(prompts))
     first, last = _ends(lm, source, target)
     watch = _between(lm, first, last)
-    jac = between(lm, lm.tokenizer, held, first, last, source_tokens, target_tokens, watch)
+    jac = between(lm, lm.tokenizer, prompts, first, last, source_tokens, target_tokens, watch)
     given = jac._vectors(u, jac.shape[0], "u"), jac._vectors(v, jac.shape[1], "v")
     if len(given[0]) != len(given[1]):
         raise UserError(f"There are {len(given[0])} vectors u and {len(given[1])} vectors v; give them pair by pair.")
-    begin = encode(lm.tokenizer, held, positions(source_tokens), lm.context)
-    read = encode(lm.tokenizer, held, positions(target_tokens), lm.context)
-    stop = read.stop if lm.causal else read.ids.lengths
-    overlap = np.minimum(begin.stop, read.stop) - np.maximum(begin.start, read.start)
-    same = np.maximum(overlap, 0) / (read.stop - read.start)  # share of the target's positions that are the source's
-    spans = np.stack([read.start - stop, read.stop - stop], 1)  # counted from the end of the pass
     why = _no_sum(lm, first, last)
     adds, notes = not why, _missing(lm, watch, why)
 
     def of(pair: tuple[Tensor, Tensor], random: Pieces | None) -> Pieces:
-        through, writes, total = _measured(lm, jac, watch, pair, spans, adds=adds)
-        along = (pair[0] * pair[1]).sum(1).double().numpy() if adds else np.full(len(pair[0]), np.nan)
-        direct = same[:, None] * along
-        return Pieces(
-            first,
-            last,
-            tuple(_components(lm, watch)),
-            through,
-            writes,
-            total,
-            direct,
-            random,
-            lm.fingerprint,
-            seed,
-            notes,
-        )
+        found = _measured(lm, jac, watch, pair, adds=adds)
+        return Pieces(first, last, tuple(_components(lm, watch)), *found, random, lm.fingerprint, seed, notes)
 
     return of(given, of(_random(given, seed), None) if control else None)
 
@@ -240,16 +219,21 @@ def _random(like: tuple[Tensor, Tensor], seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _measured(
-    lm: LanguageModel, jac: Jacobian, watch: list[Site], pair: tuple[Tensor, Tensor], spans: np.ndarray, *, adds: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`through` and `writes` (prompt, pair, component) and uᵀJv (prompt, pair) of pairs."""
+    lm: LanguageModel, jac: Jacobian, watch: list[Site], pair: tuple[Tensor, Tensor], *, adds: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """`through` and `writes` (prompt, pair, component), uᵀJv and the direct part of it (prompt, pair)."""
     shape = (len(jac), len(pair[0]), len(_components(lm, watch)))
-    through, writes, total = np.empty(shape), np.full(shape, np.nan), np.empty(shape[:2])
+    through, writes = np.empty(shape), np.full(shape, np.nan)
+    total, direct = np.empty(shape[:2]), np.full(shape[:2], np.nan)
     for group, made in jac._passes():
         rows = list(group.inputs)
-        begin, end = spans[rows[0]]  # the same in all prompts of one pass
+        assert made.places is not None
+        source, target = made.places
         pulled = as_numpy(made.jvp(pair[1], 0))
         total[rows] = np.einsum("vt,vrt->rv", as_numpy(pair[0]).astype(np.float64), pulled.astype(np.float64))
+        if adds:  # the share of the target's positions that are the source's
+            overlap = max(0, min(source.stop, target.stop) - max(source.start, target.start))
+            direct[rows] = overlap / (target.stop - target.start) * (pair[0] * pair[1]).sum(1).double().numpy()
         at = 0
         for site, back, forth in zip(watch, *made.through(*pair, 0)):
             heads = lm.tap(site).heads if site.kind == "z" else 1
@@ -257,12 +241,12 @@ def _measured(
             through[rows, :, at : at + heads] = as_numpy(
                 parts.reshape(*parts.shape[:2], heads, -1).sum(3).transpose(0, 1)
             )
-            said = _added(lm, site, forth[:, :, slice(begin, end or None)].mean(2)) if adds else None
+            said = _added(lm, site, forth[:, :, target].mean(2)) if adds else None
             if said is not None:
                 u = pair[0].to(said)[:, None, None]
                 writes[rows, :, at : at + heads] = as_numpy((said * u).sum(-1).transpose(0, 1))
             at += heads
-    return through, writes, total
+    return through, writes, total, direct
 
 
 def _added(lm: LanguageModel, site: Site, tangent: Tensor) -> Tensor | None:

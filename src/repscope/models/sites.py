@@ -218,6 +218,17 @@ class Tokens:
             raise unknown("choice of tokens", pick, PICKS, "An index such as -2 does as well.")
         return cls(pick, span)
 
+    @classmethod
+    def spanning(cls, text: "str | int | Tokens") -> "Tokens":
+        """As `parse`, where a span's name alone means all of it.
+
+        >>> Tokens.spanning("subject")
+        Tokens(pick='all', span='subject')
+        """
+        last = str(text).rpartition(".")[2]
+        known = isinstance(text, Tokens) or not last or last in PICKS or last.lstrip("-").isdigit()
+        return cls.parse(text if known else f"{text}.all")
+
     @property
     def pooled(self) -> bool:
         """Whether several positions become one vector."""
