@@ -81,7 +81,7 @@ def test_an_encoder_shares_no_prefix(tokenizer):
     lm = LanguageModel(build("bert"), tokenizer)
     prompts = [[5] * 2 + [i] * (1 + 3 * (i % 20)) for i in range(80)]
     assert lm.plan(prompts).plan.prefix == 0
-    assert lm.plan(prompts).tokens == sum(map(len, prompts))
+    assert lm.plan(prompts, batch_tokens=128).tokens == sum(map(len, prompts)), "a pack is within its context of 128"
 
 
 def test_only_the_blocks_below_the_last_site_run(llama):

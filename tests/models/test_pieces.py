@@ -6,6 +6,7 @@ import torch
 
 from families import FORMS, build
 from repscope.errors import UserError
+from repscope.models.edits import Edit
 from repscope.models.language import LanguageModel
 from repscope.models.pieces import RANDOM, pieces
 from repscope.results import ESTIMATE
@@ -146,3 +147,61 @@ def test_mistakes_are_named(double, how, says):
     asked = {"prompts": PROMPTS, "source": ENDS[0], "target": ENDS[1], "u": u, "v": v} | how
     with pytest.raises(UserError, match=says):
         pieces(double, **asked)
+
+
+@pytest.mark.parametrize("at", [1, "last"])
+def test_a_planted_head_is_the_only_way_through(at, tokenizer):
+    model, planted = build("llama").double(), 2
+    with torch.no_grad():
+        for layer, block in enumerate(model.model.layers):
+            block.mlp.down_proj.weight.zero_()
+            weight = block.self_attn.o_proj.weight
+            kept = weight[:, 8 * planted : 8 * (planted + 1)].clone()
+            weight.zero_()
+            if layer == 1:
+                weight[:, 8 * planted : 8 * (planted + 1)] = kept
+    u, v = pairs(3)
+    found = pieces(LanguageModel(model, tokenizer), PROMPTS, *ENDS, u, v, source_tokens=at)
+    whole = found.total - found.direct
+    assert (np.abs(whole) > 1e-5).all()
+    for i, site in enumerate(found.sites):
+        expected = whole if str(site) in (f"z.1.{planted}", "attn_out.1") else 0
+        for parts in (found.through, found.writes):
+            np.testing.assert_allclose(parts[:, :, i], expected, atol=1e-12)
+
+
+def test_where_the_stream_is_no_sum_nothing_is_said_to_write(double, tokenizer):
+    altered = build("gpt2").double()
+    altered.transformer.h[1].register_forward_hook(
+        lambda m, args, out: (out[0] * 1.5, *out[1:]) if isinstance(out, tuple) else out * 1.5
+    )
+    u, v = pairs(2)
+    found = pieces(LanguageModel(altered, tokenizer), PROMPTS, *ENDS, u, v, source_tokens=AT)
+    assert np.isnan(found.writes).all()
+    assert np.isnan(found.direct).all()
+    assert any("No writes are given" in note for note in found.result().notes)
+    with double.edit(Edit.project_out("resid_post.1", np.ones(32))):
+        edited = pieces(double, PROMPTS, *ENDS, u, v, source_tokens=AT)
+    assert np.isnan(edited.writes).all()
+    assert any("resid_post.1" in note for note in edited.notes)
+
+
+def test_a_head_as_target_is_no_part_of_its_own_map(double):
+    u, v = pairs(2)
+    found = pieces(double, PROMPTS, "resid_post.0", "z.2.1", u[:, :8], v, source_tokens=AT)
+    assert not [site for site in found.sites if site.kind == "z" and site.layer == 2]
+
+
+@pytest.mark.parametrize("name", ["gemma2", "olmo2"])
+def test_heads_that_a_norm_mixes_are_told(name, tokenizer):
+    u, v = pairs(1)
+    found = pieces(LanguageModel(build(name), tokenizer), PROMPTS, *ENDS, u, v, source_tokens=AT)
+    assert np.isnan(found.writes[:, :, [i for i, s in enumerate(found.sites) if s.head is not None]]).all()
+    assert any("norm" in note for note in found.result().notes)
+
+
+def test_a_direct_path_that_is_not_there_is_zero_without_width(double):
+    u, v = pairs(1)
+    table = pieces(double, PROMPTS, *ENDS, u, v, source_tokens=AT).result().table
+    direct = table[(table["metric"] == "writes") & (table["site"] == ENDS[0]) & (table["condition"] == ESTIMATE)]
+    assert direct[["value", "lo", "hi"]].to_numpy().tolist() == [[0.0, 0.0, 0.0]]

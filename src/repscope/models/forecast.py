@@ -87,13 +87,9 @@ def forecast(net: TokenNetwork, planned: Plan, sites: Sequence[Site], ids: Ragge
     assert found is not None
     deepest = max(net.blocks - 1 if s.layer is None else s.layer for s in sites)
     run = [] if all(s.kind == "embed" for s in sites) else list(found[1])[: deepest + 1]
-    a = net.anatomy
-    z = (
-        next((linear_map(net.module.get_submodule(t.path)) for s, t in a.taps.items() if s.kind == "z"), None)
-        if a
-        else None
-    )
-    mixed = 4.0 * attention_pairs(planned) * (len(z) if z is not None else 0) * len(run)
+    assert net.anatomy is not None
+    z = next((s for s in net.anatomy.taps if s.kind == "z"), None)
+    mixed = 4.0 * attention_pairs(planned) * (_features(net, z, 0) if z is not None else 0) * len(run)
     flops = planned.tokens * token_flops(run) + mixed
     size = net.model.dtype.itemsize
     weights = sum(token_flops([block]) for block in run) / 2 * size * planned.passes
@@ -101,7 +97,7 @@ def forecast(net: TokenNetwork, planned: Plan, sites: Sequence[Site], ids: Ragge
     return Forecast(
         planned, net.name, tuple(map(str, sites)), len(ids), len(ids.flat), len(run), net.blocks, flops,
         planned.largest * net.token_bytes, float(rows) * features * element, weights if net.offloaded else 0.0,
-        flops / REACHED / product_rate(net.device.type, torch.get_num_threads()),
+        flops / REACHED / product_rate(net.device.type),
     )  # fmt: skip
 
 
@@ -129,12 +125,14 @@ def attention_pairs(plan: Plan) -> int:
     return plan.prefix**2 + sum(len(b) * (n - plan.prefix) * n for b, n in zip(plan.batches, longest))
 
 
-@lru_cache(maxsize=4)
-def product_rate(device: str = "cpu", threads: int = 0) -> float:
-    """Floating-point operations a second of a float32 matrix product here, measured once in a fifth of a second.
+def product_rate(device: str = "cpu") -> float:
+    """Floating-point operations a second of a float32 matrix product here, measured once in a fifth of a second."""
+    return _rate(device, torch.get_num_threads())
 
-    `threads` tells apart measurements under different settings of torch; it sets nothing.
-    """
+
+@lru_cache(maxsize=4)
+def _rate(device: str, threads: int) -> float:
+    """Under torch's present setting of threads, which is part of the key."""
     a, b = (torch.randn(768, 768, device=device) for _ in range(2))
     rates, began = [], time.perf_counter()
     (a @ b).sum().item()
@@ -157,10 +155,6 @@ def _scaled(value: float) -> str:
 def _time(seconds: float) -> str:
     if seconds < 1:
         return "a second"
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 90
-        else f"{seconds / 60:.0f} minutes"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} hours"
-    )
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"

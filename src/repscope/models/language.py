@@ -130,7 +130,7 @@ class LanguageModel(TokenNetwork):
         """
         sites, picked = self.resolve(at), Tokens.parse(tokens)
         encoded = self._encoded(prompts, picked)
-        planned = self.planned(encoded.ids, batch_tokens or self.batch_tokens, sites)
+        planned = self.planned(encoded.ids, batch_tokens, sites)
         return forecast(self, planned, sites, encoded.ids, int(rows_of(encoded, picked)[-1]), np.dtype(dtype).itemsize)
 
     @contextmanager
@@ -196,7 +196,7 @@ class LanguageModel(TokenNetwork):
         offsets = rows_of(encoded, picked)
         started = time.perf_counter()
         with Rows(sites, int(offsets[-1]), dtype, Path(out) if out is not None else None) as rows:
-            planned = self.planned(encoded.ids, batch_tokens or self.batch_tokens, sites)
+            planned = self.planned(encoded.ids, batch_tokens, sites)
             self.run(sites, encoded, planned, picked, rows.write)
         return Activations(
             rows=rows.finish(),
@@ -284,7 +284,7 @@ class LanguageModel(TokenNetwork):
             wanted = targets[torch.from_numpy(destination)].to(logp.device)
             nats[destination] = logp.gather(1, wanted[:, None])[:, 0].double().cpu().numpy()
 
-        planned = self.planned(before.ids, batch_tokens or self.batch_tokens, [self.last])
+        planned = self.planned(before.ids, batch_tokens, [self.last])
         with at_rest(self.model):
             self.run([self.last], before, planned, Tokens("all"), sink)
         each = np.split(nats, offsets[1:-1])

@@ -9,8 +9,8 @@ from torch import nn
 
 from repscope.models.taps import linear_map, parameter
 
-BATCH_TOKENS = {"cpu": 1024}  #: tokens of a pass, where memory allows: on that device more gain nothing
-_ELSEWHERE = 16384
+_CPU_TOKENS = 1024  #: of a pass, where memory allows: more gain nothing on a CPU
+_TOKENS = 16384  #: elsewhere, and where each pass reads its weights from disk
 _SHARE_OF_MEMORY = 0.25  #: of what is free, for one pass
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -33,7 +33,7 @@ def token_budget(device: str, per_token: float, *, offloaded: bool = False) -> i
 
     Where weights come from disk, every pass reads them all, so that passes are as large as can be.
     """
-    most = _ELSEWHERE if offloaded else BATCH_TOKENS.get(device.split(":")[0], _ELSEWHERE)
+    most = _CPU_TOKENS if device == "cpu" and not offloaded else _TOKENS
     return int(max(64, min(most, _SHARE_OF_MEMORY * free_memory(device) / max(per_token, 1.0))))
 
 

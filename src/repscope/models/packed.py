@@ -20,12 +20,11 @@ from torch import Tensor
 from repscope.models.attention import PARTS
 from repscope.models.gather import Users, Wanted
 from repscope.models.packing import PackedAttention
-from repscope.models.plan import Plan
+from repscope.models.plan import Plan, packed
 from repscope.models.prompts import Encoded, Ragged
 from repscope.models.sited import Read, Sited, tapped
 from repscope.models.sites import Site, Tokens
 from repscope.models.taps import at_rest
-from repscope.models.trees import packs, tree
 from repscope.progress import progress
 
 Sink = Callable[[Site, Int[np.ndarray, "row"], Float[Tensor, "row *feature"]], None]
@@ -78,10 +77,9 @@ def run_packed(
         for pack, following in zip(planned.packs, (*planned.packs[1:], None)):
             kept, keep = pack.kept, following.kept if following is not None else ()
             attention.begin(pack, keep)
-            lengths = (tree.stop - tree.start)[[*(kept if carries else ()), *range(pack.first, pack.last)]]
-            starts = np.concatenate([[0], np.cumsum(lengths)])
-            where[[*(kept if carries else ()), *range(pack.first, pack.last)]] = starts[:-1]
             segments = range(pack.first, pack.last)
+            axis = [*(kept if carries else ()), *segments]
+            where[axis] = np.cumsum([0, *(tree.stop - tree.start)[axis[:-1]]])
             ids = np.concatenate([planned.ids[tree.prompt[s]][tree.start[s] : tree.stop[s]] for s in segments])
             positions = np.concatenate([np.arange(tree.start[s], tree.stop[s]) for s in segments])
             width = len(ids)
@@ -138,8 +136,6 @@ def tried(
     long, tail = rng.integers(0, vocabulary, size), rng.integers(0, vocabulary, 5)
     ids = Ragged.of([long, np.concatenate([long[: size // 2], (long[size // 2] + tail + 1) % vocabulary])])
     site = Site("resid_post", net.anatomy.blocks - 1)
-    held = tree(ids, share=causal)
-    packed = Plan(ids, np.arange(2), 0, (), held, packs(held, size))
     encoded = Encoded(ids, np.zeros(2, dtype=np.int64), ids.lengths)
     rows: dict[int, Tensor] = {}
     alone: list[Tensor] = []
@@ -147,8 +143,9 @@ def tried(
     def sink(_: Site, destination: Int[np.ndarray, "row"], hidden: Tensor) -> None:
         rows.update(zip(destination.tolist(), hidden.clone()))
 
+    halves = packed(ids, size, share=causal)
     try:
-        taken = run_packed(net, inputs, [site], encoded, packed, Tokens("all"), ids.offsets, sink, causal=causal)
+        taken = run_packed(net, inputs, [site], encoded, halves, Tokens("all"), ids.offsets, sink, causal=causal)
     except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, NotImplementedError) as error:
         return f"a packed pass stops with {type(error).__name__}"
     if not taken:

@@ -71,7 +71,7 @@ class TokenNetwork(Sited):
         self._prefix_sound: bool | None = None
         self._packs: dict[int, str] = {}  #: power of two → why prompts of up to so many tokens are not packed
         self.keeps_apart: bool | None = (
-            None  #: whether earlier keys can stay out of a graph (see `between`), None until tried
+            None  #: whether earlier keys stay out of a graph (see `between`), None until tried
         )
         self.forks_grow: bool | None = None  #: whether rows may come in on the way up (see `forks`), None until tried
         self._head: Callable[[Tensor], Tensor] | None = None
@@ -142,18 +142,25 @@ class TokenNetwork(Sited):
         return int(stated) - offset if stated and int(stated) > 0 else None
 
     def planned(
-        self, ids: Ragged, batch_tokens: int, sites: Sequence[Site] = (), *, share: bool = True, pack: bool = True
+        self,
+        ids: Ragged,
+        batch_tokens: int | None,
+        sites: Sequence[Site] = (),
+        *,
+        share: bool = True,
+        pack: bool = True,
     ) -> Plan:
         """The plan of a run; under edits no two prompts are one, none are packed, and no prefix that an edit touches is shared."""
+        if batch_tokens is None:  # a single prompt is a pass by itself, so nobody need look at the memory
+            batch_tokens = self.batch_tokens if len(ids) > 1 else 1
         edited = [i for i in self.installed if not i.asleep]
         untouched = min((int(i.start.min()) for i in edited if i.start is not None), default=None)
         sharing = share and self.causal and (untouched is None or untouched > 0)
         why = "edits find their positions in rows" if edited else "" if pack and share else "each prompt is to be a row"
-        why = why or cannot_pack(self, sites)
-        budget = batch_tokens if why else min(batch_tokens, self.context or batch_tokens)
-        planned = plan(ids, budget, share=sharing, pack=why, limit=untouched, merge=not edited)
-        if planned.tree is not None and (why := self._packing_fails(int(ids.lengths.max()))):
-            planned = plan(ids, batch_tokens, share=sharing, pack=why)
+        planned = plan(
+            ids, batch_tokens, share=sharing, pack=why, refuses=lambda: self.unpackable(ids, sites), most=self.context,
+            limit=untouched, merge=not edited,
+        )  # fmt: skip
         if planned.prefix and not self.shares_prefix():
             planned = plan(ids, batch_tokens, share=False, pack=planned.why, merge=not edited)
         return planned
@@ -183,9 +190,7 @@ class TokenNetwork(Sited):
         """
         offsets = rows_of(encoded, picked)
         if planned.tree is not None:
-            run_packed(
-                self, self._packed_inputs, sites, encoded, planned, picked, offsets, sink, causal=self.causal
-            )  # fmt: skip
+            run_packed(self, self._packed_inputs, sites, encoded, planned, picked, offsets, sink, causal=self.causal)
             return
         numbers = np.arange(len(encoded.ids)) if numbers is None else numbers
         users = Users.by(planned.inverse)
@@ -229,14 +234,8 @@ class TokenNetwork(Sited):
                 width = ids.shape[1]
                 shift = 0 if needs_prefix else planned.prefix
                 wanted = Wanted.of(
-                    batch,
-                    users,
-                    encoded,
-                    picked,
-                    offsets,
-                    self.device,
-                    lambda row, _, at, shift=shift: (row, at - shift),
-                )
+                    batch, users, encoded, picked, offsets, self.device, lambda row, _, at, shift=shift: (row, at - shift)
+                )  # fmt: skip
                 with self.announced(numbers[users.first[batch]]):
                     run(**self.inputs(ids, lengths, cache))
                 advance(ids.size)

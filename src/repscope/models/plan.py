@@ -7,8 +7,8 @@
    cost per batch, exactly, by dynamic programming over the distinct lengths: O(L²) for L lengths, whatever the number of prompts.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -23,7 +23,7 @@ _BATCH_COSTS = (
 )
 _PACKING_SAVES = 0.02  #: share of the cost of padded batches that packing must save
 _PROOF = (
-    2.5  #: and as many times the longest prompt, which is what proving it takes; counted whether or not that was done
+    2.5  #: and so many times the longest prompt, which is what proving it takes; counted whether or not that was done
 )
 
 
@@ -72,6 +72,8 @@ def plan(
     *,
     share: bool,
     pack: str = "",
+    refuses: Callable[[], str] = str,
+    most: int | None = None,
     limit: int | None = None,
     merge: bool = True,
 ) -> Plan:
@@ -87,6 +89,10 @@ def plan(
         Whether the network is causal, so that what prompts share at their beginning can run once.
     pack
         Empty where prompts may be packed, else why they may not.
+    refuses
+        Asked where packing would pay: why the network cannot be run so, empty where it can.
+    most
+        Tokens that a pack may hold at most, None for the budget.
     limit
         Most tokens of a shared prefix, None for no such limit.
     merge
@@ -99,13 +105,20 @@ def plan(
         prefix = 0
     padded = Plan(distinct, inverse, prefix, batches(distinct.lengths - prefix, budget))
     if pack or len(distinct) == 1:
-        return Plan(distinct, inverse, prefix, padded.batches, why=pack or "there is one prompt")
-    held = tree(distinct, share=share)
-    packed = Plan(distinct, inverse, 0, (), held, packs(held, budget))
-    costs = [one.tokens + _BATCH_COSTS * one.passes for one in (packed, padded)]
+        return replace(padded, why=pack or "there is one prompt")
+    one_a_row = packed(distinct, budget if most is None else min(budget, most), share=share)
+    costs = [one.tokens + _BATCH_COSTS * one.passes for one in (one_a_row, padded)]
     if costs[1] - costs[0] < max(_PACKING_SAVES * costs[1], _PROOF * int(ids.lengths.max())):
-        return Plan(distinct, inverse, prefix, padded.batches, why="it would save next to nothing")
-    return packed
+        return replace(padded, why="it would save next to nothing")
+    if why := refuses():
+        return replace(padded, why=why)
+    return replace(one_a_row, inverse=inverse)
+
+
+def packed(ids: Ragged, budget: int, *, share: bool) -> Plan:
+    """Distinct prompts in packs of up to so many tokens, whatever that saves."""
+    held = tree(ids, share=share)
+    return Plan(ids, np.arange(len(ids)), 0, (), held, packs(held, budget))
 
 
 def _merged(ids: Ragged) -> tuple[Ragged, Int[np.ndarray, "prompt"]]:

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from repscope.errors import UserError
 from repscope.models.language import LanguageModel
-from repscope.models.plan import Plan
+from repscope.models.plan import Plan, packed
 from repscope.models.prompts import Encoded, PromptLike, Ragged, encode
 from repscope.models.sites import Site, Tokens
 from repscope.models.taps import at_rest
-from repscope.models.trees import packs, tree
 
 _TEXTS = {
     "The river that runs through the middle of Paris is called the Seine, and the one in London": 16,
@@ -104,7 +103,7 @@ class Subject:
         return [held[site] for site in sites]
 
     def packed(self, sites: Sequence[Site], ids: list[Int[np.ndarray, "token"]]) -> list[Float[Tensor, "row feature"]]:
-        """As `rows`, the prompts packed, in two packs, what they share once."""
+        """As `rows`, the prompts in several packs, what they share once."""
         rows = Ragged.of(ids)
         if why := self.lm.unpackable(rows, sites):
             raise Inapplicable(f"its prompts are not packed: {why}")
@@ -113,8 +112,7 @@ class Subject:
         def sink(site: Site, destination: Int[np.ndarray, "row"], hidden: Tensor) -> None:
             held[site].update(zip(destination.tolist(), hidden.clone()))
 
-        once = tree(rows, share=self.lm.causal)
-        whole = Plan(rows, np.arange(len(rows)), 0, (), once, packs(once, once.tokens // 2 + 1))
+        whole = packed(rows, len(rows.flat) // 3, share=self.lm.causal)
         encoded = Encoded(rows, np.zeros(len(rows), dtype=np.int64), rows.lengths)
         self.lm.run(list(held), encoded, whole, Tokens("all"), sink)
         return [torch.stack([held[site][i] for i in sorted(held[site])]) for site in sites]
