@@ -432,6 +432,8 @@ def child(spec: str, path: str, quick: bool) -> None:
         [] if job else cut(itertools.cycle(documentation(tokenizer)), int(task.removeprefix("disk-")), *DISK_LENGTHS)
     )
     engine = next(m for m in METHODS if m.name == name).make(model, tokenizer)
+    for weight in model.parameters():
+        weight.sum()  # weights are mapped from their file: without this, more prompts touch more rows of the embedding
     gc.collect()
     before = machine.rss_mb()
     if job:

@@ -165,7 +165,7 @@ def floor(work: Work, rounds: int) -> str:
     block = sum(2 * i * o for i, o in work.shapes)
     needed = work.lm.anatomy.width * sum(work.tokens) * (TARGET - SOURCE) * block
     work.jacobian(prompts=1).matrix()
-    shares, times, made = [], [], []
+    shares, alone, times, made = [], [], [], []
     for turn in range(rounds):
         before = work.rate()
         started = time.perf_counter()
@@ -173,7 +173,9 @@ def floor(work: Work, rounds: int) -> str:
         made.append(time.perf_counter() - started)
         jac.matrix()
         times.append(time.perf_counter() - started)
-        shares.append(needed / max(before, work.rate()) / times[-1])
+        rate = max(before, work.rate())
+        shares.append(needed / rate / times[-1])
+        alone.append(needed / rate / (times[-1] - made[-1]))
         print(f"  floor {turn + 1}/{rounds}: {times[-1]:.2f} s, {shares[-1]:.0%}", file=sys.stderr, flush=True)
     whole = work.lm.anatomy.width * sum(i.shape[1] for i in work.ids) * (TARGET - SOURCE) * block
     return (
@@ -181,7 +183,8 @@ def floor(work: Work, rounds: int) -> str:
         f"blocks between, {whole / needed:.1f} times that over whole prompts. Rate: the better of two, before and after.\n\n"
         "| | median (range) |\n|---|---|\n"
         f"| `lm.jacobian(…).matrix()`, s | {spread(times, '.2f')} |\n| of which making the passes, s | {spread(made, '.2f')} |\n"
-        f"| of its floor | {spread([100 * s for s in shares], '.0f')} % |"
+        f"| of its floor | {spread([100 * s for s in shares], '.0f')} % |\n"
+        f"| of its floor, products alone | {spread([100 * s for s in alone], '.0f')} % |"
     )
 
 

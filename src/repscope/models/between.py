@@ -18,7 +18,7 @@ from torch import Tensor
 from repscope.errors import UserError
 from repscope.models.aim import aim
 from repscope.models.jacobian import KEPT_BYTES, PRODUCT_TOKENS, Group, Jacobian
-from repscope.models.linearized import ExplicitAttention, Linearized
+from repscope.models.linearized import Explicit, Linearized
 from repscope.models.passes import TokenNetwork
 from repscope.models.prompts import PromptLike, encode, several
 from repscope.models.sited import Sited, tapped
@@ -79,7 +79,7 @@ def between_inputs(
     sources, end = endpoints(net, source, target)
 
     def make(start: int, stop: int) -> Linearized:
-        made = _pass(net, sources, end, lambda go: run(go, start, stop), ExplicitAttention(), PRODUCT_TOKENS // batch)
+        made = _pass(net, sources, end, lambda go: run(go, start, stop), Explicit(), PRODUCT_TOKENS // batch)
         if stop - start > 1:
             for reached in torch.autograd.grad(made.target[0].sum(), made.leaves, retain_graph=True, allow_unused=True):
                 if reached is not None and bool(reached[1:].any()):
@@ -164,7 +164,7 @@ def _prompt_pass(
             net.module(input_ids=ids[:, :before], past_key_values=cache, **net.plain(use_cache=True))
 
     def passed(split: bool) -> Linearized:
-        attention = ExplicitAttention()
+        attention = Explicit()
         arguments: dict[str, Any] = net.plain()
         if cache is not None:
             held = _apart(cache, attention) if split else copy.deepcopy(cache)
@@ -199,7 +199,7 @@ def _keeps_apart(net: TokenNetwork, passed: Callable[[bool], Linearized]) -> boo
         return False
 
 
-def _apart(cache: Any, attention: ExplicitAttention) -> Any:
+def _apart(cache: Any, attention: Explicit) -> Any:
     """The cache, which hands what it holds to attention and the new keys and values on as they are."""
     from transformers import DynamicCache
 
@@ -218,7 +218,7 @@ def _apart(cache: Any, attention: ExplicitAttention) -> Any:
 
 def _pass(
     net: Sited, sources: Sequence[Site], target: Site, run: Callable[[Callable[..., None]], None],
-    attention: ExplicitAttention, product_rows: int, places: tuple[slice, slice] | None = None, tokens: int = 0,
+    attention: Explicit, product_rows: int, places: tuple[slice, slice] | None = None, tokens: int = 0,
     watch: Sequence[Site] = (),
 ) -> Linearized:  # fmt: skip
     """One pass: zeros added at the sources, the target read, and nothing beyond it run."""

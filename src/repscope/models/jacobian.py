@@ -14,6 +14,7 @@ steering adds it, and J is the sum over them. The target is one position or the 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,12 @@ from repscope.errors import UserError
 from repscope.models.gather import as_float
 from repscope.models.krylov import Triplets, leading
 from repscope.models.linearized import Linearized
+from repscope.models.memory import memory_kept
 from repscope.models.sites import Site
 from repscope.progress import progress
 
 KEPT_BYTES = 1 << 30  #: graphs that stay in memory
-PRODUCT_TOKENS = 640  #: row-tokens of one backward pass; fewer make small products, more leave the processor's cache
+PRODUCT_TOKENS = 1440  #: row-tokens of one backward pass; fewer make small products, more gain nothing
 
 
 @dataclass(eq=False)
@@ -210,15 +212,15 @@ class Jacobian:
     def _whole(self, put: Callable[[Sequence[int], int, slice, np.ndarray], None]) -> None:
         """Every row of every Jacobian, a block of rows at a time, handed on with its inputs, its source and which rows."""
         rows = self.value.shape[1]
-        with progress("Jacobian", rows * len(self)) as advance:
+        with progress("Jacobian", rows * len(self)) as advance, memory_kept():
             for group, made in self._passes():
-                step = made.product_rows
-                for first in range(0, rows, step):
-                    part = slice(first, min(rows, first + step))
-                    u = torch.eye(part.stop - first, rows).roll(first, 1)
+                edges = np.linspace(0, rows, -(-rows // made.product_rows) + 1).astype(int)  # parts of one size
+                for first, stop in pairwise(edges.tolist()):
+                    part = slice(first, stop)
+                    u = torch.eye(stop - first, rows).roll(first, 1)
                     for i, found in enumerate(made.vjp(u, self._at)):
                         put(group.inputs, i, part, as_numpy(found.transpose(0, 1)))
-                    advance((part.stop - first) * len(group.inputs))
+                    advance((stop - first) * len(group.inputs))
 
 
 class MeanJacobian:

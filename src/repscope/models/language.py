@@ -31,12 +31,10 @@ from repscope.models.generation import Continuation, Sampling, continued
 from repscope.models.jacobian import Jacobian
 from repscope.models.network import per_row
 from repscope.models.passes import TokenNetwork, rows_of
-from repscope.models.prompts import Encoded, Prompt, PromptLike, Ragged, encode, several
+from repscope.models.prompts import Encoded, Prompt, PromptLike, Ragged, chat, encode, followed, several
 from repscope.models.rows import Rows
 from repscope.models.sites import Site, Tokens
 from repscope.models.taps import at_rest
-
-_SENTINEL = "repscope-content"
 
 
 @dataclass(frozen=True)
@@ -91,24 +89,7 @@ class LanguageModel(TokenNetwork):
         UserError
             When the tokenizer has no chat template, or its template changes the content.
         """
-        prompt = Prompt(content) if isinstance(content, str) else content
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise UserError(f"The tokenizer of {self.name} has no chat template; use plain prompts.")
-
-        def rendered(text: str) -> str:
-            turns = ([{"role": "system", "content": system}] if system is not None else []) + [
-                {"role": "user", "content": text}
-            ]
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-
-        before = rendered(_SENTINEL).index(_SENTINEL)
-        text = rendered(prompt.text)
-        if text[before : before + len(prompt.text)] != prompt.text:
-            raise UserError(
-                f"The chat template of {self.name} changes the content {prompt.text[:40]!r} …; strip it first."
-            )
-        spans = {name: (a + before, b + before) for name, (a, b) in prompt.spans.items()}
-        return Prompt(text, spans | {"content": (before, before + len(prompt.text))}, special=False)
+        return chat(self.tokenizer, content, system, self.name)
 
     def plan(
         self,
@@ -262,7 +243,7 @@ class LanguageModel(TokenNetwork):
             raise UserError(
                 f"There are {len(prompts)} prompts and {len(continuations)} continuations; give one for each."
             )
-        joined = [_joined(prompt, tail) for prompt, tail in zip(prompts, continuations)]
+        joined = [followed(prompt, tail) for prompt, tail in zip(prompts, continuations)]
         head, picked = self.head(), Tokens("all", "continuation")
         spans = self._encoded(joined, picked)
         if bool((spans.start == 0).any()):
@@ -510,10 +491,3 @@ def _positions(encoded: Encoded, picked: Tokens) -> Int[np.ndarray, "row"]:
     sizes = encoded.stop - encoded.start
     positions: np.ndarray = np.repeat(encoded.start, sizes) + ranges(sizes)
     return positions
-
-
-def _joined(prompt: str | Prompt, tail: str) -> Prompt:
-    """A prompt and its continuation as one text, the continuation a span."""
-    given = Prompt(prompt) if isinstance(prompt, str) else prompt
-    span = (len(given.text), len(given.text) + len(tail))
-    return Prompt(given.text + tail, {**given.spans, "continuation": span}, given.special)

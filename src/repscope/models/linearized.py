@@ -21,9 +21,13 @@ from repscope.models.attention import grouped
 
 Pair = tuple[Tensor, Tensor]
 
+_POINTWISE = (functional.silu, functional.gelu)  #: whose derivative torch computes again for each of many vectors
 
-class ExplicitAttention(TorchFunctionMode):
-    """`scaled_dot_product_attention` as plain products, which can be differentiated any number of times.
+
+class Explicit(TorchFunctionMode):
+    """A pass written so that many vectors go back through it quickly, and twice: its first derivative is all that is right.
+
+    `scaled_dot_product_attention` becomes plain products, and an activation a multiplication by its slope, which is taken once.
 
     before: keys and values of earlier positions, to be joined to those of the next call; whoever sets them does so for each call.
     """
@@ -38,7 +42,24 @@ class ExplicitAttention(TorchFunctionMode):
         if func is functional.scaled_dot_product_attention:
             before, self.before = self.before, None
             return explicit(*args, **{**(kwargs or {}), "before": before})
-        return func(*args, **(kwargs or {}))
+        options = kwargs or {}
+        if (
+            func in _POINTWISE
+            and args
+            and args[0].requires_grad
+            and not options.get("inplace")
+            and args[-1] is not True
+        ):
+            return _sloped(func, args[0], args[1:], options)
+        return func(*args, **options)
+
+
+def _sloped(func: Any, x: Tensor, more: Sequence[Any], options: dict[str, Any]) -> Tensor:
+    """func(x), with x's graph joined by the slope there as a constant."""
+    point = x.detach().requires_grad_()
+    value = func(point, *more, **options)
+    (slope,) = torch.autograd.grad(value.sum(), point)
+    return torch.addcmul(value.detach(), x - x.detach(), slope)
 
 
 class _Product(torch.autograd.Function):

@@ -1,7 +1,11 @@
 """Memory: how many tokens one pass may hold, from the sizes of a network's maps and what is free. Knows modules, never a prompt."""
 
-from collections.abc import Sequence
+import ctypes
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -12,6 +16,8 @@ from repscope.models.taps import linear_map, parameter
 _CPU_TOKENS = 1024  #: of a pass, where memory allows: more gain nothing on a CPU
 _TOKENS = 16384  #: elsewhere, and where each pass reads its weights from disk
 _SHARE_OF_MEMORY = 0.25  #: of what is free, for one pass
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  #: of glibc's malloc.h
+_MMAP_MOST = 32 << 20  #: the largest that glibc takes
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -52,3 +58,22 @@ def free_memory(device: str) -> float:
         except (OSError, ValueError):  # there is no such file, or it says "max"
             continue
     return free
+
+
+@contextmanager
+def memory_kept() -> Iterator[None]:
+    """While this lasts, freed memory stays with the process, so that the same work over and over meets no page for the first time.
+
+    Where large temporaries come and go, the kernel's handing out of zeroed pages takes up to a seventh of the time. For glibc only.
+    """
+    libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is None or not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
+        yield
+        return
+    libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_MOST)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        yield
+    finally:
+        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _MMAP_MOST)  # what glibc comes to by itself after large arrays
+        libc.malloc_trim(0)

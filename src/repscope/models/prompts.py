@@ -17,6 +17,7 @@ from jaxtyping import Int
 from repscope.errors import UserError, unknown
 from repscope.models.sites import Tokens
 
+_SENTINEL = "repscope-content"
 _CHUNK = 1024  #: texts tokenised at once; an encoding with offsets is some 50 times the size of its ids
 
 
@@ -63,6 +64,32 @@ class Prompt:
 
 
 PromptLike = str | Prompt | Sequence[int] | Int[np.ndarray, "token"]
+
+
+def chat(tokenizer: Any, content: str | Prompt, system: str | None, name: str) -> Prompt:
+    """See `LanguageModel.chat`."""
+    prompt = Prompt(content) if isinstance(content, str) else content
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(f"The tokenizer of {name} has no chat template; use plain prompts.")
+
+    def rendered(text: str) -> str:
+        turns = [{"role": "system", "content": system}] if system is not None else []
+        turns.append({"role": "user", "content": text})
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+
+    before = rendered(_SENTINEL).index(_SENTINEL)
+    text = rendered(prompt.text)
+    if text[before : before + len(prompt.text)] != prompt.text:
+        raise UserError(f"The chat template of {name} changes the content {prompt.text[:40]!r} …; strip it first.")
+    spans = {name: (a + before, b + before) for name, (a, b) in prompt.spans.items()}
+    return Prompt(text, spans | {"content": (before, before + len(prompt.text))}, special=False)
+
+
+def followed(prompt: str | Prompt, tail: str) -> Prompt:
+    """A prompt and its continuation as one text, the continuation a span."""
+    given = Prompt(prompt) if isinstance(prompt, str) else prompt
+    span = (len(given.text), len(given.text) + len(tail))
+    return Prompt(given.text + tail, {**given.spans, "continuation": span}, given.special)
 
 
 @dataclass(frozen=True)
