@@ -21,6 +21,7 @@ def test_the_public_names_are_these():
             "LanguageModel",
             "Network",
             "Prompt",
+            "Relation",
             "Result",
             "Site",
             "UserError",
@@ -30,6 +31,7 @@ def test_the_public_names_are_these():
             "load",
             "logit_difference",
             "pieces",
+            "relation",
             "verify",
         ]
     )

@@ -26,6 +26,8 @@ _HOME = {
     "attribution_patching": "repscope.steer.patching",
     "logit_difference": "repscope.steer.patching",
     "pieces": "repscope.models.pieces",
+    "relation": "repscope.data.relations",
+    "Relation": "repscope.data.relations",
     "verify": "repscope.models.verify",
 }
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "LanguageModel",
     "Network",
     "Prompt",
+    "Relation",
     "Result",
     "Site",
     "UserError",
@@ -45,10 +48,12 @@ __all__ = [
     "load",
     "logit_difference",
     "pieces",
+    "relation",
     "verify",
 ]
 
 if TYPE_CHECKING:
+    from repscope.data.relations import Relation, relation
     from repscope.directions import Direction, DirectionSet
     from repscope.errors import UserError
     from repscope.models.activations import Activations
@@ -65,6 +70,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "read":
+        return import_module("repscope.read")
     if name not in _HOME:
         raise AttributeError(f"module 'repscope' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

@@ -6,7 +6,7 @@ import pytest
 
 from report import synthetic
 from repscope.errors import UserError
-from repscope.report import figures
+from repscope.report import figures, grids
 from repscope.report.style import SHARED, STYLES, spec_of, styles_of
 
 TABLE = synthetic.table(blocks=6)
@@ -60,6 +60,54 @@ def test_every_condition_of_the_study_has_a_style_and_keeps_it():
     unknown = styles_of([f"control {i}" for i in range(5)])
     assert len({s.color for s in unknown.values()}) == 5
     assert not {s.color for s in unknown.values()} & {s.color for s in STYLES.values()}
+
+
+@pytest.mark.parametrize(
+    "together",
+    [
+        ["estimate", "ridge map, whole half", "ridge map, the same examples", "translation", "logit lens",
+         "map on another subject's vector", "map from the embedding", "majority object"],
+        ["estimate", "ridge probe", "logistic probe", "mean mass", "difference of means", "shuffled objects",
+         "inverse of each, then mean", "majority object"],
+        ["estimate", "random step, as long", "subjects' own vectors"],
+    ],
+)  # fmt: skip
+def test_controls_of_relations_that_stand_together_look_different(together):
+    styles = styles_of(together)
+    assert len({s.color for s in styles.values()}) == len({s.dash for s in styles.values()}) == len(together)
+    assert (
+        styles_of(["over translation"])["over translation"] == styles["translation"]
+        if "translation" in styles
+        else True
+    )
+
+
+CELLS = pd.DataFrame(
+    [(x, y, 0.1 * i, 0.0, 0.5, 9) for i, (x, y) in enumerate([("4", "0"), ("8", "0"), ("4", "2"), ("8", "2")])],
+    columns=["x", "y", "value", "lo", "hi", "n"],
+)
+
+
+def test_a_grid_writes_each_value_in_its_cell():
+    chart = grids.grid(CELLS, x_title="rank", y_title="block", value_title="accuracy")
+    assert [r["value"] for r in rows(chart)] == list(CELLS["value"])
+    spec = spec_of(chart)
+    assert spec["layer"][0]["encoding"]["y"]["sort"] == ["2", "0"], "the first row stands at the bottom"
+
+
+def test_a_dose_curve_draws_its_controls_as_rules():
+    frame = pd.DataFrame({
+        "dose": [1.0, 2.0, None], "condition": ["estimate", "estimate", "random step, as long"], "value": [0.5, 0.7, 0.1],
+        "lo": [0.4, 0.6, 0.0], "hi": [0.6, 0.8, 0.2], "n": [9, 9, 9],
+    })  # fmt: skip
+    drawn = rows(grids.dose(frame, x_title="dose", value_title="success"))
+    assert {r["condition"] for r in drawn if "dose" not in r} == {"random step, as long"}
+    assert {r["dose"] for r in drawn if "dose" in r} == {1, 2}
+
+
+def test_names_in_a_plane():
+    frame = pd.DataFrame({"name": ["<b>", "Chile"], "x": [0.1, 0.2], "y": [0.0, -1.0], "n": [3, 4]})
+    assert {r["name"] for r in rows(grids.plane(frame, x_title="a", y_title="b")) if "name" in r} == {"<b>", "Chile"}
 
 
 def test_cut_contexts_are_ordered_by_length_and_darken():

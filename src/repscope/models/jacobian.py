@@ -269,14 +269,23 @@ class MeanJacobian:
 
     def matrix(self) -> Any:
         """The mean Jacobian (d_target, d_source) in float64, summed as it comes; several sources give a mapping of sites."""
-        each = self._each
-        totals = [np.zeros((each.value.shape[1], each._shared.points[i].shape[1])) for i in each._at]
+        matrices = {site: weight for site, (weight, _) in self.affine().items()}
+        return matrices[self._each.sources[0]] if self._each._single else matrices
 
-        def add(_: Sequence[int], i: int, rows: slice, found: np.ndarray) -> None:
-            totals[i][rows] += found.sum(0, dtype=np.float64) / len(each)
+    def affine(self) -> dict[Site, tuple[Float[np.ndarray, "d_target d_source"], Float[np.ndarray, "d_target"]]]:
+        """For each source the mean Jacobian W and the mean b of value - J point, in float64, from the same products: LRE's map."""
+        each = self._each
+        rows, points = each.value.shape[1], [each._shared.points[i].astype(np.float64) for i in each._at]
+        totals = [np.zeros((rows, p.shape[1])) for p in points]
+        moved = [np.zeros(rows) for _ in points]
+
+        def add(inputs: Sequence[int], i: int, part: slice, found: np.ndarray) -> None:
+            totals[i][part] += found.sum(0, dtype=np.float64) / len(each)
+            moved[i][part] += np.einsum("prd,pd->r", found, points[i][list(inputs)]) / len(each)
 
         each._whole(add)
-        return totals[0] if each._single else dict(zip(each.sources, totals))
+        value = each.value.mean(0, dtype=np.float64)
+        return {site: (w, value - m) for site, w, m in zip(each.sources, totals, moved)}
 
     def svd(
         self, k: int = 16, *, seed: int = 0, tolerance: float = 0.01, products: int = 192, block: int | None = None

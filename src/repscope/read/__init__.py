@@ -1,1 +1,11 @@
-"""Reading representations: linear probes, the logit lens."""
+"""Reading representations: linear probes, the logit lens, relations as linear maps and the concepts in them.
+
+`rs.read.lre`, `rs.read.concepts`, `rs.read.known` and `rs.read.attribute_lens` are the functions of the modules of those names.
+"""
+
+from repscope.read.known import known
+from repscope.read.lre import attribute_lens, lre
+
+from repscope.read.concepts import concepts  # isort: skip
+
+__all__ = ["attribute_lens", "concepts", "known", "lre"]

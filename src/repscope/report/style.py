@@ -40,6 +40,14 @@ STYLES: dict[str, Style] = {
     "majority class": Style("#000000", (3, 5), "cross"),
     "shuffled labels": Style("#8C8C8C", (1, 2), "triangle-right"),
 }
+#: Controls of other studies, each drawn like the one of `STYLES` named; those that share one never stand in one figure.
+LIKE = {
+    "ridge map, whole half": "bag of tokens", "ridge map, the same examples": "character n-grams", "translation": "random weights",
+    "logit lens": "first token alone", "map on another subject's vector": "shuffled labels", "map from the embedding": SHARED,
+    "majority object": "majority class", "ridge probe": "bag of tokens", "logistic probe": "character n-grams",
+    "mean mass": "random weights", "difference of means": "first token alone", "shuffled objects": "shuffled labels",
+    "inverse of each, then mean": SHARED, "random step, as long": "shuffled labels", "subjects' own vectors": "random weights",
+}  # fmt: skip
 _SPARE = (
     Style("#7A5195", (12, 3), "triangle-left"), Style("#8B6D31", (5, 2, 1, 2), "triangle-up"),
     Style("#3B6E8F", (2, 4), "square"), Style("#A6445D", (9, 4), "cross"), Style("#5E7F4E", (4, 4), "triangle-down"),
@@ -82,15 +90,15 @@ def styles_of(names: Iterable[str]) -> dict[str, Style]:
     The order is that of `STYLES`, then cut contexts from short to long, then the rest by name.
     """
     order = {name: i for i, name in enumerate(STYLES)}
-    asked = sorted(set(names), key=lambda n: (order.get(_bare(n), len(order)), _context_length(n), n))
+    asked = sorted(set(names), key=lambda n: (order.get(_alike(n), len(order)), _context_length(n), n))
     cuts = [n for n in asked if _context_length(n)]
     spare, found = list(_SPARE), {}
     for name in asked:
         if name in cuts:
             shade = round(cuts.index(name) * (len(_CUT_COLORS) - 1) / max(len(cuts) - 1, 1))
             found[name] = Style(_CUT_COLORS[shade], (1.5 + 2 * cuts.index(name), 2))
-        elif _bare(name) in STYLES:
-            found[name] = STYLES[_bare(name)]
+        elif _alike(name) in STYLES:
+            found[name] = STYLES[_alike(name)]
         else:  # by the name's checksum, so that it looks the same in the next figure as well
             spare = spare or list(_SPARE)
             found[name] = spare.pop(zlib.crc32(name.encode()) % len(spare))
@@ -185,8 +193,9 @@ def gradient(**more: Any) -> alt.Legend:
     return alt.Legend(orient="top", direction="horizontal", gradientLength=220, gradientThickness=10, **more)
 
 
-def _bare(condition: str) -> str:
-    return condition.removeprefix("over ")
+def _alike(condition: str) -> str:
+    bare = condition.removeprefix("over ")
+    return LIKE.get(bare, bare)
 
 
 def _context_length(condition: str) -> int:

@@ -4,9 +4,10 @@ from typing import Any
 
 from repscope.errors import unknown
 from repscope.studies.entities import ENTITIES
+from repscope.studies.relations import RELATIONS
 from repscope.studies.study import Study
 
-STUDIES: dict[str, Study[Any]] = {study.name: study for study in (ENTITIES,)}
+STUDIES: dict[str, Study[Any]] = {study.name: study for study in (ENTITIES, RELATIONS)}
 
 
 def study(name: str) -> Study[Any]:

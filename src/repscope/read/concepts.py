@@ -1,0 +1,180 @@
+"""Linear relational concepts: which direction is "in Italy"? (Chanin, Hunter & Camburu 2024, arXiv 2311.08968.)
+
+    v_o = W† (E[o] - b)
+
+W and b are a relation's LRE to a layer where the object is not yet bound to words, E[o] the mean state there over subjects with the
+object o, W† the pseudo-inverse of low rank. A subject is said to have the object whose unit vector it points along most; adding
+v_o' - v_o to a subject changes the fact.
+
+1. The rank is chosen on subjects that do not count in the score: at full rank, noise along small singular values is all there is.
+2. The inverse is that of the mean of the examples' Jacobians, or the mean of their inverses.
+3. What else would classify: ridge and logistic regression on the same subjects, class means ("mean mass"), differences of means.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from repscope.directions import Direction, DirectionSet
+from repscope.errors import UserError
+from repscope.read.lre import LRE
+
+RANKS = (4, 8, 16, 32, 64, 128)
+
+
+@dataclass(frozen=True, eq=False)
+class Concepts:
+    """The directions of a relation's objects at one layer.
+
+    site: where. rank: of the inverse. names: objects. vectors: (object, d_source), v_o in the site's own units.
+    """
+
+    site: str
+    rank: int
+    names: tuple[str, ...]
+    vectors: Float[np.ndarray, "object d_source"]
+
+    def scores(self, subjects: Float[np.ndarray, "row d_source"]) -> Float[np.ndarray, "row object"]:
+        """How far each subject points along each concept's unit vector."""
+        lengths = np.linalg.norm(self.vectors, axis=1, keepdims=True)
+        out: np.ndarray = subjects @ (self.vectors / np.maximum(lengths, 1e-30)).T
+        return out
+
+    def classify(self, subjects: Float[np.ndarray, "row d_source"]) -> list[str]:
+        """The object each subject points along most."""
+        return [self.names[i] for i in self.scores(subjects).argmax(1)]
+
+    def change(self, old: str, new: str) -> Float[np.ndarray, "d_source"]:
+        """v_new - v_old: what to add to a subject to move it from one object to the other.
+
+        Raises
+        ------
+        UserError
+            For an object that is no concept here.
+        """
+        at = {name: i for i, name in enumerate(self.names)}
+        for name in (old, new):
+            if name not in at:
+                raise UserError(f"{name!r} is no concept here; there are {', '.join(self.names[:8])}.")
+        moved: np.ndarray = self.vectors[at[new]] - self.vectors[at[old]]
+        return moved
+
+    def directions(self, model: str = "", relation: str = "") -> DirectionSet:
+        """As a set of directions; each one's scale is the length of v_o."""
+        found_by = f"LRC of {relation or 'a relation'}, rank {self.rank}"
+        made = [Direction.of(v, self.site, name, found_by=found_by) for name, v in zip(self.names, self.vectors)]
+        return DirectionSet(made, model, found_by)
+
+
+def concepts(
+    fit: LRE, states: Float[np.ndarray, "row d_target"], objects: Sequence[str], rank: int, *,
+    inverse: Float[np.ndarray, "d_source d_target"] | None = None,
+) -> Concepts:  # fmt: skip
+    """Concepts from a relation's map and states of subjects whose objects are known.
+
+    Parameters
+    ----------
+    fit
+        The map; from the layer where the concepts shall live to the states' layer.
+    states
+        What the map's target holds for some subjects.
+    objects
+        Their objects.
+    rank
+        Of W†; chosen by cross-validation in the `relations` study.
+    inverse
+        W† made in another way (`mean_of_inverses`).
+
+    Raises
+    ------
+    UserError
+        For lists of different lengths, and as `LRE.triplets`.
+    """
+    if len(states) != len(objects):
+        raise UserError(f"There are {len(states)} states and {len(objects)} objects; give one for each.")
+    names, means = class_means(states, objects)
+    back = fit.inverse(rank) if inverse is None else inverse
+    return Concepts(fit.site, rank, names, ((means - fit.bias) @ back.T).astype(np.float32))
+
+
+def mean_of_inverses(
+    matrices: Float[np.ndarray, "example d_target d_source"], rank: int
+) -> Float[np.ndarray, "d_source d_target"]:
+    """The mean of the examples' own pseudo-inverses ("post-mean"); the default inverts their mean ("pre-mean")."""
+    total = np.zeros(matrices.shape[:0:-1])
+    for matrix in matrices:
+        u, s, v = np.linalg.svd(matrix, full_matrices=False)
+        total += (v[:rank].T / s[:rank]) @ u[:, :rank].T / len(matrices)
+    return total
+
+
+def class_means(
+    rows: Float[np.ndarray, "row feature"], objects: Sequence[str]
+) -> tuple[tuple[str, ...], Float[np.ndarray, "object feature"]]:
+    """The mean row of each object, objects in alphabetic order."""
+    names, inverse = np.unique(np.asarray(objects, dtype=object).astype(str), return_inverse=True)
+    means = np.stack([rows[inverse == i].mean(0) for i in range(len(names))])
+    return tuple(str(n) for n in names), means
+
+
+def by_means(
+    train: Float[np.ndarray, "row d"], objects: Sequence[str], test: Float[np.ndarray, "row d"], *, others: bool
+) -> list[str]:
+    """Classify along class means ("mean mass": unit means, the mean of all taken off), or with `others` along each mean less the
+    mean of all other rows ("difference of means")."""
+    names, means = class_means(train, objects)
+    held = np.asarray(objects).astype(str)
+    if others:
+        directions = np.stack([m - train[held != name].mean(0) for name, m in zip(names, means)])
+    else:
+        directions = means - train.mean(0)
+    directions = directions / np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-30)
+    return [names[i] for i in ((test - train.mean(0)) @ directions.T).argmax(1)]
+
+
+def by_probe(
+    train: Float[np.ndarray, "row d"], objects: Sequence[str], test: Float[np.ndarray, "row d"], *, kind: str
+) -> list[str]:
+    """Classify by ridge (penalty by leave-one-out) or logistic regression, on standardised features."""
+    from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(train)
+    probe = RidgeClassifierCV(np.logspace(0, 5, 11)) if kind == "ridge" else LogisticRegression(C=0.01, max_iter=400)
+    probe.fit(scaler.transform(train).astype(np.float64), list(objects))
+    return [str(name) for name in probe.predict(scaler.transform(test).astype(np.float64))]
+
+
+def cross_validated(
+    fits: Mapping[str, LRE], subjects: Mapping[str, Float[np.ndarray, "row d_source"]], states: Float[np.ndarray, "row d_target"],
+    objects: Sequence[str], *, ranks: Sequence[int] = RANKS, folds: int = 2, seed: int = 0,
+) -> Float[np.ndarray, "site rank"]:  # fmt: skip
+    """Accuracy of concepts at each site and rank, class means from one part of these subjects, tested on the other."""
+    fold = np.random.default_rng(seed).permutation(len(objects)) % folds
+    held = np.asarray(objects).astype(str)
+    hits = np.zeros((len(fits), len(ranks)))
+    for i, (site, fit) in enumerate(fits.items()):
+        most = min(fit.weight.shape)
+        for j, rank in enumerate(ranks):
+            if rank > most:
+                continue
+            for k in range(folds):
+                train, test = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+                made = concepts(fit, states[train], held[train].tolist(), rank)
+                hits[i, j] += float((np.array(made.classify(subjects[site][test])) == held[test]).sum())
+    out: np.ndarray = hits / len(held)
+    return out
+
+
+def right(said: Sequence[str], objects: Sequence[str]) -> Bool[np.ndarray, "row"]:
+    """Where the object named is the true one."""
+    return np.array([a == b for a, b in zip(said, objects)], dtype=bool)
+
+
+def best(table: Float[np.ndarray, "site rank"]) -> tuple[int, int]:
+    """The place of the largest entry; of equals the lower rank, then the earlier site."""
+    order: Int[np.ndarray, "site rank"] = np.argwhere(table >= table.max() - 1e-12)
+    site, rank = min(order.tolist(), key=lambda place: (place[1], place[0]))
+    return int(site), int(rank)

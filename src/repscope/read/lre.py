@@ -1,0 +1,311 @@
+"""Linear relational embeddings: is "capital of" a linear map? (Hernandez et al. 2024, arXiv 2308.09124.)
+
+    LRE(s) = β W s + b,   W = mean of ∂o/∂s,   b = mean of o - (∂o/∂s) s    over n examples
+
+s is the subject at its last token in some block, o the state that the answer is read from. Each example's prompt holds the other
+n - 1 as solved ones.
+
+1. All subject layers come from the same passes (`lm.jacobian`): one product goes back through every block once.
+2. β multiplies W s alone; like the layer it is chosen on examples that do not count in the score.
+3. Faithful means: the map's likeliest token is the beginning of the object, on subjects that the model itself answers.
+4. What else would score: the subject's own logit lens, a translation, ridge regression on the same examples and on all of them,
+   the map of another subject's vector, the map of another relation, the map from the embedding.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+
+from repscope.data.relations import Pair, Relation
+from repscope.errors import UserError, unknown
+from repscope.models.prompts import Prompt
+from repscope.models.sites import Site
+from repscope.read.known import Spelt, begins, distinct, spelt
+
+if TYPE_CHECKING:
+    from repscope.models.language import LanguageModel
+
+EXAMPLES = 5
+READ_AT = {"first": "last", "mean": "answering.mean"}  #: where an object's state is read
+BETAS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 7.0)
+_HEAD_ROWS = 256  #: rows that go through the head at once
+_DENSE = 1536  #: width up to which all singular values are taken
+
+
+@dataclass(frozen=True, eq=False)
+class LRE:
+    """One relation as an affine map between two sites.
+
+    site, target: names. weight: (d_target, d_source), W. bias: (d_target), b. beta: multiplies W s.
+    """
+
+    site: str
+    target: str
+    weight: Float[np.ndarray, "d_target d_source"]
+    bias: Float[np.ndarray, "d_target"]
+    beta: float = 1.0
+
+    def __call__(
+        self, subjects: Float[np.ndarray, "row d_source"], beta: float | None = None
+    ) -> Float[np.ndarray, "row d_target"]:
+        """βWs + b for each subject vector."""
+        out: np.ndarray = (self.beta if beta is None else beta) * (subjects @ self.weight.T) + self.bias
+        return out
+
+    @cached_property
+    def _svd(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return np.linalg.svd(self.weight, full_matrices=False)
+
+    def triplets(self, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The leading singular triplets (d_target, rank), (rank), (rank, d_source).
+
+        Of a wide map only those asked for are computed; the whole decomposition of a small one is kept.
+
+        Raises
+        ------
+        UserError
+            For a rank that the map does not have.
+        """
+        most = min(self.weight.shape)
+        if not 1 <= rank <= most:
+            raise UserError(f"A map of {self.weight.shape} has no rank {rank}; choose 1 to {most}.")
+        if most <= _DENSE:
+            u, s, v = self._svd
+            return u[:, :rank], s[:rank], v[:rank]
+        from sklearn.utils.extmath import randomized_svd
+
+        u, s, v = randomized_svd(self.weight, rank, n_iter=6, random_state=0)
+        return u, s, v
+
+    def inverse(self, rank: int) -> Float[np.ndarray, "d_source d_target"]:
+        """W† of that rank: V Σ⁻¹ Uᵀ over the leading triplets, which keeps noise from being blown up by small singular values."""
+        u, s, v = self.triplets(rank)
+        made: np.ndarray = (v.T / s) @ u.T
+        return made
+
+
+@dataclass(frozen=True, eq=False)
+class LREs(Mapping[str, LRE]):
+    """The maps of one relation from every subject layer. `fits["resid_post.12"]` is one.
+
+    spelt: the relation as the tokenizer spells it. examples: what they were made from. held: by the site's name.
+    """
+
+    spelt: Spelt
+    examples: tuple[Pair, ...]
+    held: Mapping[str, LRE]
+    template: int = 0
+
+    def __getitem__(self, site: str) -> LRE:
+        """The map from a site.
+
+        Raises
+        ------
+        UserError
+            For a site from which there is none.
+        """
+        if site not in self.held:
+            raise unknown("subject layer", site, self.held)
+        return self.held[site]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.held)
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    def __repr__(self) -> str:
+        return f"LREs({self.spelt.relation.name}, {len(self)} layers from {len(self.examples)} examples)"
+
+    def prompt(self, subject: str) -> Prompt:
+        """The question for a subject after all the examples."""
+        shots = [pair for pair in self.examples if pair[0] != subject]
+        return self.spelt.prompt(subject, shots, self.template)
+
+    def subjects(self, lm: "LanguageModel", names: Sequence[str]) -> dict[str, Float[np.ndarray, "subject d_model"]]:
+        """The vectors of subjects at every layer there is a map from, and at the target: asked after the examples."""
+        return vectors(lm, [self.prompt(name) for name in names], list(self), next(iter(self.held.values())).target)
+
+    def answers(self, lm: "LanguageModel", names: Sequence[str], site: str, beta: float | None = None) -> list[str]:
+        """The map's likeliest token for each subject."""
+        held = self.subjects(lm, names)
+        return [lm.tokenizer.decode([i]) for i in top(lm, self[site](held[site], beta), self[site].target)]
+
+
+def lre(
+    lm: "LanguageModel",
+    relation: "Relation | Spelt",
+    *,
+    examples: Sequence[Pair] | None = None,
+    n: int = EXAMPLES,
+    sites: Sequence[str] | None = None,
+    target: str | None = None,
+    tokens: Literal["first", "mean"] = "first",
+    template: int = 0,
+    seed: int = 0,
+) -> LREs:
+    """Fit the linear relational embedding of a relation from all subject layers at once.
+
+    Parameters
+    ----------
+    relation
+        `rs.relation("country-capital")`, or a file's, or one's own `Relation`.
+    examples
+        Pairs to make it from; n of different objects are drawn from the relation when not given.
+    n
+        How many examples to draw.
+    sites
+        Subject layers; the embedding and every block before the target when not given.
+    target
+        Where the object is read; the last block when not given.
+    tokens
+        The object's state: where its first token is about to come, or the mean over the places of all its tokens.
+    template
+        Which of the relation's templates.
+    seed
+        Of the draw.
+
+    Raises
+    ------
+    UserError
+        For more examples than samples, fewer than two, a template that there is not; as `spelt` and `lm.jacobian`.
+
+    >>> from repscope.models.tiny import tiny
+    >>> from repscope.data.relations import relation
+    >>> fits = lre(tiny(), relation("country-capital"), n=3)
+    >>> fits["resid_post.1"].weight.shape, len(fits)
+    ((32, 32), 4)
+    """
+    held = relation if isinstance(relation, Spelt) else spelt(lm, relation)
+    samples = held.relation.samples
+    if not 0 <= template < len(held.relation.templates):
+        raise UserError(
+            f"The relation {held.relation.name!r} has {len(held.relation.templates)} templates; there is no number {template}."
+        )
+    if examples is None:
+        if not 2 <= n <= len(samples):
+            raise UserError(
+                f"{n} examples were asked for; the relation {held.relation.name!r} has {len(samples)} usable samples, and 2 "
+                "are the least."
+            )
+        rows = distinct(samples, np.random.default_rng(seed).permutation(len(samples)), n)
+        examples = [samples[i] for i in rows]
+    if len(examples) < 2:
+        raise UserError(
+            f"An LRE takes at least 2 examples, and {len(examples)} were given: each is asked after the others."
+        )
+    end = target or f"resid_post.{lm.blocks - 1}"
+    shots = [[p for p in examples if p[0] != s] for s, _ in examples]
+    if tokens == "mean":
+        prompts = [held.answering(lm, s, o, given, template) for (s, o), given in zip(examples, shots)]
+    else:
+        prompts = [held.prompt(s, given, template) for (s, _), given in zip(examples, shots)]
+    jac = lm.jacobian(
+        prompts, list(sites or ("embed", "resid_post")), end, source_tokens="subject.last",
+        target_tokens=READ_AT[tokens],
+    )  # fmt: skip
+    made = {
+        str(site): LRE(str(site), end, weight.astype(np.float32), bias.astype(np.float32))
+        for site, (weight, bias) in jac.mean().affine().items()
+    }
+    return LREs(held, tuple(examples), made, template)
+
+
+def vectors(
+    lm: "LanguageModel", prompts: Sequence[Prompt], sites: Sequence[str], target: str, at: str = "last"
+) -> dict[str, Float[np.ndarray, "prompt d_model"]]:
+    """Subject vectors at sites and what the target holds at the end of the same prompts, under "target"."""
+    held = lm.capture(prompts, list(sites), "subject.last")
+    end = lm.capture(prompts, target, at)
+    return {str(site): rows for site, rows in held.rows.items()} | {"target": end[target]}
+
+
+def top(lm: "LanguageModel", states: Float[np.ndarray, "row d_model"], target: str) -> Int[np.ndarray, "row"]:
+    """The likeliest next token of each state at the target, read by the final norm and the head."""
+    return np.concatenate(
+        [
+            lm.unembed(states[a : a + _HEAD_ROWS].astype(np.float32)).argmax(-1)
+            for a in range(0, len(states), _HEAD_ROWS)
+        ]
+    )
+
+
+def right(
+    lm: "LanguageModel", states: Float[np.ndarray, "row d_model"], objects: Sequence[str], target: str
+) -> Bool[np.ndarray, "row"]:
+    """Whether the likeliest token of each state begins its object."""
+    said = [lm.tokenizer.decode([int(i)]) for i in top(lm, states, target)]
+    return np.array([begins(word, obj) for word, obj in zip(said, objects)], dtype=bool)
+
+
+def best_beta(
+    lm: "LanguageModel",
+    fit: LRE,
+    subjects: Float[np.ndarray, "row d_source"],
+    objects: Sequence[str],
+    betas: Sequence[float] = BETAS,
+) -> tuple[LRE, float]:
+    """The map with the β that is right most often on these subjects (of equals that nearest to 1), and how often that is."""
+    moved = subjects @ fit.weight.T
+    states = np.concatenate([beta * moved + fit.bias for beta in betas])
+    hits = right(lm, states, list(objects) * len(betas), fit.target).reshape(len(betas), -1).mean(1)
+    best = max(range(len(betas)), key=lambda i: (hits[i], -abs(np.log(betas[i]))))
+    return replace(fit, beta=betas[best]), float(hits[best])
+
+
+def ridge_map(
+    subjects: Float[np.ndarray, "row d_source"], states: Float[np.ndarray, "row d_target"], site: str, target: str
+) -> LRE:
+    """The affine map by ridge regression, its penalty by leave-one-out: what can be had without a derivative."""
+    from sklearn.linear_model import RidgeCV
+
+    scale = float(np.square(subjects - subjects.mean(0)).sum(1).mean()) or 1.0
+    alphas = scale * np.logspace(-5, 2, 8)
+    made = RidgeCV(alphas).fit(subjects.astype(np.float64), states.astype(np.float64))
+    return LRE(site, target, made.coef_.astype(np.float32), np.asarray(made.intercept_, dtype=np.float32))
+
+
+def translation(
+    subjects: Float[np.ndarray, "row d"], states: Float[np.ndarray, "row d"], site: str, target: str
+) -> LRE:
+    """The subject moved by one vector for all: o = s + mean(o - s)."""
+    return LRE(site, target, np.eye(subjects.shape[1], dtype=np.float32), (states - subjects).mean(0))
+
+
+def attribute_lens(lm: "LanguageModel", fits: LREs, text: "str | Prompt", *, top_k: int = 5) -> pd.DataFrame:
+    """What a relation's maps read off every token of any text, block by block (the attribute lens of arXiv 2308.09124).
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row a block and position: block (-1 is the embedding), position, token, predicted, probability, top_five.
+
+    Raises
+    ------
+    UserError
+        As `lm.capture`.
+    """
+    acts = lm.capture([text], list(fits), "all")
+    ids = lm.tokenizer(text if isinstance(text, str) else text.text)["input_ids"]
+    cells = []
+    for site, fit in fits.items():
+        logits = lm.unembed(fit(acts[site]).astype(np.float32)).astype(np.float64)
+        chances = np.exp(logits - logits.max(-1, keepdims=True))
+        chances /= chances.sum(-1, keepdims=True)
+        layer = Site.parse(site).layer
+        for position, chance in enumerate(chances):
+            order = np.argsort(-chance)[:top_k]
+            words = [lm.tokenizer.decode([int(i)]) for i in order]
+            listed = ", ".join(f"{w.strip()} {chance[i]:.2f}" for w, i in zip(words, order))
+            cells.append(
+                {
+                    "block": -1 if layer is None else layer, "position": position, "token": lm.tokenizer.decode([ids[position]]),
+                    "predicted": words[0], "probability": float(chance[order[0]]), "top_five": listed,
+                }
+            )  # fmt: skip
+    return pd.DataFrame(cells)

@@ -1,0 +1,121 @@
+"""The `relations` study end to end on a tiny random network, where everything is there and nothing is known."""
+
+import json
+
+import numpy as np
+import pytest
+
+from repscope.directions import DirectionSet
+from repscope.errors import UserError
+from repscope.results import COLUMNS, ESTIMATE
+from repscope.studies.relations import RELATIONS, RelationsOptions
+from repscope.studies.relations_pooled import CHOSEN, pooled
+from repscope.studies.study import Run
+
+MAPS = {
+    ESTIMATE, "logit lens", "translation", "ridge map, the same examples", "ridge map, whole half",
+    "map on another subject's vector", "map from the embedding", "majority object",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    made = Run(
+        RELATIONS,
+        RelationsOptions(tiny=True, relations=("city-continent", "country-continent")),
+        out=tmp_path_factory.mktemp("runs"),
+    )
+    made.answer()
+    return made
+
+
+def test_every_estimate_has_its_controls_and_intervals_over_subjects(run):
+    table = run.table
+    assert list(table.columns) == list(COLUMNS)
+    at = table[(table["site"] == CHOSEN) & (table["split"] == "halves")]
+    for item in ("city-continent", "country-continent"):
+        rows = at[at["item"] == item]
+        assert set(rows[rows["metric"] == "faithfulness"]["condition"]) >= MAPS
+        assert {"ridge probe", "mean mass", "shuffled objects"} <= set(
+            rows[rows["metric"] == "concept accuracy"]["condition"]
+        )
+        assert {"random step, as long", "subjects' own vectors"} <= set(
+            rows[rows["metric"] == "edit success"]["condition"]
+        )
+    scored = table[table["unit"].fillna("") != ""]
+    assert set(scored["unit"]) == {"subject"}
+    assert (scored["lo"] <= scored["value"] + 1e-9).all()
+    assert (scored["value"] <= scored["hi"] + 1e-9).all()
+    assert table["row_id"].is_unique
+
+
+def test_reported_subjects_had_no_part_in_choosing(run):
+    for item in ("city-continent", "country-continent"):
+        for k in (0, 1):
+            arrays = run.results[f"{item} split {k}"].arrays
+            known = run.results[f"{item} known"].arrays["known"]
+            order = np.random.default_rng([0, k]).permutation(known)
+            reported = arrays["reported"]
+            assert set(reported) <= set(order)
+            assert not set(reported) & set(order[: len(order) // 2])
+
+
+def test_the_page_and_its_files(run):
+    page = (run.folder / "report.html").read_text()
+    for text in ("Faithfulness by block", "Edits by dose", "Before and after", "Every map on every relation"):
+        assert text in page
+    facts = json.loads((run.folder / "study.json").read_text())
+    assert facts["study"] == "relations"
+    kept = DirectionSet.load(run.folder / "artifacts" / "city-continent-concepts.safetensors")
+    assert "Asia" in [d.name for d in kept]
+
+
+def test_a_second_run_computes_nothing(run):
+    again = Run(RELATIONS, run.options, out=run.out)
+    again.answer()
+    assert not again.took
+
+
+def test_own_files_and_their_mistakes(tmp_path):
+    own = tmp_path / "colours.csv"
+    own.write_text("subject,object\n" + "".join(f"thing {i},{'red' if i % 2 else 'blue'}\n" for i in range(24)))
+    made = Run(
+        RELATIONS,
+        RelationsOptions(tiny=True, relations=(str(own),), template=("The colour of {} is",)),
+        out=tmp_path / "runs",
+    )
+    made.answer()
+    assert set(made.table["item"]) >= {"colours"}
+    own.write_text("subject,object\na,b\nc,d\n")
+    with pytest.raises(UserError, match="2 usable samples"):
+        Run(RELATIONS, RelationsOptions(tiny=True, relations=(str(own),)), out=tmp_path / "few").answer()
+    own.write_text("subject,object\n" + "".join(f"thing {i},red\n" for i in range(24)))
+    with pytest.raises(UserError, match="one object"):
+        Run(RELATIONS, RelationsOptions(tiny=True, relations=(str(own),)), out=tmp_path / "one").answer()
+    with pytest.raises(UserError, match="exactly once"):
+        Run(RELATIONS, RelationsOptions(tiny=True, template=("no subject",)), out=tmp_path / "no").answer()
+    with pytest.raises(UserError, match="no block 9"):
+        Run(RELATIONS, RelationsOptions(tiny=True, object_block=9), out=tmp_path / "b").answer()
+    assert not (tmp_path / "few").exists()
+
+
+def test_splits_pool_by_subject():
+    parts = [
+        {
+            "reported": np.array([0, 1]),
+            "lre|estimate|chosen": np.array([1.0, 0.0]),
+            "lre|logit lens|chosen": np.array([0.0, 0.0]),
+        },
+        {
+            "reported": np.array([1, 2]),
+            "lre|estimate|chosen": np.array([1.0, np.nan]),
+            "lre|logit lens|chosen": np.array([0.0, 1.0]),
+        },
+    ]
+    rows = {(r.metric, r.condition, r.split): r for r in pooled("r", parts, 0)}
+    assert (
+        rows["faithfulness", ESTIMATE, "halves"].value == 0.75
+    )  # subject 0 is 1, subject 1 is ½, subject 2 was not scored
+    assert rows["faithfulness", ESTIMATE, "halves"].n == 2
+    assert rows["gain", "over logit lens", "halves"].value == 0.75
+    assert rows["faithfulness", ESTIMATE, "split 1"].n == 1
