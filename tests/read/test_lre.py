@@ -110,7 +110,9 @@ def test_mean_over_the_objects_tokens(llama):
     tail = llama.tokenizer(" Santiago", add_special_tokens=False)["input_ids"]
     assert len(acts["resid_post.3"]) == len(tail) - len(words.blank)
     assert fits["resid_post.1"].weight.shape == (32, 32)
+    assert np.allclose(fits.states(llama, [("Chile", "Santiago")])[0], acts["resid_post.3"].mean(0), atol=1e-5)
     other = lre(llama, HELD, examples=HELD.samples[:3], sites=["resid_post.1"])
+    assert other.states(llama, HELD.samples[:2]).shape == (2, 32)
     assert not np.allclose(fits["resid_post.1"].weight, other["resid_post.1"].weight)
 
 

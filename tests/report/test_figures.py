@@ -90,7 +90,7 @@ CELLS = pd.DataFrame(
 
 def test_a_grid_writes_each_value_in_its_cell():
     chart = grids.grid(CELLS, x_title="rank", y_title="block", value_title="accuracy")
-    assert [r["value"] for r in rows(chart)] == list(CELLS["value"])
+    assert [r["value"] for r in rows(chart)] == [0.0, 0.1, 0.2, 0.3]
     spec = spec_of(chart)
     assert spec["layer"][0]["encoding"]["y"]["sort"] == ["2", "0"], "the first row stands at the bottom"
 

@@ -11,6 +11,7 @@ v_o' - v_o to a subject changes the fact.
 3. What else would classify: ridge and logistic regression on the same subjects, class means ("mean mass"), differences of means.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -143,7 +144,9 @@ def by_probe(
 
     scaler = StandardScaler().fit(train)
     probe = RidgeClassifierCV(np.logspace(0, 5, 11)) if kind == "ridge" else LogisticRegression(C=0.01, max_iter=400)
-    probe.fit(scaler.transform(train).astype(np.float64), list(objects))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # many classes for so few rows is what is asked here
+        probe.fit(scaler.transform(train).astype(np.float64), list(objects))
     return [str(name) for name in probe.predict(scaler.transform(test).astype(np.float64))]
 
 

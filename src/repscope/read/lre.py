@@ -93,13 +93,15 @@ class LRE:
 class LREs(Mapping[str, LRE]):
     """The maps of one relation from every subject layer. `fits["resid_post.12"]` is one.
 
-    spelt: the relation as the tokenizer spells it. examples: what they were made from. held: by the site's name.
+    spelt: the relation as the tokenizer spells it. examples: what they were made from. held: by the site's name. tokens: whether an
+    object's state is that before its first token or the mean over the places of all.
     """
 
     spelt: Spelt
     examples: tuple[Pair, ...]
     held: Mapping[str, LRE]
     template: int = 0
+    tokens: Literal["first", "mean"] = "first"
 
     def __getitem__(self, site: str) -> LRE:
         """The map from a site.
@@ -130,6 +132,18 @@ class LREs(Mapping[str, LRE]):
     def subjects(self, lm: "LanguageModel", names: Sequence[str]) -> dict[str, Float[np.ndarray, "subject d_model"]]:
         """The vectors of subjects at every layer there is a map from, and at the target: asked after the examples."""
         return vectors(lm, [self.prompt(name) for name in names], list(self), next(iter(self.held.values())).target)
+
+    def states(self, lm: "LanguageModel", pairs: Sequence[Pair]) -> Float[np.ndarray, "pair d_target"]:
+        """What the target holds for the objects of pairs, read as the maps read it: where concepts take their means from."""
+        target = next(iter(self.held.values())).target
+        if self.tokens == "first":
+            prompts = [self.prompt(subject) for subject, _ in pairs]
+        else:
+            prompts = [
+                self.spelt.answering(lm, s, o, [p for p in self.examples if p[0] != s], self.template) for s, o in pairs
+            ]
+        found: np.ndarray = lm.capture(prompts, target, READ_AT[self.tokens])[target]
+        return found
 
     def answers(self, lm: "LanguageModel", names: Sequence[str], site: str, beta: float | None = None) -> list[str]:
         """The map's likeliest token for each subject."""
@@ -213,7 +227,7 @@ def lre(
         str(site): LRE(str(site), end, weight.astype(np.float32), bias.astype(np.float32))
         for site, (weight, bias) in jac.mean().affine().items()
     }
-    return LREs(held, tuple(examples), made, template)
+    return LREs(held, tuple(examples), made, template, tokens)
 
 
 def vectors(

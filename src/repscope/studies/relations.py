@@ -57,7 +57,7 @@ class RelationsOptions(Options):
     def sized(self) -> "RelationsOptions":
         """With the smaller numbers that `tiny` and `short` stand for."""
         if self.tiny:
-            few: dict[str, Any] = {
+            tiny: dict[str, Any] = {
                 "splits": 2,
                 "trials": 1,
                 "max_items": 30,
@@ -65,11 +65,11 @@ class RelationsOptions(Options):
                 "ranks": (4, 8),
                 "edits": 3,
             }
-            return self.model_copy(update=few | {"relations": self.relations[:2]})
+            return self.model_copy(update=tiny | {"relations": self.relations[:2]})
         if self.short:
-            return self.model_copy(
-                update={"splits": 2, "max_items": min(self.max_items, 100), "edits": min(self.edits, 10)}
-            )
+            named = "relations" in self.model_fields_set
+            few = {"splits": 2, "max_items": min(self.max_items, 80), "edits": min(self.edits, 8)}
+            return self.model_copy(update=few | ({} if named else {"relations": self.relations[:2]}))
         return self
 
     def files(self) -> list[Path]:

@@ -237,6 +237,11 @@ def classification(split: Split, ranks: Sequence[int], tick: Tick) -> tuple[Hits
     each = split.lm.jacobian(prompts, site, here, source_tokens="subject.last").matrix()
     after = concepts(fits[site], everything.end[here], everything.objects, rank, inverse=mean_of_inverses(each, rank))
     hits["inverse of each, then mean|chosen"] = scored(after.classify(test))
+    whole = lre(split.lm, split.spelt, examples=split.examples, sites=[site], target=here, tokens="mean")
+    states = whole.states(split.lm, everything.pairs)
+    hits["mean of the object's tokens|chosen"] = scored(
+        concepts(whole[site], states, everything.objects, rank).classify(test)
+    )
     split.facts |= {"concept site": site, "rank": rank, "probe site": surest}
     return hits, made, ""
 
