@@ -26,10 +26,11 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 # Peers live in an environment of their own; the table goes to benchmarks/RESULTS.md.
-bench: .venv-bench/.done $(VENV)/.demo
+bench: .venv-bench/.done .venv-relations/.done $(VENV)/.demo
 	.venv-bench/bin/python benchmarks/capture.py --write
 	.venv-bench/bin/python benchmarks/edits.py --write
 	$(BIN)/python benchmarks/jacobian.py --write
+	$(BIN)/python benchmarks/relations.py --write
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "repscope needs Python 3.11 or newer; try make PYTHON=python3.11")'
@@ -48,6 +49,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	.venv-bench/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements-peers.txt -e .
 	@touch $@
 
+.venv-relations/.done: benchmarks/requirements-relations.txt
+	$(PYTHON) -m venv .venv-relations
+	.venv-relations/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements-relations.txt
+	@touch $@
+
 # That version refuses today's tokenizers and Hub client when imported; the older client stands on httpx, and that on httpcore.
 .oldest/.done: Makefile | $(VENV)/.dev
 	rm -rf .oldest
@@ -60,4 +66,4 @@ browser: $(VENV)/.dev
 	@$(BIN)/python tests/report/browser.py
 
 clean:
-	rm -rf $(VENV) .venv-bench .oldest runs
+	rm -rf $(VENV) .venv-bench .venv-relations .oldest runs

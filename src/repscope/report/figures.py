@@ -113,14 +113,14 @@ def heat_map(table: pd.DataFrame, *, metric_title: str = "") -> alt.LayerChart:
     return finish(boxes, written, height=max(17 * len(blocks), 120), max_width=120 * len(order) + 240)
 
 
-def gains(table: pd.DataFrame) -> alt.LayerChart:
+def gains(table: pd.DataFrame, *, title: str = "paired gain (accuracy or R²)") -> alt.LayerChart:
     """A forest plot of paired differences: one row an item and control, the point, its interval, a line at no gain."""
     shown = table[(table["metric"] == "gain") & (table["split"] != "shared token")]
     if shown.empty:
         raise ValueError("no row has the metric 'gain'")
     items = list(dict.fromkeys(shown["item"]))
     zero = alt.Chart(data(pd.DataFrame({"zero": [0]}))).mark_rule(color=INK).encode(x="zero:Q")
-    return _forest(shown, items, "paired gain (accuracy or R²)", [zero])
+    return _forest(shown, items, title, [zero])
 
 
 def chosen(table: pd.DataFrame) -> alt.LayerChart:

@@ -43,7 +43,7 @@ def grid(frame: pd.DataFrame, *, x_title: str, y_title: str, value_title: str) -
         written,
         height=max(17 * len(rows), 60),
         max_width=130 * len(columns) + 260,
-        min_width=70 * len(columns) + 90,
+        min_width=(8 * max(map(len, columns)) + 12) * len(columns) + 90,
     )
 
 

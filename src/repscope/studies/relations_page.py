@@ -72,7 +72,7 @@ def _overview(table: pd.DataFrame) -> Section:
     if len(gains):
         items.append(
             Figure(
-                figures.gains(gains),
+                figures.gains(gains, title="paired gain of faithfulness"),
                 "What the map of a relation adds to each simpler reading",
                 "Faithfulness of the LRE at the layer and β chosen on the other half, less that of the control, paired over "
                 "subjects; "
@@ -119,7 +119,6 @@ def _overview(table: pd.DataFrame) -> Section:
                 "likeliest token "
                 "begins the object of the column. Off the diagonal a map that reads its own relation and nothing coarser is "
                 "near 0.",
-                small=True,
             )
         )
     text = (
@@ -163,7 +162,7 @@ def _section(run: "Run[RelationsOptions]", table: pd.DataFrame, item: str) -> Se
                 "blocks lie beyond the point where the subject still carries its attributes.",
             )
         )
-    return Section(item, "", tuple(items))
+    return Section(item, _collapse(here), tuple(items))
 
 
 def _concepts(run: "Run[RelationsOptions]", here: pd.DataFrame, item: str) -> list[Figure | Table]:
@@ -171,7 +170,7 @@ def _concepts(run: "Run[RelationsOptions]", here: pd.DataFrame, item: str) -> li
     if rows.empty:
         return []
     ranks = here[here["metric"] == "concept accuracy: rank"]["value"]
-    usual = int(ranks.mode().iloc[0])
+    usual = int(ranks.sort_values().iloc[len(ranks) // 2])
     ranked = rows["condition"].str.startswith("rank ")
     lines = pd.concat([rows[~ranked], rows[rows["condition"] == f"rank {usual}"].assign(condition=ESTIMATE)])
     flat = _chosen(here, "concept accuracy")
@@ -182,9 +181,9 @@ def _concepts(run: "Run[RelationsOptions]", here: pd.DataFrame, item: str) -> li
                 pd.concat([lines, flat]), metric_title="accuracy (reported subjects)", token="subject.last"
             ),
             f"Concepts as classifiers, by block (rank {usual})",
-            "A subject is given the object along whose concept it points most; the rank is that which most splits chose. "
-            "Probes are "
-            "trained on the same subjects. Shuffled objects: concepts of objects dealt out at random, at the chosen place.",
+            "A subject is given the object along whose concept it points most; the rank is the median of what the splits "
+            "chose. Probes are trained on the same subjects. Shuffled objects: concepts of objects dealt out at random, at the "
+            "chosen place.",
         ),
         Figure(
             grids.grid(_by_rank(rows[ranked]), x_title="rank of the inverse", y_title="block", value_title="accuracy"),
@@ -295,13 +294,13 @@ def _told(table: pd.DataFrame, item: str) -> list[str]:
     blocks = sorted({int(b) for b in select(here, metric="faithfulness: block")["value"]})
     where = " and ".join("the embedding" if b < 0 else f"block {b}" for b in blocks)
     said = [
-        f"{item}: faithfulness {_number(at[ESTIMATE])} over {at[ESTIMATE]['n']} subjects at {where} (chosen on the other "
-        "half), against " + ", ".join(f"{_number(at[c])} for {told}" for c, told in _CONTROLS.items() if c in at) + "."
+        f"{item.capitalize()}: faithfulness {_number(at[ESTIMATE])} over {at[ESTIMATE]['n']} subjects at {where} (chosen "
+        "on the other half), against "
+        + ", ".join(f"{_number(at[c])} for {told}" for c, told in _CONTROLS.items() if c in at)
+        + "."
     ]
     if (best := gains.get("over ridge map, whole half")) is not None:
         said.append(f"Over ridge regression on the whole half: {_gain(best)}.")
-    if fallen := _collapse(here):
-        said.append(fallen)
     lrc = {str(c): r for c, r in zip(*_columns(_chosen(here, "concept accuracy")))}
     if ESTIMATE in lrc:
         over = select(here, metric="gain", definition="concept accuracy", condition="over ridge probe")
@@ -357,12 +356,13 @@ def _columns(rows: pd.DataFrame) -> tuple[Sequence[str], Sequence[dict[Any, Any]
 
 
 def _wide(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row an item, a column a condition."""
+    """A row a condition, a column an item; the last row says how many subjects there are."""
     cells = rows.assign(cell=[_number(r) for r in rows.to_dict("records")])
-    wide = cells.pivot(index="item", columns="condition", values="cell").fillna("–")
-    order = [c for c in (ESTIMATE, *dict.fromkeys(rows["condition"])) if c in wide.columns]
-    n = rows.groupby("item")["n"].max().astype(str)
-    return wide[list(dict.fromkeys(order))].assign(n=n).loc[list(dict.fromkeys(rows["item"]))].reset_index()
+    items = list(dict.fromkeys(rows["item"]))
+    wide = cells.pivot(index="condition", columns="item", values="cell").fillna("–")
+    order = list(dict.fromkeys([*([ESTIMATE] if ESTIMATE in wide.index else []), *rows["condition"]]))
+    n = rows.groupby("item")["n"].max().astype(str).rename("n").to_frame().T
+    return pd.concat([wide.loc[order, items], n[items]]).rename_axis("").reset_index()
 
 
 def _number(row: dict[Any, Any]) -> str:
