@@ -6,7 +6,7 @@
    what the edit does to another relation of the same subject, to a neighbouring fact in the same text, and to a neutral text (KL).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,14 +61,3 @@ def kl(logits: Float[np.ndarray, "variant vocab"]) -> Float[np.ndarray, "variant
     logp = torch.from_numpy(np.asarray(logits, dtype=np.float64)).log_softmax(-1)
     out: np.ndarray = (logp[:1].exp() * (logp[:1] - logp[1:])).sum(-1).numpy()
     return out
-
-
-def doses(step: Float[np.ndarray, "d_model"], site: str, scales: Sequence[float]) -> list[tuple[str, np.ndarray]]:
-    """The same step at several lengths."""
-    return [(site, np.asarray(scale * step, dtype=np.float32)) for scale in scales]
-
-
-def others(objects: Sequence[str], own: Mapping[int, str], seed: int) -> dict[int, str]:
-    """For each sample another object than its own, drawn at random."""
-    rng = np.random.default_rng(seed)
-    return {i: str(rng.choice([o for o in objects if o != held])) for i, held in own.items()}
