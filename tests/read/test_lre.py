@@ -198,12 +198,15 @@ def test_a_change_moves_a_subject_to_the_new_object():
 def test_the_other_classifiers():
     rng = np.random.default_rng(0)
     names = ["x", "y", "z"] * 20
-    rows = np.eye(3)[[0, 1, 2] * 20] @ rng.normal(size=(3, 8)) * 3 + rng.normal(size=(60, 8)) + 5
+    rows = np.eye(3)[[0, 1, 2] * 20] @ rng.normal(size=(3, 8)) * 4 + rng.normal(size=(60, 8))
     for said in (
         by_means(rows[:30], names[:30], rows[30:], others=False), by_means(rows[:30], names[:30], rows[30:], others=True),
         by_probe(rows[:30], names[:30], rows[30:], kind="ridge"), by_probe(rows[:30], names[:30], rows[30:], kind="logistic"),
     ):  # fmt: skip
         assert np.mean([a == b for a, b in zip(said, names[30:])]) > 0.8
+    assert by_means(rows[:30] + 50, names[:30], rows[30:] + 50, others=True) == by_means(
+        rows[:30], names[:30], rows[30:], others=True
+    )
     labels, means = class_means(rows, names)
     assert labels == ("x", "y", "z")
     assert np.allclose(means[1], rows[1::3].mean(0))

@@ -123,16 +123,17 @@ def class_means(
 def by_means(
     train: Float[np.ndarray, "row d"], objects: Sequence[str], test: Float[np.ndarray, "row d"], *, others: bool
 ) -> list[str]:
-    """Classify along class means ("mean mass": unit means, the mean of all taken off), or with `others` along each mean less the
-    mean of all other rows ("difference of means")."""
+    """Classify along unit class means ("mean mass"), or with `others` along each mean less the mean of all other rows
+    ("difference of means"). With the mean of all taken off the first would be the second: what they differ by is that common part.
+    """
     names, means = class_means(train, objects)
     held = np.asarray(objects).astype(str)
+    directions, rows = means, test
     if others:
         directions = np.stack([m - train[held != name].mean(0) for name, m in zip(names, means)])
-    else:
-        directions = means - train.mean(0)
+        rows = test - train.mean(0)
     directions = directions / np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-30)
-    return [names[i] for i in ((test - train.mean(0)) @ directions.T).argmax(1)]
+    return [names[i] for i in (rows @ directions.T).argmax(1)]
 
 
 def by_probe(
