@@ -88,7 +88,7 @@ def steps(run: Run[RelationsOptions]) -> list[Step]:
         for k in range(o.splits):
             needs = asked if o.edits else (f"{r.name} known",)
             made.append(
-                Step(f"{r.name} split {k}", _splits(r, held, k, object_site), _cost(run, r, 1), version=1, needs=needs)
+                Step(f"{r.name} split {k}", _splits(r, held, k, object_site), _cost(run, r, 1), version=2, needs=needs)
             )
     splits = tuple(f"{r.name} split {k}" for r in held for k in range(o.splits))
     if len(held) > 1:
