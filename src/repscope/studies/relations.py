@@ -69,7 +69,7 @@ class RelationsOptions(Options):
         if self.short:
             named = "relations" in self.model_fields_set
             few = {"splits": 2, "max_items": min(self.max_items, 80), "edits": min(self.edits, 8)}
-            return self.model_copy(update=few | ({} if named else {"relations": self.relations[:2]}))
+            return self.model_copy(update=few | ({} if named else {"relations": ("country-language",)}))
         return self
 
     def files(self) -> list[Path]:
