@@ -253,3 +253,10 @@ def test_a_module_that_never_runs_is_named(tokenizer):
         LanguageModel(model, tokenizer).capture(["Paris"], "module:unused")
     with pytest.raises(UserError, match="cannot be split"):
         Network(torch.nn.Sequential(torch.nn.Flatten(0))).capture(torch.ones(4, 3), "module:0")
+
+
+def test_what_a_tokenizer_returns_is_no_list_of_prompts(llama):
+    """Its keys would be read as texts."""
+    for held in (llama.tokenizer(["a", "b"]), {"input_ids": [[1, 2]]}):
+        with pytest.raises(UserError, match="a mapping was given"):
+            llama.capture(held, "resid_post.1")

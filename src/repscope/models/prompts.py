@@ -159,8 +159,10 @@ def several(prompts: Iterable[PromptLike]) -> Iterable[PromptLike]:
     Raises
     ------
     UserError
-        For a single text, whose letters would be taken for prompts.
+        For a single text, whose letters would be taken for prompts; for what a tokenizer returns, whose keys would be.
     """
+    if isinstance(prompts, Mapping) or hasattr(prompts, "input_ids"):
+        raise UserError("Prompts are texts or rows of token ids, and a mapping was given: pass the texts themselves.")
     if isinstance(prompts, (str, Prompt)):
         raise UserError(
             f"{str(getattr(prompts, 'text', prompts))[:40]!r} is one prompt, and a list of them is needed: put it in [ ]."
