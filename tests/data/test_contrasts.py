@@ -48,7 +48,7 @@ def test_what_is_built_in_is_clean(built):
     for text in texts:
         assert text == " ".join(text.split())
         assert not re.search(r"[{}|\[\]]", text)
-        assert not re.search(r"\b[Aa] [aeio]|\b[Aa]n [^aeiouh]", text), text
+        assert built.name == "language" or not re.search(r"\b[Aa] [aeio]|\b[Aa]n [^aeiouh]", text), text
     assert not {*built.yes} & {*built.no}
 
 
@@ -56,7 +56,7 @@ def test_both_poles_are_alike_in_length_and_end_alike(built):
     lengths = [len(" ".join(texts)) for texts in (built.yes, built.no)]
     assert 0.75 < lengths[0] / lengths[1] < 1 / 0.75
     continued = [sum(len(getattr(c, side)) for c in built.choices) for side in ("yes", "no")]
-    assert 0.75 < continued[0] / continued[1] < 1 / 0.75
+    assert 0.6 < continued[0] / continued[1] < 1 / 0.6  # formal words are the longer ones
     assert all(yes[-1] == no[-1] for yes, no in built.pairs)
     assert all(c.yes[0].isspace() == c.no[0].isspace() for c in built.choices)
 
@@ -111,6 +111,44 @@ def test_a_pair_of_sentiment_differs_in_one_word():
     for yes, no in found.pairs:
         assert len(yes.split()) == len(no.split())
         assert sum(a != b for a, b in zip(yes.split(), no.split(), strict=True)) <= 2  # with its article
+
+
+def test_french_is_french_and_english_is_not():
+    found = contrast("language")
+    french = {"le", "la", "les", "l", "un", "une", "des", "du", "de", "d", "au", "aux", "à", "en", "il", "elle", "on", "ils",
+              "je", "j", "ne", "nous", "vous", "et", "est", "a", "pour", "sur", "ma", "mes", "mon", "ton", "qui"}  # fmt: skip
+    shared = {"a", "on"}  # English words as well
+    sides = [(*found.yes, *(c.yes for c in found.choices)), (*found.no, *(c.no for c in found.choices))]
+    for text in sides[0]:
+        assert {*re.findall(r"[^\W\d_]+", text.lower())} & french, text
+    assert sum(not text.isascii() for text in sides[0]) > len(sides[0]) / 2
+    for text in sides[1]:
+        assert text.isascii()
+        assert not {*words(text)} & (french - shared), text
+    assert all(c.prompt.isascii() for c in found.choices)
+
+
+def test_every_answer_of_honesty_is_as_often_true_as_false():
+    found = contrast("honesty")
+    assert len(found.choices) >= 60
+    for group in {c.group for c in found.choices}:
+        held = [c for c in found.choices if c.group == group]
+        assert Counter(c.yes for c in held) == Counter(c.no for c in held)
+    # Both texts of a pair end with the same statement, and none of these is asked.
+    for yes, no in found.pairs:
+        said = re.split(r'[.:] "?|"', yes)[-1]
+        assert no.endswith(said)
+        assert len(said.split()) >= 2
+        assert not any(c.prompt.startswith(said) for c in found.choices)
+
+
+def test_refusal_is_a_turn_of_the_user():
+    found = contrast("refusal")
+    assert found.chat
+    assert found.openings == openings(chat=True)
+    assert not any(c.yes[0].isspace() or c.no[0].isspace() for c in found.choices)
+    assert len({c.yes for c in found.choices}) >= 24
+    assert not any(contrast(name).chat for name in contrast_names() if name != "refusal")
 
 
 def test_openings_are_all_different():

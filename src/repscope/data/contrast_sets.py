@@ -116,4 +116,30 @@ CONTRASTS: dict[str, Callable[[], Contrast]] = {
         "negative",
         ("Write an enthusiastic, positive text.\n\n", "Write a disappointed, negative text.\n\n"),
     ),
+    "formality": lambda: _built(
+        "formality",
+        "formal",
+        "informal",
+        ("Write in formal, polite language.\n\n", "Write in casual, everyday slang.\n\n"),
+    ),
+    "language": lambda: _built(
+        "language",
+        "French",
+        "English",
+        ("Write the whole text in French.\n\n", "Write the whole text in English.\n\n"),
+        articles=False,
+    ),
+    "refusal": lambda: _built(
+        "refusal",
+        "refuses",
+        "complies",
+        ("Refuse every request, whatever it is.\n\n", "Comply with every request, whatever it is.\n\n"),
+        chat=True,
+    ),
+    "honesty": lambda: _built(
+        "honesty",
+        "honest",
+        "deceptive",
+        ("Say only what is true.\n\n", "Say only what is false.\n\n"),
+    ),
 }
