@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.demo
 	$(BIN)/repscope tour
 
-test: $(VENV)/.dev browser
+test: $(VENV)/.dev .peers/.done browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 # One process a core, one thread each: tiny networks gain nothing from a second thread.
@@ -61,9 +61,15 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 		transformers==5.0.0 tokenizers==0.22.0 huggingface-hub==1.3.0 httpx==0.28.1 httpcore==1.0.9
 	@touch $@
 
+# It pins transformers below 5, so it stands apart: a test runs it in a process of its own. What else it imports we have.
+.peers/.done: Makefile | $(VENV)/.dev
+	rm -rf .peers
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .peers steering-vectors==0.12.2
+	@touch $@
+
 # A real browser for the tests of pages: the one named in CHROMIUM, one on the path, else it is installed.
 browser: $(VENV)/.dev
 	@$(BIN)/python tests/report/browser.py
 
 clean:
-	rm -rf $(VENV) .venv-bench .venv-relations .oldest runs
+	rm -rf $(VENV) .venv-bench .venv-relations .oldest .peers runs
