@@ -131,6 +131,27 @@ class Contrast:
         """The distinct groups of its texts, in order."""
         return tuple(dict.fromkeys((*self.yes_groups, *self.no_groups)))
 
+    def questions(self) -> tuple[Choice, ...]:
+        """Choices made of its pairs: what both texts begin with is the prompt, what follows in each a continuation.
+
+        Raises
+        ------
+        UserError
+            When the texts are no pairs, or hardly any two begin with the same word.
+        """
+        made = []
+        for (yes, no), group in zip(self.pairs if self.paired else (), self.yes_groups):
+            shared = next((i for i, (a, b) in enumerate(zip(yes, no)) if a != b), min(len(yes), len(no)))
+            at = max(yes.rfind(" ", 0, shared), 0)  # the word in which they part belongs to the continuation
+            if yes[:at].strip() and yes[at:].strip() and no[at:].strip():
+                made.append(Choice(yes[:at], yes[at:], no[at:], group))
+        if len(made) < LEAST:
+            raise UserError(
+                f"{self.name!r} has no choices to measure an effect on, and {len(made)} of its pairs begin alike; give a file of "
+                "choices with the columns prompt, yes and no."
+            )
+        return tuple(made)
+
     def take(
         self,
         yes: Iterable[int],
