@@ -144,13 +144,14 @@ def stranger(path, array=None, header=None, **fields):
         {"scale": None}, {"offset": []}, {"name": 5}, {"site": ["resid_post.1"]}, {"site": "gone"}, {"does": {"effect": "big"}},
         {"does": [1]}, {"does": {"x": {}}}, {"works": [1]}, {"works": [2, 1]}, {"works": "12"}, {"norm": -1}, {"tokens": ""},
         {"tokens": 3}, {"trained_on": None}, {"found_by": {}}, {"vector": [1, 0]}, {"other": 1},
-        {"array": np.array([[3.0, 4.0]])}, {"array": np.array([[np.nan, 1.0]])}, {"array": np.array([0.6, 0.8])},
+        {"array": np.array([[3.0, 4.0]])}, {"array": np.array([[np.nan, 1.0]])}, {"array": np.array([[1e300, 1.0]])}, {"array": np.array([0.6, 0.8])},
         {"array": np.array([[1, 0]])}, {"array": np.zeros((0, 2))}, {"array": np.array([[0.6, 0.8]] * 2)},
         {"header": {"directions": "[" * 100_000}}, {"header": {"directions": "{}"}}, {"header": {"directions": "[1]"}},
         {"header": {"blocks": "-3"}}, {"header": {"blocks": "9" * 5000}}, {"header": {"directions": "1" * 5000}},
     ],
     ids=str,
 )  # fmt: skip
+@pytest.mark.filterwarnings("error")
 def test_hostile_headers_end_in_one_sentence(tmp_path, wrong):
     with pytest.raises(UserError, match="cannot be read as a set of directions"):
         DirectionSet.load(stranger(tmp_path / "d", **wrong))

@@ -54,7 +54,8 @@ class Direction:
 
     def __post_init__(self) -> None:
         vector = np.array(self.vector, dtype=np.float64)
-        length = float(np.linalg.norm(vector))
+        with np.errstate(over="ignore"):
+            length = float(np.linalg.norm(vector))
         if vector.ndim != 1 or not abs(length - 1) <= _LENGTH:
             raise UserError(
                 f"The vector of the direction {self.name!r} has shape {vector.shape} and length {length:.6g}, not (feature) and 1; "
