@@ -85,6 +85,8 @@ def check(lm: LanguageModel, directions: Directions, *, anyway: bool = False) ->
     held = [directions] if isinstance(directions, Direction) else list(directions)
     widths: dict[str, int] = {}
     for one in held:
+        if not Site.parse(one.site).single:
+            raise UserError(f"The direction {one.name!r} lives at {one.site}; name one place, such as {one.site}.0.")
         (site,) = lm.resolve(one.site)  # says which blocks there are
         widths[one.site] = _width(lm, site)
     made_for = directions.model if isinstance(directions, DirectionSet) and not anyway else ""
