@@ -1,4 +1,6 @@
-"""Steering a model: whose directions are refused, that nothing stays behind, that a batch is each prompt alone, and text as it grows."""
+"""Steering a model: whose directions are refused, that nothing stays behind, a batch is each prompt alone, text as it grows."""
+
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -44,9 +46,14 @@ def test_leaving_the_context_restores_the_model_bit_for_bit(lm):
     before = lm.logits(PROMPTS)
     with steering(lm, made()):
         assert not np.array_equal(lm.logits(PROMPTS), before)
-    with pytest.raises(RuntimeError, match="bang"), steering(lm, made()):
-        lm.logits(PROMPTS)
-        raise RuntimeError("bang")
+
+    def interrupted():
+        with steering(lm, made()):
+            lm.logits(PROMPTS)
+            raise RuntimeError("bang")
+
+    with pytest.raises(RuntimeError, match="bang"):
+        interrupted()
     np.testing.assert_array_equal(lm.logits(PROMPTS), before)
     assert hooks == [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in lm.model.modules()]
     assert all(torch.equal(weights[name], value) for name, value in lm.model.state_dict().items())
@@ -106,4 +113,4 @@ def test_side_by_side_is_steered_beside_unsteered(lm, temperature):
     assert lasts == {i: (t.unsteered, t.steered) for i, t in enumerate(found)}
     lefts = [left for number, left, _ in seen if number == 0]
     assert len(set(lefts)) >= 4  # it grew
-    assert all(b.startswith(a) or "\ufffd" in a for a, b in zip(lefts, lefts[1:]))
+    assert all(b.startswith(a) or "\ufffd" in a for a, b in pairwise(lefts))
