@@ -91,8 +91,8 @@ def log_odds(
                 ids, start = _ids(lm, followed(in_turn(lm, choice.prompt, chat), tail))
                 wanted = torch.from_numpy(ids[start:]).to(lm.device)
                 rows = [
-                    logp.gather(2, wanted.expand(len(logp), -1)[..., None])[..., 0].double().sum(1)
-                    for _, logp in _steered(lm, ids[:-1], start, len(ids) - start, added)
+                    (logits.gather(2, wanted.expand(len(logits), -1)[..., None])[..., 0] - logits.logsumexp(-1)).double().sum(1)
+                    for _, logits in _steered(lm, ids[:-1], start, len(ids) - start, added)
                 ]
                 nats.append(torch.cat(rows).cpu().numpy())
                 advance(len(added) + 1)
@@ -106,12 +106,14 @@ def divergence(lm: LanguageModel, texts: Sequence[Prompt], added: Sequence[Added
     with progress("Divergence", len(texts) * (len(added) + 1)) as advance:
         for column, text in enumerate(texts):
             ids, start = _ids(lm, text)
-            plain: Tensor | None = None
-            for rows, logp in _steered(lm, ids[:-1], start, len(ids) - start, added):
-                wide = logp.double()
-                plain = wide[:1] if plain is None else plain
-                out[rows, column] = (plain.exp() * (plain - wide)).sum(-1).mean(-1).cpu().numpy()
-                advance(len(logp))
+            p: Tensor | None = None
+            for rows, logits in _steered(lm, ids[:-1], start, len(ids) - start, added):
+                p = logits[0].softmax(-1) if p is None else p
+                # Σ p log q in one pass over the logits; double precision of them all would take longer than the network
+                cross = torch.einsum("rew,ew->re", logits, p).double() - logits.logsumexp(-1).double()
+                out[rows, column] = cross.mean(-1).cpu().numpy()
+                advance(len(logits))
+    out = out[:1] - out
     return out[1:]
 
 
@@ -202,7 +204,7 @@ def _ids(lm: LanguageModel, text: Prompt) -> tuple[Int[np.ndarray, "token"], int
 def _steered(
     lm: LanguageModel, ids: Int[np.ndarray, "token"], prompt: int, ends: int, added: Sequence[Added]
 ) -> Iterator[tuple[slice, Float[Tensor, "row end vocab"]]]:
-    """Log-probabilities after the last `ends` positions, some rows at a time; row 0 is unsteered, row 1 + i has `added[i]`."""
+    """Logits after the last `ends` positions, some rows at a time; row 0 is unsteered, row 1 + i has `added[i]`."""
     last = Site("resid_post", lm.blocks - 1)
     forks = [Fork(last, len(ids) - 1, len(ids), lambda there: there)]
     for one in added:
@@ -218,8 +220,8 @@ def _steered(
         rows = slice(begin, begin + max(1, _HEAD_ROWS // ends))
         hidden = forked_ends(lm, ids, forks[rows], ends)
         with at_rest(lm.model):
-            logp = as_float(head(hidden)).log_softmax(-1)
-        yield slice(rows.start, rows.start + len(logp)), logp
+            logits = as_float(head(hidden))
+        yield slice(rows.start, rows.start + len(logits)), logits
 
 
 def _adding(vector: Float[np.ndarray, "feature"]) -> Callable[[Tensor], Tensor]:
