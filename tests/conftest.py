@@ -1,9 +1,14 @@
 """Fixtures: tiny models of each family, and the default model, loaded once."""
 
+import hypothesis
 import pytest
 import transformers
 
 from families import FAMILIES, build, build_tokenizer
+
+# A machine that does something else meanwhile is slow, not wrong.
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 
 def pytest_report_header():

@@ -91,7 +91,9 @@ def log_odds(
                 ids, start = _ids(lm, followed(in_turn(lm, choice.prompt, chat), tail))
                 wanted = torch.from_numpy(ids[start:]).to(lm.device)
                 rows = [
-                    (logits.gather(2, wanted.expand(len(logits), -1)[..., None])[..., 0] - logits.logsumexp(-1)).double().sum(1)
+                    (logits.gather(2, wanted.expand(len(logits), -1)[..., None])[..., 0] - logits.logsumexp(-1))
+                    .double()
+                    .sum(1)
                     for _, logits in _steered(lm, ids[:-1], start, len(ids) - start, added)
                 ]
                 nats.append(torch.cat(rows).cpu().numpy())
