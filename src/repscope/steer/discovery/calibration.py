@@ -9,7 +9,7 @@
    (KL from the network as it is), as size alone rewards text that has fallen apart.
 
 Both are roots of a function that rises with R, found by bisection of log R between a thousandth of the median length of a source
-state and ten times that. A map that stays linear that far has no such R, and gets that median length.
+state and a hundred times that. A map that stays linear that far has no such R, and gets that median length.
 """
 
 import math
@@ -28,7 +28,7 @@ from repscope.steer.discovery.solvers import jvp, mean_over
 from repscope.steer.discovery.subject import Context, LanguageSubject, Subject
 
 DRAWS = 30
-REACH = (1e-3, 10.0)  #: where R is looked for, in median lengths of a source state
+REACH = (1e-3, 100.0)  #: where R is looked for, in median lengths of a source state
 BISECTIONS = 12
 
 

@@ -22,7 +22,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -190,22 +190,21 @@ def _contrastive(tau: float, everywhere: bool, sign_blind: bool, skip: bool, see
         )
     if k < 2:
         raise UserError("The contrastive objective compares directions; ask for two or more.")
-    flat = pooled.flatten(0, 1)
-    cos = flat @ flat.T
-    heat = (cos.abs() if sign_blind else cos) / tau
-    positive, negative = _pairs(k, n, everywhere, flat.device)
-    near = heat.masked_fill(~positive, float("-inf")).logsumexp(1)
-    every = heat.masked_fill(~(positive | negative), float("-inf")).logsumexp(1)
-    return torch.unflatten(every - near, 0, (k, n)).mean(1)
+    own = torch.einsum("kif,kjf->kij", pooled, pooled)
+    near = _heat(own, tau, sign_blind).logsumexp(2)
+    if everywhere:
+        flat = pooled.flatten(0, 1)
+        every = torch.unflatten(_heat(flat @ flat.T, tau, sign_blind).logsumexp(1), 0, (k, n))
+    else:
+        here = torch.einsum("kif,lif->ikl", pooled, pooled)
+        every = torch.logaddexp(near, _heat(here, tau, sign_blind).logsumexp(2).T)
+    return (every - near).mean(1)
 
 
-def _pairs(k: int, n: int, everywhere: bool, device: torch.device) -> tuple[Bool[Tensor, "a b"], Bool[Tensor, "a b"]]:
-    """Which effects are of the same direction on another prompt, and which of another direction (on the same prompt)."""
-    direction = torch.arange(k, device=device).repeat_interleave(n)
-    prompt = torch.arange(n, device=device).repeat(k)
-    same = direction[:, None] == direction
-    here = prompt[:, None] == prompt
-    return same & ~here, ~same if everywhere else ~same & here
+def _heat(cos: Float[Tensor, "*batch a a"], tau: float, sign_blind: bool) -> Float[Tensor, "*batch a a"]:
+    """cos / tau, and nothing of an effect with itself."""
+    itself = torch.eye(cos.shape[-1], dtype=torch.bool, device=cos.device)
+    return ((cos.abs() if sign_blind else cos) / tau).masked_fill(itself, float("-inf"))
 
 
 def _soft_orthogonal(subtract_skip: bool, seen: Seen) -> Float[Tensor, "direction"]:

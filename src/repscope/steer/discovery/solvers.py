@@ -39,7 +39,8 @@ class Task:
 
     n: directions. scale: length at which effects are taken. steps: iterations (of each direction, for `sequential`). rate: about
     how far a step of Adam turns a vector at first, in radians. weight: (reader, width), for `weights`. start: of `dct`, `jacobian`
-    or `random`. memory: bytes that graphs may take.
+    or `random`. signed: whether DCT's QR keeps each vector's sign, which the published code does not. memory: bytes that graphs may
+    take.
     """
 
     subject: Subject
@@ -52,6 +53,7 @@ class Task:
     seed: int = 0
     weight: Float[Tensor, "reader width"] | None = None
     start: str = "jacobian"
+    signed: bool = True
     memory: float = MEMORY
 
     def drawn(self, count: int | None = None) -> Float[Tensor, "direction width"]:
@@ -185,7 +187,7 @@ def _dct(task: Task) -> Found:
     losses = []
     with progress("DCT", task.steps) as advance:
         for step in range(task.steps):
-            v = orthonormal(v)
+            v = orthonormal(v) if task.signed else torch.linalg.qr(v.T)[0].T
             effects, pulled = _pulled(task, task.scale * v, u)
             losses.append(-(u * effects).sum(1))
             _finite(losses[-1], pulled, step)
@@ -227,9 +229,10 @@ def orthonormal(rows: Float[Tensor, "direction width"]) -> Float[Tensor, "direct
 def _pca(task: Task) -> Found:
     states = task.context.states
     _, sizes, v = torch.linalg.svd(states - states.mean(0), full_matrices=False)
-    if len(v) < task.n:
+    most = min(len(states) - 1, task.context.width)
+    if most < task.n:
         raise UserError(
-            f"There are {len(states)} source states, which have {len(v)} principal components; {task.n} are asked for."
+            f"There are {len(states)} source states, which have {most} principal components; {task.n} are asked for."
         )
     return Found(v[: task.n], states.new_zeros(0, task.n), {"deviation": sizes[: task.n] / math.sqrt(len(states))})
 
