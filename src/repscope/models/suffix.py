@@ -138,11 +138,13 @@ def suffix(
         state, base = torch.stack([k.state for k in held]), torch.stack([k.target for k in held])
         replay = partial(forward, net, begin, end, held, state)
         run = partial(_effect, net, replay, _read(base, places, pooled), places, pooled)
-        parts.append(Part(len(prompts), torch.from_numpy(rows), int(state.shape[0] * state.shape[1]), run))
+        parts.append(
+            Part(len(prompts), torch.from_numpy(rows).to(net.device), int(state.shape[0] * state.shape[1]), run)
+        )
     blocks = (end.layer or 0) - (begin.layer or 0) if not why else net.blocks
     return Suffix(
-        begin, end, parts, torch.from_numpy(np.repeat(np.arange(len(kept)), sizes)), [as_float(k.state) for k in kept],
-        [as_float(k.target) for k in kept], net.token_bytes * blocks, why,
+        begin, end, parts, torch.from_numpy(np.repeat(np.arange(len(kept)), sizes)).to(net.device),
+        [as_float(k.state) for k in kept], [as_float(k.target) for k in kept], net.token_bytes * blocks, why,
     )  # fmt: skip
 
 
@@ -165,7 +167,7 @@ def _ends(net: TokenNetwork, source: str | Site, target: str | Site) -> tuple[Si
     for name, asked in (("source", source), ("target", target)):
         sites = net.resolve(asked)
         if len(sites) != 1 or sites[0].kind != "resid_post":
-            raise UserError(f"The {name} {asked} is not the output of one block; name one such as resid_post.{0}.")
+            raise UserError(f"The {name} {asked} is not the output of one block; name one such as resid_post.0.")
         ends.append(sites[0])
     begin, end = ends
     if begin.depth >= end.depth:
@@ -266,11 +268,9 @@ def _cannot_replay(net: TokenNetwork, kept: Sequence[_Kept], source: Site, targe
     drawn *= shortest[0].state.norm(dim=-1).median() / drawn.norm(dim=-1, keepdim=True)
     try:
         with torch.no_grad():
-            for same in lengths.values():
-                state, target_there = (
-                    torch.stack([getattr(k, name) for k in same[:8]]) for name in ("state", "target")
-                )
-                if not net.agree(_replayed(net, source, target, same, state, 0 * drawn[:1]), target_there):
+            for same in (some[i : i + 8] for some in lengths.values() for i in range(0, len(some), 8)):
+                state, there = (torch.stack([getattr(k, name) for k in same]) for name in ("state", "target"))
+                if not net.agree(_replayed(net, source, target, same, state, 0 * drawn[:1]), there):
                     return f"{named} called alone with the prompts' own states do not give what the network gives"
             state = torch.stack([k.state for k in shortest])
             a, b = (forward(net, source, target, shortest, state, drawn) for forward in (_replayed, _whole))

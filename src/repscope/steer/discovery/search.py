@@ -96,7 +96,8 @@ def discover(
         What they move: a language model (between a quarter and three quarters of its blocks), a `LanguageSubject` for other
         sites, a `FunctionSubject`.
     prompts
-        What it is moved at: texts, for a function states (sample, width); or a context that the subject has made.
+        What it is moved at: texts, for a function states (sample, width); or a context that the subject has made, which holds no
+        texts, so that no damage to the next token is looked at.
     objective
         A name or a sum of several, as "magnitude + 0.5 * contrastive"; used by the solvers `sphere` and `sequential`.
     solver
@@ -164,7 +165,7 @@ _goal = objective  # the argument of `discover` has the parser's name
 
 def _calibrated(subject: Subject, context: Context, prompts: Any, seed: int, options: Options) -> Calibration:
     fluency = None
-    if isinstance(subject, LanguageSubject) and prompts is not context:
+    if isinstance(subject, LanguageSubject) and prompts is not context and subject.speaks:
         fluency = Fluency(subject.lm, subject.source, prompts)
     return calibrate(subject, context, ratio=options.ratio, seed=seed, fluency=fluency, damage=options.damage)
 

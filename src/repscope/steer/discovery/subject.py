@@ -198,6 +198,11 @@ class LanguageSubject(Subject):
         self.target = target or f"resid_post.{3 * lm.blocks // 4}"
         self.site, self.model = str(lm.resolve(self.source)[0]), lm.fingerprint
 
+    @property
+    def speaks(self) -> bool:
+        """Whether the model gives a next token."""
+        return self.lm.causal and self.lm.model.get_output_embeddings() is not None
+
     def context(self, prompts: Iterable[PromptLike]) -> Context:
         """Run each prompt once and keep what lies between source and target.
 
