@@ -17,7 +17,7 @@ test: $(VENV)/.dev browser
 test-oldest: .oldest/.done
 	PYTHONPATH=$(CURDIR)/.oldest OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v -n auto tests/steer tests/models/test_families.py \
 		tests/models/test_anatomy.py tests/models/test_edits.py tests/models/test_generation.py tests/models/test_network.py \
-		tests/models/test_packing.py tests/models/test_jacobian.py tests/models/test_pieces.py
+		tests/models/test_packing.py tests/models/test_jacobian.py tests/models/test_pieces.py tests/models/test_suffix.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -294,6 +294,18 @@ def test_calibration_finds_the_half_linear_scale_and_stops_at_damage(subject):
     assert "linear" in still.why
 
 
+def test_a_model_and_prompts_are_enough(tokenizer):
+    """The scale is calibrated; a model without a next token is calibrated by linearity alone."""
+    found = discover(tiny(), PROMPTS, n=3, steps=2)
+    assert found.calibration is not None
+    assert found.calibration.damage is not None
+    assert found.scale == found.calibration.scale
+    assert found.losses.shape == (2, 3)
+    assert found.cost == 2 * 2 * 3 * len(PROMPTS)
+    silent = discover(LanguageModel(build("bert"), tokenizer, "bert"), PROMPTS, n=3, steps=2)
+    assert silent.calibration.damage is None
+
+
 def test_damage_is_the_divergence_of_the_edited_model(subject):
     lm, vector = subject.lm, 2 * _drawn(1)
     found = Fluency(lm, subject.source, PROMPTS).kl(vector)[0]

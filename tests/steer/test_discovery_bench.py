@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from repscope.errors import UserError
-from repscope.results import Row
+from repscope.results import Result, Row
 from repscope.steer import judged
 from repscope.steer.discovery import SOLVERS, FunctionSubject, discover
 from repscope.steer.discovery_bench import (
@@ -16,7 +16,6 @@ from repscope.steer.discovery_bench import (
     dct_synthetic,
     planted_mlp,
     violations,
-    violations_of,
 )
 from repscope.steer.planted import KINDS, drawn_from, exp_mlp, planted, seed_for
 
@@ -118,7 +117,7 @@ def test_a_broken_benchmark_is_told():
         Row(metric="recovered", condition="oracle", value=0.9, model="planted exp"),
         Row(metric="recovered", condition="estimate", value=0.1),
     ]
-    said = violations_of(rows)
+    said = violations(Result.of(rows))
     assert len(said) == 2
     assert "leaks" in said[0]
 

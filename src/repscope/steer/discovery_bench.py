@@ -5,8 +5,10 @@ directions are judged (`judged`): recovery against the truth, the rest by effect
 another method's seed gives stability. The random row recovers nothing and the oracle everything, or the benchmark itself is broken:
 `violations` says so. Which method wins is no check.
 
-`dct_synthetic`: DCT's own synthetic benchmark, 512 directions sought where 32 were planted in 4096 dimensions, at scale 1 and with
-the published QR, which may flip vectors; beside it the same with signs kept.
+`dct_synthetic`: DCT's own synthetic benchmark, 512 directions sought where 32 were planted in 4096 dimensions, with the published
+QR, which may flip vectors, and beside it with signs kept. Its notebook saved MMCS .85 and recovery .25 after 10 iterations from the
+Jacobian, .99 and .84 after 100 from random vectors; how its network is drawn and at which scale was not to be read, and scale 1 is
+ours. Seeds differ by more than a tenth in the first pair.
 """
 
 from collections.abc import Callable, Sequence
@@ -129,22 +131,18 @@ def planted_mlp(
                     each.append(_judged(net, method, steps))
                     advance(1)
                 rows += _rows("planted-mlp", f"planted {kind}", method.name, method.condition, each, seed)
-    return Result.of(rows, notes=tuple(violations_of(rows)))
+    return Result.of(rows)
 
 
 def violations(result: Result) -> list[str]:
     """What is wrong with the benchmark itself, one sentence each; none where it is sound."""
-    return list(result.notes)
-
-
-def violations_of(rows: Sequence[Row]) -> list[str]:
-    """As `violations`, from rows."""
     found = []
-    for row in rows:
-        if row.metric == "recovered" and row.condition == "random" and row.value > 0:
-            found.append(f"On {row.model} random directions recover {row.value:.2f} of the features: the seed leaks.")
-        if row.metric == "recovered" and row.condition == "oracle" and row.value < 1:
-            found.append(f"On {row.model} the oracle recovers {row.value:.2f} of the features, and must recover all.")
+    rows = result.select(metric="recovered")
+    for model, condition, value in zip(rows["model"], rows["condition"], rows["value"].to_numpy(dtype=float)):
+        if condition == "random" and value > 0:
+            found.append(f"On {model} random directions recover {value:.2f} of the features: the seed leaks.")
+        if condition == "oracle" and value < 1:
+            found.append(f"On {model} the oracle recovers {value:.2f} of the features, and must recover all.")
     return found
 
 

@@ -29,7 +29,7 @@ from repscope.steer.discovery.subject import Context, LanguageSubject, Subject
 
 DRAWS = 30
 REACH = (1e-3, 100.0)  #: where R is looked for, in median lengths of a source state
-BISECTIONS = 12
+BISECTIONS = 10  #: to a hundredth of R
 
 
 @dataclass(frozen=True)
