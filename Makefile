@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.demo
 	$(BIN)/repscope tour
 
-test: $(VENV)/.dev browser
+test: $(VENV)/.dev .peers/.done browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 # One process a core, one thread each: tiny networks gain nothing from a second thread.
@@ -26,7 +26,7 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 # Peers live in an environment of their own; the table goes to benchmarks/RESULTS.md.
-bench: .venv-bench/.done .venv-relations/.done .peers/melbo/.done $(VENV)/.demo
+bench: .venv-bench/.done .venv-relations/.done .peers-melbo/.done $(VENV)/.demo
 	.venv-bench/bin/python benchmarks/capture.py --write
 	.venv-bench/bin/python benchmarks/edits.py --write
 	$(BIN)/python benchmarks/jacobian.py --write
@@ -56,8 +56,8 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@touch $@
 
 # Code alone: what it imports is in the environment already.
-.peers/melbo/.done: Makefile | $(VENV)/.demo
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .peers/melbo batched-melbo==0.1.1
+.peers-melbo/.done: Makefile | $(VENV)/.demo
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .peers-melbo batched-melbo==0.1.1
 	@touch $@
 
 # That version refuses today's tokenizers and Hub client when imported; the older client stands on httpx, and that on httpcore.
@@ -67,9 +67,15 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 		transformers==5.0.0 tokenizers==0.22.0 huggingface-hub==1.3.0 httpx==0.28.1 httpcore==1.0.9
 	@touch $@
 
+# It pins transformers below 5, so it stands apart: a test runs it in a process of its own. What else it imports we have.
+.peers/.done: Makefile | $(VENV)/.dev
+	rm -rf .peers
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .peers steering-vectors==0.12.2
+	@touch $@
+
 # A real browser for the tests of pages: the one named in CHROMIUM, one on the path, else it is installed.
 browser: $(VENV)/.dev
 	@$(BIN)/python tests/report/browser.py
 
 clean:
-	rm -rf $(VENV) .venv-bench .venv-relations .peers .oldest runs
+	rm -rf $(VENV) .venv-bench .venv-relations .oldest .peers .peers-melbo runs

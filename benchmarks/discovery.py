@@ -10,7 +10,7 @@ prompts, forward and backward.
    the sgemm rate of the same round.
 3. Peak memory of one coupled step with 8 and with 256 directions, two prompts of 8 tokens.
 
-batched-melbo runs from a folder, which `pip install --no-deps --target .peers/melbo batched-melbo==0.1.1` makes.
+batched-melbo runs from a folder, which `pip install --no-deps --target .peers-melbo batched-melbo==0.1.1` makes.
 
     python benchmarks/discovery.py --write      # some minutes on two idle cores; --quick: fewer vectors, one round
 """
@@ -37,7 +37,7 @@ WORDS = [
     "the", "house", "and", "river", "stand", "near", "old", "trees", "while", "people", "walk", "home", "after", "work", "in",
     "rain", "with", "their", "small", "dogs",
 ]  # fmt: skip
-PEER = Path(__file__).resolve().parent.parent / ".peers" / "melbo"
+PEER = Path(__file__).resolve().parent.parent / ".peers-melbo"
 OURS = "**repscope**, L2"
 BOTH = "**repscope**, L2 + contrastive"
 PEERS = "batched-melbo 0.1.1"

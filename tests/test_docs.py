@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from repscope.cli import app
-from repscope.studies.catalogue import STUDIES
+from repscope.studies.catalogue import ALL, STUDIES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,7 +38,7 @@ def test_commands_exist(text):
             assert words[0] == "repscope"
             assert words[1] in app
             if words[1] == "study":
-                fields = {f"--{n.replace('_', '-')}" for n in STUDIES[words[2]].options.model_fields}
+                fields = {f"--{n.replace('_', '-')}" for n in ALL[words[2]].options.model_fields}
                 assert {w for w in words if w.startswith("--")} <= fields | {"--plan", "--fresh", "--json", "--out"}
 
 

@@ -15,6 +15,7 @@ def test_the_public_names_are_these():
     assert repscope.__all__ == sorted(
         [
             "Activations",
+            "Contrast",
             "Direction",
             "DirectionSet",
             "Edit",
@@ -28,6 +29,7 @@ def test_the_public_names_are_these():
             "ablation",
             "activation_patching",
             "attribution_patching",
+            "contrast",
             "load",
             "logit_difference",
             "pieces",

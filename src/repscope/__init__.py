@@ -17,6 +17,8 @@ _HOME = {
     "LanguageModel": "repscope.models.language",
     "Prompt": "repscope.models.prompts",
     "Activations": "repscope.models.activations",
+    "Contrast": "repscope.data.contrasts",
+    "contrast": "repscope.data.contrasts",
     "Direction": "repscope.directions",
     "DirectionSet": "repscope.directions",
     "Result": "repscope.results",
@@ -32,6 +34,7 @@ _HOME = {
 }
 __all__ = [
     "Activations",
+    "Contrast",
     "Direction",
     "DirectionSet",
     "Edit",
@@ -45,6 +48,7 @@ __all__ = [
     "ablation",
     "activation_patching",
     "attribution_patching",
+    "contrast",
     "load",
     "logit_difference",
     "pieces",
@@ -53,6 +57,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from repscope.data.contrasts import Contrast, contrast
     from repscope.data.relations import Relation, relation
     from repscope.directions import Direction, DirectionSet
     from repscope.errors import UserError
@@ -70,8 +75,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "read":
-        return import_module("repscope.read")
+    if name in ("read", "steer"):
+        return import_module(f"repscope.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'repscope' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

@@ -162,7 +162,12 @@ def planted(seed=0, objects=5, each=12, noise=0.3):
         + 2.0 * rng.normal(size=(objects * each, 14)) @ v[6:]
     )
     bias = rng.normal(size=20)
-    return LRE("a", "b", weight.astype(np.float32), bias.astype(np.float32)), s, s @ weight.T + bias, names
+    return (
+        LRE("resid_post.1", "resid_post.3", weight.astype(np.float32), bias.astype(np.float32)),
+        s,
+        s @ weight.T + bias,
+        names,
+    )
 
 
 def test_concepts_find_planted_directions_at_the_right_rank_only():
@@ -176,7 +181,7 @@ def test_concepts_find_planted_directions_at_the_right_rank_only():
 
     assert accuracy(6) > 0.9
     assert accuracy(20) < accuracy(6) - 0.15  # noise along the small singular values
-    table = cross_validated({"a": fit}, {"a": s}, states, names, ranks=(2, 6, 20))
+    table = cross_validated({"resid_post.1": fit}, {"resid_post.1": s}, states, names, ranks=(2, 6, 20))
     assert table.argmax() == 1
     shuffled = concepts(fit, states[train], list(np.random.default_rng(0).permutation(np.array(names)[train])), 6)
     assert (np.array(shuffled.classify(s[test])) == truth).mean() < 0.6
@@ -191,7 +196,7 @@ def test_a_change_moves_a_subject_to_the_new_object():
     with pytest.raises(UserError, match="no concept"):
         made.change("o0", "nowhere")
     kept = made.directions("f", "planted")
-    assert kept["o3"].site == "a"
+    assert kept["o3"].site == "resid_post.1"
     assert np.isclose(np.linalg.norm(kept["o3"].vector), 1, atol=1e-5)
 
 

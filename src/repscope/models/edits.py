@@ -64,7 +64,7 @@ class Edit:
 
     @classmethod
     def add(
-        cls, site: str | Site, vector: Any, *, scale: float | None = None, tokens: str | int = "all",
+        cls, site: str | Site, vector: Any, *, scale: float | None = None, tokens: str | int | None = None,
         per_prompt: bool = False, axis: int = -1,
     ) -> "Edit":  # fmt: skip
         """Add a vector.
@@ -78,7 +78,7 @@ class Edit:
         scale
             What to multiply it with; a direction's own scale where it has one, else 1.
         tokens
-            At which positions.
+            At which positions; a direction's own where it says, else all.
 
         Raises
         ------
@@ -86,7 +86,8 @@ class Edit:
             For a vector that is not finite, a name that is no site, a choice of tokens there is not.
         """
         factor = scale if scale is not None else float(getattr(vector, "scale", 1.0))
-        return _made("add", site, tokens, {"vector": factor * _array(vector)}, per_prompt, axis)
+        at = tokens if tokens is not None else getattr(vector, "tokens", "all")
+        return _made("add", site, at, {"vector": factor * _array(vector)}, per_prompt, axis)
 
     @classmethod
     def replace(

@@ -46,7 +46,19 @@ class Fork:
 def forked(
     net: TokenNetwork, ids: Int[np.ndarray, "token"], forks: Sequence[Fork], *, pass_tokens: int = _PASS_TOKENS
 ) -> Float[Tensor, "fork d_model"]:
-    """What the last norm gives at the last position of each fork.
+    """What the last norm gives at the last position of each fork. Arguments as `forked_ends`."""
+    return forked_ends(net, ids, forks, 1, pass_tokens=pass_tokens)[:, 0]
+
+
+def forked_ends(
+    net: TokenNetwork,
+    ids: Int[np.ndarray, "token"],
+    forks: Sequence[Fork],
+    ends: int,
+    *,
+    pass_tokens: int = _PASS_TOKENS,
+) -> Float[Tensor, "fork end d_model"]:
+    """What the last norm gives at the last few positions of each fork.
 
     Parameters
     ----------
@@ -56,6 +68,8 @@ def forked(
         The prompt.
     forks
         Its variants; positions count from 0.
+    ends
+        How many positions, counted from the end.
     pass_tokens
         Row-tokens that one pass may hold.
 
@@ -74,6 +88,8 @@ def forked(
         net.write_tap(fork.site)
         if not 0 <= fork.start < fork.stop <= len(ids):
             raise UserError(f"A fork at {fork.site} is at {fork.start}:{fork.stop}; the prompt has {len(ids)} tokens.")
+    if not 1 <= ends <= len(ids):
+        raise UserError(f"The last {ends} positions are asked for; the prompt has {len(ids)} tokens.")
     if net.forks_grow is None:
         net.forks_grow = _grows(net)
     row = torch.from_numpy(np.asarray(ids))[None].to(net.device)
@@ -81,18 +97,20 @@ def forked(
     below = [i for i, fork in enumerate(forks) if fork.site.kind == "embed"]
     above = [i for i, fork in enumerate(forks) if fork.site.kind != "embed"]
     parts = [(below, False), (above, net.forks_grow)]
-    done = [(i, _forked(net, row, [forks[j] for j in i], pass_tokens, grow)) for i, grow in parts if i]
+    done = [(i, _forked(net, row, [forks[j] for j in i], pass_tokens, grow, ends)) for i, grow in parts if i]
     order = torch.tensor([j for i, _ in done for j in i], device=net.device)
     return torch.cat([rows for _, rows in done])[order.argsort()]
 
 
-def _forked(net: TokenNetwork, ids: Tensor, forks: Sequence[Fork], pass_tokens: int, grow: bool) -> Tensor:
+def _forked(
+    net: TokenNetwork, ids: Tensor, forks: Sequence[Fork], pass_tokens: int, grow: bool, ends: int = 1
+) -> Tensor:
     target = net.tap(net.last)
     out: list[Tensor | None] = [None] * len(forks)
     with at_rest(net.module), net.announced(np.zeros(1, dtype=np.int64)):
         whole = None
         for group in _groups(forks, ids.shape[1], pass_tokens):
-            start = min(forks[i].start for i in group) if grow else 0
+            start = min(ids.shape[1] - ends, *(forks[i].start for i in group)) if grow else 0
             order = sorted(group, key=lambda i: forks[i].site.depth)
             inputs: dict[str, Any] = net.plain()
             own = None
@@ -109,7 +127,7 @@ def _forked(net: TokenNetwork, ids: Tensor, forks: Sequence[Fork], pass_tokens: 
             with net.taps.hooked(rows.hooks(net)), tapped(net.taps, [(target, seen.append)]) as run:
                 run(input_ids=ids[:, start:] if grow else ids.expand(len(order) + 1, -1), **inputs)
             for row, i in enumerate(order, start=1):
-                out[i] = seen[0][row, -1].clone()
+                out[i] = seen[0][row, -ends:].clone()
     return torch.stack([row for row in out if row is not None])
 
 

@@ -6,7 +6,7 @@ stream through the cumulative distribution, so that no other row of the batch ta
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +35,15 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen: at most `max_new_tokens`; temperature 0 is greedy; `top_p` keeps the likeliest tokens that hold it."""
+    """How tokens are chosen: at most `max_new_tokens`; temperature 0 is greedy; `top_p` keeps the likeliest tokens that hold it;
+    `alike`: a prompt given twice draws the same numbers.
+    """
 
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    alike: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -56,7 +59,7 @@ class Sampling:
         streams = []
         for row in ids:
             key = np.ascontiguousarray(row, dtype=np.int64).tobytes()
-            copy = given[key] = given.get(key, -1) + 1
+            copy = given[key] = 0 if self.alike else given.get(key, -1) + 1
             digest = hashlib.sha256(f"{self.seed}/{copy}/".encode() + key).digest()
             streams.append(np.random.default_rng(int.from_bytes(digest[:16], "little")))
         return streams
@@ -65,6 +68,7 @@ class Sampling:
 def continued(
     model: Any, ids: Int[np.ndarray, "row column"], lengths: Int[np.ndarray, "row"], sampling: Sampling,
     draws: Sequence[np.random.Generator], pad: int, device: torch.device, *, use_cache: bool,
+    told: Callable[[Int[np.ndarray, "row"]], None] | None = None,
 ) -> list[tuple[Int[np.ndarray, "token"], bool]]:  # fmt: skip
     """The new tokens of each row, up to the end-of-text token, and whether that came.
 
@@ -86,6 +90,8 @@ def continued(
         Where ids go.
     use_cache
         Whether keys and values are kept between steps.
+    told
+        Called with the new token of every row, as soon as it is there.
     """
     from transformers import GenerationConfig, LogitsProcessorList
 
@@ -105,15 +111,54 @@ def continued(
             attention_mask=torch.from_numpy(mask.astype(np.int64)).to(device),
             generation_config=config,
             logits_processor=LogitsProcessorList(chooser),
+            streamer=_Told(told) if told is not None else None,
         )
     finally:
         model.generation_config = beside
-    stops = {ends} if isinstance(ends, int) else set(ends or ())
+    stops = ends_of(model)
     rows = []
     for new in whole[:, width:].cpu().numpy():
         ended = np.flatnonzero(np.isin(new, list(stops))) if stops else np.array([], dtype=np.int64)
         rows.append((new[: ended[0] + 1] if len(ended) else new, bool(len(ended))))
     return rows
+
+
+def ends_of(model: Any) -> set[int]:
+    """The tokens after which a model's text has ended."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    return {ends} if isinstance(ends, int) else set(ends or ())
+
+
+def growing(
+    model: Any, tokenizer: Any, rows: Int[np.ndarray, "row"], told: Callable[[int, str], None]
+) -> Callable[[Int[np.ndarray, "row"]], None]:
+    """Makes of new tokens the text so far of each row that has not ended, and tells it with the row's number."""
+    stops = ends_of(model)
+    held: list[list[int]] = [[] for _ in rows]
+
+    def grow(new: Int[np.ndarray, "row"]) -> None:
+        for number, ids, token in zip(rows, held, new):
+            if not ids or ids[-1] not in stops:
+                ids.append(int(token))
+                told(int(number), tokenizer.decode(ids, skip_special_tokens=True))
+
+    return grow
+
+
+class _Told:
+    """What transformers calls a streamer: it is given the prompts first, then a token a row at each step."""
+
+    def __init__(self, told: Callable[[Int[np.ndarray, "row"]], None]) -> None:
+        self._told, self._begun = told, False
+
+    def put(self, value: Tensor) -> None:
+        """Pass on what comes after the prompts."""
+        if self._begun:
+            self._told(value.cpu().numpy().reshape(-1))
+        self._begun = True
+
+    def end(self) -> None:
+        """Nothing is left to pass on."""
 
 
 class _Drawn:

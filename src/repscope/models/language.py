@@ -27,7 +27,7 @@ from repscope.models.edits import Edit
 from repscope.models.fingerprint import Source, of_module
 from repscope.models.forecast import Forecast, forecast
 from repscope.models.gather import as_float, padded, ranges
-from repscope.models.generation import Continuation, Sampling, continued
+from repscope.models.generation import Continuation, Sampling, continued, growing
 from repscope.models.jacobian import Jacobian
 from repscope.models.network import per_row
 from repscope.models.passes import TokenNetwork, rows_of
@@ -281,6 +281,8 @@ class LanguageModel(TokenNetwork):
         seed: int = 0,
         use_cache: bool = True,
         batch_tokens: int | None = None,
+        alike: bool = False,
+        told: Callable[[int, str], None] | None = None,
     ) -> list[Continuation]:
         """Continue prompts, greedily or by sampling.
 
@@ -303,13 +305,17 @@ class LanguageModel(TokenNetwork):
             Keep keys and values; without, each step runs the whole text again.
         batch_tokens
             Tokens in one batch, padding and new ones included; four times as many as `capture` takes, when not given.
+        alike
+            Whether a prompt that is given twice draws the same random numbers, so that what differs is what edits do.
+        told
+            Called with a prompt's number and its continuation so far, at every new token: for text that appears as it is written.
 
         Raises
         ------
         UserError
             When the model cannot generate, a prompt leaves no room for new tokens, or an edit changes no logit.
         """
-        sampling = Sampling(max_new_tokens, temperature, top_p, seed)
+        sampling = Sampling(max_new_tokens, temperature, top_p, seed, alike)
         if not self.causal or not hasattr(self.model, "generate") or self.model.get_output_embeddings() is None:
             raise UserError(f"{self.name} is no causal language model with a head, so it cannot continue a text.")
         held = list(several(prompts))
@@ -340,7 +346,7 @@ class LanguageModel(TokenNetwork):
             with at_rest(self.model), self.announced(rows, width - lengths[rows]):
                 texts = continued(
                     self.model, ids[:, ::-1].copy(), lengths[rows], sampling, [draws[i] for i in rows], self.pad, self.device,
-                    use_cache=use_cache,
+                    use_cache=use_cache, told=None if told is None else growing(self.model, self.tokenizer, rows, told),
                 )  # fmt: skip
             for i, (new, stopped) in zip(rows, texts):
                 out[i] = Continuation(self.tokenizer.decode(new, skip_special_tokens=True), new, stopped)

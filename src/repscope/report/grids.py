@@ -47,14 +47,19 @@ def grid(frame: pd.DataFrame, *, x_title: str, y_title: str, value_title: str) -
     )
 
 
-def dose(frame: pd.DataFrame, *, x_title: str, value_title: str) -> alt.LayerChart:
-    """A share by dose with its interval, a line a condition; what has no dose is a horizontal rule with its band.
+def dose(
+    frame: pd.DataFrame, *, x_title: str, value_title: str, share: bool = True, span: tuple[float, float] | None = None,
+    height: float = 260,
+) -> alt.LayerChart:  # fmt: skip
+    """A value by dose with its interval, a line a condition; what has no dose is a horizontal rule with its band.
 
-    Columns dose (a number, or missing), condition, value, lo, hi and n.
+    Columns dose (a number, or missing), condition, value, lo, hi and n. `share`: the value is one, from 0 to 1. `span`: doses to
+    shade, such as those that work.
     """
     styles = styles_of(frame["condition"])
     color, dash = (by_condition(kind, styles, lines=True) for kind in ("color", "dash"))
-    y, lo = (alt.Y(f"{end}:Q", title=value_title, scale=alt.Scale(domain=[0, 1])) for end in ("value", "lo"))
+    scale = alt.Scale(domain=[0, 1]) if share else alt.Scale(zero=True, nice=True)
+    y, lo = (alt.Y(f"{end}:Q", title=value_title, scale=scale) for end in ("value", "lo"))
     shown_tips = [*tips("condition"), *numbers("value", "lo", "hi"), *tips("n")]
     along, flat = frame[frame["dose"].notna()], frame[frame["dose"].isna()]
     lines = alt.Chart(data(along)).encode(x=alt.X("dose:Q", title=x_title), color=color)
@@ -69,7 +74,37 @@ def dose(frame: pd.DataFrame, *, x_title: str, value_title: str) -> alt.LayerCha
         lines.mark_line(strokeWidth=2.4).encode(y=y, strokeDash=dash),
         lines.mark_point(filled=True, size=40).encode(y=y, tooltip=[alt.Tooltip("dose:Q"), *shown_tips]),
     ]
-    return finish(*layers, height=260, max_width=620)
+    if span is not None:
+        shade = pd.DataFrame({"from": [span[0]], "to": [span[1]]})
+        layers.insert(0, alt.Chart(data(shade)).mark_rect(color=MUTED, opacity=0.1).encode(x="from:Q", x2="to:Q"))
+    if not share:
+        zero = alt.Chart(data(pd.DataFrame({"zero": [0]}))).mark_rule(color=MUTED, strokeWidth=0.8)
+        layers.insert(0, zero.encode(y="zero:Q"))
+    return finish(*layers, height=height, max_width=620)
+
+
+def trade(frame: pd.DataFrame, *, x_title: str, y_title: str, most: float) -> alt.LayerChart:
+    """What is gained against what it costs: a point a candidate, a vertical rule at the most that it may cost.
+
+    Columns name, condition, x (the cost, above 0), y with lo and hi.
+    """
+    styles = styles_of(frame["condition"])
+    color, shape = (by_condition(kind, styles) for kind in ("color", "shape"))
+    x = alt.X("x:Q", title=x_title, scale=alt.Scale(type="log", nice=True)).axis(
+        grid=False, format="~g", labelOverlap="greedy"
+    )
+    base = alt.Chart(data(frame[["name", "condition", "x", "y", "lo", "hi"]])).encode(x=x, color=color)
+    shown_tips = [*tips("name", "condition"), *numbers("x", "y", "lo", "hi", titles=("cost", "effect", "from", "to"))]
+    limit = alt.Chart(data(pd.DataFrame({"x": [most]}))).mark_rule(color=MUTED, strokeDash=[4, 3])
+    zero = alt.Chart(data(pd.DataFrame({"y": [0]}))).mark_rule(color=MUTED, strokeWidth=0.8)
+    y = alt.Y("y:Q", title=y_title, scale=alt.Scale(zero=True))
+    return finish(
+        zero.encode(y="y:Q"),
+        limit.encode(x="x:Q"),
+        base.mark_point(filled=True, size=36, opacity=0.75).encode(y=y, shape=shape, tooltip=shown_tips),
+        height=320,
+        max_width=720,
+    )
 
 
 def plane(frame: pd.DataFrame, *, x_title: str, y_title: str) -> alt.LayerChart:

@@ -46,6 +46,8 @@ LIKE = {
     "logit lens": "first token alone", "map on another subject's vector": "shuffled labels", "map from the embedding": SHARED,
     "majority object": "majority class", "ridge probe": "bag of tokens", "logistic probe": "character n-grams",
     "mean mass": "random weights", "difference of means": "first token alone", "shuffled objects": "shuffled labels",
+    "PCA of differences": SHARED, "logistic regression": "character n-grams", "linear discriminant": "random weights",
+    "swapped labels": "shuffled labels", "random directions": "shuffled labels", "prompting": "bag of tokens",
     "inverse of each, then mean": SHARED, "random step, as long": "shuffled labels", "subjects' own vectors": "random weights",
 }  # fmt: skip
 _SPARE = (

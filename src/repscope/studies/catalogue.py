@@ -3,11 +3,16 @@
 from typing import Any
 
 from repscope.errors import unknown
+from repscope.studies.contrast import CONTRAST
 from repscope.studies.entities import ENTITIES
 from repscope.studies.relations import RELATIONS
 from repscope.studies.study import Study
 
+#: the ten questions, as far as they are answered
 STUDIES: dict[str, Study[Any]] = {study.name: study for study in (ENTITIES, RELATIONS)}
+#: what else ends in a page, and what `repscope study` takes in all
+BESIDE: dict[str, Study[Any]] = {study.name: study for study in (CONTRAST,)}
+ALL = STUDIES | BESIDE
 
 
 def study(name: str) -> Study[Any]:
@@ -18,6 +23,6 @@ def study(name: str) -> Study[Any]:
     UserError
         When there is none; offers the nearest names.
     """
-    if name not in STUDIES:
-        raise unknown("study", name, STUDIES)
-    return STUDIES[name]
+    if name not in ALL:
+        raise unknown("study", name, ALL)
+    return ALL[name]

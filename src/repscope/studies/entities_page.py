@@ -1,8 +1,7 @@
 """The page of the `entities` study, and its closing lines: figures and sentences made from the run's table, and nothing else."""
 
-from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -11,6 +10,7 @@ from repscope.report.claims import judge, load
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.results import ESTIMATE, select
 from repscope.studies.study import Run
+from repscope.studies.told import facts, number
 
 if TYPE_CHECKING:
     from repscope.studies.entities import EntitiesOptions
@@ -32,7 +32,7 @@ def page(run: "Run[EntitiesOptions]") -> Page:
         sections=tuple(sections),
         verdicts=judge(load(), table),
         notes=tuple(dict.fromkeys(notes)),
-        facts=_facts(run),
+        facts=facts(run, Probe="ridge on standardised features; penalty by leave-one-out inside the training fold"),
     )
 
 
@@ -194,9 +194,9 @@ def _told(table: pd.DataFrame, name: str) -> list[str]:
         "random weights": "the network with random weights",
         "shuffled labels": "shuffled labels",
     }
-    controls = ", ".join(f"{_number(at[c])} for {label}" for c, label in named.items() if c in at)
+    controls = ", ".join(f"{number(at[c])} for {label}" for c, label in named.items() if c in at)
     metric = "accuracy" if ours["metric"] == "accuracy" else "R²"
-    first = f"{what}: {metric} {_number(ours)} at {where} (chosen on the other half), against {controls}."
+    first = f"{what}: {metric} {number(ours)} at {where} (chosen on the other half), against {controls}."
     bag = gains.get("over bag of tokens")
     if bag is None:
         return [first]
@@ -222,15 +222,11 @@ def _chosen(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _wide(chosen: pd.DataFrame) -> pd.DataFrame:
-    cells = chosen.assign(cell=[_number(r) for r in chosen.to_dict("records")])
+    cells = chosen.assign(cell=[number(r) for r in chosen.to_dict("records")])
     wide = cells.pivot(index="item", columns="condition", values="cell").fillna("–")
     order = [ESTIMATE] + [c for c in wide.columns if c != ESTIMATE]
     n = chosen[chosen["condition"] == ESTIMATE].set_index("item")["n"].astype(str)
     return wide[order].assign(n=n).loc[list(dict.fromkeys(chosen["item"]))].reset_index()
-
-
-def _number(row: dict[Any, Any]) -> str:
-    return f"{row['value']:.2f} [{row['lo']:.2f}, {row['hi']:.2f}]"
 
 
 def _spelt(item: str) -> str:
@@ -240,21 +236,3 @@ def _spelt(item: str) -> str:
         if not attribute
         else attribute.replace("_", " ").capitalize()
     )
-
-
-def _facts(run: "Run[EntitiesOptions]") -> dict[str, str]:
-    facts = run.facts()
-    shown = {
-        "Model": f"{facts['model']} ({facts['precision']})",
-        "Fingerprint of the weights": facts["fingerprint"],
-        "Engine checked on this model": run.verification.sentence,
-        "Probe": "ridge on standardised features; penalty by leave-one-out inside the training fold",
-        "Options": ", ".join(f"{k} = {_plain(v)}" for k, v in facts["options"].items() if v not in (None, [], False)),
-        "Versions": ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
-        "Command": facts["command"],
-    }
-    return {k: str(v) for k, v in shown.items()}
-
-
-def _plain(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)

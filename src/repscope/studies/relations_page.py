@@ -11,6 +11,7 @@ from repscope.report.page import Figure, Page, Section, Table
 from repscope.results import ESTIMATE, select
 from repscope.studies.relations_pooled import CHOSEN
 from repscope.studies.study import Run
+from repscope.studies.told import facts, gain, number
 
 if TYPE_CHECKING:
     from repscope.studies.relations import RelationsOptions
@@ -32,7 +33,7 @@ def page(run: "Run[RelationsOptions]") -> Page:
         sections=tuple(sections),
         verdicts=judge(load(), table),
         notes=tuple(dict.fromkeys(notes)),
-        facts=_facts(run),
+        facts=facts(run),
     )
 
 
@@ -294,26 +295,26 @@ def _told(table: pd.DataFrame, item: str) -> list[str]:
     blocks = sorted({int(b) for b in select(here, metric="faithfulness: block")["value"]})
     where = " and ".join("the embedding" if b < 0 else f"block {b}" for b in blocks)
     said = [
-        f"{item.capitalize()}: faithfulness {_number(at[ESTIMATE])} over {at[ESTIMATE]['n']} subjects at {where} (chosen "
+        f"{item.capitalize()}: faithfulness {number(at[ESTIMATE])} over {at[ESTIMATE]['n']} subjects at {where} (chosen "
         "on the other half), against "
-        + ", ".join(f"{_number(at[c])} for {told}" for c, told in _CONTROLS.items() if c in at)
+        + ", ".join(f"{number(at[c])} for {told}" for c, told in _CONTROLS.items() if c in at)
         + "."
     ]
     if (best := gains.get("over ridge map, whole half")) is not None:
-        said.append(f"Over ridge regression on the whole half: {_gain(best)}.")
+        said.append(f"Over ridge regression on the whole half: {gain(best)}.")
     lrc = {str(c): r for c, r in zip(*_columns(_chosen(here, "concept accuracy")))}
     if ESTIMATE in lrc:
         over = select(here, metric="gain", definition="concept accuracy", condition="over ridge probe")
         said.append(
-            f"Concepts classify {_number(lrc[ESTIMATE])} right, a ridge probe {_number(lrc['ridge probe'])}"
-            + (f" (difference {_gain(over.to_dict('records')[0])})" if len(over) else "")
-            + f", shuffled objects {_number(lrc['shuffled objects'])}."
+            f"Concepts classify {number(lrc[ESTIMATE])} right, a ridge probe {number(lrc['ridge probe'])}"
+            + (f" (difference {gain(over.to_dict('records')[0])})" if len(over) else "")
+            + f", shuffled objects {number(lrc['shuffled objects'])}."
         )
     edit = {str(c): r for c, r in zip(*_columns(_chosen(here, "edit success")))}
     if ESTIMATE in edit:
         said.append(
-            f"Edits succeed on {_number(edit[ESTIMATE])} of facts, random steps as long on "
-            f"{_number(edit['random step, as long'])}."
+            f"Edits succeed on {number(edit[ESTIMATE])} of facts, random steps as long on "
+            f"{number(edit['random step, as long'])}."
         )
     return said
 
@@ -345,8 +346,8 @@ def _collapse(here: pd.DataFrame) -> str:
         return ""
     first = after[0]
     return (
-        f"By block it is {_number(blocks[0])} at block {int(blocks[0]['layer'])}, most at block {int(peak['layer'])} "
-        f"({_number(peak)}), and falls below half of that at block {int(first['layer'])} ({_number(first)}): from there on "
+        f"By block it is {number(blocks[0])} at block {int(blocks[0]['layer'])}, most at block {int(peak['layer'])} "
+        f"({number(peak)}), and falls below half of that at block {int(first['layer'])} ({number(first)}): from there on "
         "the subject's place no longer carries what will be said."
     )
 
@@ -357,7 +358,7 @@ def _columns(rows: pd.DataFrame) -> tuple[Sequence[str], Sequence[dict[Any, Any]
 
 def _wide(rows: pd.DataFrame) -> pd.DataFrame:
     """A row a condition, a column an item; the last row says how many subjects there are."""
-    cells = rows.assign(cell=[_number(r) for r in rows.to_dict("records")])
+    cells = rows.assign(cell=[number(r) for r in rows.to_dict("records")])
     items = list(dict.fromkeys(rows["item"]))
     wide = cells.pivot(index="condition", columns="item", values="cell").fillna("–")
     order = list(dict.fromkeys([*([ESTIMATE] if ESTIMATE in wide.index else []), *rows["condition"]]))
@@ -365,33 +366,8 @@ def _wide(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([wide.loc[order, items], n[items]]).rename_axis("").reset_index()
 
 
-def _number(row: dict[Any, Any]) -> str:
-    return f"{row['value']:.2f} [{row['lo']:.2f}, {row['hi']:.2f}]"
-
-
-def _gain(row: dict[Any, Any]) -> str:
-    return f"{row['value']:+.2f} [{row['lo']:+.2f}, {row['hi']:+.2f}]"
-
-
 def _side(run: "Run[RelationsOptions]", name: str) -> pd.DataFrame | None:
     for result in run.results.values():
         if name in result.side:
             return result.side[name]
     return None
-
-
-def _facts(run: "Run[RelationsOptions]") -> dict[str, str]:
-    facts = run.facts()
-    shown = {
-        "Model": f"{facts['model']} ({facts['precision']})",
-        "Fingerprint of the weights": facts["fingerprint"],
-        "Engine checked on this model": run.verification.sentence,
-        "Options": ", ".join(f"{k} = {_plain(v)}" for k, v in facts["options"].items() if v not in (None, [], False)),
-        "Versions": ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
-        "Command": facts["command"],
-    }
-    return {k: str(v) for k, v in shown.items()}
-
-
-def _plain(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)

@@ -1,0 +1,299 @@
+"""DirectionSet: directions of one network, in order, with what can be asked of several at once.
+
+1. Geometry: cosines between them, nearest to another, Gram-Schmidt in order, coordinates of rows, removal of their span.
+2. Files: our own (`native`), llama.cpp's control vectors, a matrix in a `.pt` file; `load` tells them by their first bytes.
+3. `fits`: whether a network is the one they were made for. It is given numbers and names, never a network.
+"""
+
+import html
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from repscope.directions import control_vectors, matrix, native, steering_vectors
+from repscope.directions.direction import Direction
+from repscope.errors import UserError, unknown
+from repscope.models.sites import Site
+
+#: kinds of site as wide as the residual stream
+_STREAM = ("embed", "resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "final_norm")
+
+
+@dataclass(frozen=True, eq=False)
+class DirectionSet:
+    """Directions of one network.
+
+    directions: in order. model: fingerprint of the network. note: what this set is. architecture: the network's `model_type` in
+    Hugging Face's words, such as `llama`. blocks: how many it has, 0 when unknown.
+    """
+
+    directions: Sequence[Direction]
+    model: str = ""
+    note: str = ""
+    architecture: str = ""
+    blocks: int = 0
+
+    @classmethod
+    def of(
+        cls, *directions: Direction, model: str = "", note: str = "", architecture: str = "", blocks: int = 0
+    ) -> "DirectionSet":
+        """A set of these directions."""
+        return cls(directions, model, note, architecture, blocks)
+
+    def __len__(self) -> int:
+        return len(self.directions)
+
+    def __iter__(self) -> Iterator[Direction]:
+        return iter(self.directions)
+
+    def __getitem__(self, name: str | int) -> Direction:
+        """The direction of that name, or at that place.
+
+        Raises
+        ------
+        UserError
+            When there is none; offers the nearest names.
+        """
+        if not isinstance(name, str):
+            try:
+                return self.directions[name]
+            except IndexError:
+                raise UserError(f"There is no direction {name}; this set holds {len(self)}, counted from 0.") from None
+        for direction in self.directions:
+            if direction.name == name:
+                return direction
+        raise unknown("direction", name, self.names)
+
+    def __repr__(self) -> str:
+        return f"DirectionSet({len(self)} directions{f' of {self.model}' if self.model else ''})"
+
+    def __str__(self) -> str:
+        return self.card()
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(self.card())}</pre>"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Their names, in order."""
+        return tuple(d.name for d in self.directions)
+
+    def card(self) -> str:
+        """What is known of the set and of each of its directions, for reading."""
+        of = ", ".join(
+            text for text in (self.architecture, self.model, f"{self.blocks} blocks" if self.blocks else "") if text
+        )
+        head = f"{len(self)} direction{'s' * (len(self) != 1)}{f' of {of}' if of else ''}"
+        return "\n".join([head, *([self.note] if self.note else []), *(d.card() for d in self.directions)])
+
+    def cosines(self) -> Float[np.ndarray, "direction direction"]:
+        """The cosine between each two.
+
+        Raises
+        ------
+        UserError
+            When their widths differ.
+        """
+        vectors = self._matrix()
+        result: np.ndarray = np.clip(vectors @ vectors.T, -1, 1)
+        return result
+
+    def nearest(self, direction: Direction, k: int = 5) -> list[tuple[str, float]]:
+        """The k with the largest absolute cosine with `direction`: (name, cosine), largest first, the cosine with its sign.
+
+        Raises
+        ------
+        UserError
+            When widths differ.
+        """
+        found = [(d.name, d.cosine(direction)) for d in self.directions]
+        return sorted(found, key=lambda pair: -abs(pair[1]))[:k]
+
+    def orthogonalised(self) -> "DirectionSet":
+        """Each without those before it (Gram-Schmidt in order), under its own name.
+
+        Raises
+        ------
+        UserError
+            When widths differ, or one lies in the span of those before it.
+        """
+        self._matrix()
+        made = [replace(d.without(*self.directions[:i]), name=d.name) for i, d in enumerate(self.directions)]
+        return replace(self, directions=made)
+
+    def coordinates(
+        self, rows: Float[np.ndarray, "row feature"], site: str | Site | None = None
+    ) -> Float[np.ndarray, "row direction"]:
+        """How far each row goes along each direction, those at `site` or all, in the rows' units.
+
+        Raises
+        ------
+        UserError
+            When no direction lives there, or widths differ.
+        """
+        vectors = self._matrix(site, np.asarray(rows))
+        result: np.ndarray = np.asarray(rows) @ vectors.T
+        return result
+
+    def project_out(
+        self, rows: Float[np.ndarray, "row feature"], site: str | Site | None = None
+    ) -> Float[np.ndarray, "row feature"]:
+        """The rows without what lies in the span of the directions, those at `site` or all.
+
+        Raises
+        ------
+        UserError
+            When no direction lives there, or widths differ.
+        """
+        given = np.asarray(rows)
+        _, lengths, basis = np.linalg.svd(self._matrix(site, given), full_matrices=False)
+        basis = basis[lengths > lengths.max() * 1e-7]  # as `Edit.project_out` does
+        result: np.ndarray = given - (given @ basis.T) @ basis
+        return result
+
+    def fits(self, model: str, widths: Mapping[str, int] | int, blocks: int) -> None:
+        """Refuse a network that is not the one these directions were made for.
+
+        Parameters
+        ----------
+        model
+            Its fingerprint; not compared where either is unknown (empty), or where one was sampled and the other was not.
+        widths
+            Features by site or by kind of site; a number is the width of the residual stream.
+        blocks
+            How many it has.
+
+        Raises
+        ------
+        UserError
+            When it has another fingerprint or width, or lacks a site's block.
+        """
+        given = str(model)
+        comparable = given.startswith("sampled:") == self.model.startswith("sampled:")
+        if self.model and given and comparable and self.model != given:
+            raise UserError(
+                f"These directions were made for the model with fingerprint {self.model}, and this is {given}; load that model."
+            )
+        stream = widths if isinstance(widths, int) else None
+        by_name: Mapping[str, int] = {} if isinstance(widths, int) else widths
+        for d in self.directions:
+            site = Site.parse(d.site)
+            if site.layer is not None and not -blocks <= site.layer < blocks:
+                raise UserError(
+                    f"The direction {d.name!r} lives at {d.site}, and this model has {blocks} blocks, counted from 0."
+                )
+            held = by_name.get(d.site, by_name.get(site.kind, stream if site.kind in _STREAM else None))
+            if held is not None and held != d.width:
+                raise UserError(
+                    f"The direction {d.name!r} has {d.width} features, and {d.site} of this model has {held}."
+                )
+
+    def save(self, path: str | Path) -> Path:
+        """Write `path`, a safetensors file: one array a site, (direction, feature), and a JSON header."""
+        native.write(Path(path), self.directions, **self._facts())
+        return Path(path)
+
+    def to_gguf(self, path: str | Path, unit: bool = False) -> Path:
+        """Write a control vector for llama.cpp, which `--control-vector PATH` adds at the strength it works at.
+
+        Parameters
+        ----------
+        path
+            The file.
+        unit
+            Write vectors of length one instead; the strength is then `--control-vector-scaled PATH SCALE`'s.
+
+        Raises
+        ------
+        UserError
+            When a direction is not at `resid_post` of block 1 or later, at all tokens, or two are at one block.
+        """
+        control_vectors.write(Path(path), self.directions, unit=unit, **self._facts())
+        return Path(path)
+
+    def to_pt(self, path: str | Path, blocks: int | None = None) -> Path:
+        """Write a `.pt` matrix (block, feature): what to add to each block's output, zeros where there is nothing.
+
+        Raises
+        ------
+        UserError
+            When one is not at `resid_post`, two are at one block, or the number of blocks is not known.
+        """
+        matrix.write(Path(path), self.directions, self.blocks if blocks is None else blocks)
+        return Path(path)
+
+    def to_steering_vectors(self) -> Any:
+        """A `SteeringVector` of the package steering-vectors that adds these at strength 1.
+
+        Raises
+        ------
+        UserError
+            When the package is not installed, or their sites are not of one kind that it has, one a block.
+        """
+        return steering_vectors.made(self.directions, self.architecture)
+
+    @classmethod
+    def from_steering_vectors(
+        cls, vector: Any, *, model: str = "", architecture: str = "", note: str = ""
+    ) -> "DirectionSet":
+        """The directions in a `SteeringVector` of the package steering-vectors, which need not be installed.
+
+        Raises
+        ------
+        UserError
+            When it is none, or it acts where repscope has no site.
+        """
+        return cls(steering_vectors.read(vector), model, note, architecture)
+
+    @classmethod
+    def load(cls, path: str | Path, block: int | None = None) -> "DirectionSet":
+        """Read directions: what `save` wrote, a control vector of llama.cpp, or a `.pt` matrix; anybody's file is safe to read.
+
+        Parameters
+        ----------
+        path
+            The file; its first bytes tell the format.
+        block
+            Of a `.pt` file with one vector, the block at whose output it acts.
+
+        Raises
+        ------
+        UserError
+            When the file is missing or is none of these.
+        """
+        source = Path(path)
+        if not source.is_file():
+            raise UserError(f"There is no file {str(path)!r} to read directions from.")
+        with source.open("rb") as file:
+            magic = file.read(9)
+        if magic[:4] == b"GGUF":
+            return cls(**control_vectors.read(source))
+        if magic[:2] == b"PK":
+            return cls(**matrix.read(source, block))
+        if magic[8:] == b"{":  # after the header's length
+            return cls(**native.read(source))
+        raise UserError(
+            f"{str(path)!r} cannot be read as a set of directions: it is no safetensors, GGUF or zipped .pt file."
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        return {"model": str(self.model), "note": self.note, "architecture": self.architecture, "blocks": self.blocks}
+
+    def _matrix(
+        self, site: str | Site | None = None, rows: np.ndarray | None = None
+    ) -> Float[np.ndarray, "direction feature"]:
+        """Unit vectors, those at `site` or all, as wide as the rows."""
+        wanted = None if site is None else str(Site.parse(site))
+        chosen = [d for d in self.directions if wanted in (None, d.site)]
+        if not chosen:
+            sites = ", ".join(dict.fromkeys(d.site for d in self.directions)) or "nothing"
+            raise UserError(f"This set has no direction{f' at {wanted}; it holds {sites}' if wanted else ''}.")
+        if len(widths := sorted({d.width for d in chosen})) > 1:
+            raise UserError(f"These directions have {widths[0]} to {widths[-1]} features; choose those of one site.")
+        if rows is not None and rows.shape[-1:] != (widths[0],):
+            raise UserError(f"The rows have shape {rows.shape}, and these directions have {widths[0]} features.")
+        return np.stack([d.vector for d in chosen])

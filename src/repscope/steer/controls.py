@@ -1,0 +1,18 @@
+"""Random directions: the control of every direction that was found. Knows widths and seeds."""
+
+import numpy as np
+from jaxtyping import Float
+
+RANDOM = "random directions"  #: what the control is called in tables
+
+
+def random_units(width: int, count: int, seed: int) -> Float[np.ndarray, "direction feature"]:
+    """Directions of length one, uniform on the sphere.
+
+    >>> u = random_units(8, 3, seed=0)
+    >>> u.shape, bool(np.allclose((u**2).sum(1), 1))
+    ((3, 8), True)
+    """
+    drawn = np.random.default_rng(seed).standard_normal((count, width))
+    units: np.ndarray = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+    return units

@@ -1,0 +1,229 @@
+"""What a vector does when it is added: to a choice between two continuations, and to text. Takes text and vectors, finds none.
+
+With v the vector added at a site and tokens, q a prompt, and two continuations of it, `yes` and `no`:
+
+    log-odds      log p_v(yes | q) - log p_v(no | q), in nats; the effect of v is that less the same without v
+    KL            mean over the positions of a text of Σ_w p(w) (log p(w) - log p_v(w)), in nats a token
+    damage        nats a token that the *unsteered* model needs for what the steered one writes, less what it needs for what it
+                  writes itself, both sampled with the same random numbers: the logarithm of the ratio of their perplexities
+
+1. All vectors (directions, strengths, random controls, sites) are forks of one prompt: they share what lies below their block and
+   nothing is padded (`models.forks`). Only the positions whose tokens are asked for go through the head.
+2. Texts for the damage are sampled at temperature 1: greedy text that has fallen into a loop would count as fluent. What still
+   loops shows in `repeats`, the share of 3-grams that stood before.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from repscope.data.contrasts import Choice
+from repscope.errors import unknown
+from repscope.models.edits import Edit
+from repscope.models.forks import Fork, forked_ends
+from repscope.models.gather import as_float
+from repscope.models.generation import Continuation
+from repscope.models.language import LanguageModel
+from repscope.models.prompts import Prompt, encode, followed
+from repscope.models.sites import Site, Tokens
+from repscope.models.taps import at_rest
+from repscope.progress import progress
+
+#: metric → its definition
+DEFINITIONS = {
+    "effect": "change of log p(yes) - log p(no), nats",
+    "kl": "KL(unsteered ‖ steered) of the next token, nats a token",
+    "damage": "rise of -log p under the unsteered model, nats a token, sampled at temperature 1",
+    "repeats": "share of 3-grams that stood before",
+    "log-odds": "log p(yes) - log p(no), nats",
+}
+_HEAD_ROWS = 384  #: rows of logits at once: 75 MB for a vocabulary of 49,152
+_WHERE: dict[str, Callable[[int, int], tuple[int, int]]] = {
+    "all": lambda prompt, total: (0, total),
+    "prompt": lambda prompt, total: (0, prompt),
+    "last": lambda prompt, total: (prompt - 1, prompt),
+    "generated": lambda prompt, total: (prompt, total),
+}  #: which positions of a text of so many tokens, the prompt's first, a vector is added at
+
+
+@dataclass(frozen=True, eq=False)
+class Added:
+    """A vector where it is added.
+
+    site: where. vector: (feature), as it is added, in the site's own units. tokens: `all`, `prompt`, `last` (of the prompt) or
+    `generated` (what follows the prompt).
+    """
+
+    site: str
+    vector: Float[np.ndarray, "feature"]
+    tokens: str = "all"
+
+    def edit(self) -> Edit:
+        """The edit that adds it."""
+        return Edit.add(self.site, self.vector, tokens=self.tokens)
+
+
+def in_turn(lm: LanguageModel, text: str, chat: bool) -> Prompt:
+    """A text as a prompt: a user's turn in the model's chat template where asked for."""
+    return lm.chat(text) if chat else Prompt(text)
+
+
+def log_odds(
+    lm: LanguageModel, choices: Sequence[Choice], added: Sequence[Added], *, chat: bool = False
+) -> Float[np.ndarray, "added_plus_1 choice"]:
+    """Log-odds of `yes` against `no`, in nats; the first row is without any vector.
+
+    Raises
+    ------
+    UserError
+        For a choice of tokens that is none of the four, a continuation without a token, a network that is not causal.
+    """
+    out = np.empty((len(added) + 1, len(choices)))
+    with progress("Choices", 2 * len(choices) * (len(added) + 1)) as advance:
+        for column, choice in enumerate(choices):
+            nats = []
+            for tail in (choice.yes, choice.no):
+                ids, start = _ids(lm, followed(in_turn(lm, choice.prompt, chat), tail))
+                wanted = torch.from_numpy(ids[start:]).to(lm.device)
+                rows = [
+                    (logits.gather(2, wanted.expand(len(logits), -1)[..., None])[..., 0] - logits.logsumexp(-1)).double().sum(1)
+                    for _, logits in _steered(lm, ids[:-1], start, len(ids) - start, added)
+                ]
+                nats.append(torch.cat(rows).cpu().numpy())
+                advance(len(added) + 1)
+            out[:, column] = nats[0] - nats[1]
+    return out
+
+
+def divergence(lm: LanguageModel, texts: Sequence[Prompt], added: Sequence[Added]) -> Float[np.ndarray, "added text"]:
+    """Mean over the positions of the span "continuation" of KL(unsteered ‖ steered) of the next token, in nats a token."""
+    out = np.empty((len(added) + 1, len(texts)))
+    with progress("Divergence", len(texts) * (len(added) + 1)) as advance:
+        for column, text in enumerate(texts):
+            ids, start = _ids(lm, text)
+            p: Tensor | None = None
+            for rows, logits in _steered(lm, ids[:-1], start, len(ids) - start, added):
+                p = logits[0].softmax(-1) if p is None else p
+                # Σ p log q in one pass over the logits; double precision of them all would take longer than the network
+                cross = torch.einsum("rew,ew->re", logits, p).double() - logits.logsumexp(-1).double()
+                out[rows, column] = cross.mean(-1).cpu().numpy()
+                advance(len(logits))
+    out = out[:1] - out
+    return out[1:]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote after some openings, steered or not, and what the unsteered model says of it.
+
+    texts: (opening). nats: (opening), mean over its tokens of -log p under the unsteered model, in nats a token. repeats:
+    (opening), share of 3-grams that stood in the text before.
+    """
+
+    texts: tuple[str, ...]
+    nats: Float[np.ndarray, "opening"]
+    repeats: Float[np.ndarray, "opening"]
+
+
+def written(
+    lm: LanguageModel, openings: Sequence[str | Prompt], added: Sequence[Added | None], *, new_tokens: int = 24,
+    temperature: float = 1.0, seed: int = 0, prefixes: Sequence[str] = (),
+) -> list[Written]:  # fmt: skip
+    """What the model writes after each opening under each vector, None for none, with the same random numbers for all.
+
+    Parameters
+    ----------
+    lm
+        The model.
+    openings
+        What texts begin with.
+    added
+        What is added, one after the other.
+    new_tokens
+        Most tokens that are written.
+    temperature, seed
+        Of the sampling.
+    prefixes
+        For each of `added`, a text to put before every opening, such as an instruction; it is not there when the text is read.
+    """
+    heads = list(prefixes) or [""] * len(added)
+    groups: list[list[Continuation]] = []
+    with progress("Writing", len(added)) as advance:
+        for one, head in zip(added, heads):
+            with lm.edit(one.edit()) if one is not None else nullcontext():
+                groups.append(
+                    lm.generate([_behind(head, o) for o in openings], new_tokens, temperature=temperature, seed=seed)
+                )
+            advance(1)
+    # Only what has a token can be read again; a text that ended at once has none, and costs nothing.
+    flat = [(opening, found.text) for group in groups for opening, found in zip(openings, group)]
+    kept = [i for i, (_, text) in enumerate(flat) if text]
+    nats = np.zeros(len(flat))
+    if kept:
+        scores = lm.score([flat[i][0] for i in kept], [flat[i][1] for i in kept])
+        nats[kept] = -scores.logprob / scores.tokens
+    by_group = nats.reshape(len(groups), -1)
+    return [
+        Written(tuple(c.text for c in group), row, np.array([repeated(c.ids) for c in group]))
+        for group, row in zip(groups, by_group)
+    ]
+
+
+def repeated(ids: Int[np.ndarray, "token"]) -> float:
+    """The share of a text's 3-grams that stood in it before.
+
+    >>> repeated(np.array([1, 2, 3, 1, 2, 3])), repeated(np.array([1, 2, 3, 4]))
+    (0.25, 0.0)
+    """
+    grams = [tuple(ids[i : i + 3]) for i in range(len(ids) - 2)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _behind(head: str, opening: str | Prompt) -> str | Prompt:
+    if not head:
+        return opening
+    if isinstance(opening, str):
+        return head + opening
+    if opening.special or "content" not in opening.spans:
+        return Prompt(head + opening.text)
+    at = opening.spans["content"][0]  # a rendered turn: the instruction stands inside it
+    return Prompt(opening.text[:at] + head + opening.text[at:], special=False)
+
+
+def _ids(lm: LanguageModel, text: Prompt) -> tuple[Int[np.ndarray, "token"], int]:
+    """Token ids and the position at which the continuation begins."""
+    encoded = encode(lm.tokenizer, [text], Tokens("all", "continuation"), lm.context)
+    return encoded.ids[0], int(encoded.start[0])
+
+
+def _steered(
+    lm: LanguageModel, ids: Int[np.ndarray, "token"], prompt: int, ends: int, added: Sequence[Added]
+) -> Iterator[tuple[slice, Float[Tensor, "row end vocab"]]]:
+    """Logits after the last `ends` positions, some rows at a time; row 0 is unsteered, row 1 + i has `added[i]`."""
+    last = Site("resid_post", lm.blocks - 1)
+    forks = [Fork(last, len(ids) - 1, len(ids), lambda there: there)]
+    for one in added:
+        if one.tokens not in _WHERE:
+            raise unknown("choice of tokens", one.tokens, _WHERE)
+        start, stop = _WHERE[one.tokens](prompt, len(ids))
+        if start < stop:
+            forks.append(Fork(lm.resolve(one.site)[0], start, stop, _adding(one.vector)))
+        else:  # nothing is generated before the first token
+            forks.append(forks[0])
+    head = lm.head()
+    for begin in range(0, len(forks), max(1, _HEAD_ROWS // ends)):
+        rows = slice(begin, begin + max(1, _HEAD_ROWS // ends))
+        hidden = forked_ends(lm, ids, forks[rows], ends)
+        with at_rest(lm.model):
+            logits = as_float(head(hidden))
+        yield slice(rows.start, rows.start + len(logits)), logits
+
+
+def _adding(vector: Float[np.ndarray, "feature"]) -> Callable[[Tensor], Tensor]:
+    step = torch.from_numpy(np.asarray(vector, dtype=np.float32))
+    return lambda there: (there.float() + step.to(there.device)).to(there.dtype)

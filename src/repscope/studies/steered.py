@@ -1,0 +1,100 @@
+"""`repscope steer` and `repscope directions`: from what a user names to directions, and from directions to text and files."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from repscope.data.contrasts import Contrast, contrast, contrast_names
+from repscope.directions import DirectionSet
+from repscope.errors import UserError, unknown
+from repscope.models.language import LanguageModel
+from repscope.report.beside import Told
+from repscope.steer.applied import side_by_side
+from repscope.steer.effects import in_turn
+from repscope.steer.learned import learned
+
+_WRITERS: dict[str, Callable[[DirectionSet, Path], Path]] = {
+    ".safetensors": lambda held, path: held.save(path),
+    ".gguf": lambda held, path: held.to_gguf(path),
+    ".pt": lambda held, path: held.to_pt(path),
+}
+
+
+def held_in(path: Path, name: str = "", block: int | None = None) -> DirectionSet:
+    """The directions in a file, or the one of that name.
+
+    Raises
+    ------
+    UserError
+        For a file that is not there or holds none, or a name that it lacks.
+    """
+    held = DirectionSet.load(path, block)
+    return replace(held, directions=(held[name],)) if name else held
+
+
+def converted(held: DirectionSet, path: Path) -> Path:
+    """Write directions in the format that the file's ending names.
+
+    Raises
+    ------
+    UserError
+        For another ending, or directions that the format cannot hold.
+    """
+    if path.suffix.lower() not in _WRITERS:
+        raise unknown("format of directions", path.suffix or path.name, _WRITERS)
+    return _WRITERS[path.suffix.lower()](held, path)
+
+
+def directions_of(asked: str, name: str = "", block: int | None = None) -> DirectionSet | Contrast:
+    """The directions in a file, or the texts from which one is to be learned.
+
+    Raises
+    ------
+    UserError
+        For what is neither a file of directions nor a contrast.
+    """
+    if asked in contrast_names() or Path(asked).suffix.lower() in (".csv", ".tsv", ".parquet", ".json", ".jsonl"):
+        found = contrast(asked)
+        return found if found.choices else replace(found, choices=found.questions())
+    if not Path(asked).suffix and not Path(asked).exists():
+        raise unknown("direction", asked, contrast_names(), "Or give a file of directions: .safetensors, .gguf or .pt.")
+    return held_in(Path(asked), name, block)
+
+
+def shown(
+    lm: LanguageModel, held: DirectionSet | Contrast, prompts: Sequence[str], *, scale: float | None, times: float, tokens: int,
+    temperature: float, seed: int, chat: bool, anyway: bool, told: Told,
+) -> dict[str, Any]:  # fmt: skip
+    """Continue prompts with and without; tells the texts as they grow, and returns all that was said.
+
+    Raises
+    ------
+    UserError
+        As `steer.steering`; for several directions of one file that cannot all be meant.
+    """
+    if isinstance(held, Contrast):
+        told.say(f"Learning {held.name} ({held.positive} against {held.negative}), once a model …")
+        chat = chat or held.chat
+        held = learned(lm, held)
+    if len(held) > 1 and scale is not None:
+        raise UserError(
+            f"This file holds {len(held)} directions ({', '.join(held.names[:4])} …); --scale needs one: add --name."
+        )
+    for one in held:
+        length = (one.scale if scale is None else scale) * times
+        told.say(f"{one.name}: adding length {length:.4g} at {one.site}")
+    heads = [in_turn(lm, prompt, chat) for prompt in prompts]
+    texts = side_by_side(
+        lm, held, heads, scale=scale, times=times, anyway=anyway, max_new_tokens=tokens, temperature=temperature, seed=seed,
+        told=lambda number, plain, steered: told.grow(prompts[number], plain, steered),
+    )  # fmt: skip
+    told.done()
+    return {
+        "directions": [
+            {"name": d.name, "site": d.site, "scale": (d.scale if scale is None else scale) * times} for d in held
+        ],
+        "continuations": [
+            {"prompt": asked, "unsteered": t.unsteered, "steered": t.steered} for asked, t in zip(prompts, texts)
+        ],
+    }
