@@ -17,7 +17,7 @@ test: $(VENV)/.dev .peers/.done browser
 test-oldest: .oldest/.done
 	PYTHONPATH=$(CURDIR)/.oldest OMP_NUM_THREADS=1 $(BIN)/python -m pytest -v -n auto tests/steer tests/models/test_families.py \
 		tests/models/test_anatomy.py tests/models/test_edits.py tests/models/test_generation.py tests/models/test_network.py \
-		tests/models/test_packing.py tests/models/test_jacobian.py tests/models/test_pieces.py
+		tests/models/test_packing.py tests/models/test_jacobian.py tests/models/test_pieces.py tests/models/test_suffix.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -26,11 +26,12 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 # Peers live in an environment of their own; the table goes to benchmarks/RESULTS.md.
-bench: .venv-bench/.done .venv-relations/.done $(VENV)/.demo
+bench: .venv-bench/.done .venv-relations/.done .peers-melbo/.done $(VENV)/.demo
 	.venv-bench/bin/python benchmarks/capture.py --write
 	.venv-bench/bin/python benchmarks/edits.py --write
 	$(BIN)/python benchmarks/jacobian.py --write
 	$(BIN)/python benchmarks/relations.py --write
+	$(BIN)/python benchmarks/discovery.py --write
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "repscope needs Python 3.11 or newer; try make PYTHON=python3.11")'
@@ -54,6 +55,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	.venv-relations/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements-relations.txt
 	@touch $@
 
+# Code alone: what it imports is in the environment already.
+.peers-melbo/.done: Makefile | $(VENV)/.demo
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .peers-melbo batched-melbo==0.1.1
+	@touch $@
+
 # That version refuses today's tokenizers and Hub client when imported; the older client stands on httpx, and that on httpcore.
 .oldest/.done: Makefile | $(VENV)/.dev
 	rm -rf .oldest
@@ -72,4 +78,4 @@ browser: $(VENV)/.dev
 	@$(BIN)/python tests/report/browser.py
 
 clean:
-	rm -rf $(VENV) .venv-bench .venv-relations .oldest .peers runs
+	rm -rf $(VENV) .venv-bench .venv-relations .oldest .peers .peers-melbo runs

@@ -155,7 +155,7 @@ class Taps:
             if value is None:
                 raise missing()
             new = _passed(tap, value, handle, before)
-            return None if new is None else _with_argument(args, kwargs, value, new)
+            return None if new is None else with_argument(args, kwargs, value, new)
 
         def on_output(owner: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
             value = first_tensor(output)
@@ -243,7 +243,8 @@ def _one_head(handler: Handler, head: int) -> Handler:
     return handle
 
 
-def _with_argument(args: Any, kwargs: Any, old: Tensor, new: Tensor) -> tuple[Any, Any]:
+def with_argument(args: Any, kwargs: Any, old: Tensor, new: Tensor) -> tuple[Any, Any]:
+    """A call's arguments with one tensor among them replaced."""
     if args and first_tensor(args[0]) is old:
         return (_with_output(args[0], old, new), *args[1:]), kwargs
     return args, {name: new if value is old else value for name, value in kwargs.items()}
