@@ -1,5 +1,7 @@
 """Charts over two settings, over a dose, and of names in a plane: plain frames in, one Altair chart out. Style as in `figures`."""
 
+from collections.abc import Sequence
+
 import altair as alt
 import pandas as pd
 
@@ -104,6 +106,28 @@ def trade(frame: pd.DataFrame, *, x_title: str, y_title: str, most: float) -> al
         base.mark_point(filled=True, size=36, opacity=0.75).encode(y=y, shape=shape, tooltip=shown_tips),
         height=320,
         max_width=720,
+    )
+
+
+def points(frame: pd.DataFrame, *, value_title: str, controls: Sequence[str] = ()) -> alt.LayerChart:
+    """A row a name, in the order given: its value and interval. Controls are grey.
+
+    Columns name, value, lo, hi and n.
+    """
+    style = STYLES[ESTIMATE]
+    drawn = frame.assign(control=frame["name"].isin(list(controls)))
+    base = alt.Chart(data(drawn[["name", "value", "lo", "hi", "n", "control"]])).encode(
+        y=alt.Y("name:N", sort=list(frame["name"]), title=None).axis(labelLimit=190, domain=False, ticks=False),
+        color=alt.condition(
+            "datum.control == 'True'", alt.value(STYLES["shuffled labels"].color), alt.value(style.color)
+        ),
+        tooltip=[*tips("name"), *numbers("value", "lo", "hi"), *tips("n")],
+    )
+    scale = alt.Scale(zero=True, nice=True)
+    x, lo = (alt.X(f"{end}:Q", title=value_title, scale=scale) for end in ("value", "lo"))
+    bars = base.mark_rule(strokeWidth=1.8).encode(x=lo, x2="hi:Q")
+    return finish(
+        bars, base.mark_point(filled=True, size=46, opacity=1).encode(x=x), height=19 * len(frame) + 30, max_width=620
     )
 
 

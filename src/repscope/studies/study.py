@@ -60,6 +60,12 @@ class Options(BaseModel):
         """Files of the user that the answer depends on."""
         return []
 
+    def kept(self) -> dict[str, Any]:
+        """What a run is known by: all options, and where `short` or `tiny` fill in the rest, which of them were given."""
+        return self.model_dump(mode="json") | (
+            {"given": sorted(self.model_fields_set)} if self.short or self.tiny else {}
+        )
+
 
 AnyOptions = TypeVar("AnyOptions", bound=Options)
 
@@ -79,13 +85,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class Step:
-    """One step: its name, what computes it, its version (raise it when its numbers would change), the steps it reads."""
+    """One step: its name, what computes it, its version (raise it when its numbers would change), the steps it reads, and options
+    that say which steps there are and nothing of what this one computes."""
 
     name: str
     compute: "Callable[[Run[Any], Callable[[float], None]], Result]"
     cost: Callable[[], Cost]
     version: int = 1
     needs: tuple[str, ...] = ()
+    ignores: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,7 @@ class Run(Generic[AnyOptions]):
         """Where this run is: `<study>-<model>-<hash of options>`."""
         model = "tiny" if self.options.tiny else (self.lm.name if self.lm is not None else self.options.model)
         short = "".join(c if c.isalnum() or c in ".-_" else "-" for c in Path(model).name.removesuffix(".gguf"))[:60]
-        kept = self.options.model_dump(mode="json")
+        kept = self.options.kept()
         if self.lm is not None:
             kept["model"] = self.lm.fingerprint
         return self.out / f"{self.study.name}-{short}-{_hash(kept)[:10]}"
@@ -195,9 +203,9 @@ class Run(Generic[AnyOptions]):
         return [(s.name, s.cost(), self._kept(s.name, key).is_dir()) for s, key in self._keyed()]
 
     def _keyed(self) -> list[tuple[Step, str]]:
-        shared = {
+        shared: dict[str, Any] = {
             "study": self.study.name,
-            "options": self.options.model_dump(mode="json"),
+            "options": self.options.kept(),
             "weights": self.network.fingerprint,
             "files": {str(p): _digest(p) for p in self.options.files()},
             "libraries": {name: version(name) for name in _LIBRARIES},
@@ -206,7 +214,9 @@ class Run(Generic[AnyOptions]):
         steps = list(self.study.steps(self))
         for step in steps:
             own = {"step": step.name, "version": step.version, "needs": [keys[n] for n in step.needs]}
-            keys[step.name] = _hash(shared | own)
+            minded = {k: v for k, v in shared["options"].items() if k not in step.ignores}
+            minded["given"] = [name for name in minded.get("given", []) if name not in step.ignores]
+            keys[step.name] = _hash(shared | {"options": minded} | own)
         return [(step, keys[step.name]) for step in steps]
 
     def _kept(self, name: str, key: str) -> Path:

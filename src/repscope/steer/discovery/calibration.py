@@ -5,8 +5,9 @@
        sqrt(mean_v ||effect(R v) - R J v||^2 / ||R J v||^2) = ratio,   ratio = 0.5,
 
    effects and J their means over prompts.
-2. For a language model, R is shortened until these vectors change the next token of the prompts by no more than `damage` nats
-   (KL from the network as it is), as size alone rewards text that has fallen apart.
+2. For a language model, R is shortened until the leading directions of the mean Jacobian change the next token of the prompts by no
+   more than `damage` nats (KL from the network as it is). Random vectors would not do: at an R at which they cost nothing, those
+   that a search finds leave no sentence whole.
 
 Both are roots of a function that rises with R, found by bisection of log R between a thousandth of the median length of a source
 state and a hundred times that. A map that stays linear that far has no such R, and gets that median length.
@@ -24,11 +25,13 @@ from torch.nn import functional
 from repscope.errors import UserError
 from repscope.models.language import LanguageModel
 from repscope.models.prompts import PromptLike, several
-from repscope.steer.discovery.solvers import jvp, mean_over
+from repscope.steer.discovery.objectives import magnitude
+from repscope.steer.discovery.solvers import SOLVERS, Task, jvp, mean_over
 from repscope.steer.discovery.subject import Context, LanguageSubject, Subject
 
 DRAWS = 30
 REACH = (1e-3, 100.0)  #: where R is looked for, in median lengths of a source state
+LEADING, ITERATIONS = 8, 6  #: directions of the Jacobian whose damage is looked at, and steps of its power iteration
 BISECTIONS = 10  #: to a hundredth of R
 
 
@@ -118,8 +121,10 @@ def calibrate(
         part = (effect - scale * slope).square().sum(1) / (scale * slope).square().sum(1)
         return math.sqrt(float(part.mean()))
 
+    leading = v if fluency is None else _leading(subject, context, seed)
+
     def damaged(scale: float) -> float:
-        return float(fluency.kl(scale * v).mean()) if fluency is not None else 0.0
+        return float(fluency.kl(scale * leading).mean()) if fluency is not None else 0.0
 
     low, high = (edge * context.norm for edge in REACH)
     if linear(high) < ratio:
@@ -131,6 +136,12 @@ def calibrate(
         scale, why = _root(damaged, damage, low, scale), f"damage of {damage:g} nats to the next token"
         harm = damaged(scale)
     return Calibration(scale, scale / context.norm, linear(scale), harm, why)
+
+
+def _leading(subject: Subject, context: Context, seed: int) -> Float[Tensor, "direction width"]:
+    """What moves the target most at no length, found without any objective."""
+    task = Task(subject, context, magnitude(), LEADING, context.norm, ITERATIONS, seed=seed)
+    return SOLVERS["jacobian"].run(task).vectors
 
 
 def _root(rising: Callable[[float], float], level: float, low: float, high: float) -> float:

@@ -1,0 +1,119 @@
+"""The `discover` study end to end on a tiny random network: every method beside chance, on prompts that none has seen."""
+
+import json
+
+import numpy as np
+import pytest
+
+from repscope.data.requests import requests
+from repscope.directions import DirectionSet
+from repscope.errors import UserError
+from repscope.results import ESTIMATE
+from repscope.steer.compared import METHODS, METRICS, clusters
+from repscope.steer.controls import RANDOM
+from repscope.studies.discover import DISCOVER, DiscoverOptions
+from repscope.studies.study import Run
+
+TINY = {"tiny": True, "vectors": 4, "steps": 2, "new_tokens": 2}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    made = Run(DISCOVER, DiscoverOptions(**TINY), out=tmp_path_factory.mktemp("runs"))
+    made.answer()
+    return made
+
+
+def test_every_method_has_every_number_and_chance_beside_it(run):
+    table = run.results["summary"].table
+    names = [m for m in METRICS if m != "supervised"]
+    for item in (RANDOM, "L2", "L2 + contrastive", "Jacobian"):
+        rows = table[(table["item"] == item) & (table["metric"] != "gain")]
+        assert set(rows["metric"]) == {*names, "stability"}
+        assert set(rows["condition"]) == {RANDOM if item == RANDOM else ESTIMATE}
+        assert (rows["n"] == 2).all()
+    gains = table[table["metric"] == "gain"]
+    assert set(gains["condition"]) == {"over L2"}
+    assert "L2 + contrastive: overlap" in set(gains["item"])
+    a, b = (
+        [float(run.results[f"{name} seed {s}"].select(metric="overlap")["value"].iloc[0]) for s in (0, 1)]
+        for name in ("L2 + contrastive", "L2")
+    )
+    paired = gains[gains["item"] == "L2 + contrastive: overlap"]["value"].iloc[0]
+    assert paired == pytest.approx(np.mean(a) - np.mean(b))
+    assert run.table["row_id"].is_unique
+
+
+def test_judging_sees_other_prompts_than_the_search():
+    seen, held = requests()
+    assert not set(seen) & set(held)
+
+
+def test_the_page_and_the_directions(run):
+    page = (run.folder / "report.html").read_text()
+    for text in ("Objectives and solvers beside each other", "Behaviours", "KL by dose", "Stability"):
+        assert text in page
+    kept = DirectionSet.load(run.folder / "artifacts" / "L2.safetensors")
+    assert len(kept) == 4
+    assert kept.model == run.network.fingerprint
+    assert kept[0].scale == pytest.approx(float(run.results["scale"].arrays["scale"][0]))
+    assert {"kl", "consistency", "cluster", "size"} <= set(kept[0].does)
+    np.testing.assert_allclose(kept[1].vector, run.results["L2 seed 0"].arrays["vectors"][1], atol=1e-6)
+    assert json.loads((run.folder / "study.json").read_text())["study"] == "discover"
+    assert DISCOVER.headline(run)
+
+
+def test_a_further_seed_leaves_the_cells_that_are_there(run, tmp_path):
+    import shutil
+
+    more = Run(DISCOVER, DiscoverOptions(**TINY, seeds=3), out=tmp_path)
+    shutil.copytree(run.folder / ".steps", more.folder / ".steps")
+    more.answer()
+    assert more.folder != run.folder  # 3 is what is taken when nobody says, but tiny takes 2 then
+    assert set(more.took) == {f"{m} seed 2" for m in (RANDOM, "L2", "L2 + contrastive", "Jacobian")} | {
+        "summary",
+        "clusters",
+    }
+    again = Run(DISCOVER, more.options, out=tmp_path)
+    again.answer()
+    assert not again.took
+
+
+def test_clusters_count_what_hangs_together():
+    a = np.eye(3)
+    groups = clusters({"x": a, "y": np.stack([a[0] * 5, -a[1]])})
+    assert groups["x"][0] == groups["y"][0]
+    assert groups["x"][1] == groups["y"][1]
+    assert len({*groups["x"].tolist()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"source": 3, "target": 2}, "not below the target"),
+        ({"source": 9}, "blocks 0 to 3"),
+        ({"methods": ("L3",)}, "no method 'L3'"),
+        ({"prompts": "none.txt"}, "cannot be read"),
+        ({"prompts": "none.pdf"}, "kind of prompts file"),
+        ({"vectors": 64}, "has 32 features"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_nothing(options, says, tmp_path):
+    with pytest.raises(UserError, match=says):
+        Run(DISCOVER, DiscoverOptions(**(TINY | options)), out=tmp_path / "runs").answer()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_prompts_of_the_users(tmp_path):
+    file = tmp_path / "mine.txt"
+    file.write_text("One.\n\nTwo.\nThree.\nFour.\nOne.\n")
+    assert requests(file) == (("One.", "Three."), ("Two.", "Four."))
+    file.write_text("One.\n")
+    with pytest.raises(UserError, match="1 different prompts"):
+        requests(file)
+
+
+def test_the_table_of_methods_names_solvers_that_are_there():
+    from repscope.steer.discovery import SOLVERS
+
+    assert {m.solver for m in METHODS.values()} <= set(SOLVERS)
