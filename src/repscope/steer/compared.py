@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from repscope.models.edits import Edit
 from repscope.models.generation import Continuation
 from repscope.models.language import LanguageModel
 from repscope.models.prompts import Prompt
@@ -34,7 +33,7 @@ from repscope.steer.discovery import (
     magnitude,
     soft_orthogonal,
 )
-from repscope.steer.effects import repeated
+from repscope.steer.effects import repeated, texts
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ class Ground:
         self.context: Context = self.subject.context(self.seen)
         self.apart: Context = self.subject.context(self.held)
         self.fluency = Fluency(self.subject.lm, self.subject.source, self.held)
-        self.plain = texts(self.subject.lm, self.held, None, "", self.new_tokens) if self.new_tokens else []
+        self.plain = texts(self.subject.lm, self.held, [], new_tokens=self.new_tokens) if self.new_tokens else []
         self.plain_nats = _nats(self.subject.lm, self.held, self.plain) if self.new_tokens else np.zeros(0)
         target = self.subject.lm.capture(list(self.held), self.subject.target, "last").numpy()
         self.length = float(np.median(np.linalg.norm(target, axis=1)))
@@ -142,25 +141,12 @@ class Ground:
             numbers["supervised"] = float(cos.max(1).mean())
         if self.new_tokens:
             lm, site = self.subject.lm, self.subject.site
-            wrote = texts(lm, self.held, self.scale * found.vectors, site, self.new_tokens)
+            wrote = texts(lm, self.held, self.scale * found.vectors, site, new_tokens=self.new_tokens)
             nats = _nats(lm, [p for _ in found.vectors for p in self.held], wrote).reshape(len(found.vectors), -1)
             arrays["damage"] = (nats - self.plain_nats).mean(1)
             numbers["damage"] = float(arrays["damage"].mean())
             numbers["repeats"] = float(np.mean([repeated(c.ids) for c in wrote]))
         return numbers, arrays
-
-
-def texts(
-    lm: LanguageModel, prompts: Sequence[str | Prompt], vectors: Float[np.ndarray, "direction width"] | None, site: str,
-    new_tokens: int, *, temperature: float = 1.0, seed: int = 0,
-) -> list[Continuation]:  # fmt: skip
-    """What the model writes after each prompt under each vector, direction by direction; all draw the same random numbers."""
-    if vectors is None:
-        return lm.generate(list(prompts), new_tokens, temperature=temperature, seed=seed, alike=True)
-    tiled = [p for _ in vectors for p in prompts]
-    added = Edit.add(site, np.repeat(vectors, len(prompts), axis=0), per_prompt=True)
-    with lm.edit(added):
-        return lm.generate(tiled, new_tokens, temperature=temperature, seed=seed, alike=True)
 
 
 def clusters(

@@ -14,7 +14,6 @@ With v the vector added at a site and tokens, q a prompt, and two continuations 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,14 +153,20 @@ def written(
         For each of `added`, a text to put before every opening, such as an instruction; it is not there when the text is read.
     """
     heads = list(prefixes) or [""] * len(added)
-    groups: list[list[Continuation]] = []
+    kinds = [None if one is None else (one.site, one.tokens) for one in added]
+    groups: list[list[Continuation]] = [[] for _ in added]
     with progress("Writing", len(added)) as advance:
-        for one, head in zip(added, heads):
-            with lm.edit(one.edit()) if one is not None else nullcontext():
-                groups.append(
-                    lm.generate([_behind(head, o) for o in openings], new_tokens, temperature=temperature, seed=seed)
-                )
-            advance(1)
+        for kind in dict.fromkeys(zip(kinds, heads)):  # those at one place are rows of one batch
+            mine = [i for i, it in enumerate(zip(kinds, heads)) if it == kind]
+            vectors = [one.vector for i in mine if (one := added[i]) is not None]
+            found = texts(
+                lm, [_behind(kind[1], o) for o in openings], vectors, *(kind[0] or ("", "all")), new_tokens=new_tokens,
+                temperature=temperature, seed=seed,
+            )  # fmt: skip
+            for place, i in enumerate(mine):
+                begin = place * len(openings) if vectors else 0
+                groups[i] = found[begin : begin + len(openings)]
+            advance(len(mine))
     # Only what has a token can be read again; a text that ended at once has none, and costs nothing.
     flat = [(opening, found.text) for group in groups for opening, found in zip(openings, group)]
     kept = [i for i, (_, text) in enumerate(flat) if text]
@@ -174,6 +179,23 @@ def written(
         Written(tuple(c.text for c in group), row, np.array([repeated(c.ids) for c in group]))
         for group, row in zip(groups, by_group)
     ]
+
+
+def texts(
+    lm: LanguageModel, prompts: Sequence[str | Prompt],
+    vectors: Sequence[Float[np.ndarray, "feature"]] | Float[np.ndarray, "vector feature"], site: str = "", tokens: str = "all", *,
+    new_tokens: int, temperature: float = 1.0, seed: int = 0,
+) -> list[Continuation]:  # fmt: skip
+    """Continuations of each prompt under each vector, vector by vector, as rows of one batch; without vectors once, unsteered.
+
+    A prompt draws the same random numbers under all vectors.
+    """
+    if not len(vectors):
+        return lm.generate(list(prompts), new_tokens, temperature=temperature, seed=seed, alike=True)
+    tiled = [p for _ in vectors for p in prompts]
+    each = np.repeat(np.stack(list(vectors)), len(prompts), axis=0)
+    with lm.edit(Edit.add(site, each, tokens=tokens, per_prompt=True)):
+        return lm.generate(tiled, new_tokens, temperature=temperature, seed=seed, alike=True)
 
 
 def repeated(ids: Int[np.ndarray, "token"]) -> float:

@@ -24,10 +24,10 @@ from repscope.errors import UserError, unknown
 from repscope.models.prompts import Prompt
 from repscope.results import ESTIMATE, Result, Row
 from repscope.steer import judged
-from repscope.steer.compared import METHODS, METRICS, Ground, clusters, texts
+from repscope.steer.compared import METHODS, METRICS, Ground, clusters
 from repscope.steer.controls import RANDOM
 from repscope.steer.discovery import Fluency, LanguageSubject, calibrate
-from repscope.steer.effects import in_turn
+from repscope.steer.effects import in_turn, texts
 from repscope.studies.discover_page import headline, page
 from repscope.studies.study import Cost, Options, Run, Step, Study
 
@@ -239,8 +239,8 @@ def _clusters(names: list[str]) -> Callable[[Run[Any], Tick], Result]:
         shown = sorted(best.values(), key=lambda r: r["cluster"])[: 4 if o.tiny else 24]
         vectors = np.stack([cells[r["method"]]["vectors"][r["direction"]] for r in shown])
         length = max(o.new_tokens, 3) if o.tiny else 24
-        wrote = texts(lm, asked, ground.scale * vectors, ground.subject.site, length, temperature=0.0)
-        plain = texts(lm, asked, None, "", length, temperature=0.0)
+        wrote = texts(lm, asked, ground.scale * vectors, ground.subject.site, new_tokens=length, temperature=0.0)
+        plain = texts(lm, asked, [], new_tokens=length, temperature=0.0)
         tick(0.6)
         lines = [{"cluster": -1, "prompt": i, "text": c.text} for i, c in enumerate(plain)]
         lines += [
