@@ -46,8 +46,10 @@ CHOSEN = "chosen on the other half"  #: site of a score whose block was chosen o
 PAPER_WIDTH = 680  #: px, what `save` takes for a container
 
 
-def by_layer(table: pd.DataFrame, *, metric_title: str, token: str = "last") -> alt.LayerChart:
-    """Value by block for one item: the estimate and each control with their intervals.
+def by_layer(
+    table: pd.DataFrame, *, metric_title: str, token: str = "last", share: bool = True
+) -> alt.LayerChart:  # fmt: skip
+    """Value by block for one item: the estimate and each control with their intervals. `share`: the value is one, or an R².
 
     Rows at other tokens, cut contexts and chosen-layer scores of the same item are left aside. A control without a
     layer is a horizontal rule with its band.
@@ -61,7 +63,7 @@ def by_layer(table: pd.DataFrame, *, metric_title: str, token: str = "last") -> 
     _one(shown, "item", "metric")
     shared = (shown["split"] == "shared token") & (shown["condition"] == ESTIMATE)
     shown = shown.assign(condition=shown["condition"].mask(shared, SHARED))[shared | (shown["split"] != "shared token")]
-    return _lines(shown, metric_title)
+    return _lines(shown, metric_title, share=share)
 
 
 def context_cut(table: pd.DataFrame, *, metric_title: str = "", token: str = "last") -> alt.LayerChart:
@@ -113,14 +115,16 @@ def heat_map(table: pd.DataFrame, *, metric_title: str = "") -> alt.LayerChart:
     return finish(boxes, written, height=max(17 * len(blocks), 120), max_width=120 * len(order) + 240)
 
 
-def gains(table: pd.DataFrame, *, title: str = "paired gain (accuracy or R²)") -> alt.LayerChart:
+def gains(
+    table: pd.DataFrame, *, title: str = "paired gain (accuracy or R²)", share: bool = True
+) -> alt.LayerChart:  # fmt: skip
     """A forest plot of paired differences: one row an item and control, the point, its interval, a line at no gain."""
     shown = table[(table["metric"] == "gain") & (table["split"] != "shared token")]
     if shown.empty:
         raise ValueError("no row has the metric 'gain'")
     items = list(dict.fromkeys(shown["item"]))
     zero = alt.Chart(data(pd.DataFrame({"zero": [0]}))).mark_rule(color=INK).encode(x="zero:Q")
-    return _forest(shown, items, title, [zero])
+    return _forest(shown, items, title, [zero], share=share)
 
 
 def chosen(table: pd.DataFrame) -> alt.LayerChart:
@@ -275,14 +279,16 @@ def save(chart: alt.TopLevelMixin, path: Path, *, width: int = PAPER_WIDTH) -> P
 _PLACE = ("latitude", "longitude", "predicted latitude", "predicted longitude")
 
 
-def _lines(shown: pd.DataFrame, metric_title: str, names: dict[str, str] | None = None) -> alt.LayerChart:
+def _lines(
+    shown: pd.DataFrame, metric_title: str, names: dict[str, str] | None = None, *, share: bool = True
+) -> alt.LayerChart:  # fmt: skip
     """Lines with bands by block, rules with bands for what has no layer; `names`: the label of a condition where it differs."""
     styles = {(names or {}).get(c, c): style for c, style in styles_of(shown["condition"]).items()}
     drawn = pd.DataFrame({
         "block": _block(shown), "condition": shown["condition"].map(lambda c: (names or {}).get(c, c)),
         "value": shown["value"], "lo": shown["lo"], "hi": shown["hi"], "n": shown["n"],
     })  # fmt: skip
-    scale, said = value_scale(drawn, metric_title)
+    scale, said = value_scale(drawn, metric_title, share=share)
     color, dash = (by_condition(kind, styles, lines=True) for kind in ("color", "dash"))
     wide = alt.FieldOneOfPredicate(field="condition", oneOf=[name for name, s in styles.items() if s.wide])
     width = alt.condition(wide, alt.value(2.8), alt.value(1.6))
@@ -308,11 +314,13 @@ def _lines(shown: pd.DataFrame, metric_title: str, names: dict[str, str] | None 
     return finish(*bands, *rules, points.encode(y=y, tooltip=[*tips("at"), *shown_tips]), height=340)
 
 
-def _forest(shown: pd.DataFrame, items: list[str], title: str, under: Sequence[alt.Chart]) -> alt.LayerChart:
+def _forest(
+    shown: pd.DataFrame, items: list[str], title: str, under: Sequence[alt.Chart], *, share: bool = True
+) -> alt.LayerChart:  # fmt: skip
     """Points with intervals, one row a condition inside one band an item."""
     styles = styles_of(shown["condition"])
     drawn = shown[["item", "condition", "value", "lo", "hi", "n"]]
-    scale, said = value_scale(drawn, title)
+    scale, said = value_scale(drawn, title, share=share)
     color, shape = (by_condition(kind, styles) for kind in ("color", "shape"))
     base = alt.Chart(data(drawn)).encode(
         y=alt.Y("item:N", sort=items, title=None, scale=alt.Scale(padding=0)).axis(

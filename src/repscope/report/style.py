@@ -125,8 +125,11 @@ def legend(names: Sequence[str], **more: Any) -> alt.Legend:
     return alt.Legend(orient="top", columns=alt.ExprRef(columns), symbolOpacity=1, **more)
 
 
-def value_scale(drawn: pd.DataFrame, title: str) -> tuple[alt.Scale, list[str]]:
-    """The scale of values with 0 in it, and the axis title; values far out are drawn at the edge, which the title says."""
+def value_scale(drawn: pd.DataFrame, title: str, *, share: bool = True) -> tuple[alt.Scale, list[str]]:
+    """The scale of values with 0 in it, and the axis title; shares far out (R² has no lower end) are drawn at the edge, which the
+    title says. Where values are no shares, such as nats, all are drawn where they are."""
+    if not share:
+        return alt.Scale(zero=True, nice=True), [title]
     lowest, highest = float(drawn[["value", "lo"]].min().min()), float(drawn[["value", "hi"]].max().max())
     ends: dict[str, Any] = {"domainMin": _LEAST} if lowest < _LEAST else {}
     ends |= {"domainMax": _MOST} if highest > _MOST else {}

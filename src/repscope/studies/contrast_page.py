@@ -209,7 +209,7 @@ def _choice(run: Run[Any]) -> Section:
             "was chosen. Random directions: two a block.",
         ),
         Figure(
-            figures.by_layer(drawn, metric_title=f"effect at strength {middle:g} (nats)", token=""),
+            figures.by_layer(drawn, metric_title=f"effect at strength {middle:g} (nats)", token="", share=False),
             "Effect by block",
             "First half of the choices; bands: 95 % bootstrap intervals over choices, for random directions the range of two.",
         ),
@@ -217,7 +217,7 @@ def _choice(run: Run[Any]) -> Section:
     if len(forest):
         items.append(
             Figure(
-                figures.gains(forest, title="difference of means less the other method (nats)"),
+                figures.gains(forest, title="difference of means less the other method (nats)", share=False),
                 "Methods compared on the second half",
                 "Each method at its own best block and strength of the first half; paired over groups of choices. "
                 "Above 0 the difference of means steers more.",
