@@ -26,10 +26,9 @@ def run(tmp_path_factory):
 
 def test_every_method_has_every_number_and_chance_beside_it(run):
     table = run.results["summary"].table
-    names = [m for m in METRICS if m != "supervised"]
     for item in (RANDOM, "L2", "L2 + contrastive", "Jacobian"):
         rows = table[(table["item"] == item) & (table["metric"] != "gain")]
-        assert set(rows["metric"]) == {*names, "stability"}
+        assert set(rows["metric"]) == {*METRICS, "stability"}
         assert set(rows["condition"]) == {RANDOM if item == RANDOM else ESTIMATE}
         assert (rows["n"] == 2).all()
     gains = table[table["metric"] == "gain"]

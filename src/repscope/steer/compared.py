@@ -78,7 +78,7 @@ METRICS: dict[str, str] = {
     "repeats": "share of 3-grams that stood before",
     "half dose": "cos of mean effects at half the scale with those at the scale",
     "minus dose": "cos of mean effects at minus the scale with those at the scale",
-    "supervised": "mean over supervised directions of the largest |cos| of a direction found with it",
+    "supervised": "mean over directions with labels of the largest |cos| of a direction found with it",
     "cost": "forward equivalents: one vector through one prompt, forward or backward",
     "seconds": "of the search",
 }

@@ -18,6 +18,7 @@ import pandas as pd
 from pydantic import Field
 
 from repscope import stats
+from repscope.data.contrasts import contrast
 from repscope.data.requests import requests
 from repscope.directions import Direction, DirectionSet
 from repscope.errors import UserError, unknown
@@ -25,6 +26,7 @@ from repscope.models.prompts import Prompt
 from repscope.results import ESTIMATE, Result, Row
 from repscope.steer import judged
 from repscope.steer.compared import METHODS, METRICS, Ground, clusters
+from repscope.steer.contrast import fit
 from repscope.steer.controls import RANDOM
 from repscope.steer.discovery import Fluency, LanguageSubject, calibrate
 from repscope.steer.effects import in_turn, texts
@@ -33,6 +35,12 @@ from repscope.studies.study import Cost, Options, Run, Step, Study
 
 Tick = Callable[[float], None]
 _COMPARED = "L2"  #: what the others are compared with
+_LABELLED = (
+    "sentiment",
+    "formality",
+    "language",
+    "honesty",
+)  #: contrasts whose directions found ones are compared with
 _SHOWN = 2  #: continuations of a cluster
 _DOSES = (0.25, 0.5, 1.0, 1.5)
 
@@ -193,8 +201,17 @@ def _ground(run: Run[DiscoverOptions], o: DiscoverOptions) -> Ground:
     if "ground" not in run.__dict__:
         seen, held = _prompts(run, o)
         scale = float(run.results["scale"].arrays["scale"][0])
-        run.__dict__["ground"] = Ground(_subject(run, o), seen, held, scale, new_tokens=o.new_tokens)
+        subject = _subject(run, o)
+        run.__dict__["ground"] = Ground(
+            subject, seen, held, scale, supervised=_supervised(run, subject.site, 4 if o.tiny else 24), new_tokens=o.new_tokens
+        )  # fmt: skip
     return run.__dict__["ground"]  # type: ignore[no-any-return]
+
+
+def _supervised(run: Run[Any], site: str, texts_each: int) -> np.ndarray:
+    """Directions with labels, to see whether what was found without is near any of them."""
+    held = [contrast(name).sample(texts_each) for name in _LABELLED]
+    return np.stack([fit(run.network, c, at=site, methods=["difference of means"]).directions[0].vector for c in held])
 
 
 def _cell(name: str, seed: int) -> Callable[[Run[Any], Tick], Result]:

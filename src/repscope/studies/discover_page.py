@@ -25,6 +25,7 @@ _FIGURES = {
     "kl": "KL of the next token (nats)",
     "damage": "damage to text (nats a token)",
     "stability": "stability over seeds (mean |cos|)",
+    "supervised": "nearness to labelled directions (max |cos|)",
 }
 _ANSWERED = ("size", "overlap", "clusters", "consistency", "kl")
 #: method → how it stands in the answer
