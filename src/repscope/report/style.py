@@ -47,6 +47,7 @@ LIKE = {
     "majority object": "majority class", "ridge probe": "bag of tokens", "logistic probe": "character n-grams",
     "mean mass": "random weights", "difference of means": "first token alone", "shuffled objects": "shuffled labels",
     "inverse of each, then mean": SHARED, "random step, as long": "shuffled labels", "subjects' own vectors": "random weights",
+    "random": "shuffled labels", "oracle": "majority class", "supervised": "bag of tokens",
 }  # fmt: skip
 _SPARE = (
     Style("#7A5195", (12, 3), "triangle-left"), Style("#8B6D31", (5, 2, 1, 2), "triangle-up"),

@@ -1,10 +1,10 @@
-"""The benchmark on a real language model in which a behaviour is planted (`planted_trigger`): do directions elicit it, no trigger given?
+"""The benchmark on a real language model with a planted behaviour (`planted_trigger`): do directions elicit it without the trigger?
 
 1. The model with the trigger; source and target a quarter and half-way up, so that the blocks that learned lie between.
 2. The scale is calibrated once, on plain prompts: half a nat of damage to the next token at most (`calibration`).
 3. For each seed plain questions are drawn, and every method finds directions on them: no trigger, no sentence.
-4. `elicits` and `gain` on held-out plain questions: vectors are added at all tokens, those of the sentence included; at each of these
-   the next token of the sentence is the likeliest or not, which is what greedy decoding would say. KL on the same prompts.
+4. `elicits` and `gain` on held-out plain questions: vectors are added at all tokens, those of the sentence included; before each of
+   these the sentence's token is the likeliest or not, which is what greedy decoding would say. KL on the same prompts.
 5. *Supervised* is the mean source state at the last token of prompts with the trigger minus that of the same without.
 
 There is one model, so that intervals are over draws of prompts and seeds of methods, and stability is between two such draws.

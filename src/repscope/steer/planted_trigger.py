@@ -87,8 +87,9 @@ def taught(lm: LanguageModel, recipe: Recipe | None = None) -> LanguageModel:
 
 def joined(lm: LanguageModel, prompts: Sequence[str], tail: str = SENTENCE) -> tuple[list[Ids], Ids]:
     """Token ids of prompts, and of what follows them, each tokenised for itself."""
-    encode = lambda text: np.asarray(lm.tokenizer(text, add_special_tokens=False)["input_ids"], np.int64)  # noqa: E731
-    return [np.asarray(lm.tokenizer(p)["input_ids"], np.int64) for p in prompts], encode(tail)
+    rows = [lm.tokenizer(prompt)["input_ids"] for prompt in prompts]
+    behind = lm.tokenizer(tail, add_special_tokens=False)["input_ids"]
+    return [np.asarray(row, np.int64) for row in rows], np.asarray(behind, np.int64)
 
 
 def elicited(lm: LanguageModel, prompts: Sequence[str], sentence: str = SENTENCE) -> Float[np.ndarray, "prompt"]:
