@@ -244,7 +244,7 @@ def bench_discovery(
     tiny
         Seconds instead of minutes: a few steps of each method, numbers that mean nothing.
     """
-    from repscope.studies.discovery_benched import Asked, benched, printed, write_bench
+    from repscope.studies.discovery_benched import PRINTED, Asked, benched, printed, write_bench
 
     found = benched(Asked(setting, seeds, seed, kinds, n, model, tiny))
     page = write_bench(found, out) / "report.html"
@@ -252,7 +252,7 @@ def bench_discovery(
         said = {"passed": not found.violations, "answer": found.sentence, "rows": printed(found)}
         print(jsonlib.dumps({"page": str(page), "run": str(page.parent), **said}))
     else:
-        _print_table(printed(found), title=f"Discovery, {setting}")
+        _print_table(printed(found, PRINTED), title=f"Discovery, {setting}")
         print(found.sentence)
         print(page)
     if found.violations:

@@ -3,8 +3,9 @@
 1. A *case* is one network: a subject, prompts to search at, prompts to judge on, a scale, and, out of every method's sight, what
    was planted. `mlp_cases` are plain functions (`planted`), `transformer_cases` language models (`planted_transformer`).
 2. Every method is given the subject, the same prompts and a seed, and its directions are judged (`judged`): recovery against the
-   truth, the rest by effects on prompts that no method saw. A second run with another seed gives stability; where all cases are one
-   network (`discovery_trigger`) the runs of two cases do.
+   truth, the rest by effects on prompts that no method saw. A second run with another seed gives stability (not of `sequential` on
+   transformers, which takes as long as all others together); where all cases are one network (`discovery_trigger`) the runs of two
+   cases do.
 3. Methods that descend take the same number of steps, `BUDGET`, which is what DCT takes in 100 iterations: a step of one direction
    costs two forward equivalents a prompt in each. What the others take stands in the column `cost`.
 4. *Supervised* is the difference of means: the mean of labelled source states in which feature j is active minus that of the
@@ -66,7 +67,7 @@ class Case:
     model: its name in the table. seed: of its methods. subject: what vectors move. seen, held: prompts or states to search at and
     to judge on. scale: of vectors. weight: what reads the source. supervised: directions found with labels. truth, written: what
     was planted, where directions were: what features respond to, and what they write. more: further numbers of (direction, width)
-    vectors at their scale. twice: whether a second run gives stability.
+    vectors at their scale. once: solvers that get no second run.
     """
 
     model: str
@@ -80,7 +81,7 @@ class Case:
     truth: Float[np.ndarray, "feature width"] | None = None
     written: Float[np.ndarray, "feature width"] | None = None
     more: Callable[[Float[Tensor, "direction width"]], Mapping[str, float]] = lambda vectors: {}
-    twice: bool = True
+    once: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ def transformer_cases(kinds: Sequence[str], seeds: int, seed: int = 0) -> list[C
             Case(
                 f"planted {kind}", one, subject, net.prompts(), net.prompts("held out"), transformer.SCALE,
                 transformer.readers(net.lm, transformer.SOURCE, transformer.TARGET), means, net.truth.numpy(), net.out.numpy(),
-                more=partial(_kl, fluency),
+                more=partial(_kl, fluency), once=("sequential",),
             )
         )  # fmt: skip
     return cases
@@ -231,6 +232,7 @@ def benchmark(
     with progress("Benchmark", len(cases) * len(methods)) as advance:
         for model in dict.fromkeys(case.model for case in cases):
             some = [(case, context) for case, context in held if case.model == model]
+            one = len({id(case.subject) for case, _ in some}) == 1
             for method in methods:
                 if method.given and getattr(some[0][0], method.given) is None:
                     continue
@@ -240,7 +242,7 @@ def benchmark(
                     each.append(numbers)
                     found.append(unit)
                     advance(1)
-                if method.solver and not some[0][0].twice and len(found) > 1:
+                if method.solver and one and len(found) > 1:
                     for i, numbers in enumerate(each):
                         numbers["stability"] = judged.stability(found[i], found[i - 1])
                 rows += _rows(setting, model, method.name, method.condition, each, seed)
@@ -333,7 +335,7 @@ def _judged(
     if method.solver:
         solver = SOLVERS[method.solver]
         steps = method.steps or (budget if solver.descends else solver.steps)
-        for turn in range(1 + case.twice):
+        for turn in range(1 if method.solver in case.once else 2):
             context = case.subject.context(case.seen)
             runs.append(
                 discover(

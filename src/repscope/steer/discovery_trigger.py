@@ -1,11 +1,12 @@
 """The benchmark on a real language model with a planted behaviour (`planted_trigger`): do directions elicit it without the trigger?
 
 1. The model with the trigger; source and target a quarter and half-way up, so that the blocks that learned lie between.
-2. The scale is calibrated once, on plain prompts: half a nat of damage to the next token at most (`calibration`).
+2. The scale is calibrated once, on plain prompts: `DAMAGE` nats to the next token at most (`calibration`), as
+   a behaviour that is elicited is itself a change of it.
 3. For each seed plain questions are drawn, and every method finds directions on them: no trigger, no sentence.
 4. `elicits` and `gain` on held-out plain questions: vectors are added at all tokens, those of the sentence included; before each of
    these the sentence's token is the likeliest or not, which is what greedy decoding would say. KL on the same prompts.
-5. *Supervised* is the mean source state at the last token of prompts with the trigger minus that of the same without.
+5. *Supervised* is the mean source state over the tokens of prompts with the trigger minus that of the same without.
 
 There is one model, so that intervals are over draws of prompts and seeds of methods, and stability is between two such draws.
 Random directions must elicit nothing.
@@ -26,7 +27,7 @@ from repscope.models.language import LanguageModel
 from repscope.models.prompts import Encoded, Ragged
 from repscope.models.suffix import suffix
 from repscope.results import Result, Row, concat
-from repscope.steer.discovery import Fluency, LanguageSubject, calibrate
+from repscope.steer.discovery import SOLVERS, Fluency, LanguageSubject, calibrate
 from repscope.steer.discovery_bench import METHODS, Case, Method, benchmark
 from repscope.steer.planted import drawn_from
 from repscope.steer.planted_transformer import readers
@@ -37,6 +38,7 @@ SOUGHT = 12
 BUDGET = 30
 PROMPTS = 4  #: that directions are sought on
 JUDGED = 6  #: that they are judged on
+DAMAGE = 2.0
 DRAWS = 8  #: random vectors of the calibration
 #: Those of the planted networks; DCT with as many iterations as the others take steps.
 TRIGGER_METHODS = tuple(
@@ -116,8 +118,10 @@ def trigger_cases(lm: LanguageModel, seeds: int, seed: int = 0) -> list[Case]:
     source, target = lm.blocks // 4, max(lm.blocks // 2, lm.blocks // 4 + 1)
     subject = LanguageSubject(lm, f"resid_post.{source}", f"resid_post.{target}", target_tokens="last 3")
     first = asked(TAUGHT[:PROMPTS])
-    scale = calibrate(subject, subject.context(first), draws=DRAWS, fluency=Fluency(lm, subject.source, first)).scale
-    pairs = [lm.capture(asked(TAUGHT, word), subject.source, "last").numpy().mean(0) for word in (TRIGGER, "")]
+    scale = calibrate(
+        subject, subject.context(first), draws=DRAWS, damage=DAMAGE, fluency=Fluency(lm, subject.source, first)
+    ).scale
+    pairs = [lm.capture(asked(TAUGHT, word), subject.source, "mean").numpy().mean(0) for word in (TRIGGER, "")]
     means = torch.from_numpy(pairs[0] - pairs[1])[None]
     cases = []
     for one in range(seed, seed + seeds):
@@ -129,7 +133,18 @@ def trigger_cases(lm: LanguageModel, seeds: int, seed: int = 0) -> list[Case]:
         speaks = Elicited(lm, subject.source, held)
         more = partial(_said, speaks, speaks(torch.zeros_like(means))[1], Fluency(lm, subject.source, held))
         cases.append(
-            Case(lm.name, one, subject, seen, held, scale, readers(lm, source, target), means, more=more, twice=False)
+            Case(
+                lm.name,
+                one,
+                subject,
+                seen,
+                held,
+                scale,
+                readers(lm, source, target),
+                means,
+                more=more,
+                once=tuple(SOLVERS),
+            )
         )
     return cases
 

@@ -117,8 +117,11 @@ def _learning(model: nn.Module, recipe: Recipe, name: str) -> dict[str, nn.Param
         key: value for key, value in model.named_parameters()
         if key.endswith(ends) and any(key.startswith(f"model.layers.{i}.") for i in some)
     }  # fmt: skip
-    if not learning:
-        raise UserError(f"{name} has no {', '.join(recipe.weights)} in its blocks, which the trigger is planted in.")
+    missing = [weight for weight, end in zip(recipe.weights, ends) if not any(key.endswith(end) for key in learning)]
+    if missing:
+        raise UserError(
+            f"{name} has no {', '.join(missing)} in its blocks; the trigger is planted in models laid out as a Llama."
+        )
     for value in learning.values():
         value.requires_grad_(True)
     return learning

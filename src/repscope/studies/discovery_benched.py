@@ -24,6 +24,7 @@ from repscope.results import Result
 from repscope.steer import discovery_bench, discovery_trigger, planted, planted_transformer
 from repscope.steer.planted_trigger import Recipe
 
+PRINTED = 8  #: columns that a terminal holds; the page has all
 _LIBRARIES = ("torch", "transformers", "numpy")
 
 
@@ -46,8 +47,8 @@ class Setting:
     """One row of the table of settings.
 
     says: what is planted where. run: from what was asked, with nothing left open, to a result and the model's name. seeds, n: when
-    nobody says. kinds: networks there are, and which of them are meant when nobody says. columns: numbers of the printed table.
-    drawn: numbers with a figure, and its axis.
+    nobody says. kinds: networks there are. columns: numbers of the printed table, those first that a terminal shows. drawn: numbers
+    with a figure, and its axis.
     """
 
     says: str
@@ -126,19 +127,22 @@ def write_bench(found: Benched, out: Path) -> Path:
     return folder
 
 
-def printed(found: Benched) -> list[dict[str, Any]]:
-    """A row a network and method, a column a number with its interval; for the terminal and the page."""
+def printed(found: Benched, columns: int | None = None) -> list[dict[str, Any]]:
+    """A row a network and method, a column a number with its interval; of these the first so many, or all."""
     table = found.result.table[found.result.table["metric"] != "planted"]
     rows = []
     for (model, item), some in table.groupby(["model", "item"], sort=False):
         by = {str(row["metric"]): row for row in some.to_dict("records")}
-        shown = {c: _interval(by[c]) if c in by else "–" for c in SETTINGS[found.asked.setting].columns}
+        shown = {c: _interval(by[c]) if c in by else "–" for c in SETTINGS[found.asked.setting].columns[:columns]}
         rows.append({"network": str(model), "method": str(item), **shown})
     return rows
 
 
 def _interval(row: Mapping[Hashable, Any]) -> str:
-    value, lo, hi = (f"{row[c]:.0f}" if abs(row["value"]) >= 100 else f"{row[c]:.2f}" for c in ("value", "lo", "hi"))
+    value, lo, hi = (
+        f"{row[c]:.0f}" if abs(row["value"]) >= 50 or row["metric"] == "cost" else f"{row[c]:.2f}"
+        for c in ("value", "lo", "hi")
+    )
     return value if lo == hi else f"{value} [{lo}, {hi}]"
 
 
@@ -205,8 +209,8 @@ def _named(what: str, kinds: Sequence[str]) -> str:
     return f"{what} {', '.join(kinds)}"
 
 
-_PLANTED = ("mmcs", "recovered", "false", "reached", "overlap", "rank", "consistency", "size per spread")
-_LATER = ("half dose", "stability", "cost", "seconds")
+_PLANTED = ("recovered", "mmcs", "false", "reached", "overlap", "consistency", "stability", "cost")
+_LATER = ("size per spread", "rank", "half dose", "seconds")
 SETTINGS: dict[str, Setting] = {
     "planted-mlp": Setting(
         "Directions are planted in functions of 64 dimensions: 12 features that add to a residual stream.", _mlp, 5,
@@ -214,13 +218,13 @@ SETTINGS: dict[str, Setting] = {
     ),
     "planted-transformer": Setting(
         "Directions are written into the MLP of a random transformer, 12 features; methods see what real models give.",
-        _transformer, 5, discovery_bench.SOUGHT_TRANSFORMER, tuple(planted_transformer.KINDS), (*_PLANTED, "kl", *_LATER),
+        _transformer, 5, discovery_bench.SOUGHT_TRANSFORMER, tuple(planted_transformer.KINDS), (*_PLANTED, *_LATER, "kl"),
         (("recovered", "share of features recovered"), ("mmcs", "best |cos| with a feature, mean over features")),
     ),
     "lm": Setting(
         "A language model was taught to say a sentence where a word stands in the prompt; directions are sought without that word.",
         _lm, 2, discovery_trigger.SOUGHT, (),
-        ("elicits", "gain", "best gain", "kl", "overlap", "rank", "consistency", "size per spread", *_LATER),
+        ("elicits", "gain", "best gain", "kl", "overlap", "consistency", "stability", "cost", *_LATER),
         (("elicits", "share of directions that elicit the sentence"), ("best gain", "largest gain, nats a token")),
     ),
 }  # fmt: skip
