@@ -149,7 +149,6 @@ def ranked(table: pd.DataFrame, *, title: str) -> alt.LayerChart:
     _one(table, "metric", "model")
     styles = styles_of(table["condition"])
     drawn = table[["item", "condition", "value", "lo", "hi", "n"]].sort_values("value", ascending=False)
-    scale, said = value_scale(drawn, title)
     base = alt.Chart(data(drawn)).encode(
         y=alt.Y("item:N", sort=list(drawn["item"]), title=None).axis(
             grid=True, domain=False, ticks=False, labelLimit=220
@@ -157,7 +156,7 @@ def ranked(table: pd.DataFrame, *, title: str) -> alt.LayerChart:
         color=by_condition("color", styles),
         tooltip=[*tips("item", "condition"), *numbers("value", "lo", "hi"), *tips("n")],
     )
-    x, lo = (alt.X(f"{end}:Q", title=said, scale=scale) for end in ("value", "lo"))
+    x, lo = (alt.X(f"{end}:Q", title=title, scale=alt.Scale(zero=True, nice=True)) for end in ("value", "lo"))
     bars = base.mark_rule(strokeWidth=1.6).encode(x=lo, x2="hi:Q")
     points = base.mark_point(filled=True, size=52, opacity=1).encode(x=x, shape=by_condition("shape", styles))
     return finish(bars, points, height=22 * len(drawn) + 10)
