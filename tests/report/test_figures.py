@@ -8,6 +8,7 @@ from report import synthetic
 from repscope.errors import UserError
 from repscope.report import figures, grids
 from repscope.report.style import SHARED, STYLES, spec_of, styles_of
+from repscope.results import Row, table_of
 
 TABLE = synthetic.table(blocks=6)
 CITY = TABLE[TABLE["item"] == "cities.continent"]
@@ -21,6 +22,27 @@ CHARTS = {
     "predicted_against_true": lambda: figures.predicted_against_true(synthetic.numbers(), "log10 people"),
     "lens": lambda: figures.lens(synthetic.lens()),
 }
+
+
+METHODS = table_of(
+    Row(
+        metric="recovered",
+        model="planted",
+        item=item,
+        condition=condition,
+        value=value,
+        lo=value - 0.1,
+        hi=value + 0.1,
+        n=5,
+    )
+    for item, condition, value in (
+        ("ours", "estimate", 1.9),
+        ("random", "random", 0.1),
+        ("truth", "oracle", 2.5),
+        ("b", "estimate", 2.0),
+    )
+)
+CHARTS["ranked"] = lambda: figures.ranked(METHODS, title="share")
 
 
 def rows(chart: alt.LayerChart) -> list[dict]:
@@ -202,3 +224,12 @@ def test_missing_intervals_become_null_not_nan():
     table = CITY.assign(lo=float("nan"), hi=float("nan"))
     drawn = rows(figures.by_layer(table, metric_title="accuracy"))
     assert {r["lo"] for r in drawn} == {None}
+
+
+def test_methods_stand_best_first_with_their_controls_and_nothing_at_the_edge():
+    spec = spec_of(figures.ranked(METHODS, title="share"))
+    assert spec["layer"][0]["encoding"]["y"]["sort"] == ["truth", "b", "ours", "random"]
+    assert max(r["value"] for r in rows(figures.ranked(METHODS, title="share"))) == 2.5
+    assert "clamp" not in spec["layer"][1]["encoding"]["x"]["scale"]
+    with pytest.raises(ValueError, match="one metric"):
+        figures.ranked(pd.concat([METHODS, METHODS.assign(metric="mmcs")]), title="share")

@@ -1,6 +1,6 @@
 """A tiny random language model with a byte-level tokenizer, made in memory: for tests, `--tiny` and kill loops. Knows nothing."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from repscope.models.fingerprint import Source, of_module
 
@@ -8,26 +8,33 @@ if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
 
 
-def tiny(seed: int = 0) -> "LanguageModel":
-    """Four random Llama blocks of width 32 over bytes: every name has one token a byte, and nothing was ever learned."""
-    import torch
+def byte_tokenizer() -> Any:
+    """One token a byte, 256 of them, nothing added at either end."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    from repscope.models.language import LanguageModel
+    from transformers import PreTrainedTokenizerFast
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=core)  # type: ignore[no-untyped-call]
+
+
+def tiny(seed: int = 0) -> "LanguageModel":
+    """Four random Llama blocks of width 32 over bytes: every name has one token a byte, and nothing was ever learned."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from repscope.models.language import LanguageModel
+
+    tokenizer = byte_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = LlamaConfig(
-            vocab_size=len(alphabet), hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
             num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=None, eos_token_id=None,
         )  # fmt: skip
         model = LlamaForCausalLM(config)
         model.train(False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core)  # type: ignore[no-untyped-call]
     source = Source("tiny", of_module(model), "float32, random weights", None, None)
     return LanguageModel(model, tokenizer, "tiny", source)

@@ -148,6 +148,24 @@ def chosen(table: pd.DataFrame) -> alt.LayerChart:
     return _forest(shown, items, title, [])
 
 
+def ranked(table: pd.DataFrame, *, title: str) -> alt.LayerChart:
+    """One number of many methods: a row a method, best first, controls in their own colour and shape among them."""
+    _one(table, "metric", "model")
+    styles = styles_of(table["condition"])
+    drawn = table[["item", "condition", "value", "lo", "hi", "n"]].sort_values("value", ascending=False)
+    base = alt.Chart(data(drawn)).encode(
+        y=alt.Y("item:N", sort=list(drawn["item"]), title=None).axis(
+            grid=True, domain=False, ticks=False, labelLimit=220
+        ),
+        color=by_condition("color", styles),
+        tooltip=[*tips("item", "condition"), *numbers("value", "lo", "hi"), *tips("n")],
+    )
+    x, lo = (alt.X(f"{end}:Q", title=title, scale=alt.Scale(zero=True, nice=True)) for end in ("value", "lo"))
+    bars = base.mark_rule(strokeWidth=1.6).encode(x=lo, x2="hi:Q")
+    points = base.mark_point(filled=True, size=52, opacity=1).encode(x=x, shape=by_condition("shape", styles))
+    return finish(bars, points, height=22 * len(drawn) + 10)
+
+
 def places(frame: pd.DataFrame, backdrop: pd.DataFrame, *, max_backdrop: int = 2500) -> alt.LayerChart:
     """True place → predicted place on a map in degrees, by group.
 
