@@ -290,7 +290,8 @@ def lens(
 
 @app.command
 def steer(
-    model: ModelName, direction: str, *, prompt: tuple[str, ...] = (), scale: float | None = None, times: float = 1.0,
+    model: ModelName, direction: str, *, prompt: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    scale: float | None = None, times: float = 1.0,
     name: str = "", block: int | None = None, tokens: int = 40, temperature: float = 0.0, seed: int = 0, chat: bool = False,
     anyway: bool = False, revision: str | None = None, device: str | None = None, dtype: str = "float32", json: Json = False,
 ) -> None:  # fmt: skip
@@ -343,8 +344,9 @@ def steer(
 
 @app.command
 def directions(
-    path: Path, *, to: Path | None = None, name: str = "", block: int | None = None, json: Json = False
-) -> None:
+    path: Path, *, to: Path | None = None, name: str = "", block: int | None = None, blocks: int | None = None,
+    json: Json = False,
+) -> None:  # fmt: skip
     """Show what a file of directions holds, a card each; with --to write them in another format.
 
     Parameters
@@ -357,12 +359,14 @@ def directions(
         Only the direction of that name.
     block
         Where a .pt file with a single vector acts.
+    blocks
+        How many blocks the model has, for a .pt file of directions that do not tell.
     """
     from repscope.studies.steered import converted, held_in
 
     held = held_in(path, name, block)
     if to is not None:
-        converted(held, to)
+        converted(held, to, blocks)
     if json:
         print(jsonlib.dumps({"model": held.model, "directions": list(held.names), "written": str(to) if to else None}))
         return

@@ -77,6 +77,8 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"The disk is full: {path} was not written; make room and run the same command.") from error
+        if error.errno == errno.EISDIR:
+            raise UserError(f"{path} is a folder; give the name of a file in it.") from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise UserError(f"{path} cannot be written ({error.strerror}); choose another folder.") from error
         raise

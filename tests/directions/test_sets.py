@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -104,12 +105,14 @@ def test_another_network_is_refused():
     for model in ("abc", "", "sampled:abd"):  # one's own, unknown, and one fingerprinted in another way
         held.fits(model, {"resid_post": 8, "mlp_act.1": 4}, 4)
         held.fits(model, 8, 4)
-    DirectionSet(held.directions).fits("any", 8, 4)
+    DirectionSet.of(*(replace(d, model="") for d in held)).fits("any", 8, 4)
+    with pytest.raises(UserError, match="made for the model with fingerprint"):
+        DirectionSet(held.directions).fits("any", 8, 4)  # each of them knows
     for args, words in (
         (("abd", 8, 4), "made for the model with fingerprint abc, and this is abd"),
         (("abc", 9, 4), "'continent=Asia' has 8 features, and resid_post.3 of this model has 9"),
         (("abc", {"mlp_act": 5}, 4), "'latitude' has 4 features"),
-        (("abc", 8, 3), "this model has 3 blocks"),
+        (("abc", 8, 3), "made for a model of 4 blocks, and this one has 3"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=words):
             held.fits(*args)

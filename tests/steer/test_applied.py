@@ -79,6 +79,15 @@ def test_it_adds_the_weights_and_several_add_up(lm):
         (made("resid_post.9"), {}, "blocks 0 to 3"),
         (made(width=16), {}, "has 16 features, and resid_post.2 of this model has 32"),
         (DirectionSet.of(made(), model="sampled:another"), {}, "made for the model with fingerprint sampled:another"),
+        (
+            DirectionSet.of(made(), model="sampled:another")[0],
+            {},
+            "made for the model with fingerprint sampled:another",
+        ),
+        (DirectionSet.of(made(), blocks=12), {}, "model of 12 blocks, and this one has 4"),
+        (DirectionSet.of(made(), architecture="gpt2"), {}, "made for a gpt2, and this model is a llama"),
+        ("none.gguf", {}, "no file 'none.gguf'"),
+        (["sentiment"], {}, "'sentiment' is no direction"),
         ([], {}, "no direction to steer with"),
         (made(), {"scale": 0.0}, "steers nothing"),
         (made(), {"times": float("nan")}, "steers nothing"),
@@ -94,8 +103,18 @@ def test_what_does_not_fit_is_refused_in_one_sentence(lm, directions, how, says)
 def test_directions_of_other_weights_where_that_is_wanted(lm):
     other = DirectionSet.of(made(), model="sampled:another")
     assert len(edits(lm, other, anyway=True)) == 1
+    assert len(edits(lm, other[0], anyway=True)) == 1
     with pytest.raises(UserError, match="has 16 features"):
         edits(lm, DirectionSet.of(made(width=16), model="sampled:another"), anyway=True)
+
+
+def test_a_file_is_as_good_as_what_it_holds(lm, tmp_path):
+    held = DirectionSet.of(made(), model=lm.fingerprint)
+    with steering(lm, held):
+        there = lm.logits(PROMPTS)
+    for path in (held.save(tmp_path / "d.safetensors"), str(held.to_gguf(tmp_path / "d.gguf"))):
+        with steering(lm, path):
+            np.testing.assert_array_equal(lm.logits(PROMPTS), there)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

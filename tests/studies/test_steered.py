@@ -81,6 +81,12 @@ def test_what_does_not_fit_the_model_is_refused(folder, kept, tmp_path, capsys):
     assert run(["directions", str(kept), "--to", str(tmp_path / "d.onnx")]) == 2
     assert "format of directions" in capsys.readouterr().err
     assert not (tmp_path / "d.onnx").exists()
+    bare = DirectionSet.of(Direction.of(np.ones(32), "resid_post.2", "d")).save(tmp_path / "bare.safetensors")
+    assert run(["directions", str(bare), "--to", str(tmp_path / "d.pt")]) == 2
+    assert "--blocks" in capsys.readouterr().err
+    assert run(["directions", str(bare), "--to", str(tmp_path / "d.pt"), "--blocks", "4"]) == 0
+    assert run(["directions", str(kept), "--to", str(tmp_path)]) == 2
+    capsys.readouterr()
     assert run(["directions", str(kept), "--name", "pulled"]) == 2
     assert "no direction 'pulled'" in capsys.readouterr().err
 

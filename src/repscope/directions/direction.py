@@ -35,7 +35,8 @@ class Direction:
     there, in the site's own units. offset: added to the product with it, for a probe's score. found_by: the method and its
     settings. does: what it was seen to do, as numbers by name. tokens: where an edit should add it. norm: median length of what
     stands at the site, so that scale / norm is the relative strength; nan when not measured. works: the lowest and the highest
-    length at which it works, in the site's own units. trained_on: the data it came from.
+    length at which it works, in the site's own units. trained_on: the data it came from. model: fingerprint of the
+    network it is of, empty where that is not known.
     """
 
     vector: Float[np.ndarray, "feature"]
@@ -49,6 +50,7 @@ class Direction:
     norm: float = math.nan
     works: tuple[float, float] | None = None
     trained_on: str = ""
+    model: str = ""
 
     __array_ufunc__ = None  # so that numpy's numbers leave arithmetic to us
 
@@ -154,7 +156,7 @@ class Direction:
             raise UserError(f"Nothing of the direction {self.name!r} remains without {names}; it lies in their span.")
         return Direction.of(
             self.scale * left, self.site, f"{_term(self.name)} without {names}", tokens=self.tokens, norm=self.norm,
-            found_by=_history(self.found_by, "orthogonalised"), trained_on=self.trained_on,
+            found_by=_history(self.found_by, "orthogonalised"), trained_on=self.trained_on, model=self.model,
         )  # fmt: skip
 
     def __add__(self, other: object) -> "Direction":
@@ -241,7 +243,7 @@ def _sum(a: Direction, b: Direction, sign: int) -> Direction:
         a._wide + sign * b._wide, a.site, name, offset=a.offset + sign * b.offset,
         found_by=_history("; ".join(methods), "sum" if sign > 0 else "difference"),
         tokens=a.tokens if a.tokens == b.tokens else "all", norm=norms.pop() if len(norms) == 1 else math.nan,
-        trained_on="; ".join(sources),
+        trained_on="; ".join(sources), model=a.model if a.model == b.model else "",
     )  # fmt: skip
 
 

@@ -52,6 +52,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "norm": (lambda v: v is None or (_number(v) and v >= 0), "a number or null"),
     "works": (lambda v: v is None or _range(v), "two numbers in order, or null"),
     "trained_on": (_text, "a string"),
+    "model": (_text, "a string"),
 }
 assert set(_FIELDS) == {f.name for f in fields(Direction)} - {"vector"}
 

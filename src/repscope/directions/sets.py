@@ -37,6 +37,13 @@ class DirectionSet:
     architecture: str = ""
     blocks: int = 0
 
+    def __post_init__(self) -> None:
+        """Each direction knows the network as well, so that one taken out of the set is still checked against it."""
+        if self.model:
+            of = str(self.model)
+            known = tuple(d if d.model else replace(d, model=of) for d in self.directions)
+            object.__setattr__(self, "directions", known)
+
     @classmethod
     def of(
         cls, *directions: Direction, model: str = "", note: str = "", architecture: str = "", blocks: int = 0
@@ -155,28 +162,39 @@ class DirectionSet:
         result: np.ndarray = given - (given @ basis.T) @ basis
         return result
 
-    def fits(self, model: str, widths: Mapping[str, int] | int, blocks: int) -> None:
+    def fits(self, model: str, widths: Mapping[str, int] | int, blocks: int, architecture: str = "") -> None:
         """Refuse a network that is not the one these directions were made for.
 
         Parameters
         ----------
         model
-            Its fingerprint; not compared where either is unknown (empty), or where one was sampled and the other was not.
+            Its fingerprint; not compared where either is unknown (empty), or where one was sampled, as of a model handed in from
+            memory, and the other was not.
         widths
             Features by site or by kind of site; a number is the width of the residual stream.
         blocks
             How many it has.
+        architecture
+            Its `model_type`; not compared where either is unknown.
 
         Raises
         ------
         UserError
-            When it has another fingerprint or width, or lacks a site's block.
+            When it has another fingerprint, architecture, width or number of blocks, or lacks a site's block.
         """
         given = str(model)
-        comparable = given.startswith("sampled:") == self.model.startswith("sampled:")
-        if self.model and given and comparable and self.model != given:
+        for of in dict.fromkeys([str(self.model), *(str(d.model) for d in self.directions)]):
+            if of and given and given.startswith("sampled:") == of.startswith("sampled:") and of != given:
+                raise UserError(
+                    f"These directions were made for the model with fingerprint {of}, and this is {given}; load that model."
+                )
+        if self.architecture and architecture and self.architecture != architecture:
             raise UserError(
-                f"These directions were made for the model with fingerprint {self.model}, and this is {given}; load that model."
+                f"These directions were made for a {self.architecture}, and this model is a {architecture}."
+            )
+        if self.blocks and self.blocks != blocks:
+            raise UserError(
+                f"These directions were made for a model of {self.blocks} blocks, and this one has {blocks}."
             )
         stream = widths if isinstance(widths, int) else None
         by_name: Mapping[str, int] = {} if isinstance(widths, int) else widths

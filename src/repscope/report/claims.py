@@ -122,7 +122,11 @@ def _picked(claim: Claim, table: pd.DataFrame) -> pd.DataFrame:
 def _judge(claim: Claim, rows: pd.DataFrame) -> Verdict:
     measured = f"{claim.test.metric} {claim.test.condition}" if claim.test.metric == "gain" else claim.test.metric
     if rows.empty:
-        return Verdict(claim, "not tested", f"This run holds no {measured} of {' or '.join(claim.test.items)}.")
+        return Verdict(
+            claim,
+            "not tested",
+            f"This run did not measure {measured} of {' or '.join('anything' if i == '*' else i for i in claim.test.items)}.",
+        )
     each = [_decide(claim, row) for row in rows.to_dict("records")]
     by_one: Decision = "refuted" if claim.over == "every item" else "supported"
     by_all: Decision = "supported" if claim.over == "every item" else "refuted"

@@ -118,9 +118,7 @@ def points(frame: pd.DataFrame, *, value_title: str, controls: Sequence[str] = (
     drawn = frame.assign(control=frame["name"].isin(list(controls)))
     base = alt.Chart(data(drawn[["name", "value", "lo", "hi", "n", "control"]])).encode(
         y=alt.Y("name:N", sort=list(frame["name"]), title=None).axis(labelLimit=190, domain=False, ticks=False),
-        color=alt.condition(
-            "datum.control == 'True'", alt.value(STYLES["shuffled labels"].color), alt.value(style.color)
-        ),
+        color=alt.condition("datum.control == 1", alt.value(STYLES["shuffled labels"].color), alt.value(style.color)),
         tooltip=[*tips("name"), *numbers("value", "lo", "hi"), *tips("n")],
     )
     scale = alt.Scale(zero=True, nice=True)

@@ -8,7 +8,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from repscope.models.language import LanguageModel
 from repscope.models.prompts import Prompt
 from repscope.models.sites import Site
 
-Directions = Direction | DirectionSet | Sequence[Direction]
+Directions = Direction | DirectionSet | Sequence[Direction] | str | Path
 
 
 @contextmanager
@@ -33,13 +34,13 @@ def steering(
     lm
         The model.
     directions
-        A direction, several, or a set.
+        A direction, several, a set, or the path of a file that holds one.
     scale
         The length of what is added, in the site's own units; each direction's own scale when not given. Negative pushes back.
     times
         A factor on that.
     anyway
-        Whether a set made for other weights is used all the same, such as on a fine-tuned model; its width must fit.
+        Whether directions of other weights are used all the same, such as on a fine-tuned model; their width must fit.
 
     Raises
     ------
@@ -61,10 +62,7 @@ def edits(
     lm: LanguageModel, directions: Directions, *, scale: float | None = None, times: float = 1.0, anyway: bool = False
 ) -> list[Edit]:
     """The edits that `steering` makes, after its checks. Arguments and errors as there."""
-    held = [directions] if isinstance(directions, Direction) else list(directions)
-    if not held:
-        raise UserError("There is no direction to steer with; give one at least.")
-    check(lm, directions, anyway=anyway)
+    held = check(lm, directions, anyway=anyway)
     made = []
     for one in held:
         length = (one.scale if scale is None else scale) * times
@@ -74,23 +72,38 @@ def edits(
     return made
 
 
-def check(lm: LanguageModel, directions: Directions, *, anyway: bool = False) -> None:
-    """See that directions are of this model: its weights, its sites, its widths.
+def check(lm: LanguageModel, directions: Directions, *, anyway: bool = False) -> list[Direction]:
+    """The directions, seen to be of this model: its weights, its architecture and depth, its sites, its widths.
 
     Raises
     ------
     UserError
-        When they are not; says what they were made for.
+        When they are not; says what they were made for. For a file that holds none.
     """
-    held = [directions] if isinstance(directions, Direction) else list(directions)
+    if isinstance(directions, str | Path):
+        directions = DirectionSet.load(directions)
+    given = directions if isinstance(directions, DirectionSet) else DirectionSet.of(*_listed(directions))
+    if not len(given):
+        raise UserError("There is no direction to steer with; give one at least.")
     widths: dict[str, int] = {}
-    for one in held:
+    for one in given:
         if not Site.parse(one.site).single:
             raise UserError(f"The direction {one.name!r} lives at {one.site}; name one place, such as {one.site}.0.")
         (site,) = lm.resolve(one.site)  # says which blocks there are
         widths[one.site] = _width(lm, site)
-    made_for = directions.model if isinstance(directions, DirectionSet) and not anyway else ""
-    DirectionSet(tuple(held), made_for).fits(lm.fingerprint, widths, lm.blocks)
+    if anyway:
+        given = DirectionSet.of(*(replace(one, model="") for one in given))
+    given.fits(lm.fingerprint, widths, lm.blocks, str(getattr(lm.model.config, "model_type", "")))
+    return list(given)
+
+
+def _listed(directions: Direction | Sequence[Direction]) -> list[Direction]:
+    held = [directions] if isinstance(directions, Direction) else list(directions)
+    if wrong := [one for one in held if not isinstance(one, Direction)]:
+        raise UserError(
+            f"{str(wrong[0])[:60]!r} is no direction; give a Direction, a DirectionSet or the path of a file."
+        )
+    return held
 
 
 @dataclass(frozen=True)

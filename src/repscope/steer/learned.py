@@ -10,6 +10,7 @@ Nothing is reported, so nothing is held out. `repscope study contrast` measures 
 import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -49,8 +50,7 @@ def learned(lm: LanguageModel, texts: Contrast, *, seed: int = 0, fresh: bool = 
         raise UserError(
             f"{texts.name!r} has no choices to find a strength on; give some, or use fit and a scale of yours."
         )
-    key = json.dumps([_VERSION, lm.fingerprint, str(lm.model.dtype), seed, texts.yes, texts.no, str(texts.choices)])
-    kept = cache_home() / "directions" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
+    kept = kept_at(lm, texts, seed)
     if kept.is_file() and not fresh:
         return DirectionSet.load(kept)
     blocks = sorted({min(lm.blocks - 1, max(1, round(lm.blocks * depth))) for depth in _DEPTHS})
@@ -62,3 +62,9 @@ def learned(lm: LanguageModel, texts: Contrast, *, seed: int = 0, fresh: bool = 
     made = replace(found.directions, directions=(replace(chosen.direction, name=texts.name),))
     made.save(kept)
     return made
+
+
+def kept_at(lm: LanguageModel, texts: Contrast, seed: int = 0) -> Path:
+    """The file in the cache that holds, or will hold, the direction of this contrast in this model."""
+    key = json.dumps([_VERSION, lm.fingerprint, str(lm.model.dtype), seed, texts.yes, texts.no, str(texts.choices)])
+    return cache_home() / "directions" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"

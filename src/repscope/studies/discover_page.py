@@ -142,7 +142,8 @@ def _behaviours(run: Run[Any]) -> Section:
             Table(
                 frame,
                 "Behaviours",
-                f"Greedy continuations of held-out prompts under the most consistent member. Unsteered: {first}",
+                f"The {len(frame)} largest. Greedy continuations of held-out prompts under the most consistent "
+                f"member. Unsteered: {first}",
             ),
         )
         if len(frame)

@@ -12,7 +12,7 @@ from repscope.models.language import LanguageModel
 from repscope.report.beside import Told
 from repscope.steer.applied import side_by_side
 from repscope.steer.effects import in_turn
-from repscope.steer.learned import learned
+from repscope.steer.learned import kept_at, learned
 
 _WRITERS: dict[str, Callable[[DirectionSet, Path], Path]] = {
     ".safetensors": lambda held, path: held.save(path),
@@ -33,7 +33,7 @@ def held_in(path: Path, name: str = "", block: int | None = None) -> DirectionSe
     return replace(held, directions=(held[name],)) if name else held
 
 
-def converted(held: DirectionSet, path: Path) -> Path:
+def converted(held: DirectionSet, path: Path, blocks: int | None = None) -> Path:
     """Write directions in the format that the file's ending names.
 
     Raises
@@ -43,7 +43,11 @@ def converted(held: DirectionSet, path: Path) -> Path:
     """
     if path.suffix.lower() not in _WRITERS:
         raise unknown("format of directions", path.suffix or path.name, _WRITERS)
-    return _WRITERS[path.suffix.lower()](held, path)
+    if path.suffix.lower() == ".pt" and not blocks and not held.blocks:
+        raise UserError(
+            f"{path} needs the model's number of blocks, which these directions do not tell; give it with --blocks."
+        )
+    return _WRITERS[path.suffix.lower()](replace(held, blocks=blocks) if blocks else held, path)
 
 
 def directions_of(asked: str, name: str = "", block: int | None = None) -> DirectionSet | Contrast:
@@ -74,7 +78,8 @@ def shown(
         As `steer.steering`; for several directions of one file that cannot all be meant.
     """
     if isinstance(held, Contrast):
-        told.say(f"Learning {held.name} ({held.positive} against {held.negative}), once a model …")
+        if not kept_at(lm, held).is_file():
+            told.say(f"Learning {held.name} ({held.positive} against {held.negative}), once a model …")
         chat = chat or held.chat
         held = learned(lm, held)
     if len(held) > 1 and scale is not None:

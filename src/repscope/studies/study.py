@@ -272,7 +272,7 @@ class Run(Generic[AnyOptions]):
             "precision": source.precision,
             "fingerprint": self.network.fingerprint,
             "revision": source.revision,
-            "options": self.options.model_dump(mode="json"),
+            "options": self._ran(),
             "seed": self.options.seed,
             "verified": {"passed": self.verification.passed, "said": self.verification.sentence},
             "versions": {"repscope": __version__, "python": platform.python_version()}
@@ -282,6 +282,12 @@ class Run(Generic[AnyOptions]):
             if Path(sys.argv[0]).name in ("repscope", "__main__.py")
             else "from Python",
         }
+
+    def _ran(self) -> dict[str, Any]:
+        """The options as they were used: those that `short` and `tiny` fill in as they filled them in."""
+        sized = getattr(self.options, "sized", None)
+        used: Options = sized() if sized is not None else self.options
+        return used.model_dump(mode="json") | ({"model": "tiny"} if self.options.tiny else {})
 
     def _tidy(self) -> None:
         """Remove what a killed process left half-written."""

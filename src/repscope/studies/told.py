@@ -1,23 +1,32 @@
 """What the pages of all studies say alike: numbers with their intervals, and how a run was made."""
 
 from collections.abc import Mapping, Sequence
+from math import floor, isfinite, log10
 from typing import Any
 
 from repscope.studies.study import Run
 
 
 def number(row: Mapping[Any, Any]) -> str:
-    """A value and its interval.
+    """A value and its interval, to two decimals, or to two digits where that would be nothing.
 
-    >>> number({"value": 0.5, "lo": 0.4, "hi": 0.61})
-    '0.50 [0.40, 0.61]'
+    >>> number({"value": 0.5, "lo": 0.4, "hi": 0.61}), number({"value": 0.0031, "lo": 0.0012, "hi": 0.0052})
+    ('0.50 [0.40, 0.61]', '0.0031 [0.0012, 0.0052]')
     """
-    return f"{row['value']:.2f} [{row['lo']:.2f}, {row['hi']:.2f}]"
+    return _spelt(row, "")
 
 
 def gain(row: Mapping[Any, Any]) -> str:
     """A difference and its interval, with signs."""
-    return f"{row['value']:+.2f} [{row['lo']:+.2f}, {row['hi']:+.2f}]"
+    return _spelt(row, "+")
+
+
+def _spelt(row: Mapping[Any, Any], sign: str) -> str:
+    held = [float(row[key]) for key in ("value", "lo", "hi")]
+    largest = max((abs(x) for x in held if isfinite(x)), default=0.0)
+    digits = 2 if largest >= 0.095 or not largest else min(6, 1 - floor(log10(largest)))
+    value, lo, hi = (f"{x:{sign}.{digits}f}" for x in held)
+    return f"{value} [{lo}, {hi}]" if isfinite(held[1]) else value
 
 
 def facts(run: Run[Any], **more: str) -> dict[str, str]:
@@ -36,4 +45,4 @@ def facts(run: Run[Any], **more: str) -> dict[str, str]:
 
 
 def _plain(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
+    return ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
