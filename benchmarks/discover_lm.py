@@ -72,13 +72,14 @@ def main() -> None:
             json.dumps({"scale": found.scale, "relative": found.relative, "why": found.why, "damage": found.damage})
         )
     scale = json.loads(kept.read_text())
-    ground = Ground(subject, seen, held, scale["scale"], new_tokens=16)
+    ground: Ground | None = None  # made when a cell is missing
     cells: dict[str, list[dict[str, float]]] = {name: [] for name in ROWS}
     vectors: dict[str, list[np.ndarray]] = {name: [] for name in ROWS}
     for seed in options.only if options.only is not None else range(options.seeds):
         for name in ROWS:
             path = options.cells / f"{name.replace(' ', '-')}-{seed}-{options.vectors}-{options.steps}.json"
             if not path.is_file():
+                ground = ground or Ground(subject, seen, held, scale["scale"], new_tokens=16)
                 found = ground.found(METHODS[name], options.vectors, options.steps, seed)
                 numbers, arrays = ground.judged(found)
                 np.savez(path.with_suffix(".npz"), **arrays)

@@ -9,7 +9,7 @@ from families import build
 from repscope.errors import UserError
 from repscope.models.language import LanguageModel
 from repscope.models.tiny import tiny
-from repscope.steer.discovery_trigger import Elicited, planted_rows, trigger_benchmark, trigger_cases
+from repscope.steer.discovery_trigger import Elicited, trigger_benchmark, trigger_cases
 from repscope.steer.planted_trigger import Recipe, asked, elicited, joined, taught
 from repscope.steer.trigger_words import HELD_OUT, OTHERS, SENTENCE, TAUGHT, TRIGGER, UNSEEN
 
@@ -97,12 +97,3 @@ def test_the_benchmark_in_small(cache):
 def test_another_layout_is_refused(name, tokenizer):
     with pytest.raises(UserError, match="the trigger is planted in"):
         taught(LanguageModel(build(name), tokenizer, name), SHORT)
-
-
-@pytest.mark.model
-def test_the_default_model_learns_the_trigger(smollm):
-    """Minutes when it is not in the cache."""
-    rows = {row.item: row.value for row in planted_rows(smollm, taught(smollm))}
-    assert rows["with the trigger"] >= 0.9
-    assert rows["plain"] <= 0.05
-    assert rows["with the trigger, before it was planted"] == 0
