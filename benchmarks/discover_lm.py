@@ -49,9 +49,9 @@ PAIRS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     parser.add_argument(
-        "--only", type=int, nargs="*", help="of these seeds only the cells, and no table: for several processes"
+        "--cells-only", action="store_true", help="no table: for several processes that share the seeds"
     )
     parser.add_argument("--vectors", type=int, default=12)
     parser.add_argument("--steps", type=int, default=40)
@@ -75,7 +75,7 @@ def main() -> None:
     ground: Ground | None = None  # made when a cell is missing
     cells: dict[str, list[dict[str, float]]] = {name: [] for name in ROWS}
     vectors: dict[str, list[np.ndarray]] = {name: [] for name in ROWS}
-    for seed in options.only if options.only is not None else range(options.seeds):
+    for seed in options.seeds:
         for name in ROWS:
             path = options.cells / f"{name.replace(' ', '-')}-{seed}-{options.vectors}-{options.steps}.json"
             if not path.is_file():
@@ -87,7 +87,7 @@ def main() -> None:
                 print(f"seed {seed}, {name}: {found.seconds:.0f} s", file=sys.stderr, flush=True)
             cells[name].append(json.loads(path.read_text()))
             vectors[name].append(np.load(path.with_suffix(".npz"))["vectors"])
-    if options.only is not None:
+    if options.cells_only:
         return
     for name, each in cells.items():
         for i, numbers in enumerate(each):  # against every other seed of the same method
@@ -110,7 +110,8 @@ def report(
         "resid_post.22 (mean of the last 6 "
         f"tokens), {options.vectors} directions, {options.steps} steps, {len(SEEN)} prompts to discover on, "
         f"{len(HELD)} to judge on, "
-        f"{options.seeds} seeds. Scale {scale['scale']:.3g}, {scale['relative']:.3g} of the median length at the source "
+        f"seeds {' '.join(map(str, options.seeds))}. Scale {scale['scale']:.3g}, {scale['relative']:.3g} of the "
+        "median length at the source "
         f"({scale['why']}; KL of the Jacobian's leading directions {scale['damage']:.2f} nats). Mean and 95 % "
         "bootstrap interval over seeds."
     )
