@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
@@ -30,6 +30,7 @@ floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
 @given(arrays(np.float32, array_shapes(max_dims=1, max_side=40), elements=floats))
+@example(np.full(2, np.finfo(np.float32).max))
 def test_weights_come_back_bit_for_bit_at_any_magnitude(w):
     if not w.any():
         return

@@ -67,7 +67,7 @@ class Direction:
             raise UserError(
                 f"The scale of the direction {self.name!r} is {self.scale}; a length is positive and finite."
             )
-        if self.scale * np.abs(vector).max() > _LARGEST:
+        if self.scale * np.abs(vector).max() > _LARGEST * (1 + 2**-26):  # what rounds to the largest is the largest
             raise UserError(
                 f"The direction {self.name!r} has length {self.scale:.4g}; float32, in which edits add, ends at {_LARGEST:.3g}."
             )
