@@ -22,6 +22,8 @@ app = App(
     version=__version__,
     help="What has a trained network learned? Every number with its control and its interval.",
     help_format="plaintext",
+    # --methods A B C takes all three; there is no --empty-methods, as an empty list means nothing anywhere
+    default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
 )
 study_app = App(name="study", help="Answer one of the ten questions about a network.")
 app.command(study_app)
@@ -48,7 +50,7 @@ def run(arguments: Sequence[str]) -> int:
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        _register_studies(arguments)
+        register(arguments)
         app(list(arguments), exit_on_error=False, print_error=False, result_action="return_value")
     except (UserError, CycloptsError, ValidationError) as error:
         print(f"repscope: {_sentence(error)}", file=sys.stderr)
@@ -80,7 +82,7 @@ def _sentence(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _register_studies(arguments: Sequence[str]) -> None:
+def register(arguments: Sequence[str]) -> None:
     """Make a command of each study, when one is asked for."""
     if not arguments or arguments[0] != "study":
         return
@@ -290,7 +292,7 @@ def lens(
 
 @app.command
 def steer(
-    model: ModelName, direction: str, *, prompt: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    model: ModelName, direction: str, *, prompt: Annotated[tuple[str, ...], Parameter(consume_multiple=False)] = (),
     scale: float | None = None, times: float = 1.0,
     name: str = "", block: int | None = None, tokens: int = 40, temperature: float = 0.0, seed: int = 0, chat: bool = False,
     anyway: bool = False, revision: str | None = None, device: str | None = None, dtype: str = "float32", json: Json = False,
