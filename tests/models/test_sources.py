@@ -673,7 +673,7 @@ for repo, revision in [("lab/tiny", None), ("lab/tiny", "v9"), ("lab/none", None
                        ("lab/gated", None), ("lab/pickled", None)]:
     try:
         name, folder, commit = sources._located(repo, revision, False)
-        told[f"{repo} {revision}"] = [p.name for p in sources._weights(folder, name)] + [commit]
+        told[f"{repo} {revision}"] = [p.name for p in sources.weight_files(folder, name)] + [commit]
     except UserError as error:
         told[f"{repo} {revision}"] = str(error)
 print(json.dumps(told))

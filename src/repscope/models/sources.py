@@ -117,7 +117,7 @@ def load_parts(
         raise unknown("dtype", dtype, DTYPES)
     device = _device(device)
     name, folder, commit = _located(model, revision, trust_remote_code)
-    fingerprint = of_files(_weights(folder, name))
+    fingerprint = of_files(weight_files(folder, name))
     hf_model = _read_model(folder, name, device, dtype, trust_remote_code)
     if tokenizer is None:
         tokenizer = _read_tokenizer(folder, name, trust_remote_code)
@@ -247,7 +247,7 @@ def _hub_cached() -> list[Cached]:
 # ---------------------------------------------------------------------------------------------- reading a folder
 
 
-def _weights(folder: Path, name: str) -> list[Path]:
+def weight_files(folder: Path, name: str) -> list[Path]:
     """The safetensors files that transformers will read from a folder."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{name} holds no config.json ({folder}), so it is not a transformers model.")

@@ -1,0 +1,273 @@
+"""CheckpointSet: trained runs × checkpoints, with a table of what each was made from. Weights are read when they are asked for.
+
+1. A set is a folder with `checkpoints.csv`: a row a checkpoint with the columns run, step and path (a file of safetensors, or a
+   Hugging Face folder, within the set's folder), and whatever else is known: init, head_seed, data_seed, recipe, arm. Networks of
+   ours have their sizes in `network.json`. A folder of Hugging Face checkpoints without a table is read as one run a subfolder.
+2. Opening reads headers only, and refuses what cannot be interpolated: weights of other names or sizes, a row twice, a missing
+   file.
+3. Paths from a table stay inside its folder; nothing is ever unpickled.
+
+Does not know what the runs are compared for.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from repscope.disk import whole_file, whole_folder
+from repscope.errors import UserError, unknown
+from repscope.models.small import Shape
+from repscope.models.sources import weight_files
+from repscope.models.stacked import State, one, stack
+
+TABLE, NETWORK = "checkpoints.csv", "network.json"
+_NEEDED = ("run", "step", "path")
+_STEP = re.compile(r"(?:checkpoint|step)[-_]?(\d+)", re.IGNORECASE)
+
+Sizes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class CheckpointSet:
+    """Trained runs and their checkpoints. Make one with `open`, `of` or `written`.
+
+    folder: where the table is; of a set made from paths, where they were given. table: a row a checkpoint, with the columns run
+    (text), step (int), path (Path) and what else is known. shape: sizes of our own small networks, None for others.
+    """
+
+    folder: Path
+    table: pd.DataFrame
+    shape: Shape | None = None
+    sizes: Sizes = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "CheckpointSet":
+        """The set in a folder: with its table, or one run a subfolder.
+
+        Raises
+        ------
+        UserError
+            When there is no set, the table is broken, a file is missing or damaged, or weights differ in names or sizes.
+        """
+        home = Path(folder).expanduser()
+        if not home.is_dir():
+            raise UserError(f"There is no folder {home}; a set of checkpoints is a folder with {TABLE}.")
+        if not (home / TABLE).is_file():
+            found = sorted(
+                p for p in home.iterdir() if p.is_dir() and not p.name.startswith(".") and list(p.glob("*.safetensors"))
+            )
+            if len(found) < 2:
+                raise UserError(
+                    f"{home} holds neither {TABLE} nor folders with safetensors; give a set, or two models."
+                )
+            return cls.of(found)
+        return cls._checked(home, _read(home / TABLE, home), _shape(home / NETWORK))
+
+    @classmethod
+    def of(cls, paths: Iterable[str | Path]) -> "CheckpointSet":
+        """A set of checkpoints given one by one, each a run of its own: files of safetensors or Hugging Face folders.
+
+        Raises
+        ------
+        UserError
+            As `open`.
+        """
+        held = [Path(p).expanduser() for p in paths]
+        if twice := [str(p) for i, p in enumerate(held) if p in held[:i]]:
+            raise UserError(f"{twice[0]} is given twice; a path from a network to itself says nothing.")
+        names = [p.stem if p.is_file() else p.name for p in held]
+        if len(set(names)) < len(names):
+            names = [f"{p.parent.name}/{name}" for p, name in zip(held, names)]
+        if len(set(names)) < len(names):
+            names = [str(p) for p in held]
+        steps = [int(m.group(1)) if (m := _STEP.search(p.name)) else 0 for p in held]
+        return cls._checked(Path(), pd.DataFrame({"run": names, "step": steps, "path": held}), None)
+
+    @classmethod
+    def written(cls, folder: Path, shape: Shape, table: pd.DataFrame, states: Mapping[int, State]) -> "CheckpointSet":
+        """Write trained small networks as a set, whole or not at all.
+
+        Parameters
+        ----------
+        folder
+            Where; what was there is replaced.
+        shape
+            Sizes of the networks.
+        table
+            A row a run, in the order of the stack: the column run, and what is known of each.
+        states
+            Step → stacked weights.
+        """
+        rows: list[dict[str, Any]] = []
+        with whole_folder(folder) as partial:
+            for step, state in states.items():
+                for i, known in enumerate(table.to_dict("records")):
+                    name = f"{known['run']}/step-{step:06d}.safetensors"
+                    _save(partial / name, one(state, i))
+                    rows.append(
+                        {"run": known["run"], "step": step, "path": name} | {str(k): v for k, v in known.items()}
+                    )
+            (partial / NETWORK).write_text(json.dumps({"kind": "small transformer", **asdict(shape)}, indent=2))
+            pd.DataFrame(rows).to_csv(partial / TABLE, index=False)
+        return cls.open(folder)
+
+    @classmethod
+    def _checked(cls, folder: Path, table: pd.DataFrame, shape: Shape | None) -> "CheckpointSet":
+        if table.empty:
+            raise UserError("There are no checkpoints; give at least one.")
+        first: tuple[str, Sizes] | None = None
+        for row in table.to_dict("records"):
+            name, sizes = f"{row['run']} at step {row['step']}", _sizes(row["path"])
+            if first is not None and sizes != first[1]:
+                raise UserError(f"{name} and {first[0]} are not networks of one kind: {_difference(sizes, first[1])}.")
+            first = first or (name, sizes)
+        return cls(folder, table.reset_index(drop=True), shape, first[1] if first else {})
+
+    @cached_property
+    def runs(self) -> tuple[str, ...]:
+        """Names of the runs, in the order of the table."""
+        return tuple(dict.fromkeys(self.table["run"]))
+
+    def select(self, **equal: object) -> "CheckpointSet":
+        """The checkpoints whose row has these values; `step="last"` is the last step of each run.
+
+        Raises
+        ------
+        UserError
+            For a column that the table lacks, or when nothing is left.
+        """
+        table = self.table
+        for column, value in equal.items():
+            if column not in table.columns:
+                raise unknown("column", column, table.columns)
+            if (column, value) == ("step", "last"):
+                table = table[table["step"] == table.groupby("run")["step"].transform("max")]
+            else:
+                table = table[table[column] == value]
+        if table.empty:
+            said = ", ".join(f"{k}={v!r}" for k, v in equal.items())
+            raise UserError(f"No checkpoint has {said}; the table has {len(self.table)} of {len(self.runs)} runs.")
+        return CheckpointSet(self.folder, table.reset_index(drop=True), self.shape, self.sizes)
+
+    def state(self, index: int) -> dict[str, Tensor]:
+        """The weights of one row, read from its file now.
+
+        Raises
+        ------
+        UserError
+            When the file has gone or was damaged since.
+        """
+        return dict(tensors(self.table["path"].iloc[index]))
+
+    def stacked(self) -> State:
+        """The weights of all rows with a leading run axis: for small networks, as all of them are held at once."""
+        return stack(self.state(i) for i in range(len(self)))
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __repr__(self) -> str:
+        known = [str(c) for c in self.table.columns if c not in _NEEDED]
+        return (
+            f"CheckpointSet of {len(self.runs)} runs, {len(self)} checkpoints, {sum(_count(s) for s in self.sizes.values()):,} "
+            f"weights each{'; known: ' + ', '.join(known) if known else ''}"
+        )
+
+
+def tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Name and values of each tensor of a checkpoint, one at a time.
+
+    Raises
+    ------
+    UserError
+        When a file is missing or damaged.
+    """
+    for file in _files(path):
+        with _opened(file) as opened:
+            for name in opened.keys():  # noqa: SIM118  # safetensors' handle is no mapping
+                yield name, opened.get_tensor(name)
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return weight_files(path, str(path))
+    if not path.is_file():
+        raise UserError(f"There is no checkpoint {path}; check the path.")
+    if path.suffix != ".safetensors":
+        raise UserError(f"{path} is not a file of safetensors; repscope never reads pickled weights (.bin, .pt).")
+    return [path]
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, "pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} cannot be read as safetensors ({error}); copy it again.") from error
+
+
+def _sizes(path: Path) -> Sizes:
+    found: dict[str, tuple[int, ...]] = {}
+    for file in _files(path):
+        with _opened(file) as opened:
+            found |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    return found
+
+
+def _difference(a: Sizes, b: Sizes) -> str:
+    for name in [*a, *b]:
+        if a.get(name) != b.get(name):
+            said = [f"{list(sizes[name])}" if name in sizes else "absent" for sizes in (a, b)]
+            return f"{name} is {said[0]} in the one and {said[1]} in the other"
+    return "their weights differ"
+
+
+def _read(file: Path, home: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(file, dtype={"run": str, "path": str})
+    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
+        raise UserError(f"{file} cannot be read as a table ({str(error).splitlines()[0]}).") from error
+    if lacking := [c for c in _NEEDED if c not in table.columns]:
+        raise UserError(f"{file} lacks the column {lacking[0]}; a table of checkpoints has run, step and path.")
+    if table[list(_NEEDED)].isna().any().any() or not pd.api.types.is_integer_dtype(table["step"]):
+        raise UserError(f"{file} has a row without run, step or path, or a step that is no whole number.")
+    if (twice := table[table.duplicated(["run", "step"])]).size:
+        row = twice.iloc[0]
+        raise UserError(f"{file} has run {row['run']} at step {row['step']} twice; a checkpoint stands in one row.")
+    root = home.resolve()
+    paths = [(root / p).resolve() for p in table["path"]]
+    for given, path in zip(table["path"], paths):
+        if not path.is_relative_to(root):
+            raise UserError(f"{file} names {given}, which lies outside of its folder; put the checkpoint inside.")
+    return table.assign(path=paths)
+
+
+def _shape(file: Path) -> Shape | None:
+    if not file.is_file():
+        return None
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        if known.pop("kind") != "small transformer":
+            return None
+        return Shape(**{str(k): int(v) for k, v in known.items()})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{file} does not hold the sizes of a small transformer ({error}).") from error
+
+
+def _save(path: Path, state: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    with whole_file(path) as partial:
+        save_file({name: value.contiguous() for name, value in state.items()}, partial)
+
+
+def _count(size: Sequence[int]) -> int:
+    return int(torch.tensor(size).prod()) if size else 1
