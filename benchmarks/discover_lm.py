@@ -6,7 +6,10 @@ numbers are those of `repscope.steer.compared.METRICS`, intervals over seeds; di
 
 Every cell is kept beside the script's output folder as it is done, so that a stopped run goes on.
 
-    python benchmarks/discover_lm.py --write       # about 90 minutes of one idle core
+A second table has fewer rows and vectors a part as long, at which text survives what is found.
+
+    python benchmarks/discover_lm.py --write                                   # about 105 minutes of one idle core
+    python benchmarks/discover_lm.py --shorter 0.35 --seeds 0 1 2 --write      # about 40
 """
 
 import argparse
@@ -35,15 +38,18 @@ HELD = [
     "Give me advice on sleeping well.", "How do computers work?", "Describe a walk in the forest.",
 ]  # fmt: skip
 ROWS = (
-    RANDOM, "L2", "L2 + contrastive", "contrastive, skip removed", "L2 + soft-orthogonal", "contrastive", "DCT", "Jacobian",
+    RANDOM, "L2", "log L2", "L2 + contrastive", "contrastive, skip removed", "L2 + soft-orthogonal", "contrastive", "DCT",
+    "Jacobian",
 )  # fmt: skip
+SHORTER_ROWS = (RANDOM, "L2", "log L2", "L2 + contrastive", "L2 + soft-orthogonal", "contrastive, skip removed")
 SHOWN = (
     "size", "size per spread", "overlap", "effective rank", "clusters", "consistency", "consistency of others", "kl", "damage",
     "repeats", "stability", "cost", "seconds",
 )  # fmt: skip
 PAIRS = (
-    ("contrastive, skip removed", "L2"), ("contrastive", "L2"), ("L2 + contrastive", "L2"), ("L2 + soft-orthogonal", "L2"),
-    ("L2 + contrastive", "L2 + soft-orthogonal"), ("DCT", "L2 + contrastive"),
+    ("L2", RANDOM), ("contrastive, skip removed", RANDOM), ("contrastive, skip removed", "L2"), ("contrastive", "L2"),
+    ("log L2", "L2"), ("L2 + contrastive", "L2"), ("L2 + contrastive", "log L2"), ("L2 + soft-orthogonal", "L2"),
+    ("L2 + soft-orthogonal", "log L2"), ("L2 + contrastive", "L2 + soft-orthogonal"), ("DCT", "L2 + contrastive"),
 )  # fmt: skip
 
 
@@ -56,6 +62,10 @@ def main() -> None:
     parser.add_argument("--vectors", type=int, default=12)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--shorter", type=float, metavar="FACTOR", help="the calibrated scale times this, and fewer rows"
+    )
+    parser.add_argument("--rows", nargs="*", help="only these")
     parser.add_argument("--cells", type=Path, default=Path("runs/discover-lm"), help="where finished cells are kept")
     parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md")
     options = parser.parse_args()
@@ -72,12 +82,17 @@ def main() -> None:
             json.dumps({"scale": found.scale, "relative": found.relative, "why": found.why, "damage": found.damage})
         )
     scale = json.loads(kept.read_text())
+    short = options.shorter or 1.0
+    if short != 1.0:
+        scale |= {"scale": short * scale["scale"], "relative": short * scale["relative"]}
+    rows = options.rows or (SHORTER_ROWS if options.shorter else ROWS)
     ground: Ground | None = None  # made when a cell is missing
-    cells: dict[str, list[dict[str, float]]] = {name: [] for name in ROWS}
-    vectors: dict[str, list[np.ndarray]] = {name: [] for name in ROWS}
+    cells: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
+    vectors: dict[str, list[np.ndarray]] = {name: [] for name in rows}
     for seed in options.seeds:
-        for name in ROWS:
-            path = options.cells / f"{name.replace(' ', '-')}-{seed}-{options.vectors}-{options.steps}.json"
+        for name in rows:
+            of = f"{name.replace(' ', '-')}-{seed}-{options.vectors}-{options.steps}"
+            path = options.cells / f"{of}{f'-x{short:g}' if short != 1.0 else ''}.json"
             if not path.is_file():
                 ground = ground or Ground(subject, seen, held, scale["scale"], new_tokens=16)
                 found = ground.found(METHODS[name], options.vectors, options.steps, seed)
@@ -98,29 +113,33 @@ def main() -> None:
     text = report(lm, scale, cells, options)
     print(text)
     if options.write:
-        machine.write_section("discover on a language model", text)
+        machine.write_section(f"discover on a language model{', shorter' if options.shorter else ''}", text)
 
 
 def report(
     lm: rs.LanguageModel, scale: dict, cells: dict[str, list[dict[str, float]]], options: argparse.Namespace
 ) -> str:
+    bound = (
+        f"{options.shorter:g} of the calibrated one, whose bound was {scale['why']}"
+        if options.shorter
+        else f"{scale['why']}; KL of the Jacobian's leading directions {scale['damage']:.2f} nats"
+    )
     head = (
-        f"## Discover on a language model\n\n`python {' '.join(sys.argv)}`, {datetime.date.today()}. {machine.describe()}. "
+        f"## Discover on a language model{', shorter vectors' if options.shorter else ''}\n\n"
+        f"`python {' '.join(sys.argv)}`, {datetime.date.today()}. {machine.describe()}. "
         f"{machine.versions(('torch', 'transformers', 'repscope'))}. Model {lm.name}, resid_post.7 → "
         "resid_post.22 (mean of the last 6 "
         f"tokens), {options.vectors} directions, {options.steps} steps, {len(SEEN)} prompts to discover on, "
         f"{len(HELD)} to judge on, "
         f"seeds {' '.join(map(str, options.seeds))}. Scale {scale['scale']:.3g}, {scale['relative']:.3g} of the "
-        "median length at the source "
-        f"({scale['why']}; KL of the Jacobian's leading directions {scale['damage']:.2f} nats). Mean and 95 % "
-        "bootstrap interval over seeds."
+        f"median length at the source ({bound}). Mean and 95 % bootstrap interval over seeds."
     )
     rows = [
         [name, *(_cell([c[metric] for c in each if metric in c]) for metric in SHOWN)] for name, each in cells.items()
     ]
     table = _table(["", *SHOWN], rows)
     paired = []
-    for a, b in PAIRS:
+    for a, b in [pair for pair in PAIRS if set(pair) <= set(cells)]:
         metrics = ("size", "overlap", "effective rank", "clusters", "consistency", "kl", "damage")
         paired.append(
             [f"{a} less {b}", *(_cell([x[m] - y[m] for x, y in zip(cells[a], cells[b])], "+") for m in metrics)]

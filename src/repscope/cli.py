@@ -75,6 +75,8 @@ def run(arguments: Sequence[str]) -> int:
 def _sentence(error: Exception) -> str:
     from pydantic import ValidationError
 
+    if isinstance(error.__cause__, ValidationError):  # as cyclopts wraps it
+        error = error.__cause__
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         where = ".".join(str(p) for p in first["loc"])

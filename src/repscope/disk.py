@@ -67,7 +67,7 @@ def need_space(folder: Path, needed: int) -> None:
         raise UserError(
             f"{folder} needs {needed / 1e9:.1f} GB of disk and {free / 1e9:.1f} GB are free; "
             "make room or point REPSCOPE_CACHE at another disk."
-        )
+        ) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from repscope.cli import run as command_line
 from repscope.data.requests import requests
 from repscope.directions import DirectionSet
 from repscope.errors import UserError
@@ -95,11 +96,40 @@ def test_clusters_count_what_hangs_together():
         ({"prompts": "none.txt"}, "cannot be read"),
         ({"prompts": "none.pdf"}, "kind of prompts file"),
         ({"vectors": 64}, "has 32 features"),
+        ({"tokens": "wrong"}, "no choice of tokens 'wrong'"),
+        ({"tokens": "last 0"}, "did you mean 'last 3'"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing(options, says, tmp_path):
     with pytest.raises(UserError, match=says):
         Run(DISCOVER, DiscoverOptions(**(TINY | options)), out=tmp_path / "runs").answer()
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf")])
+def test_a_scale_that_is_no_length_is_one_sentence_at_the_command_line(value, tmp_path, capsys):
+    command = ["study", "discover", "--tiny", "--scale", str(value), "--out", str(tmp_path / "runs")]
+    assert command_line(command) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("repscope: --scale: Input should be")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_loss_that_is_not_a_number_leaves_no_run_and_keeps_what_was_there(tmp_path):
+    """An empty prompts file and a loss that is not a number: nothing is left; a run that was there before stays."""
+    options = DiscoverOptions(**TINY, scale=1e30)
+    with pytest.raises(UserError, match="not a number"):
+        Run(DISCOVER, options, out=tmp_path).answer()
+    assert not list(tmp_path.iterdir())
+    again = Run(DISCOVER, options, out=tmp_path)
+    again.folder.mkdir()
+    with pytest.raises(UserError, match="not a number"):
+        again.answer()
+    assert (again.folder / ".steps").is_dir()
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(UserError, match="holds 0 different prompts"):
+        Run(DISCOVER, DiscoverOptions(**TINY, prompts=str(tmp_path / "empty.txt")), out=tmp_path / "runs").answer()
     assert not (tmp_path / "runs").exists()
 
 

@@ -155,7 +155,7 @@ def ranked(table: pd.DataFrame, *, title: str) -> alt.LayerChart:
     drawn = table[["item", "condition", "value", "lo", "hi", "n"]].sort_values("value", ascending=False)
     base = alt.Chart(data(drawn)).encode(
         y=alt.Y("item:N", sort=list(drawn["item"]), title=None).axis(
-            grid=True, domain=False, ticks=False, labelLimit=220
+            grid=True, domain=False, ticks=False, labelLimit=220, labelPadding=8
         ),
         color=by_condition("color", styles),
         tooltip=[*tips("item", "condition"), *numbers("value", "lo", "hi"), *tips("n")],

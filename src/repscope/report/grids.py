@@ -117,7 +117,9 @@ def points(frame: pd.DataFrame, *, value_title: str, controls: Sequence[str] = (
     style = STYLES[ESTIMATE]
     drawn = frame.assign(control=frame["name"].isin(list(controls)))
     base = alt.Chart(data(drawn[["name", "value", "lo", "hi", "n", "control"]])).encode(
-        y=alt.Y("name:N", sort=list(frame["name"]), title=None).axis(labelLimit=190, domain=False, ticks=False),
+        y=alt.Y("name:N", sort=list(frame["name"]), title=None).axis(
+            labelLimit=190, domain=False, ticks=False, labelPadding=8
+        ),
         color=alt.condition("datum.control == 1", alt.value(STYLES["shuffled labels"].color), alt.value(style.color)),
         tooltip=[*tips("name"), *numbers("value", "lo", "hi"), *tips("n")],
     )

@@ -76,9 +76,17 @@ class DiscoverOptions(Options):
     steps: int = Field(40, ge=1, description="Steps of each search.")
     seeds: int = Field(3, ge=1, description="Runs of each method; intervals are over them.")
     scale: float | None = Field(
-        None, gt=0, description="Length of a vector over the median length at the source; calibrated if not given."
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Length of a vector over the median length at the source; calibrated if not given.",
     )
-    damage: float = Field(0.5, gt=0, description="Most that the Jacobian's leading directions may cost, in nats of KL.")
+    damage: float = Field(
+        0.5,
+        gt=0,
+        allow_inf_nan=False,
+        description="Most that the Jacobian's leading directions may cost, in nats of KL.",
+    )
     new_tokens: int = Field(16, ge=0, description="Tokens of each text on which damage is measured; 0 for none.")
 
     def sized(self) -> "DiscoverOptions":
@@ -106,7 +114,8 @@ def steps(run: Run[DiscoverOptions]) -> list[Step]:
         if name not in METHODS:
             raise unknown("method", name, METHODS)
     subject = _subject(run, o)
-    _prompts(run, o)
+    for some in _prompts(run, o):
+        subject.encoded(some)  # a choice of tokens that there is not shows here
     if any(METHODS[n].solver in ("jacobian", "dct", "sequential") for n in names) and o.vectors > (
         _width(run) or o.vectors
     ):

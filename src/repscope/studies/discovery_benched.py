@@ -20,7 +20,7 @@ from repscope.disk import whole_file
 from repscope.errors import UserError, unknown
 from repscope.report import figures
 from repscope.report.page import Figure, Page, Section, Table, write
-from repscope.results import Result
+from repscope.results import ESTIMATE, Result
 from repscope.steer import discovery_bench, discovery_trigger, planted, planted_transformer
 from repscope.steer.planted_trigger import Recipe
 
@@ -149,12 +149,20 @@ def _interval(row: Mapping[Hashable, Any]) -> str:
 def _page(found: Benched) -> Page:
     setting, table = SETTINGS[found.asked.setting], found.result.table
     drawn = [
-        Figure(figures.ranked(some, title=title), f"{metric}: {model}", discovery_bench.METRICS[metric] + ".")
+        Figure(
+            figures.ranked(some, title=title), _said(f"{metric}: {model}"), _said(discovery_bench.METRICS[metric]) + "."
+        )
         for metric, title in setting.drawn
         for model, some in table[table["metric"] == metric].groupby("model", sort=False)
     ]
-    numbers = pd.DataFrame([{"number": k, "what it is": v} for k, v in discovery_bench.METRICS.items()])
-    items: list[Figure | Table] = [*drawn, Table(pd.DataFrame(printed(found)), "Methods"), Table(numbers, "Numbers")]
+    shown_here = [k for k in discovery_bench.METRICS if k in setting.columns]
+    numbers = pd.DataFrame([{"number": k, "what it is": discovery_bench.METRICS[k]} for k in shown_here])
+    methods = pd.DataFrame(printed(found))
+    each = [
+        Table(some.drop(columns="network"), f"Methods: {model}")
+        for model, some in methods.groupby("network", sort=False)
+    ]
+    items: list[Figure | Table] = [*drawn, *each, Table(numbers, "Numbers")]
     planted_rows = table[table["metric"] == "planted"]
     if len(planted_rows):
         shown = planted_rows[["item", "value", "lo", "hi", "n"]]
@@ -162,7 +170,7 @@ def _page(found: Benched) -> Page:
     return Page(
         title="Discovery, judged on what was planted",
         question="Which methods find directions that were planted, and what do the others find?",
-        answer=found.sentence,
+        answer="\n\n".join([found.sentence, *_leading(found)]),
         sections=(
             Section(
                 "Methods", setting.says + " Points are means over seeds, bars 95 % bootstrap intervals over them; random "
@@ -172,10 +180,33 @@ def _page(found: Benched) -> Page:
         notes=tuple(found.violations),
         facts={
             "Setting": found.asked.setting, "Networks": found.model,
-            "Options": ", ".join(f"{k} {v}" for k, v in vars(found.asked).items()),
+            "Options": ", ".join(f"{k} {_listed(v)}" for k, v in vars(found.asked).items() if v not in ("", (), False)),
             "Seconds": f"{found.seconds:.0f}", "Versions": ", ".join(f"{k} {v}" for k, v in _versions().items()),
         },
     )  # fmt: skip
+
+
+def _leading(found: Benched) -> list[str]:
+    """A sentence a network: the largest of the first drawn number, and its controls."""
+    metric, title = SETTINGS[found.asked.setting].drawn[0]
+    table = found.result.table[found.result.table["metric"] == metric]
+    said = []
+    for model, some in table.groupby("model", sort=False):
+        rows = sorted(some.to_dict("records"), key=lambda row: -row["value"])
+        without = [row for row in rows if row["condition"] == ESTIMATE]
+        others = [row for row in rows if row["condition"] in ("random", "supervised")]
+        if without:
+            told = "; ".join(f"{row['item']} {_interval(row)}" for row in [*without[:3], *others])
+            said.append(f"{_said(str(model))}, {title}, the largest and the controls: {told}.")
+    return said
+
+
+def _said(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _listed(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _versions() -> dict[str, str]:

@@ -183,6 +183,7 @@ class Run(Generic[AnyOptions]):
 
         started = time.time()
         keyed = self._keyed()  # a mistake in the options shows here, before anything is written
+        made = not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.folder / ".lock", timeout=0):
@@ -197,6 +198,11 @@ class Run(Generic[AnyOptions]):
             raise UserError(
                 f"Another process is working on {self.folder}; wait for it or choose another --out."
             ) from None
+        except UserError as error:
+            # the same command would fail again, where it was not the disk, which may be mended
+            if made and not isinstance(error.__cause__, OSError):
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
 
     def plan(self) -> list[tuple[str, Cost, bool]]:
         """Each step with its cost and whether it is there already; runs nothing."""

@@ -23,10 +23,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from repscope.errors import UserError
+from repscope.errors import UserError, unknown
 from repscope.models.language import LanguageModel
-from repscope.models.prompts import Encoded, PromptLike, encode, several
-from repscope.models.sites import Tokens
+from repscope.models.prompts import Encoded, Prompt, PromptLike, encode, several
+from repscope.models.sites import PICKS, Tokens
 from repscope.models.suffix import Part, suffix
 from repscope.steer.discovery.objectives import Objective, Seen
 
@@ -211,7 +211,7 @@ class LanguageSubject(Subject):
         UserError
             As `suffix`; for a choice of tokens there is not.
         """
-        encoded, pooled = self._encoded(list(several(prompts)))
+        encoded, pooled = self.encoded(list(several(prompts)))
         kept = suffix(self.lm, encoded, self.source, self.target, pooled=pooled, whole=self.whole)
         behind = [slice(1 if len(state) > 1 else 0, None) for state in kept.states]
         target = torch.cat([t[at] for t, at in zip(kept.targets, behind)])
@@ -222,7 +222,14 @@ class LanguageSubject(Subject):
             max(1, min(PASS_TOKENS, fits)), kept.token_bytes, kept.why,
         )  # fmt: skip
 
-    def _encoded(self, prompts: Sequence[PromptLike]) -> tuple[Encoded, bool]:
+    def encoded(self, prompts: Sequence[PromptLike]) -> tuple[Encoded, bool]:
+        """Token ids, with which of them effects are read at; and whether a prompt's are averaged.
+
+        Raises
+        ------
+        UserError
+            Without prompts, and for a choice of tokens there is not.
+        """
         if not prompts:
             raise UserError("There is no prompt; give at least one text to steer.")
         word, _, count = self.tokens.partition(" ")
@@ -230,6 +237,9 @@ class LanguageSubject(Subject):
             whole = encode(self.lm.tokenizer, prompts, Tokens("all"), self.lm.context)
             return Encoded(whole.ids, np.maximum(whole.stop - int(count), 0), whole.stop), True
         picked = Tokens.spanning(self.tokens)
+        spans = {span for p in prompts if isinstance(p, Prompt) for span in p.spans}
+        if picked.span and picked.span not in spans:
+            raise unknown("choice of tokens", self.tokens, [*PICKS, "last 3", *sorted(spans)])
         return encode(self.lm.tokenizer, prompts, picked, self.lm.context), not picked.ragged
 
 
