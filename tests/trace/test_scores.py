@@ -5,7 +5,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
 
 from repscope.errors import UserError
-from repscope.trace.scores import UNIFORM, bimodality, rank_correlations, ranks, separation, spearman
+from repscope.trace.scores import UNIFORM, bimodality, rank_correlations, ranks, separation, separation_given, spearman
 
 
 def test_separation_is_the_auc_and_its_slow_twin():
@@ -32,6 +32,40 @@ def test_separation_turns_only_when_asked():
     assert (turned.lo, turned.hi) == (pytest.approx(1 - as_is.hi), pytest.approx(1 - as_is.lo))
     assert turned.mean_a == as_is.mean_a < as_is.mean_b
     assert separation(x, ["small"] * 3 + ["tall"] * 3).auc == as_is.auc
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_separation_given_is_its_slow_twin(within):
+    rng = np.random.default_rng(1)
+    labels = np.arange(20) % 3 == 0
+    x = rng.normal(size=20) + labels
+    y = x + rng.normal(size=20) + labels
+
+    def left(runs):
+        u, v, kind = x[runs], y[runs], labels[runs]
+        columns = [u, kind, ~kind] if within else [u, np.ones_like(u)]
+        slope = np.linalg.lstsq(np.stack(columns, axis=1).astype(float), v, rcond=None)[0][0]
+        return roc_auc_score(kind, v - slope * u)
+
+    told = separation_given(y, labels, x, within=within, draws=150)
+    assert told.value == pytest.approx(left(np.arange(20)))
+    rng, counts = np.random.default_rng(0), np.zeros((150, 20), dtype=int)
+    counts[:, ~labels] = rng.multinomial(13, np.full(13, 1 / 13), size=150)
+    counts[:, labels] = rng.multinomial(7, np.full(7, 1 / 7), size=150)
+    drawn = [left(np.repeat(np.arange(20), row)) for row in counts]
+    np.testing.assert_allclose([told.lo, told.hi], np.quantile(drawn, [0.025, 0.975]))
+    assert separation_given(y, labels, np.ones(20), within=within).value == separation(y, labels).auc
+
+
+def test_a_score_that_only_follows_another_separates_nothing_beyond_it():
+    rng, labels = np.random.default_rng(0), np.repeat([0, 1], 40)
+    x = rng.normal(size=80) + 3 * labels
+    follows, more = x + rng.normal(size=80), x + rng.normal(size=80) + 3 * labels
+    assert separation(follows, labels).lo > 0.9
+    for within in (False, True):
+        told = separation_given(follows, labels, x, within=within)
+        assert told.lo < 0.5 < told.hi
+        assert separation_given(more, labels, x, within=within).lo > 0.5
 
 
 @pytest.mark.parametrize("flip", [1, -1])
@@ -124,6 +158,7 @@ def test_equal_scores_are_one_heap():
         (lambda: separation([1.0, 2, 3], [0, 1, 2]), "the labels name 3"),
         (lambda: separation([1.0, 2, 3], [0, 1]), "one label a run"),
         (lambda: separation([1.0], [0]), "at least 2 runs"),
+        (lambda: separation_given([1.0, 2, 3], [0, 1, 1], [1.0, 2]), "3 scores and 2 of the other"),
         (lambda: bimodality([1.0, 2, 3]), "at least 4 runs"),
         (lambda: spearman([1.0, 2, 3, 4], [1.0, 2, 3, 4, 5]), "4 scores of one and 5"),
     ],

@@ -20,7 +20,7 @@ distances were not made of: labels from how the runs were trained, differences i
 5. `agreement`: adjusted Rand index of two labellings (Hubert & Arabie, 1985), p by permuting runs.
 6. `triangle`: how often D_ik > D_ij + D_jk. Barriers are no metric, and methods that suppose one may mislead.
 
-Clusters are numbered by size, 0 the largest. Where all distances are equal every run is in cluster 0: one cluster is an answer.
+Clusters are numbered by size, 0 the largest. Where all distances are equal every run is in cluster 0: that is an answer.
 """
 
 import warnings

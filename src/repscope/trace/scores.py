@@ -4,6 +4,9 @@
    1947: exact p without ties in small samples). Its interval is the percentile bootstrap over runs within groups, so that both
    groups keep their size. Where that has no width (no overlap at all) or a group is one run: the score interval of Newcombe
    (2006, Statistics in Medicine 25:559, method 5), which is to an AUC what Wilson's is to a proportion.
+   `separation_given` is the AUC of what a regression on another score leaves; the regression is made anew in every draw. With one
+   slope for all runs, a score that follows the groups takes their difference with it (errs low); with a slope from within the
+   groups it takes what it explains among runs of one group (errs high where that slope is pulled to 0 by noise in the score).
 2. `spearman`: rank correlation of two scores; interval by bootstrap over runs, p two-sided by permutation.
 3. `bimodality`: BIC of a Gaussian mixture with one and with two components, and Sarle's coefficient with its small-sample
    correction, (g² + 1) / (k + 3(n-1)²/((n-2)(n-3))), which is 5/9 = 0.555 for a uniform and more for two heaps of like size.
@@ -115,22 +118,57 @@ def separation(
     from scipy.stats import mannwhitneyu
 
     x = scores(values)
-    groups, codes = grouped(labels, x.size)
-    if len(groups) != 2:
-        raise UserError(f"A separation is of two groups of runs; the labels name {len(groups)}.")
-    a, b = np.flatnonzero(codes == 1), np.flatnonzero(codes == 0)
+    codes, a, b = _two(labels, x.size)
     wins = (x[a][:, None] > x[b]) + 0.5 * (x[a][:, None] == x[b])
     weights = drawn_within(codes, draws, seed)
     sampled = ((weights[:, a] @ wins) * weights[:, b]).sum(axis=1) / wins.size
     auc = float(wins.mean())
     if oriented and auc < 0.5:
         auc, sampled = 1 - auc, 1 - sampled
-    lo, hi = ends(sampled)
-    method = "bootstrap within groups"
-    if min(len(a), len(b)) == 1 or hi - lo < _TIE:
-        (lo, hi), method = _score_interval(auc, len(a), len(b)), "score (Newcombe)"
+    lo, hi, method = _area_interval(auc, sampled, len(a), len(b))
     p = float(mannwhitneyu(x[a], x[b]).pvalue)
     return Separation(auc, lo, hi, p, float(x[a].mean()), float(x[b].mean()), x.size, len(a), method)
+
+
+def separation_given(
+    values: Float[ArrayLike, "run"],
+    labels: Shaped[ArrayLike, "run"],
+    given: Float[ArrayLike, "run"],
+    *,
+    within: bool = False,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> Estimate:
+    """AUC of what a linear regression on another score leaves of this one, for label 1.
+
+    `within` takes the slope from differences inside the groups (an analysis of covariance), else from all runs.
+
+    Raises
+    ------
+    UserError
+        As `separation`, and for another score of other runs.
+    """
+    y, x = scores(values), scores(given)
+    codes, a, b = _two(labels, y.size)
+    if x.size != y.size:
+        raise UserError(f"There are {y.size} scores and {x.size} of the other; give both of the same runs.")
+    y, x = y - y.mean(), x - x.mean()
+    weights = np.concatenate([np.ones((1, y.size)), drawn_within(codes, draws, seed)])
+    product = square = np.zeros(len(weights))
+    for members in (a, b) if within else (np.arange(y.size),):
+        w, u, v = weights[:, members], x[members], y[members]
+        product = product + w @ (u * v) - (w @ u) * (w @ v) / len(members)
+        square = square + w @ u**2 - (w @ u) ** 2 / len(members)
+    varies = square > _TIE * (x @ x)
+    left = y - np.divide(product, square, out=np.zeros_like(square), where=varies)[:, None] * x
+    found, step = np.empty(len(weights)), max(1, _HELD // (len(a) * len(b)))
+    for k in range(0, len(weights), step):
+        w, top, bottom = weights[k : k + step], left[k : k + step, a, None], left[k : k + step, None, b]
+        wins = (top > bottom) + 0.5 * (top == bottom)
+        found[k : k + step] = np.einsum("dab,da,db->d", wins, w[:, a], w[:, b]) / (len(a) * len(b))
+    auc = float(found[0])
+    lo, hi, method = _area_interval(auc, found[1:], len(a), len(b))
+    return Estimate(auc, lo, hi, LEVEL, method, "run", y.size)
 
 
 def spearman(
@@ -247,6 +285,22 @@ def grouped(labels: Shaped[ArrayLike, "run"], n: int) -> tuple[Shaped[np.ndarray
         raise UserError(f"There are {n} runs, and labels of the shape {held.shape}; give one label a run.")
     groups, codes = np.unique(held, return_inverse=True)
     return groups, codes
+
+
+def _two(
+    labels: Shaped[ArrayLike, "run"], n: int
+) -> tuple[Int[np.ndarray, "run"], Int[np.ndarray, "a"], Int[np.ndarray, "b"]]:
+    groups, codes = grouped(labels, n)
+    if len(groups) != 2:
+        raise UserError(f"A separation is of two groups of runs; the labels name {len(groups)}.")
+    return codes, np.flatnonzero(codes == 1), np.flatnonzero(codes == 0)
+
+
+def _area_interval(auc: float, sampled: Float[np.ndarray, "draw"], n_a: int, n_b: int) -> tuple[float, float, str]:
+    lo, hi = ends(sampled)
+    if min(n_a, n_b) == 1 or hi - lo < _TIE:
+        return *_score_interval(auc, n_a, n_b), "score (Newcombe)"
+    return lo, hi, "bootstrap within groups"
 
 
 def _weighted_correlation(
