@@ -1,0 +1,233 @@
+"""Published tables of runs: accuracies by run, and which runs are in which cluster. Loaders, and where to get the files.
+
+1. `accuracies`: a table with one row a run, as "BERTs of a feather do not generalize together" (McCoy, Min & Linzen, 2020)
+   publishes it: a column of runs (`Run 12` or `12`) and columns of scores under the names that they are given. Rows that are
+   blank, and rows of `SUMMARIES` (minimum, mean …) under the runs, are no runs.
+2. `clusters`: a table with the columns run and cluster, or a list of the runs of one cluster, one a line or with commas between;
+   every run that the list does not name is then in the other. `feather_clusters` is such a list, taken as a fact from a README.
+3. `Clusters.of` joins the two: one label a run of the table. A run that the table lacks, or one that no cluster holds, is an error.
+
+A cell that is no number, a run named twice, a column that is not there: one sentence each, never a guess.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from repscope.data.tables import SUFFIXES, read_table
+from repscope.errors import UserError, unknown
+
+RUN, CLUSTER = "run", "cluster"
+SMALLER, LARGER = "smaller", "larger"
+LISTED, OTHERS = "listed", "others"
+SUMMARIES = ("minimum", "min", "maximum", "max", "mean", "average", "median", "standard deviation", "std", "sd")
+FEATHER_ID = "MNLI dev acc."  #: the column of in-domain accuracy in that table
+FEATHER_OOD = "Lexical (nonent)"  #: the column that its paper and Juneja et al. turn on
+
+_FEATHER = (15, 25, 26, 42, 44, 46, 56, 61, 63, 70, 73, 89)
+_RUN = re.compile(r"(?:run\s*)?([0-9]{1,9})(?:\.0+)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a published file is. holds: what is in it. at: repository and path. licence: of the file."""
+
+    holds: str
+    at: str
+    licence: str
+    paper: str
+
+    def __str__(self) -> str:
+        return f"{self.holds}: {self.at} ({self.licence}); {self.paper}."
+
+
+SOURCES: Mapping[str, Source] = {
+    "feather": Source(
+        "Accuracies on MNLI and HANS of 100 BERTs fine-tuned with different seeds",
+        "https://github.com/tommccoy1/hans, berts_of_a_feather/berts_of_a_feather_accuracies_by_run.csv",
+        "MIT",
+        "McCoy, Min & Linzen 2020, arXiv 1911.02969",
+    ),
+    "feather clusters": Source(
+        "Which of those 100 runs are in the smaller cluster of their barriers",
+        "https://github.com/aNOnWhyMooS/connectivity, README.md, the row of MNLI (built in)",
+        "twelve numbers, cited as a fact",
+        "Juneja et al., ICLR 2023, arXiv 2205.12411",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Which cluster runs are in. named: cluster by run. rest: cluster of every other run, "" where none is. source: whence."""
+
+    named: Mapping[int, str]
+    rest: str
+    source: str
+
+    def of(self, runs: Iterable[int]) -> list[str]:
+        """The cluster of each run, in their order.
+
+        Raises
+        ------
+        UserError
+            When a run of the clusters is not among these, or one of these is in no cluster.
+        """
+        asked = [int(run) for run in runs]
+        if lost := sorted(set(self.named) - set(asked)):
+            raise UserError(
+                f"{self.source} names {_runs(lost)}, which the table of {len(asked)} runs lacks; "
+                "give the clusters of this table's runs."
+            )
+        if not self.rest and (left := sorted(set(asked) - set(self.named))):
+            raise UserError(f"{self.source} has no cluster for {_runs(left)} of the table; add {_them(left)} to it.")
+        return [self.named.get(run, self.rest) for run in asked]
+
+
+def accuracies(path: str | Path) -> pd.DataFrame:
+    """Scores by run.
+
+    Parameters
+    ----------
+    path
+        A `.csv`, `.tsv` or `.parquet` file with a column `Run` and at least one column of numbers.
+
+    Returns
+    -------
+    frame
+        `run` (int64), then one float64 column a score under its given name, in the file's order.
+
+    Raises
+    ------
+    UserError
+        When the file cannot be read as such a table.
+    """
+    path = Path(path).expanduser()
+    text = read_table(path).map(str.strip)
+    column = _column(text, RUN, path)
+    text = text[(text != "").any(axis=1) & ~text[column].str.casefold().isin(SUMMARIES)]
+    if text.empty:
+        raise UserError(f"{path} has no row of a run; give one row a run, such as 'Run 12'.")
+    frame = pd.DataFrame({RUN: _numbered(text[column], path)})
+    for name in text.columns.drop(column):
+        frame[name] = _numbers(text[name], name, frame[RUN], path)
+    if frame.shape[1] == 1:
+        raise UserError(f"{path} has runs and no column of scores beside {column!r}; give a column of numbers.")
+    return frame.reset_index(drop=True)
+
+
+def feather_clusters() -> Clusters:
+    """The smaller cluster of the 100 MNLI runs: twelve run numbers, a fact from the README of aNOnWhyMooS/connectivity.
+
+    >>> len(feather_clusters().named), feather_clusters().of(range(100)).count("larger")
+    (12, 88)
+    """
+    return Clusters(dict.fromkeys(_FEATHER, SMALLER), LARGER, "The README of aNOnWhyMooS/connectivity (MNLI)")
+
+
+def clusters(path: str | Path) -> Clusters:
+    """A user's own clusters: a table with the columns `run` and `cluster`, or a list of the runs of one cluster.
+
+    Raises
+    ------
+    UserError
+        When the file is neither.
+    """
+    path = Path(path).expanduser()
+    table = path.suffix.lower() in SUFFIXES and path.is_file()
+    if table and not (path.suffix.lower() != ".parquet" and _is_list(path)):
+        frame = read_table(path).map(str.strip)
+        frame = frame[(frame != "").any(axis=1)]
+        label = frame[_column(frame, CLUSTER, path)]
+        runs = _numbered(frame[_column(frame, RUN, path)], path)
+        if (label == "").any():
+            raise UserError(
+                f"{path} leaves the cluster of {_runs(runs[label == ''])} empty; name it or leave the row out."
+            )
+        return Clusters(dict(zip(runs.tolist(), label.tolist())), "", path.name)
+    words = _words(path)
+    if not words:
+        raise UserError(f"{path} names no run; write the runs of one cluster, one a line or with commas between.")
+    runs = _numbered(pd.Series(words, dtype=object), path)
+    return Clusters(dict.fromkeys(runs.tolist(), LISTED), OTHERS, path.name)
+
+
+def where() -> tuple[str, ...]:
+    """One sentence a published file: what it holds, where it is, its licence, its paper.
+
+    >>> "tommccoy1/hans" in where()[0]
+    True
+    """
+    return tuple(map(str, SOURCES.values()))
+
+
+def _column(frame: pd.DataFrame, name: str, path: Path) -> str:
+    found = [str(c) for c in frame.columns if str(c).casefold() == name]
+    if not found:
+        raise unknown(f"column of {path.name}", name, frame.columns)
+    if len(found) > 1:
+        raise UserError(f"{path} has the columns {' and '.join(map(repr, found))}; keep one of them.")
+    return found[0]
+
+
+def _numbered(cells: pd.Series, path: Path) -> pd.Series:
+    """Run numbers of cells such as "Run 12" and "12", each once."""
+    found = cells.map(_RUN.fullmatch)
+    if (bad := cells[found.isna()]).size:
+        raise UserError(f"{path} has {_short(bad.iloc[0])!r} where a run should be; write 'Run 12' or 12.")
+    runs = found.map(lambda match: int(match[1])).astype("int64")
+    if (twice := runs[runs.duplicated()]).size:
+        raise UserError(f"{path} names {_runs(twice.unique())} more than once; keep one of each.")
+    return runs
+
+
+def _numbers(cells: pd.Series, name: str, runs: pd.Series, path: Path) -> pd.Series:
+    numbers = pd.to_numeric(cells, errors="coerce").astype("float64")
+    if (bad := ~np.isfinite(numbers)).any():
+        cell = _short(str(cells[bad].iloc[0]))
+        raise UserError(
+            f"Column {name!r} of {path.name} has {repr(cell) if cell else 'nothing'} for run {runs[bad].iloc[0]}, not a number; "
+            "fill it in or leave out that run or that column."
+        )
+    return numbers
+
+
+def _words(path: Path) -> list[str]:
+    """Whatever stands between commas, semicolons and white space, without its quotation marks; "Run 12" stays one word."""
+    if not path.is_file():
+        raise UserError(
+            f"There is no file {path}; give a table of run and cluster, or a list of the runs of one cluster."
+        )
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8; give a table of run and cluster, or a list of runs.") from error
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}); check the file and its permissions."
+        ) from error
+    text = re.sub(r"\b(run)\s+(?=[0-9])", r"\1", text, flags=re.IGNORECASE)
+    return [word for word in (w.strip("'\"") for w in re.split(r"[\s,;]+", text)) if word]
+
+
+def _is_list(path: Path) -> bool:
+    words = _words(path)
+    return bool(words) and all(_RUN.fullmatch(word) for word in words)
+
+
+def _runs(runs: Iterable[int]) -> str:
+    held = [str(int(run)) for run in runs]
+    more = f" and {len(held) - 5} more" if len(held) > 5 else ""
+    return f"run{'s' if len(held) > 1 else ''} {', '.join(held[:5])}{more}"
+
+
+def _them(runs: list[int]) -> str:
+    return "it" if len(runs) == 1 else "them"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:39] + "…"
