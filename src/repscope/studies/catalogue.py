@@ -6,11 +6,12 @@ from repscope.errors import unknown
 from repscope.studies.contrast import CONTRAST
 from repscope.studies.discover import DISCOVER
 from repscope.studies.entities import ENTITIES
+from repscope.studies.paths import PATHS
 from repscope.studies.relations import RELATIONS
 from repscope.studies.study import Study
 
 #: the ten questions, as far as they are answered
-STUDIES: dict[str, Study[Any]] = {study.name: study for study in (ENTITIES, RELATIONS, DISCOVER)}
+STUDIES: dict[str, Study[Any]] = {study.name: study for study in (ENTITIES, RELATIONS, DISCOVER, PATHS)}
 #: what else ends in a page, and what `repscope study` takes in all
 BESIDE: dict[str, Study[Any]] = {study.name: study for study in (CONTRAST,)}
 ALL = STUDIES | BESIDE

@@ -32,10 +32,17 @@ def _spelt(row: Mapping[Any, Any], sign: str) -> str:
 def facts(run: Run[Any], **more: str) -> dict[str, str]:
     """How the run was made, as the last section of a page shows it; `more` stands after the checks of the engine."""
     held = run.facts()
+    network = (
+        {}
+        if run.study.trains
+        else {
+            "Fingerprint of the weights": held["fingerprint"],
+            "Engine checked on this model": run.verification.sentence,
+        }
+    )
     shown = {
         "Model": f"{held['model']} ({held['precision']})",
-        "Fingerprint of the weights": held["fingerprint"],
-        "Engine checked on this model": run.verification.sentence,
+        **network,
         **more,
         "Options": ", ".join(f"{k} = {_plain(v)}" for k, v in held["options"].items() if v not in (None, [], False)),
         "Versions": ", ".join(f"{k} {v}" for k, v in held["versions"].items()),
