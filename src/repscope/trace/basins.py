@@ -14,6 +14,7 @@ distances were not made of: labels from how the runs were trained, differences i
    1967), and the interval of drawing runs with replacement, pairs of a run with itself left out. With `given`, rho is of what a
    third matrix leaves of the two in ranks (Smouse, Long & Sokal, 1986); permuted are the first one's residuals.
    One-sided: p is how often rho comes out at least as large. It supposes runs that may be exchanged, as seeds of one recipe may.
+   Measured: the interval of rho over 24 runs holds the truth in 96 % of draws, in 99 % where there is nothing to find.
    Where both follow the third closely, ranks leave some of it: of 600 nulls with r = .7 to it, 8 % had p ≤ .05 (plain: 5 %).
 4. `across_within`: mean distance across groups over that within; interval by drawing runs within groups. For labels that clusters
    of the same distances gave, it is above 1 by construction.
@@ -71,12 +72,9 @@ class Agreement:
 
 @dataclass(frozen=True, eq=False)
 class AtScale:
-    """Spectral clusters at one scale. name: of `FACTORS`, or "published". with_median: agreement with those at the median.
+    """Spectral clusters at one scale, and how they agree with those at the median and with the truth, where one was given."""
 
-    with_truth: with the labels given, None without.
-    """
-
-    name: str
+    name: str  #: of `FACTORS`, or "published"
     scale: float
     labels: Labels
     with_median: Agreement
