@@ -34,7 +34,7 @@ def page(run: "Run[PathsOptions]") -> Page:
     if "apart" in run.results:
         sections.append(_own(run))
     if "published" in run.results:
-        from repscope.studies.paths_published import section
+        from repscope.studies.paths_published_page import section
 
         sections.append(section(run.results["published"]))
     return Page(

@@ -1,0 +1,58 @@
+"""The part of the `paths` page that shows a published table of runs: figures from the result's tables, and nothing else."""
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from repscope.report import grids, runs
+from repscope.report.page import Figure, Section, Table
+from repscope.results import ESTIMATE, Result
+from repscope.studies.paths_published import IN_DOMAIN, LEFT
+from repscope.studies.told import number
+
+_DRAWN = 8  #: scores with a row in the figure: the first of the table, whose columns go from the whole to the parts
+
+
+def section(found: Result) -> Section:
+    """Separation of each score by cluster beside that of in-domain accuracy, and the scores themselves."""
+    auc = found.table[found.table["metric"] == "auc"]
+    control = auc[auc["condition"] == IN_DOMAIN]
+    scores = list(dict.fromkeys(auc[auc["condition"] == ESTIMATE]["item"]))
+    first = scores[0] if scores else ""
+    lines: list[dict[str, Any]] = [{"name": f"{r['item']} (in-domain)", **_ends(r)} for r in control.to_dict("records")]
+    for name in scores[:_DRAWN]:
+        for r in auc[auc["item"] == name].to_dict("records"):
+            if r["condition"] in (ESTIMATE, *LEFT):
+                tail = "" if r["condition"] == ESTIMATE else f", {r['condition'].replace(IN_DOMAIN, 'in-domain')}"
+                lines.append({"name": f"{name}{tail}", **_ends(r)})
+    side = found.side["scores"]
+    drawn = side[side["score"] == first]
+    frame = pd.DataFrame(
+        {"x": drawn["id"], "y": drawn["ood"], "group": drawn["cluster"], "name": drawn["run"].astype(str)}
+    )
+    table = pd.DataFrame(
+        [
+            {"score": r["item"], "condition": "" if r["condition"] == ESTIMATE else r["condition"], "AUC": number(r)}
+            for r in auc.to_dict("records")
+        ]
+    )
+    return Section(
+        "A published table",
+        "\n\n".join(found.notes),
+        (
+            Figure(
+                grids.points(pd.DataFrame(lines), value_title="AUC: a run of the larger cluster scores above one of the smaller",
+                             controls=[line["name"] for line in lines if "in-domain" in line["name"]]),
+                "Does the cluster tell the score?", "Bars: 95 % intervals over runs. Grey: in-domain accuracy, "
+                "and what is left without it.",
+            ),
+            Figure(runs.scattered(frame, x_title="in-domain accuracy", y_title=first), f"{first} beside in-domain accuracy",
+                   "A point a run."),
+            Table(table, "Separation of every score"),
+        ),
+    )  # fmt: skip
+
+
+def _ends(row: Mapping[Hashable, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in ("value", "lo", "hi", "n")}
