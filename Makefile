@@ -26,12 +26,14 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 # Peers live in an environment of their own; the table goes to benchmarks/RESULTS.md.
-bench: .venv-bench/.done .venv-relations/.done .peers-melbo/.done $(VENV)/.demo
+bench: .venv-bench/.done .venv-relations/.done .peers-melbo/.done .peers-nngeom/.done $(VENV)/.demo
 	.venv-bench/bin/python benchmarks/capture.py --write
 	.venv-bench/bin/python benchmarks/edits.py --write
 	$(BIN)/python benchmarks/jacobian.py --write
 	$(BIN)/python benchmarks/relations.py --write
 	$(BIN)/python benchmarks/discovery.py --write
+	$(BIN)/python benchmarks/paths.py --write
+	$(BIN)/python benchmarks/weight_matching.py --write
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "repscope needs Python 3.11 or newer; try make PYTHON=python3.11")'
@@ -60,6 +62,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .peers-melbo batched-melbo==0.1.1
 	@touch $@
 
+.peers-nngeom/.done: Makefile | $(VENV)/.demo
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .peers-nngeom nngeom==0.2.0
+	@touch $@
+
 # That version refuses today's tokenizers and Hub client when imported; the older client stands on httpx, and that on httpcore.
 .oldest/.done: Makefile | $(VENV)/.dev
 	rm -rf .oldest
@@ -78,4 +84,4 @@ browser: $(VENV)/.dev
 	@$(BIN)/python tests/report/browser.py
 
 clean:
-	rm -rf $(VENV) .venv-bench .venv-relations .oldest .peers .peers-melbo runs
+	rm -rf $(VENV) .venv-bench .venv-relations .oldest .peers .peers-melbo .peers-nngeom runs
