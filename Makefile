@@ -32,6 +32,7 @@ bench: .venv-bench/.done .venv-relations/.done .peers-melbo/.done $(VENV)/.demo
 	$(BIN)/python benchmarks/jacobian.py --write
 	$(BIN)/python benchmarks/relations.py --write
 	$(BIN)/python benchmarks/discovery.py --write
+	$(BIN)/python benchmarks/weight_matching.py --write
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "repscope needs Python 3.11 or newer; try make PYTHON=python3.11")'
