@@ -266,7 +266,7 @@ def digits():
     return (x[:1200], y[:1200]), (x[1200:], y[1200:])
 
 
-def trained(net, data, seed, steps=300, lr=3e-3):
+def trained(net, data, seed, steps=200, lr=3e-3):
     x, y = data
     torch.manual_seed(seed)
     optimiser = torch.optim.Adam(net.parameters(), lr)

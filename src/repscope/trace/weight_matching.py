@@ -38,17 +38,15 @@ from repscope.trace.symmetries import Axis, Heads, Symmetries, symmetries
 
 __all__ = ["Axis", "Heads", "Matching", "Permutations", "State", "Symmetries", "match", "permuted", "symmetries"]
 
-State = Mapping[
-    str, Float[Tensor, "..."] | Int[Tensor, "..."]
-]  #: a network's tensors by name, as `state_dict()` has them
-Permutations = Mapping[
-    str, Int[np.ndarray, "unit"]
-]  #: of each group: unit i of the result is the unit with this number
+#: a network's tensors by name, as `state_dict()` has them
+State = Mapping[str, Float[Tensor, "..."] | Int[Tensor, "..."]]
+#: of each group: unit i of the result is the unit with this number
+Permutations = Mapping[str, Int[np.ndarray, "unit"]]
 
 _GAIN = 1e-12  #: of the normalised inner product; less is rounding
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Matching:
     """An order of the second network's units that fits the first.
 
