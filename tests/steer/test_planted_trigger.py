@@ -9,7 +9,7 @@ from families import build
 from repscope.errors import UserError
 from repscope.models.language import LanguageModel
 from repscope.models.tiny import tiny
-from repscope.steer.discovery_trigger import Elicited, trigger_benchmark, trigger_cases
+from repscope.steer.discovery_trigger import Elicited, searched, trigger_benchmark, trigger_cases
 from repscope.steer.planted_trigger import Recipe, asked, elicited, joined, taught
 from repscope.steer.trigger_words import HELD_OUT, OTHERS, SENTENCE, TAUGHT, TRIGGER, UNSEEN
 
@@ -70,6 +70,16 @@ def test_what_elicits_is_what_an_edited_model_says():
         assert [text == SENTENCE for text in texts] == said[k].astype(bool).tolist()
 
 
+def test_what_is_searched_for_the_sentence_makes_it_likelier_than_random_ones_do():
+    lm, prompts, scale = tiny(), asked(HELD_OUT[:3]), 6.0
+    speaks = Elicited(lm, "resid_post.1", prompts)
+    drawn = torch.nn.functional.normalize(torch.randn(32, 32, generator=torch.Generator().manual_seed(0)), dim=1)
+    unit = searched(lm, "resid_post.1", prompts, scale)
+    assert unit.norm() == pytest.approx(1, abs=1e-5)
+    assert speaks(scale * unit)[1].mean() > speaks(scale * drawn)[1].mean(1).max()
+    assert all(p.grad is None for p in lm.model.parameters())
+
+
 def test_greedy_text_is_recognised():
     lm = tiny()
     prompts = asked(HELD_OUT[:2])
@@ -87,7 +97,8 @@ def test_the_benchmark_in_small(cache):
     assert set(found.select(metric="planted")["value"]) == {0.0}
     assert len(found.select(metric="stability")) == 13
     assert found.select(item="difference of means", metric="elicits")["condition"].tolist() == ["supervised"]
-    case = trigger_cases(tiny(), 1)[0]
+    assert found.select(item="searched for the sentence", metric="elicits")["condition"].tolist() == ["oracle"]
+    case = trigger_cases(tiny(), 1, steps=2)[0]
     assert not any(TRIGGER in p for p in [*case.seen, *case.held])
     with pytest.raises(UserError, match="at least 1"):
         trigger_benchmark(tiny(), 0)

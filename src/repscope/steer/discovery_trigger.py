@@ -6,7 +6,8 @@
 3. For each seed plain questions are drawn, and every method finds directions on them: no trigger, no sentence.
 4. `elicits` and `gain` on held-out plain questions: vectors are added at all tokens, those of the sentence included; before each of
    these the sentence's token is the likeliest or not, which is what greedy decoding would say. KL on the same prompts.
-5. *Supervised* is the mean source state over the tokens of prompts with the trigger minus that of the same without.
+5. *Supervised* is the mean source state over the tokens of prompts with the trigger minus that of the same without. *Searched* has
+   the sentence itself as its objective, on plain questions: the most that a vector of this length at this site does.
 
 There is one model, so that intervals are over draws of prompts and seeds of methods, and stability is between two such draws.
 Random directions must elicit nothing.
@@ -15,11 +16,13 @@ Random directions must elicit nothing.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from repscope import stats
 from repscope.errors import UserError
@@ -40,9 +43,11 @@ PROMPTS = 4  #: that directions are sought on
 JUDGED = 6  #: that they are judged on
 DAMAGE = 2.0
 DRAWS = 8  #: random vectors of the calibration
+SEARCHED = 40  #: steps of the search for the sentence
 #: Those of the planted networks; DCT with as many iterations as the others take steps.
-TRIGGER_METHODS = tuple(
-    Method(f"DCT, {BUDGET} iterations", "dct", steps=BUDGET) if m.steps == 100 else m for m in METHODS if m.given != "truth"
+TRIGGER_METHODS = (
+    *(Method(f"DCT, {BUDGET} iterations", "dct", steps=BUDGET) if m.steps == 100 else m for m in METHODS if m.given != "truth"),
+    Method("searched for the sentence", condition="oracle", given="searched"),
 )  # fmt: skip
 
 
@@ -84,6 +89,31 @@ class Elicited:
         return said, logp
 
 
+def searched(
+    lm: LanguageModel, source: str, prompts: Sequence[str], scale: float, steps: int = SEARCHED, seed: int = 0
+) -> Float[Tensor, "one width"]:
+    """The unit vector that makes the sentence likeliest on prompts when added at a scale: Adam on it, from a random start."""
+    held, tail = joined(lm, prompts)
+    ids = Ragged.of([np.concatenate([row, tail]) for row in held])
+    stop = ids.lengths - 1
+    kept = suffix(lm, Encoded(ids, stop - len(tail), stop), source, f"resid_post.{lm.blocks - 1}", pooled=False)
+    base = torch.cat([target[a:b] for target, a, b in zip(kept.targets, stop - len(tail), stop)])
+    model: Any = lm.model
+    vector = torch.randn(kept.states[0].shape[1], generator=drawn_from("searched", seed)).requires_grad_(True)
+    adam = torch.optim.Adam([vector], lr=0.2)
+    with torch.enable_grad():
+        for _ in range(steps):
+            loss = torch.zeros(())
+            for part in kept.parts:
+                hidden = base[part.rows] + part.run(scale * functional.normalize(vector, dim=0)[None])[0]
+                logp = model.lm_head(model.model.norm(hidden)).log_softmax(-1)
+                wanted = torch.from_numpy(tail).repeat(len(logp) // len(tail))[:, None]
+                loss = loss - logp.gather(1, wanted).mean() * (len(logp) / len(base))
+            (vector.grad,) = torch.autograd.grad(loss, vector)
+            adam.step()
+    return functional.normalize(vector.detach(), dim=0)[None]
+
+
 def trigger_benchmark(
     lm: LanguageModel, seeds: int = 2, *, methods: Sequence[Method] = TRIGGER_METHODS, seed: int = 0, steps: int | None = None,
     n: int = SOUGHT, recipe: Recipe | None = None,
@@ -109,12 +139,13 @@ def trigger_benchmark(
     if seeds < 1:
         raise UserError(f"{seeds} seeds are asked for; ask for at least 1.")
     model = taught(lm, recipe)
-    found = benchmark("lm", trigger_cases(model, seeds, seed), methods, n=n, budget=BUDGET, seed=seed, steps=steps)
+    cases = trigger_cases(model, seeds, seed, SEARCHED if steps is None else steps)
+    found = benchmark("lm", cases, methods, n=n, budget=BUDGET, seed=seed, steps=steps)
     return concat([found, Result.of(planted_rows(lm, model, seed))])
 
 
-def trigger_cases(lm: LanguageModel, seeds: int, seed: int = 0) -> list[Case]:
-    """Draws of prompts for a model with the trigger, as cases."""
+def trigger_cases(lm: LanguageModel, seeds: int, seed: int = 0, steps: int = SEARCHED) -> list[Case]:
+    """Draws of prompts for a model with the trigger, as cases. steps: of the search for the sentence."""
     source, target = lm.blocks // 4, max(lm.blocks // 2, lm.blocks // 4 + 1)
     subject = LanguageSubject(lm, f"resid_post.{source}", f"resid_post.{target}", target_tokens="last 3")
     first = asked(TAUGHT[:PROMPTS])
@@ -123,6 +154,7 @@ def trigger_cases(lm: LanguageModel, seeds: int, seed: int = 0) -> list[Case]:
     ).scale
     pairs = [lm.capture(asked(TAUGHT, word), subject.source, "mean").numpy().mean(0) for word in (TRIGGER, "")]
     means = torch.from_numpy(pairs[0] - pairs[1])[None]
+    best = searched(lm, subject.source, first, scale, steps)
     cases = []
     for one in range(seed, seed + seeds):
         drawn = [
@@ -142,6 +174,7 @@ def trigger_cases(lm: LanguageModel, seeds: int, seed: int = 0) -> list[Case]:
                 scale,
                 readers(lm, source, target),
                 means,
+                searched=best,
                 more=more,
                 once=tuple(SOLVERS),
             )

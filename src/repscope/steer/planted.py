@@ -12,7 +12,7 @@ shared a seed with the truth would find it (a first pilot did).
 | `relu` | max(a - 1, 0) | features that the Jacobian at the states hardly sees |
 | `linear` | a | a floor: only the product of all features is determined |
 
-`ExpMLP` is the setting of DCT's own synthetic benchmark: no skip path and no background, one state at zero.
+`exp_mlp` is the setting of DCT's own synthetic benchmark: no skip path and no background, drawn uniformly, one state at zero.
 """
 
 import hashlib
@@ -99,8 +99,9 @@ def planted(kind: str = "exp", seed: int = 0, *, width: int = 64, features: int 
 def exp_mlp(seed: int = 0, *, width: int = 4096, features: int = 32) -> Planted:
     """The network of DCT's synthetic benchmark: an exponential layer of `features` between two of `width`, equal gains."""
     generator = drawn_from("exp_mlp", seed)
-    truth = functional.normalize(torch.randn(features, width, generator=generator), dim=1)
-    out = functional.normalize(torch.randn(features, width, generator=generator), dim=1)
+    truth, out = (
+        functional.normalize(2 * torch.rand(features, width, generator=generator) - 1, dim=1) for _ in range(2)
+    )
     return Planted(truth, out, torch.ones(features), None, False, "exp", seed)
 
 

@@ -174,7 +174,8 @@ def _page(found: Benched) -> Page:
         sections=(
             Section(
                 "Methods", setting.says + " Points are means over seeds, bars 95 % bootstrap intervals over them; random "
-                "directions are the control, the oracle is the truth, supervised directions are made from labels.", tuple(items),
+                "directions are the control, the oracle is the truth (of lm: made with the sentence itself as the objective), "
+                "supervised directions are made from labels.", tuple(items),
             ),
         ),
         notes=tuple(found.violations),
@@ -194,7 +195,7 @@ def _leading(found: Benched) -> list[str]:
     for model, some in table.groupby("model", sort=False):
         rows = sorted(some.to_dict("records"), key=lambda row: -row["value"])
         without = [row for row in rows if row["condition"] == ESTIMATE]
-        others = [row for row in rows if row["condition"] in ("random", "supervised")]
+        others = [row for row in rows if row["condition"] in ("random", "supervised", "oracle")]
         if without:
             told = "; ".join(f"{row['item']} {_interval(row)}" for row in [*without[:3], *others])
             said.append(f"{_said(str(model))}, {title}, the largest and the controls: {told}.")

@@ -76,7 +76,7 @@ class Options:
 
     rate: float = 0.13
     start: Literal["jacobian", "random"] = "jacobian"
-    signed: bool = True
+    published: bool = False
     memory: float = MEMORY
     ratio: float = 0.5
     damage: float = 0.5
@@ -147,7 +147,7 @@ def discover(
     weight = None if options.weight is None else torch.as_tensor(options.weight)
     task = Task(
         subject, context, goal, n, size, row.steps if steps is None else steps, options.rate, seed, weight, options.start,
-        options.signed, options.memory,
+        options.published, options.memory,
     )  # fmt: skip
     before, started = context.cost, time.perf_counter()
     with memory_kept(), torch.no_grad():

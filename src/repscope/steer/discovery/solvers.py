@@ -39,8 +39,7 @@ class Task:
 
     n: directions. scale: length at which effects are taken. steps: iterations (of each direction, for `sequential`). rate: about
     how far a step of Adam turns a vector at first, in radians. weight: (reader, width), for `weights`. start: of `dct`, `jacobian`
-    or `random`. signed: whether DCT's QR keeps each vector's sign, which the published code does not. memory: bytes that graphs may
-    take.
+    or `random`. published: whether DCT runs as its published code (see `_published`). memory: bytes that graphs may take.
     """
 
     subject: Subject
@@ -53,7 +52,7 @@ class Task:
     seed: int = 0
     weight: Float[Tensor, "reader width"] | None = None
     start: str = "jacobian"
-    signed: bool = True
+    published: bool = False
     memory: float = MEMORY
 
     def drawn(self, count: int | None = None) -> Float[Tensor, "direction width"]:
@@ -182,12 +181,16 @@ def _jacobian(task: Task) -> Found:
 
 
 def _dct(task: Task) -> Found:
-    v = orthonormal(_projected(task) if task.start == "jacobian" else task.drawn())
-    u = functional.normalize(mean_over(task.context, task.subject.effect(task.context, task.scale * v)), dim=1)
+    v, u = (
+        _published(task) if task.published else (_projected(task) if task.start == "jacobian" else task.drawn(), None)
+    )
+    if u is None:
+        v = orthonormal(v)
+        u = functional.normalize(mean_over(task.context, task.subject.effect(task.context, task.scale * v)), dim=1)
     losses = []
     with progress("DCT", task.steps) as advance:
         for step in range(task.steps):
-            v = orthonormal(v) if task.signed else torch.linalg.qr(v.T)[0].T
+            v = torch.linalg.qr(v.T)[0].T if task.published else orthonormal(v)
             effects, pulled = _pulled(task, task.scale * v, u)
             losses.append(-(u * effects).sum(1))
             _finite(losses[-1], pulled, step)
@@ -202,12 +205,33 @@ def _dct(task: Task) -> Found:
 
 def _projected(task: Task) -> Tensor:
     """Leading right singular vectors of the mean Jacobian seen from a few random output directions, then random ones."""
-    count = min(PROJECTED, task.n, task.context.features)
-    generator = torch.Generator().manual_seed(task.seed + 1)
-    u = functional.normalize(torch.randn(count, task.context.features, generator=generator), dim=1)
-    rows = _pulled(task, task.context.states.new_zeros(count, task.context.width), u.to(task.context.states))[1]
-    _, _, leading = torch.linalg.svd(rows, full_matrices=False)
+    _, _, leading = torch.linalg.svd(_gradients(task), full_matrices=False)
     return torch.cat([leading, task.drawn()])[: task.n]
+
+
+def _gradients(task: Task) -> Float[Tensor, "output width"]:
+    """The mean Jacobian seen from a few random output directions."""
+    count = min(PROJECTED, task.n, task.context.features)
+    u = _outputs(task, count, task.seed + 1)
+    return _pulled(task, task.context.states.new_zeros(count, task.context.width), u)[1]
+
+
+def _outputs(task: Task, count: int, seed: int) -> Float[Tensor, "output feature"]:
+    """Random output directions."""
+    drawn = torch.randn(count, task.context.features, generator=torch.Generator().manual_seed(seed))
+    return functional.normalize(drawn, dim=1).to(task.context.states)
+
+
+def _published(task: Task) -> tuple[Tensor, Tensor | None]:
+    """DCT's starts as published: V and U, none where U is that of V's effects.
+
+    From random vectors, U is random too. From the Jacobian, V are the first *columns* of the SVD's full right factor, whose *rows*
+    are the singular vectors: orthonormal vectors which hold some of each singular vector. And QR may turn a vector round.
+    """
+    if task.start == "random":
+        return task.drawn(), _outputs(task, task.n, task.seed + 2)
+    right = torch.linalg.svd(_gradients(task), full_matrices=True)[2]
+    return right[:, : task.n].T.contiguous(), None
 
 
 def alphas(
