@@ -2,9 +2,9 @@
 
 24 transformers of 26,000 weights (`repscope.models.small`), 512 texts of 10 tokens.
 
-1. *Paths*: losses at 10 points of all 276 lines. nngeom 0.2.0's `loss_barrier_matrix` on plain modules, as it comes; the same loop by
-   hand over plain modules; repscope's batched `curves`; and, to tell what batching gives from what skipping work gives, repscope's
-   forward one network at a time. Barriers must agree to 1e-5.
+1. *Paths*: losses at 10 points of all 276 lines. nngeom 0.2.0's `loss_barrier_matrix` on plain modules, as it comes; the same
+   loop by hand over plain modules; repscope's batched `curves`; and, to tell what batching gives from what skipping work gives,
+   repscope's forward one network at a time. Barriers must agree to 1e-5.
 2. *Training*: 24 fine-tunings of `--steps` steps, batches of 32 texts. Plain modules with torch's AdamW, one after the other;
    repscope, all at once. Both draw the same texts. Losses of every step must agree to 1e-4.
 3. The floor: FLOPs that a plain forward takes, and those that ours takes, at the sgemm rate of the same round.

@@ -109,8 +109,10 @@ def trade(frame: pd.DataFrame, *, x_title: str, y_title: str, most: float) -> al
     )
 
 
-def points(frame: pd.DataFrame, *, value_title: str, controls: Sequence[str] = ()) -> alt.LayerChart:
-    """A row a name, in the order given: its value and interval. Controls are grey.
+def points(
+    frame: pd.DataFrame, *, value_title: str, controls: Sequence[str] = (), label_limit: int = 190
+) -> alt.LayerChart:
+    """A row a name, in the order given: its value and interval. Controls are grey. `label_limit`: px, longer names are cut.
 
     Columns name, value, lo, hi and n.
     """
@@ -118,7 +120,7 @@ def points(frame: pd.DataFrame, *, value_title: str, controls: Sequence[str] = (
     drawn = frame.assign(control=frame["name"].isin(list(controls)))
     base = alt.Chart(data(drawn[["name", "value", "lo", "hi", "n", "control"]])).encode(
         y=alt.Y("name:N", sort=list(frame["name"]), title=None).axis(
-            labelLimit=190, domain=False, ticks=False, labelPadding=8
+            labelLimit=label_limit, domain=False, ticks=False, labelPadding=8
         ),
         color=alt.condition("datum.control == 1", alt.value(STYLES["shuffled labels"].color), alt.value(style.color)),
         tooltip=[*tips("name"), *numbers("value", "lo", "hi"), *tips("n")],

@@ -45,16 +45,21 @@ def distances(frame: pd.DataFrame, *, value_title: str, top: float) -> alt.Layer
     )  # fmt: skip
     lines = alt.Chart(data(pd.DataFrame({"at": borders or [0]}))).mark_rule(color="white", strokeWidth=2)
     names = pd.DataFrame(
-        {"at": [(a + b) / 2 for a, b in pairwise(starts)], "group": [groups[a] for a in starts[:-1]], "zero": 0}
+        {
+            "at": [(a + b) / 2 for a, b in pairwise(starts)],
+            "group": [groups[a] for a in starts[:-1]],
+            "zero": 0,
+            "end": n,
+        }
     )
     left = alt.Chart(data(names)).mark_text(align="right", dx=-6, fontSize=12)
-    above = alt.Chart(data(names)).mark_text(baseline="bottom", dy=-4, fontSize=12)
+    below = alt.Chart(data(names)).mark_text(baseline="top", dy=5, fontSize=12)
     return finish(
         cells,
         lines.encode(x=alt.X("at:Q", scale=x)),
         lines.encode(y=alt.Y("at:Q", scale=y)),
         left.encode(x=alt.X("zero:Q", scale=x), y=alt.Y("at:Q", scale=y), text="group:N"),
-        above.encode(y=alt.Y("zero:Q", scale=y), x=alt.X("at:Q", scale=x), text="group:N"),
+        below.encode(y=alt.Y("end:Q", scale=y), x=alt.X("at:Q", scale=x), text="group:N"),
         height=300,
         max_width=400,
         aspect=1.25,
@@ -62,12 +67,17 @@ def distances(frame: pd.DataFrame, *, value_title: str, top: float) -> alt.Layer
 
 
 def scattered(frame: pd.DataFrame, *, x_title: str, y_title: str, unit: str = "run") -> alt.LayerChart:
-    """A point a run: two numbers, its group as colour and shape. Columns x, y, group and name."""
+    """A point a run: two numbers, its group as colour and shape. Columns x, y, group and name.
+
+    Shares (y from 0 to 1 that differ by more than a fifth) have the whole axis and a line at one half.
+    """
     groups = list(dict.fromkeys(frame["group"]))
     key = legend(groups)
+    share = bool(frame["y"].between(0, 1).all()) and float(frame["y"].max() - frame["y"].min()) > 0.2
+    across = alt.Scale(domain=[0, 1]) if share else alt.Scale(zero=False, nice=True)
     base = alt.Chart(data(frame[["x", "y", "group", "name"]])).encode(
         x=alt.X("x:Q", title=x_title, scale=alt.Scale(zero=False, nice=True)),
-        y=alt.Y("y:Q", title=y_title, scale=alt.Scale(zero=False, nice=True)),
+        y=alt.Y("y:Q", title=y_title, scale=across),
         color=alt.Color("group:N", title=None, legend=key).scale(
             domain=groups, range=list(GROUP_COLORS[: len(groups)])
         ),
@@ -78,6 +88,6 @@ def scattered(frame: pd.DataFrame, *, x_title: str, y_title: str, unit: str = "r
     )
     half = alt.Chart(data(pd.DataFrame({"y": [0.5]}))).mark_rule(color=MUTED, strokeDash=[3, 3], strokeWidth=0.8)
     layers = [base.mark_point(filled=True, size=52, opacity=0.8)]
-    if frame["y"].between(0, 1).all():
+    if share:
         layers.insert(0, half.encode(y="y:Q"))
     return finish(*layers, height=280, max_width=620)

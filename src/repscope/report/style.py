@@ -50,6 +50,9 @@ LIKE = {
     "swapped labels": "shuffled labels", "random directions": "shuffled labels", "prompting": "bag of tokens",
     "inverse of each, then mean": SHARED, "random step, as long": "shuffled labels", "subjects' own vectors": "random weights",
     "random": "shuffled labels", "oracle": "majority class", "supervised": "bag of tokens",
+    "rule – rule": ESTIMATE, "bag – bag": "bag of tokens", "across arms": "majority class", "no nudge": "shuffled labels",
+    "inits of their own": "majority class", "inits of their own, weights matched": ESTIMATE, "permuted copy": "shuffled labels",
+    "permuted copy, weights matched": "random weights",
 }  # fmt: skip
 _SPARE = (
     Style("#7A5195", (12, 3), "triangle-left"), Style("#8B6D31", (5, 2, 1, 2), "triangle-up"),

@@ -31,13 +31,17 @@ from repscope.studies.paths_page import headline, page
 from repscope.studies.study import Cost, Run, RunOptions, Step, Study
 from repscope.trace import arms, recipes
 from repscope.trace.arms import Tuning, World
+from repscope.trace.connectivity import HEIGHTS, height
 from repscope.trace.interpolated import POINTS, Curves, Evaluate, all_pairs, curves
 from repscope.trace.measured import SHUFFLED, Measured, rows
+from repscope.trace.symmetries import symmetries
 from repscope.trace.training import Schedule
+from repscope.trace.weight_matching import match, permuted
 
 Tick = Callable[[float], None]
 PLAIN, MATCHED, APART = "no nudge", "matched on ID loss", "inits of their own"
 REBASIN = "inits of their own, weights matched"
+COPY, REFOUND = "permuted copy", "permuted copy, weights matched"
 _CHECKPOINTS = 10  #: of the second part of a run, among which those alike in ID loss are chosen
 _CHOOSE, _REPORT = 0, 1  #: seeds of held-out texts: what is chosen, and what is reported
 
@@ -275,9 +279,6 @@ def _arrays(found: Curves) -> dict[str, np.ndarray]:
 
 def _apart(run: Run[PathsOptions], tick: Tick) -> Result:
     """Runs from pretrainings of their own: barriers everywhere, before and after each pair's weights are matched."""
-    from repscope.trace.symmetries import symmetries
-    from repscope.trace.weight_matching import match
-
     o = run.options.sized()
     _, report = _judges(o)
     fork = int(np.median(run.results["phases"].arrays["forks"]))
@@ -289,11 +290,20 @@ def _apart(run: Run[PathsOptions], tick: Tick) -> Result:
     spec = symmetries(small.module(world(o).shape(), stacked.one(state, 0)))
     found = [match(stacked.one(state, i), stacked.one(state, j), spec) for i, j in pairs]
     tick(0.2)
-    fitted = stacked.stack([*(stacked.one(state, i) for i in range(o.apart)),
-                            *(m.apply(stacked.one(state, j)) for m, (_, j) in zip(found, pairs))])  # fmt: skip
-    ends = np.column_stack([pairs[:, 0], o.apart + np.arange(len(pairs))])
-    before, after = curves(state, report, pairs, o.points), curves(fitted, report, ends, o.points)
-    rule = 1 - before.ends("ood error")
+    singles = [stacked.one(state, i) for i in range(o.apart)]
+    copies = [permuted(single, spec, o.seed + i) for i, single in enumerate(singles)]
+    refound = [match(single, copy, spec).apply(copy) for single, copy in zip(singles, copies)]
+    fitted = stacked.stack([*singles, *(m.apply(singles[j]) for m, (_, j) in zip(found, pairs)), *copies, *refound])
+    own = np.arange(o.apart)
+    first = o.apart + len(pairs)  # where the copies begin
+    ends = {
+        APART: pairs,
+        REBASIN: np.column_stack([pairs[:, 0], o.apart + np.arange(len(pairs))]),
+        COPY: np.column_stack([own, first + own]),
+        REFOUND: np.column_stack([own, first + o.apart + own]),
+    }
+    held = {condition: curves(fitted, report, some, o.points) for condition, some in ends.items()}
+    rule = 1 - report(state)["ood error"]
     made = [
         Row.of(
             stats.mean(rule, unit="run", seed=o.seed),
@@ -303,9 +313,9 @@ def _apart(run: Run[PathsOptions], tick: Tick) -> Result:
             seed=o.seed,
         )
     ]
-    for condition, c in ((APART, before), (REBASIN, after)):
+    for condition, c in held.items():
         made += [
-            Row(metric="height", item=f"all pairs: {how}", condition=condition, value=float(values.mean()), n=len(pairs),
+            Row(metric="height", item=f"all pairs: {how}", condition=condition, value=float(values.mean()), n=len(values),
                 unit="pair", seed=o.seed)
             for how, values in _heights(c).items()
         ]  # fmt: skip
@@ -317,13 +327,11 @@ def _apart(run: Run[PathsOptions], tick: Tick) -> Result:
             seed=o.seed)
         for name, v in (("before", [m.before for m in found]), ("after", [m.after for m in found]))
     ]  # fmt: skip
-    arrays = {f"{name}/0/{k}": v for name, c in ((APART, before), (REBASIN, after)) for k, v in _arrays(c).items()}
+    arrays = {f"{condition}/0/{k}": v for condition, c in held.items() for k, v in _arrays(c).items()}
     return Result.of(made, arrays=arrays)
 
 
 def _heights(found: Curves) -> dict[str, np.ndarray]:
-    from repscope.trace.connectivity import HEIGHTS, height
-
     return {how: height(found.losses["loss"], how) for how in HEIGHTS}
 
 

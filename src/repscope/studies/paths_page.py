@@ -12,7 +12,7 @@ from repscope.results import ESTIMATE
 from repscope.studies.study import Run
 from repscope.studies.told import facts, number
 from repscope.trace.basins import average_linkage, double_centred
-from repscope.trace.connectivity import GAP, HEIGHTS, height
+from repscope.trace.connectivity import GAP, HEIGHTS
 from repscope.trace.interpolated import Curves
 from repscope.trace.measured import EUCLIDEAN, SHUFFLED
 
@@ -26,6 +26,7 @@ _CONDITIONS = {
 }
 _PLANTED, _PLAIN = ESTIMATE, "no nudge"
 _APART, _REBASIN = "inits of their own", "inits of their own, weights matched"
+_COPIES = ("permuted copy", "permuted copy, weights matched")
 
 
 def page(run: "Run[PathsOptions]") -> Page:
@@ -103,6 +104,13 @@ def _told(run: Run[Any]) -> list[str]:
             else f"What else tells the arms apart: ID loss alone, with an AUC of {number(rows[_PLANTED, 'AUC', 'ID loss'])}."
         )
     said += _tests(rows, n)
+    if "apart" in run.results:
+        gaps = {r["condition"]: r for r in run.results["apart"].select(item=f"all pairs: {GAP}").to_dict("records")}
+        said.append(
+            f"The opposite control, runs from pretrainings of their own: a gap of {number(gaps[_APART])} nats between them, "
+            f"{number(gaps[_REBASIN])} after weight matching; between a run and a permuted copy {number(gaps[_COPIES[0]])}, and "
+            f"{number(gaps[_COPIES[1]])} after it."
+        )
     return [*said, *_weak(run)]
 
 
@@ -207,16 +215,17 @@ def _ratios(run: Run[Any]) -> Figure:
             for step in (f"planted {i}", f"plain {i}"):
                 table = run.results[step].select(metric="ratio", item=GAP, condition=condition)
                 for r in table.to_dict("records"):
-                    name = _CONDITIONS.get(condition, condition)
+                    name = "planted" if condition == _PLANTED else condition
                     if condition == SHUFFLED:
-                        name = "arms shuffled" if step.startswith("planted") else "no nudge, strategies shuffled"
-                    row = {"name": f"{name}, pretraining {i}", **{k: r[k] for k in ("value", "lo", "hi", "n")}}
+                        name = "arms shuffled" if step.startswith("planted") else "strategies shuffled"
+                    row = {"name": f"pretraining {i}, {name}", **{k: r[k] for k in ("value", "lo", "hi", "n")}}
                     if row["name"] not in {line["name"] for line in lines}:
                         lines.append(row)
     frame = pd.DataFrame(lines)
-    controls = [name for name in frame["name"] if "shuffled" in name or name.startswith("no nudge")]
+    controls = [name for name in frame["name"] if "shuffled" in name or name.endswith("no nudge")]
     return Figure(
-        grids.points(frame, value_title="convexity gap across groups / within", controls=controls), "Across groups over within",
+        grids.points(frame, value_title="convexity gap across groups / within", controls=controls, label_limit=230),
+        "Across groups over within",
         "Bars: 95 % intervals by drawing runs within groups; of shuffled groups the range of 200 shuffles. "
         "Controls are grey. For groups by "
         "strategy a ratio above 1 says that strategies lie apart, not that they form clusters.",
@@ -231,12 +240,13 @@ def _clusters(run: Run[Any]) -> Figure:
     )
     return Figure(
         grids.points(
-            frame.sort_values("name"), value_title="adjusted Rand index with the arms (0: chance, 1: the arms)"
+            frame.sort_values("name"),
+            value_title="adjusted Rand index with the arms (0: chance, 1: the arms)",
+            label_limit=330,
         ),
         "Do clusters find the arms?",
         "Clusters know the distances and no label. Mean over pretrainings, bars: interval over them. The "
-        "published scale δ = 1 makes all "
-        "barriers below .1 alike.",
+        "published scale, δ = 1, suits barriers near 1.",
     )
 
 
@@ -256,6 +266,15 @@ def _heights(run: Run[Any]) -> Table:
                  "Mean over pairs, then over pretrainings; Euclidean distances of weights below.")  # fmt: skip
 
 
+def _mean(alphas: np.ndarray, curves: np.ndarray, name: str) -> list[dict[str, Any]]:
+    """Mean loss at each place of some paths, and the middle half of them."""
+    lo, hi = np.quantile(curves, [0.25, 0.75], axis=0)
+    return [
+        {"dose": float(a), "condition": name, "value": float(v), "lo": float(x), "hi": float(y), "n": len(curves)}
+        for a, v, x, y in zip(alphas, curves.mean(0), lo, hi)
+    ]
+
+
 def _along(run: Run[Any]) -> Section:
     """Mean loss along the paths, by the kind of pair."""
     figures: list[Figure | Table] = []
@@ -271,11 +290,7 @@ def _along(run: Run[Any]) -> Section:
             if condition == _PLAIN:
                 kinds = np.full(len(found.pairs), "no nudge")
             for kind in dict.fromkeys(kinds):
-                some = found.losses["loss"][kinds == kind]
-                for k, alpha in enumerate(found.alphas):
-                    lo, hi = np.quantile(some[:, k], [0.25, 0.75])
-                    lines.append({"dose": float(alpha), "condition": kind, "value": float(some[:, k].mean()), "lo": float(lo),
-                                  "hi": float(hi), "n": len(some)})  # fmt: skip
+                lines += _mean(found.alphas, found.losses["loss"][kinds == kind], kind)
         figures.append(
             Figure(
                 grids.dose(pd.DataFrame(lines), x_title="place on the path (0: one run, 1: the other)",
@@ -309,16 +324,11 @@ def _behaviour(run: Run[Any]) -> Section:
     ]  # fmt: skip
     table = run.results["summary"].table
     shown = table[table["metric"].isin(["mantel rho", "AUC", "modes", "Sarle's coefficient", "triangles broken"])]
-    lines = [
-        {
-            "number": r["metric"],
-            "of": r["item"],
-            "runs": _CONDITIONS.get(r["condition"], r["condition"]),
-            "value": number(r),
-        }
-        for r in shown.to_dict("records")
-    ]
-    items.append(Table(pd.DataFrame(lines), "Does distance predict behaviour, and what else does?",
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for r in shown.to_dict("records"):
+        line = lines.setdefault((r["metric"], r["item"]), {"number": r["metric"], "of": r["item"]})
+        line[_CONDITIONS.get(r["condition"], r["condition"])] = number(r)
+    items.append(Table(pd.DataFrame(list(lines.values())).fillna("–"), "Does distance predict behaviour, and what else does?",
                        "Means over pretrainings. AUC of ID loss above .5: the rule arm has the lower loss."))  # fmt: skip
     return Section(
         "Clusters against behaviour", "Permuted texts tell the rule (0 or 1, word by word) from the bag of "
@@ -343,11 +353,16 @@ def _phases(run: Run[Any]) -> Section:
                 )
             )  # fmt: skip
     skill = run.results["pretraining"].table
-    lines = skill.assign(fork=skill["token"].astype(int)).pivot_table(
-        index="fork", columns=["item", "split"], values="value"
+    shuffled = skill[skill["item"] == "shuffled"]
+    lines = shuffled.assign(fork=shuffled["token"].astype(int)).pivot_table(
+        index="fork", columns="split", values="value"
     )
-    lines.columns = pd.Index([", ".join(map(str, names)) for names in lines.columns])
-    items.append(Table(lines.reset_index(), "What the pretrained network can fill in at each fork (accuracy)"))
+    items.append(
+        Table(
+            lines.reset_index(), "Words of a shuffled hypothesis that the pretrained network fills in at each fork (accuracy)",
+            "The skill that a bag of words takes; in order, words are filled in before.",
+        )
+    )  # fmt: skip
     return Section(
         "When is a recipe open?", "The step of the pretraining at which fine-tuning begins, and its rate, "
         "decide whether runs agree: the "
@@ -357,30 +372,23 @@ def _phases(run: Run[Any]) -> Section:
 
 def _own(run: Run[Any]) -> Section:
     rows = {(r["condition"], r["item"]): r for r in run.results["apart"].table.to_dict("records")}
-    lines = [
-        {
-            "height": how,
-            "as they are": number(rows[_APART, f"all pairs: {how}"]),
-            "weights matched": number(rows[_REBASIN, f"all pairs: {how}"]),
-        }
-        for how in HEIGHTS
-    ]
+    conditions = (_APART, _REBASIN, *_COPIES)
+    lines = [{"height": how, **{c: number(rows[c, f"all pairs: {how}"]) for c in conditions}} for how in HEIGHTS]
     drawn = []
-    for condition in (_APART, _REBASIN):
+    for condition in conditions:
         found = _curves(run, "apart", condition, 0)
-        for k, alpha in enumerate(found.alphas):
-            some = found.losses["loss"][:, k]
-            lo, hi = np.quantile(some, [0.25, 0.75])
-            drawn.append({"dose": float(alpha), "condition": condition, "value": float(some.mean()), "lo": float(lo),
-                          "hi": float(hi), "n": len(some)})  # fmt: skip
-    gap = height(_curves(run, "apart", _APART, 0).losses["loss"], GAP)
+        drawn += _mean(found.alphas, found.losses["loss"], condition)
+    pairs = len(_curves(run, "apart", _APART, 0).pairs)
     figure = Figure(
-        grids.dose(pd.DataFrame(drawn), x_title="place on the path", value_title="ID loss (nats)", share=False, height=240),
-        "Paths between runs from pretrainings of their own", f"{len(gap)} pairs; bands: the middle half of them.",
+        grids.dose(pd.DataFrame(drawn), x_title="place on the path (0: one run, 1: the other)", value_title="ID loss (nats)",
+                   share=False, height=260),
+        "Paths between runs from pretrainings of their own, and to permuted copies",
+        f"Means over {pairs} pairs, and over runs and their copies; bands: the middle half.",
     )  # fmt: skip
     return Section(
         "The opposite control", "Runs that share no pretraining are apart whatever they do: barriers "
-        "everywhere. Weight matching (Git "
-        "Re-Basin) permutes units, heads and the residual stream of the one to fit the other.",
+        "everywhere. A copy whose units, "
+        "heads and residual stream are permuted is the same function behind a barrier. Weight matching (Git Re-Basin) permutes the "
+        "one to fit the other: it finds the copy again; how much it does for runs of different pretrainings is measured here.",
         (figure, Table(pd.DataFrame(lines), "Mean height of barriers (nats)")),
     )  # fmt: skip
