@@ -6,10 +6,10 @@ plain module in the tests:
 1. `logits`, `words`: differentiable, each run with ids of its own. In the last block only the token that is read asks: one query,
    one MLP a text.
 2. `classify`: no gradients, one set of texts for all runs, as interpolated networks are evaluated.
-   a. In the first block a token's state depends on its word and its place alone, of which there are few: norms, queries, keys,
-      values and the exponentials of scores are made once for each (pair of) these and looked up.
-   b. In the last block the query is folded into the keys' weights and the values' weights come after the weighted mean, so that no
-      key or value is ever made.
+   a. In the first block a token's state depends on its word and its place alone, of which there are few: the exponentials of
+      scores and what each head writes of a value are made once for each (pair of) these and looked up.
+   b. In the last block queries go through the keys' weights, and weighted means of states through the values' and the output's, so
+      that no key or value is ever made.
    c. A norm's gain and shift go into the weights that follow it. Chunks of runs and texts stay inside the processor's cache.
    Where a look-up table under- or overflows, the chunk is run by the plain path.
 """
@@ -147,28 +147,26 @@ class _Table:
     """What the first block needs of each (word, place) that occurs, and of each pair of them."""
 
     def __init__(self, shape: Shape, state: State, codes: Int[Tensor, "code"]) -> None:
-        runs, n, inner = runs_of(state), len(codes), shape.width // shape.heads
+        runs, n, heads, inner = runs_of(state), len(codes), shape.heads, shape.width // shape.heads
         self.size = n
         self.states = (
             state["embed.weight"][:, codes % shape.vocabulary] + state["position.weight"][:, codes // shape.vocabulary]
         )
         a = _norm(self.states, state, "blocks.0.ln1")
-        q, k, v = (
-            torch.bmm(a, state[f"blocks.0.{p}.weight"].mT).view(runs, n, shape.heads, inner).transpose(1, 2)
-            for p in "qkv"
-        )
-        scores = q @ k.mT / math.sqrt(inner)
+        q, k, v = (torch.bmm(a, state[f"blocks.0.{p}.weight"].mT).view(runs, n, heads, inner) for p in "qkv")
+        scores = torch.einsum("rahi,rbhi->rahb", q, k) / math.sqrt(inner)
         # A text has only some of these keys: the largest of all is a bound. A text whose keys all lie far below it divides by zero,
         # which is not finite, and takes the plain path.
-        self.exponentials = (scores - scores.amax(-1, keepdim=True)).exp_().view(runs * shape.heads, n * n)
-        self.values = v.reshape(runs * shape.heads, n, inner)
+        self.exponentials = (scores - scores.amax(-1, keepdim=True)).exp_().reshape(runs, n * heads * n)
+        o = state["blocks.0.o.weight"].view(runs, shape.width, heads, inner)
+        self.values = torch.einsum("rbhi,rwhi->rbhw", v, o).reshape(runs, n * heads, shape.width)
 
 
 class _Folded:
     """A block's weights with the gains and shifts of its norms taken in."""
 
     def __init__(self, shape: Shape, state: State, block: int) -> None:
-        name, runs = f"blocks.{block}.", runs_of(state)
+        name, runs, d, heads = f"blocks.{block}.", runs_of(state), shape.width, shape.heads
         self.o = state[name + "o.weight"].mT
         gain, shift = state[name + "ln2.weight"], state[name + "ln2.bias"]
         up = state[name + "up.weight"]
@@ -177,33 +175,40 @@ class _Folded:
         self.down, self.down_bias = state[name + "down.weight"].mT, state[name + "down.bias"][:, None]
         gain, shift = state[name + "ln1.weight"][:, None], state[name + "ln1.bias"][:, None]
         q, k, v = (state[f"{name}{p}.weight"] for p in "qkv")
-        self.q, self.q_bias = (q * gain).mT, torch.bmm(shift, q.mT)
-        self.qkv, self.qkv_bias = (torch.cat([q, k, v], 1) * gain).mT, torch.bmm(shift, torch.cat([q, k, v], 1).mT)
-        # A shift in the keys moves all scores of a query alike, and drops out; one in the values is added after the weights.
-        self.k = (k * gain).view(runs, shape.heads, -1, shape.width)
-        self.v = (v * gain).view(runs, shape.heads, -1, shape.width).mT
-        self.v_bias = torch.bmm(shift, v.mT)
+        both = torch.cat([q, k, v], 1)
+        self.qkv, self.qkv_bias = (both * gain).mT, torch.bmm(shift, both.mT)
+        # For the last block, by head: queries through keys, and values through the output. A shift in the keys moves all scores
+        # of a
+        # query alike, and drops out; one in the values is added once, as weights sum to 1.
+        by_head = [w.view(runs, heads, -1, d) for w in (q, k * gain, v * gain)]
+        out = state[name + "o.weight"].view(runs, d, heads, -1)
+        asks = torch.einsum("rhid,rhie->rdhe", by_head[0], by_head[1]).reshape(runs, d, heads * d)
+        self.asks, self.asks_bias = asks * gain.mT, torch.bmm(shift, asks)
+        self.mix = torch.einsum("rhid,rwhi->rhdw", by_head[2], out).reshape(runs, heads * d, d)
+        self.mix_bias = torch.bmm(torch.bmm(shift, v.mT), self.o)
 
 
 def _classified(
     shape: Shape, state: State, table: _Table, folded: list[_Folded], inverse: Int[Tensor, "example token"]
 ) -> Float[Tensor, "run example class"]:
     runs, (texts, tokens) = runs_of(state), inverse.shape
-    flat = inverse.flatten()
-    x = table.states.index_select(1, flat)
-    pairs = (inverse[:, :, None] * table.size + inverse[:, None]).flatten()
-    weights = table.exponentials.index_select(1, pairs).view(runs * shape.heads, texts, tokens, tokens)
-    values = table.values.index_select(1, flat).view(runs * shape.heads, texts, tokens, -1)
-    mixed = (weights @ values) / (weights.view(-1, tokens) @ x.new_ones(tokens)).view(*weights.shape[:-1], 1)
-    mixed = mixed.view(runs, shape.heads, texts * tokens, -1).transpose(1, 2).reshape(runs, texts * tokens, shape.width)
-    x = _mlp(torch.baddbmm(x, mixed, folded[0].o), folded[0])
+    heads, width = shape.heads, shape.width
+    head = torch.arange(heads)
+    asking = inverse[:, :, None] * heads + head  # example, token, head
+    pairs = (asking[..., None] * table.size + inverse[:, None, None]).flatten()
+    weights = table.exponentials.index_select(1, pairs).view(-1, tokens)
+    weights = weights.div_((weights @ weights.new_ones(tokens))[:, None]).view(runs * texts, tokens, heads * tokens)
+    keys = (inverse[:, None] * heads + head[:, None]).flatten()  # in the order of the weights: head, token
+    values = table.values.index_select(1, keys).view(runs * texts, heads * tokens, width)
+    x = table.states.index_select(1, inverse.flatten())
+    x = _mlp(torch.baddbmm(x.view(runs * texts, tokens, width), weights, values).view(runs, -1, width), folded[0])
     for block in folded[1:-1]:
         x = _mlp(_attended(shape, x, block, texts), block)
     x = _mlp(_asked(shape, x, folded[-1], texts), folded[-1])
     read = _centred(x)
-    gain, shift, head = state["ln_final.weight"], state["ln_final.bias"], state["head.weight"]
-    bias = torch.baddbmm(state["head.bias"][:, None], shift[:, None], head.mT)
-    return torch.baddbmm(bias, read, (head * gain[:, None]).mT)
+    gain, shift, out = state["ln_final.weight"], state["ln_final.bias"], state["head.weight"]
+    bias = torch.baddbmm(state["head.bias"][:, None], shift[:, None], out.mT)
+    return torch.baddbmm(bias, read, (out * gain[:, None]).mT)
 
 
 def _centred(x: Tensor) -> Tensor:
@@ -232,8 +237,7 @@ def _asked(shape: Shape, x: Tensor, block: _Folded, texts: int) -> Tensor:
     """Attention of the first token alone: (run, example, width)."""
     runs, rows, width = x.shape
     a = _centred(x).view(runs, texts, rows // texts, width)
-    q = torch.baddbmm(block.q_bias, a[:, :, 0], block.q).view(runs, texts, shape.heads, -1)
-    asks = (q.transpose(1, 2) @ block.k).transpose(1, 2)  # run, example, head, width
-    weights = torch.softmax(asks @ a.mT / math.sqrt(q.shape[-1]), -1)
-    mixed = ((weights @ a).transpose(1, 2) @ block.v).transpose(1, 2).reshape(runs, texts, width) + block.v_bias
-    return torch.baddbmm(x.view(runs, texts, -1, width)[:, :, 0], mixed, block.o)
+    asks = torch.baddbmm(block.asks_bias, a[:, :, 0], block.asks).view(runs, texts, shape.heads, width)
+    weights = torch.softmax((asks @ a.mT).div_(math.sqrt(width // shape.heads)), -1)
+    mixed = torch.bmm((weights @ a).view(runs, texts, -1), block.mix).add_(block.mix_bias)
+    return mixed.add_(x.view(runs, texts, -1, width)[:, :, 0])
