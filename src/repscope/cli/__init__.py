@@ -1,0 +1,65 @@
+"""The command line: `repscope study NAME`, `tour`, and what looks at models and runs.
+
+Standard output carries the answer, its last line the page's path (with `--json` one JSON object); progress goes to standard
+error. Exit codes: 0 answered, 1 a check failed, 2 the user's mistake in one sentence, 70 our fault, 130 interrupted.
+Everything heavy is imported inside the command that needs it, so that `--help` and typos answer at once. A file a family of
+commands; importing it adds them to the app.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from cyclopts import CycloptsError
+
+from repscope.cli import bench, directions, models, runs, studies  # noqa: F401  # each adds its commands
+from repscope.cli.shared import app
+from repscope.cli.studies import register
+from repscope.errors import UserError
+
+__all__ = ["app", "main", "register", "run"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; a user's mistake is one sentence on standard error, never a traceback."""
+    from pydantic import ValidationError
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        register(arguments)
+        app(list(arguments), exit_on_error=False, print_error=False, result_action="return_value")
+    except (UserError, CycloptsError, ValidationError) as error:
+        print(f"repscope: {_sentence(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("repscope: interrupted; the same command goes on where this one stopped.", file=sys.stderr)
+        return 130
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    except BrokenPipeError:  # the reader of a pipe went away (| head)
+        sys.stderr.close()
+        return 0
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        print("repscope: this is a fault of repscope; please report the lines above.", file=sys.stderr)
+        return 70
+    return 0
+
+
+def _sentence(error: Exception) -> str:
+    from pydantic import ValidationError
+
+    if isinstance(error.__cause__, ValidationError):  # as cyclopts wraps it
+        error = error.__cause__
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"])
+        return f"{'--' + where.replace('_', '-') + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}."
+    return " ".join(str(error).split())

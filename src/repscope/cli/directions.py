@@ -1,0 +1,98 @@
+"""Commands of directions: steer, directions."""
+
+import json as jsonlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from repscope.cli.shared import Json, ModelName, app
+from repscope.errors import UserError
+
+
+@app.command
+def steer(
+    model: ModelName, direction: str, *, prompt: Annotated[tuple[str, ...], Parameter(consume_multiple=False)] = (),
+    scale: float | None = None, times: float = 1.0,
+    name: str = "", block: int | None = None, tokens: int = 40, temperature: float = 0.0, seed: int = 0, chat: bool = False,
+    anyway: bool = False, revision: str | None = None, device: str | None = None, dtype: str = "float32", json: Json = False,
+) -> None:  # fmt: skip
+    """Continue prompts without and with a direction, side by side, as they are written.
+
+    Parameters
+    ----------
+    direction
+        A file (.safetensors, llama.cpp's .gguf, a .pt matrix), or a contrast to learn one from now: sentiment, formality, refusal,
+        language, honesty, or a file of texts.
+    prompt
+        What to continue; several make several answers.
+    scale
+        Length of what is added, in the site's own units; the direction's own when not given. Negative steers the other way.
+    times
+        A factor on that.
+    name
+        Which direction of a file with several; all of them when not given.
+    block
+        Where a .pt file with a single vector acts.
+    tokens
+        Most new tokens.
+    temperature
+        0 takes the likeliest token.
+    chat
+        Whether prompts are a user's turn in the model's chat template.
+    anyway
+        Use a direction that was made for other weights; its width must fit.
+    revision
+        Branch, tag or commit of a hub id.
+    device
+        Device to run on; cuda where there is one, else cpu.
+    dtype
+        Precision of the weights: float32, bfloat16 or float16.
+    """
+    from repscope.models.sources import load
+    from repscope.report.beside import beside
+    from repscope.studies.steered import directions_of, shown
+
+    if not prompt:
+        raise UserError("There is nothing to continue; give --prompt 'I went to the new restaurant and'.")
+    held = directions_of(direction, name, block)
+    lm = load(model, revision=revision, device=device, dtype=dtype)
+    with beside(None if json else sys.stdout) as told:
+        said = shown(lm, held, prompt, scale=scale, times=times, tokens=tokens, temperature=temperature, seed=seed, chat=chat,
+                     anyway=anyway, told=told)  # fmt: skip
+    if json:
+        print(jsonlib.dumps(said))
+
+
+@app.command
+def directions(
+    path: Path, *, to: Path | None = None, name: str = "", block: int | None = None, blocks: int | None = None,
+    json: Json = False,
+) -> None:  # fmt: skip
+    """Show what a file of directions holds, a card each; with --to write them in another format.
+
+    Parameters
+    ----------
+    path
+        A .safetensors file of directions, llama.cpp's control vector (.gguf), or a .pt matrix.
+    to
+        A file to write: .safetensors, .gguf or .pt.
+    name
+        Only the direction of that name.
+    block
+        Where a .pt file with a single vector acts.
+    blocks
+        How many blocks the model has, for a .pt file of directions that do not tell.
+    """
+    from repscope.studies.steered import converted, held_in
+
+    held = held_in(path, name, block)
+    if to is not None:
+        converted(held, to, blocks)
+    if json:
+        print(jsonlib.dumps({"model": held.model, "directions": list(held.names), "written": str(to) if to else None}))
+        return
+    print(held.card())
+    if to is not None:
+        print(to)

@@ -1,0 +1,99 @@
+"""Commands that look at one model: models, sites, verify, lens."""
+
+import json as jsonlib
+
+from repscope.cli.shared import RUNS, Json, ModelName, Out, app, print_table
+
+
+@app.command
+def models(*, json: Json = False) -> None:
+    """List the models that are cached here, with their size, and those that can be fetched by an alias."""
+    from repscope.models.sources import cached
+
+    rows = [
+        {"name": c.name, "kind": c.kind, "state": c.state, "MB": round(c.size_bytes / 1e6), "precision": c.precision}
+        for c in cached()
+    ]
+    if json:
+        print(jsonlib.dumps(rows))
+    else:
+        print_table(rows, title="Models")
+
+
+@app.command
+def sites(model: ModelName = "smollm2-135m-instruct-q4", *, revision: str | None = None, json: Json = False) -> None:
+    """Show the sites of a model: where each is read, what it is, or why there is none."""
+    from repscope.models.sources import load
+
+    lm = load(model, revision=revision)
+    rows = [dict(zip(("site", "read at", "definition", "identity"), row)) for row in lm.sites()]
+    if json:
+        print(jsonlib.dumps({"model": lm.name, "fingerprint": lm.fingerprint, "sites": rows}))
+        return
+    a = lm.anatomy
+    form = (
+        f"{a.blocks} {a.form} blocks of width {a.width}; identities hold to {a.error:.1e}" if a else "no blocks found"
+    )
+    print_table(rows, title=f"{lm.name}: {form}")
+
+
+@app.command
+def verify(
+    model: ModelName = "smollm2-135m-instruct-q4", *, revision: str | None = None, device: str | None = None,
+    dtype: str = "float32", out: Out = RUNS, json: Json = False,
+) -> None:  # fmt: skip
+    """Check the engine on a model: against plain transformers, padded, cached, edited, restored. Exit code 1 when a check fails.
+
+    Parameters
+    ----------
+    revision
+        Branch, tag or commit of a hub id.
+    device
+        Device to run on; cuda where there is one, else cpu.
+    dtype
+        Precision of the weights: float32, bfloat16 or float16.
+    """
+    from repscope.models.sources import load
+    from repscope.models.verify import verify as checked
+    from repscope.studies.verified import write_verification
+
+    found = checked(load(model, revision=revision, device=device, dtype=dtype))
+    folder = write_verification(found, out)
+    if json:
+        said = {"passed": found.passed, "answer": found.sentence, "checks": found.rows}
+        print(jsonlib.dumps({"run": str(folder), "page": str(folder / "report.html"), **said}))
+    else:
+        rows = [
+            {"": "✓" if r["state"] == "passed" else "✗" if r["state"] == "failed" else "–", **r} for r in found.rows
+        ]
+        print_table([{k: v for k, v in r.items() if k not in ("compared", "rows")} for r in rows], title=repr(found))
+        print(folder)
+    if not found.passed:
+        raise SystemExit(1)
+
+
+@app.command
+def lens(model: ModelName, prompt: str, *, out: Out = RUNS, every: int = 1, top: int = 5, json: Json = False) -> None:
+    """Logit lens: which next token each block would predict at each token of a prompt.
+
+    Parameters
+    ----------
+    prompt
+        The text to read.
+    every
+        Show every how many blocks in the terminal.
+    top
+        Tokens kept for each cell of the page.
+    """
+    from repscope.models.sources import load
+    from repscope.read.lens import logit_lens
+    from repscope.studies.lens_page import print_lens, write_lens
+
+    lm = load(model)
+    result = logit_lens(lm, prompt, top=top)
+    page = write_lens(lm, prompt, result, out)
+    if json:
+        print(jsonlib.dumps({"page": str(page)}))
+        return
+    print_lens(result, every)
+    print(page)

@@ -1,0 +1,52 @@
+"""What the commands share: the app, the options that many take, and how a table is printed."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Group, Parameter
+
+from repscope import __version__
+
+app = App(
+    name="repscope",
+    version=__version__,
+    help="What has a trained network learned? Every number with its control and its interval.",
+    help_format="plaintext",
+    # --methods A B C takes all three; there is no --empty-methods, as an empty list means nothing anywhere
+    default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
+)
+study_app = App(name="study", help="Answer one of the ten questions about a network.")
+app.command(study_app)
+bench_app = App(name="bench", help="Judge methods where the answer is known.")
+app.command(bench_app)
+
+_RUN = Group("Run")
+Out = Annotated[Path, Parameter(group=_RUN, help="Folder of all runs.")]
+Plan = Annotated[bool, Parameter(group=_RUN, negative="", help="Print tokens, FLOPs, minutes and disk; run nothing.")]
+Fresh = Annotated[bool, Parameter(group=_RUN, negative="", help="Start anew, not where a killed run stopped.")]
+Json = Annotated[bool, Parameter(group=_RUN, negative="", help="Print one JSON object that holds the page's path.")]
+ModelName = Annotated[str, Parameter(help="Alias, hub id org/name, local folder or .gguf file.")]
+RUNS = Path("runs")
+
+
+def print_table(rows: Sequence[dict[str, Any]], title: str) -> None:
+    """Print rows as a table, numbers to four digits."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in rows[0] if rows else ():
+        number = isinstance(rows[0][column], (int, float)) and not isinstance(rows[0][column], bool)
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(v) for v in row.values()))
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width, markup=False, highlight=False).print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
