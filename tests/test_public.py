@@ -15,6 +15,7 @@ def test_the_public_names_are_these():
     assert repscope.__all__ == sorted(
         [
             "Activations",
+            "CheckpointSet",
             "Contrast",
             "Direction",
             "DirectionSet",

@@ -17,6 +17,7 @@ _HOME = {
     "LanguageModel": "repscope.models.language",
     "Prompt": "repscope.models.prompts",
     "Activations": "repscope.models.activations",
+    "CheckpointSet": "repscope.models.checkpoints",
     "Contrast": "repscope.data.contrasts",
     "contrast": "repscope.data.contrasts",
     "Direction": "repscope.directions",
@@ -34,6 +35,7 @@ _HOME = {
 }
 __all__ = [
     "Activations",
+    "CheckpointSet",
     "Contrast",
     "Direction",
     "DirectionSet",
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from repscope.directions import Direction, DirectionSet
     from repscope.errors import UserError
     from repscope.models.activations import Activations
+    from repscope.models.checkpoints import CheckpointSet
     from repscope.models.edits import Edit
     from repscope.models.language import LanguageModel
     from repscope.models.network import Network
@@ -75,7 +78,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("read", "steer"):
+    if name in ("read", "steer", "trace"):
         return import_module(f"repscope.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'repscope' has no attribute {name!r}")

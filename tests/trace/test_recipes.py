@@ -10,7 +10,7 @@ from repscope.trace import arms, recipes
 from repscope.trace.training import Schedule
 
 WORLD = arms.World(width=16, batch=8, pretraining=Schedule(6, 3e-3, 2))
-ASKED = recipes.Asked(
+ASKED = recipes.Training(
     runs=2, inits=2, fork=4, keep=2, world=WORLD, tuning=arms.Tuning(Schedule(10, 4e-3), nudge=4, batch=4)
 )
 
@@ -66,7 +66,7 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path):
 )
 def test_what_gives_no_runs_is_told(wrong, says):
     with pytest.raises(UserError, match=says):
-        recipes.Asked(**wrong)
+        recipes.Training(**wrong)
 
 
 def test_matching_picks_the_checkpoints_nearest_in_loss():

@@ -141,7 +141,7 @@ def descent(world: World, base: State, runs: pd.DataFrame, tuning: Tuning) -> De
         raise UserError(
             f"A run starts from network {int(runs['init'].max())}, and {stacked.runs_of(base)} are pretrained."
         )
-    if tuning.nudge > tuning.schedule.steps:
+    if tuning.nudge > tuning.schedule.steps and set(runs["arm"]) != {"none"}:
         raise UserError(
             f"A nudge of {tuning.nudge} steps is longer than the {tuning.schedule.steps} steps of fine-tuning."
         )

@@ -31,7 +31,7 @@ SAYS = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class Training:
     """What `train` makes.
 
     recipe: of `RECIPES`. runs: of each arm. inits: pretrained networks, an equal number of runs from each. fork: step of the
@@ -53,12 +53,20 @@ class Asked:
         Raises
         ------
         UserError
-            For an unknown recipe, and numbers below one.
+            For an unknown recipe, numbers below one, a fork or a nudge beyond its training.
         """
         if self.recipe not in RECIPES:
             raise unknown("recipe", self.recipe, RECIPES)
         if min(self.runs, self.inits, self.keep) < 1:
             raise UserError("Runs, inits and checkpoints to keep are at least 1 each.")
+        if self.fork < 0 or self.fork > self.world.pretraining.steps:
+            raise UserError(
+                f"Pretraining has {self.world.pretraining.steps} steps; a fork at {self.fork} is not within it."
+            )
+        if self.recipe != "plain" and self.tuning.nudge > self.tuning.schedule.steps:
+            raise UserError(
+                f"A nudge of {self.tuning.nudge} steps is longer than the {self.tuning.schedule.steps} steps of fine-tuning."
+            )
         if self.keep > self.tuning.schedule.steps:
             raise UserError(
                 f"{self.keep} checkpoints are more than the {self.tuning.schedule.steps} steps of fine-tuning."
@@ -77,7 +85,7 @@ class Asked:
         return pd.concat(tables, ignore_index=True).assign(recipe=self.recipe, fork=self.fork)
 
 
-def train(asked: Asked, folder: Path) -> CheckpointSet:
+def train(asked: Training, folder: Path) -> CheckpointSet:
     """Train all runs of a recipe in one batch and write them as a set; what is finished there already is opened.
 
     A killed training goes on from its last kept step: `<folder>.training` holds pretrained weights and the descent until it is
@@ -119,7 +127,7 @@ def train(asked: Asked, folder: Path) -> CheckpointSet:
     return found
 
 
-def _pretrained(asked: Asked, partial: Path, tick: arms.Tick) -> State:
+def _pretrained(asked: Training, partial: Path, tick: arms.Tick) -> State:
     path = partial / "pretrained.safetensors"
     if path.is_file():
         return _loaded(path)

@@ -1,0 +1,27 @@
+"""`repscope train`: a set of checkpoints from the command line."""
+
+import json
+
+from repscope.cli import run
+from repscope.models.checkpoints import CheckpointSet
+
+QUICK = ["--runs", "2", "--steps", "6", "--nudge", "3", "--fork", "4", "--batch", "4", "--keep", "2"]
+
+
+def test_a_recipe_is_trained_and_told(tmp_path, capsys):
+    out = tmp_path / "set"
+    assert run(["train", "--out", str(out), *QUICK]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(out)
+    assert len(CheckpointSet.open(out)) == 8
+    assert run(["train", "--out", str(out), *QUICK, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["checkpoints"] == 8
+
+
+def test_mistakes_are_one_sentence(tmp_path, capsys):
+    for words, says in (
+        (["--recipe", "plantd"], "did you mean 'planted'"),
+        (["--nudge", "9"], "A nudge of 9 steps is longer than the 6"),
+    ):
+        assert run(["train", "--out", str(tmp_path / "set"), *QUICK, *words]) == 2
+        assert says in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()
