@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from repscope.cli import run
 from repscope.models.checkpoints import CheckpointSet
 
@@ -17,11 +19,15 @@ def test_a_recipe_is_trained_and_told(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["checkpoints"] == 8
 
 
-def test_mistakes_are_one_sentence(tmp_path, capsys):
-    for words, says in (
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
         (["--recipe", "plantd"], "did you mean 'planted'"),
-        (["--nudge", "9"], "A nudge of 9 steps is longer than the 6"),
-    ):
-        assert run(["train", "--out", str(tmp_path / "set"), *QUICK, *words]) == 2
-        assert says in capsys.readouterr().err
-    assert not (tmp_path / "set").exists()
+        (["--fork", "9999"], "a fork at 9999"),
+        (["--steps", "6", "--nudge", "9"], "A nudge of 9 steps is longer than the 6"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_nothing(words, says, tmp_path, capsys):
+    assert run(["train", "--out", str(tmp_path / "set"), *words]) == 2
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
