@@ -85,7 +85,7 @@ class Training:
         return pd.concat(tables, ignore_index=True).assign(recipe=self.recipe, fork=self.fork)
 
 
-def train(asked: Training, folder: Path) -> CheckpointSet:
+def train(asked: Training, folder: str | Path) -> CheckpointSet:
     """Train all runs of a recipe in one batch and write them as a set; what is finished there already is opened.
 
     A killed training goes on from its last kept step: `<folder>.training` holds pretrained weights and the descent until it is
@@ -96,6 +96,7 @@ def train(asked: Training, folder: Path) -> CheckpointSet:
     UserError
         When another recipe's runs, or something else, is in the folder.
     """
+    folder = Path(folder).expanduser()
     digest = hashlib.sha256(json.dumps([asdict(asked), __version__], default=str, sort_keys=True).encode()).hexdigest()
     if folder.exists():
         known = folder / "recipe.json"
