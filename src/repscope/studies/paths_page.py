@@ -241,11 +241,11 @@ def _clusters(run: Run[Any]) -> Figure:
     return Figure(
         grids.points(
             frame.sort_values("name"),
-            value_title="adjusted Rand index with the arms (0: chance, 1: the arms)",
+            value_title="adjusted Rand index with the arms",
             label_limit=330,
         ),
         "Do clusters find the arms?",
-        "Clusters know the distances and no label. Mean over pretrainings, bars: interval over them. The "
+        "Clusters know the distances and no label; 0 is chance, 1 the arms. Mean over pretrainings, bars: interval over them. The "
         "published scale, δ = 1, suits barriers near 1.",
     )
 
@@ -263,7 +263,8 @@ def _heights(run: Run[Any]) -> Table:
             if len(held) == 2:
                 lines.append({"runs": name, "height": how, **{part: number(r) for part, r in held.items()}})
     return Table(pd.DataFrame(lines), "Mean height of barriers, by each definition (nats)",
-                 "Mean over pairs, then over pretrainings; Euclidean distances of weights below.")  # fmt: skip
+                 "Mean over pairs, then over pretrainings: of no nudge across strategies over those in which both occur. Euclidean "
+                 "distances are of weights.")  # fmt: skip
 
 
 def _mean(alphas: np.ndarray, curves: np.ndarray, name: str) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from repscope.studies.study import Run
 
 
 def number(row: Mapping[Any, Any]) -> str:
-    """A value and its interval, to two decimals, or to two digits where that would be nothing.
+    """A value and its interval, to two decimals, or to two digits where that would be nothing; below 5e-7 it is nothing.
 
     >>> number({"value": 0.5, "lo": 0.4, "hi": 0.61}), number({"value": 0.0031, "lo": 0.0012, "hi": 0.0052})
     ('0.50 [0.40, 0.61]', '0.0031 [0.0012, 0.0052]')
@@ -24,7 +24,7 @@ def gain(row: Mapping[Any, Any]) -> str:
 def _spelt(row: Mapping[Any, Any], sign: str) -> str:
     held = [float(row[key]) for key in ("value", "lo", "hi")]
     largest = max((abs(x) for x in held if isfinite(x)), default=0.0)
-    digits = 2 if largest >= 0.095 or not largest else min(6, 1 - floor(log10(largest)))
+    digits = 2 if largest >= 0.095 or largest < 5e-7 else min(6, 1 - floor(log10(largest)))
     value, lo, hi = (f"{x:{sign}.{digits}f}" for x in held)
     return f"{value} [{lo}, {hi}]" if isfinite(held[1]) else value
 
