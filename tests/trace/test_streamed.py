@@ -252,22 +252,25 @@ from repscope.trace.streamed import streamed
 def make():
     return nn.Sequential(*[nn.Linear(1000, 1000, bias=False) for _ in range(16)])  # 64 MB
 home = Path(sys.argv[1])
-for i in range(2):
+for i in range(4):
     save_file(make().state_dict(), home / f"{i}.safetensors")
-def anonymous():
-    return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1]) / 1024
+def held(what):
+    return int(next(l for l in open("/proc/self/status") if l.startswith(what)).split()[1]) / 1024
 small = nn.Linear(4, 4)
 streamed(lambda: nn.Linear(4, 4), [small.state_dict(), small.state_dict()], lambda net: {"loss": 0.0}, points=3)
-before, peak = anonymous(), []
+before, anonymous, mapped = {k: held(k) for k in ("RssAnon", "RssFile")}, [], []
 def measure(net):
-    peak.append(anonymous() - before)
+    anonymous.append(held("RssAnon") - before["RssAnon"])
+    mapped.append(held("RssFile") - before["RssFile"])
     return {"loss": 0.0}
-streamed(make, [Weights(home / f"{i}.safetensors") for i in range(2)], measure, points=6)
-print(max(peak))
+streamed(make, [Weights(home / f"{i}.safetensors") for i in range(4)], measure, points=3)
+print(max(anonymous), max(mapped))
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert 50 < float(done.stdout) < 1.3 * 64
+    anonymous, mapped = map(float, done.stdout.split())
+    assert 50 < anonymous < 1.3 * 64
+    assert 100 < mapped < 2.3 * 64, "of four files no more than two are mapped"
 
 
 def test_a_set_streams_as_its_weights_are(tmp_path):

@@ -206,11 +206,19 @@ class Weights(Mapping[str, Tensor]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._home = {name: held for file in _files(path) for held in [_opened(file)] for name in held.keys()}  # noqa: SIM118
+        self._home = {name: file for file in _files(path) for name in _opened(file).keys()}  # noqa: SIM118
+        self._open: dict[Path, Any] = {}
 
     def __getitem__(self, name: str) -> Tensor:
-        found: Tensor = self._home[name].get_tensor(name)
+        file = self._home[name]
+        if file not in self._open:
+            self._open[file] = _opened(file)
+        found: Tensor = self._open[file].get_tensor(name)
         return found
+
+    def close(self) -> None:
+        """Let go of the mapped files; they are mapped again when a tensor is asked for."""
+        self._open.clear()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._home)

@@ -41,7 +41,7 @@ def along(frame: pd.DataFrame, *, value_title: str, share: bool = False) -> alt.
 def matrix(frame: pd.DataFrame, *, value_title: str) -> alt.LayerChart:
     """A number for every pair of runs, in the order given. Columns a, b (names), value; both (a, b) and (b, a)."""
     names = list(dict.fromkeys(frame["a"]))
-    top = max(float(frame["value"].max()), 1e-6)
+    top = max(float(frame["value"].max()), 1e-3)
     base = alt.Chart(data(frame[["a", "b", "value"]])).encode(
         x=alt.X("b:O", sort=names, title=None).axis(labelAngle=-35, labelLimit=150, domain=False, ticks=False),
         y=alt.Y("a:O", sort=names, title=None).axis(labelLimit=190, domain=False, ticks=False),

@@ -49,7 +49,7 @@ LIKE = {
     "PCA of differences": SHARED, "logistic regression": "character n-grams", "linear discriminant": "random weights",
     "swapped labels": "shuffled labels", "random directions": "shuffled labels", "prompting": "bag of tokens",
     "inverse of each, then mean": SHARED, "random step, as long": "shuffled labels", "subjects' own vectors": "random weights",
-    "random": "shuffled labels", "oracle": "majority class", "supervised": "bag of tokens",
+    "random": "shuffled labels", "random direction": "shuffled labels", "oracle": "majority class", "supervised": "bag of tokens",
 }  # fmt: skip
 _SPARE = (
     Style("#7A5195", (12, 3), "triangle-left"), Style("#8B6D31", (5, 2, 1, 2), "triangle-up"),

@@ -119,9 +119,11 @@ def rows_of(found: Connected) -> list[dict[str, Any]]:
         for loss in table[table["definition"] == OWN]["metric"].unique():
             row = {"pair": item, "loss": str(loss)}
             row |= {f"at {w} end": f"{by[e, loss, ESTIMATE]['value']:.4g}" for w, e in zip(("one", "the other"), ends)}
-            row |= {how: interval(by[item, metric_of(loss, how), ESTIMATE]) for how in HEIGHTS}
+            heights = {how: interval(by[item, metric_of(loss, how), ESTIMATE]) for how in HEIGHTS}
             risen = {c: by.get((item, metric_of(loss, RISE), c)) for c in (ESTIMATE, RANDOM)}
-            row |= {"rise" if c == ESTIMATE else f"rise, {c}": interval(r) if r else "–" for c, r in risen.items()}
+            row |= {"chord": heights["chord"]}
+            row |= {RISE if c == ESTIMATE else f"{RISE}, {c}": interval(r) if r else "–" for c, r in risen.items()}
+            row |= heights
             rows.append(row)
     return rows
 
@@ -194,27 +196,27 @@ def _rise(losses: Float[np.ndarray, "*curve point"]) -> Float[np.ndarray, "*curv
 
 def _sentence(found: Connected, loss: str) -> str:
     unit, several = found.subject.unit, len(found.subject.names) > 2
-    chord, _ = _pooled(found.result, metric_of(loss, "chord"))
+    chord, _ = _pooled(found.result, metric_of(loss, "chord"), f" {unit}")
     risen, control = _pooled(found.result, metric_of(loss, RISE))
     if several:
         lines = len(all_pairs(len(found.subject.names)))
-        said = f"Over {lines} lines between {len(found.subject.names)} runs the chord barrier of the {loss} is {chord} {unit}"
+        said = f"Over {lines} lines between {len(found.subject.names)} runs the chord barrier of the {loss} is {chord}"
     else:
-        said = f"From {' to '.join(found.subject.names)} the chord barrier of the {loss} is {chord} {unit}"
+        said = f"From {' to '.join(found.subject.names)} the chord barrier of the {loss} is {chord}"
     said += f"; it rises by {risen} above the first network's"
     return f"{said}, and by {control} as far in a random direction." if control else f"{said}."
 
 
-def _pooled(result: Result, metric: str) -> tuple[str, str]:
+def _pooled(result: Result, metric: str, unit: str = "") -> tuple[str, str]:
     """A metric on the lines and on their controls: of one with its interval, of several the median and the range."""
     said = []
     for condition in (ESTIMATE, RANDOM):
         rows = result.select(metric=metric, condition=condition)
         values = rows["value"]
         if len(rows) < 2:
-            said.append(interval(rows.iloc[0].to_dict()) if len(rows) else "")
+            said.append(interval(rows.iloc[0].to_dict()) + unit if len(rows) else "")
         else:
-            said.append(f"{values.median():.3g} in the median ({values.min():.3g} to {values.max():.3g})")
+            said.append(f"{values.median():.3g}{unit} in the median ({values.min():.3g} to {values.max():.3g})")
     return said[0], said[1]
 
 

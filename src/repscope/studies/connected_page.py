@@ -9,6 +9,7 @@ from repscope.report import paths
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.results import ESTIMATE, Result
 
+_ENDS = ("at one end", "at the other end")
 _MOST = 60  #: pairs in the table; the run's folder has all
 _NAMES = (
     "Three different heights are called barrier, which agree only where the ends' losses do. Chord (Juneja et al. 2023): the "
@@ -19,6 +20,7 @@ _NAMES = (
     "the first network. A line to a random end may be uphill all the way and have no barrier, so that whether a line is low is "
     "read from its rise beside that of its control."
 )
+_ROUNDING = 1e-6  #: heights below are sums that came out differently
 _FLAT = 4.0  #: a control whose range is so many times the lines' leaves nothing of these to see
 
 
@@ -45,8 +47,6 @@ def page(
     """
     losses = [name.removeprefix("line ") for name in result.arrays if name.startswith("line ")]
     shown = pd.DataFrame(rows)
-    first = list(dict.fromkeys(shown["pair"]))[:_MOST]
-    cut = f" The first {_MOST} pairs; the run's folder has all." if shown["pair"].nunique() > _MOST else ""
     sections = [
         Section(
             "Along the lines",
@@ -60,7 +60,10 @@ def page(
             Section(
                 "Between all runs",
                 "Chord barriers, runs in the order given.",
-                tuple(Figure(_matrix(loss, names, result), loss.capitalize(), "") for loss in losses),
+                tuple(
+                    Figure(_matrix(loss, names, result), loss.capitalize(), "", small=len(names) <= 6)
+                    for loss in losses
+                ),
             )
         )
     sections.append(
@@ -68,7 +71,7 @@ def page(
             "Barriers by their names",
             _NAMES,
             (
-                Table(shown[shown["pair"].isin(first)], "Heights", f"Losses in {unit}; errors are shares.{cut}"),
+                *(_heights(shown[shown["loss"] == loss].head(_MOST), loss, unit) for loss in losses),
                 Table(_own(result), "The runs themselves", "With 95 % intervals over examples."),
                 Table(_distances(result), "Euclidean distance of weights"),
             ),
@@ -94,7 +97,7 @@ def _lines(loss: str, names: tuple[str, ...], result: Result, unit: str) -> list
     title = f"{loss} (share)" if share else f"{loss} ({unit})"
     found = [Figure(paths.along(frame, value_title=title, share=share), loss.capitalize(), "", small=True)]
     near = values[:own]
-    if len(pairs) > own and values.max() - values.min() > _FLAT * (near.max() - near.min()):
+    if len(pairs) > own and values.max() - values.min() > _FLAT * (near.max() - near.min()) > _ROUNDING:
         alone = frame[frame["condition"] == ESTIMATE]
         closer = paths.along(alone, value_title=title)
         found.append(
@@ -109,13 +112,23 @@ def _matrix(loss: str, names: tuple[str, ...], result: Result) -> Any:
     rows = result.table[
         (result.table["metric"] == f"chord barrier of {loss}") & (result.table["condition"] == ESTIMATE)
     ]
-    by = dict(zip(rows["item"], rows["value"]))
+    by = dict(zip(rows["item"], rows["value"].where(rows["value"] > _ROUNDING, 0.0)))
     cells = [
         {"a": a, "b": b, "value": 0.0 if a == b else by.get(f"{a} – {b}", by.get(f"{b} – {a}"))}
         for a in names
         for b in names
     ]
     return paths.matrix(pd.DataFrame(cells), value_title=f"chord barrier of {loss}")
+
+
+def _heights(rows: pd.DataFrame, loss: str, unit: str) -> Table:
+    said = "Shares" if loss.endswith("error") else unit[:1].upper() + unit[1:]
+    cut = f" The first {_MOST} pairs; the run's folder has all." if len(rows) == _MOST else ""
+    return Table(
+        rows.drop(columns=["loss", *_ENDS]),
+        f"Heights of the {loss}",
+        f"{said}, with 95 % intervals over examples.{cut}",
+    )
 
 
 def _own(result: Result) -> pd.DataFrame:

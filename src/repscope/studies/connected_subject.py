@@ -24,7 +24,7 @@ from repscope.models.sources import folder_of, tokenizer_of, with_head
 from repscope.models.stacked import stack
 from repscope.trace import arms, judged
 from repscope.trace.interpolated import Curves, curves
-from repscope.trace.streamed import End, Random, proved, streamed
+from repscope.trace.streamed import End, Random, proved, released, streamed
 
 Pairs = Int[np.ndarray, "pair end"]
 _SAME = 64  #: texts on which tokenizers must agree
@@ -232,6 +232,7 @@ def _finite(runs: Sequence[str], ends: Sequence[End]) -> None:
         for name in end:
             if not torch.isfinite(end[name]).all():
                 raise UserError(f"{name} of {run} holds values that are not finite; its training diverged.")
+        released([end])
 
 
 def _with_controls(pairs: Pairs, controls: int, ends: Sequence[End], seed: int) -> tuple[Pairs, list[End]]:
@@ -243,10 +244,10 @@ def _with_controls(pairs: Pairs, controls: int, ends: Sequence[End], seed: int) 
 
 def _distances(ends: Sequence[End], pairs: Pairs) -> Float[np.ndarray, "pair"]:
     squares = np.zeros(len(pairs))
-    for name in ends[0]:
-        if ends[0][name].is_floating_point():
-            for i, (a, b) in enumerate(pairs.tolist()):
-                apart = torch.linalg.vector_norm(ends[b][name].float() - ends[a][name].float())
-                squares[i] += float(apart) ** 2
+    for i, (a, b) in enumerate(pairs.tolist()):
+        for name in ends[a]:
+            if (x := ends[a][name]).is_floating_point():
+                squares[i] += float(torch.linalg.vector_norm(ends[b][name].float() - x.float())) ** 2
+        released(end for end in ends if end is not ends[a])
     found: Float[np.ndarray, pair] = np.sqrt(squares)
     return found

@@ -15,7 +15,7 @@
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from repscope.errors import UserError
+from repscope.models.checkpoints import Weights
 from repscope.progress import progress
 from repscope.trace.interpolated import POINTS, Curves, checked
 
@@ -56,9 +57,9 @@ class Random(Mapping[str, Tensor]):
         a = self._a[name]
         if not a.is_floating_point() or name.endswith(_STATISTICS):
             return a
+        length = torch.linalg.vector_norm(self._b[name].float() - a.float())
         generator = torch.Generator().manual_seed(1_000_003 * self._seed + self._places[name])
         moved = torch.randn(a.shape, generator=generator)
-        length = torch.linalg.vector_norm(self._b[name].float() - a.float())
         return moved.mul_(length / torch.linalg.vector_norm(moved).clamp_min(1e-30)).add_(a)
 
     def __iter__(self) -> Iterator[str]:
@@ -124,6 +125,7 @@ def streamed(
     with progress("Paths", len(wanted)) as advance:
         for a, b, point in wanted:
             if (a, b, point) not in cells:
+                released(end for end in ends if end is not ends[a] and end is not ends[b])
                 _write(slots, ends[a], ends[b], float(alphas[point]))
                 if norms and repair and passes is not None:
                     _repaired(module, norms, passes)
@@ -140,6 +142,13 @@ def streamed(
         ]
         found[name] = np.array(rows)
     return Curves.of(len(ends), lines, alphas, found)
+
+
+def released(ends: Iterable[End]) -> None:
+    """Let go of the mapped files of ends that have some, so that no more than those of one line are held."""
+    for end in ends:
+        if isinstance(end, Weights):
+            end.close()
 
 
 def slots_of(module: nn.Module, end: End) -> dict[str, Tensor]:
