@@ -8,6 +8,7 @@
    zero because nothing reaches it; a proportion of units gets Wilson's score interval then (Wilson, 1927).
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
@@ -88,6 +89,33 @@ def ratio(
         sampled = sums[:, 0] / sums[:, 1]
         value = float(a.sum() / b.sum()) if b.sum() else float("nan")
     return _percentile(value, sampled[np.isfinite(sampled)], level, unit, a.size)
+
+
+def of_ratios(
+    top: Float[ArrayLike, "unit column"],
+    bottom: Float[ArrayLike, "unit column"],
+    functions: Mapping[str, Callable[[Float[np.ndarray, "draw column"]], Float[np.ndarray, "draw"]]],
+    *,
+    unit: str,
+    seed: int = 0,
+    level: float = LEVEL,
+    draws: int = DRAWS,
+) -> dict[str, Estimate]:
+    """Functions, by name, of several ratios: each the sum of a column of `top` over that of `bottom`, units drawn for all together.
+
+    >>> e = of_ratios([[1.0, 3.0], [2.0, 4.0]], np.ones((2, 2)), {"rise": lambda r: r[:, 1] - r[:, 0]}, unit="example")
+    >>> (e["rise"].value, e["rise"].lo, e["rise"].hi)
+    (2.0, 2.0, 2.0)
+    """
+    a, b = np.asarray(top, dtype=np.float64), np.asarray(bottom, dtype=np.float64)
+    sums = _resampled(np.concatenate([a, b], axis=1), draws, seed)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn = sums[:, : a.shape[1]] / sums[:, a.shape[1] :]
+    drawn, whole = drawn[np.isfinite(drawn).all(1)], (a.sum(0) / b.sum(0))[None]
+    return {
+        name: _percentile(float(of(whole)[0]), of(drawn) if len(drawn) else drawn.ravel(), level, unit, len(a))
+        for name, of in functions.items()
+    }
 
 
 def null(draws: Float[ArrayLike, "draw"], *, unit: str, level: float = LEVEL) -> Estimate:

@@ -1,4 +1,4 @@
-"""Users' tables: CSV, TSV or Parquet in, a frame of clean text out. Knows nothing of entities, models or tokens.
+"""Users' tables: CSV, TSV, Parquet or lines of JSON in, a frame of clean text out. Knows nothing of entities, models or tokens.
 
 1. `read_table`: everything is read as text; only the empty string is missing ("NA" is Namibia). A row with too many or
    too few fields, a wrong encoding, a column that is not there: one sentence each, never a guess.
@@ -18,6 +18,7 @@ Formats that can carry code (pickle and its relatives) are not read.
 """
 
 import csv
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +41,7 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pd.Dat
     Parameters
     ----------
     path
-        A `.csv` or `.tsv` file in UTF-8, or a `.parquet` file.
+        A `.csv`, `.tsv` or `.jsonl` file in UTF-8 (of the last each line an object), or a `.parquet` file.
     columns
         The columns to read, in that order; None reads all of them.
 
@@ -212,11 +213,39 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> pd.DataFrame:
     return pd.DataFrame({name: pd.Series(text(name), dtype=object) for name in names}, columns=names)
 
 
+def _jsonl(path: Path, columns: Sequence[str] | None) -> pd.DataFrame:
+    held: list[dict[str, Any]] = []
+    try:
+        for i, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+            if line.strip():
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise UserError(f'{path} holds no object in line {i}; each line is to be {{"column": value, …}}.')
+                held.append(row)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8; save it as UTF-8.") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON in line {i} ({error.msg}); write one object a line.") from error
+    header = list(dict.fromkeys(name for row in held for name in row))
+    if held:
+        _check_columns(path, header, columns)
+
+    def text(name: str, value: Any) -> str:
+        if isinstance(value, list | dict):
+            raise UserError(f"Column {name!r} of {path} holds lists or objects, not text or numbers; choose another.")
+        return value if isinstance(value, str) else "" if value is None else json.dumps(value)
+
+    names = list(columns) if columns is not None else header
+    rows = [[text(name, row.get(name)) for name in names] for row in held]
+    return pd.DataFrame(rows, columns=names, dtype=object)
+
+
 _Reader = Callable[[Path, Sequence[str] | None], pd.DataFrame]
 _READERS: dict[str, _Reader] = {
     ".csv": _csv,
     ".tsv": lambda path, columns: _csv(path, columns, "\t"),
     ".parquet": _parquet,
+    ".jsonl": _jsonl,
 }
 SUFFIXES = tuple(_READERS)
 

@@ -10,6 +10,7 @@
 Does not know what the runs are compared for.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from repscope.disk import whole_file, whole_folder
 from repscope.errors import UserError, unknown
+from repscope.models.fingerprint import Fingerprint, of_files
 from repscope.models.small import Shape
 from repscope.models.sources import weight_files
 from repscope.models.stacked import State, one, stack
@@ -172,6 +174,11 @@ class CheckpointSet:
         """The weights of all rows with a leading run axis: for small networks, as all of them are held at once."""
         return stack(self.state(i) for i in range(len(self)))
 
+    def fingerprint(self) -> Fingerprint:
+        """Of all rows together, in their order."""
+        digests = [of_files(_files(path)).digest for path in self.table["path"]]
+        return Fingerprint(hashlib.sha256("\n".join(digests).encode()).hexdigest(), False)
+
     def __len__(self) -> int:
         return len(self.table)
 
@@ -181,6 +188,60 @@ class CheckpointSet:
             f"CheckpointSet of {len(self.runs)} runs, {len(self)} checkpoints, {sum(_count(s) for s in self.sizes.values()):,} "
             f"weights each{'; known: ' + ', '.join(known) if known else ''}"
         )
+
+
+class Weights(Mapping[str, Tensor]):
+    """The tensors of a checkpoint by name, each read when it is asked for: a view of the mapped file, never a copy of it all.
+
+    Parameters
+    ----------
+    path
+        A file of safetensors, or a Hugging Face folder.
+
+    Raises
+    ------
+    UserError
+        When a file is missing or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._home = {name: file for file in _files(path) for name in _opened(file).keys()}  # noqa: SIM118
+        self._open: dict[Path, Any] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        file = self._home[name]
+        if file not in self._open:
+            self._open[file] = _opened(file)
+        found: Tensor = self._open[file].get_tensor(name)
+        return found
+
+    def close(self) -> None:
+        """Let go of the mapped files; they are mapped again when a tensor is asked for."""
+        self._open.clear()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._home)
+
+    def __len__(self) -> int:
+        return len(self._home)
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """The configuration of a folder, what it leaves out filled with what transformers takes for it.
+
+    Raises
+    ------
+    UserError
+        When transformers cannot read it.
+    """
+    from transformers import AutoConfig
+
+    try:
+        held: dict[str, Any] = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
+        return held
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder / 'config.json'} cannot be read ({str(error).splitlines()[0]}).") from error
 
 
 def tensors(path: Path) -> Iterator[tuple[str, Tensor]]:

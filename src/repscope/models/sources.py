@@ -125,6 +125,34 @@ def load_parts(
     return hf_model, tokenizer, Source(name, fingerprint, f"{dtype}, {origin}" if origin else dtype, folder, commit)
 
 
+def folder_of(model: str | Path) -> Path:
+    """The folder on this disk of a model named as for `load`; fetched or converted first where it has to be."""
+    return _located(model, None, False)[1]
+
+
+def with_head(folder: Path) -> "PreTrainedModel":
+    """The network of a folder in float32 on the CPU, with the head that its configuration names: a language model's or a
+    classifier's. No code that comes with it is run.
+
+    Raises
+    ------
+    UserError
+        When transformers cannot load it, or weights are missing, those of the head among them.
+    """
+    return _read_model(folder, folder.name, "cpu", "float32", False, classifiers=True)
+
+
+def tokenizer_of(folder: Path) -> Any:
+    """The tokenizer of a folder.
+
+    Raises
+    ------
+    UserError
+        When there is none.
+    """
+    return _read_tokenizer(folder, folder.name, False)
+
+
 def cached() -> list[Cached]:
     """The models on this disk, ours and those in Hugging Face's cache, and the aliases that are not downloaded yet."""
     found = []
@@ -271,7 +299,9 @@ def weight_files(folder: Path, name: str) -> list[Path]:
     )
 
 
-def _read_model(folder: Path, name: str, device: str, dtype: str, code: bool) -> "PreTrainedModel":
+def _read_model(
+    folder: Path, name: str, device: str, dtype: str, code: bool, *, classifiers: bool = False
+) -> "PreTrainedModel":
     import torch
     import transformers
     from safetensors import SafetensorError
@@ -280,7 +310,7 @@ def _read_model(folder: Path, name: str, device: str, dtype: str, code: bool) ->
     with _quiet():
         try:
             config = transformers.AutoConfig.from_pretrained(folder, **options)
-            model, info = _auto_class(config, code).from_pretrained(
+            model, info = _auto_class(config, code, classifiers).from_pretrained(
                 folder, config=config, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True,
                 **options, **_placement(device, folder),
             )  # fmt: skip
@@ -313,8 +343,11 @@ def _placement(device: str, folder: Path) -> dict[str, Any]:
     )
 
 
-def _auto_class(config: Any, code: bool) -> Any:
-    """The transformers class for the head that a configuration names: causal, masked, or none."""
+def _auto_class(config: Any, code: bool, classifiers: bool = False) -> Any:
+    """The transformers class for the head that a configuration names: causal, masked, or none.
+
+    A classifier's where these are asked for; elsewhere it is read without its head, as what reads texts knows nothing of classes.
+    """
     import transformers as t
     from transformers.models.auto import modeling_auto as table
 
@@ -322,6 +355,9 @@ def _auto_class(config: Any, code: bool) -> Any:
         ("AutoModelForCausalLM", t.AutoModelForCausalLM, table.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
         ("AutoModelForMaskedLM", t.AutoModelForMaskedLM, table.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
     ]
+    if classifiers:
+        names = table.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+        heads.append(("AutoModelForSequenceClassification", t.AutoModelForSequenceClassification, names))
     own = getattr(config, "auto_map", None) or {}
     for label, auto, names in heads:
         if (code and label in own) or set(config.architectures or ()) & set(names.values()):

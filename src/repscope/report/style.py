@@ -49,7 +49,7 @@ LIKE = {
     "PCA of differences": SHARED, "logistic regression": "character n-grams", "linear discriminant": "random weights",
     "swapped labels": "shuffled labels", "random directions": "shuffled labels", "prompting": "bag of tokens",
     "inverse of each, then mean": SHARED, "random step, as long": "shuffled labels", "subjects' own vectors": "random weights",
-    "random": "shuffled labels", "oracle": "majority class", "supervised": "bag of tokens",
+    "random": "shuffled labels", "random direction": "shuffled labels", "oracle": "majority class", "supervised": "bag of tokens",
     "rule – rule": ESTIMATE, "bag – bag": "bag of tokens", "across arms": "majority class", "no nudge": "shuffled labels",
     "inits of their own": "majority class", "inits of their own, weights matched": ESTIMATE, "permuted copy": "shuffled labels",
     "permuted copy, weights matched": "random weights",

@@ -180,8 +180,11 @@ def tuned(
     return dict(descent(world, base, runs, tuning).until(keep or [tuning.schedule.steps], tick))
 
 
-def judge(world: World, seed: int, ambiguous: int = 512, permuted: int = 256) -> Evaluate:
-    """What evaluates stacked runs: `loss` and `error` on ambiguous texts, `ood loss` and `ood error` on permuted ones."""
+def judge(world: World, seed: int, ambiguous: int = 512, permuted: int = 256, *, by_example: bool = False) -> Evaluate:
+    """What evaluates stacked runs: `loss` and `error` on ambiguous texts, `ood loss` and `ood error` on permuted ones.
+
+    With `by_example` each comes as the sums above and below for every text, of which intervals are made.
+    """
     rng = np.random.default_rng([_JUDGE, seed])
     parts = [world.task.ambiguous(rng, ambiguous), world.task.permuted(rng, permuted)]
     ids = torch.from_numpy(np.concatenate([p[0] for p in parts]))
@@ -194,7 +197,7 @@ def judge(world: World, seed: int, ambiguous: int = 512, permuted: int = 256) ->
         wrong = (logits.argmax(-1) != labels).double().numpy()
         split = slice(0, ambiguous), slice(ambiguous, None)
         return {
-            name: values[:, part].mean(1)
+            name: np.stack([values[:, part], np.ones_like(values[:, part])], -1) if by_example else values[:, part].mean(1)
             for name, values, part in (("loss", each, split[0]), ("error", wrong, split[0]),
                                        ("ood loss", each, split[1]), ("ood error", wrong, split[1]))
         }  # fmt: skip

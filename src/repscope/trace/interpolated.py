@@ -2,13 +2,14 @@
 
 1. Weights of the ends come stacked (run, …); a point of a pair is (1 − α) a + α b, α at evenly spaced values from 0 to 1.
 2. Ends are shared by pairs: they are evaluated once each, the points between in chunks whose weights are held at once.
-3. `evaluate` is the only call into a network: stacked weights → losses by name, one number a network. Knows no data.
+3. `evaluate` is the only call into a network: stacked weights → losses by name, one number a network, or the two sums by example
+   whose ratio the loss is. Knows no data.
 
 For networks too large to hold several, `streamed` walks one line at a time.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
@@ -21,7 +22,8 @@ from repscope.models.stacked import State, runs_of
 from repscope.progress import progress
 from repscope.trace.connectivity import height
 
-Losses = dict[str, Float[np.ndarray, "network"]]
+#: One number a network, or for each example what is summed above and below: nats and tokens, mistakes and ones.
+Losses = dict[str, Float[np.ndarray, "network"] | Float[np.ndarray, "network example 2"]]
 Evaluate = Callable[[State], Losses]
 
 POINTS = 10  #: of a line, ends included: as Juneja et al. 2023
@@ -32,13 +34,26 @@ _HELD = 64 << 20  #: bytes of weights of a chunk
 class Curves:
     """Losses along lines between runs.
 
-    runs: how many. pairs: (pair, 2), ends of each line. alphas: (point). losses: name → (pair, point).
+    runs: how many. pairs: (pair, 2), ends of each line. alphas: (point). losses: name → (pair, point). each: name → (pair, point,
+    example, 2), the sums by example whose ratio the loss is, for those that were measured so.
     """
 
     runs: int
     pairs: Int[np.ndarray, "pair end"]
     alphas: Float[np.ndarray, "point"]
     losses: dict[str, Float[np.ndarray, "pair point"]]
+    each: dict[str, Float[np.ndarray, "pair point example 2"]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, runs: int, pairs: Int[np.ndarray, "pair end"], alphas: Float[np.ndarray, "point"],
+        found: dict[str, Float[np.ndarray, "pair point *sums"]],
+    ) -> "Curves":  # fmt: skip
+        """Curves from what was measured: numbers, or sums by example."""
+        each = {name: values for name, values in found.items() if values.ndim > 2}
+        sums = {name: values.sum(-2) for name, values in each.items()}
+        ratios = {name: values[..., 0] / values[..., 1] for name, values in sums.items()}
+        return cls(runs, pairs, alphas, {name: ratios.get(name, values) for name, values in found.items()}, each)
 
     def matrix(self, loss: str, how: str) -> Float[np.ndarray, "run run"]:
         """Heights between all runs, symmetric, zero on the diagonal, NaN where there is no line.
@@ -80,6 +95,26 @@ def all_pairs(runs: int) -> Int[np.ndarray, "pair end"]:
     return np.array(list(combinations(range(runs), 2)), dtype=np.int64).reshape(-1, 2)
 
 
+def checked(
+    runs: int, pairs: Int[np.ndarray, "pair end"] | Sequence[tuple[int, int]] | None, points: int
+) -> Int[np.ndarray, "pair end"]:
+    """The pairs to go between, every one when None.
+
+    Raises
+    ------
+    UserError
+        For fewer than two runs or three points, or a pair that names a run that is not there.
+    """
+    ends = all_pairs(runs) if pairs is None else np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
+    if runs < 2 or not len(ends):
+        raise UserError(f"{runs} runs and {len(ends)} pairs give no line; take at least two runs.")
+    if points < 3:
+        raise UserError(f"A path of {points} points has no inside; take at least 3.")
+    if ends.min() < 0 or ends.max() >= runs:
+        raise UserError(f"A pair names run {int(ends.max())}, and there are {runs}, counted from 0.")
+    return ends
+
+
 @torch.no_grad()
 def curves(
     state: State, evaluate: Evaluate, pairs: Int[np.ndarray, "pair end"] | Sequence[tuple[int, int]] | None = None,
@@ -104,18 +139,12 @@ def curves(
         For fewer than two runs or three points, or a pair that names a run that is not there.
     """
     runs = runs_of(state)
-    ends = all_pairs(runs) if pairs is None else np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
-    if runs < 2 or not len(ends):
-        raise UserError(f"{runs} runs and {len(ends)} pairs give no line; take at least two runs.")
-    if points < 3:
-        raise UserError(f"A path of {points} points has no inside; take at least 3.")
-    if ends.min() < 0 or ends.max() >= runs:
-        raise UserError(f"A pair names run {int(ends.max())}, and there are {runs}, counted from 0.")
+    ends = checked(runs, pairs, points)
     alphas = np.linspace(0.0, 1.0, points)
     with memory_kept(), progress("Paths", len(ends) * (points - 2) + runs) as advance:
         own = evaluate(state)
         advance(runs)
-        found = {name: np.empty((len(ends), points)) for name in own}
+        found = {name: np.empty((len(ends), points, *values.shape[1:])) for name, values in own.items()}
         for name, values in own.items():
             found[name][:, 0], found[name][:, -1] = values[ends[:, 0]], values[ends[:, 1]]
         inside = [(pair, point) for pair in range(len(ends)) for point in range(1, points - 1)]
@@ -129,7 +158,7 @@ def curves(
             for name, values in evaluate(between).items():
                 found[name][pair, point] = values
             advance(len(pair))
-    return Curves(runs, ends, alphas, found)
+    return Curves.of(runs, ends, alphas, found)
 
 
 def _mixed(value: torch.Tensor, a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

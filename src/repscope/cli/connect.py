@@ -1,0 +1,53 @@
+"""The command that goes between networks: connect."""
+
+import json as jsonlib
+
+from repscope.cli.shared import RUNS, Fresh, Json, Out, app, print_table
+
+
+@app.command
+def connect(
+    *models: str, data: str | None = None, text: str = "text", pair: str | None = None, label: str | None = None,
+    split: str | None = None, points: int = 10, examples: int | None = None, length: int = 512, controls: int = 3, seed: int = 0,
+    out: Out = RUNS, fresh: Fresh = False, json: Json = False,
+) -> None:  # fmt: skip
+    """Losses along the straight lines between networks: is there a barrier, and is it low beside a random direction?
+
+    Parameters
+    ----------
+    models
+        Two or more language models or classifiers of one architecture, or the folder of a set of checkpoints.
+    data
+        Texts to judge them on: .txt with one a line, .csv, .tsv, .jsonl or .parquet. Small transformers bring their own.
+    text
+        Column of texts.
+    pair
+        Column of second texts, for classifiers of pairs.
+    label
+        Column of labels, for classifiers: names of classes or their numbers; label when not given.
+    split
+        Column of splits, such as id and ood; each has losses of its own.
+    points
+        Points of a line, ends included.
+    examples
+        Most texts of a split, drawn at random; all when not given.
+    length
+        Most tokens of a text.
+    controls
+        How many of the lines get a random direction beside them.
+    seed
+        Of random directions and of texts that are drawn.
+    """
+    from repscope.studies.connected import connected, rows_of
+    from repscope.studies.connected_subject import Asked
+
+    asked = Asked(models, data, text, pair, label, split, points, examples, length, controls, seed)
+    found = connected(asked, out, fresh=fresh)
+    page = found.folder / "report.html"
+    if json:
+        said = {"answer": found.answer, "rows": rows_of(found), "notes": list(found.result.notes)}
+        print(jsonlib.dumps({"page": str(page), "run": str(found.folder), **said}))
+        return
+    print_table(rows_of(found), title="Heights of losses between networks, with 95 % intervals over examples")
+    for line in [*found.answer, *found.result.notes, page]:
+        print(line)

@@ -1,0 +1,171 @@
+"""Texts to evaluate networks on: a file of the user's in, texts with their labels and splits out. Knows no network.
+
+1. A `.txt` file is one text a line. A table (`tables`) has a column of texts, and maybe one of second texts, labels, and splits.
+2. Rows without a text, a second text or a label that was asked for are dropped, and told.
+3. Splits give losses of their own. The first is `id` where there is one, else the one that comes first in the file: its losses are
+   plain `loss` and `error`, those of split s are `s loss` and `s error`.
+4. `resolved`: labels as numbers of classes, by a classifier's names for them or because they are numbers already.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from repscope.data.tables import SUFFIXES, read_table
+from repscope.errors import UserError, unknown
+
+FIRST = "id"  #: split whose losses have plain names
+LABEL = "label"  #: column of labels when nobody says
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts of a file, a row each.
+
+    name: of the file. pairs: second texts, empty when there are none; so labels and splits. notes: what was dropped.
+    """
+
+    name: str
+    texts: tuple[str, ...]
+    pairs: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Splits, that with the plain names first; one without a name where the file has none."""
+        found = dict.fromkeys(self.splits or ("",))
+        return tuple(sorted(found, key=lambda name: name != FIRST))
+
+    @property
+    def digest(self) -> str:
+        """Of all that is measured on."""
+        held = json.dumps([self.texts, self.pairs, self.labels, self.splits])
+        return hashlib.sha256(held.encode()).hexdigest()
+
+    def loss(self, split: str, kind: str) -> str:
+        """The name of a loss on a split: `loss`, `ood error`."""
+        return kind if split == self.names[0] else f"{split} {kind}"
+
+    def rows(self, split: str) -> Int[np.ndarray, "example"]:
+        """The rows of a split."""
+        held = self.splits or ("",) * len(self.texts)
+        return np.flatnonzero([name == split for name in held])
+
+    def first(self, most: int | None, seed: int = 0) -> "Texts":
+        """At most so many rows of each split, drawn at random, in their order."""
+        if most is None or all(len(self.rows(name)) <= most for name in self.names):
+            return self
+        rng = np.random.default_rng(seed)
+        drawn = [rng.permutation(self.rows(name))[:most] for name in self.names]
+        kept = sorted(int(i) for rows in drawn for i in rows)
+        note = f"{len(kept)} of {len(self.texts)} texts were drawn at random, at most {most} of a split (seed {seed})."
+        return replace(
+            self, texts=_of(self.texts, kept), pairs=_of(self.pairs, kept), labels=_of(self.labels, kept),
+            splits=_of(self.splits, kept), notes=(*self.notes, note),
+        )  # fmt: skip
+
+
+def read_texts(
+    path: str | Path, *, text: str = "text", pair: str | None = None, label: str | None = None, split: str | None = None
+) -> Texts:
+    """Read texts to evaluate on.
+
+    Parameters
+    ----------
+    path
+        A `.txt` file with a text a line, or a `.csv`, `.tsv`, `.jsonl` or `.parquet` table.
+    text
+        Column of texts.
+    pair
+        Column of second texts, such as hypotheses.
+    label
+        Column of labels.
+    split
+        Column of splits, such as id and ood.
+
+    Raises
+    ------
+    UserError
+        When the file is not there, is empty or of another kind, or lacks a column.
+    """
+    file = Path(path).expanduser()
+    if file.suffix.lower() == ".txt":
+        if columned := [f"--{k}" for k, v in (("pair", pair), ("label", label), ("split", split)) if v is not None]:
+            raise UserError(f"{file} has no columns, only a text a line; {columned[0]} needs a table ({_LISTED}).")
+        return _lines(file)
+    if file.is_file() and file.suffix.lower() not in SUFFIXES:
+        raise unknown("kind of data file", file.suffix or file.name, (".txt", *SUFFIXES))
+    if file.is_file() and not file.stat().st_size:
+        raise UserError(f"{file} is empty; give a file with a text a row.")
+    asked = {"text": text, "pair": pair, "label": label, "split": split}
+    columns = {what: column for what, column in asked.items() if column is not None}
+    frame = read_table(file, list(dict.fromkeys(columns.values())))
+    whole = np.ones(len(frame), dtype=bool)
+    for column in columns.values():
+        whole &= (frame[column].str.strip() != "").to_numpy()
+    notes = (
+        f"{int((~whole).sum())} of {len(frame)} rows have an empty {' or '.join(columns.values())}, and were left out.",
+    )
+    if not whole.any():
+        raise UserError(f"{file} has no row with {' and '.join(columns.values())}; give a file with a text a row.")
+    kept = frame[whole]
+    held = {what: tuple(str(cell) for cell in kept[column]) for what, column in columns.items()}
+    return Texts(
+        file.name, held["text"], held.get("pair", ()), held.get("label", ()), held.get("split", ()),
+        () if whole.all() else notes,
+    )  # fmt: skip
+
+
+def resolved(texts: Texts, classes: Mapping[int, str]) -> Int[np.ndarray, "example"]:
+    """Labels as numbers of classes: by the names of the classes where all labels are such, else as whole numbers.
+
+    Parameters
+    ----------
+    texts
+        With labels.
+    classes
+        Number → name, as a classifier has them.
+
+    Raises
+    ------
+    UserError
+        For a label that is no class.
+    """
+    numbers = {name: number for number, name in classes.items()}
+    if set(texts.labels) <= set(numbers):
+        return np.array([numbers[label] for label in texts.labels], dtype=np.int64)
+    held = f"the classifier has {len(classes)} classes: " + ", ".join(
+        f"{k} {v}" for k, v in sorted(classes.items())[:8]
+    )
+    for label in texts.labels:
+        whole = label.removesuffix(".0")
+        if not whole.isascii() or not whole.isdigit() or int(whole) not in classes:
+            raise UserError(f"{texts.name} has the label {label!r}, and {held}; map the labels to these.")
+    return np.array([int(label.removesuffix(".0")) for label in texts.labels], dtype=np.int64)
+
+
+_LISTED = ", ".join(SUFFIXES)
+
+
+def _lines(file: Path) -> Texts:
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError as error:
+        raise UserError(f"There is no file {file}; check the path.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read as UTF-8 text ({error}); check the file.") from error
+    held = tuple(line.strip() for line in lines if line.strip())
+    if not held:
+        raise UserError(f"{file} is empty; give a file with a text a line.")
+    return Texts(file.name, held)
+
+
+def _of(values: tuple[str, ...], rows: list[int]) -> tuple[str, ...]:
+    return tuple(values[i] for i in rows) if values else ()
