@@ -24,17 +24,26 @@ def along(frame: pd.DataFrame, *, value_title: str, share: bool = False) -> alt.
     styles = styles_of(frame["condition"])
     drawn = frame.assign(line=frame["pair"] + " · " + frame["condition"])
     many = drawn["line"].nunique() > 12
-    base = alt.Chart(data(drawn)).encode(
-        x=alt.X("alpha:Q", title="place on the line (0: first network, 1: second)", scale=alt.Scale(domain=[0, 1])),
-        y=alt.Y("value:Q", title=value_title, scale=alt.Scale(zero=share, nice=True)),
-        color=by_condition("color", styles, lines=True),
-        detail="line:N",
-        tooltip=[*tips("pair", "condition"), *numbers("alpha", "value", titles=("place", "value"))],
-    )
-    lines = base.mark_line(strokeWidth=1.2 if many else 2.2, opacity=0.45 if many else 1)
-    layers = [lines.encode(strokeDash=by_condition("dash", styles, lines=True))]
-    if not many:
-        layers.append(base.mark_point(filled=True, size=34, opacity=1))
+    x = alt.X("alpha:Q", title="place on the line (0: first network, 1: second)", scale=alt.Scale(domain=[0, 1]))
+    color, dash = (by_condition(kind, styles, lines=True) for kind in ("color", "dash"))
+    layers = []
+    for own in (True, False):  # controls above, as few of them would be lost among many lines
+        part = drawn[(drawn["condition"] == ESTIMATE) == own]
+        if part.empty:
+            continue
+        base = alt.Chart(data(part)).encode(
+            x=x.axis(values=[0, 0.2, 0.4, 0.6, 0.8, 1]),
+            y=alt.Y("value:Q", title=value_title, scale=alt.Scale(zero=share, nice=True)),
+            color=color,
+            detail="line:N",
+            tooltip=[*tips("pair", "condition"), *numbers("alpha", "value", titles=("place", "value"))],
+        )
+        thin = many and own
+        layers.append(
+            base.mark_line(strokeWidth=1.2 if thin else 2.2, opacity=0.35 if thin else 1).encode(strokeDash=dash)
+        )
+        if not thin:
+            layers.append(base.mark_point(filled=True, size=34, opacity=1))
     return finish(*layers, height=250, max_width=620)
 
 

@@ -196,22 +196,27 @@ def _rise(losses: Float[np.ndarray, "*curve point"]) -> Float[np.ndarray, "*curv
 
 def _sentence(found: Connected, loss: str) -> str:
     unit, several = found.subject.unit, len(found.subject.names) > 2
-    chord, _ = _pooled(found.result, metric_of(loss, "chord"), f" {unit}")
+    chord, _ = _pooled(found.result, metric_of(loss, "chord"), f" {unit}", matched=False)
     risen, control = _pooled(found.result, metric_of(loss, RISE))
     if several:
         lines = len(all_pairs(len(found.subject.names)))
         said = f"Over {lines} lines between {len(found.subject.names)} runs the chord barrier of the {loss} is {chord}"
     else:
         said = f"From {' to '.join(found.subject.names)} the chord barrier of the {loss} is {chord}"
-    said += f"; it rises by {risen} above the first network's"
-    return f"{said}, and by {control} as far in a random direction." if control else f"{said}."
+    if not control:
+        return f"{said}."
+    which = "; on those with a control it rises" if several else "; it rises"
+    return f"{said}{which} by {risen} above the first network's, and by {control} as far in a random direction."
 
 
-def _pooled(result: Result, metric: str, unit: str = "") -> tuple[str, str]:
-    """A metric on the lines and on their controls: of one with its interval, of several the median and the range."""
+def _pooled(result: Result, metric: str, unit: str = "", *, matched: bool = True) -> tuple[str, str]:
+    """A metric on the lines (`matched`: those with controls) and on the controls: of one its interval, of several the range."""
     said = []
+    controls = result.select(metric=metric, condition=RANDOM)["item"]
     for condition in (ESTIMATE, RANDOM):
         rows = result.select(metric=metric, condition=condition)
+        if matched and len(controls):
+            rows = rows[rows["item"].isin(controls)]
         values = rows["value"]
         if len(rows) < 2:
             said.append(interval(rows.iloc[0].to_dict()) + unit if len(rows) else "")
