@@ -15,7 +15,8 @@ plain module in the tests:
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from jaxtyping import Float, Int
@@ -82,7 +83,9 @@ def classify(shape: Shape, state: State, ids: Int[Tensor, "example token"]) -> F
     found = torch.empty(runs_of(state), len(ids), shape.classes)
     step = max(1, _ROWS // (_RUNS * shape.tokens))
     codes, inverse = torch.unique(ids + shape.vocabulary * torch.arange(ids.shape[1]), return_inverse=True)
-    for start in range(0, runs_of(state), _RUNS):
+
+    @torch.no_grad()  # a thread of its own does not inherit it
+    def group(start: int) -> None:
         held = {name: value[start : start + _RUNS] for name, value in state.items()}
         table = _Table(shape, held, codes)
         folded = [_Folded(shape, held, block) for block in range(shape.blocks)]
@@ -91,7 +94,24 @@ def classify(shape: Shape, state: State, ids: Int[Tensor, "example token"]) -> F
             if not torch.isfinite(part).all():
                 part = logits(shape, held, ids[None, a : a + step])
             found[start : start + _RUNS, a : a + step] = part
+
+    _in_threads(group, range(0, runs_of(state), _RUNS))
     return found
+
+
+def _in_threads(work: Callable[[int], None], starts: Sequence[int]) -> None:
+    """Work on each start, as many at once as torch has threads, each on one: small products gain nothing from being divided."""
+    threads = min(torch.get_num_threads(), len(starts))
+    if threads < 2:
+        for start in starts:
+            work(start)
+        return
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(work, starts))
+    finally:
+        torch.set_num_threads(before)
 
 
 # ---------------------------------------------------------------------------------------------- the differentiable path
