@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -234,3 +235,19 @@ def test_nan_in_a_small_transformer_is_told(tmp_path, capsys):
     CheckpointSet.written(tmp_path / "set", shape, pd.DataFrame({"run": ["a", "b"]}), {0: state})
     assert run(["connect", str(tmp_path / "set"), "--out", str(tmp_path)]) == 2
     assert "head.bias of b holds values that are not finite" in capsys.readouterr().err
+
+
+def test_four_runs_have_clusters_and_what_they_predict(tmp_path, capsys):
+    from repscope.trace.recipes import Training, train
+    from repscope.trace.training import Schedule
+
+    tuning = arms.Tuning(Schedule(8, 4e-3), nudge=4, batch=4)
+    train(Training(runs=2, fork=2, world=arms.World(batch=8), tuning=tuning), tmp_path / "set")
+    told = answered(capsys, tmp_path / "set", "--points", 4, "--out", tmp_path / "runs")
+    result = Result.load(next((tmp_path / "runs").iterdir()) / "result")
+    side = result.side["clusters"]
+    assert side["arm"].tolist() == ["rule", "rule", "bag", "bag"]
+    assert {"spectral, convexity gap", "spectral, Euclidean distance"} <= set(side.columns)
+    assert len(result.select(metric="ARI")) <= 3
+    assert len(result.select(metric="mantel p of ood error", item="Euclidean distance"))
+    assert "Are there basins" in Path(told["page"]).read_text()

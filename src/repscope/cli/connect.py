@@ -4,6 +4,8 @@ import json as jsonlib
 
 from repscope.cli.shared import RUNS, Fresh, Json, Out, app, print_table
 
+_PRINTED = 24  #: lines that a terminal shows
+
 
 @app.command
 def connect(
@@ -48,6 +50,10 @@ def connect(
         said = {"answer": found.answer, "rows": rows_of(found), "notes": list(found.result.notes)}
         print(jsonlib.dumps({"page": str(page), "run": str(found.folder), **said}))
         return
-    print_table(rows_of(found), title="Heights of losses between networks, with 95 % intervals over examples")
+    rows = rows_of(found)
+    title = "Heights of losses between networks, with 95 % intervals over examples"
+    if len(rows) > _PRINTED:
+        title += f"; the first {_PRINTED} of {len(rows)} lines, the page and its run have all"
+    print_table(rows[:_PRINTED], title=title)
     for line in [*found.answer, *found.result.notes, page]:
         print(line)

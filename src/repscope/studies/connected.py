@@ -29,9 +29,10 @@ from repscope import __version__, stats
 from repscope.disk import whole_file
 from repscope.errors import UserError
 from repscope.report.page import write
-from repscope.results import ESTIMATE, Result, Row
+from repscope.results import ESTIMATE, Result, Row, concat
+from repscope.studies.connected_basins import LEAST, basins_of, sentence
 from repscope.studies.connected_page import page
-from repscope.studies.connected_subject import Asked, Subject, subject
+from repscope.studies.connected_subject import Asked, Pairs, Subject, subject
 from repscope.trace.connectivity import GAP, HEIGHTS, height
 from repscope.trace.interpolated import Curves, all_pairs
 
@@ -59,7 +60,8 @@ class Connected:
         """What a reader is told first: the plain loss, then its twins on other splits."""
         table = self.result.table
         losses = [str(m) for m in table[table["definition"] == OWN]["metric"].unique() if m.endswith("loss")]
-        return [_sentence(self, loss) for loss in losses]
+        said = [_sentence(self, loss) for loss in losses]
+        return [*said, *filter(None, [sentence(self.result)])] if "clusters" in self.result.side else said
 
 
 def metric_of(loss: str, how: str) -> str:
@@ -102,7 +104,10 @@ def connected(asked: Asked, out: Path, *, fresh: bool = False) -> Connected:
         if not cells.is_file() and not (folder / "report.html").is_file():  # a mistake leaves no run behind
             shutil.rmtree(folder)
         raise
-    result = _result(between, found, len(pairs), between.distances(pairs))
+    distances = between.distances(pairs)
+    result = _result(between, found, len(pairs), distances)
+    if len(between.names) >= LEAST:
+        result = _with_basins(result, between, found, pairs, distances)
     made = Connected(asked, between, result, time.perf_counter() - started, folder)
     _written(made)
     return made
@@ -177,6 +182,17 @@ def _result(between: Subject, found: Curves, lines: int, distances: Float[np.nda
         told = where | {"item": f"{names[a]} – {names[b]}", "metric": "distance"}
         rows.append(Row(value=float(value), **told, definition="Euclidean, of all weights"))
     return Result.of(rows, arrays=arrays, notes=between.notes)
+
+
+def _with_basins(
+    result: Result, between: Subject, found: Curves, pairs: Pairs, distances: Float[np.ndarray, "pair"]
+) -> Result:
+    """With clusters of the runs, from the lines between them alone."""
+    lines = Curves(len(between.names), pairs, found.alphas, {k: v[: len(pairs)] for k, v in found.losses.items()})
+    where: dict[str, Any] = {"study": STEP, "step": STEP, "model": between.fingerprint}
+    more = basins_of(lines, lines.filled(distances), between.names, between.arm, where)
+    both = concat([result, more])
+    return Result(both.table, {**both.arrays, "gaps": lines.matrix("loss", GAP)}, both.side, both.notes)
 
 
 def _said(how: str) -> str:

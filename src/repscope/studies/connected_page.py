@@ -8,6 +8,7 @@ import pandas as pd
 from repscope.report import paths
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.results import ESTIMATE, Result
+from repscope.studies.connected_basins import section
 
 _ENDS = ("at one end", "at the other end")
 _MOST = 60  #: pairs in the table; the run's folder has all
@@ -66,6 +67,8 @@ def page(
                 ),
             )
         )
+    if "gaps" in result.arrays:
+        sections.append(section(result, result.arrays["gaps"]))
     sections.append(
         Section(
             "Barriers by their names",

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from repscope.data.evaluation import LABEL, Texts, read_texts, resolved
 from repscope.data.heuristics import Heuristics
@@ -62,7 +62,8 @@ class Subject:
 
     names: of the runs. kind: of network. fingerprint: of all weights. data: what they are judged on, in words. digest: of
     it. notes: what was dropped. walk: lines (ends of each), how many of them get a control, a file to keep points in → losses along
-    the lines and then along the controls. distances: lines → Euclidean lengths. unit: of a loss.
+    the lines and then along the controls. distances: lines → Euclidean lengths. unit: of a loss. arm: how each run was
+    trained, where the set's table says so.
     """
 
     names: tuple[str, ...]
@@ -74,6 +75,7 @@ class Subject:
     walk: Callable[[Pairs, int, Path], Curves]
     distances: Callable[[Pairs], Float[np.ndarray, "pair"]]
     unit: str
+    arm: Shaped[np.ndarray, "run"] | None = None
 
 
 def subject(asked: Asked) -> Subject:
@@ -132,8 +134,12 @@ def _small(held: CheckpointSet, asked: Asked) -> Subject:
     data = f"512 ambiguous texts of the built-in world, and 256 permuted ones (ood); seed {asked.seed}"
     return Subject(
         held.runs, f"small transformers, {shape.blocks} blocks × {shape.width}", str(held.fingerprint()), data, data, (), walk,
-        lambda pairs: _distances(states, pairs), "nats",
+        lambda pairs: _distances(states, pairs), "nats", _arm(held),
     )  # fmt: skip
+
+
+def _arm(held: CheckpointSet) -> Shaped[np.ndarray, "run"] | None:
+    return held.table["arm"].to_numpy().astype(str) if "arm" in held.table.columns else None
 
 
 # -------------------------------------------------------------------------------------------- Hugging Face checkpoints
@@ -174,7 +180,7 @@ def _hub(held: CheckpointSet, asked: Asked) -> Subject:
     digest = hashlib.sha256(json.dumps([texts.digest, [f["input_ids"] for f in data.fields]]).encode()).hexdigest()
     return Subject(
         held.runs, kind, str(held.fingerprint()), f"{texts.name}: {counts} texts", digest, data.notes, walk,
-        lambda pairs: _distances(ends, pairs), "nats an example" if classifier else "nats a token",
+        lambda pairs: _distances(ends, pairs), "nats an example" if classifier else "nats a token", _arm(held),
     )  # fmt: skip
 
 
