@@ -157,9 +157,13 @@ def section(result: Result, gap: Matrix) -> Section:
         "than the plain loss does, and more than plain distances of weights tell.",
         (
             Figure(charts.distances(frame, value_title="convexity gap", top=top), "Convexity gaps", f"Ordered by {way}.", small=True),
-            Figure(charts.scattered(points, x_title=PLAIN, y_title=behaviour), "What runs do, beside how well they do",
-                   "A point a run.", small=True),
-            Table(lines, "Numbers", "Mantel: with the difference in that number, over pairs of runs. AUC: P(a run of the smaller cluster has the higher). "
-                  "Intervals over runs; p by permuting runs, one-sided, not corrected for their number."),
+            Figure(
+                charts.scattered(points, x_title=PLAIN, y_title=behaviour), "What runs do, beside how well they do", "A point a run.",
+                small=True,
+            ),
+            Table(
+                lines, "Numbers", "Mantel: with the difference in that number, over pairs of runs. AUC: P(a run of the smaller cluster "
+                "has the higher). Intervals over runs; p by permuting runs, one-sided, not corrected for their number.",
+            ),
         ),
     )  # fmt: skip
