@@ -153,17 +153,17 @@ def section(result: Result, gap: Matrix) -> Section:
     return Section(
         "Are there basins, and do they predict anything?",
         "Two clusters are always found. They mean something where they tell what runs do on data that they "
-        "were not clustered by, more "
-        "than the plain loss does, and more than plain distances of weights tell.",
+        "were not clustered by, more than the plain loss does, and more than plain distances of weights tell.",
         (
-            Figure(charts.distances(frame, value_title="convexity gap", top=top), "Convexity gaps", f"Ordered by {way}.", small=True),
+            Figure(charts.distances(frame, value_title="convexity gap", top=top), "Convexity gaps", f"Ordered by {way}.",
+                   small=True),
             Figure(
-                charts.scattered(points, x_title=PLAIN, y_title=behaviour), "What runs do, beside how well they do", "A point a run.",
-                small=True,
+                charts.scattered(points, x_title=PLAIN, y_title=behaviour), "What runs do, beside how well they do",
+                "A point a run.", small=True,
             ),
             Table(
-                lines, "Numbers", "Mantel: with the difference in that number, over pairs of runs. AUC: P(a run of the smaller cluster "
-                "has the higher). Intervals over runs; p by permuting runs, one-sided, not corrected for their number.",
+                lines, "Numbers", "Mantel: with the difference in that number, over pairs of runs. AUC: P(a run of the smaller "
+                "cluster has the higher). Intervals over runs; p by permuting runs, one-sided, not corrected for their number.",
             ),
         ),
     )  # fmt: skip
