@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from repscope.trace.connectivity import barrier
 from repscope.trace.weight_matching import match, permuted, symmetries
 
 State = dict[str, Tensor]
@@ -113,7 +114,11 @@ def along(net: nn.Module, a: State, b: State, digits: Digits) -> tuple[np.ndarra
 
 def told(curve: np.ndarray, accuracy: float) -> dict[str, float]:
     ends = (curve[0] + curve[-1]) / 2
-    return {"barrier": curve.max() - ends, "middle": curve[POINTS // 2] - ends, "accuracy": accuracy}
+    return {
+        "barrier": float(barrier(curve, definition="mean endpoint")),
+        "middle": curve[POINTS // 2] - ends,
+        "accuracy": accuracy,
+    }
 
 
 def measured(name: str, digits: Digits, pairs: int) -> tuple[list[str], list[str]]:

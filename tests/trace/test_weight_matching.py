@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from repscope.errors import UserError
+from repscope.models import small
 from repscope.trace.weight_matching import match, permuted, symmetries
 
 
@@ -126,6 +127,7 @@ NETWORKS = {
     "residual": ResidualNet,
     "self-loop": SelfLoop,
     "transformer": SmallTransformer,
+    "transformer of models.small": lambda: small.SmallTransformer(small.Shape(11, 7, 12, heads=3, classes=4)),
 }
 
 
@@ -137,7 +139,7 @@ def made(name, seed=0):
         for key, tensor in net.state_dict().items():
             if tensor.is_floating_point():
                 tensor.add_(torch.rand_like(tensor) if key.endswith("_var") else torch.randn_like(tensor) / 10)
-    ids = torch.randint(0, 11, (5, 7)) if name == "transformer" else torch.randn(5, 1, 8, 8).double()
+    ids = torch.randint(0, 11, (5, 7)) if name.startswith("transformer") else torch.randn(5, 1, 8, 8).double()
     return net, ids
 
 
