@@ -1,9 +1,11 @@
 """The page of the `discover` study, and its closing lines: figures and sentences made from the run's tables, and nothing else."""
 
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from repscope.data.requests import requests
 from repscope.report import grids
 from repscope.report.claims import judge, load
 from repscope.report.page import Figure, Page, Section, Table
@@ -75,7 +77,9 @@ def _told(run: Run[Any]) -> list[str]:
     for name, words in _BESIDE.items():
         if f"{name}: overlap" not in gains:
             continue
-        changes = ", ".join(f"{m} {gain(gains[f'{name}: {m}'])}" for m in _ANSWERED if f"{name}: {m}" in gains)
+        changes = ", ".join(
+            f"{'KL' if m == 'kl' else m} {gain(gains[f'{name}: {m}'])}" for m in _ANSWERED if f"{name}: {m}" in gains
+        )
         said.append(f"{words} ({name} less L2, paired by seed): {changes}.")
     if ("L2", "kl") in values and (RANDOM, "kl") in values:
         said.append(
@@ -121,20 +125,28 @@ def _behaviours(run: Run[Any]) -> Section:
     held = run.results["clusters"].side
     members, texts = held["members"], held["texts"]
     mine = members[members["method"] != RANDOM]
-    plain = texts[texts["cluster"] < 0].set_index("prompt")["text"]
-    rows = []
+    asked = requests(run.options.prompts)[1]
+
+    def wrote(some: pd.DataFrame) -> dict[str, str]:
+        return {
+            textwrap.shorten(asked[int(row["prompt"])], 80): row["text"] or "(nothing)"
+            for row in some.to_dict("records")
+        }
+
+    rows: list[dict[str, Any]] = [
+        {"cluster": "unsteered", "directions": "", "KL": "", "consistency": ""} | wrote(texts[texts["cluster"] < 0])
+    ]
     for cluster, some in mine.groupby("cluster"):
-        shown = texts[texts["cluster"] == cluster].set_index("prompt")["text"]
+        shown = texts[texts["cluster"] == cluster]
         if shown.empty:
             continue
         counts = some["method"].value_counts()
         row = {
-            "cluster": int(str(cluster)), "directions": ", ".join(f"{n} {m}" for m, n in counts.items()),
-            "KL": some["kl"].mean(), "consistency": some["consistency"].mean(),
+            "cluster": str(cluster), "directions": ", ".join(f"{n} {m}" for m, n in counts.items()),
+            "KL": f"{some['kl'].mean():.2f}", "consistency": f"{some['consistency'].mean():.2f}",
         }  # fmt: skip
-        rows.append(row | {f"steered {i + 1}": text for i, text in enumerate(shown)})
-    frame = pd.DataFrame(rows).sort_values("cluster") if rows else pd.DataFrame()
-    first = "; ".join(f"{i + 1}: {text!r}" for i, text in enumerate(plain))
+        rows.append(row | wrote(shown))
+    frame = pd.DataFrame(rows)
     per = mine.groupby("method")["cluster"].nunique()
     counted = ", ".join(f"{name} {n}" for name, n in per.items())
     items = (
@@ -142,11 +154,11 @@ def _behaviours(run: Run[Any]) -> Section:
             Table(
                 frame,
                 "Behaviours",
-                f"The {len(frame)} largest. Greedy continuations of held-out prompts under the most consistent "
-                f"member. Unsteered: {first}",
+                f"The {len(frame) - 1} largest. Greedy continuations of held-out prompts under the most consistent "
+                "member; a cluster has the number that its directions have in their files.",
             ),
         )
-        if len(frame)
+        if len(frame) > 1
         else ()
     )
     return Section(
