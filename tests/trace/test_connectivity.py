@@ -122,6 +122,18 @@ def test_a_run_trained_among_others_is_the_run_trained_alone():
         np.testing.assert_allclose(np.array(together.losses)[:, i], np.array(alone.losses)[:, 0], atol=1e-4)
 
 
+def test_in_float64_many_steps_agree_to_the_last_digits():
+    base = {k: v.double() for k, v in arms.pretrained(WORLD, [0], [5])[5].items()}
+    runs = arms.planned(["rule", "bag"])
+    tuning = arms.Tuning(arms.Schedule(40, 4e-3), nudge=20, batch=8)
+    together = arms.descent(WORLD, base, runs, tuning)
+    list(together.until([40]))
+    for i in range(2):
+        alone = arms.descent(WORLD, base, runs.iloc[i : i + 1], tuning)
+        list(alone.until([40]))
+        np.testing.assert_allclose(np.array(together.losses)[:, i], np.array(alone.losses)[:, 0], atol=1e-10)
+
+
 def test_a_kept_descent_goes_on_where_it_was(tmp_path):
     base = arms.pretrained(WORLD, [0], [3])[3]
     runs = arms.planned(["rule", "none"])

@@ -89,8 +89,9 @@ def classify(shape: Shape, state: State, ids: Int[Tensor, "example token"]) -> F
         held = {name: value[start : start + _RUNS] for name, value in state.items()}
         table = _Table(shape, held, codes)
         folded = [_Folded(shape, held, block) for block in range(shape.blocks)]
+        scratch = _Scratch()
         for a in range(0, len(ids), step):
-            part = _classified(shape, held, table, folded, inverse[a : a + step])
+            part = _classified(shape, held, table, folded, inverse[a : a + step], scratch)
             if not torch.isfinite(part).all():
                 part = logits(shape, held, ids[None, a : a + step])
             found[start : start + _RUNS, a : a + step] = part
@@ -208,55 +209,85 @@ class _Folded:
         self.mix_bias = torch.bmm(torch.bmm(shift, v.mT), self.o)
 
 
+class _Scratch:
+    """Room for intermediate results, the same for every chunk: what was just written is still in the processor's cache."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """Room of that name and shape, whatever was in it."""
+        size = math.prod(shape)
+        if name not in self._held or self._held[name].numel() < size:
+            self._held[name] = torch.empty(size)
+        return self._held[name][:size].view(shape)
+
+
 def _classified(
-    shape: Shape, state: State, table: _Table, folded: list[_Folded], inverse: Int[Tensor, "example token"]
+    shape: Shape,
+    state: State,
+    table: _Table,
+    folded: list[_Folded],
+    inverse: Int[Tensor, "example token"],
+    room: _Scratch,
 ) -> Float[Tensor, "run example class"]:
     runs, (texts, tokens) = runs_of(state), inverse.shape
     heads, width = shape.heads, shape.width
     head = torch.arange(heads)
     asking = inverse[:, :, None] * heads + head  # example, token, head
     pairs = (asking[..., None] * table.size + inverse[:, None, None]).flatten()
-    weights = table.exponentials.index_select(1, pairs).view(-1, tokens)
-    weights = weights.div_((weights @ weights.new_ones(tokens))[:, None]).view(runs * texts, tokens, heads * tokens)
+    weights = torch.index_select(table.exponentials, 1, pairs, out=room("weights", runs, len(pairs))).view(-1, tokens)
+    weights.div_(torch.mv(weights, weights.new_ones(tokens), out=room("sums", len(weights)))[:, None])
     keys = (inverse[:, None] * heads + head[:, None]).flatten()  # in the order of the weights: head, token
-    values = table.values.index_select(1, keys).view(runs * texts, heads * tokens, width)
-    x = table.states.index_select(1, inverse.flatten())
-    x = _mlp(torch.baddbmm(x.view(runs * texts, tokens, width), weights, values).view(runs, -1, width), folded[0])
+    values = torch.index_select(table.values, 1, keys, out=room("values", runs, len(keys), width))
+    x = torch.index_select(table.states, 1, inverse.flatten(), out=room("x", runs, texts * tokens, width))
+    torch.baddbmm(
+        x.view(runs * texts, tokens, width), weights.view(runs * texts, tokens, -1), values.view(runs * texts, -1, width),
+        out=room("y", runs * texts, tokens, width),
+    )  # fmt: skip
+    y = _mlp(room("y", runs, texts * tokens, width), folded[0], room, "x")
     for block in folded[1:-1]:
-        x = _mlp(_attended(shape, x, block, texts), block)
-    x = _mlp(_asked(shape, x, folded[-1], texts), folded[-1])
-    read = _centred(x)
+        y = _mlp(_attended(shape, y, block, texts, room), block, room, "x")
+    y = _mlp(_asked(shape, y, folded[-1], texts, room), folded[-1], room, "z")
+    read = _centred(y, room)
     gain, shift, out = state["ln_final.weight"], state["ln_final.bias"], state["head.weight"]
     bias = torch.baddbmm(state["head.bias"][:, None], shift[:, None], out.mT)
     return torch.baddbmm(bias, read, (out * gain[:, None]).mT)
 
 
-def _centred(x: Tensor) -> Tensor:
+def _centred(x: Tensor, room: _Scratch) -> Tensor:
     """A layer norm without gain and shift; torch's own takes three times as long on rows this short."""
-    means = x.new_full((x.shape[-1],), 1 / x.shape[-1])  # sums over short rows are quicker as products
-    x = x - (x @ means)[..., None]
-    return x.mul_((x.square() @ means).add_(_EPS).rsqrt_()[..., None])
-
-
-def _mlp(x: Tensor, block: _Folded) -> Tensor:
-    hidden = torch.baddbmm(block.up_bias, _centred(x), block.up).relu_()
-    return torch.baddbmm(x, hidden, block.down).add_(block.down_bias)
-
-
-def _attended(shape: Shape, x: Tensor, block: _Folded, texts: int) -> Tensor:
     runs, rows, width = x.shape
-    qkv = torch.baddbmm(block.qkv_bias, _centred(x), block.qkv).view(
+    means = x.new_full((width,), 1 / width)  # sums over short rows are quicker as products
+    found, squares, along = room("centred", *x.shape), room("squares", *x.shape), room("means", runs * rows)
+    torch.mv(x.reshape(-1, width), means, out=along)
+    torch.sub(x, along.view(runs, rows, 1), out=found)
+    torch.mul(found, found, out=squares)
+    torch.mv(squares.view(-1, width), means, out=along)
+    return found.mul_(along.add_(_EPS).rsqrt_().view(runs, rows, 1))
+
+
+def _mlp(x: Tensor, block: _Folded, room: _Scratch, into: str) -> Tensor:
+    hidden = room("hidden", *x.shape[:2], block.up.shape[2])
+    torch.baddbmm(block.up_bias, _centred(x, room), block.up, out=hidden).relu_()
+    return torch.baddbmm(x, hidden, block.down, out=room(into, *x.shape)).add_(block.down_bias)
+
+
+def _attended(shape: Shape, x: Tensor, block: _Folded, texts: int, room: _Scratch) -> Tensor:
+    runs, rows, width = x.shape
+    qkv = torch.baddbmm(block.qkv_bias, _centred(x, room), block.qkv).view(
         runs * texts, -1, 3, shape.heads, width // shape.heads
     )
     q, k, v = (qkv[:, :, i].transpose(1, 2) for i in range(3))
     weights = torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), -1)
-    return torch.baddbmm(x, (weights @ v).transpose(1, 2).reshape(runs, rows, width), block.o)
+    mixed = (weights @ v).transpose(1, 2).reshape(runs, rows, width)
+    return torch.baddbmm(x, mixed, block.o, out=room("y", runs, rows, width))
 
 
-def _asked(shape: Shape, x: Tensor, block: _Folded, texts: int) -> Tensor:
+def _asked(shape: Shape, x: Tensor, block: _Folded, texts: int, room: _Scratch) -> Tensor:
     """Attention of the first token alone: (run, example, width)."""
     runs, rows, width = x.shape
-    a = _centred(x).view(runs, texts, rows // texts, width)
+    a = _centred(x, room).view(runs, texts, rows // texts, width)
     asks = torch.baddbmm(block.asks_bias, a[:, :, 0], block.asks).view(runs, texts, shape.heads, width)
     weights = torch.softmax((asks @ a.mT).div_(math.sqrt(width // shape.heads)), -1)
     mixed = torch.bmm((weights @ a).view(runs, texts, -1), block.mix).add_(block.mix_bias)

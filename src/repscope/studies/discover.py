@@ -97,7 +97,7 @@ class DiscoverOptions(Options):
             small = {"vectors": 4, "steps": 3, "seeds": 2, "new_tokens": 3, "tokens": "last 3", "plain": True}
             small["methods"] = (RANDOM, "L2", "L2 + contrastive", "Jacobian")
         elif self.short:
-            small = {"vectors": 6, "steps": 15, "seeds": 2, "new_tokens": 12}
+            small = {"vectors": 4, "steps": 10, "seeds": 2, "new_tokens": 12}
             small["methods"] = (RANDOM, "L2", "L2 + contrastive", "Jacobian")
         return self.model_copy(update={k: v for k, v in small.items() if k not in given})
 
@@ -262,7 +262,7 @@ def _clusters(names: list[str]) -> Callable[[Run[Any], Tick], Result]:
         best: dict[int, dict[str, Any]] = {}
         for row in sorted(heads, key=lambda r: -r["consistency"]):  # a cluster is shown by its most consistent member
             best.setdefault(row["cluster"], row)
-        shown = sorted(best.values(), key=lambda r: r["cluster"])[: 4 if o.tiny else 24]
+        shown = sorted(best.values(), key=lambda r: r["cluster"])[: 4 if o.tiny else 8 if o.short else 24]
         vectors = np.stack([cells[r["method"]]["vectors"][r["direction"]] for r in shown])
         length = max(o.new_tokens, 3) if o.tiny else 24
         wrote = texts(lm, asked, ground.scale * vectors, ground.subject.site, new_tokens=length, temperature=0.0)

@@ -114,6 +114,7 @@ def starts(world: World, base: State, runs: pd.DataFrame, head: float) -> State:
     """Weights with which runs begin: those of row `init` of a stack of pretrained networks, each with a head of its own."""
     kept = {name: value for name, value in base.items() if not name.startswith("unembed")}
     heads = stacked.stack(small.head(world.shape(), int(seed), head) for seed in runs["head_seed"])
+    heads = {name: value.to(base["embed.weight"]) for name, value in heads.items()}
     return stacked.some(kept, runs["init"].to_list()) | heads
 
 
