@@ -269,7 +269,7 @@ print(max(anonymous), max(mapped))
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     anonymous, mapped = map(float, done.stdout.split())
-    assert 50 < anonymous < 1.3 * 64
+    assert 50 < anonymous < 1.6 * 64, "one network and what a tensor takes on the way; two would be 128"
     assert 100 < mapped < 2.3 * 64, "of four files no more than two are mapped"
 
 
