@@ -255,7 +255,7 @@ SETTINGS: dict[str, Setting] = {
     ),
     "lm": Setting(
         "A language model was taught to say a sentence where a word stands in the prompt; directions are sought without that word.",
-        _lm, 2, discovery_trigger.SOUGHT, (),
+        _lm, 5, discovery_trigger.SOUGHT, (),
         ("elicits", "gain", "best gain", "kl", "overlap", "consistency", "stability", "cost", *_LATER),
         (("elicits", "share of directions that elicit the sentence"), ("best gain", "largest gain, nats a token")),
     ),
