@@ -206,7 +206,8 @@ def report(options, runs, steps, told, checks, rates) -> str:
     said = (
         f"Largest difference of a loss on a path from the loop by hand {checks['barrier']:.1e}, of a barrier from nngeom's "
         f"{checks['barrier of nngeom']:.1e}, of a loss in the first {EARLY} steps of training "
-        f"{checks['early']:.1e}, of a later one {checks['late']:.1e} (rounding grows; in float64 all steps agree to {checks['float64']:.1e}). Floor of "
+        f"{checks['early']:.1e}, of a later one "
+        f"{checks['late']:.1e} (rounding grows; in float64 all steps agree to {checks['float64']:.1e}). Floor of "
         "the paths at the sgemm rate: "
         f"{plain / rate:.1f} s for plain forwards at every point, {ours / rate:.1f} s for what repscope computes "
         f"({100 * ours / rate / statistics.median(told['repscope, paths']):.0f} % of the time it takes). "

@@ -251,3 +251,18 @@ def test_four_runs_have_clusters_and_what_they_predict(tmp_path, capsys):
     assert len(result.select(metric="ARI")) <= 3
     assert len(result.select(metric="mantel p of ood error", item="Euclidean distance"))
     assert "Are there basins" in Path(told["page"]).read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--points", "61"], "take at most 60"),
+        (["--controls", "-1"], "Controls are 0 or more"),
+        (["--examples", "0"], "examples at least 1"),
+    ],
+)
+def test_numbers_out_of_range_are_told(home, tmp_path, capsys, words, says):
+    asked = ["connect", str(home / "llama-0"), str(home / "llama-1"), "--data", str(home / "lm.txt"), *words]
+    assert run([*asked, "--out", str(tmp_path)]) == 2
+    assert says in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

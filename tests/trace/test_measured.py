@@ -65,3 +65,15 @@ def test_one_strategy_alone_has_no_groups_to_compare():
     found = table(alone)
     assert (ESTIMATE, "ratio", GAP) not in found
     assert (ESTIMATE, "height", f"within: {GAP}") in found
+
+
+def test_shuffled_groups_of_each_kind_of_run_stand_apart_and_nothing_is_divided_by_nothing():
+    measured = held(0.1)
+    assert (SHUFFLED, "ratio", GAP) in table(measured)
+    assert ("no nudge, groups shuffled", "ratio", GAP) in table(measured, condition="no nudge")
+    flat = Curves(
+        12, measured.curves.pairs, measured.curves.alphas, {"loss": np.ones_like(measured.curves.losses["loss"])}
+    )
+    found = table(Measured(flat, measured.euclidean, measured.behaviour, measured.quality, measured.arms))
+    assert (SHUFFLED, "ratio", GAP) not in found
+    assert np.isnan(found[ESTIMATE, "ratio", GAP]["value"])

@@ -4,7 +4,7 @@ import json as jsonlib
 
 from repscope.cli.shared import RUNS, Fresh, Json, Out, app, print_table
 
-_PRINTED = 24  #: lines that a terminal shows
+_PRINTED = 24  #: rows that a terminal shows
 
 
 @app.command
@@ -53,7 +53,7 @@ def connect(
     rows = rows_of(found)
     title = "Heights of losses between networks, with 95 % intervals over examples"
     if len(rows) > _PRINTED:
-        title += f"; the first {_PRINTED} of {len(rows)} lines, the page and its run have all"
+        title += f"; the first {_PRINTED} of {len(rows)} rows, the page and its run have all"
     print_table(rows[:_PRINTED], title=title)
     for line in [*found.answer, *found.result.notes, page]:
         print(line)

@@ -144,6 +144,11 @@ def resolved(texts: Texts, classes: Mapping[int, str]) -> Int[np.ndarray, "examp
     held = f"the classifier has {len(classes)} classes: " + ", ".join(
         f"{k} {v}" for k, v in sorted(classes.items())[:8]
     )
+    if named := [label for label in texts.labels if label in numbers and not label.removesuffix(".0").isdigit()]:
+        wrong = next(label for label in texts.labels if label not in numbers)
+        raise UserError(
+            f"{texts.name} has the label {wrong!r} beside {named[0]!r}, and {held}; map the labels to these."
+        )
     for label in texts.labels:
         whole = label.removesuffix(".0")
         if not whole.isascii() or not whole.isdigit() or int(whole) not in classes:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from repscope import __version__, stats
 from repscope.disk import whole_file
@@ -43,6 +43,7 @@ RISE = "rise"
 UNIT = "example"
 _LIBRARIES = ("torch", "transformers", "numpy")
 _CELLS = "cells.jsonl"
+_MOST_POINTS = 60  #: the convexity gap looks at every part of a line, for every draw of its interval
 
 
 @dataclass(frozen=True)
@@ -88,16 +89,20 @@ def connected(asked: Asked, out: Path, *, fresh: bool = False) -> Connected:
     """
     if asked.points < 3:
         raise UserError(f"A path of {asked.points} points has no inside; take at least 3.")
+    if asked.points > _MOST_POINTS:
+        raise UserError(f"{asked.points} points are more than a line needs; take at most {_MOST_POINTS}.")
+    if asked.controls < 0 or (asked.examples is not None and asked.examples < 1):
+        raise UserError("Controls are 0 or more, and examples at least 1; leave --examples away for all.")
     started = time.perf_counter()
     between = subject(asked)
-    pairs = all_pairs(len(between.names))
+    pairs = _spread(all_pairs(len(between.names)), asked.controls, between.arm)
     folder = out / _name(asked, between)
     cells = folder / _CELLS
     if fresh:
         cells.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ".lock").touch()  # what makes a folder a run
-    controls = min(max(0, asked.controls), len(pairs))
+    controls = min(asked.controls, len(pairs))
     try:
         found = between.walk(pairs, controls, cells)
     except UserError:
@@ -111,6 +116,18 @@ def connected(asked: Asked, out: Path, *, fresh: bool = False) -> Connected:
     made = Connected(asked, between, result, time.perf_counter() - started, folder)
     _written(made)
     return made
+
+
+def _spread(pairs: Pairs, first: int, arm: Shaped[np.ndarray, "run"] | None) -> Pairs:
+    """The pairs with those that get a control in front: evenly over all, where arms are known half of them across arms."""
+    across = np.zeros(len(pairs), dtype=bool) if arm is None else arm[pairs[:, 0]] != arm[pairs[:, 1]]
+    halves = [np.flatnonzero(across), np.flatnonzero(~across)]
+    counts = [min(len(halves[0]), (first + 1) // 2), 0]
+    counts[1] = min(len(halves[1]), first - counts[0])
+    taken = [half[np.linspace(0, len(half) - 1, count).astype(int)] for half, count in zip(halves, counts) if count]
+    front = np.concatenate(taken) if taken else np.zeros(0, dtype=int)
+    order = np.concatenate([front, np.setdiff1d(np.arange(len(pairs)), front)])
+    return np.asarray(pairs[order])
 
 
 def rows_of(found: Connected) -> list[dict[str, Any]]:
@@ -222,7 +239,11 @@ def _sentence(found: Connected, loss: str) -> str:
     if not control:
         return f"{said}."
     which = "; on those with a control it rises" if several else "; it rises"
-    return f"{said}{which} by {risen} above the first network's, and by {control} as far in a random direction."
+    count = len(found.result.select(metric=metric_of(loss, RISE), condition=RANDOM))
+    values = found.result.arrays[f"line {loss}"][:count]
+    own = float(np.median(np.maximum(0.0, values[:, -1] - values[:, 0])))
+    ends = f" ({own:.3g} of it the second network's own loss)" if own > 5e-7 else ""
+    return f"{said}{which} by {risen} above the first network's{ends}, and by {control} as far in a random direction."
 
 
 def _pooled(result: Result, metric: str, unit: str = "", *, matched: bool = True) -> tuple[str, str]:

@@ -155,8 +155,8 @@ def section(result: Result, gap: Matrix) -> Section:
         "Two clusters are always found. They mean something where they tell what runs do on data that they "
         "were not clustered by, more than the plain loss does, and more than plain distances of weights tell.",
         (
-            Figure(charts.distances(frame, value_title="convexity gap", top=top), "Convexity gaps", f"Ordered by {way}.",
-                   small=True),
+            Figure(charts.distances(frame, value_title="convexity gap", top=top), "Convexity gaps",
+                   f"Ordered by {'arm, then by ' if 'arm' in side else ''}{way}.", small=True),
             Figure(
                 charts.scattered(points, x_title=PLAIN, y_title=behaviour), "What runs do, beside how well they do",
                 "A point a run.", small=True,

@@ -14,7 +14,7 @@ from repscope.studies.told import facts, number
 from repscope.trace.basins import average_linkage, double_centred
 from repscope.trace.connectivity import GAP, HEIGHTS
 from repscope.trace.interpolated import Curves
-from repscope.trace.measured import EUCLIDEAN, SHUFFLED
+from repscope.trace.measured import EUCLIDEAN, SHUFFLED, shuffled
 
 if TYPE_CHECKING:
     from repscope.studies.paths import PathsOptions
@@ -111,7 +111,7 @@ def _told(run: Run[Any]) -> list[str]:
             f"{number(gaps[_REBASIN])} after weight matching; between a run and a permuted copy {number(gaps[_COPIES[0]])}, and "
             f"{number(gaps[_COPIES[1]])} after it."
         )
-    return [*said, *_weak(run)]
+    return [*said, *_weak(run), *_of_the_table(run)]
 
 
 def _tests(rows: dict[tuple[str, str, str], dict[Any, Any]], n: int) -> list[str]:
@@ -130,6 +130,12 @@ def _tests(rows: dict[tuple[str, str, str], dict[Any, Any]], n: int) -> list[str
         if parts
         else []
     )
+
+
+def _of_the_table(run: Run[Any]) -> list[str]:
+    """What a published table says: how well the cluster tells the score, and how well it tells in-domain accuracy."""
+    notes = run.results["published"].notes if "published" in run.results else ()
+    return [f"The published table: {note}" for note in notes if ": AUC " in note]
 
 
 def _weak(run: Run[Any]) -> list[str]:
@@ -211,18 +217,16 @@ def _matrices(run: Run[Any]) -> Section:
 def _ratios(run: Run[Any]) -> Figure:
     lines: list[dict[str, Any]] = []
     for i in _inits(run):
-        for condition in (_PLANTED, "matched on ID loss", _PLAIN, SHUFFLED):
+        for condition in (_PLANTED, "matched on ID loss", SHUFFLED, _PLAIN, shuffled(_PLAIN)):
             for step in (f"planted {i}", f"plain {i}"):
                 table = run.results[step].select(metric="ratio", item=GAP, condition=condition)
                 for r in table.to_dict("records"):
-                    name = "planted" if condition == _PLANTED else condition
-                    if condition == SHUFFLED:
-                        name = "arms shuffled" if step.startswith("planted") else "strategies shuffled"
+                    name = {_PLANTED: "planted", SHUFFLED: "arms shuffled"}.get(condition, condition)
                     row = {"name": f"pretraining {i}, {name}", **{k: r[k] for k in ("value", "lo", "hi", "n")}}
                     if row["name"] not in {line["name"] for line in lines}:
                         lines.append(row)
     frame = pd.DataFrame(lines)
-    controls = [name for name in frame["name"] if "shuffled" in name or name.endswith("no nudge")]
+    controls = [name for name in frame["name"] if name.endswith(("shuffled", "no nudge"))]
     return Figure(
         grids.points(frame, value_title="convexity gap across groups / within", controls=controls, label_limit=230),
         "Across groups over within",

@@ -23,6 +23,8 @@ def gain(row: Mapping[Any, Any]) -> str:
 
 def _spelt(row: Mapping[Any, Any], sign: str) -> str:
     held = [float(row[key]) for key in ("value", "lo", "hi")]
+    if not isfinite(held[0]):
+        return "not known"
     largest = max((abs(x) for x in held if isfinite(x)), default=0.0)
     digits = 2 if largest >= 0.095 or largest < 5e-7 else min(6, 1 - floor(log10(largest)))
     value, lo, hi = (f"{x:{sign}.{digits}f}" for x in held)

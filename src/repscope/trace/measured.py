@@ -28,7 +28,7 @@ from repscope.trace.connectivity import GAP, HEIGHTS
 from repscope.trace.interpolated import Curves
 from repscope.trace.scores import bimodality, separation
 
-SHUFFLED = "shuffled arms"
+SHUFFLED = "shuffled arms"  #: of planted arms; of other runs "…, groups shuffled"
 EUCLIDEAN = "Euclidean distance"
 _SHUFFLES = 200
 
@@ -74,7 +74,7 @@ def rows(held: Measured, *, seed: int = 0, permutations: int = 1000, **where: An
     found = [row(stats.mean(runs[held.groups == g, k], unit="run", seed=seed), names[k], str(g))
              for g in np.unique(held.groups) for k in range(2)]  # fmt: skip
     for more in (
-        _heights(held, row, seed),
+        _heights(held, row, seed, condition),
         _mantel(held, row, seed, permutations),
         _clusters(held, row, seed, permutations),
         _confounds(held, row, seed),
@@ -92,7 +92,7 @@ def _two_groups(groups: Shaped[np.ndarray, "run"]) -> bool:
     return len(sizes) == 2 and int(sizes.min()) >= 2
 
 
-def _heights(held: Measured, row: Make, seed: int) -> Iterable[Row]:
+def _heights(held: Measured, row: Make, seed: int, condition: str) -> Iterable[Row]:
     groups = held.groups
     rng = np.random.default_rng(seed)
     pairs = basins.upper(groups[:, None] == groups)
@@ -106,15 +106,22 @@ def _heights(held: Measured, row: Make, seed: int) -> Iterable[Row]:
         if not _two_groups(groups) or (matrix < 0).any():
             continue
         yield row(basins.across_within(matrix, groups, seed), "ratio", how, definition="mean across groups / within")
-        null = [_ratio(matrix, rng.permutation(groups)) for _ in range(_SHUFFLES)]
-        yield row(
-            stats.null(null, unit="shuffle"), "ratio", how, definition="mean across groups / within", condition=SHUFFLED
-        )
+        null = np.array([_ratio(matrix, rng.permutation(groups)) for _ in range(_SHUFFLES)])
+        if np.isfinite(null).any():
+            told = stats.null(null[np.isfinite(null)], unit="shuffle")
+            yield row(told, "ratio", how, definition="mean across groups / within", condition=shuffled(condition))
 
 
 def _ratio(matrix: Matrix, groups: Shaped[np.ndarray, "run"]) -> float:
+    """NaN where nothing rises within the groups, as of the groups themselves."""
     same, values = basins.upper(groups[:, None] == groups), basins.upper(matrix)
-    return float(values[~same].mean() / max(values[same].mean(), 1e-300))
+    within = float(values[same].mean())
+    return float(values[~same].mean()) / within if within > 0 else float("nan")
+
+
+def shuffled(condition: str) -> str:
+    """The condition of the same runs with their groups shuffled."""
+    return SHUFFLED if condition == ESTIMATE else f"{condition}, groups shuffled"
 
 
 def _mantel(held: Measured, row: Make, seed: int, permutations: int) -> Iterable[Row]:
