@@ -72,7 +72,8 @@ def _told(run: Run[Any]) -> list[str]:
     """What contrastive objectives change against L2, paired by seed; every number is a cell of the table."""
     table = _rows(run)
     gains = {r["item"]: r for r in table[table["metric"] == "gain"].to_dict("records")}
-    said = [f"All vectors have the length {_scale(run)}."]
+    source = str(run.results["scale"].table["site"].iloc[0])
+    said = [f"All vectors act at {source} and have the length {_scale(run)}."]
     values = {(r["item"], r["metric"]): r for r in table[table["metric"] != "gain"].to_dict("records")}
     for name, words in _BESIDE.items():
         if f"{name}: overlap" not in gains:
