@@ -114,7 +114,7 @@ class CheckpointSet:
             for step, state in states.items():
                 for i, known in enumerate(table.to_dict("records")):
                     name = f"{known['run']}/step-{step:06d}.safetensors"
-                    _save(partial / name, one(state, i))
+                    save(partial / name, one(state, i))
                     rows.append(
                         {"run": known["run"], "step": step, "path": name} | {str(k): v for k, v in known.items()}
                     )
@@ -323,7 +323,8 @@ def _shape(file: Path) -> Shape | None:
         raise UserError(f"{file} does not hold the sizes of a small transformer ({error}).") from error
 
 
-def _save(path: Path, state: Mapping[str, Tensor]) -> None:
+def save(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write weights as one file of safetensors, whole or not at all."""
     from safetensors.torch import save_file
 
     with whole_file(path) as partial:

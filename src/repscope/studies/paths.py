@@ -33,7 +33,7 @@ from repscope.trace import arms, recipes
 from repscope.trace.arms import Tuning, World
 from repscope.trace.connectivity import HEIGHTS, height
 from repscope.trace.interpolated import POINTS, Curves, Evaluate, all_pairs, curves
-from repscope.trace.measured import SHUFFLED, Measured, rows
+from repscope.trace.measured import Measured, rows
 from repscope.trace.symmetries import symmetries
 from repscope.trace.training import Schedule
 from repscope.trace.weight_matching import match, permuted
@@ -379,5 +379,3 @@ PATHS = Study(
     headline=headline,
     trains="small-transformers",
 )
-
-__all__ = ["PATHS", "SHUFFLED", "PathsOptions"]

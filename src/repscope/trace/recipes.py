@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from repscope import __version__
 from repscope.errors import UserError, unknown
 from repscope.models import stacked
-from repscope.models.checkpoints import CheckpointSet
+from repscope.models.checkpoints import CheckpointSet, save, tensors
 from repscope.models.stacked import State
 from repscope.progress import progress
 from repscope.trace import arms
@@ -24,10 +25,6 @@ from repscope.trace.arms import Tuning, World
 
 #: recipe → arms, each of which gets as many runs as are asked for
 RECIPES: dict[str, tuple[str, ...]] = {"planted": ("rule", "bag"), "plain": ("none",)}
-SAYS = {
-    "planted": "two arms, whose first steps told rule and heuristic apart, one way each; then data that do not",
-    "plain": "one arm, on data that do not tell them apart",
-}
 
 
 @dataclass(frozen=True)
@@ -113,12 +110,12 @@ def train(asked: Training, folder: str | Path) -> CheckpointSet:
         descent = arms.descent(asked.world, base, table, asked.tuning)
         if (partial / "descent.safetensors").is_file():
             descent.load(partial / "descent.safetensors")
-        states = {s: _loaded(partial / f"step-{s}.safetensors") for s in kept if s <= descent.step}
+        states = {s: dict(tensors(partial / f"step-{s}.safetensors")) for s in kept if s <= descent.step}
         advance(descent.step * len(table))
         rests = sorted({*kept, *range(0, steps, max(1, steps // 10))} - set(states))
         for step, state in descent.until(rests, lambda amount: advance(amount * len(table))):
             if step in kept:
-                _saved(state, partial / f"step-{step}.safetensors")
+                save(partial / f"step-{step}.safetensors", state)
                 states[step] = state
             descent.save(partial / "descent.safetensors")
     table = table.drop(columns="init").assign(init=[f"pretraining {i}" for i in table["init"]])
@@ -131,32 +128,15 @@ def train(asked: Training, folder: str | Path) -> CheckpointSet:
 def _pretrained(asked: Training, partial: Path, tick: arms.Tick) -> State:
     path = partial / "pretrained.safetensors"
     if path.is_file():
-        return _loaded(path)
+        return dict(tensors(path))
     base = arms.pretrained(asked.world, [asked.seed * 1009 + i for i in range(asked.inits)], [asked.fork], tick)[
         asked.fork
     ]
-    _saved(base, path)
+    save(path, base)
     return base
 
 
-def _saved(state: State, path: Path) -> None:
-    from safetensors.torch import save_file
-
-    from repscope.disk import whole_file
-
-    with whole_file(path) as part:
-        save_file(state, part)
-
-
-def _loaded(path: Path) -> State:
-    from safetensors.torch import load_file
-
-    return dict(load_file(path))
-
-
 def _forget(partial: Path) -> None:
-    import shutil
-
     shutil.rmtree(partial, ignore_errors=True)
     if partial.parent.is_dir() and not any(partial.parent.iterdir()):
         partial.parent.rmdir()
