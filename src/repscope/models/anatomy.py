@@ -192,10 +192,11 @@ def _maps(s: _Seen) -> bool:
 def _no_state(s: _Seen, layer: int, shape: tuple[int, ...]) -> str:
     """Why what a block takes is no (row, token, feature) of its own; empty where it is."""
     assert s.taken is not None
+    sizes = " × ".join(map(str, s.taken.shape))
     if s.taken.dim() > 3:
-        return f"block {layer} takes {' × '.join(map(str, s.taken.shape))} for {shape[0]} rows: parallel streams, not one residual stream"
+        return f"block {layer} takes {sizes} for {shape[0]} rows: parallel streams, not one residual stream"
     if tuple(s.taken.shape[: len(shape)]) != shape:
-        return f"block {layer} takes {' × '.join(map(str, s.taken.shape))}, which is no vector for each token"
+        return f"block {layer} takes {sizes}, which is no vector for each token"
     if s.calls > 1:
         return f"block {layer} runs {s.calls} times in one pass, so it has no one output"
     return ""

@@ -172,7 +172,8 @@ def _prompt_pass(
         attention = Explicit()
         arguments: dict[str, Any] = net.plain()
         if cache is not None:
-            held = _apart(cache, attention) if split else copy.deepcopy(cache)
+            own = copy.deepcopy(cache)  # some families keep more in it than keys and values
+            held = _apart(own, attention) if split else own
             arguments = {net.cache_name: held} | net.plain(use_cache=True)
 
         places = (slice(first, last), slice(read_from, read_to))

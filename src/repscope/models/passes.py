@@ -129,7 +129,8 @@ class TokenNetwork(ProvedNetwork):
         cut: list[Int[np.ndarray, row]] = []
         for batch in planned.batches:
             together = planned.ids.lengths[batch] < below
-            cut += [part for part in (batch[together], *np.split(batch[~together], (~together).sum())) if len(part)]
+            cut += [batch[together]] if together.any() else []
+            cut += [batch[i : i + 1] for i in np.flatnonzero(~together)]
         return replace(planned, batches=cut, why=f"{planned.why}; one at a time: {why}")
 
     def unpackable(self, ids: Ragged, sites: Sequence[Site]) -> str:

@@ -6,10 +6,10 @@ families. It is tried on the network and compared with the plain passes of each 
 1. `switch_lengths` are the lengths at which the configuration says that the network changes its behaviour: windows, chunks, the
    trained length of rotary scaling. The lengths below the first of them are level 0, those from it on level 1, and so on.
 2. A trial at level 0 takes prompts of 1 to 9 tokens; at level n the prompts have one token less and one more than the n-th switch
-   length, and a short one stands beside them.
+   length, and twice as many, and a short one stands beside them.
 3. A path holds for a prompt where it holds at the prompt's level and at all below. Otherwise the reason is kept: such prompts run
    one at a time, which is right by definition, or the operation is refused.
-4. A trial that would take longer than the fast path saves is not made, and the prompts run one at a time.
+4. A trial at level 1 or above waits until runs that it would serve have twice its tokens; until then prompts run one at a time.
 """
 
 import re
@@ -35,12 +35,13 @@ class Proofs:
     """What was tried on one network.
 
     switches: lengths at which its behaviour changes. most: tokens that it takes, None for no bound. found: fast path and level →
-    why it does not hold, empty where it does.
+    why it does not hold, empty where it does. wanted: fast path and level → tokens of runs that it would have served so far.
     """
 
     switches: tuple[int, ...]
     most: int | None
     found: dict[tuple[str, int], str] = field(default_factory=dict)
+    wanted: dict[tuple[str, int], float] = field(default_factory=dict)
 
     def level(self, length: int) -> int:
         """How many switch lengths a prompt of so many tokens has reached."""
@@ -52,7 +53,7 @@ class Proofs:
         if level == 0:
             return [n for n in _SHORT if n < first and n <= (self.most or n)] or [1]
         switch = self.switches[level - 1]
-        around = [switch + 1, switch - 1, min(5, max(1, switch // 2))]
+        around = [switch + 1, switch - 1, min(5, max(1, switch // 2)), 2 * switch]
         return list(dict.fromkeys(n for n in around if 0 < n <= (self.most or n)))
 
     def refused(self, path: str, longest: int, trial: Trial, worth: float = float("inf")) -> str:
@@ -67,12 +68,13 @@ class Proofs:
         trial
             Given the tokens of its prompts, says why the path does not hold.
         worth
-            Tokens of the run that the path is for.
+            Tokens of the run that the path is for; those of earlier runs are added.
         """
         for level in range(self.level(longest) + 1):
             if (path, level) not in self.found:
                 lengths = self.lengths(level)
-                if level and _WORTH * sum(lengths) > worth:
+                self.wanted[path, level] = self.wanted.get((path, level), 0.0) + worth
+                if level and _WORTH * sum(lengths) > self.wanted[path, level]:
                     return f"to prove it for {lengths[0]} tokens would take longer than it saves"
                 self.found[path, level] = trial(lengths)
             if why := self.found[path, level]:

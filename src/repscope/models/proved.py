@@ -249,19 +249,15 @@ class ProvedNetwork(Sited):
             rows = [np.concatenate([long[:cut], part]) for part in self.trial([end - cut for end in ends])]
             try:
                 cache = self.cache()
-                self.outputs(
-                    input_ids=torch.from_numpy(long[None, :cut]).to(self.device),
-                    **{self.cache_name: cache},
-                    **self.plain(True),
-                )
+                before = torch.from_numpy(long[None, :cut]).to(self.device)
+                self.outputs(input_ids=before, **{self.cache_name: cache}, **self.plain(True))
                 ids, sizes = padded([row[cut:] for row in rows], self.pad)
                 out = self.outputs(**self.inputs(ids, sizes, cache))
                 ours = [one[: len(row) - cut] for one, row in zip(out, rows, strict=True)]
             except _STOPS as error:  # a family whose cache is of another kind: its prompts run whole
                 return f"it does not go on from a cache of keys and values ({type(error).__name__})"
-            if why := differing(
-                ours, [self.alone(row)[cut:] for row in rows], self.agree, f"after a cached prefix of {cut} tokens"
-            ):
+            theirs = [self.alone(row)[cut:] for row in rows]
+            if why := differing(ours, theirs, self.agree, f"after a cached prefix of {cut} tokens"):
                 return why
         return ""
 
@@ -287,7 +283,10 @@ class ProvedNetwork(Sited):
 
     def _generation_differs(self, way: "Generation", lengths: Sequence[int]) -> str:
         """Why the logits of steps that are generated this way are not those of plain passes; empty where they are."""
-        prompts = [row[: max(1, len(row) - 2)] for row in self.trial(lengths)]
+        prompts = [
+            row[: max(1, len(row) - 2)]
+            for row in self.trial(lengths if way.batch or max(lengths) < 10 else lengths[:1])
+        ]
         new = np.stack(self.trial([_STEPS] * len(prompts)))
         try:
             ours = self.forced(way, prompts, new)
@@ -307,7 +306,8 @@ class ProvedNetwork(Sited):
     ) -> list[Float[Tensor, "step vocab"]]:
         """The logits of every step in which prompts are continued by given tokens, for each prompt."""
         out: list[Float[Tensor, "step vocab"]] = []
-        for group in [np.arange(len(prompts))] if way.batch else np.arange(len(prompts))[:, None]:
+        each = range(len(prompts))
+        for group in [list(each)] if way.batch else [[i] for i in each]:
             ids, sizes = padded([prompts[i][::-1] for i in group], self.pad)
             with self.unedited(), at_rest(self.model), self.taps.settled() as state:
                 state.rewind()

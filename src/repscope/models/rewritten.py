@@ -1,7 +1,7 @@
 """Rewritten state: what a network itself changes while it runs, put back between passes. Knows modules and tensors, never text.
 
-Some networks write into their own buffers and attributes in a forward pass: rotary embeddings whose frequencies depend on the length
-of the input (longrope, dynamic scaling) keep what the last input needed. A pass then depends on the passes before it.
+Some networks write into their own buffers and attributes in a forward pass: rotary embeddings whose frequencies depend on the
+length of the input (longrope, dynamic scaling) keep what the last input needed. A pass then depends on the passes before it.
 
 1. The buffers, tensors and numbers of every module that holds any are noted when the network is handed in.
 2. Before each pass, and after the last one, what passes have changed is put back: every pass begins as the first one did, and the
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 _MOST = (
     1 << 16
-)  #: numbers of a tensor that is copied; larger ones are constants (masks, tables), of which the object is noted alone
+)  #: numbers of a tensor that is copied; of larger ones, which are constants (masks, tables), the object is noted
 
 
 @dataclass
