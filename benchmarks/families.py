@@ -2,10 +2,10 @@
 
     python benchmarks/families.py [--write] [NAME …]
 
-1. Every class that `AutoModelForCausalLM` knows is built with a tiny configuration: fields that its configuration has are made small,
-   nothing is looked up by family but the few in `_MORE`.
-2. Every operation runs on prompts of several lengths, on both sides of every length at which the configuration changes its behaviour,
-   and is compared with plain torch: one prompt at a time, no cache, no engine.
+1. Every class that `AutoModelForCausalLM` knows is built with a tiny configuration: fields that its configuration has are made
+   small, nothing is looked up by family but the few in `_MORE`.
+2. Every operation runs on prompts of several lengths, on both sides of every length at which the configuration changes its
+   behaviour, and is compared with plain torch: one prompt at a time, no cache, no engine.
 3. The cell says how it ran: "proved" in fast passes that were proved on the network, "alone" one prompt at a time, "no cache" for
    generation that runs the whole text at each step, or "–" where it is refused; a refusal's reason stands below the table. A result
    that is not that of plain torch is WRONG, and the script then fails.
@@ -78,10 +78,29 @@ _DYNAMIC = {
 }
 #: What some classes want beyond small sizes, and variants under names of their own.
 _MORE = {
-    "bamba": {"attn_layer_indices": [1, 3]},
+    "bamba": {"attn_layer_indices": [1, 3], "layers_block_type": None, "layer_types": None},
+    "falcon_h1": {"layers_block_type": None, "layer_types": None},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "zamba2": {
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+        "num_key_value_heads": 4,
+        "n_mamba_heads": 8,
+        "mamba_headdim": 8,
+        "layer_types": None,
+        "layers_block_type": ["mamba", "hybrid"] * 2,
+    },
+    "zamba": {
+        "attention_head_dim": 16,
+        "attention_hidden_size": 64,
+        "num_key_value_heads": 4,
+        "n_mamba_heads": 2,
+        "layer_types": None,
+        "layers_block_type": ["mamba", "hybrid"] * 2,
+    },
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
-    "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
+    "recurrent_gemma": {"block_types": ["recurrent", "attention"], "layers_block_type": None, "layer_types": None},
     "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [16, 16]},
     "zaya": {"num_experts_per_tok": 1},
     "phi3, longrope": {"original_max_position_embeddings": 24, "rope_parameters": _LONG_ROPE},
@@ -111,6 +130,7 @@ def build(name):
         if (types := getattr(plain, field, None)) and not fixed(field):
             fields[field] = (list(dict.fromkeys(types)) * 4)[:4]
     fields |= _MORE.get(name, {})
+    fields = {k: v for k, v in fields.items() if v is not None}
     with torch.device("meta"):
         size = sum(p.numel() for p in kind(made(**fields)).parameters())
     if size > 4_000_000:
@@ -139,6 +159,7 @@ class Plain:
         return model(input_ids=torch.tensor([row]), **self.lm.plain()).logits[0]
 
     def greedy(self, row, steps):
+        """The likeliest new tokens, the whole text run again for each."""
         row = list(row)
         for _ in range(steps):
             row.append(int(self.run(row)[-1].argmax()))
@@ -183,7 +204,7 @@ def cells(lm, model):
         return "proved"
 
     def batch():
-        below, why = lm.batched_below(longest)
+        _, why = lm.batched_below(longest)
         return "alone" if why else "proved"
 
     def packed():
@@ -237,7 +258,7 @@ def cells(lm, model):
         vector = torch.randn(lm.anatomy.width, generator=torch.Generator().manual_seed(1))
         some = [rows[1], rows[2], rows[-1]]
         jac = lm.jacobian(some, "resid_post.0", f"resid_post.{lm.blocks - 1}", source_tokens="last")
-        ours = np.asarray(jac.vjp(vector.expand(len(some), -1).numpy()))
+        ours = np.asarray(jac.vjp(vector[None].numpy())).reshape(len(some), -1)
         return "proved" if all(near(a, truth(r, vector), 1e-3) for a, r in zip(ours, some)) else "WRONG"
 
     @torch.no_grad()
@@ -319,10 +340,8 @@ def main(arguments):
         print("WRONG", one)
     if write:
         path = Path(__file__).parents[1] / "docs" / "engine.md"
-        begin, end = (
-            f"<!-- families {transformers.__version__.split('.')[1] != '0' and 'newest' or 'oldest'}: {w} -->"
-            for w in ("begin", "end")
-        )
+        which = "oldest" if transformers.__version__.startswith("5.0.") else "newest"
+        begin, end = (f"<!-- families, {which} transformers: {edge} -->" for edge in ("begin", "end"))
         head, _, rest = path.read_text().partition(begin)
         said = f"{len(rows)} families of transformers {transformers.__version__}, tiny random models, float32 on a CPU."
         path.write_text(f"{head}{begin}\n{said}\n\n{text}\n{end}{rest.partition(end)[2]}")

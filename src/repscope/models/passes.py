@@ -157,6 +157,9 @@ class TokenNetwork(ProvedNetwork):
 
         `numbers` says which prompts these are to the installed edits, where they are not all of them.
         """
+        for site in sites:
+            if site.kind == "module":
+                self.laid_out(site)
         offsets = rows_of(encoded, picked)
         if planned.tree is not None:
             run_packed(self, self._packed_inputs, sites, encoded, planned, picked, offsets, sink, causal=self.causal)
@@ -219,6 +222,9 @@ class TokenNetwork(ProvedNetwork):
         `scalar` is given the vectors read and which prompts they are; `hooks` hang on the network meanwhile.
         """
         target, position = read
+        for site in (*sites, target):
+            if site.kind == "module":
+                self.laid_out(site)
         offsets = rows_of(encoded, picked)
         longest = int(encoded.ids.lengths.max())
         planned = self.kept_apart(

@@ -26,7 +26,8 @@ from repscope.models.fingerprint import Source
 from repscope.models.gather import padded
 from repscope.models.generation import forced_logits
 from repscope.models.proofs import Proofs, differing, prompts_of, special_ids, switch_lengths
-from repscope.models.sited import Sited
+from repscope.models.sited import Sited, tapped
+from repscope.models.sites import Site
 from repscope.models.taps import at_rest, first_tensor
 
 _STOPS = (
@@ -180,6 +181,34 @@ class ProvedNetwork(Sited):
             raise ValueError("the network gives no vector for each token")
         rows = next(v for v in inputs.values() if isinstance(v, Tensor)).shape[:2]
         return out if out.dim() > 2 else torch.unflatten(out, 0, rows)
+
+    def laid_out(self, site: Site) -> None:
+        """See that what a raw module gives has a row for each prompt, and in it a vector for each token: seen once, on two passes.
+
+        Raises
+        ------
+        UserError
+            When it has not: another axis comes first (parallel streams), or there is none for tokens.
+        """
+        why = self.proofs.refused(f"layout of {site}", 0, lambda _: self._layout_differs(site))
+        if why:
+            raise UserError(f"{site} cannot be read by prompt and token: {why}.")
+
+    def _layout_differs(self, site: Site) -> str:
+        rows = np.stack(self.trial([5, 5, 5]))
+        seen: list[Tensor] = []
+        with self.unedited(), at_rest(self.module), tapped(self.taps, [(self.tap(site), seen.append)]) as run:
+            for some in (rows, rows[2:]):
+                run(input_ids=torch.from_numpy(some).to(self.device), **self.plain())
+        whole, one = seen
+        if whole.dim() == 2 and len(whole) == rows.size:  # rows and tokens as one axis
+            whole, one = torch.unflatten(whole, 0, rows.shape), torch.unflatten(one, 0, (1, rows.shape[1]))
+        shape = " × ".join(map(str, whole.shape))
+        if whole.dim() < 3 or whole.shape[:2] != rows.shape:
+            return f"for 3 prompts of 5 tokens it is {shape}"
+        if self.batches(5) and whole.is_floating_point() and not self.agree(whole[2:], one):
+            return f"for 3 prompts of 5 tokens it is {shape}, and what stands third is not the third prompt's"
+        return ""
 
     def trial(self, lengths: Sequence[int]) -> list[Int[np.ndarray, "token"]]:
         """Random prompts of these lengths for a proof."""

@@ -190,7 +190,7 @@ def _identities(subject: Subject) -> _Measured:
 
 
 def _padded(subject: Subject) -> _Measured:
-    lm, sites = subject.lm, [*subject.posts, subject.lm.last]
+    lm, sites = subject.lm, subject.sites
     below, why = lm.batched_below(max(map(len, subject.lengths)))
     ids = [row for row in subject.lengths if len(row) < below]
     if len(ids) < 2:
@@ -200,7 +200,7 @@ def _padded(subject: Subject) -> _Measured:
 
 
 def _prefix(subject: Subject) -> _Measured:
-    sites = [*subject.posts, subject.lm.last]
+    sites = subject.sites
     if not subject.lm.causal:
         raise Inapplicable("it is not causal: later tokens reach earlier ones, so no prefix is shared")
     if why := subject.lm.prefix_refused(max(map(len, subject.ids))):
@@ -222,7 +222,7 @@ def _prefix(subject: Subject) -> _Measured:
 
 
 def _packed(subject: Subject) -> _Measured:
-    sites = [*subject.posts, subject.lm.last]
+    sites = subject.sites
     half = subject.longest[: len(subject.longest) // 2]
     ids = [np.concatenate([half, row]) for row in subject.ids] + [np.append(row, row[0]) for row in subject.lengths]
     detail = ""

@@ -66,6 +66,14 @@ class Subject:
         return found
 
     @property
+    def sites(self) -> list[Site]:
+        """What is compared between ways to run: the output of every block, and what the head reads."""
+        found = [site for site in (self.lm.anatomy.taps if self.lm.anatomy else {}) if site.kind == "resid_post"]
+        if not found and not (self.lm.anatomy and Site("final_norm") in self.lm.anatomy.taps):
+            raise Inapplicable("no transformer blocks were found in it")
+        return list(dict.fromkeys([*found, self.lm.last]))
+
+    @property
     def middle(self) -> Site:
         """The output of a block that others follow, where there are two or more."""
         return self.posts[(len(self.posts) - 1) // 2]
@@ -117,7 +125,7 @@ class Subject:
         def sink(site: Site, destination: Int[np.ndarray, "row"], hidden: Tensor) -> None:
             held[site].update(zip(destination.tolist(), hidden.clone()))
 
-        whole = packed(rows, len(rows.flat) // 3, share=self.lm.causal)
+        whole = packed(rows, 2 * len(rows.flat) // 3, share=self.lm.causal)
         encoded = Encoded(rows, np.zeros(len(rows), dtype=np.int64), rows.lengths)
         self.lm.run(list(held), encoded, whole, Tokens("all"), sink)
         return [torch.stack([held[site][i] for i in sorted(held[site])]) for site in sites]
@@ -170,6 +178,7 @@ def _ids(lm: LanguageModel, prompts: Iterable[PromptLike] | None) -> list[Int[np
     return [row[: min(most, room)] for row, most in zip(held, _TEXTS.values())]
 
 
+_COMPARED = 1 << 16  #: numbers of a buffer that is compared by its values
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
 
 
@@ -195,4 +204,7 @@ def state(lm: LanguageModel) -> dict[str, Any]:
         held[f"precision of {name}"], held[f"device of {name}"] = p.dtype, p.device
         held[f"requires_grad of {name}"] = p.requires_grad
         held[f"values of {name}"] = (id(p), None if p.is_inference() else p._version)
+    for name, b in model.named_buffers():  # some networks write into their own and have it put back, which is a write too
+        if not b.is_meta and b.numel() <= _COMPARED:
+            held[f"values of {name}"] = b.detach().cpu().double().numpy().tobytes()
     return held
