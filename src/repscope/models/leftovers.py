@@ -109,7 +109,7 @@ def taken(
     ignored = [re.compile(p) for p in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
     copies = {
         target
-        for target, source in (getattr(model, "all_tied_weights_keys", None) or {}).items()
+        for target, source in _ties(model).items()
         if source in digests and digests.get(target) == digests[source]
     }
 
@@ -126,12 +126,19 @@ def _head(name: str, model: Any, outside: bool) -> bool:
     return outside or (not model.can_generate() and _OTHER_HEAD.search(name) is not None)
 
 
+def _ties(model: Any) -> dict[str, str]:
+    """Name of a tied tensor → that of the tensor that it is tied to."""
+    declared = getattr(model, "_tied_weights_keys", None)
+    own = dict(declared) if declared and getattr(model.config.get_text_config(), "tie_word_embeddings", False) else {}
+    return own | dict(getattr(model, "all_tied_weights_keys", None) or {})
+
+
 def _tied(model: Any, name: str, digests: Mapping[str, str]) -> None:
     """Refuse a file whose output matrix differs from its embedding where the network ties the two."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     if any(end is None or not hasattr(end, "weight") for end in ends) or ends[0].weight is not ends[1].weight:
         return
-    for target, source in (getattr(model, "_tied_weights_keys", None) or {}).items():
+    for target, source in _ties(model).items():
         if target in digests and source in digests and digests[target] != digests[source]:
             raise UserError(
                 f"{name} stores a {target} that differs from {source}, and its config.json ties the two; set "
