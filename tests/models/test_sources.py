@@ -346,9 +346,7 @@ def test_files_that_would_not_convert_or_convert_wrongly(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(
-        UserError, match=r"the architecture 'no-such-architecture', whose conversion from GGUF is not proved"
-    ):
+    with pytest.raises(UserError, match=r"transformers [\d.]+ cannot read .*no-such-architecture"):
         load_parts(path)
     assert only_locks_in(tmp_path / "cache")
 

@@ -117,14 +117,11 @@ def checked(header: Header, path: object) -> None:
     Raises
     ------
     UserError
-        For an architecture that is not among `ARCHITECTURES`, and for one that lacks what every network has.
+        When it lacks a setting that every network has, or lists by block what is one number for all.
     """
     arch, keys = header.architecture, header.keys
     if arch not in ARCHITECTURES:
-        raise UserError(
-            f"{path} holds a network of the architecture {arch!r}, whose conversion from GGUF is not proved; load the original "
-            f"safetensors model instead (proved are {', '.join(ARCHITECTURES)})."
-        )
+        return  # transformers says whether it knows it, and `settle` whether it is proved
     needed = _NEEDED if arch == "mamba" else (*_NEEDED, "attention.head_count")
     if lacking := [key for key in needed if key not in keys]:
         raise UserError(
@@ -154,9 +151,14 @@ def settle(config: Any, header: Header, path: object) -> tuple[str, ...]:
     Raises
     ------
     UserError
-        For a setting that the network cannot have.
+        For an architecture that is not among `ARCHITECTURES`, and for a setting that the network cannot have.
     """
     arch, keys = header.architecture, header.keys
+    if arch not in ARCHITECTURES:
+        raise UserError(
+            f"{path} holds a network of the architecture {arch!r}, whose conversion from GGUF is not proved; load the original "
+            f"safetensors model instead (proved are {', '.join(ARCHITECTURES)})."
+        )
     heads = _heads(config, header, path)
     for key, value in keys.items():
         if key in NOTHING or key in _HEADS or key in _ROPE or arch in _BY_TENSORS.get(key, ()):
