@@ -20,7 +20,7 @@ from repscope.models.aim import aim
 from repscope.models.jacobian import KEPT_BYTES, PRODUCT_TOKENS, Group, Jacobian
 from repscope.models.linearized import Explicit, Linearized
 from repscope.models.passes import TokenNetwork
-from repscope.models.prompts import PromptLike, encode, several
+from repscope.models.prompts import PromptLike, as_prompts, encode
 from repscope.models.sited import Sited, tapped
 from repscope.models.sites import KINDS, Site, Tokens
 from repscope.models.taps import Handler, at_rest
@@ -34,15 +34,15 @@ def between(
 ) -> Jacobian:  # fmt: skip
     """The Jacobians of prompts; see `LanguageModel.jacobian`. `watch` are sites whose part in them is to be told (see `pieces`)."""
     sources, end = endpoints(net, source, target)
-    held = list(several(prompts))
+    held = list(as_prompts(tokenizer, prompts))
     begin, read = Tokens.spanning(source_tokens), Tokens.spanning(target_tokens)
     if begin.pooled:
         raise UserError(f"A source is one position or several, and {begin} is an average: choose last, all or a span.")
     if read.ragged:
         raise UserError(f"The target is one vector a prompt, and {read} names several: choose last, or a mean.")
-    whole = encode(tokenizer, held, begin, net.context)
+    whole = encode(tokenizer, held, begin, net.context, causal=net.causal)
     net.checked(whole.ids)
-    ends = encode(tokenizer, held, read, net.context)
+    ends = encode(tokenizer, held, read, net.context, causal=net.causal)
     if net.causal and bool((late := whole.start >= ends.stop).any()):
         i = int(np.argmax(late))
         raise UserError(
@@ -145,7 +145,7 @@ def _aimed(net: TokenNetwork, tokenizer: Any, held: Sequence[PromptLike], instal
             "in which it was made."
         )
     if installed:
-        aim(net, tokenizer, held, encode(tokenizer, held, Tokens("all"), net.context).ids)
+        aim(net, tokenizer, held, encode(tokenizer, held, Tokens("all"), net.context, causal=net.causal).ids)
 
 
 def _prompt_pass(

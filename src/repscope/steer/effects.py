@@ -221,7 +221,7 @@ def _behind(head: str, opening: str | Prompt) -> str | Prompt:
 
 def _ids(lm: LanguageModel, text: Prompt) -> tuple[Int[np.ndarray, "token"], int]:
     """Token ids and the position at which the continuation begins."""
-    encoded = encode(lm.tokenizer, [text], Tokens("all", "continuation"), lm.context)
+    encoded = encode(lm.tokenizer, [text], Tokens("all", "continuation"), lm.context, causal=lm.causal)
     return encoded.ids[0], int(encoded.start[0])
 
 

@@ -87,7 +87,13 @@ class Subject:
     @cached_property
     def name_tokens(self) -> list[tuple[int, ...]]:
         """The token ids of each name, as they stand in the prompts."""
-        found = encode(self.lm.tokenizer, self.prompts(self.templates[0]), Tokens("all", "name"), self.lm.context)
+        found = encode(
+            self.lm.tokenizer,
+            self.prompts(self.templates[0]),
+            Tokens("all", "name"),
+            self.lm.context,
+            causal=self.lm.causal,
+        )
         return [tuple(int(t) for t in ids[a:b]) for ids, a, b in zip(found.ids, found.start, found.stop)]
 
     def captured(self, lm: "LanguageModel", folder: Path) -> "Captured":
