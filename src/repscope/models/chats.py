@@ -174,5 +174,5 @@ def _parts(content: str) -> list[dict[str, str]]:
 
 
 def _said(error: Exception) -> str:
-    said = " ".join(str(error).split())
+    said = " ".join(str(error).split()).split(". ")[0]
     return f" ({said[:120].rstrip('.')})" if said else ""

@@ -30,6 +30,7 @@ __all__ = [
     "as_prompts",
     "encode",
     "followed",
+    "shortened",
     "token_ends",
     "token_span",
 ]
@@ -142,6 +143,13 @@ def encode(
         raise UserError("There is no prompt: the list is empty.")
     starts, stops = np.concatenate(spans).T
     return Encoded(Ragged.joined(parts), starts, stops)
+
+
+def shortened(tokenizer: Any, texts: Sequence[str], longest: int, *, causal: bool) -> list[Ids]:
+    """The token ids of texts, of long ones the first; `causal` as for `encode`."""
+    after = _around(tokenizer)[1] if causal else 0
+    rows = tokenizer(list(texts), truncation=True, max_length=longest + after)["input_ids"]
+    return [np.asarray(row[: len(row) - after], dtype=np.int64) for row in rows]
 
 
 def token_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from repscope.data.entities import EntitySet
-from repscope.models.prompts import Prompt, encode
+from repscope.models.prompts import Prompt, encode, shortened
 from repscope.models.sites import Tokens
 from repscope.read.sweep import Panel, panels
 
@@ -81,8 +81,7 @@ class Subject:
         if not self.is_text:
             return [Prompt.fill(template, name=name) for name in self.items.frame["name"]]
         longest = min(LONGEST_TEXT, self.lm.context or LONGEST_TEXT)
-        rows = self.lm.tokenizer(list(self.items.frame["name"]), truncation=True, max_length=longest)["input_ids"]
-        return [np.asarray(row) for row in rows]
+        return shortened(self.lm.tokenizer, list(self.items.frame["name"]), longest, causal=self.lm.causal)
 
     @cached_property
     def name_tokens(self) -> list[tuple[int, ...]]:
