@@ -172,9 +172,9 @@ class Subject:
 
 def _ids(lm: LanguageModel, prompts: Iterable[PromptLike] | None) -> list[Int[np.ndarray, "token"]]:
     if prompts is not None:
-        return list(encode(lm.tokenizer, prompts, Tokens("all"), lm.context).ids)
+        return list(encode(lm.tokenizer, prompts, Tokens("all"), lm.context, causal=lm.causal).ids)
     room = (lm.context or 1 << 20) - _NEW_TOKENS
-    held = encode(lm.tokenizer, list(_TEXTS), Tokens("all")).ids
+    held = encode(lm.tokenizer, list(_TEXTS), Tokens("all"), causal=lm.causal).ids
     return [row[: min(most, room)] for row, most in zip(held, _TEXTS.values())]
 
 

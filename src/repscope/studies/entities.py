@@ -26,7 +26,8 @@ from repscope.data.entities import EntitySet, entity_set, labelled_text
 from repscope.data.splits import purged_folds
 from repscope.directions import Direction, DirectionSet
 from repscope.errors import UserError
-from repscope.models.sites import Site
+from repscope.models.prompts import encode
+from repscope.models.sites import Site, Tokens
 from repscope.read.probes import Scores, Task, logistic, majority, probe_directions
 from repscope.read.sweep import Panel, chosen_rows, rows_of, sweep
 from repscope.results import ESTIMATE, Result, Row
@@ -330,7 +331,7 @@ def _context(subject: Subject, tick: Tick) -> Result:
     """The same probes where the network reads the prompt's first token and its last k tokens only."""
     o, rows = subject.options, list[Row]()
     template = subject.templates[0]
-    ids = [np.asarray(subject.lm.tokenizer(p.text)["input_ids"]) for p in subject.prompts(template)]
+    ids = list(encode(subject.lm.tokenizer, subject.prompts(template), Tokens("all"), causal=subject.lm.causal).ids)
     for k in range(1, o.context + 1):
         cut = [row if len(row) <= k + 1 else np.concatenate([row[:1], row[-k:]]) for row in ids]
         acts = subject.lm.capture(cut, SITES, "last", batch_tokens=o.batch_tokens)
