@@ -252,6 +252,7 @@ def test_switch_lengths_are_read_wherever_a_configuration_has_them():
     config = {
         "sliding_window": 512, "attention_chunk_size": 128, "rope_parameters": {"full": {"original_max_position_embeddings": 64}},
         "local_attention": 100, "hidden_size": 32, "max_position_embeddings": 4096, "window_size": None, "conv_kernel": 4,
+        "max_window_layers": 28, "sliding_window_pattern": 6,
     }  # fmt: skip
     assert switch_lengths(config, 4096) == (4, 50, 64, 100, 128, 512)
     assert switch_lengths(config, 100) == (4, 50, 64)

@@ -25,6 +25,7 @@ _SHORT = (9, 1, 6, 3)  #: tokens of the prompts of a trial at level 0; fewer tha
 _SWITCHES = re.compile(
     r"window|chunk|original_max_position|local_attention|index_topk|block_size|max_distance|conv.*kernel|d_conv"
 )
+_COUNTS = re.compile(r"layers|pattern")  #: numbers of layers, though a window is in their name
 _SPECIAL = re.compile(r"token_(id|index)$")
 _WORTH = 2  #: times the tokens of a trial that a run must have
 Trial = Callable[[Sequence[int]], str]
@@ -104,7 +105,8 @@ def switch_lengths(config: Mapping[str, Any], most: int | None) -> tuple[int, ..
     found: set[int] = set()
     for name, value in _entries(config):
         for number in value if isinstance(value, (list, tuple)) else (value,):
-            if isinstance(number, int) and not isinstance(number, bool) and number > 1 and _SWITCHES.search(name):
+            counts = isinstance(number, int) and not isinstance(number, bool) and number > 1
+            if counts and _SWITCHES.search(name) and not _COUNTS.search(name):
                 found |= {number, number // 2} if name == "local_attention" else {number}
     if any(kind in ("dynamic", "longrope") for name, kind in _entries(config) if name in ("rope_type", "type")):
         found |= {int(v) for n, v in _entries(config) if n == "max_position_embeddings" and isinstance(v, int)}

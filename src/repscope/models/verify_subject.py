@@ -204,7 +204,10 @@ def state(lm: LanguageModel) -> dict[str, Any]:
         held[f"precision of {name}"], held[f"device of {name}"] = p.dtype, p.device
         held[f"requires_grad of {name}"] = p.requires_grad
         held[f"values of {name}"] = (id(p), None if p.is_inference() else p._version)
-    for name, b in model.named_buffers():  # some networks write into their own and have it put back, which is a write too
+    for (
+        name,
+        b,
+    ) in model.named_buffers():  # some networks write into their own and have it put back, which is a write too
         if not b.is_meta and b.numel() <= _COMPARED:
             held[f"values of {name}"] = b.detach().cpu().double().numpy().tobytes()
     return held
