@@ -39,6 +39,8 @@ from repscope.models.sites import Site, Tokens
 from repscope.models.taps import Handler, Tap, at_rest
 from repscope.progress import progress
 
+_PROVED = 600  #: tokens up to which fast paths are tried when nobody runs prompts that long
+
 
 class TokenNetwork(ProvedNetwork):
     """A Hugging Face model fed with token ids.
@@ -132,6 +134,25 @@ class TokenNetwork(ProvedNetwork):
             cut += [batch[together]] if together.any() else []
             cut += [batch[i : i + 1] for i in np.flatnonzero(~together)]
         return replace(planned, batches=cut, why=f"{planned.why}; one at a time: {why}")
+
+    def fast_paths(self, longest: int | None = None) -> dict[str, str]:
+        """The ways to run this network that are faster than one prompt at a time, each with the reason where it does not hold.
+
+        Proves what is not proved yet, for prompts of up to so many tokens; without a number, for short ones and those beyond every
+        length at which the network changes its behaviour, as far as a proof takes seconds.
+        """
+        near = [s for s in self.proofs.switches if s <= _PROVED]
+        longest = longest or max([16, *(s + 1 for s in near)])
+        found = {"packed prompts": self.unpackable(Ragged.of([np.arange(longest) % self.vocabulary]), [])}
+        found["padded batches"] = self.batched_below(longest)[1]
+        found["shared prefix"] = self.prefix_refused(longest)
+        if not self.causal or not hasattr(self.model, "generate") or self.model.get_output_embeddings() is None:
+            return found
+        try:
+            way = self.generation(longest)
+            return found | {"generation in batches": "" if way.batch else f"{way.name}; {way.why}"}
+        except UserError as error:
+            return found | {"generation in batches": str(error)}
 
     def unpackable(self, ids: Ragged, sites: Sequence[Site]) -> str:
         """Why these prompts are not packed for these sites, proved by a pass where it takes one; empty where they are."""
@@ -289,11 +310,15 @@ class TokenNetwork(ProvedNetwork):
         if module is None:
             raise UserError(f"{self.name} has no language-model head, so it gives no logits.")
         norm = self.tap(self.last)
-        cap = getattr(self.text_config, "final_logit_softcapping", None)
-
-        def head(x: Tensor) -> Tensor:
-            y: Tensor = module(x)
-            return torch.tanh(y / cap) * cap if cap else y
+        numbers = dict.fromkeys(
+            float(v)
+            for k, v in self.text_config.to_dict().items()
+            if "logit" in k and isinstance(v, (int, float)) and not isinstance(v, bool) and v
+        )
+        #: what families do to logits, each with every number that the configuration has for them; the probe says which it is
+        ways: list[Callable[[Tensor], Tensor]] = [lambda y: y]
+        for n in numbers:
+            ways += [lambda y, n=n: torch.tanh(y / n) * n, lambda y, n=n: y * n, lambda y, n=n: y / n]  # type: ignore[misc]
 
         seen: list[Tensor] = []
         with self.unedited(), at_rest(self.model), self.taps.settled() as state:
@@ -302,13 +327,14 @@ class TokenNetwork(ProvedNetwork):
             state.rewind()
             theirs = self.model(input_ids=self.probe, **self.plain()).logits
             try:
-                agree = self.agree(head(seen[0]), theirs)
+                raw: Tensor = module(seen[0])
+                fits = [way for way in ways if self.agree(way(raw), theirs)]
             except RuntimeError:  # a projection to another width stands between (OPT-350m)
-                agree = False
-        if not agree:
+                fits = []
+        if not fits:
             raise UserError(f"The head of {self.name} is more than a map of {self.last}; its logits are not read here.")
-        self._head = head
-        return head
+        self._head = lambda x: fits[0](module(x))
+        return self._head
 
 
 def rows_of(encoded: Encoded, picked: Tokens) -> Int[np.ndarray, "prompt_plus_1"]:
