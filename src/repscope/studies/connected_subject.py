@@ -170,7 +170,9 @@ def _hub(held: CheckpointSet, asked: Asked) -> Subject:
     ends = [Weights(folder) for folder in folders]
     _finite(held.runs, ends)
     proved(module, ends[0])
-    names = [slots_of(module, end) for end in ends][0]  # each is seen to fit
+    for end in ends[1:]:
+        slots_of(module, end)  # each is seen to fit
+    names = slots_of(module, ends[0])
     ends = [Weights(folder, names) for folder in folders]
     config.use_cache = False  # one pass a text: keys and values of earlier tokens are of no use
 
