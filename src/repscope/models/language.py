@@ -6,7 +6,6 @@ prompt comes out the same alone and in a batch, with a cache and without. An edi
 error.
 """
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +37,7 @@ from repscope.models.rows import Rows, as_tensor, cast, dtype_of
 from repscope.models.sites import Site, Tokens, names_one
 from repscope.models.taps import at_rest
 from repscope.models.texts import shown
+from repscope.models.untrained import untrained
 
 
 @dataclass(frozen=True)
@@ -546,10 +546,7 @@ class LanguageModel(TokenNetwork):
 
     def twin(self, seed: int = 0) -> "LanguageModel":
         """The same architecture with fresh random weights: the control for what training has put there."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            fresh = type(self.model)(copy.deepcopy(self.model.config))
-        fresh = fresh.to(self.device, self.model.dtype).eval()
+        fresh = untrained(self.model, seed).to(self.device, self.model.dtype).eval()
         name = f"{self.name}, random weights (seed {seed})"
         source = replace(self.source, name=name, fingerprint=of_module(fresh), path=None, revision=None)
         return LanguageModel(fresh, self.tokenizer, name, source)

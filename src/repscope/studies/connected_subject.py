@@ -24,7 +24,7 @@ from repscope.models.sources import folder_of, tokenizer_of, with_head
 from repscope.models.stacked import stack
 from repscope.trace import arms, judged
 from repscope.trace.interpolated import Curves, curves
-from repscope.trace.streamed import End, Random, proved, released, streamed
+from repscope.trace.streamed import End, Random, proved, released, slots_of, streamed
 
 Pairs = Int[np.ndarray, "pair end"]
 _SAME = 64  #: texts on which tokenizers must agree
@@ -170,6 +170,10 @@ def _hub(held: CheckpointSet, asked: Asked) -> Subject:
     ends = [Weights(folder) for folder in folders]
     _finite(held.runs, ends)
     proved(module, ends[0])
+    for end in ends[1:]:
+        slots_of(module, end)  # each is seen to fit
+    names = slots_of(module, ends[0])
+    ends = [Weights(folder, names) for folder in folders]
     config.use_cache = False  # one pass a text: keys and values of earlier tokens are of no use
 
     def walk(pairs: Pairs, controls: int, kept: Path) -> Curves:
