@@ -56,7 +56,7 @@ def test_float64_rows_are_whole_on_disk_as_in_memory(tokenizer, tmp_path):
     assert held[1].dtype == np.float64
     np.testing.assert_array_equal(*held)
     assert (held[0] != held[0].astype(np.float32)).any()
-    with pytest.raises(UserError, match="beyond float32.*dtype='float64'"):
+    with pytest.raises(UserError, match=r"beyond float32.*dtype='float64'"):
         scaled(tokenizer, 1e42, torch.float64).capture(TEXTS, "embed")
 
 
@@ -97,7 +97,7 @@ def test_edits_beyond_float32_are_refused(tokenizer):
 
 def test_vectors_to_unembed_fit_the_model(tokenizer):
     lm = scaled(tokenizer, 1.0, torch.float16)
-    with pytest.raises(UserError, match="The vectors to unembed: 64 of 64 values.*beyond float16"):
+    with pytest.raises(UserError, match=r"The vectors to unembed: 64 of 64 values.*beyond float16"):
         lm.unembed(np.full((2, 32), 1e5))
     rows = np.random.default_rng(0).normal(size=(2, 32))
     for given in (rows, torch.from_numpy(rows), rows.tolist(), rows.astype(np.float32)):
@@ -133,7 +133,8 @@ def test_a_cast_that_loses_is_refused(values, dtype, says):
     [
         (torch.tensor([[1.0, 1e-8]]), torch.float16), (torch.tensor([[torch.inf, torch.nan, 1.0]]), torch.float16),
         (torch.zeros(2, 3), torch.float16), (torch.zeros(0, 3), torch.float16), (torch.zeros(2, 0), torch.float16),
-        (torch.tensor([[65504.0]]), torch.float16), (torch.tensor([[1e5]]), torch.bfloat16), (torch.tensor([[7, 2**24]]), torch.float32),
+        (torch.tensor([[65504.0]]), torch.float16), (torch.tensor([[1e5]]), torch.bfloat16),
+        (torch.tensor([[7, 2**24]]), torch.float32),
         (torch.tensor([[True]]), torch.float32), (torch.randn(3, 4, 5), torch.bfloat16), (torch.tensor([1.5, 2.5]), torch.float16),
     ],
 )  # fmt: skip
