@@ -51,7 +51,9 @@ def between(
             "cannot reach: the Jacobian is zero."
         )
     installed = tuple(net.installed)
-    continues = net.causal and net.shares_prefix()
+    longest, worth = int(whole.ids.lengths.max()), len(whole.ids.flat)
+    continues = net.shares_prefix(longest, worth)
+    together = net.batches(longest, worth)
     cut = np.minimum(whole.start, ends.start) if continues else np.zeros_like(whole.start)
     stop = np.where(net.causal, ends.stop, whole.ids.lengths)
     keys: dict[tuple[int, ...], list[int]] = {}
@@ -63,7 +65,9 @@ def between(
     groups = []
     for key, inputs in keys.items():
         tokens = key[-1]
-        most = max(1, PRODUCT_TOKENS // (4 * tokens))  # prompts that share a pass, so that several vectors still do
+        most = (
+            max(1, PRODUCT_TOKENS // (4 * tokens)) if together else 1
+        )  # prompts that share a pass, so that several vectors still do
         for part in np.array_split(inputs, -(-len(inputs) // most)):
             rows = [whole.ids[int(i)] for i in part]
             aimed = partial(_aimed, net, tokenizer, held, installed)
@@ -185,15 +189,17 @@ def _prompt_pass(
     cache = None
     if before:
         cache = net.cache()
-        with at_rest(net.module), net.announced(inputs):
-            net.module(input_ids=ids[:, :before], past_key_values=cache, **net.plain(use_cache=True))
+        with at_rest(net.module), net.taps.settled() as state, net.announced(inputs):
+            state.rewind()
+            net.module(input_ids=ids[:, :before], **{net.cache_name: cache}, **net.plain(use_cache=True))
 
     def passed(split: bool) -> Linearized:
         attention = Explicit()
         arguments: dict[str, Any] = net.plain()
         if cache is not None:
-            held = _apart(cache, attention) if split else copy.deepcopy(cache)
-            arguments = {"past_key_values": held} | net.plain(use_cache=True)
+            own = copy.deepcopy(cache)  # some families keep more in it than keys and values
+            held = _apart(own, attention) if split else own
+            arguments = {net.cache_name: held} | net.plain(use_cache=True)
 
         places = (slice(first, last), slice(read_from, read_to))
         with net.announced(inputs):
@@ -209,19 +215,28 @@ def _prompt_pass(
                 watch,
             )
 
-    if cache is None or net.keeps_apart is False:
+    if cache is None:
         return passed(False)
-    if net.keeps_apart is None:
-        net.keeps_apart = _keeps_apart(net, passed)
-    return passed(net.keeps_apart)
+    kept: list[Linearized] = []
+
+    def tried(_: Sequence[int]) -> str:
+        return _joins_otherwise(net, passed, kept)
+
+    why = net.proofs.refused("earlier keys out of the graph", before + tokens, tried)
+    return kept[0] if kept and not why else passed(not why)
 
 
-def _keeps_apart(net: TokenNetwork, passed: Callable[[bool], Linearized]) -> bool:
-    """Whether earlier keys and values can be joined inside attention, out of the graph, and not by the cache: tried both ways."""
+def _joins_otherwise(net: TokenNetwork, passed: Callable[[bool], Linearized], kept: list[Linearized]) -> str:
+    """Why earlier keys and values cannot be joined inside attention, out of the graph, instead of by the cache: tried both ways."""
     try:
-        return net.agree(passed(True).target, passed(False).target)
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
-        return False
+        kept[:] = [passed(True)]
+        return (
+            ""
+            if net.agree(kept[0].target, passed(False).target)
+            else "joined inside attention they give another target"
+        )
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        return f"joined inside attention they stop with {type(error).__name__}"
 
 
 def _apart(cache: Any, attention: Explicit) -> Any:

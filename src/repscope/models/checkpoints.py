@@ -27,8 +27,8 @@ from torch import Tensor
 from repscope.disk import whole_file, whole_folder
 from repscope.errors import UserError, unknown
 from repscope.models.fingerprint import Fingerprint, of_files
+from repscope.models.folders import weight_files
 from repscope.models.small import Shape
-from repscope.models.sources import weight_files
 from repscope.models.stacked import State, one, stack
 
 TABLE, NETWORK = "checkpoints.csv", "network.json"

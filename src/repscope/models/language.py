@@ -380,19 +380,24 @@ class LanguageModel(TokenNetwork):
                 longer = encoded.ids
             seen = Encoded(longer, lengths - 1, longer.lengths)
             self._aim(held, seen, [self.last], Tokens("all"), lengths, max_new_tokens == 1)
-            use_cache = use_cache and self.shares_prefix()  # another kind of cache does not tell its length
+            # another kind of cache does not tell its length
+            use_cache = use_cache and self.shares_prefix(int(lengths.max()) + max_new_tokens)
         batch_tokens = batch_tokens or 4 * self.batch_tokens
         draws = sampling.draws(encoded.ids)
         out: list[Any] = [None] * len(held)
         order = np.argsort(lengths, kind="stable")[::-1]
         while len(order):
             width = int(lengths[order[0]])
-            rows, order = np.split(order, [max(1, batch_tokens // (width + max_new_tokens))])
+            most, total = max(1, batch_tokens // (width + max_new_tokens)), width + max_new_tokens
+            way = self.generation(total, float((lengths[order] + max_new_tokens).sum()) if len(order) > 1 else 0.0)
+            rows, order = np.split(order, [most if way.batch else 1])
             ids, _ = padded([encoded.ids[i][::-1] for i in rows], self.pad)
-            with at_rest(self.model), self.announced(rows, width - lengths[rows]):
+            grow = None if told is None else growing(self.model, self.tokenizer, rows, told)
+            with at_rest(self.model), self.taps.settled() as state, self.announced(rows, width - lengths[rows]):
+                state.rewind()
                 texts = continued(
                     self.model, ids[:, ::-1].copy(), lengths[rows], sampling, [draws[i] for i in rows], self.pad, self.device,
-                    use_cache=use_cache, told=None if told is None else growing(self.model, self.tokenizer, rows, told),
+                    use_cache=use_cache and way.cache, told=grow,
                 )  # fmt: skip
             for i, (new, stopped) in zip(rows, texts):
                 out[i] = Continuation(self.tokenizer.decode(new, skip_special_tokens=True), new, stopped)

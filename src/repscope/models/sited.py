@@ -57,6 +57,7 @@ def tapped(taps: Taps, reads: Sequence[tuple[Tap, Read]]) -> Iterator[Callable[.
 
     def run(*args: Any, **kwargs: Any) -> None:
         pending.update(range(len(reads)))
+        taps.state.rewind()
         try:
             taps.module(*args, **kwargs)
         except _Reached:
@@ -306,7 +307,8 @@ class Sited:
             return
         offered = (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1])
         given = next((value for value in offered if isinstance(value, Tensor)), None)
-        cache = kwargs.get("past_key_values")
+        caches = (kwargs.get(name) for name in ("cache", "past_key_values"))  # transformers renamed it in 5.24
+        cache = next((held for held in caches if held is not None), None)
         past = int(cache.get_seq_length()) if cache is not None and hasattr(cache, "get_seq_length") else 0
         if given is not None and given.dim() > 1:
             self._pass.columns = int(given.shape[1])

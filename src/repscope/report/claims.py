@@ -4,8 +4,10 @@ A claim (`claims.toml`) names its source, the rows that test it, and a rule on t
 1. The rows of its study are picked by metric, condition, items (globs) and, where given, token, site and split.
 2. Each picked row is judged by itself: supported or refuted when its whole interval lies on one side of the threshold,
    otherwise undecided. Nothing is pooled: pooled intervals would need the entities, which a table does not hold.
-3. `over` joins the rows. "every item": one refuted row refutes, all must support. "some item": the other way round.
-4. Without such a row the claim is not tested. A claim of a study that the table does not hold gives no verdict.
+3. A row decides only where the score that it speaks for is above its own null (`nulls`): of an attribute that nothing can read,
+   no comparison is evidence.
+4. `over` joins the rows. "every item": one refuted row refutes, all must support. "some item": the other way round.
+5. Without such a row the claim is not tested. A claim of a study that the table does not hold gives no verdict.
 Intervals are not widened for the number of items; the sentence says how many there were.
 """
 
@@ -18,6 +20,8 @@ from typing import Any, Literal
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from repscope.report.nulls import below_null
 
 Rule = Literal["lo > threshold", "hi < threshold"]
 Decision = Literal["supported", "refuted", "undecided", "not tested"]
@@ -105,7 +109,7 @@ def load(path: Path = _FILE) -> tuple[Claim, ...]:
 def judge(claims: Iterable[Claim], table: pd.DataFrame) -> tuple[Verdict, ...]:
     """What the rows of a table say of each claim of their studies, in the order of the claims."""
     studies = set(table["study"])
-    return tuple(_judge(claim, _picked(claim, table)) for claim in claims if claim.study in studies)
+    return tuple(_judge(claim, _picked(claim, table), table) for claim in claims if claim.study in studies)
 
 
 def _picked(claim: Claim, table: pd.DataFrame) -> pd.DataFrame:
@@ -119,7 +123,7 @@ def _picked(claim: Claim, table: pd.DataFrame) -> pd.DataFrame:
     return table[keep & items.astype(bool)]
 
 
-def _judge(claim: Claim, rows: pd.DataFrame) -> Verdict:
+def _judge(claim: Claim, rows: pd.DataFrame, table: pd.DataFrame) -> Verdict:
     measured = f"{claim.test.metric} {claim.test.condition}" if claim.test.metric == "gain" else claim.test.metric
     if rows.empty:
         return Verdict(
@@ -127,27 +131,35 @@ def _judge(claim: Claim, rows: pd.DataFrame) -> Verdict:
             "not tested",
             f"This run did not measure {measured} of {' or '.join('anything' if i == '*' else i for i in claim.test.items)}.",
         )
-    each = [_decide(claim, row) for row in rows.to_dict("records")]
+    judged = [_decide(claim, row, table) for row in rows.to_dict("records")]
+    each = [decision for decision, _ in judged]
     by_one: Decision = "refuted" if claim.over == "every item" else "supported"
     by_all: Decision = "supported" if claim.over == "every item" else "refuted"
     verdict: Decision = by_one if by_one in each else by_all if set(each) == {by_all} else "undecided"
-    return Verdict(claim, verdict, _sentence(claim, measured, rows, each), tuple(rows["row_id"]))
+    return Verdict(claim, verdict, _sentence(claim, measured, rows, judged), tuple(rows["row_id"]))
 
 
-def _decide(claim: Claim, row: dict[Any, Any]) -> Decision:
-    """One row by itself. An interval that is not there (NaN) decides nothing."""
-    holds = {"lo > threshold": row["lo"] > claim.threshold, "hi < threshold": row["hi"] < claim.threshold}
-    return "supported" if holds[claim.supported_when] else "refuted" if holds[claim.refuted_when] else "undecided"
+def _decide(claim: Claim, row: dict[Any, Any], table: pd.DataFrame) -> tuple[Decision, str]:
+    """One row by itself, and why it decides nothing although its interval would. An interval that is not there (NaN) decides nothing."""
+    above, below = row["lo"] > claim.threshold, row["hi"] < claim.threshold
+    if not (above or below):
+        return "undecided", ""
+    if unread := below_null(row, table, "estimate" if above else "control"):
+        return "undecided", unread
+    return ("supported" if above == (claim.supported_when == "lo > threshold") else "refuted"), ""
 
 
-def _sentence(claim: Claim, measured: str, rows: pd.DataFrame, each: list[Decision]) -> str:
+def _sentence(claim: Claim, measured: str, rows: pd.DataFrame, judged: list[tuple[Decision, str]]) -> str:
     """The numbers in words: of each row where they are few, else of those that decide, with the counts of all."""
+    each = [decision for decision, _ in judged]
     varying = [c for c in ("model", "token", "site", "split") if rows[c].nunique() > 1]
-    ranked = sorted(zip(rows.to_dict("records"), each, strict=True), key=lambda pair: _ORDER[pair[1]])
+    ranked = sorted(zip(rows.to_dict("records"), judged, strict=True), key=lambda pair: _ORDER[pair[1][0]])
     named = [
         f"{', '.join([row['item'], *(str(row[c])[:12] for c in varying if row[c])])} {_number(row['value'])} "
-        f"[{_number(row['lo'])}, {_number(row['hi'])}], n {row['n']}" + ("" if len(set(each)) == 1 else f", {decision}")
-        for row, decision in ranked[:_MOST_NAMED]
+        f"[{_number(row['lo'])}, {_number(row['hi'])}], n {row['n']}"
+        + ("" if len(set(each)) == 1 else f", {decision}")
+        + (f" ({unread})" if unread else "")
+        for row, (decision, unread) in ranked[:_MOST_NAMED]
     ]
     rest = len(ranked) - len(named)
     levels = rows["level"].dropna().unique()

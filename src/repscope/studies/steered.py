@@ -10,7 +10,7 @@ from repscope.directions import DirectionSet
 from repscope.errors import UserError, unknown
 from repscope.models.language import LanguageModel
 from repscope.report.beside import Told
-from repscope.steer.applied import side_by_side
+from repscope.steer.applied import check, side_by_side
 from repscope.steer.effects import in_turn
 from repscope.steer.learned import kept_at, learned
 
@@ -82,6 +82,7 @@ def shown(
             told.say(f"Learning {held.name} ({held.positive} against {held.negative}), once a model …")
         chat = chat or held.chat
         held = learned(lm, held)
+    check(lm, held, anyway=anyway)  # a file of another model says so before anything else
     if len(held) > 1 and scale is not None:
         raise UserError(
             f"This file holds {len(held)} directions ({', '.join(held.names[:4])} …); --scale needs one: add --name."

@@ -1,0 +1,107 @@
+"""Whether a side of a comparison reads anything at all: a score must be above its own null before it counts as evidence.
+
+A gain says that one score is higher than another, not that either is any good: of an attribute that nothing can read, random
+weights can "do better" than the model. So for a row that decides a claim:
+1. The sides are the scores that the row compares: the estimate, and for "gain, over X" the score of X, in the same place.
+2. The null of a side is the largest of: the rows that `NULLS` names for its metric, and the floor of that metric (an R² of 0
+   is the mean of the training values). A null that the table does not hold is not asked for.
+3. A side is above its null when the lower end of its interval is above the null's value. Where X is itself one of the nulls,
+   the paired gain over it has said so already.
+Takes rows of the schema, knows no claim and no study's code.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from repscope.results import ESTIMATE
+
+OVER = "over "  #: what the condition of a gain begins with
+GAIN = "gain"
+
+
+@dataclass(frozen=True)
+class Null:
+    """What a score must exceed. conditions: of the rows that measure it. floor: of the metric itself, in words and as a number."""
+
+    conditions: tuple[str, ...]
+    floor: tuple[str, float] | None = None
+
+
+#: (study, metric) → its null
+NULLS: dict[tuple[str, str], Null] = {
+    ("entities", "accuracy"): Null(("shuffled labels", "majority class")),
+    ("entities", "r2"): Null(("shuffled labels",), ("the mean of the training values", 0.0)),
+    ("relations", "faithfulness"): Null(("majority object", "map on another subject's vector")),
+    ("relations", "concept accuracy"): Null(("majority object", "shuffled objects")),
+    ("relations", "edit success"): Null(("random step, as long",)),
+    ("contrast", "effect"): Null(("random directions",)),
+    ("paths", "ratio"): Null(("arms shuffled",), ("no difference", 1.0)),
+    ("paths", "ARI"): Null((), ("clusters at random", 0.0)),
+    ("paths", "mantel rho"): Null((), ("no correlation", 0.0)),
+}
+_PLACE = ("study", "model", "site", "token", "split")
+
+
+def below_null(row: Mapping[Any, Any], table: pd.DataFrame, favoured: str) -> str:
+    """Why a row is no evidence, in words; "" where it is.
+
+    Parameters
+    ----------
+    row
+        A row that decides something.
+    table
+        All rows of the run or runs.
+    favoured
+        Which side the decision speaks for: "estimate" (it is better, or high) or "control" (it is as good, or better).
+    """
+    control = str(row["condition"]).removeprefix(OVER) if row["metric"] == GAIN else None
+    held, null = _scores(row, table)
+    if null is None:
+        return ""
+    if control is None:
+        return _below(str(row["condition"]), held, null) if favoured == "estimate" else ""
+    ours = (
+        str(row["item"]).partition(": ")[2] or ESTIMATE
+    )  # a gain's item may name the score that it is of behind a colon
+    if (
+        control in null.conditions
+    ):  # the null is what the estimate was compared with; what is as good as that needs no null
+        return _below(ours, held, null, but=control) if favoured == "estimate" else ""
+    sides = (control if favoured == "control" else ours, ours if row["value"] > 0 else control)
+    return next((text for name in dict.fromkeys(sides) if (text := _below(name, held, null))), "")
+
+
+def _scores(row: Mapping[Any, Any], table: pd.DataFrame) -> tuple[pd.DataFrame, Null | None]:
+    """The scores of the same item in the same place by the same metric, and their null."""
+    item, study = str(row["item"]), str(row["study"])
+    equal: dict[str, set[Any]] = {column: {row[column]} for column in _PLACE} | {"item": {item}}
+    if row["metric"] == GAIN:
+        equal["item"] = {item, item.partition(": ")[0]}
+    keep = np.logical_and.reduce([table[column].isin(list(values)).to_numpy(bool) for column, values in equal.items()])
+    there = list(dict.fromkeys(table.loc[keep, "metric"]))
+    named = [str(row["definition"]), *there] if row["metric"] == GAIN else [str(row["metric"])]
+    metric = next((m for m in named if (study, m) in NULLS), "")
+    found: pd.DataFrame = table[keep & (table["metric"] == metric).to_numpy(bool)]
+    return found, NULLS.get((study, metric))
+
+
+def _below(name: str, held: pd.DataFrame, null: Null, but: str = "") -> str:
+    """Why a score is not above its null, in words; "" where it is, or where the table does not hold it."""
+    at = {str(row["condition"]): row for row in held.to_dict("records")}
+    nulls = [(c, at[c]["value"]) for c in null.conditions if c in at and c != but]
+    nulls += [null.floor] if null.floor is not None else []
+    if name not in at or not nulls:
+        return ""
+    label, most = max(nulls, key=lambda pair: pair[1])
+    side = at[name]
+    if side["lo"] > most:
+        return ""
+    return f"{name} {_short(side['value'])} [{_short(side['lo'])}, {_short(side['hi'])}] is not above {label}, {_short(most)}"
+
+
+def _short(value: float) -> str:
+    return "not known" if pd.isna(value) else f"{value:.2f}".replace("-", "−")
