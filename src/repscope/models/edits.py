@@ -211,7 +211,7 @@ class Installed:
 
     current: tells the pass that runs, None for one that nobody announced (a plain call of the module). spans: (prompt), the first
     position and the one after the last, for the operation that runs. hit, moved: whether it was reached and whether it changed
-    anything.
+    anything. planned: whether a run was planned with it, which runs nothing.
     """
 
     edit: Edit
@@ -222,6 +222,7 @@ class Installed:
     stop: Int[np.ndarray, "prompt"] | None = None
     hit: bool = False
     moved: bool = False
+    planned: bool = False
     _arrays: dict[tuple[torch.device, torch.dtype], Arrays] = field(default_factory=dict)
 
     def __call__(self, value: Tensor) -> Tensor | None:

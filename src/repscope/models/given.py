@@ -4,7 +4,7 @@ Whatever could be read in two ways is refused: a single text, whose letters woul
 would be one; a mapping or a data frame, whose keys would be. Ids are copied, so that a later change of the list changes nothing.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,7 @@ def as_prompts(tokenizer: Any, given: Iterable[PromptLike]) -> Iterator[Prompt |
         raise UserError("Prompts are texts, and bytes were given: decode them, and put the text in [ ].")
     if hasattr(prompts, "columns"):
         raise UserError(f"Prompts are a list of texts, and a {type(prompts).__name__} was given: name its column.")
-    if isinstance(prompts, Set):
+    if isinstance(prompts, (set, frozenset)):
         raise UserError("Prompts are a list of texts, and a set was given, which has no order: sort it.")
     if getattr(prompts, "ndim", 1) == 0 or not isinstance(prompts, Iterable):
         raise UserError(f"Prompts are a list of texts or of rows of token ids, and {shown(prompts)} was given.")

@@ -6,6 +6,7 @@ prompt comes out the same alone and in a batch, with a cache and without. An edi
 error.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -135,11 +136,13 @@ class LanguageModel(TokenNetwork):
         ...
         """
         sites, picked, size = self.resolve(at), Tokens.parse(tokens), dtype_of(dtype).itemsize
-        _see_count("batch_tokens", batch_tokens)
+        _see_budget(batch_tokens)
         held = self._held(prompts) if self.installed else prompts
         encoded = self._encoded(held, picked)
         if self.installed:
             aim(self, self.tokenizer, held, encoded.ids)
+            for installed in self.installed:
+                installed.planned = True
         planned = self.planned(encoded.ids, batch_tokens, sites)
         return forecast(self, planned, sites, encoded.ids, int(rows_of(encoded, picked)[-1]), size)
 
@@ -200,7 +203,7 @@ class LanguageModel(TokenNetwork):
             For unknown sites, spans or tokens, for prompts that are empty or too long, for an edit that changes no row.
         """
         asked, sites, picked = self.asked(at), self.resolve(at), Tokens.parse(tokens)
-        _see_count("batch_tokens", batch_tokens)
+        _see_budget(batch_tokens)
         held = self._held(prompts) if self.installed else prompts
         encoded = self._encoded(held, picked)
         self._see_once(sites)
@@ -280,7 +283,7 @@ class LanguageModel(TokenNetwork):
         UserError
             When the lists differ in length, a continuation has no token, or nothing stands before it.
         """
-        _see_count("batch_tokens", batch_tokens)
+        _see_budget(batch_tokens)
         held, tails = self._held(prompts), _listed(continuations)
         if len(held) != len(tails):
             raise UserError(f"There are {len(held)} prompts and {len(tails)} continuations; give one for each.")
@@ -356,11 +359,11 @@ class LanguageModel(TokenNetwork):
         UserError
             When the model cannot generate, a prompt leaves no room for new tokens, or an edit changes no logit.
         """
+        _see_count("max_new_tokens", max_new_tokens, -math.inf)
         sampling = Sampling(max_new_tokens, temperature, top_p, seed, alike)
         if not self.causal or not hasattr(self.model, "generate") or self.model.get_output_embeddings() is None:
             raise UserError(f"{self.name} is no causal language model with a head, so it cannot continue a text.")
-        _see_count("batch_tokens", batch_tokens)
-        _see_count("max_new_tokens", max_new_tokens, least=None)
+        _see_budget(batch_tokens)
         held = self._held(prompts)
         encoded = self._encoded(held, Tokens("last"))
         lengths = encoded.ids.lengths
@@ -450,7 +453,7 @@ class LanguageModel(TokenNetwork):
                 f"The scalar is read at one site, and {of_at} names {len(targets)}; name one, such as {targets[-1]}."
             )
         target = targets[0]
-        _see_count("batch_tokens", batch_tokens)
+        _see_budget(batch_tokens)
         held = self._held(prompts)
         self._see_once([*sites, target])
         encoded, ends = self._encoded(held, picked), self._encoded(held, read)
@@ -552,10 +555,15 @@ class LanguageModel(TokenNetwork):
         return LanguageModel(fresh, self.tokenizer, name, source)
 
 
-def _see_count(name: str, value: Any, least: int | None = 1) -> None:
-    """See that an option that counts is a whole number and no smaller than it may be, or not given."""
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if value is not None and (not whole or (least is not None and value < least)):
+def _see_budget(batch_tokens: Any) -> None:
+    """See that the tokens of a batch are a whole number, or not given."""
+    if batch_tokens is not None:
+        _see_count("batch_tokens", batch_tokens)
+
+
+def _see_count(name: str, value: Any, least: float = 1) -> None:
+    """See that an option that counts is a whole number and no smaller than it may be."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise UserError(f"{name} is {shown(value)}; it must be a whole number, 1 or more.")
 
 

@@ -145,7 +145,8 @@ def cast(values: Tensor, dtype: torch.dtype, what: str, hint: str) -> Tensor:
     if values.is_complex():
         raise UserError(f"{what} holds complex numbers, and real ones are kept; choose another module.")
     made = values.to(dtype)
-    if values.dtype == dtype or (values.is_floating_point() and torch.promote_types(values.dtype, dtype) == dtype):
+    fits = values.is_floating_point() and torch.promote_types(values.dtype, dtype) == dtype
+    if fits or not values.numel():
         return made
     if not values.is_floating_point():
         lost = int((made.to(torch.float64) != values.to(torch.float64)).sum())
@@ -164,7 +165,7 @@ def cast(values: Tensor, dtype: torch.dtype, what: str, hint: str) -> Tensor:
     wide = torch.where(finite, values, 0).to(torch.promote_types(values.dtype, torch.float32)).reshape(len(values), -1)
     back = torch.where(finite, made, 0).to(wide.dtype).reshape(len(values), -1)
     # By the largest entry, whose square neither overflows nor vanishes.
-    size, loss = (x.abs().amax(-1) if x.shape[-1] else x.new_zeros(len(x)) for x in (wide, wide - back))
+    size, loss = wide.abs().amax(-1), (wide - back).abs().amax(-1)
     lost_rows = loss > _LOST * size
     if bool(lost_rows.any()):
         raise UserError(

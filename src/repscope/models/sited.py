@@ -296,7 +296,7 @@ class Sited:
             yield self
         for edit in edits:  # one edit may stand at many sites, and need not act at each
             mine = [installed for installed in new if installed.edit is edit]
-            if not any(installed.moved for installed in mine):
+            if not any(installed.moved or installed.planned for installed in mine):
                 why = "changed nothing" if any(installed.hit for installed in mine) else "was never reached"
                 raise UserError(f"{edit} {why}; check its site, its tokens and its vector.")
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
 from repscope.errors import UserError, unknown
 from repscope.models.texts import shown
 
@@ -246,6 +248,8 @@ class Tokens:
         """
         if isinstance(text, Tokens):
             return text
+        if not isinstance(text, (str, int, np.integer)) or isinstance(text, bool):
+            raise unknown("choice of tokens", text, PICKS, "An index such as -2 does as well.")
         span, _, pick = str(text).rpartition(".")
         if pick not in PICKS and not re.fullmatch(r"-?\d+", pick):
             raise _no_choice(str(text), pick)
@@ -281,7 +285,7 @@ PICKS = ("last", "first", "mean", "all")
 
 def _no_choice(text: str, pick: str) -> UserError:
     """The error for a choice of tokens that is none: the nearest one, or how a span of that name is written."""
-    if not pick or get_close_matches(pick.casefold(), PICKS, n=1, cutoff=0.55):
+    if not re.fullmatch(r"\w[\w.]*", text) or not pick or get_close_matches(pick.casefold(), PICKS, n=1, cutoff=0.55):
         return unknown("choice of tokens", pick, PICKS, "An index such as -2 does as well.")
     return UserError(
         f"There is no choice of tokens {text!r}; for a span so named write {text}.last, {text}.first, {text}.mean or {text}.all, "

@@ -82,7 +82,7 @@ def followed(prompt: str | Prompt, tail: str) -> Prompt:
     if not isinstance(tail, str):
         raise UserError(f"A continuation is a text, and {shown(tail)} was given.")
     if not tail:
-        raise UserError(f"The continuation of {shown(prompt.text)} is empty, so it has no probability.")
+        raise UserError(f"The continuation of {shown(prompt.text)} covers no token, as it is empty.")
     if "continuation" in prompt.spans:
         raise UserError("A span of a prompt is named 'continuation', as what follows it is; give it another name.")
     span = (len(prompt.text), len(prompt.text) + len(tail))
