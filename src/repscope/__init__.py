@@ -33,6 +33,7 @@ _HOME = {
     "Relation": "repscope.data.relations",
     "verify": "repscope.models.verify",
 }
+_ROOMS = ("read", "steer", "trace")  #: packages of methods
 __all__ = [
     "Activations",
     "CheckpointSet",
@@ -78,7 +79,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("read", "steer", "trace"):
+    if name in _ROOMS:
         return import_module(f"repscope.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'repscope' has no attribute {name!r}")
@@ -86,4 +87,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])
+    return sorted([*__all__, *_ROOMS, "__version__"])

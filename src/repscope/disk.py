@@ -30,7 +30,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     UserError
         When the disk is full or the folder cannot be written.
     """
-    with _explained(path):
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
         os.close(handle)
@@ -46,7 +46,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """As `whole_file`, for a folder. A folder that is already there under the final name is replaced."""
-    with _explained(path):
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
         try:
@@ -70,18 +70,59 @@ def need_space(folder: Path, needed: int) -> None:
         ) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def need_folder(path: Path) -> None:
+    """Raise a `UserError` unless `path` is, or can become, a folder with files in it. Leaves nothing behind."""
+    path = path.expanduser()
+    with explained(path):
+        there = next(p for p in [path, *path.parents] if p.exists() or p.is_symlink())
+        if not there.is_dir():
+            what = "a broken link" if there.is_symlink() else "a file"
+            raise UserError(
+                f"{there} is {what} and not a folder, so nothing can be written to {path}; choose another folder."
+            )
+        try:
+            os.rmdir(tempfile.mkdtemp(dir=there, prefix=".repscope."))
+        except OSError as error:
+            if _full(error):
+                raise
+            raise UserError(f"{path} cannot be written ({error.strerror or error}); choose another folder.") from error
+
+
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
+    """What a disk says of `path` in the block, as one sentence: full, read-only, not a folder."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"The disk is full: {path} was not written; make room and run the same command.") from error
-        if error.errno == errno.EISDIR:
-            raise UserError(f"{path} is a folder; give the name of a file in it.") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(f"{path} cannot be written ({error.strerror}); choose another folder.") from error
-        raise
+    except Exception as error:
+        if (said := disk_error(error, path)) is None:
+            raise
+        raise said from error
+
+
+def disk_error(error: Exception, path: Path | None = None) -> UserError | None:
+    """The sentence for an error of the disk; None for any other error."""
+    if _full(error):
+        what = f"{path} was not written" if path is not None else "something was not written"
+        return UserError(f"The disk is full: {what}; make room and run the same command.")
+    if not isinstance(error, OSError) or isinstance(error, UserError):
+        return None
+    named = path if path is not None else error.filename
+    if error.errno == errno.EISDIR:
+        return UserError(f"{named} is a folder; give the name of a file in it.")
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return UserError(f"{named} cannot be made, as a part of that path is a file; choose another folder.")
+    if error.errno in _REFUSED:
+        return UserError(f"{named} cannot be written ({error.strerror}); choose another folder.")
+    return None
+
+
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EIO, errno.ELOOP)
+
+
+def _full(error: Exception) -> bool:
+    """Whether the disk is full; safetensors and pyarrow say so in the text of errors of their own."""
+    number = getattr(error, "errno", None)
+    return number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
 
 
 def _umask() -> int:

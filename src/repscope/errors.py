@@ -5,6 +5,7 @@
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -30,3 +31,19 @@ def unknown(what: str, asked: object, known: Iterable[object], hint: str = "") -
     else:
         tail = "; there is none at all."
     return UserError(f"There is no {what} {asked!r}{tail}{' ' + hint if hint else ''}")
+
+
+def no_file(path: Path, beside: Iterable[str], what: str = "file") -> UserError:
+    """The error for a file that is not there: offers names of files beside it only where they are near to it.
+
+    >>> str(no_file(Path("data/citis.csv"), ["cities.csv", "notes.csv"], "table"))
+    "There is no table data/citis.csv; did you mean 'cities.csv'?"
+    >>> str(no_file(Path("data/zebra.csv"), ["cities.csv", "notes.csv"], "table"))
+    'There is no table data/zebra.csv; check the path.'
+    """
+    names = [Path(name) for name in beside]
+    alike = get_close_matches(path.stem.casefold(), [n.stem.casefold() for n in names], n=3, cutoff=0.75)
+    near = [repr(str(n)) for n in names if n.stem.casefold() in alike][:3]
+    return UserError(
+        f"There is no {what} {path}; " + (f"did you mean {' or '.join(near)}?" if near else "check the path.")
+    )

@@ -44,7 +44,12 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of a pipe went away (| head)
         sys.stderr.close()
         return 0
-    except Exception:
+    except Exception as error:
+        from repscope.disk import disk_error
+
+        if (said := disk_error(error)) is not None:
+            print(f"repscope: {_sentence(said)}", file=sys.stderr)
+            return 2
         import traceback
 
         traceback.print_exc()

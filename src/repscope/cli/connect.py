@@ -2,7 +2,7 @@
 
 import json as jsonlib
 
-from repscope.cli.shared import RUNS, Fresh, Json, Out, app, print_table
+from repscope.cli.shared import RUNS, Fresh, Json, Out, Seed, app, print_table
 
 _PRINTED = 24  #: rows that a terminal shows
 
@@ -10,7 +10,7 @@ _PRINTED = 24  #: rows that a terminal shows
 @app.command
 def connect(
     *models: str, data: str | None = None, text: str = "text", pair: str | None = None, label: str | None = None,
-    split: str | None = None, points: int = 10, examples: int | None = None, length: int = 512, controls: int = 3, seed: int = 0,
+    split: str | None = None, points: int = 10, examples: int | None = None, length: int = 512, controls: int = 3, seed: Seed = 0,
     out: Out = RUNS, fresh: Fresh = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Losses along the straight lines between networks: is there a barrier, and is it low beside a random direction?
@@ -40,9 +40,11 @@ def connect(
     seed
         Of random directions and of texts that are drawn.
     """
+    from repscope.disk import need_folder
     from repscope.studies.connected import connected, rows_of
     from repscope.studies.connected_subject import Asked
 
+    need_folder(out)
     asked = Asked(models, data, text, pair, label, split, points, examples, length, controls, seed)
     found = connected(asked, out, fresh=fresh)
     page = found.folder / "report.html"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from repscope.cli.shared import Json, ModelName, app
+from repscope.cli.shared import Dtype, Json, ModelName, Seed, app
 from repscope.errors import UserError
 
 
@@ -15,8 +15,8 @@ from repscope.errors import UserError
 def steer(
     model: ModelName, direction: str, *, prompt: Annotated[tuple[str, ...], Parameter(consume_multiple=False)] = (),
     scale: float | None = None, times: float = 1.0,
-    name: str = "", block: int | None = None, tokens: int = 40, temperature: float = 0.0, seed: int = 0, chat: bool = False,
-    anyway: bool = False, revision: str | None = None, device: str | None = None, dtype: str = "float32", json: Json = False,
+    name: str = "", block: int | None = None, tokens: int = 40, temperature: float = 0.0, seed: Seed = 0, chat: bool = False,
+    anyway: bool = False, revision: str | None = None, device: str | None = None, dtype: Dtype = "float32", json: Json = False,
 ) -> None:  # fmt: skip
     """Continue prompts without and with a direction, side by side, as they are written.
 

@@ -2,7 +2,7 @@
 
 import json as jsonlib
 
-from repscope.cli.shared import RUNS, Json, ModelName, Out, app, print_table
+from repscope.cli.shared import RUNS, Count, Dtype, Json, ModelName, Out, app, print_table
 
 
 @app.command
@@ -43,7 +43,7 @@ def sites(model: ModelName = "smollm2-135m-instruct-q4", *, revision: str | None
 @app.command
 def verify(
     model: ModelName = "smollm2-135m-instruct-q4", *, revision: str | None = None, device: str | None = None,
-    dtype: str = "float32", out: Out = RUNS, json: Json = False,
+    dtype: Dtype = "float32", out: Out = RUNS, json: Json = False,
 ) -> None:  # fmt: skip
     """Check the engine on a model: against plain transformers, padded, cached, edited, restored. Exit code 1 when a check fails.
 
@@ -56,10 +56,12 @@ def verify(
     dtype
         Precision of the weights: float32, bfloat16 or float16.
     """
+    from repscope.disk import need_folder
     from repscope.models.sources import load
     from repscope.models.verify import verify as checked
     from repscope.studies.verified import write_verification
 
+    need_folder(out)
     found = checked(load(model, revision=revision, device=device, dtype=dtype))
     folder = write_verification(found, out)
     if json:
@@ -76,27 +78,41 @@ def verify(
 
 
 @app.command
-def lens(model: ModelName, prompt: str, *, out: Out = RUNS, every: int = 1, top: int = 5, json: Json = False) -> None:
+def lens(
+    model: ModelName, prompt: str, *, last: Count = 64, every: Count = 1, top: Count = 5, revision: str | None = None,
+    device: str | None = None, dtype: Dtype = "float32", out: Out = RUNS, json: Json = False,
+) -> None:  # fmt: skip
     """Logit lens: which next token each block would predict at each token of a prompt.
 
     Parameters
     ----------
     prompt
         The text to read.
+    last
+        Tokens at the end of the prompt that the lens is put to; the network reads all of it.
     every
         Show every how many blocks in the terminal.
     top
         Tokens kept for each cell of the page.
+    revision
+        Branch, tag or commit of a hub id.
+    device
+        Device to run on; cuda where there is one, else cpu.
+    dtype
+        Precision of the weights: float32, bfloat16 or float16.
     """
+    from repscope.disk import need_folder
     from repscope.models.sources import load
     from repscope.read.lens import logit_lens
     from repscope.studies.lens_page import print_lens, write_lens
 
-    lm = load(model)
-    result = logit_lens(lm, prompt, top=top)
+    need_folder(out)
+    lm = load(model, revision=revision, device=device, dtype=dtype)
+    result = logit_lens(lm, prompt, top=top, last=last)
     page = write_lens(lm, prompt, result, out)
     if json:
-        print(jsonlib.dumps({"page": str(page)}))
+        print(jsonlib.dumps({"page": str(page), "notes": list(result.notes)}))
         return
     print_lens(result, every)
-    print(page)
+    for line in (*result.notes, page):
+        print(line)

@@ -3,13 +3,13 @@
 import json as jsonlib
 from pathlib import Path
 
-from repscope.cli.shared import Json, app, print_table
+from repscope.cli.shared import Json, Seed, app, print_table
 
 
 @app.command
 def train(
     *, out: Path, recipe: str = "planted", runs: int = 12, inits: int = 1, fork: int = 500, steps: int = 240, nudge: int = 120,
-    rate: float = 4e-3, batch: int = 32, keep: int = 1, seed: int = 0, json: Json = False,
+    rate: float = 4e-3, batch: int = 32, keep: int = 1, seed: Seed = 0, json: Json = False,
 ) -> None:  # fmt: skip
     """Train small transformers by one recipe, all of them at once, and write them as a set of checkpoints.
 
@@ -39,10 +39,12 @@ def train(
     keep
         Checkpoints of each run, evenly spaced, the last included.
     """
+    from repscope.disk import need_folder
     from repscope.trace.arms import Tuning
     from repscope.trace.recipes import Training, train
     from repscope.trace.training import Schedule
 
+    need_folder(out)
     tuning = Tuning(Schedule(steps, rate), nudge, batch)
     found = train(Training(recipe, runs, inits, fork, keep, seed, tuning=tuning), out)
     if json:

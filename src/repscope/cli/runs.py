@@ -65,5 +65,8 @@ def claims(*, out: Out = RUNS, json: Json = False) -> None:
     rows = verdicts(out)
     if json:
         print(jsonlib.dumps(rows))
-    else:
-        print_table(rows, title="Claims")
+        return
+    for row in rows:  # lines, not cells: an address that a table breaks is no link
+        print(f"{row['verdict'].upper()}{' in ' + row['run'] if row['run'] else ''}: {row['claim']}")
+        print(f"    {row['source']}")
+        print(f"    {row['numbers']}\n")

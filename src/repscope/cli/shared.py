@@ -3,9 +3,10 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
+from cyclopts.validators import Number
 
 from repscope import __version__
 
@@ -28,6 +29,9 @@ Plan = Annotated[bool, Parameter(group=_RUN, negative="", help="Print tokens, FL
 Fresh = Annotated[bool, Parameter(group=_RUN, negative="", help="Start anew, not where a killed run stopped.")]
 Json = Annotated[bool, Parameter(group=_RUN, negative="", help="Print one JSON object that holds the page's path.")]
 ModelName = Annotated[str, Parameter(help="Alias, hub id org/name, local folder or .gguf file.")]
+Dtype = Literal["float32", "bfloat16", "float16"]  #: as `models.sources.Dtype`, which brings much with it
+Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**32))]
+Count = Annotated[int, Parameter(validator=Number(gte=1))]
 RUNS = Path("runs")
 
 
@@ -37,11 +41,12 @@ def print_table(rows: Sequence[dict[str, Any]], title: str) -> None:
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in rows[0] if rows else ():
-        number = isinstance(rows[0][column], (int, float)) and not isinstance(rows[0][column], bool)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    for column in columns:
+        number = isinstance(rows[0].get(column), (int, float)) and not isinstance(rows[0].get(column), bool)
         table.add_column(column, justify="right" if number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(v) for v in row.values()))
+        table.add_row(*(_cell(row.get(column, "")) for column in columns))
     width = None if sys.stdout.isatty() else 200
     Console(width=width, markup=False, highlight=False).print(table)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from repscope.cli.shared import RUNS, Fresh, Json, ModelName, Out, Plan, app, print_table, study_app
+from repscope.cli.shared import RUNS, Fresh, Json, ModelName, Out, Plan, Seed, app, print_table, study_app
 
 
 def register(arguments: Sequence[str]) -> None:
@@ -72,7 +72,7 @@ def _print_plan(this: Any, json: bool) -> None:
 
 
 @app.command
-def tour(*, model: ModelName = "", out: Out = RUNS, seed: int = 0, fresh: Fresh = False, json: Json = False) -> None:
+def tour(*, model: ModelName = "", out: Out = RUNS, seed: Seed = 0, fresh: Fresh = False, json: Json = False) -> None:
     """The short form of the studies on the default model: what `make demo` runs."""
     from repscope.studies.catalogue import STUDIES
 

@@ -28,7 +28,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from repscope.errors import UserError, unknown
+from repscope.errors import UserError, no_file, unknown
 
 FEW = 12
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
@@ -266,7 +266,7 @@ def _no_file(path: Path) -> UserError:
     if not path.parent.is_dir():
         return UserError(f"There is no folder {path.parent}; check the path {path}.")
     beside = [p.name for p in sorted(path.parent.iterdir()) if p.suffix.lower() in SUFFIXES]
-    return unknown(f"table in {path.parent.absolute()}", path.name, beside)
+    return no_file(path, beside, "table")
 
 
 def _class(held: pd.Series, values: pd.Series) -> pd.Series:

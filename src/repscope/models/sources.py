@@ -12,7 +12,7 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from repscope.disk import cache_home, need_space
 from repscope.errors import UserError, unknown
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from repscope.models.language import LanguageModel
 
-DTYPES = ("float32", "bfloat16", "float16")
+Dtype = Literal["float32", "bfloat16", "float16"]  #: what weights are converted to as they are read
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 _ROOM = 1_500_000_000  # bytes: wheel, GGUF and float32 copy of the largest alias, with some to spare
 
 
@@ -110,7 +111,7 @@ def load_parts(
         return _given(model, tokenizer, revision, device)
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
-    device = _device(device)
+    device = device_named(device)
     name, folder, commit = _located(model, revision, trust_remote_code)
     hf_model, fingerprint = read_model(folder, name, device=device, dtype=dtype, code=trust_remote_code)
     if tokenizer is None:
@@ -209,20 +210,35 @@ def _given(
     return hf_model, tokenizer, Source(name, of_module(model), precision, None, None)
 
 
-def _device(device: str | None) -> str:
+def device_named(device: str | None) -> str:
+    """A device that is there, or "auto" or "disk"; None is cuda where there is one, else cpu.
+
+    Raises
+    ------
+    UserError
+        For a name that torch does not know, a kind that it has none of here, and an index beyond the last.
+    """
     import torch
 
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device in SPREAD:
         return device
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    here = {"cpu": 1, "cuda": cuda, "mps": int(torch.backends.mps.is_available()),
+            "xpu": torch.xpu.device_count()}  # fmt: skip
     try:
-        kind = torch.device(device).type
+        asked = torch.device(device)
     except RuntimeError as error:
         raise unknown("device", device, ["cpu", "cuda", "mps", *SPREAD]) from error
-    here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not here.get(kind, True):
-        raise UserError(f"torch sees no {kind} device here; use device='cpu' or a build of torch with {kind}.")
+    if asked.type not in here:
+        raise unknown("device", device, ["cpu", "cuda", "mps", *SPREAD])
+    if not here[asked.type]:
+        raise UserError(
+            f"torch sees no {asked.type} device here; use device='cpu' or a build of torch with {asked.type}."
+        )
+    if (asked.index or 0) >= here[asked.type]:
+        raise UserError(f"There is no device {device!r}: torch sees {here[asked.type]} of the kind, counted from 0.")
     return device
 
 

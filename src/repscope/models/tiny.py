@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from repscope.errors import UserError, unknown
 from repscope.models.fingerprint import Source, of_module
 
 if TYPE_CHECKING:
@@ -20,13 +21,28 @@ def byte_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=core)  # type: ignore[no-untyped-call]
 
 
-def tiny(seed: int = 0) -> "LanguageModel":
-    """Four random Llama blocks of width 32 over bytes: every name has one token a byte, and nothing was ever learned."""
+def tiny(seed: int = 0, *, device: str = "cpu", dtype: str = "float32") -> "LanguageModel":
+    """Four random Llama blocks of width 32 over bytes: every name has one token a byte, and nothing was ever learned.
+
+    device: one that torch has here. dtype: as for `load`; the weights are drawn in float32 and converted.
+
+    Raises
+    ------
+    UserError
+        For a device or dtype that there is not.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from repscope.models.folders import SPREAD
     from repscope.models.language import LanguageModel
+    from repscope.models.sources import DTYPES, device_named
 
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    if device in SPREAD:
+        raise UserError(f"The tiny model fits one device, and {device!r} spreads a model; give cpu or cuda.")
+    where = device_named(device)
     tokenizer = byte_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -36,5 +52,7 @@ def tiny(seed: int = 0) -> "LanguageModel":
         )  # fmt: skip
         model = LlamaForCausalLM(config)
         model.train(False)
-    source = Source("tiny", of_module(model), "float32, random weights", None, None)
+    placed: Any = model
+    placed.to(where, getattr(torch, dtype))
+    source = Source("tiny", of_module(model), f"{dtype}, random weights", None, None)
     return LanguageModel(model, tokenizer, "tiny", source)

@@ -1,7 +1,8 @@
 """Logit lens: what a model would predict if each block were its last (nostalgebraist, 2020, "interpreting GPT").
 
 1. Capture every block's output at every token of one prompt.
-2. Put each through the final norm and the head; keep the leading tokens and the probability of the model's own prediction.
+2. Put the last positions (64 unless told otherwise; a position costs ten times the head at each block) through the final norm
+   and the head, block by block; keep the leading tokens and the probability of the model's own prediction.
 3. Control: vectors of the same length in random directions through the same norm and head. A block "knows" the prediction
    where its probability leaves the range of that control.
 The lens reads in the basis of the last block; that it finds nothing early does not show that nothing is there.
@@ -14,6 +15,8 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from repscope import stats
+from repscope.errors import UserError
+from repscope.progress import progress
 from repscope.results import Result, Row
 
 if TYPE_CHECKING:
@@ -22,9 +25,10 @@ if TYPE_CHECKING:
 RANDOM = "random direction of equal norm"
 DEFINITION = "probability that the lens gives to the model's own next token"
 _DRAWS = 8
+LAST = 64  #: positions that are read
 
 
-def logit_lens(lm: "LanguageModel", prompt: str, *, top: int = 5, seed: int = 0) -> Result:
+def logit_lens(lm: "LanguageModel", prompt: str, *, top: int = 5, seed: int = 0, last: int = LAST) -> Result:
     """The lens over one prompt.
 
     Parameters
@@ -37,6 +41,8 @@ def logit_lens(lm: "LanguageModel", prompt: str, *, top: int = 5, seed: int = 0)
         Leading tokens kept a cell.
     seed
         Of the random directions.
+    last
+        Tokens at the end of the prompt that the lens is put to; a note says when they are not all.
 
     Returns
     -------
@@ -47,40 +53,41 @@ def logit_lens(lm: "LanguageModel", prompt: str, *, top: int = 5, seed: int = 0)
     Raises
     ------
     UserError
-        As `LanguageModel.capture` and `unembed`.
+        For an empty prompt, for no token or position; as `LanguageModel.capture` and `unembed`.
     """
+    if top < 1 or last < 1:
+        raise UserError(f"The lens shows top={top} tokens at the last={last} positions; ask for at least 1 of each.")
     sites = lm.resolve(["embed", "resid_post"])
     acts = lm.capture([prompt], sites, "all")
-    tokens = lm.tokens(prompt)
-    last = _probabilities(lm, acts[sites[-1]])
-    final = last.argmax(1)
+    read = acts[sites[-1]].shape[0]
+    first = max(0, read - last)
+    tokens = lm.tokens(prompt)[first:read]
+    at_end = _probabilities(lm, acts[sites[-1]][first:])
+    final = at_end.argmax(1)
     rng = np.random.default_rng(seed)
     cells, rows = [], []
-    for site in sites:
-        held = acts[site]
-        probability = last if site == sites[-1] else _probabilities(lm, held)
-        of_final = probability[np.arange(len(final)), final]
-        leading = np.argsort(-probability, axis=1)[:, :top]
-        block = -1 if site.layer is None else site.layer
-        for i, best in enumerate(leading):
-            said = [lm.tokenizer.decode([t]) for t in best]
-            cells.append(
-                {"block": block, "position": i, "token": tokens[i], "predicted": said[0], "probability": probability[i, best[0]],
-                 "top_five": "  ".join(f"{t!r} {p:.2f}" for t, p in zip(said, probability[i, best])), "of_final": of_final[i]}
-            )  # fmt: skip
-        where = {
-            "metric": "probability",
-            "definition": DEFINITION,
-            "site": str(site),
-            "layer": site.layer,
-            "token": "all",
-            "seed": seed,
-        }
-        rows.append(Row.of(stats.mean(of_final, unit="token", seed=seed), item="final prediction", **where))
-        draws = _random_control(lm, held, final, rng)
-        control = stats.null(draws, unit="random direction")
-        rows.append(Row.of(control, item="final prediction", condition=RANDOM, **where))
-    return Result.of(rows, side={"cells": pd.DataFrame(cells)})
+    with progress("lens", len(sites)) as advance:
+        for site in sites:
+            held = acts[site][first:]
+            probability = at_end if site == sites[-1] else _probabilities(lm, held)
+            of_final = probability[np.arange(len(final)), final]
+            leading = np.argsort(-probability, axis=1)[:, :top]
+            block = -1 if site.layer is None else site.layer
+            for i, best in enumerate(leading):
+                said = [lm.tokenizer.decode([t]) for t in best]
+                five = "  ".join(f"{t!r} {p:.2f}" for t, p in zip(said, probability[i, best]))
+                cells.append(
+                    {"block": block, "position": first + i, "token": tokens[i], "predicted": said[0],
+                     "probability": probability[i, best[0]], "top_five": five, "of_final": of_final[i]}
+                )  # fmt: skip
+            where = {"metric": "probability", "definition": DEFINITION, "site": str(site), "layer": site.layer, "token": "all",
+                     "item": "final prediction", "seed": seed}  # fmt: skip
+            rows.append(Row.of(stats.mean(of_final, unit="token", seed=seed), **where))
+            draws = _random_control(lm, held, final, rng)
+            rows.append(Row.of(stats.null(draws, unit="random direction"), condition=RANDOM, **where))
+            advance(1)
+    notes = (f"The prompt has {read} tokens; the network read them all, the lens the last {last}.",) if first else ()
+    return Result.of(rows, side={"cells": pd.DataFrame(cells)}, notes=notes)
 
 
 def _probabilities(lm: "LanguageModel", hidden: Float[np.ndarray, "token d_model"]) -> Float[np.ndarray, "token vocab"]:

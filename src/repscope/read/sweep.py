@@ -28,6 +28,7 @@ from repscope.read.probes import Features, Fold, Scores, Task, average, chosen_e
 from repscope.results import ESTIMATE, Row
 
 RIDGE = "ridge probe, penalty by leave-one-out inside the training fold, {k} folds over entities"
+NOT_PROBED = "Not probed: "  #: what a note begins with that says why an attribute was not
 Tops = Float[np.ndarray, "top_bottom entity"]
 
 
@@ -89,7 +90,7 @@ def panels(
         pairs = tuple((np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in range(k))
         tasks = tuple(Task(t.attribute.name, t.attribute.kind, t.values, t.classes) for t in targets)
         made.append(Panel(rows, tasks, pairs, halves(together, seed, classes)))
-    return made, notes + [f"Not probed: {text}" for text in refused]
+    return made, notes + [f"{NOT_PROBED}{text}" for text in refused]
 
 
 def _groups(entities: EntitySet, group: str) -> Int[np.ndarray, "entity"]:

@@ -140,7 +140,7 @@ def _judge(claim: Claim, rows: pd.DataFrame, table: pd.DataFrame) -> Verdict:
 
 
 def _decide(claim: Claim, row: dict[Any, Any], table: pd.DataFrame) -> tuple[Decision, str]:
-    """One row by itself, and why it decides nothing although its interval would. An interval that is not there (NaN) decides nothing."""
+    """One row by itself, and why it decides nothing although its interval would. An interval of NaN decides nothing."""
     above, below = row["lo"] > claim.threshold, row["hi"] < claim.threshold
     if not (above or below):
         return "undecided", ""

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 
 from repscope import stats
-from repscope.data.entities import EntitySet, entity_set, labelled_text
+from repscope.data.entities import SETS, EntitySet, entity_set, labelled_text
 from repscope.data.splits import purged_folds
 from repscope.directions import Direction, DirectionSet
 from repscope.errors import UserError
@@ -65,27 +65,37 @@ class EntitiesOptions(Options):
     context: int = Field(4, ge=0, description="Cut the context to the last 1 … this many tokens; 0 leaves that out.")
 
     @model_validator(mode="after")
-    def _text_has_columns(self) -> "EntitiesOptions":
+    def _belongs(self) -> "EntitiesOptions":
         if self.data is not None and (self.text is None or not self.label):
             raise ValueError("--data needs --text COLUMN and --label COLUMN")
         if self.data is None and (self.text is not None or self.label):
             raise ValueError("--text and --label go with --data FILE")
+        idle: tuple[str, ...]
+        idle, why = (
+            ("entities", "name", "attribute", "template", "per_class", "context"),
+            "a set of entities; --data is texts",
+        )
+        if self.data is None:
+            idle, why = ("tokens",), "--data FILE, and names are read at each of their tokens"
+        if given := self.named(*idle):
+            raise ValueError(f"{given[0]} goes with {why}")
+        own = [name for name in self.entities if name not in SETS]
+        if self.data is None and self.name is not None and not own:
+            raise ValueError("--name goes with a file of yours; the built-in sets have their own names")
+        if self.named("per_class") and "cities" not in self.entities:
+            raise ValueError("--per-class goes with --entities cities")
+        if not self.entities:
+            raise ValueError("no set of entities was named; give one, such as --entities cities")
         return self
 
     def sized(self) -> "EntitiesOptions":
-        """With the smaller numbers that `tiny` stands for."""
+        """With the smaller numbers that `tiny` stands for, where none were given."""
         if not self.tiny:
             return self
-        few = {
-            "entities": self.entities[:1],
-            "folds": 3,
-            "shuffles": 3,
-            "context": min(self.context, 2),
-            "max_items": 60,
-        }
-        return self.model_copy(
-            update=few | ({} if self.attribute or self.files() else {"attribute": ("continent", "latitude")})
-        )
+        few: dict[str, Any] = {"entities": self.entities[:1], "folds": 3, "shuffles": 3, "context": 2, "max_items": 60}
+        if not self.files() and not {"entities", "attribute"} & self.model_fields_set:
+            few["attribute"] = ("continent", "latitude")
+        return self.with_sizes(few)
 
     def files(self) -> list[Path]:
         """The user's own tables."""
@@ -118,26 +128,47 @@ def subjects(run: Run[EntitiesOptions]) -> list[Subject]:
     wanted = (*o.attribute, *([o.group] if o.group and o.group not in o.attribute else [])) if o.attribute else ()
     made = []
     for name in dict.fromkeys(o.entities):
-        own = not Path(name).suffix
         items = entity_set(
-            name, name_column=None if own else o.name, attributes=wanted, templates=o.template or None,
+            name, name_column=None if name in SETS else o.name, attributes=wanted, templates=o.template or None,
             per_class=o.per_class, token_count=token_count,
         )  # fmt: skip
         made.append(Subject(run, _within(items.sample(o.max_items, o.seed), run), False))
+    names = [subject.items.name for subject in made]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"Two of the sets have the name {twice[0]!r}, which their numbers go by; rename one file.")
     return made
 
 
 def _within(items: EntitySet, run: Run[EntitiesOptions]) -> EntitySet:
-    """Without the names whose prompts the network could not take."""
+    """Without the names whose prompts the network could not take.
+
+    Raises
+    ------
+    UserError
+        When it takes none of the prompts.
+    """
     limit = run.network.context
     if limit is None:
         return items
-    sizes = np.array([len(run.network.tokenizer(p)["input_ids"]) for p in items.prompts(max(items.templates, key=len))])
+    each = [[len(ids) for ids in run.network.tokenizer(items.prompts(t))["input_ids"]] for t in items.templates]
+    sizes = np.array(each).max(0)
     if (sizes <= limit).all():
         return items
+    long = items.templates[int(np.argmax(np.array(each).max(1)))]
+    if (sizes > limit).all():
+        raise UserError(
+            f"{run.network.name} takes {limit} tokens, and every prompt of {items.name} has more ({sizes.min()} or more, "
+            f"from the template {_cut(long)!r}); give a shorter --template or a model with a longer context."
+        )
     return items.take(
-        np.flatnonzero(sizes <= limit), f"{(sizes > limit).sum()} names have more than {limit} tokens and are dropped."
+        np.flatnonzero(sizes <= limit),
+        f"{items.name}: {(sizes > limit).sum()} of {len(sizes)} names are dropped, as {run.network.name} takes {limit} tokens "
+        f"and their prompts have more, up to {sizes.max()}.",
     )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 60 else text[:40] + " … " + text[-16:]
 
 
 def steps(run: Run[EntitiesOptions]) -> list[Step]:
@@ -145,7 +176,7 @@ def steps(run: Run[EntitiesOptions]) -> list[Step]:
     made = []
     for subject in subjects(run):
         name = subject.items.name
-        _ = subject.panels  # what cannot be probed is refused now, before anything runs
+        _probed(subject)  # what cannot be probed is refused now, before anything runs
         parts = [(f"{name}", _trained, 3.0), (f"{name} random weights", _twin, 1.5)]
         if not subject.is_text:
             parts.append((f"{name} shared tokens", _shared, 1.0))
@@ -156,6 +187,16 @@ def steps(run: Run[EntitiesOptions]) -> list[Step]:
         needs = (parts[0][0], parts[1][0])
         made.append(Step(f"{name} summary", _bound(_summary, subject), lambda: Cost(fit_flops=1e8), needs=needs))
     return made
+
+
+def _probed(subject: Subject) -> None:
+    """Refuse a set of which nothing can be probed; where the network's context took names away, that is said first."""
+    try:
+        _ = subject.panels
+    except UserError as error:
+        if dropped := [note for note in subject.items.notes if "and their prompts have more" in note]:
+            raise UserError(f"{dropped[0].rstrip('.')}; of the others: {error}") from error
+        raise
 
 
 def _bound(compute: Callable[[Subject, Tick], Result], subject: Subject) -> Callable[[Run[Any], Tick], Result]:

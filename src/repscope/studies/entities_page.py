@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from repscope.read.sweep import NOT_PROBED
 from repscope.report import figures
 from repscope.report.claims import judge, load
 from repscope.report.page import Figure, Page, Section, Table
@@ -22,13 +23,13 @@ _METRICS = {"accuracy": "accuracy (held-out entities)", "r2": "R² (held-out ent
 def page(run: "Run[EntitiesOptions]") -> Page:
     """The whole page."""
     table = run.table
-    sets = list(dict.fromkeys(i.partition(".")[0] for i in table["item"]))
+    sets = _sets(run)
     notes = [note for result in run.results.values() for note in result.notes]
     sections = [_overview(table)] + [_section(run, table, name) for name in sets]
     return Page(
         title="Where a name becomes one vector",
         question=run.study.question,
-        answer="\n\n".join([*run.verification.warnings, *(" ".join(_told(table, name)) for name in sets)]),
+        answer="\n\n".join([*run.verification.warnings, *(" ".join(_answered(run, table, name)) for name in sets)]),
         sections=tuple(sections),
         verdicts=judge(load(), table),
         notes=tuple(dict.fromkeys(notes)),
@@ -39,8 +40,25 @@ def page(run: "Run[EntitiesOptions]") -> Page:
 def headline(run: "Run[EntitiesOptions]") -> list[str]:
     """The numbers that matter, a line each, for the terminal."""
     table = run.table
-    sets = list(dict.fromkeys(i.partition(".")[0] for i in table["item"]))
-    return [*run.verification.warnings, *(sentence for name in sets for sentence in _told(table, name))]
+    sets = _sets(run)
+    return [*run.verification.warnings, *(sentence for name in sets for sentence in _answered(run, table, name))]
+
+
+def _sets(run: "Run[EntitiesOptions]") -> list[str]:
+    """The sets of a run, by name; a name may hold dots."""
+    return [name for name in run.results if f"{name} summary" in run.results]
+
+
+def _answered(run: "Run[EntitiesOptions]", table: pd.DataFrame, name: str) -> list[str]:
+    """What a set shows: of its first attribute all that matters, a line for each other one that was asked for, and what could not
+    be probed with the reason."""
+    o = run.options
+    asked = {f"{name}.{attribute}" for attribute in (*o.attribute, *o.label) if attribute != o.group}
+    items = list(dict.fromkeys(table["item"][table["item"].str.startswith(f"{name}.")]))
+    said = _told(table, items[0], name)
+    for item in items[1:]:
+        said += _told(table, item, name)[:1] if item in asked else []
+    return said + [note for note in run.results[name].notes if note.startswith(NOT_PROBED)]
 
 
 def _overview(table: pd.DataFrame) -> Section:
@@ -175,10 +193,9 @@ def _land() -> pd.DataFrame:
     return pd.DataFrame([{"latitude": c["latitude"], "longitude": c["longitude"]} for c in cities]).iloc[::12]
 
 
-def _told(table: pd.DataFrame, name: str) -> list[str]:
-    """What a set shows, in sentences; every number is a cell of the table."""
+def _told(table: pd.DataFrame, item: str, name: str) -> list[str]:
+    """What an attribute of a set shows, in sentences; every number is a cell of the table."""
     rows = table[table["item"].str.startswith(f"{name}.")]
-    item = str(rows["item"].iloc[0])
     here = select(_chosen(table), item=item)
     at = {str(c): r for c, r in zip(here["condition"], here.to_dict("records"))}
     gains = {
@@ -230,7 +247,7 @@ def _wide(chosen: pd.DataFrame) -> pd.DataFrame:
 
 
 def _spelt(item: str) -> str:
-    name, _, attribute = item.partition(".")
+    name, _, attribute = item.rpartition(".")
     return (
         f"{attribute.replace('_', ' ').capitalize()} of {name}"
         if not attribute

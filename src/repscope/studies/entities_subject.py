@@ -46,8 +46,9 @@ class Subject:
 
     @cached_property
     def templates(self) -> tuple[str, ...]:
-        """The prompts in use: one in the short form, all otherwise."""
-        return self.items.templates[:1] if self.options.short or self.options.tiny else self.items.templates
+        """The prompts in use: those that the user gave; of a set's own, one in the short form, all otherwise."""
+        few = (self.options.short or self.options.tiny) and not self.options.template
+        return self.items.templates[:1] if few else self.items.templates
 
     @cached_property
     def _panels(self) -> tuple[list[Panel], list[str]]:

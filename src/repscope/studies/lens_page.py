@@ -49,14 +49,15 @@ def write_lens(lm: "LanguageModel", prompt: str, result: Result, out: Path) -> P
             ),
         ),
         verdicts=(),
-        notes=(),
+        notes=result.notes,
         facts={
             "Model": f"{lm.name} ({lm.source.precision})",
             "Fingerprint of the weights": lm.fingerprint,
             "Prompt": prompt,
         },
     )
-    key = hashlib.sha256(f"{lm.fingerprint}\x1f{prompt}".encode()).hexdigest()[:10]
+    cells = len(result.side["cells"])
+    key = hashlib.sha256(f"{lm.fingerprint}\x1f{prompt}\x1f{cells}".encode()).hexdigest()[:10]
     return write(page, out / f"lens-{key}" / "report.html")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from repscope import stats
 from repscope.data.relations import Relation, relation
@@ -26,13 +26,13 @@ from repscope.models.sites import Site
 from repscope.read.known import Spelt, distinct, known, spelt
 from repscope.read.lre import LRE, attribute_lens, right, vectors
 from repscope.results import ESTIMATE, Result, Row
-from repscope.studies.relations_page import headline, page
+from repscope.studies.relations_page import headline, page, unmapped
 from repscope.studies.relations_pooled import METRICS, pooled
 from repscope.studies.relations_split import Hits, Split, classification, edits, faithfulness
 from repscope.studies.study import Cost, Options, Run, Step, Study
 
 Tick = Callable[[float], None]
-_LEAST_KNOWN = 12  #: facts that a model must know for two halves of them to mean something
+LEAST_KNOWN = 12  #: facts that a model must know for two halves of them to mean something
 _OBJECT_DEPTH = 0.9  #: where concepts are read, as a part of the blocks
 
 
@@ -41,7 +41,8 @@ class RelationsOptions(Options):
 
     relations: tuple[str, ...] = Field(
         ("city-country", "country-capital", "country-language", "element-symbol"),
-        description="Relations: names of built-in ones, or files (JSON of the LRE dataset, CSV, TSV, Parquet).",
+        description="Relations: names of built-in ones, or files (JSON of the LRE dataset, CSV, TSV, Parquet). A map "
+        f"needs at least {LEAST_KNOWN} facts that the model knows, and at least 2 × examples + 2.",
     )
     template: tuple[str, ...] = Field((), description="In place of the relation's own, with {} for the subject.")
     examples: int = Field(5, ge=2, description="Examples that a map is made from; each is asked after the others.")
@@ -54,8 +55,20 @@ class RelationsOptions(Options):
     ranks: tuple[int, ...] = Field((4, 8, 16, 32, 64, 128), description="Ranks of the inverse to choose from.")
     edits: int = Field(20, ge=0, description="Facts edited in each split.")
 
+    @model_validator(mode="after")
+    def _usable(self) -> "RelationsOptions":
+        if not self.relations:
+            raise ValueError("no relation was named; give one, such as --relations country-capital")
+        if len(self.template) > 1:
+            raise ValueError(
+                f"each relation is asked by one template, and --template has {len(self.template)}; give one"
+            )
+        if not self.ranks or min(self.ranks) < 1:
+            raise ValueError("--ranks needs at least one rank, each 1 or more")
+        return self
+
     def sized(self) -> "RelationsOptions":
-        """With the smaller numbers that `tiny` and `short` stand for."""
+        """With the smaller numbers that `tiny` and `short` stand for, where none were given."""
         if self.tiny:
             tiny: dict[str, Any] = {
                 "splits": 2,
@@ -65,12 +78,16 @@ class RelationsOptions(Options):
                 "ranks": (4, 8),
                 "edits": 3,
             }
-            return self.model_copy(update=tiny | {"relations": self.relations[:2]})
+            return self.with_sizes(tiny | {"relations": self.relations[:2]})
         if self.short:
-            named = "relations" in self.model_fields_set
-            few = {"splits": 2, "max_items": min(self.max_items, 80), "edits": min(self.edits, 8)}
-            return self.model_copy(update=few | ({} if named else {"relations": ("country-language",)}))
+            return self.with_sizes({"splits": 2, "max_items": 80, "edits": 8, "relations": ("country-language",)})
         return self
+
+    @property
+    def needed(self) -> int:
+        """Facts that a model must know of a relation for a map of it: two halves of them must mean something."""
+        o = self.sized()
+        return o.examples + 4 if o.tiny else max(LEAST_KNOWN, 2 * o.examples + 2)
 
     def files(self) -> list[Path]:
         """The user's own relations."""
@@ -101,16 +118,13 @@ def steps(run: Run[RelationsOptions]) -> list[Step]:
 def _relations(run: Run[RelationsOptions]) -> list[Relation]:
     o = run.options.sized()
     held = [relation(name, templates=o.template).sample(o.max_items, o.seed) for name in dict.fromkeys(o.relations)]
-    if not held:
-        raise UserError("No relation was named; give one, such as --relations country-capital.")
     if len({r.name for r in held}) < len(held):
         raise UserError("Two of the relations have one name; rename one file.")
     for r in held:
         usable = len(spelt(run.network, r).relation)
-        if usable < 2 * o.examples + 1:
+        if usable < (least := max(o.needed, 2 * o.examples + 1)):
             raise UserError(
-                f"The relation {r.name!r} has {usable} usable samples; with {o.examples} examples it needs "
-                f"{2 * o.examples + 1} or more."
+                f"The relation {r.name!r} has {usable} usable samples; with {o.examples} examples it needs {least} or more."
             )
     return held
 
@@ -152,12 +166,8 @@ def _knows(r: Relation) -> Callable[[Run[Any], Tick], Result]:
         notes = list(found.spelt.relation.notes)
         if o.tiny:
             notes.append("A network with random weights knows nothing: all samples are taken as known.")
-        if len(rows) < _needed(o):
-            notes.append(
-                f"{r.name}: {run.network.name} knows {len(rows)} of {len(found.copied)} facts in every trial, and "
-                f"{_needed(o)} are needed "
-                "for two halves; there is no map of this relation."
-            )
+        if len(rows) < o.needed:
+            notes.append(unmapped(r.name, run.network.name, len(rows), len(found.copied), o.needed))
         told = f"right after {o.examples} examples; each subject averaged over {o.trials} trials"
         measured = {
             (ESTIMATE, f"first token {told}"): found.first.mean(0),
@@ -182,15 +192,11 @@ def _knows(r: Relation) -> Callable[[Run[Any], Tick], Result]:
     return compute
 
 
-def _needed(o: RelationsOptions) -> int:
-    return max(_LEAST_KNOWN, o.examples * 2 + 2) if not o.tiny else o.examples + 4
-
-
 def _splits(r: Relation, held: Sequence[Relation], k: int, object_site: str) -> Callable[[Run[Any], Tick], Result]:
     def compute(run: Run[RelationsOptions], tick: Tick) -> Result:
         o, lm = run.options.sized(), run.network
         rows = run.results[f"{r.name} known"].arrays["known"]
-        if len(rows) < _needed(o):
+        if len(rows) < o.needed:
             return Result.of([])
         seed = o.seed * 1009 + k
         order = np.random.default_rng([o.seed, k]).permutation(rows)

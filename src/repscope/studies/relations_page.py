@@ -28,8 +28,9 @@ def page(run: "Run[RelationsOptions]") -> Page:
     return Page(
         title="Relations as linear maps",
         question=run.study.question,
-        answer="\n\n".join([*run.verification.warnings, *(" ".join(_told(table, item)) for item in items)])
-        or f"{run.network.name} knows too little of these relations to make a map of any.",
+        answer="\n\n".join(
+            [*run.verification.warnings, *(" ".join(_told(table, item)) for item in items), *_without_map(run)]
+        ),
         sections=tuple(sections),
         verdicts=judge(load(), table),
         notes=tuple(dict.fromkeys(notes)),
@@ -40,7 +41,21 @@ def page(run: "Run[RelationsOptions]") -> Page:
 def headline(run: "Run[RelationsOptions]") -> list[str]:
     """The numbers that matter, a line each, for the terminal."""
     table = run.table
-    return [*run.verification.warnings, *(sentence for item in _items(table) for sentence in _told(table, item))]
+    told = (sentence for item in _items(table) for sentence in _told(table, item))
+    return [*run.verification.warnings, *told, *_without_map(run)]
+
+
+def unmapped(item: str, model: str, known: int, asked: int, needed: int) -> str:
+    """Why a relation has no map."""
+    return (
+        f"{item}: cannot be measured: {model} knows {known} of {asked} facts in every trial, and a map needs {needed}, "
+        "for two halves of them."
+    )
+
+
+def _without_map(run: "Run[RelationsOptions]") -> list[str]:
+    """A sentence for each relation that was asked for and has no map."""
+    return [note for r in run.results.values() for note in r.notes if ": cannot be measured: " in note]
 
 
 def _items(table: pd.DataFrame) -> list[str]:

@@ -7,12 +7,20 @@ from typing import Any
 import pandas as pd
 
 from repscope.errors import UserError, unknown
-from repscope.report.claims import judge, load
+from repscope.report.claims import Source, judge, load
 from repscope.results import COLUMNS
 
 
 def folders(out: Path) -> list[Path]:
-    """The folders of runs, by name."""
+    """The folders of runs, by name.
+
+    Raises
+    ------
+    UserError
+        When `out` is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; --out names the folder that holds the runs.")
     return sorted(p for p in out.iterdir() if p.is_dir() and (p / ".lock").exists()) if out.is_dir() else []
 
 
@@ -24,10 +32,10 @@ def listed(out: Path) -> list[dict[str, Any]]:
         rows.append(
             {
                 "run": folder.name,
-                "study": facts.get("study", folder.name.partition("-")[0]),
-                "model": facts.get("model", ""),
+                "study": str(facts.get("study", folder.name.partition("-")[0])),
+                "model": str(facts.get("model", "")),
                 "state": "done" if (folder / "report.html").is_file() else "not finished: the same command goes on",
-                "seconds": float(facts.get("seconds", 0.0)),
+                "seconds": float(s) if isinstance(s := facts.get("seconds", 0.0), int | float) else 0.0,
                 "page": str(folder / "report.html") if (folder / "report.html").is_file() else "",
             }
         )
@@ -42,9 +50,9 @@ def found(run: str, out: Path) -> Path:
     UserError
         When there is none, or several begin so.
     """
-    held = folders(out)
     if (Path(run) / "study.json").is_file():
         return Path(run)
+    held = folders(out)
     matching = [p for p in held if p.name == run] or [p for p in held if p.name.startswith(run)]
     if not matching:
         raise unknown("run", run, [p.name for p in held], "`repscope runs` lists them.")
@@ -72,24 +80,48 @@ def summary(folder: Path) -> list[dict[str, Any]]:
             for r in table.to_dict("records")
         ]
     short = table[table["layer"].isna() & (table["site"] != "embed") & table["lo"].notna()]
+    if short.empty:  # a run whose numbers all have a block, or none an interval: a lens, a bench
+        short = table
+    columns = _apart(short)
     return [
         {
-            "item": r["item"], "metric": r["metric"], "condition": r["condition"], "split": r["split"],
-            "value": round(r["value"], 3), "lo": round(r["lo"], 3), "hi": round(r["hi"], 3), "n": int(r["n"]), "unit": r["unit"],
+            **{c: _plain(r[c]) for c in columns}, "value": _rounded(r["value"]), "lo": _rounded(r["lo"]), "hi": _rounded(r["hi"]),
+            "n": int(r["n"]), "unit": r["unit"],
         }
         for r in short.to_dict("records")
     ]  # fmt: skip
 
 
+def _apart(rows: pd.DataFrame) -> list[str]:
+    """Columns that tell rows apart: item, metric, condition and split, and as many more as it takes."""
+    shown = ["item", "metric", "condition", "split"]
+    alike = int(rows.duplicated(shown, keep=False).sum())
+    for column in ("site", "token", "layer", "definition", "step", "model", "seed"):
+        left = int(rows.duplicated([*shown, column], keep=False).sum())
+        if left < alike:
+            shown, alike = [*shown, column], left
+    return shown
+
+
+def _rounded(value: float) -> float | None:
+    """Three digits behind the point; None where nothing was measured: JSON has no such number."""
+    return None if pd.isna(value) else round(float(value), 3) + 0.0
+
+
+def _plain(value: Any) -> Any:
+    return "" if pd.isna(value) else int(value) if isinstance(value, float) else value
+
+
 def asked(sql: str, out: Path) -> pd.DataFrame:
     """The answer to SQL over the table `results` of all finished runs, with the run's name in the column `run`.
 
-    DuckDB sees that table only: access to files and network is switched off before the query runs.
+    DuckDB sees that table only: access to files and network is switched off before the query runs, and what is no query (COPY,
+    ATTACH, CREATE, PRAGMA, SET …) is refused by DuckDB's own parser's word for it.
 
     Raises
     ------
     UserError
-        When there is no finished run, or DuckDB refuses the query; says why.
+        When there is no finished run, when it is not one query, or DuckDB refuses it; says why.
     """
     import duckdb
 
@@ -104,7 +136,13 @@ def asked(sql: str, out: Path) -> pd.DataFrame:
         connection.execute("set enable_external_access = false")
         connection.execute("set lock_configuration = true")
         try:
-            return connection.execute(sql).df()
+            statements = connection.extract_statements(sql)
+            if len(statements) != 1:
+                raise UserError(f"query takes one query, and this holds {len(statements) or 'none'}; give one SELECT.")
+            if statements[0].type != duckdb.StatementType.SELECT:
+                kind = statements[0].type.name.replace("_", " ")
+                raise UserError(f"query takes a query, and this is a statement of the kind {kind}; give a SELECT.")
+            return connection.execute(statements[0]).df()
         except duckdb.Error as error:
             raise UserError(f"DuckDB refuses the query: {str(error).splitlines()[0]}") from error
 
@@ -120,7 +158,7 @@ def verdicts(out: Path) -> list[dict[str, Any]]:
             {
                 "run": folder.name,
                 "claim": v.claim.claim,
-                "source": v.claim.source,
+                "source": _cited(v.claim.source),
                 "verdict": v.verdict,
                 "numbers": v.sentence,
             }
@@ -131,13 +169,18 @@ def verdicts(out: Path) -> list[dict[str, Any]]:
             {
                 "run": "",
                 "claim": c.claim,
-                "source": c.source,
+                "source": _cited(c.source),
                 "verdict": "not tested",
                 "numbers": f"refuted by: {c.refutation}",
             }
             for c in load()
         ]
     return rows
+
+
+def _cited(source: Source) -> str:
+    """Who says it, and where: text that a terminal makes a link of."""
+    return f"{source.authors}, {source.year}, {source.url}"
 
 
 def _told(error: float) -> float | None:
@@ -147,13 +190,20 @@ def _told(error: float) -> float | None:
 
 def _facts(folder: Path) -> dict[str, Any]:
     try:
-        held: dict[str, Any] = json.loads((folder / "study.json").read_text())
-    except (OSError, ValueError):
+        held = json.loads((folder / "study.json").read_text())
+    except (OSError, ValueError, RecursionError):
         return {}
-    return held
+    return held if isinstance(held, dict) else {}
 
 
 def _table(folder: Path) -> pd.DataFrame:
-    parts = [pd.read_parquet(p) for p in sorted((folder / "results").glob("*.parquet"))]
+    parts = []
+    for path in sorted((folder / "results").glob("*.parquet")):
+        try:
+            parts.append(pd.read_parquet(path))
+        except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
+            raise UserError(
+                f"{path} is damaged ({str(error).splitlines()[0]}); run its command again with --fresh, or remove {folder}."
+            ) from error
     whole = [p for p in parts if list(p.columns) == list(COLUMNS)]
     return pd.concat(whole, ignore_index=True).astype(COLUMNS) if whole else pd.DataFrame(columns=list(COLUMNS))

@@ -16,18 +16,19 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from repscope import __version__
-from repscope.disk import whole_file
+from repscope.disk import disk_error, explained, need_folder, whole_file
 from repscope.errors import UserError
+from repscope.models.sources import Dtype
 from repscope.progress import progress
 from repscope.report.page import Page, write
 from repscope.results import Result, concat, identified
@@ -45,11 +46,25 @@ class RunOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seed: int = Field(0, description="Seed of every random choice.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of every random choice.")
     short: bool = Field(
         False, description="Minutes instead of tens of minutes: fewer prompts and repetitions, for a page."
     )
     tiny: bool = Field(False, description="Seconds, on a tiny random model: for tests.")
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "RunOptions":
+        if self.short and self.tiny:
+            raise ValueError("--short and --tiny are two sizes of one study; give one of them")
+        return self
+
+    def named(self, *options: str) -> list[str]:
+        """Those of these options that the user gave, as they are written on the command line."""
+        return ["--" + name.replace("_", "-") for name in options if name in self.model_fields_set]
+
+    def with_sizes(self, sizes: Mapping[str, Any]) -> Self:
+        """The options with these values where the user gave none: what is asked for by name is never made smaller."""
+        return self.model_copy(update={k: v for k, v in sizes.items() if k not in self.model_fields_set})
 
     def files(self) -> list[Path]:
         """Files of the user that the answer depends on."""
@@ -63,13 +78,19 @@ class RunOptions(BaseModel):
 
 
 class Options(RunOptions):
-    """What a study of a network takes that is there already."""
+    """Options shared by all studies of an existing model."""
 
     model: str = Field(DEFAULT_MODEL, description="Alias, hub id org/name, local folder or .gguf file.")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
     device: str | None = Field(None, description="Device to run on; cuda where there is one, else cpu.")
-    dtype: str = Field("float32", description="Precision of the weights: float32, bfloat16 or float16.")
+    dtype: Dtype = Field("float32", description="Precision of the weights: float32, bfloat16 or float16.")
     batch_tokens: int = Field(1024, ge=1, description="Padded tokens that run in one batch.")
+
+    @model_validator(mode="after")
+    def _tiny_brings_its_own(self) -> "Options":
+        if self.tiny and (given := self.named("model", "revision")):
+            raise ValueError(f"--tiny brings its own model, with random weights; leave {' and '.join(given)} away")
+        return self
 
 
 AnyOptions = TypeVar("AnyOptions", bound=RunOptions)
@@ -139,13 +160,13 @@ class Run(Generic[AnyOptions]):
         """The network under study."""
         if self.lm is not None:
             return self.lm
-        if self.options.tiny:
+        o: Any = self.options
+        if o.tiny:
             from repscope.models.tiny import tiny
 
-            return tiny(self.options.seed)
+            return tiny(self.options.seed, device=o.device or "cpu", dtype=o.dtype)
         from repscope.models.sources import load
 
-        o: Any = self.options
         return load(o.model, revision=o.revision, device=o.device, dtype=o.dtype)
 
     @cached_property
@@ -197,9 +218,11 @@ class Run(Generic[AnyOptions]):
         from filelock import FileLock, Timeout
 
         started = time.time()
+        need_folder(self.out)
         keyed = self._keyed()  # a mistake in the options shows here, before anything is written
         made = not self.folder.exists()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.folder / ".lock", timeout=0):
                 self._tidy()
@@ -215,7 +238,8 @@ class Run(Generic[AnyOptions]):
             ) from None
         except UserError as error:
             # the same command would fail again, where it was not the disk, which may be mended
-            if made and not isinstance(error.__cause__, OSError):
+            cause = error.__cause__
+            if made and not (isinstance(cause, Exception) and disk_error(cause)):
                 shutil.rmtree(self.folder, ignore_errors=True)
             raise
 
