@@ -39,7 +39,7 @@ _SPACES = str.maketrans(dict.fromkeys(" \u00a0\u2007\u2009\u202f'\u2019\u066c", 
 _SIGNS = str.maketrans({"\u2212": "-", "\u2013": "-", "\uff0d": "-", "\uff0b": "+", "\uff05": "%", "\u066a": "%",
                         "\uff0e": ".", "\uff0c": ","})  # fmt: skip
 _ARABIC_POINT = "\u066b"
-_CELL = re.compile(r"([+-]?)_?([0-9.,_]*[0-9][0-9.,_]*)([eE][+-]?[0-9]+)?(_?%)?", re.ASCII)
+_CELL = re.compile(r"([+-]?)_?([0-9.,_]*[0-9]\.?)([eE][+-]?[0-9]+)?(_?%)?", re.ASCII)
 #: shape of the digits → what they say of the decimal mark: a point, a comma, nothing, or that it can be read in two ways
 _SHAPES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(shape), says)
