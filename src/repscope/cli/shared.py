@@ -3,11 +3,12 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 
 from repscope import __version__
+from repscope.data.reading import HELP
 
 app = App(
     name="repscope",
@@ -29,6 +30,16 @@ Fresh = Annotated[bool, Parameter(group=_RUN, negative="", help="Start anew, not
 Json = Annotated[bool, Parameter(group=_RUN, negative="", help="Print one JSON object that holds the page's path.")]
 ModelName = Annotated[str, Parameter(help="Alias, hub id org/name, local folder or .gguf file.")]
 RUNS = Path("runs")
+_TABLES = Group("Tables")
+Decimal = Annotated[Literal[".", ","] | None, Parameter(group=_TABLES, help=HELP["decimal"])]
+Na = Annotated[tuple[str, ...] | None, Parameter(group=_TABLES, help=HELP["na"])]
+Quote = Annotated[bool | None, Parameter(group=_TABLES, help=HELP["quote"])]
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """Tell on standard error what was left out, guessed or drawn; with `--json` it is in the object too, under "notes"."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def print_table(rows: Sequence[dict[str, Any]], title: str) -> None:

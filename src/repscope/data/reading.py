@@ -1,15 +1,21 @@
 """How a table is read where its text alone does not tell: three options, the same on the command line and in Python.
 
-`Reading` is the one place that has them. A study that takes a table inherits from it, a command takes it as a parameter, and the
-functions that read take its fields as keyword arguments (`How`).
+Functions that read a table take them as keyword arguments (`How`). `HELP` is what `--help` says of each: the options of studies and
+the commands that take a table have their words from here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal, TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-
 from repscope.errors import UserError
+
+HELP: Mapping[str, str] = {
+    "decimal": "Decimal mark of a table's numbers, . or ,; the other one then separates thousands.",
+    "na": "Words that count as missing in all columns of a table; if not given, nan and null in all, and NA, None, - and ? among "
+    "numbers.",
+    "quote": 'Whether "marks" around a field of a table only enclose it; if not given, yes in a CSV, and in a TSV that shows it.',
+}
 
 
 class How(TypedDict, total=False):
@@ -20,33 +26,16 @@ class How(TypedDict, total=False):
     quote: bool | None
 
 
-class Reading(BaseModel):
-    """How the user's tables are read."""
+@dataclass(frozen=True)
+class Reading:
+    """How tables are read; None finds out. decimal: the decimal mark. na: what is missing. quote: whether marks enclose a field."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    decimal: Literal[".", ","] | None = None
+    na: tuple[str, ...] | None = None
+    quote: bool | None = None
 
-    decimal: Literal[".", ","] | None = Field(
-        None, description="Decimal mark of a table's numbers; the other mark then separates thousands."
-    )
-    na: tuple[str, ...] | None = Field(
-        None,
-        description="Words that count as missing in every column of a table; if not given, nan and null in every column, and NA, "
-        "None, - and ? among numbers.",
-    )
-    quote: bool | None = Field(
-        None,
-        description='Whether "marks" around a field of a table only enclose it; if not given, yes for CSV, and for TSV only where '
-        "the file shows it.",
-    )
 
-    @field_validator("na", mode="before")
-    @classmethod
-    def _one_is_a_list_of_one(cls, given: Any) -> Any:
-        return (given,) if isinstance(given, str) else given
-
-    def how(self) -> How:
-        """The three options, as keyword arguments."""
-        return How(decimal=self.decimal, na=self.na, quote=self.quote)
+OPTIONS = tuple(field.name for field in fields(Reading))
 
 
 def reading(**how: Any) -> Reading:
@@ -60,12 +49,15 @@ def reading(**how: Any) -> Reading:
     >>> reading(na="NA").na
     ('NA',)
     """
-    try:
-        return Reading(**how)
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        option, given = wrong["loc"][0] if wrong["loc"] else "", wrong["input"]
-        takes = {"decimal": "'.' or ','", "na": "a list of words", "quote": "True or False"}.get(str(option))
-        if takes is None:
-            raise TypeError(f"there is no option {option!r} of reading a table") from None
-        raise UserError(f"{option}={given!r} is not how a table can be read; give {takes}.") from None
+    if unknown := set(how) - set(OPTIONS):
+        raise TypeError(f"there is no option {unknown.pop()!r} of reading a table")
+    decimal, na, quote = (how.get(option) for option in OPTIONS)
+    words = (na,) if isinstance(na, str) else na if na is None else tuple(na)
+    for option, given, fits, takes in (
+        ("decimal", decimal, decimal in (None, ".", ","), "'.' or ','"),
+        ("na", na, words is None or all(isinstance(word, str) for word in words), "a list of words"),
+        ("quote", quote, quote in (None, True, False), "True or False"),
+    ):
+        if not fits:
+            raise UserError(f"{option}={given!r} is not how a table can be read; give {takes}.")
+    return Reading(decimal, words, quote)

@@ -21,11 +21,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from repscope import __version__
+from repscope.data.reading import HELP, How
 from repscope.disk import whole_file
 from repscope.errors import UserError
 from repscope.progress import progress
@@ -70,6 +71,18 @@ class Options(RunOptions):
     device: str | None = Field(None, description="Device to run on; cuda where there is one, else cpu.")
     dtype: str = Field("float32", description="Precision of the weights: float32, bfloat16 or float16.")
     batch_tokens: int = Field(1024, ge=1, description="Padded tokens that run in one batch.")
+
+
+class TableOptions(BaseModel):
+    """What every study that reads a table of the user's takes."""
+
+    decimal: Literal[".", ","] | None = Field(None, description=HELP["decimal"])
+    na: tuple[str, ...] | None = Field(None, description=HELP["na"])
+    quote: bool | None = Field(None, description=HELP["quote"])
+
+    def how(self) -> How:
+        """How tables are read, as keyword arguments of what reads them."""
+        return How(decimal=self.decimal, na=self.na, quote=self.quote)
 
 
 AnyOptions = TypeVar("AnyOptions", bound=RunOptions)
@@ -175,6 +188,11 @@ class Run(Generic[AnyOptions]):
     def table(self) -> Any:
         """All rows of all steps so far."""
         return concat(self.results.values()).table
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the steps so far left out, guessed or drew, each once: what the page prints, and the command line tells."""
+        return tuple(dict.fromkeys(note for result in self.results.values() for note in result.notes))
 
     def artifact(self, name: str) -> Path:
         """Where a step may leave a file that others use (directions, arrays)."""
