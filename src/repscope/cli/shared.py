@@ -9,6 +9,7 @@ from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
 
 from repscope import __version__
+from repscope.data.reading import HELP
 
 app = App(
     name="repscope",
@@ -33,6 +34,16 @@ Dtype = Literal["float32", "bfloat16", "float16"]  #: as `models.sources.Dtype`,
 Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**32))]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
 RUNS = Path("runs")
+_TABLES = Group("Tables")
+Decimal = Annotated[Literal[".", ","] | None, Parameter(group=_TABLES, help=HELP["decimal"])]
+Na = Annotated[tuple[str, ...] | None, Parameter(group=_TABLES, help=HELP["na"])]
+Quote = Annotated[bool | None, Parameter(group=_TABLES, help=HELP["quote"])]
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """Tell on standard error what was left out, guessed or drawn; with `--json` it is in the object too, under "notes"."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def print_table(rows: Sequence[dict[str, Any]], title: str) -> None:

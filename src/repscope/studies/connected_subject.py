@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ class Asked:
 
     models: a set's folder, or two models or more. data, text, pair, label, split: the file and its columns. points: of a line.
     examples: most of a split. length: most tokens of a text. controls: lines that get a random direction beside them. seed: of
-    these and of what is drawn.
+    these and of what is drawn. decimal, na, quote: how the file is read.
     """
 
     models: tuple[str, ...]
@@ -54,6 +54,9 @@ class Asked:
     length: int = judged.LENGTH
     controls: int = 3
     seed: int = 0
+    decimal: Literal[".", ","] | None = None
+    na: tuple[str, ...] | None = None
+    quote: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -161,8 +164,9 @@ def _hub(held: CheckpointSet, asked: Asked) -> Subject:
     if not classifier and (asked.label or asked.pair):
         raise UserError(f"{held.runs[0]} is a language model, which takes texts alone; leave --label and --pair away.")
     texts = read_texts(
-        file, text=asked.text, pair=asked.pair, label=(asked.label or LABEL) if classifier else None, split=asked.split
-    )
+        file, text=asked.text, pair=asked.pair, label=(asked.label or LABEL) if classifier else None, split=asked.split,
+        decimal=asked.decimal, na=asked.na, quote=asked.quote,
+    )  # fmt: skip
     texts = texts.first(asked.examples, asked.seed)
     labels = resolved(texts, _classes(config, held.runs[0])) if classifier else None
     tokenizer = _tokenizer(folders, held.runs, texts)

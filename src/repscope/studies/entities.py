@@ -33,24 +33,24 @@ from repscope.read.sweep import Panel, chosen_rows, rows_of, sweep
 from repscope.results import ESTIMATE, Result, Row
 from repscope.studies.entities_page import headline, page
 from repscope.studies.entities_subject import LONGEST_TEXT, SITES, Captured, Subject, ngrams
-from repscope.studies.study import Cost, Options, Run, Step, Study
+from repscope.studies.study import Cost, Options, Run, Step, Study, TableOptions
 
 Tick = Callable[[float], None]
 
 
-class EntitiesOptions(Options):
+class EntitiesOptions(Options, TableOptions):
     """What the `entities` study takes."""
 
     entities: tuple[str, ...] = Field(
         ("cities", "countries", "elements"),
-        description="Sets of entities: cities, countries, elements, or a CSV, TSV or Parquet file.",
+        description="Sets of entities: cities, countries, elements, or a table (CSV, TSV, Parquet, JSON, JSONL).",
     )
     name: str | None = Field(None, description="Your file's column of names.")
     attribute: tuple[str, ...] = Field((), description="Attributes to probe; all of them where none is named.")
     template: tuple[str, ...] = Field(
         (), description="Prompts with {} for the name; the set's own where none is given."
     )
-    data: Path | None = Field(None, description="A file of labelled texts instead of entities (CSV, TSV or Parquet).")
+    data: Path | None = Field(None, description="A table of labelled texts instead of entities.")
     text: str | None = Field(None, description="Its column of texts.")
     label: tuple[str, ...] = Field((), description="Its columns of labels.")
     tokens: Literal["last", "mean"] = Field(
@@ -114,7 +114,7 @@ def subjects(run: Run[EntitiesOptions]) -> list[Subject]:
     o = run.options.sized()
     if o.data is not None:
         assert o.text is not None
-        found = labelled_text(o.data, o.text, list(o.label))
+        found = labelled_text(o.data, o.text, list(o.label), **o.how())
         longest = min(LONGEST_TEXT, run.network.context or LONGEST_TEXT)
         sampled = found.sample(o.max_items, o.seed)
         sizes = [len(t) for t in run.network.tokenizer(list(sampled.frame["name"]))["input_ids"]]
@@ -130,7 +130,7 @@ def subjects(run: Run[EntitiesOptions]) -> list[Subject]:
     for name in dict.fromkeys(o.entities):
         items = entity_set(
             name, name_column=None if name in SETS else o.name, attributes=wanted, templates=o.template or None,
-            per_class=o.per_class, token_count=token_count,
+            per_class=o.per_class, token_count=token_count, **o.how(),
         )  # fmt: skip
         made.append(Subject(run, _within(items.sample(o.max_items, o.seed), run), False))
     names = [subject.items.name for subject in made]
