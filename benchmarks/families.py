@@ -221,10 +221,11 @@ def cells(lm, model):
         return "proved" if all(near(a, plain.run(r)[-1].detach()) for a, r in zip(ours, whole)) else "WRONG"
 
     def generate():
-        texts = lm.generate(rows[:-1], 4)
+        some = [rows[i] for i in (0, 2, 4)]
+        texts = lm.generate(some, 3)
         with torch.no_grad():
-            for row, text in zip(rows, texts):
-                want = plain.greedy(row, 4)
+            for row, text in zip(some, texts):
+                want = plain.greedy(row, 3)
                 if text.ids.tolist() != want[: len(text.ids)]:
                     return "WRONG"
         way = lm.generation(longest)
