@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cyclopts import CycloptsError
+from cyclopts import CycloptsError, UnusedCliTokensError
 
 from repscope.cli import bench, connect, directions, models, paths, runs, studies  # noqa: F401  # each adds its commands
 from repscope.cli.shared import app
@@ -65,6 +65,12 @@ def _sentence(error: Exception) -> str:
         error = error.__cause__
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"])
-        return f"{'--' + where.replace('_', '-') + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}."
+        where = next((str(part) for part in first["loc"]), "")
+        said = first["msg"].removeprefix("Value error, ").rstrip(".")
+        if not where:
+            return f"{said}."
+        return f"--{where.replace('_', '-')} {first['input']}: {said[0].lower()}{said[1:]}."
+    if isinstance(error, UnusedCliTokensError):
+        held = " ".join(map(str, error.unused_tokens or ()))
+        return f"{held!r} is more than the command takes; put a text that has spaces between quotation marks."
     return " ".join(str(error).split())

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
-from repscope.cli.shared import Decimal, Dtype, Json, ModelName, Na, Quote, Seed, app, print_notes
+from repscope.cli.shared import Count, Decimal, Dtype, Finite, Index, Json, ModelName, Na, Quote, Seed, app, print_notes
 from repscope.errors import UserError
 
 
 @app.command
 def steer(
     model: ModelName, direction: str, *, prompt: Annotated[tuple[str, ...], Parameter(consume_multiple=False)] = (),
-    scale: float | None = None, times: float = 1.0,
-    name: str = "", block: int | None = None, tokens: int = 40, temperature: float = 0.0, seed: Seed = 0, chat: bool = False,
+    scale: Finite | None = None, times: Finite = 1.0, name: str = "", block: Index | None = None, tokens: Count = 40,
+    temperature: Annotated[float, Parameter(validator=Number(gte=0, lt=float("inf")))] = 0.0, seed: Seed = 0, chat: bool = False,
     anyway: bool = False, revision: str | None = None, device: str | None = None, dtype: Dtype = "float32", decimal: Decimal = None,
     na: Na = None, quote: Quote = None, json: Json = False,
 ) -> None:  # fmt: skip
@@ -69,7 +70,7 @@ def steer(
 
 @app.command
 def directions(
-    path: Path, *, to: Path | None = None, name: str = "", block: int | None = None, blocks: int | None = None,
+    path: Path, *, to: Path | None = None, name: str = "", block: Index | None = None, blocks: Count | None = None,
     json: Json = False,
 ) -> None:  # fmt: skip
     """Show what a file of directions holds, a card each; with --to write them in another format.

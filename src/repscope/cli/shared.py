@@ -1,5 +1,6 @@
 """What the commands share: the app, the options that many take, and how a table is printed."""
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,16 @@ Json = Annotated[bool, Parameter(group=_RUN, negative="", help="Print one JSON o
 ModelName = Annotated[str, Parameter(help="Alias, hub id org/name, local folder or .gguf file.")]
 Dtype = Literal["float32", "bfloat16", "float16"]  #: as `models.sources.Dtype`, which brings much with it
 Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**32))]
+Index = Annotated[int, Parameter(validator=Number(gte=0))]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]
+
+
+def _finite(type_: Any, value: float | None) -> None:
+    if value is not None and not math.isfinite(value):
+        raise ValueError("Must be a finite number.")
+
+
+Finite = Annotated[float, Parameter(validator=_finite)]
 RUNS = Path("runs")
 _TABLES = Group("Tables")
 Decimal = Annotated[Literal[".", ","] | None, Parameter(group=_TABLES, help=HELP["decimal"])]

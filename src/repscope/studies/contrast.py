@@ -67,7 +67,7 @@ class ContrastOptions(Options, TableOptions):
     random: int = Field(16, ge=2, description="Random directions of equal length.")
     new_tokens: int = Field(24, ge=1, description="Tokens of each text on which damage is measured.")
     most_damage: float = Field(
-        MOST_DAMAGE, gt=0, description="Damage that the working range may cost, in nats a token."
+        MOST_DAMAGE, gt=0, allow_inf_nan=False, description="Damage that the working range may cost, in nats a token."
     )
 
     def sized(self) -> "ContrastOptions":

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from repscope import stats
 from repscope.data.contrasts import contrast
@@ -88,6 +88,14 @@ class DiscoverOptions(Options, TableOptions):
         description="Most that the Jacobian's leading directions may cost, in nats of KL.",
     )
     new_tokens: int = Field(16, ge=0, description="Tokens of each text on which damage is measured; 0 for none.")
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> "DiscoverOptions":
+        if self.scale is not None and self.named("damage"):
+            raise ValueError(
+                "--damage is what the scale is calibrated by, and --scale gives one; leave one of them away"
+            )
+        return self
 
     def sized(self) -> "DiscoverOptions":
         """With the smaller numbers that `tiny` and `short` stand for."""

@@ -70,11 +70,8 @@ class EntitiesOptions(Options, TableOptions):
             raise ValueError("--data needs --text COLUMN and --label COLUMN")
         if self.data is None and (self.text is not None or self.label):
             raise ValueError("--text and --label go with --data FILE")
-        idle: tuple[str, ...]
-        idle, why = (
-            ("entities", "name", "attribute", "template", "per_class", "context"),
-            "a set of entities; --data is texts",
-        )
+        idle: tuple[str, ...] = ("entities", "name", "attribute", "template", "per_class", "context")
+        why = "a set of entities, and --data is texts"
         if self.data is None:
             idle, why = ("tokens",), "--data FILE, and names are read at each of their tokens"
         if given := self.named(*idle):
@@ -85,7 +82,7 @@ class EntitiesOptions(Options, TableOptions):
         if self.named("per_class") and "cities" not in self.entities:
             raise ValueError("--per-class goes with --entities cities")
         if not self.entities:
-            raise ValueError("no set of entities was named; give one, such as --entities cities")
+            raise ValueError("No set of entities was named; give one, such as --entities cities")
         return self
 
     def sized(self) -> "EntitiesOptions":
@@ -93,7 +90,7 @@ class EntitiesOptions(Options, TableOptions):
         if not self.tiny:
             return self
         few: dict[str, Any] = {"entities": self.entities[:1], "folds": 3, "shuffles": 3, "context": 2, "max_items": 60}
-        if not self.files() and not {"entities", "attribute"} & self.model_fields_set:
+        if self.data is None and set(self.with_sizes(few).entities) <= {"cities", "countries"}:
             few["attribute"] = ("continent", "latitude")
         return self.with_sizes(few)
 

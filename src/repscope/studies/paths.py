@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from repscope import stats
 from repscope.data.reading import OPTIONS as READING
@@ -56,7 +56,7 @@ class PathsOptions(RunOptions, TableOptions):
     forks: tuple[int, ...] = Field(
         (200, 300, 400, 500, 600, 700, 800), description="Steps of the pretraining at which fine-tuning may begin."
     )
-    rate: float = Field(4e-3, gt=0, description="Largest rate of Adam in fine-tuning.")
+    rate: float = Field(4e-3, gt=0, allow_inf_nan=False, description="Largest rate of Adam in fine-tuning.")
     rates: tuple[float, ...] = Field(
         (2e-3, 4e-3, 1e-2), description="Rates of the phase diagram, the one above included."
     )
@@ -70,6 +70,12 @@ class PathsOptions(RunOptions, TableOptions):
         None,
         description="Runs of the smaller cluster, or run and cluster (csv); the twelve of the MNLI BERTs if not given.",
     )
+
+    @model_validator(mode="after")
+    def _clusters_of_something(self) -> "PathsOptions":
+        if self.clusters is not None and not self.published:
+            raise ValueError("--clusters goes with --published FILE, whose runs it is of")
+        return self
 
     def sized(self) -> "PathsOptions":
         """With the smaller numbers that `tiny` and `short` stand for."""
@@ -120,6 +126,8 @@ def steps(run: Run[PathsOptions]) -> list[Step]:
 def _checked(o: PathsOptions) -> None:
     if not o.forks or not o.rates:
         raise UserError("There is no fork or no rate; give at least one of each.")
+    for rate in o.rates:
+        Schedule(o.steps, rate)  # a rate that no descent can take is refused now
     if max(o.forks) > World().pretraining.steps or min(o.forks) < 0:
         raise UserError(
             f"A fork lies between 0 and {World().pretraining.steps} steps of pretraining; {max(o.forks)} is beyond."

@@ -58,10 +58,10 @@ class RelationsOptions(Options, TableOptions):
     @model_validator(mode="after")
     def _usable(self) -> "RelationsOptions":
         if not self.relations:
-            raise ValueError("no relation was named; give one, such as --relations country-capital")
+            raise ValueError("No relation was named; give one, such as --relations country-capital")
         if len(self.template) > 1:
             raise ValueError(
-                f"each relation is asked by one template, and --template has {len(self.template)}; give one"
+                f"Each relation is asked by one template, and --template has {len(self.template)}; give one"
             )
         if not self.ranks or min(self.ranks) < 1:
             raise ValueError("--ranks needs at least one rank, each 1 or more")

@@ -299,7 +299,7 @@ class Run(Generic[AnyOptions]):
                     Result(identified(stamped), found.arrays, found.side, found.notes).save(kept)
                     ticked.finish()
                     self.took[step.name] = (costs[step.name], time.perf_counter() - began)
-                self.results[step.name] = Result.load(kept)
+                self.results[step.name] = _loaded(kept)
 
     def _publish(self, keys: dict[str, str], started: float) -> Path:
         checks = {} if self.study.trains else {"verify": self.verification.result(self.study.name)}
@@ -370,6 +370,21 @@ class Run(Generic[AnyOptions]):
         for name in (".steps", "results", "artifacts"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         (self.folder / "report.html").unlink(missing_ok=True)
+
+
+def _loaded(kept: Path) -> Result:
+    """A result that was kept.
+
+    Raises
+    ------
+    UserError
+        When its files are damaged.
+    """
+    try:
+        return Result.load(kept)
+    except Exception as error:  # of Parquet, of safetensors, of what they hold
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{kept} is damaged ({reason[0]}); the same command with --fresh makes it again.") from error
 
 
 class _Ticks:

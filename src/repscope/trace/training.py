@@ -9,6 +9,7 @@
 Knows no task: losses come from the caller.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,13 @@ class Schedule:
     warmup: int = 20
     last: float = 0.0
     decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what no descent can take: no step, or a rate that is not a positive number."""
+        if self.steps < 1:
+            raise UserError(f"A descent of {self.steps} steps is none; take at least 1.")
+        if not 0 < self.rate < math.inf:
+            raise UserError(f"A rate of {self.rate:g} does not descend; give a positive number, such as 0.004.")
 
     def at(self, step: int) -> float:
         """The rate of a step, counted from 0."""
