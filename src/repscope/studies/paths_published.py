@@ -48,8 +48,10 @@ _LEAVES = (
 
 @dataclass(frozen=True, eq=False)
 class Joined:
-    """A table beside its clusters. large, small: names of the clusters; is_large: of each run; id, ood: names of columns; notes: how
-    the table was read."""
+    """A table beside its clusters.
+
+    large, small: names of the clusters. is_large: of each run. id, ood: names of columns. notes: how the table was read.
+    """
 
     frame: pd.DataFrame
     large: str
