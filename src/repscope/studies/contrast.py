@@ -107,7 +107,10 @@ def halves(o: ContrastOptions) -> tuple[Contrast, Contrast]:
             )
         rows = np.sort(np.random.default_rng([o.seed, number]).permutation(len(half.choices))[:asked])
         own = found.openings[number::2][:heads]
-        cut.append(replace(half.sample(pairs, o.seed), choices=tuple(half.choices[i] for i in rows), openings=own))
+        some = half.sample(pairs, o.seed)
+        drawn = f"{found.name}: {len(rows)} of {len(half.choices)} choices were drawn at random."
+        notes = (*some.notes, drawn) if len(rows) < len(half.choices) else some.notes
+        cut.append(replace(some, choices=tuple(half.choices[i] for i in rows), openings=own, notes=notes))
     return cut[0], cut[1]
 
 
