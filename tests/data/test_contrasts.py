@@ -231,17 +231,17 @@ def labelled(path, rows):
 
 
 def test_labelled_texts(tmp_path):
-    rows = [(f"bad {i}", "neg") for i in range(8)] + [(f"good {i}", "pos") for i in range(10)]
-    path = labelled(tmp_path / "t.csv", [*rows, ("good 1", "pos"), ("both", "pos"), ("both", "neg"), ("", "pos")])
+    rows = [(f"hot {i}", "hot") for i in range(8)] + [(f"cold {i}", "cold") for i in range(10)]
+    path = labelled(tmp_path / "t.csv", [*rows, ("cold 1", "cold"), ("both", "cold"), ("both", "hot"), ("", "cold")])
     found = contrast(path)
-    assert (found.positive, found.negative, len(found.yes), len(found.no)) == ("neg", "pos", 8, 10)
+    assert (found.positive, found.negative, len(found.yes), len(found.no)) == ("hot", "cold", 8, 10)
     assert not found.paired
     told = " ".join(found.notes)
-    assert "'neg', the first label in the file, is the positive one" in told
+    assert "'hot', the first label in the file, is the positive one" in told
     assert "1 of 22 rows have an empty" in told
     assert "1 of 22 texts are copies" in told
     assert "1 texts have both labels" in told
-    turned = contrast(path, positive="pos")
+    turned = contrast(path, positive="cold")
     assert (turned.yes, turned.no) == (found.no, found.yes)
     halves = turned.halves()
     assert sum(len(h.yes) for h in halves) == 10

@@ -228,7 +228,7 @@ def test_a_users_table(table):
 def test_a_mixed_column_fails_where_asked_for_and_is_left_out_where_not(tmp_path):
     lines = ["name,kind,size", *(f"n{i},{'ab'[i % 2]},{i}.5" for i in range(30)), "last,a,large"]
     (tmp_path / "t.csv").write_text("\n".join(lines))
-    with pytest.raises(UserError, match=r"'size' mixes 30 numbers .*data row 31: 'large'"):
+    with pytest.raises(UserError, match=r"'size' mixes 30 numbers .*'large' in line 32"):
         entity_set(tmp_path / "t.csv", attributes=["size"])
     found = entity_set(tmp_path / "t.csv")
     assert [a.name for a in found.attributes] == ["kind"]

@@ -99,5 +99,5 @@ def test_mistakes_are_told(tmp_path, name, content, options, says):
 def test_lines_of_json_are_a_table_of_text(tmp_path):
     rows = [{"a": "x", "n": 1}, {"a": None, "b": True, "n": 2.5}]
     (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
-    assert read_table(tmp_path / "t.jsonl").values.tolist() == [["x", "1", ""], ["", "2.5", "true"]]
-    assert read_table(tmp_path / "t.jsonl", ["n"]).columns.tolist() == ["n"]
+    assert read_table(tmp_path / "t.jsonl").frame.values.tolist() == [["x", "1", ""], ["", "2.5", "true"]]
+    assert read_table(tmp_path / "t.jsonl", ["n"]).frame.columns.tolist() == ["n"]

@@ -2,11 +2,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from repscope.data.tables import clean, read_table, typed
+from repscope.data.columns import typed as typed_column
+from repscope.data.reading import reading
+from repscope.data.tables import clean, read_table
 from repscope.errors import UserError
 
 ROWS = [("Oslo", "NO", "709037"), ("Windhoek", "NA", ""), ("São Paulo", "BR", "12400232")]
 FRAME = pd.DataFrame(ROWS, columns=["city", "country", "people"])
+
+
+def typed(cells, column, **how):
+    found = typed_column(cells, column, lambda row: f"line {row + 2}", reading(**how))
+    return found.kind, found.values
 
 
 def write(path, text, encoding="utf-8"):
@@ -21,11 +28,11 @@ def test_the_same_table_from_every_format(tmp_path, suffix):
         FRAME.to_parquet(path)
     else:
         FRAME.to_csv(path, index=False, sep="," if suffix == ".csv" else "\t")
-    read = read_table(path, ["country", "people", "city"])
+    read = read_table(path, ["country", "people", "city"]).frame
     assert list(read.columns) == ["country", "people", "city"]
     assert read["country"].tolist() == ["NO", "NA", "BR"]  # Namibia is not a missing value
     assert read["people"].tolist() == ["709037", "", "12400232"]
-    assert list(read_table(path).columns) == ["city", "country", "people"]
+    assert list(read_table(path).frame.columns) == ["city", "country", "people"]
 
 
 def test_parquet_types_become_text(tmp_path):
@@ -38,7 +45,7 @@ def test_parquet_types_become_text(tmp_path):
         }
     )
     frame.to_parquet(tmp_path / "t.parquet")
-    read = read_table(tmp_path / "t.parquet")
+    read = read_table(tmp_path / "t.parquet").frame
     assert read.to_dict("list") == {
         "whole": ["1", ""],
         "part": ["0.5", ""],
@@ -49,7 +56,7 @@ def test_parquet_types_become_text(tmp_path):
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
     path = write(tmp_path / "t.csv", "city,country\nOslo,NO\n", "utf-8-sig")
-    assert read_table(path, ["city"])["city"].tolist() == ["Oslo"]
+    assert read_table(path, ["city"]).frame["city"].tolist() == ["Oslo"]
 
 
 @pytest.mark.parametrize(
@@ -62,9 +69,8 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):
         ("latin.csv", "city,country\nMünchen,DE\n".encode("latin-1"), "not UTF-8 (byte 0xfc"),
         ("quote.csv", b'city,country\n"Oslo,NO\n', "not well-formed"),
         ("twice.csv", b"city,country,city\nOslo,NO,Oslo\n", "has the column 'city' 2 times"),
-        ("semicolons.csv", b"city;country\nOslo;NO\n", "separated by semicolons"),
         ("typo.csv", b"cities,country\nOslo,NO\n", "did you mean 'cities'?"),
-        ("table.xlsx", b"PK", "save it as .csv or .tsv or .parquet"),
+        ("table.xlsx", b"PK", "save the sheet as CSV"),
         ("table.pkl", b"\x80\x04", "save it as .csv or .tsv or .parquet"),
         ("broken.parquet", b"not parquet at all", "not a Parquet file"),
     ],
@@ -132,7 +138,7 @@ def test_nothing_left_is_an_error():
         (["-1.5e3", "+2.25", ".5"], "number"),
         (["true", "false", "true"], "class"),
         ([f"{i:05d}" for i in range(20)], "class"),  # postcodes
-        (["1", "2", "3", "unknown"], "class"),
+        (["1", "2", "3", "other"], "class"),
         (["a", "b", "NA"], "class"),
     ],
 )
@@ -150,10 +156,10 @@ def test_whole_floats_are_named_as_whole_numbers():
 
 
 def test_words_among_numbers_are_refused_with_a_row():
-    cells = pd.Series([str(i) + ".5" for i in range(20)] + ["n/a", "nan"])
+    cells = pd.Series([str(i) + ".5" for i in range(20)] + ["small", "large"])
     with pytest.raises(UserError) as error:
         typed(cells, "people")
-    assert "'people' mixes 20 numbers (data row 1: 0.5) with 2 words (data row 21: 'n/a')" in str(error.value)
+    assert "'people' mixes 20 numbers ('0.5' in line 2) with 2 words ('small' in line 22)" in str(error.value)
 
 
 def test_columns_without_a_usable_value():

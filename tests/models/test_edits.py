@@ -271,7 +271,9 @@ def test_a_prompt_comes_out_the_same_alone_in_a_batch_and_behind_a_shared_prefix
         )
         try:
             with lm.edit(*edits):
-                lm.capture(prompts[:1], lm.last, "all")  # what is tried once (that the edits act) is tried here
+                lm.capture(
+                    prompts, lm.last, "all", batch_tokens=4096
+                )  # what is tried once (proofs, that edits act) is tried here
                 ran.clear()
                 together = lm.capture(prompts, lm.last, "all", batch_tokens=4096)
                 ran_together = sum(ran)

@@ -7,7 +7,6 @@ import torch
 import repscope as rs
 from families import build
 from repscope.models import memory
-from repscope.models.anatomy import find_blocks
 from repscope.models.forecast import attention_pairs
 from repscope.models.language import LanguageModel
 from repscope.models.memory import free_memory, token_budget, token_flops
@@ -32,7 +31,7 @@ def test_the_flops_foreseen_are_those_that_torch_counts(tokenizer, name):
     assert foreseen.blocks == 2
     assert foreseen.plan.tokens == foreseen.tokens
     assert acts.seconds > 0 < foreseen.seconds
-    linear = foreseen.tokens * token_flops(list(find_blocks(lm.module)[1])[:2])
+    linear = foreseen.tokens * token_flops(list(lm.block_list)[:2])
     # Torch counts no product inside its fused kernel on a CPU, and masked pairs outside of it.
     assert linear <= counter.get_total_flops() <= 1.15 * foreseen.flops
     assert linear < foreseen.flops < 1.4 * linear

@@ -300,3 +300,50 @@ def test_inputs_that_reach_one_another_have_no_jacobian():
     net = torch.nn.Sequential(torch.nn.Linear(3, 3), Mixed())
     with pytest.raises(UserError, match="depends on module:0 of another"):
         Network(net).jacobian(torch.ones(4, 3), "module:0", "module:1")
+
+
+@pytest.mark.parametrize("how", ["in place", "data", "replaced", "loaded"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_weights_that_changed_since_are_refused(tokenizer, how, kept):
+    lm = LanguageModel(build("llama"), tokenizer)
+    jac = lm.jacobian(["A map"], "resid_post.0", "resid_post.2")
+    if not kept:
+        for group in jac._shared.groups:
+            group.held = None
+    u = np.eye(32)[:2]
+    before = jac.vjp(u)
+    lm.capture(["Paris"], "resid_post.1")
+    lm.model.train()  # neither a pass nor a flag changes a weight
+    np.testing.assert_array_equal(jac.vjp(u), before)
+    weight = lm.model.model.layers[1].mlp.up_proj.weight
+    if how == "in place":
+        with torch.no_grad():
+            weight.mul_(1.1)
+    elif how == "data":
+        weight.data.mul_(1.1)
+    elif how == "replaced":
+        lm.model.model.layers[1].mlp.up_proj.weight = torch.nn.Parameter(1.1 * weight.detach())
+    else:
+        lm.model.load_state_dict(build("llama").state_dict())
+    for product in (
+        lambda: jac.vjp(u),
+        lambda: jac.jvp(u),
+        jac.matrix,
+        lambda: jac.mean().matrix(),
+        lambda: jac.mean().bias,
+    ):
+        with pytest.raises(UserError, match="weights have changed since"):
+            product()
+
+
+def test_inputs_and_edits_that_changed_since_change_nothing():
+    net = Network(torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2)))
+    x = torch.randn(40, 3)  # more than one batch, so that passes are made again
+    jac = net.jacobian(x, "module:0", "module:2", batch=16)
+    want = jac.matrix()
+    x.zero_()
+    np.testing.assert_array_equal(jac.matrix(), want)
+    with net.edit(Edit.add("module:0", np.ones(3))):
+        with pytest.raises(UserError, match="under other edits"):
+            jac.matrix()
+        net.capture(x, "module:1")

@@ -205,7 +205,7 @@ def test_what_a_folder_can_lack(folder):
     (folder / "model.safetensors").write_bytes(whole)
     for file in folder.glob("token*"):
         file.unlink()
-    with pytest.raises(UserError, match="no tokenizer that can be read"):
+    with pytest.raises(UserError, match="holds weights but no tokenizer"):
         load_parts(folder)
     (folder / "config.json").unlink()
     with pytest.raises(UserError, match=r"holds no config.json"):
@@ -667,13 +667,13 @@ class Hub(http.server.BaseHTTPRequestHandler):
 ASK_HUB = """
 import json, sys
 from repscope.errors import UserError
-from repscope.models import sources
+from repscope.models import folders, sources
 told = {}
 for repo, revision in [("lab/tiny", None), ("lab/tiny", "v9"), ("lab/none", None), ("lab/tinny", None),
                        ("lab/gated", None), ("lab/pickled", None)]:
     try:
         name, folder, commit = sources._located(repo, revision, False)
-        told[f"{repo} {revision}"] = [p.name for p in sources.weight_files(folder, name)] + [commit]
+        told[f"{repo} {revision}"] = [p.name for p in folders.weight_files(folder, name)] + [commit]
     except UserError as error:
         told[f"{repo} {revision}"] = str(error)
 print(json.dumps(told))

@@ -73,6 +73,7 @@ def test_a_network_without_a_head_or_blocks_is_told_what_was_left_out(tokenizer)
 
 
 def test_a_block_that_mixes_the_rows_of_a_batch_fails_the_padded_batch(lm):
+    assert lm.batches(20)  # known from before, as it is after any capture
     block(lm).register_forward_hook(lambda m, args, output: output + 0.01 * output.mean(0, keepdim=True))
     found = failed(lm)
     assert {"padded batch", "hidden states", "logits", "forks"} <= found
@@ -144,10 +145,11 @@ def test_another_head_fails_the_logits(lm):
 
 
 def test_a_cache_that_changes_the_pass_fails_where_there_is_one(lm):
-    assert lm.shares_prefix()  # known from before, as it is after any capture
+    assert lm.shares_prefix(30)  # known from before, as it is after any capture
+    assert lm.generation(30).cache
 
     def stale(m, args, kwargs):
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get("cache", kwargs.get("past_key_values"))
         if cache is not None and cache.get_seq_length(1) > 0:  # a block after it has not run yet: columns came before
             return (args[0] * 1.01, *args[1:]), kwargs
         return None
@@ -180,6 +182,7 @@ def test_a_network_that_stops_is_a_failure_and_not_an_error(lm):
         if len(args[0]) > 1:
             raise RuntimeError("no batches here")
 
+    assert lm.batches(20)
     block(lm).register_forward_pre_hook(stop)
     found = verify(lm)
     assert not found.passed

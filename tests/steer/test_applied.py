@@ -87,6 +87,10 @@ def test_it_adds_the_weights_and_several_add_up(lm):
         (DirectionSet.of(made(), blocks=12), {}, "model of 12 blocks, and this one has 4"),
         (DirectionSet.of(made(), architecture="gpt2"), {}, "made for a gpt2, and this model is a llama"),
         ("none.gguf", {}, "no file 'none.gguf'"),
+        # whose they are comes before where they act
+        (DirectionSet.of(made("resid_post.9"), model="sampled:another"), {}, "made for the model with fingerprint"),
+        (DirectionSet.of(made("resid_post.9"), architecture="gpt2", blocks=12), {}, "made for a gpt2"),
+        (DirectionSet.of(made("resid_post.9", width=16), blocks=12), {}, "model of 12 blocks"),
         (["sentiment"], {}, "'sentiment' is no direction"),
         ([], {}, "no direction to steer with"),
         (made(), {"scale": 0.0}, "steers nothing"),

@@ -45,7 +45,7 @@ def test_every_method_has_every_number_and_chance_beside_it(run):
 
 
 def test_judging_sees_other_prompts_than_the_search():
-    seen, held = requests()
+    seen, held, _ = requests()
     assert not set(seen) & set(held)
 
 
@@ -136,7 +136,7 @@ def test_a_loss_that_is_not_a_number_leaves_no_run_and_keeps_what_was_there(tmp_
 def test_prompts_of_the_users(tmp_path):
     file = tmp_path / "mine.txt"
     file.write_text("One.\n\nTwo.\nThree.\nFour.\nOne.\n")
-    assert requests(file) == (("One.", "Three."), ("Two.", "Four."))
+    assert requests(file)[:2] == (("One.", "Three."), ("Two.", "Four."))
     file.write_text("One.\n")
     with pytest.raises(UserError, match="1 different prompts"):
         requests(file)

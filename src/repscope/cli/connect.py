@@ -2,7 +2,7 @@
 
 import json as jsonlib
 
-from repscope.cli.shared import RUNS, Fresh, Json, Out, Seed, app, print_table
+from repscope.cli.shared import RUNS, Decimal, Fresh, Json, Na, Out, Quote, Seed, app, print_notes, print_table
 
 _PRINTED = 24  #: rows that a terminal shows
 
@@ -11,7 +11,7 @@ _PRINTED = 24  #: rows that a terminal shows
 def connect(
     *models: str, data: str | None = None, text: str = "text", pair: str | None = None, label: str | None = None,
     split: str | None = None, points: int = 10, examples: int | None = None, length: int = 512, controls: int = 3, seed: Seed = 0,
-    out: Out = RUNS, fresh: Fresh = False, json: Json = False,
+    decimal: Decimal = None, na: Na = None, quote: Quote = None, out: Out = RUNS, fresh: Fresh = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Losses along the straight lines between networks: is there a barrier, and is it low beside a random direction?
 
@@ -20,7 +20,7 @@ def connect(
     models
         Two or more language models or classifiers of one architecture, or the folder of a set of checkpoints.
     data
-        Texts to judge them on: .txt with one a line, .csv, .tsv, .jsonl or .parquet. Small transformers bring their own.
+        Texts to judge them on: .txt with one a line, or a table. Small transformers bring their own.
     text
         Column of texts.
     pair
@@ -45,9 +45,10 @@ def connect(
     from repscope.studies.connected_subject import Asked
 
     need_folder(out)
-    asked = Asked(models, data, text, pair, label, split, points, examples, length, controls, seed)
+    asked = Asked(models, data, text, pair, label, split, points, examples, length, controls, seed, decimal, na, quote)
     found = connected(asked, out, fresh=fresh)
     page = found.folder / "report.html"
+    print_notes(found.result.notes)
     if json:
         said = {"answer": found.answer, "rows": rows_of(found), "notes": list(found.result.notes)}
         print(jsonlib.dumps({"page": str(page), "run": str(found.folder), **said}))
@@ -57,5 +58,5 @@ def connect(
     if len(rows) > _PRINTED:
         title += f"; the first {_PRINTED} of {len(rows)} rows, the page and its run have all"
     print_table(rows[:_PRINTED], title=title)
-    for line in [*found.answer, *found.result.notes, page]:
+    for line in [*found.answer, page]:
         print(line)

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from repscope.cli.shared import Count, Dtype, Finite, Index, Json, ModelName, Seed, app
+from repscope.cli.shared import Count, Decimal, Dtype, Finite, Index, Json, ModelName, Na, Quote, Seed, app, print_notes
 from repscope.errors import UserError
 
 
@@ -17,7 +17,8 @@ def steer(
     model: ModelName, direction: str, *, prompt: Annotated[tuple[str, ...], Parameter(consume_multiple=False)] = (),
     scale: Finite | None = None, times: Finite = 1.0, name: str = "", block: Index | None = None, tokens: Count = 40,
     temperature: Annotated[float, Parameter(validator=Number(gte=0, lt=float("inf")))] = 0.0, seed: Seed = 0, chat: bool = False,
-    anyway: bool = False, revision: str | None = None, device: str | None = None, dtype: Dtype = "float32", json: Json = False,
+    anyway: bool = False, revision: str | None = None, device: str | None = None, dtype: Dtype = "float32", decimal: Decimal = None,
+    na: Na = None, quote: Quote = None, json: Json = False,
 ) -> None:  # fmt: skip
     """Continue prompts without and with a direction, side by side, as they are written.
 
@@ -57,13 +58,14 @@ def steer(
 
     if not prompt:
         raise UserError("There is nothing to continue; give --prompt 'I went to the new restaurant and'.")
-    held = directions_of(direction, name, block)
+    held = directions_of(direction, name, block, decimal=decimal, na=na, quote=quote)
+    print_notes(getattr(held, "notes", ()))
     lm = load(model, revision=revision, device=device, dtype=dtype)
     with beside(None if json else sys.stdout) as told:
         said = shown(lm, held, prompt, scale=scale, times=times, tokens=tokens, temperature=temperature, seed=seed, chat=chat,
                      anyway=anyway, told=told)  # fmt: skip
     if json:
-        print(jsonlib.dumps(said))
+        print(jsonlib.dumps(said | {"notes": list(getattr(held, "notes", ()))}))
 
 
 @app.command

@@ -28,13 +28,16 @@ def sites(model: ModelName = "smollm2-135m-instruct-q4", *, revision: str | None
     lm = load(model, revision=revision)
     rows = [dict(zip(("site", "read at", "definition", "identity"), row)) for row in lm.sites()]
     if json:
-        print(jsonlib.dumps({"model": lm.name, "fingerprint": lm.fingerprint, "sites": rows}))
+        paths = {path: why or "proved" for path, why in lm.fast_paths().items()}
+        print(jsonlib.dumps({"model": lm.name, "fingerprint": lm.fingerprint, "sites": rows, "fast paths": paths}))
         return
     a = lm.anatomy
     form = (
         f"{a.blocks} {a.form} blocks of width {a.width}; identities hold to {a.error:.1e}" if a else "no blocks found"
     )
     print_table(rows, title=f"{lm.name}: {form}")
+    ways = [{"fast path": path, "on this model": why or "proved"} for path, why in lm.fast_paths().items()]
+    print_table(ways, title="What runs faster than one prompt at a time")
 
 
 @app.command

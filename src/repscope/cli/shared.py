@@ -10,6 +10,7 @@ from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
 
 from repscope import __version__
+from repscope.data.reading import HELP
 
 app = App(
     name="repscope",
@@ -44,6 +45,16 @@ def _finite(type_: Any, value: float | None) -> None:
 
 Finite = Annotated[float, Parameter(validator=_finite)]
 RUNS = Path("runs")
+_TABLES = Group("Tables")
+Decimal = Annotated[Literal[".", ","] | None, Parameter(group=_TABLES, help=HELP["decimal"])]
+Na = Annotated[tuple[str, ...] | None, Parameter(group=_TABLES, help=HELP["na"])]
+Quote = Annotated[bool | None, Parameter(group=_TABLES, help=HELP["quote"])]
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """Tell on standard error what was left out, guessed or drawn; with `--json` it is in the object too, under "notes"."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def print_table(rows: Sequence[dict[str, Any]], title: str) -> None:

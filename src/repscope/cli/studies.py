@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from repscope.cli.shared import RUNS, Fresh, Json, ModelName, Out, Plan, Seed, app, print_table, study_app
+from repscope.cli.shared import RUNS, Fresh, Json, ModelName, Out, Plan, Seed, app, print_notes, print_table, study_app
 
 
 def register(arguments: Sequence[str]) -> None:
@@ -41,8 +41,9 @@ def _answer(study: Any, options: Any, out: Path, plan: bool, fresh: bool, json: 
         return
     page = this.answer()
     lines = list(study.headline(this))
+    print_notes(this.notes)
     if json:
-        print(jsonlib.dumps({"page": str(page), "run": str(this.folder), "answer": lines}))
+        print(jsonlib.dumps({"page": str(page), "run": str(this.folder), "answer": lines, "notes": list(this.notes)}))
         return
     for line in lines:
         print(line)

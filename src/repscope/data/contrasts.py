@@ -4,28 +4,32 @@ A direction is learned from `yes` and `no`, the texts of the positive and the ne
 prompt, which of two continuations does the model prefer? Every text and every choice has a group (its template, its topic);
 `halves` keeps groups whole, so that no wording is both learned from and judged on. Knows no tokenizer and no network.
 
-Files: CSV, TSV, Parquet, JSON (a list of objects) or JSONL, with the columns positive and negative (minimal pairs) or text and
-label (two labels, texts that are no pairs); a column group is optional, and without it every pair or text is its own group.
-Empty texts and exact copies are left out and counted.
+Files: a table (`tables`) with the columns positive and negative (minimal pairs) or text and label (two labels, texts that are no
+pairs); a column group is optional, and without it every pair or text is its own group. Empty texts and exact copies are left out
+and counted. Of labels such as 0 and 1, false and true, no and yes, the positive one is known (`POLES`), whatever row comes first.
 """
 
-import json
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
 from repscope.data import splits
-from repscope.data.tables import SUFFIXES, read_table
+from repscope.data.reading import How
+from repscope.data.tables import SUFFIXES, Table, read_table
 from repscope.errors import UserError, unknown
 
 LEAST = 8  #: texts a pole in a file of the user's
-_JSON = (".json", ".jsonl")
-_LARGEST_FILE = 256 << 20  #: bytes of a JSON file
+#: positive and negative labels that mean the same everywhere, in lower case
+POLES = (
+    ("true", "false"), ("yes", "no"), ("y", "n"), ("t", "f"), ("positive", "negative"), ("pos", "neg"), ("+", "-"),
+    ("correct", "incorrect"), ("right", "wrong"), ("on", "off"), ("good", "bad"),
+)  # fmt: skip
 _COLUMNS = ("positive", "negative", "text", "label", "prompt", "yes", "no", "group")
 
 
@@ -234,21 +238,25 @@ def contrast(
     choices: str | Path | None = None,
     instructions: Sequence[str] | None = None,
     chat: bool | None = None,
+    **how: Unpack[How],
 ) -> Contrast:
-    """A built-in contrast by its name, or a file of the user's (CSV, TSV, Parquet, JSON, JSONL).
+    """A built-in contrast by its name, or a file of the user's.
 
     Parameters
     ----------
     name_or_path
         One of `contrast_names()`, or a path.
     positive
-        Which of a file's two labels is the positive one; None takes the first in order of appearance.
+        Which of a file's two labels is the positive one; None takes 1 over 0, true over false, yes over no, positive over negative,
+        the larger of two numbers, and of other words the first in the file.
     choices
         A file with the columns prompt, yes, no (and group), in place of the contrast's own choices; a file has none of its own.
     instructions
         What asks for the positive and for the negative pole in words, in place of the contrast's own; a file has none.
     chat
         Whether the texts of a file are a user's turn, for the model's chat template.
+    how
+        `decimal`, `na` and `quote` of the files, see `Reading`.
 
     Raises
     ------
@@ -265,9 +273,9 @@ def contrast(
         found = CONTRASTS[asked]()
     else:
         path = _path(asked, "contrast", CONTRASTS)
-        found = replace(_of_file(path, positive), chat=bool(chat), openings=openings(bool(chat)))
+        found = replace(_of_file(path, positive, how), chat=bool(chat), openings=openings(bool(chat)))
     if choices is not None:
-        held, notes = _choices(_path(str(choices), "file of choices", ()), found.chat)
+        held, notes = _choices(_path(str(choices), "file of choices", ()), found.chat, how)
         found = replace(found, choices=held, notes=(*found.notes, *notes))
     if instructions is not None:
         if isinstance(instructions, str) or len(instructions) != 2:
@@ -285,27 +293,27 @@ def contrast_names() -> tuple[str, ...]:
 
 def _path(asked: str, what: str, known: Iterable[str]) -> Path:
     path = Path(asked).expanduser()
-    if path.suffix.lower() not in (*SUFFIXES, *_JSON):
-        raise unknown(what, asked, known, f"Give the path of a {', '.join(SUFFIXES)}, {' or '.join(_JSON)} file.")
+    if path.suffix.lower() not in SUFFIXES and len(path.parts) == 1 and not path.exists():
+        raise unknown(what, asked, known, f"Give the path of a {' or '.join(SUFFIXES)} file.")
     return path
 
 
-def _of_file(path: Path, positive: str | None) -> Contrast:
-    frame = _read(path)
+def _of_file(path: Path, positive: str | None, how: How) -> Contrast:
+    table, frame = _read(path, how)
     if {"positive", "negative"} <= set(frame):
         if positive is not None:
             raise UserError(f"positive={positive!r} names a label, and {path} has pairs, whose columns say the pole.")
-        return _of_pairs(path, frame)
+        return _of_pairs(path, frame, table.notes)
     if {"text", "label"} <= set(frame):
-        return _of_labels(path, frame, positive)
+        return _of_labels(path, table, frame, positive)
     raise UserError(
-        f"{path} needs the columns positive and negative, or text and label; it has {', '.join(map(repr, frame))}."
+        f"{path} needs the columns positive and negative, or text and label; it has {', '.join(map(repr, table.header))}."
     )
 
 
-def _of_pairs(path: Path, frame: pd.DataFrame) -> Contrast:
+def _of_pairs(path: Path, frame: pd.DataFrame, told: Sequence[str]) -> Contrast:
     total = len(frame)
-    notes = []
+    notes = list(told)
     full = (frame["positive"] != "") & (frame["negative"] != "") & (frame["positive"] != frame["negative"])
     if empty := total - int(full.sum()):
         notes.append(f"{path.stem}: {empty} of {total} pairs are empty on a side or twice one text and left out.")
@@ -322,9 +330,11 @@ def _of_pairs(path: Path, frame: pd.DataFrame) -> Contrast:
     )  # fmt: skip
 
 
-def _of_labels(path: Path, frame: pd.DataFrame, positive: str | None) -> Contrast:
+def _of_labels(path: Path, table: Table, frame: pd.DataFrame, positive: str | None) -> Contrast:
     total = len(frame)
-    notes = []
+    found = table.labels("label")
+    notes = [*table.notes, *found.notes]
+    frame = frame.assign(label=found.values.fillna("").map(str.strip))
     full = (frame["text"] != "") & (frame["label"] != "")
     if empty := total - int(full.sum()):
         notes.append(f"{path.stem}: {empty} of {total} rows have an empty text or label and are left out.")
@@ -335,10 +345,13 @@ def _of_labels(path: Path, frame: pd.DataFrame, positive: str | None) -> Contras
             f"{path} has {len(labels)} labels ({', '.join(map(_short, labels[:4]))}) and a contrast has two; keep the rows of two."
         )
     if positive is None:
-        positive = labels[0]
-        notes.append(f"{path.stem}: {positive!r}, the first label in the file, is the positive one.")
+        positive, why = _positive(labels)
+        notes.append(f"{path.stem}: {positive!r}{why} is the positive one.")
     elif positive not in labels:
-        raise unknown(f"label in {path.name}", positive, labels)
+        same = [label for label in labels if _number(label) == _number(positive) is not None]
+        if not same:
+            raise unknown(f"label in {path.name}", positive, labels)
+        positive = same[0]
     negative = labels[1 - labels.index(positive)]
     copies = frame.duplicated(["text", "label"])
     if int(copies.sum()):
@@ -354,12 +367,29 @@ def _of_labels(path: Path, frame: pd.DataFrame, positive: str | None) -> Contras
     return Contrast(path.stem, positive, negative, yes, no, yes_groups, no_groups, paired=False, notes=tuple(notes))
 
 
-def _choices(path: Path, chat: bool) -> tuple[tuple[Choice, ...], list[str]]:
-    frame = _read(path, strip=False)
+def _positive(labels: Sequence[str]) -> tuple[str, str]:
+    """The positive one of two labels, and what makes it so where no convention does."""
+    for yes, no in POLES:
+        if {label.casefold() for label in labels} == {yes, no}:
+            return next(label for label in labels if label.casefold() == yes), ""
+    if None not in map(_number, labels):
+        return max(labels, key=float), ("" if set(labels) <= {"-1", "0", "1"} else ", the larger number,")
+    return labels[0], ", the first label in the file,"
+
+
+def _number(label: str) -> float | None:
+    try:
+        return float(label)
+    except ValueError:
+        return None
+
+
+def _choices(path: Path, chat: bool, how: How) -> tuple[tuple[Choice, ...], list[str]]:
+    table, frame = _read(path, how, strip=False)
     if missing := [c for c in ("prompt", "yes", "no") if c not in frame]:
-        raise unknown(f"column of {path.name}", missing[0], list(frame), "Choices have prompt, yes and no.")
+        raise unknown(f"column of {path.name}", missing[0], table.header, "Choices have prompt, yes and no.")
     total = len(frame)
-    notes = []
+    notes = list(table.notes)
     stripped = frame[["prompt", "yes", "no"]].apply(lambda column: column.str.strip())
     full = (stripped != "").all(axis=1) & (frame["yes"] != frame["no"])
     if empty := total - int(full.sum()):
@@ -387,51 +417,11 @@ def _groups(frame: pd.DataFrame, word: str = "row ") -> tuple[str, ...]:
     return tuple(g.strip() or o for g, o in zip(given, own, strict=True))
 
 
-def _read(path: Path, strip: bool = True) -> pd.DataFrame:
-    """The columns that are known here, as text in NFC; the whole table's where it has none, so that the error can name them."""
-    if path.suffix.lower() in _JSON:
-        frame = _of_json(path)
-    else:
-        frame = read_table(path, _known_columns(path))
-    return frame.map(lambda t: unicodedata.normalize("NFC", t).strip() if strip else unicodedata.normalize("NFC", t))
-
-
-def _known_columns(path: Path) -> list[str] | None:
-    """A Parquet table may hold lists and structures beside its texts, which are then not read."""
-    if path.suffix.lower() != ".parquet" or not path.is_file():
-        return None
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        names = pq.read_schema(path).names
-    except (pa.ArrowException, OSError):
-        return None  # read_table says why
-    return [name for name in names if name in _COLUMNS] or None
-
-
-def _of_json(path: Path) -> pd.DataFrame:
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise UserError(f"{path} is larger than {_LARGEST_FILE >> 20} MB; save it as Parquet.")
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix.lower() == ".jsonl":
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-        else:
-            rows = json.loads(text)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}); check the path.") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid {path.suffix[1:].upper()} ({error}).") from error
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f'{path} must be a list of objects, such as {{"positive": …, "negative": …}}.')
-    names = [name for name in _COLUMNS if any(name in row for row in rows)] or list(rows[0])
-    for i, row in enumerate(rows):
-        if wrong := [n for n in names if not isinstance(row.get(n, ""), str | int | float | None)]:
-            raise UserError(f"{path}: {wrong[0]!r} of object {i} is no text but {_short(str(row[wrong[0]]))}.")
-    return pd.DataFrame(
-        {n: pd.Series(["" if row.get(n) is None else str(row[n]) for row in rows], dtype=object) for n in names}
-    )
+def _read(path: Path, how: How, strip: bool = True) -> tuple[Table, pd.DataFrame]:
+    """The table, and its columns that are known here as text in NFC."""
+    table = read_table(path, optional=_COLUMNS, **how)
+    frame = table.frame.map(lambda text: unicodedata.normalize("NFC", text))
+    return table, frame.map(str.strip) if strip else frame
 
 
 def _check_enough(path: Path, counts: dict[str, int]) -> None:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Unpack
 
 import numpy as np
 import pandas as pd
@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 
 from repscope.data import facts
 from repscope.data.facts import TokenCount
-from repscope.data.tables import SUFFIXES, clean, read_table, typed
+from repscope.data.reading import How
+from repscope.data.tables import SUFFIXES, clean, missing, read_table
 from repscope.errors import UserError, unknown
 
 LEAST_ROWS = 20
@@ -186,12 +187,13 @@ def elements() -> EntitySet:
     return _built_in("elements", *facts.elements())
 
 
-def labelled_text(path: str | Path, text_column: str, label_columns: Sequence[str]) -> EntitySet:
+def labelled_text(path: str | Path, text_column: str, label_columns: Sequence[str], **how: Unpack[How]) -> EntitySet:
     """A table with one text a row and one or more labels of it, as a set whose only template is "{}".
 
-    Each text is there once, so that it is never on both sides of a split. Copies with conflicting labels have no label.
+    Each text is there once, so that it is never on both sides of a split. Copies with conflicting labels have no label. `how`:
+    `decimal`, `na` and `quote`, see `Reading`.
     """
-    return _of_table(path, text_column, label_columns, ("{}",), longest=None)
+    return _of_table(path, text_column, label_columns, ("{}",), None, how)
 
 
 def entity_set(
@@ -202,13 +204,14 @@ def entity_set(
     templates: Sequence[str] | None = None,
     per_class: int = 60,
     token_count: TokenCount | None = None,
+    **how: Unpack[How],
 ) -> EntitySet:
     """A built-in set by its name, or a user's table by its path.
 
     Parameters
     ----------
     name_or_path
-        One of `SETS`, or the path of a `.csv`, `.tsv` or `.parquet` file.
+        One of `SETS`, or the path of a `.csv`, `.tsv`, `.parquet`, `.json` or `.jsonl` file.
     name_column
         The table's column of names; "name" where there is such a column. Tables only.
     attributes
@@ -217,6 +220,8 @@ def entity_set(
         Prompts to use in place of the set's own.
     per_class, token_count
         See `cities`; other sets do not use them.
+    how
+        `decimal`, `na` and `quote` of a table, see `Reading`.
 
     Raises
     ------
@@ -239,7 +244,7 @@ def entity_set(
     if path.suffix.lower() not in SUFFIXES and len(path.parts) == 1 and not path.exists():
         raise unknown("set of entities", asked, SETS, f"Or give the path of a {' or '.join(SUFFIXES)} file.")
     own = ("I am thinking of {}", "This is about {}", "{}") if templates is None else tuple(templates)
-    return _of_table(path, name_column, attributes, own, longest=LONGEST_NAME)
+    return _of_table(path, name_column, attributes, own, LONGEST_NAME, how)
 
 
 SETS: dict[str, Callable[[int, TokenCount | None], EntitySet]] = {
@@ -269,38 +274,40 @@ def _of_table(
     attributes: Sequence[str],
     templates: tuple[str, ...],
     longest: int | None,
+    how: How,
 ) -> EntitySet:
     path = Path(path).expanduser()
     name = name_column or "name"
     if name in attributes:
         raise UserError(f"Column {name!r} holds the names; an attribute must be another column.")
     wanted = list(dict.fromkeys(attributes))
-    table = read_table(path, [name, *wanted] if wanted else None)
-    if name not in table:
+    table = read_table(path, [name, *wanted] if wanted else None, **how)
+    if name not in table.frame:
         hint = "" if name_column else "Say which column holds the names."
-        raise unknown(f"column of {path.name}", name, table.columns, hint)
-    if not wanted and len(table.columns) == 1:
+        raise missing(path, name, table.header, hint)
+    if not wanted and len(table.frame.columns) == 1:
         raise UserError(f"{path} has only the column {name!r}; add a column for each attribute.")
-    table, notes = clean(table, name, longest=longest)
+    cleaned, notes = clean(table.frame, name, longest=longest)
     columns: dict[str, pd.Series] = {}
     kinds: list[Attribute] = []
-    left_out: list[str] = []
-    for column in table.columns.drop(name):
+    told: list[str] = [*table.notes, *notes]
+    for column in cleaned.columns.drop(name):
         try:
-            kind, values = typed(table[column], column)
+            found = table.typed(column, cleaned[column])
         except UserError as error:
             if wanted:
                 raise
-            left_out.append(f"{error} It is left out.")
+            told.append(f"{error} It is left out.")
             continue
-        columns[column] = values
-        kinds.append(Attribute(column, kind))
+        columns[column] = found.values
+        kinds.append(Attribute(column, found.kind))
+        told += found.notes
     if not kinds:
-        raise UserError(f"{path} has no usable attribute: {' '.join(left_out)}")
+        raise UserError(f"{path} has no usable attribute: {' '.join(told)}")
     if "name" in columns:
         raise UserError(f"{path} has an attribute called 'name' beside the names in {name!r}; rename that column.")
-    frame = pd.DataFrame({"name": table[name], **columns}).reset_index(drop=True)
-    return EntitySet(path.stem, frame, tuple(kinds), templates, (*notes, *left_out))
+    frame = pd.DataFrame({"name": cleaned[name], **columns}).reset_index(drop=True)
+    return EntitySet(path.stem, frame, tuple(kinds), templates, tuple(told))
 
 
 def _natural(text: str) -> tuple[float, float, str]:

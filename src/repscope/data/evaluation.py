@@ -12,10 +12,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 from jaxtyping import Int
 
+from repscope.data.reading import How
 from repscope.data.tables import SUFFIXES, read_table
 from repscope.errors import UserError, unknown
 
@@ -73,14 +75,15 @@ class Texts:
 
 
 def read_texts(
-    path: str | Path, *, text: str = "text", pair: str | None = None, label: str | None = None, split: str | None = None
-) -> Texts:
+    path: str | Path, *, text: str = "text", pair: str | None = None, label: str | None = None, split: str | None = None,
+    **how: Unpack[How],
+) -> Texts:  # fmt: skip
     """Read texts to evaluate on.
 
     Parameters
     ----------
     path
-        A `.txt` file with a text a line, or a `.csv`, `.tsv`, `.jsonl` or `.parquet` table.
+        A `.txt` file with a text a line, or a `.csv`, `.tsv`, `.json`, `.jsonl` or `.parquet` table.
     text
         Column of texts.
     pair
@@ -89,6 +92,8 @@ def read_texts(
         Column of labels.
     split
         Column of splits, such as id and ood.
+    how
+        `decimal`, `na` and `quote` of a table, see `Reading`.
 
     Raises
     ------
@@ -106,20 +111,23 @@ def read_texts(
         raise UserError(f"{file} is empty; give a file with a text a row.")
     asked = {"text": text, "pair": pair, "label": label, "split": split}
     columns = {what: column for what, column in asked.items() if column is not None}
-    frame = read_table(file, list(dict.fromkeys(columns.values())))
+    table = read_table(file, list(dict.fromkeys(columns.values())), **how)
+    frame, notes = table.frame, list(table.notes)
+    if label is not None:
+        named = table.labels(label)
+        frame = frame.assign(**{label: named.values.fillna("")})
+        notes += named.notes
     whole = np.ones(len(frame), dtype=bool)
     for column in columns.values():
         whole &= (frame[column].str.strip() != "").to_numpy()
-    notes = (
-        f"{int((~whole).sum())} of {len(frame)} rows have an empty {' or '.join(columns.values())}, and were left out.",
-    )
     if not whole.any():
         raise UserError(f"{file} has no row with {' and '.join(columns.values())}; give a file with a text a row.")
+    if lost := int((~whole).sum()):
+        notes.append(f"{lost} of {len(frame)} rows have an empty {' or '.join(columns.values())}, and were left out.")
     kept = frame[whole]
     held = {what: tuple(str(cell) for cell in kept[column]) for what, column in columns.items()}
     return Texts(
-        file.name, held["text"], held.get("pair", ()), held.get("label", ()), held.get("split", ()),
-        () if whole.all() else notes,
+        file.name, held["text"], held.get("pair", ()), held.get("label", ()), held.get("split", ()), tuple(notes)
     )  # fmt: skip
 
 

@@ -14,11 +14,14 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
-import numpy as np
 import pandas as pd
 
-from repscope.data.tables import SUFFIXES, read_table
+from repscope.data.numerals import is_numeral, numbers
+from repscope.data.reading import How
+from repscope.data.separated import text_of
+from repscope.data.tables import SUFFIXES, Table, read_table
 from repscope.errors import UserError, unknown
 
 RUN, CLUSTER = "run", "cluster"
@@ -88,18 +91,21 @@ class Clusters:
         return [self.named.get(run, self.rest) for run in asked]
 
 
-def accuracies(path: str | Path) -> pd.DataFrame:
+def accuracies(path: str | Path, **how: Unpack[How]) -> pd.DataFrame:
     """Scores by run.
 
     Parameters
     ----------
     path
-        A `.csv`, `.tsv` or `.parquet` file with a column `Run` and at least one column of numbers.
+        A table (`tables`) with a column `Run` and at least one column of numbers.
+    how
+        `decimal`, `na` and `quote`, see `Reading`.
 
     Returns
     -------
     frame
-        `run` (int64), then one float64 column a score under its given name, in the file's order.
+        `run` (int64), then one float64 column a score under its given name, in the file's order; `frame.attrs["notes"]` says how
+        it was read.
 
     Raises
     ------
@@ -107,17 +113,22 @@ def accuracies(path: str | Path) -> pd.DataFrame:
         When the file cannot be read as such a table.
     """
     path = Path(path).expanduser()
-    text = read_table(path).map(str.strip)
+    table = read_table(path, **how)
+    text = table.frame.map(str.strip)
     column = _column(text, RUN, path)
     text = text[(text != "").any(axis=1) & ~text[column].str.casefold().isin(SUMMARIES)]
     if text.empty:
         raise UserError(f"{path} has no row of a run; give one row a run, such as 'Run 12'.")
     frame = pd.DataFrame({RUN: _numbered(text[column], path)})
+    notes = list(table.notes)
     for name in text.columns.drop(column):
-        frame[name] = _numbers(text[name], name, frame[RUN], path)
+        frame[name], told = _numbers(text[name], name, frame[RUN], table)
+        notes += told
     if frame.shape[1] == 1:
         raise UserError(f"{path} has runs and no column of scores beside {column!r}; give a column of numbers.")
-    return frame.reset_index(drop=True)
+    frame = frame.reset_index(drop=True)
+    frame.attrs["notes"] = tuple(notes)
+    return frame
 
 
 def feather_clusters() -> Clusters:
@@ -140,7 +151,7 @@ def clusters(path: str | Path) -> Clusters:
     path = Path(path).expanduser()
     table = path.suffix.lower() in SUFFIXES and path.is_file()
     if table and not (path.suffix.lower() != ".parquet" and _is_list(path)):
-        frame = read_table(path).map(str.strip)
+        frame = read_table(path).frame.map(str.strip)
         frame = frame[(frame != "").any(axis=1)]
         label = frame[_column(frame, CLUSTER, path)]
         runs = _numbered(frame[_column(frame, RUN, path)], path)
@@ -185,15 +196,16 @@ def _numbered(cells: pd.Series, path: Path) -> pd.Series:
     return runs
 
 
-def _numbers(cells: pd.Series, name: str, runs: pd.Series, path: Path) -> pd.Series:
-    numbers = pd.to_numeric(cells, errors="coerce").astype("float64")
-    if (bad := ~np.isfinite(numbers)).any():
+def _numbers(cells: pd.Series, name: str, runs: pd.Series, table: Table) -> tuple[pd.Series, list[str]]:
+    if (bad := ~cells.map(is_numeral).astype(bool)).any():
         cell = _short(str(cells[bad].iloc[0]))
         raise UserError(
-            f"Column {name!r} of {path.name} has {repr(cell) if cell else 'nothing'} for run {runs[bad].iloc[0]}, not a number; "
-            "fill it in or leave out that run or that column."
+            f"Column {name!r} of {table.path.name} has {repr(cell) if cell else 'nothing'} for run {runs[bad].iloc[0]}, "
+            "not a number; fill it in or leave out that run or that column."
         )
-    return numbers
+    decimal = "." if name in table.native else table.how.decimal
+    found, notes = numbers(cells, name, table.where, decimal)
+    return pd.Series(found, index=cells.index), notes
 
 
 def _words(path: Path) -> list[str]:
@@ -203,9 +215,7 @@ def _words(path: Path) -> list[str]:
             f"There is no file {path}; give a table of run and cluster, or a list of the runs of one cluster."
         )
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8; give a table of run and cluster, or a list of runs.") from error
+        text = text_of(path)
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror or error}); check the file and its permissions."

@@ -3,8 +3,8 @@
 A `Relation` makes prompts: solved examples, one a line, and a question that ends where the object would stand (the few-shot form of
 Hernandez et al. 2024, arXiv 2308.09124). Knows no tokenizer and no network.
 
-Files: JSON as in that paper's dataset ({"name", "prompt_templates", "samples": [{"subject", "object"}]}), or a CSV, TSV or Parquet
-table with the columns subject and object. Text that was escaped twice (a literal \\u00ed) is repaired and counted; a subject with
+Files: JSON as in that paper's dataset ({"name", "prompt_templates", "samples": [{"subject", "object"}]}), or a table with the
+columns subject and object. Text that was escaped twice (a literal \\u00ed) is repaired and counted; a subject with
 two different objects is left out and counted.
 """
 
@@ -12,13 +12,14 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
+from repscope.data.reading import How
 from repscope.data.tables import SUFFIXES, read_table
 from repscope.errors import UserError, unknown
 from repscope.models.prompts import Prompt
@@ -104,8 +105,8 @@ class Relation:
         return Prompt(text, spans)
 
 
-def relation(name_or_path: str | Path, *, templates: Sequence[str] = ()) -> Relation:
-    """A built-in relation by its name, or a file of the user's (JSON of the LRE dataset, CSV, TSV, Parquet).
+def relation(name_or_path: str | Path, *, templates: Sequence[str] = (), **how: Unpack[How]) -> Relation:
+    """A built-in relation by its name, or a file of the user's (JSON of the LRE dataset, or a table).
 
     Parameters
     ----------
@@ -113,6 +114,8 @@ def relation(name_or_path: str | Path, *, templates: Sequence[str] = ()) -> Rela
         One of `relation_names()`, or a path.
     templates
         In place of the relation's own. A table has none; without this it is asked as "subject: object".
+    how
+        `decimal`, `na` and `quote` of a table, see `Reading`.
 
     Raises
     ------
@@ -127,10 +130,9 @@ def relation(name_or_path: str | Path, *, templates: Sequence[str] = ()) -> Rela
         found = RELATIONS[asked]()
         return replace(found, templates=own) if own else found
     path = Path(asked).expanduser()
-    if path.suffix.lower() not in (".json", *SUFFIXES):
-        raise unknown("relation", asked, RELATIONS, f"Or give the path of a .json, {' or '.join(SUFFIXES)} file.")
-    read: Callable[[Path, tuple[str, ...]], Relation] = _of_json if path.suffix.lower() == ".json" else _of_table
-    return read(path, own)
+    if path.suffix.lower() not in SUFFIXES and len(path.parts) == 1 and not path.exists():
+        raise unknown("relation", asked, RELATIONS, f"Or give the path of a {' or '.join(SUFFIXES)} file.")
+    return _of_json(path, own, how) if path.suffix.lower() == ".json" else _of_table(path, own, how)
 
 
 def relation_names() -> tuple[str, ...]:
@@ -177,7 +179,7 @@ def of_pairs(name: str, templates: Sequence[str], pairs: Iterable[Pair], notes: 
     return Relation(name, tuple(templates), kept, tuple(told))
 
 
-def _of_json(path: Path, templates: tuple[str, ...]) -> Relation:
+def _of_json(path: Path, templates: tuple[str, ...], how: How) -> Relation:
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise UserError(f"{path} is larger than {_LARGEST_FILE >> 20} MB, which no relation is.")
@@ -186,6 +188,8 @@ def _of_json(path: Path, templates: tuple[str, ...]) -> Relation:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); check the path.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}).") from error
+    if isinstance(found, list):
+        return _of_table(path, templates, how)
     if not isinstance(found, dict) or not isinstance(found.get("samples"), list):
         raise UserError(
             f'{path} must be an object with "samples": [{{"subject": …, "object": …}}], as in the LRE dataset.'
@@ -200,10 +204,11 @@ def _of_json(path: Path, templates: tuple[str, ...]) -> Relation:
     return of_pairs(name if isinstance(name, str) and name.strip() else path.stem, [t.strip() for t in own], pairs)
 
 
-def _of_table(path: Path, templates: tuple[str, ...]) -> Relation:
-    table = read_table(path, ["subject", "object"])
-    notes = () if templates else (f"{path.stem}: a table has no template; it was asked as {OWN_TEMPLATE!r}.",)
-    return of_pairs(path.stem, templates or (OWN_TEMPLATE,), zip(table["subject"], table["object"]), notes)
+def _of_table(path: Path, templates: tuple[str, ...], how: How) -> Relation:
+    table = read_table(path, ["subject", "object"], **how)
+    notes = [] if templates else [f"{path.stem}: a table has no template; it was asked as {OWN_TEMPLATE!r}."]
+    pairs = zip(table.frame["subject"], table.frame["object"])
+    return of_pairs(path.stem, templates or (OWN_TEMPLATE,), pairs, [*table.notes, *notes])
 
 
 def _texts(given: Any, where: str) -> tuple[str, ...]:

@@ -4,7 +4,10 @@ A file of the user's holds one prompt a line (.txt), or is a table with the colu
 """
 
 from pathlib import Path
+from typing import Unpack
 
+from repscope.data.reading import How
+from repscope.data.separated import text_of
 from repscope.data.tables import SUFFIXES, read_table
 from repscope.errors import UserError, unknown
 
@@ -19,8 +22,11 @@ HELD = (
 LEAST = 4  #: prompts of a file: two to discover on, two to judge on
 
 
-def requests(path: str | Path | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Prompts to discover on, and others to judge on: the built-in ones, or those of a file, every second one held out.
+Requests = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]  #: to discover on, to judge on, notes
+
+
+def requests(path: str | Path | None = None, **how: Unpack[How]) -> Requests:
+    """Prompts to discover on, and others to judge on: the built-in ones, or those of a file, every second one held out; and notes.
 
     Raises
     ------
@@ -28,18 +34,27 @@ def requests(path: str | Path | None = None) -> tuple[tuple[str, ...], tuple[str
         For a file that is not there, of another kind, or with fewer than four different prompts.
     """
     if path is None:
-        return SEEN, HELD
+        return SEEN, HELD, ()
     file = Path(path).expanduser()
     if file.suffix.lower() not in (".txt", *SUFFIXES):
         raise unknown("kind of prompts file", file.suffix or file.name, (".txt", *SUFFIXES))
+    notes: list[str] = []
     if file.suffix.lower() == ".txt":
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{file} cannot be read as text ({error}); check the path.") from error
+            given = [line.strip() for line in text_of(file).replace("\r", "\n").split("\n")]
+        except OSError as error:
+            raise UserError(f"{file} cannot be read ({error.strerror or error}); check the path.") from error
+        full = [line for line in given if line]
     else:
-        lines = [str(text) for text in read_table(file, ["text"])["text"]]
-    held = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        table = read_table(file, ["text"], **how)
+        given = [str(text).strip() for text in table.frame["text"]]
+        full = [text for text in given if text]
+        notes += table.notes
+        if len(full) < len(given):
+            notes.append(f"{len(given) - len(full)} of {len(given)} prompts of {file.name} are empty and left out.")
+    held = tuple(dict.fromkeys(full))
     if len(held) < LEAST:
         raise UserError(f"{file} holds {len(held)} different prompts; give {LEAST} at least, half of them to judge on.")
-    return held[::2], held[1::2]
+    if len(held) < len(full):
+        notes.append(f"{len(full) - len(held)} of {len(full)} prompts of {file.name} are copies and left out.")
+    return held[::2], held[1::2], tuple(notes)

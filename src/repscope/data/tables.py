@@ -1,54 +1,102 @@
-"""Users' tables: CSV, TSV, Parquet or lines of JSON in, a frame of clean text out. Knows nothing of entities, models or tokens.
+"""Users' tables: CSV, TSV, Parquet, JSON or lines of JSON in, a frame of text out. Knows nothing of entities, models or tokens.
 
-1. `read_table`: everything is read as text; only the empty string is missing ("NA" is Namibia). A row with too many or
-   too few fields, a wrong encoding, a column that is not there: one sentence each, never a guess.
-2. `clean`: names are stripped and brought to Unicode NFC; empty and over-long names are dropped, copies of one name are
+1. `read_table`: everything is read as text, by format (`separated` for CSV and TSV). A row with too many or too few fields, a wrong
+   encoding, a column that is not there: one sentence each, never a guess. Columns that a data frame's index left behind, columns
+   without a name, and lists are left out where all columns are read, and told.
+2. Missing is what is empty, and what `columns` says is missing. `Table.typed` makes a column a class or a number.
+3. `clean`: names are stripped and brought to Unicode NFC; empty and over-long names are dropped, copies of one name are
    merged. Where copies disagree about a column it becomes missing for that name: no answer is better than a coin toss.
-3. `typed`: a column of text becomes a class or a number.
 
-   | the column holds | it is |
-   |---|---|
-   | numbers, some with a fraction, or whole with more than 12 distinct values | a number |
-   | whole numbers with at most 12 distinct values (months, years of a study, 0/1) | a class |
-   | whole numbers of which some begin with a zero (postcodes) | a class |
-   | words; words and numbers with at most 12 distinct values | a class |
-   | words and numbers, more than 12 distinct values | an error that names the column and a row |
-
-Formats that can carry code (pickle and its relatives) are not read.
+`Table.notes` says all that was left out, read in one of two ways, or taken as missing. Formats that can carry code (pickle and its
+relatives) are not read.
 """
 
-import csv
 import json
+import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NoReturn, Unpack
 
 import numpy as np
 import pandas as pd
 
+from repscope.data.columns import Column, blanked, labels, typed
+from repscope.data.numerals import is_numeral
+from repscope.data.reading import How, Reading, reading
+from repscope.data.separated import separated, text_of
 from repscope.errors import UserError, no_file, unknown
 
-FEW = 12
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_LEADING_ZERO = re.compile(r"[+-]?0\d+")
+_INDEX = re.compile(r"unnamed: ?\d+([._]\w+)*|__index_level_\d+__", re.IGNORECASE)
+_NUMBERED = re.compile(r"index|idx|level_\d+", re.IGNORECASE)  #: names that an index takes when it becomes a column
+_WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers")
+_PACKED = (".gz", ".zip", ".bz2", ".xz", ".zst")
 
 
-def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+@dataclass(frozen=True)
+class Table:
+    """A table that was read.
+
+    path: of its file. frame: one column of `str` for each column read; "" where the value is missing; rows numbered from 0. header:
+    all columns of the file. lines: where each row begins, in text; empty where a file has no lines. native: columns that are
+    numbers in the file itself. how: how the user says that it is read. notes: what was left out, missing or guessed.
+    """
+
+    path: Path
+    frame: pd.DataFrame
+    header: tuple[str, ...]
+    lines: tuple[int, ...]
+    native: frozenset[str]
+    how: Reading
+    notes: tuple[str, ...] = ()
+
+    def where(self, row: int) -> str:
+        """Where a row of the frame stands in the file: "line 7", or "row 6" of a file without lines."""
+        return f"line {self.lines[row]}" if self.lines else f"row {row + 1}"
+
+    def typed(self, column: str, values: pd.Series | None = None) -> Column:
+        """A column as a class or a number; `values` has it after cleaning, under the same row numbers."""
+        held = self.frame[column] if values is None else values
+        return typed(held, column, self.where, self.how, native=column in self.native)
+
+    def labels(self, column: str) -> Column:
+        """A column as a class, whatever it holds."""
+        return labels(self.frame[column], column, self.where, self.how, native=column in self.native)
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """What a format holds: text by column, and what the user is to be told. lists: columns of no single values."""
+
+    header: list[str]
+    columns: dict[str, list[str]]
+    lines: list[int]
+    native: set[str]
+    notes: list[str]
+    lists: list[str]
+
+
+def read_table(
+    path: str | Path,
+    columns: Sequence[str] | None = None,
+    *,
+    optional: Sequence[str] | None = None,
+    **how: Unpack[How],
+) -> Table:
     """Read columns of a table as text.
 
     Parameters
     ----------
     path
-        A `.csv`, `.tsv` or `.jsonl` file in UTF-8 (of the last each line an object), or a `.parquet` file.
+        A `.csv` or `.tsv` file, a `.jsonl` file (each line an object), a `.json` file (a list of objects), or a `.parquet` file.
     columns
         The columns to read, in that order; None reads all of them.
-
-    Returns
-    -------
-    frame
-        One column of `str` for each column asked for; "" where the value is missing; rows numbered from 0.
+    optional
+        In place of `columns`: those to read where the file has them.
+    how
+        `decimal`, `na` and `quote`, see `Reading`.
 
     Raises
     ------
@@ -56,22 +104,37 @@ def read_table(path: str | Path, columns: Sequence[str] | None = None) -> pd.Dat
         When the file cannot be read as such a table, has no rows, or lacks a column.
     """
     path = Path(path).expanduser()
+    asked = reading(**how)
     reader = _READERS.get(path.suffix.lower())
     if path.is_dir():
-        raise UserError(f"{path} is a folder; give the path of one {' or '.join(SUFFIXES)} file in it.")
+        raise UserError(f"{path} is a folder; give the path of one {_listed()} file in it.")
     if not path.exists():
         raise _no_file(path)
     if reader is None:
-        raise UserError(f"{path} is not of a kind that repscope reads; save it as {' or '.join(SUFFIXES)}.")
+        _refuse_kind(path)
+
+    def chosen(header: Sequence[str]) -> list[str] | None:
+        if optional is not None:
+            return [name for name in header if name in optional] or None
+        return None if columns is None else list(columns)
+
     try:
-        frame = reader(path, columns)
+        raw = reader(path, chosen, asked)
     except OSError as error:
         raise UserError(
             f"{path} cannot be read ({error.strerror or error}); check the file and its permissions."
         ) from error
-    if frame.empty:
+    frame = pd.DataFrame({name: pd.Series(cells, dtype=object) for name, cells in raw.columns.items()})
+    if frame.empty and (columns is not None or not raw.lists):
         raise UserError(f"{path} has a header and no rows; give a table with one row an entity.")
-    return frame
+    table = Table(path, frame, tuple(raw.header), tuple(raw.lines), frozenset(raw.native), asked, tuple(raw.notes))
+    if columns is None:
+        table = _without_index(table, raw.lists)
+    notes = list(table.notes)
+    for name in table.frame.columns:
+        table.frame[name], told = blanked(table.frame[name], name, table.where, asked)
+        notes += told
+    return replace(table, notes=tuple(notes))
 
 
 def clean(frame: pd.DataFrame, name_column: str, *, longest: int | None = None) -> tuple[pd.DataFrame, tuple[str, ...]]:
@@ -115,151 +178,205 @@ def clean(frame: pd.DataFrame, name_column: str, *, longest: int | None = None) 
     return frame, (*notes, *merged)
 
 
-def typed(values: pd.Series, column: str) -> tuple[Literal["class", "number"], pd.Series]:
-    """Decide whether a column of text is a class or a number (see the table above).
-
-    Returns
-    -------
-    kind
-        "class" or "number".
-    values
-        `object` with None where missing, or `float64` with NaN where missing.
-
-    Raises
-    ------
-    UserError
-        When words and numbers are mixed, and when the column has no value at all.
-    """
-    held = values[values != ""]
-    if held.empty:
-        raise UserError(f"Column {column!r} has no value in any usable row; choose another column.")
-    numeric = held.map(lambda text: bool(_NUMBER.fullmatch(text))).astype(bool)
-    distinct = held.nunique()
-    if not numeric.all():
-        if numeric.any() and distinct > FEW:
-            raise _mixed(held, numeric, column)
-        return "class", _class(held, values)
-    numbers = pd.to_numeric(values.where(values != ""), errors="coerce").astype("float64")
-    if (huge := held[np.isinf(numbers[held.index])]).size:
-        raise UserError(
-            f"Column {column!r} has a number too large to hold: {_short(huge.iloc[0])}; write it as a logarithm."
-        )
-    if (numbers.dropna() % 1 == 0).all():
-        if held.map(lambda text: bool(_LEADING_ZERO.fullmatch(text))).any():
-            return "class", _class(held, values)
-        if numbers.nunique() <= FEW:
-            return "class", _class(held.map(_whole), values)
-    return "number", numbers
+_Chosen = Callable[[Sequence[str]], list[str] | None]
 
 
-def _csv(path: Path, columns: Sequence[str] | None, delimiter: str = ",") -> pd.DataFrame:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.reader(file, delimiter=delimiter, strict=True)
-            header = [name.strip() for name in next(rows, [])]
-            if not any(header):
-                raise UserError(f"{path} is empty; its first line must name the columns.")
-            _check_columns(path, header, columns)
-            wanted = [header.index(c) for c in (columns if columns is not None else header)]
-            held = list(_fields(path, rows, len(header), wanted))
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise UserError(f"{path} is not UTF-8 (byte 0x{byte:02x} does not decode); save it as UTF-8.") from error
-    except csv.Error as error:
-        raise UserError(
-            f"{path} is not well-formed at line {rows.line_num} ({error}); check its quotation marks."
-        ) from error
-    return pd.DataFrame(held, columns=[header[i] for i in wanted], dtype=object)
-
-
-def _fields(path: Path, rows: Any, width: int, wanted: Sequence[int]) -> Iterator[list[str]]:
-    for row in rows:
-        if not row:
+def _separated(path: Path, chosen: _Chosen, how: Reading, separator: str) -> _Raw:
+    held = separated(path, separator, chosen(()) or (), how.quote)
+    names = chosen(held.header)
+    _check_columns(path, held.header, names)
+    wanted = range(len(held.header)) if names is None else [held.header.index(name) for name in names]
+    columns: dict[str, list[str]] = {}
+    notes = list(held.notes)
+    for i in wanted:
+        if not held.header[i]:
+            notes.append(f"Column {i + 1} of {path.name} has no name and was left out.")
             continue
-        if len(row) != width:
-            raise UserError(
-                f"{path} has {len(row)} fields in line {rows.line_num} and {width} column names; "
-                "put quotation marks around values that hold the separator."
-            )
-        yield [row[i] for i in wanted]
+        columns[held.header[i]] = [row[i] for row in held.rows]
+    return _Raw(held.header, columns, held.lines, set(), notes, [])
 
 
-def _parquet(path: Path, columns: Sequence[str] | None) -> pd.DataFrame:
+def _parquet(path: Path, chosen: _Chosen, how: Reading) -> _Raw:
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
+    raw = _Raw([], {}, [], set(), [], [])
     try:
         with pq.ParquetFile(path) as file:
-            header = list(file.schema_arrow.names)
-            _check_columns(path, header, columns)
-            table = file.read(columns=list(columns) if columns is not None else None)
+            raw.header.extend(file.schema_arrow.names)
+            names = chosen(raw.header)
+            _check_columns(path, raw.header, names)
+            kinds = {name: file.schema_arrow.field(name).type for name in raw.header if raw.header.count(name) == 1}
+            for name in raw.header if names is None else names:
+                if _nested(kinds[name]):
+                    raw.lists.append(name)
+            if raw.lists and names is not None:
+                _refuse_lists(path, raw.lists[0], str(kinds[raw.lists[0]]))
+            read = [name for name in (raw.header if names is None else names) if name not in raw.lists]
+            table = file.read(columns=read)
     except pa.ArrowException as error:
         raise UserError(f"{path} is not a Parquet file that can be read ({str(error).splitlines()[0]}).") from error
-
-    def text(name: str) -> list[str]:
+    for name in read:
         column = table.column(name)
         try:
             cells = pc.cast(column, pa.string())
-        except pa.ArrowException as error:
-            raise UserError(
-                f"Column {name!r} of {path} holds {column.type}, not text or numbers; choose another."
-            ) from error
+        except pa.ArrowException:
+            _refuse_lists(path, name, str(column.type))
         if pa.types.is_floating(column.type):
             cells = pc.if_else(pc.is_nan(column), None, cells)
-        return [str(cell) for cell in pc.fill_null(cells, "").to_pylist()]
+        if pa.types.is_floating(column.type) or pa.types.is_integer(column.type) or pa.types.is_decimal(column.type):
+            raw.native.add(name)
+        raw.columns[name] = [str(cell) for cell in pc.fill_null(cells, "").to_pylist()]
+    return raw
 
-    names = list(columns) if columns is not None else header
-    return pd.DataFrame({name: pd.Series(text(name), dtype=object) for name in names}, columns=names)
+
+def _nested(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _jsonl(path: Path, columns: Sequence[str] | None) -> pd.DataFrame:
-    held: list[dict[str, Any]] = []
+def _json(path: Path, chosen: _Chosen, how: Reading) -> _Raw:
     try:
-        for i, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+        rows = json.loads(text_of(path), object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise error if str(path) in str(error) else UserError(f"{path} {error}") from None
+        raise UserError(f"{path} is not valid JSON ({error}).") from error
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f'{path} must be a list of objects, such as [{{"column": value, …}}, …].')
+    return _of_objects(path, rows, [], chosen)
+
+
+def _jsonl(path: Path, chosen: _Chosen, how: Reading) -> _Raw:
+    held: list[dict[str, Any]] = []
+    lines: list[int] = []
+    try:
+        for i, line in enumerate(text_of(path).split("\n"), 1):
             if line.strip():
-                row = json.loads(line)
+                row = json.loads(line, object_pairs_hook=_object)
                 if not isinstance(row, dict):
                     raise UserError(f'{path} holds no object in line {i}; each line is to be {{"column": value, …}}.')
                 held.append(row)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8; save it as UTF-8.") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON in line {i} ({error.msg}); write one object a line.") from error
-    header = list(dict.fromkeys(name for row in held for name in row))
-    if held:
-        _check_columns(path, header, columns)
-
-    def text(name: str, value: Any) -> str:
-        if isinstance(value, list | dict):
-            raise UserError(f"Column {name!r} of {path} holds lists or objects, not text or numbers; choose another.")
-        return value if isinstance(value, str) else "" if value is None else json.dumps(value)
-
-    names = list(columns) if columns is not None else header
-    rows = [[text(name, row.get(name)) for name in names] for row in held]
-    return pd.DataFrame(rows, columns=names, dtype=object)
+                lines.append(i)
+    except (json.JSONDecodeError, RecursionError) as error:
+        said = getattr(error, "msg", "too deep")
+        raise UserError(f"{path} is not JSON in line {i} ({said}); write one object a line.") from error
+    except UserError as error:
+        raise error if str(path) in str(error) else UserError(f"{path}, line {i}, {error}") from None
+    return _of_objects(path, held, lines, chosen)
 
 
-_Reader = Callable[[Path, Sequence[str] | None], pd.DataFrame]
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"has an object with {twice!r} {names.count(twice)} times; give each value its own name.")
+    return made
+
+
+def _of_objects(path: Path, rows: Sequence[dict[str, Any]], lines: list[int], chosen: _Chosen) -> _Raw:
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    names = chosen(header)
+    if rows:
+        _check_columns(path, header, names)
+    raw = _Raw(header, {}, lines, set(), [], [])
+    for name in header if names is None else names:
+        values = [row.get(name) for row in rows]
+        lists = next((i for i, value in enumerate(values) if isinstance(value, list | dict)), None)
+        if lists is not None:
+            if names is not None:
+                _refuse_lists(
+                    path, name, "lists or objects", f" in line {lines[lists]}" if lines else f" in row {lists + 1}"
+                )
+            raw.lists.append(name)
+            continue
+        held = [value for value in values if value is not None]
+        if held and all(isinstance(value, int | float) and not isinstance(value, bool) for value in held):
+            raw.native.add(name)
+        raw.columns[name] = [_text(value) for value in values]
+    return raw
+
+
+def _text(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+_Reader = Callable[[Path, _Chosen, Reading], _Raw]
 _READERS: dict[str, _Reader] = {
-    ".csv": _csv,
-    ".tsv": lambda path, columns: _csv(path, columns, "\t"),
+    ".csv": lambda path, chosen, how: _separated(path, chosen, how, ","),
+    ".tsv": lambda path, chosen, how: _separated(path, chosen, how, "\t"),
     ".parquet": _parquet,
     ".jsonl": _jsonl,
+    ".json": _json,
 }
 SUFFIXES = tuple(_READERS)
 
 
-def _check_columns(path: Path, header: Sequence[str], columns: Sequence[str] | None) -> None:
-    for name in header:
+def _listed() -> str:
+    return " or ".join(SUFFIXES)
+
+
+def _without_index(table: Table, lists: Sequence[str]) -> Table:
+    """All columns without those that a data frame's index left, and a note on every column that was left out."""
+    notes = [f"Column {name!r} of {table.path.name} holds lists or objects and was left out." for name in lists]
+    kept = []
+    for name in table.frame.columns:
+        cells = table.frame[name]
+        if _INDEX.fullmatch(name) or (_NUMBERED.fullmatch(name) and _counts(cells)):
+            notes.append(
+                f"Column {name!r} of {table.path.name} is an index and was left out; ask for it by name to use it."
+            )
+        else:
+            kept.append(name)
+    if not kept:
+        raise UserError(
+            f"{table.path} has no column of text or numbers beside its index; give a table with named columns."
+        )
+    return replace(table, frame=table.frame[kept].copy(), notes=(*table.notes, *notes))
+
+
+def _counts(cells: pd.Series) -> bool:
+    """Whether cells are distinct whole numbers."""
+    return bool(cells.str.fullmatch(r"[0-9]+(\.0)?").all() and cells.is_unique)
+
+
+def _check_columns(path: Path, header: Sequence[str], names: Sequence[str] | None) -> None:
+    if not any(header):
+        raise UserError(f"{path} is empty; its first line must name the columns.")
+    for name in dict.fromkeys(filter(None, header if names is None else names)):
         if header.count(name) > 1:
             raise UserError(
                 f"{path} has the column {name!r} {header.count(name)} times; give each column its own name."
             )
-    for name in columns or ():
         if name not in header:
-            hint = "Its columns are separated by semicolons; save it with commas." if ";" in "".join(header) else ""
-            raise unknown(f"column of {path.name}", name, header, hint)
+            raise missing(path, name, header)
+
+
+def missing(path: Path, name: str, header: Sequence[str], hint: str = "") -> UserError:
+    """The error for a column that a file lacks; says where its first line names no columns."""
+    if "" in header:
+        hint = f"Its column {list(header).index('') + 1} has no name; give it one."
+    elif not hint and any(is_numeral(cell) for cell in header):
+        hint = "Its first line must name the columns."
+    return unknown(f"column of {path.name}", name, [cell for cell in header if cell], hint)
+
+
+def _refuse_lists(path: Path, name: str, what: str, where: str = "") -> NoReturn:
+    raise UserError(f"Column {name!r} of {path} holds {what}{where}, not text or numbers; choose another.")
+
+
+def _refuse_kind(path: Path) -> NoReturn:
+    suffix = path.suffix.lower()
+    if suffix in _WORKBOOKS:
+        raise UserError(f"{path} is a workbook, which repscope does not read; save the sheet as CSV in UTF-8 (.csv).")
+    if suffix in _PACKED:
+        raise UserError(f"{path} is compressed; unpack it to a {_listed()} file first.")
+    raise UserError(f"{path} is not of a kind that repscope reads; save it as {_listed()}.")
 
 
 def _no_file(path: Path) -> UserError:
@@ -267,16 +384,6 @@ def _no_file(path: Path) -> UserError:
         return UserError(f"There is no folder {path.parent}; check the path {path}.")
     beside = [p.name for p in sorted(path.parent.iterdir()) if p.suffix.lower() in SUFFIXES]
     return no_file(path, beside, "table")
-
-
-def _class(held: pd.Series, values: pd.Series) -> pd.Series:
-    """The values held, None in the other rows. Of dtype object: pandas' own text type would turn None into NaN."""
-    known = held.to_dict()
-    return pd.Series([known.get(row) for row in values.index], index=values.index, dtype=object)
-
-
-def _whole(text: str) -> str:
-    return str(int(float(text))) if "." in text or "e" in text.lower() else text
 
 
 def _normal(text: str) -> str:
@@ -301,15 +408,6 @@ def _merge_copies(frame: pd.DataFrame, name_column: str, before: int) -> tuple[p
                 f"{_short(conflicts.index[0])!r}: {', '.join(map(_short, conflicts.iloc[0][:3]))}) count as missing."
             )
     return kept, notes
-
-
-def _mixed(held: pd.Series, numeric: pd.Series, column: str) -> UserError:
-    number, word = held[numeric], held[~numeric]
-    return UserError(
-        f"Column {column!r} mixes {len(number)} numbers (data row {number.index[0] + 1}: {_short(number.iloc[0])}) "
-        f"with {len(word)} words (data row {word.index[0] + 1}: {_short(word.iloc[0])!r}); "
-        "leave missing values empty and keep one kind in a column."
-    )
 
 
 def _short(text: str) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from repscope.directions import control_vectors, matrix, native, steering_vectors
+from repscope.directions.architectures import agree
 from repscope.directions.direction import Direction
 from repscope.errors import UserError, unknown
 from repscope.models.sites import Site
@@ -175,27 +176,14 @@ class DirectionSet:
         blocks
             How many it has.
         architecture
-            Its `model_type`; not compared where either is unknown.
+            Its `model_type`; not compared where either is unknown, and llama.cpp's names count as transformers' (`architectures`).
 
         Raises
         ------
         UserError
             When it has another fingerprint, architecture, width or number of blocks, or lacks a site's block.
         """
-        given = str(model)
-        for of in dict.fromkeys([str(self.model), *(str(d.model) for d in self.directions)]):
-            if of and given and given.startswith("sampled:") == of.startswith("sampled:") and of != given:
-                raise UserError(
-                    f"These directions were made for the model with fingerprint {of}, and this is {given}; load that model."
-                )
-        if self.architecture and architecture and self.architecture != architecture:
-            raise UserError(
-                f"These directions were made for a {self.architecture}, and this model is a {architecture}."
-            )
-        if self.blocks and self.blocks != blocks:
-            raise UserError(
-                f"These directions were made for a model of {self.blocks} blocks, and this one has {blocks}."
-            )
+        self.belongs(model, blocks, architecture)
         stream = widths if isinstance(widths, int) else None
         by_name: Mapping[str, int] = {} if isinstance(widths, int) else widths
         for d in self.directions:
@@ -209,6 +197,30 @@ class DirectionSet:
                 raise UserError(
                     f"The direction {d.name!r} has {d.width} features, and {d.site} of this model has {held}."
                 )
+
+    def belongs(self, model: str, blocks: int, architecture: str = "") -> None:
+        """The part of `fits` that asks whose directions these are, and not where they act.
+
+        Raises
+        ------
+        UserError
+            When they were made for another fingerprint, architecture or number of blocks.
+        """
+        given = str(model)
+        for of in dict.fromkeys([str(self.model), *(str(d.model) for d in self.directions)]):
+            if of and given and given.startswith("sampled:") == of.startswith("sampled:") and of != given:
+                raise UserError(
+                    f"These directions were made for the model with fingerprint {of}, and this is {given}; load that model."
+                )
+        if self.architecture and architecture and not agree(self.architecture, architecture):
+            raise UserError(
+                f"These directions were made for a {self.architecture}, and this model is a {architecture}; load a "
+                "model of that kind."
+            )
+        if self.blocks and self.blocks != blocks:
+            raise UserError(
+                f"These directions were made for a model of {self.blocks} blocks, and this one has {blocks}."
+            )
 
     def save(self, path: str | Path) -> Path:
         """Write `path`, a safetensors file: one array a site, (direction, feature), and a JSON header."""

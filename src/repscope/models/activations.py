@@ -1,7 +1,7 @@
 """Activations in memory or on disk, with named axes (prompt, site, token, feature). Arrays only; knows no model.
 
 A prompt gives one vector a site (`tokens` was last, first, mean or an index) or several (`all`: ragged, one row a token).
-Rows stand in the order in which the prompts were given.
+Rows stand in the order in which the prompts were given, sites in the order in which they were asked for.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ class Activations:
     rows: per site an array (row, feature), possibly memory-mapped. tokens: which positions were asked for.
     offsets: (prompt + 1), rows of prompt i are `offsets[i]:offsets[i + 1]`. positions: (row), token index in the prompt (for
     a mean: that of its last token). model: fingerprint of the network. single: whether one site was asked for by name.
-    seconds: what it took, to lay beside `lm.plan(…).seconds`.
+    seconds: what it took, to lay beside `lm.plan(…).seconds`. asked: the sites as they were asked for, where one may stand twice.
     """
 
     rows: Mapping[Site, Float[np.ndarray, "row *feature"]]
@@ -31,10 +31,11 @@ class Activations:
     model: str
     single: bool
     seconds: float = 0.0
+    asked: tuple[Site, ...] = ()
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The sites held, in the order of the forward pass."""
+        """The sites held, each once, in the order in which they were asked for."""
         return tuple(self.rows)
 
     def __len__(self) -> int:
@@ -56,6 +57,7 @@ class Activations:
     def numpy(self) -> Float[np.ndarray, "prompt *site_token_feature"]:
         """One array: (prompt, feature) for one site asked for by its name, (prompt, site, feature) for several.
 
+        Sites stand as they were asked for: in the order of the list, the blocks of a kind in the order of the forward pass.
         With `tokens="all"` the axis `token` stands before the feature, if all prompts have the same number of tokens.
 
         Raises
@@ -71,7 +73,8 @@ class Activations:
             )
         if len({r.shape[1:] for r in self.rows.values()}) > 1:
             raise UserError(f"{_listed(self.sites)} differ in width: read each by acts[site].")
-        per_site = [r.reshape(len(self), -1, *r.shape[1:]) if self.tokens.ragged else r for r in self.rows.values()]
+        rows = [self.rows[site] for site in self.asked or self.sites]
+        per_site = [r.reshape(len(self), -1, *r.shape[1:]) if self.tokens.ragged else r for r in rows]
         return per_site[0] if self.single else np.stack(per_site, axis=1)
 
     def __repr__(self) -> str:

@@ -55,7 +55,7 @@ def aim(
             first, last = stop, everywhere
         elif edit.picked.span:
             _see_span(edit.picked.span, prompts)
-            spans = encode(tokenizer, prompts, edit.picked)
+            spans = encode(tokenizer, prompts, edit.picked, causal=net.causal)
             first, last = spans.start, spans.stop
         else:
             first, last = token_ends(edit.picked, stop)

@@ -2,9 +2,11 @@
 
 Knows modules and tensors, never text, and holds no table of model names.
 
-1. The blocks are the `ModuleList` of like children that holds the most parameters, one with attention inside where there is any.
-2. One forward pass of two short inputs, which differ in their last token, records what every module inside takes and gives, and
+1. One forward pass of two short inputs, which differ in their last token, records what every module inside takes and gives, and
    the operands of every product of attention.
+2. The blocks are the outermost `ModuleList` whose children, of one class or several, each ran once and mapped one hidden state
+   (row, token, feature) to another of its shape; of several such lists, that with the most parameters. What did not run (the
+   vision tower of a text) is none.
 3. In each block, with x its input and y its output, look for the module outputs a (under or right after attention) and m with
        sequential   x + a = mid,  mid + m = y        mid is what the norm before the MLP takes
        parallel     x + a + m = y                    there is no mid: both branches read x
@@ -12,12 +14,13 @@ Knows modules and tensors, never text, and holds no table of model names.
    The outermost modules that satisfy it are the sites. A block in which none do has no such sites, and the reason is kept.
 4. In each attention, pattern · v must be what some linear map takes (z); where that map's output is a, each head's part of it is
    head_out, and the parts must add up to a less the bias.
-5. The network is causal when the last token changes nothing before it. It may then be padded on the right without a mask,
-   and a shared prefix may be computed once.
+5. The final norm is a module behind the blocks that takes the last block's output, or whose output is the network's.
+6. The network is causal when the last token changes nothing before it in its output.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -59,13 +62,14 @@ class Anatomy:
 
 @dataclass
 class _Seen:
-    """What one module took and gave, in the order of calls."""
+    """What one module took and gave at its first call, in the order of calls; how often it was called."""
 
     path: str
     module: nn.Module
     order: int
     taken: Tensor | None
     given: Tensor | None
+    calls: int = 1
 
 
 @dataclass
@@ -78,17 +82,6 @@ class _Found:
 
 
 _Operands = dict[str, Tensor]  #: part → (row, token, head, feature)
-
-
-def find_blocks(module: nn.Module) -> tuple[str, nn.ModuleList] | None:
-    """The path and the list of the transformer blocks, None where there is no such list."""
-    lists = [
-        (path, child)
-        for path, child in module.named_modules()
-        if isinstance(child, nn.ModuleList) and len(child) and len({type(c) for c in child}) == 1
-    ]
-    with_attention = [found for found in lists if any(_is_attention(p, m) for p, m in found[1][0].named_modules() if p)]
-    return max(with_attention or lists, key=lambda found: sum(p.numel() for p in found[1].parameters()), default=None)
 
 
 def resolve(model: nn.Module, embedding: nn.Module | None, inputs: Mapping[str, Tensor]) -> Anatomy | None:
@@ -109,11 +102,10 @@ def resolve(model: nn.Module, embedding: nn.Module | None, inputs: Mapping[str, 
     Anatomy or None
         None where there is no list of blocks that map one hidden state to another; such a network has `module:` sites only.
     """
-    located = find_blocks(model)
-    if located is None:
-        return None
-    prefix, blocks = located
     seen, operands = _record(model, inputs)
+    prefix, blocks, why = _blocks(model, seen, inputs)
+    if not blocks:
+        return None
     by_path = {s.path: s for s in seen}
     names = {id(m): p for p, m in model.named_modules()}
     taps: dict[Site, Tap] = {}
@@ -127,14 +119,12 @@ def resolve(model: nn.Module, embedding: nn.Module | None, inputs: Mapping[str, 
     worst = 0.0
     last: Tensor | None = None
     heads: tuple[int, int] = (0, 0)
-    for layer in range(len(blocks)):
+    for kind in KINDS if why else ():
+        if KINDS[kind].per_block:
+            refused[kind] = why
+    for layer in range(0 if why else len(blocks)):
         path = f"{prefix}.{layer}"
-        block = by_path.get(path)
-        if block is None or block.taken is None or block.given is None or block.taken.shape != block.given.shape:
-            for kind in KINDS:
-                if KINDS[kind].per_block:
-                    refused.setdefault(kind, f"block {layer} does not map one hidden state to another of its shape")
-            continue
+        block = by_path[path]
         inside = sorted((s for s in seen if s.path.startswith(path + ".")), key=lambda s: s.order)
         found = _block(block, inside)
         _heads(found, inside, {p: o for p, o in operands.items() if p.startswith(path + ".")})
@@ -148,21 +138,82 @@ def resolve(model: nn.Module, embedding: nn.Module | None, inputs: Mapping[str, 
         forms.append(found.form)
         worst = max(worst, found.error)
         last = block.given
-    if last is None:
+    final = by_path[""].given
+    end = final if final is not None and final.dim() == 3 else last
+    if end is None:
         return None
-    gap = (last[0, :-1] - last[1, :-1]).norm() / last[0, :-1].norm().clamp_min(1e-30)
-    causal = bool(gap <= _tolerance(last.dtype))
+    causal = is_causal(end)
     after = max(s.order for s in seen if s.path.startswith(prefix + "."))
-    norm = next((s for s in seen if s.order > after and _same(s.taken, last) and _like(s.given, last)), None)
+    behind = [s for s in seen if s.order > after and s.path]
+    norm = next((s for s in behind if last is not None and _same(s.taken, last) and _like(s.given, last)), None)
+    if norm is None and last is None:  # the blocks are refused, but what the head reads is known
+        norm = next((s for s in behind if "norm" in type(s.module).__name__.lower() and _same(s.given, end)), None)
     if norm is not None:
         taps[Site("final_norm")] = Tap(norm.path, "out")
     else:
         refused["final_norm"] = "no norm takes the output of the last block"
     form: Form = forms[0] if len(set(forms)) == 1 else "residual only"
+    width = int((last if last is not None else end).shape[-1])
     ordered = dict(sorted(taps.items(), key=lambda item: item[0].depth))
-    return Anatomy(
-        ordered, writes, refused, len(blocks), form, causal, worst, int(last.shape[-1]), heads[0], heads[1], prefix
-    )
+    return Anatomy(ordered, writes, refused, len(blocks), form, causal, worst, width, heads[0], heads[1], prefix)
+
+
+def _blocks(model: nn.Module, seen: list[_Seen], inputs: Mapping[str, Tensor]) -> tuple[str, nn.ModuleList, str]:
+    """The path and the list of the transformer blocks, and why they have no sites; an empty list where there is none."""
+    by_path = {s.path: s for s in seen}
+    given = next(iter(inputs.values()))
+    shape = tuple(given.shape) if not given.is_floating_point() else (len(given),)
+    found: dict[str, nn.ModuleList] = {}
+    whys: dict[str, str] = {}
+    for path, child in model.named_modules():
+        if not isinstance(child, nn.ModuleList) or not len(child) or any(path.startswith(f"{p}.") for p in found):
+            continue
+        ran = [by_path.get(f"{path}.{i}") for i in range(len(child))]
+        if any(s is None or not _maps(s) for s in ran):
+            continue
+        why = next(
+            (w for i, s in enumerate(ran) if s is not None and (w := _no_state(s, i, shape))), ""
+        ) or _broken_chain(ran)
+        if why and len({type(c) for c in child}) > 1:
+            continue
+        found[path], whys[path] = child, why
+    if not found:
+        return "", nn.ModuleList(), ""
+    sizes = {path: sum(p.numel() for p in child.parameters()) for path, child in found.items()}
+    best = max(found, key=lambda path: (not whys[path] or "streams" in whys[path], sizes[path]))
+    return best, found[best], whys[best]
+
+
+def _maps(s: _Seen) -> bool:
+    """Whether a module gave what it took in shape, with a row and a token axis at least."""
+    return s.taken is not None and s.given is not None and s.taken.shape == s.given.shape and s.taken.dim() > 2
+
+
+def _no_state(s: _Seen, layer: int, shape: tuple[int, ...]) -> str:
+    """Why what a block takes is no (row, token, feature) of its own; empty where it is."""
+    assert s.taken is not None
+    sizes = " × ".join(map(str, s.taken.shape))
+    if s.taken.dim() > 3:
+        return f"block {layer} takes {sizes} for {shape[0]} rows: parallel streams, not one residual stream"
+    if tuple(s.taken.shape[: len(shape)]) != shape:
+        return f"block {layer} takes {sizes}, which is no vector for each token"
+    if s.calls > 1:
+        return f"block {layer} runs {s.calls} times in one pass, so it has no one output"
+    return ""
+
+
+def _broken_chain(ran: Sequence[_Seen | None]) -> str:
+    """Why modules of a list are no blocks one after the other; empty where each takes what the one before it gave."""
+    for layer, (a, b) in enumerate(pairwise(ran)):
+        if a is not None and b is not None and not _same(b.taken, a.given):
+            return f"block {layer + 1} does not take what block {layer} gives"
+    return ""
+
+
+def is_causal(end: Float[Tensor, "row token feature"]) -> bool:
+    """Whether the last token, which alone differs between the first two rows, changes nothing before it."""
+    gap = (end[0, :-1] - end[1, :-1]).norm() / end[0, :-1].norm().clamp_min(1e-30)
+    return bool(gap <= _tolerance(end.dtype))
 
 
 def _record(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[list[_Seen], dict[str, _Operands]]:
@@ -171,6 +222,7 @@ def _record(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[list[_Seen]
     seen: dict[str, _Seen] = {}
     operands: dict[str, _Operands] = {}
     running: list[str] = []
+    visits: list[Visit | None] = []
     handles = []
 
     def see(part: str, value: Tensor) -> None:
@@ -178,25 +230,31 @@ def _record(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[list[_Seen]
 
     def hooks_for(path: str) -> tuple[Any, Any]:
         def begin(module: nn.Module, args: Any) -> None:
+            # A softmax and a product are of one attention only where they stand in one module (or the softmax is a module itself).
+            visits.append(products.visit)
+            if products.visit is None or module._modules or module._parameters:
+                products.visit = Visit(see, frozenset(PARTS), rows)
             running.append(path)
 
         def end(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             running.pop()
-            if path not in seen:
-                taken, given = hidden_argument(args, kwargs), first_tensor(output)
-                seen[path] = _Seen(path, module, len(seen), _kept(taken), _kept(given))
+            products.visit = visits.pop()
+            if path in seen:
+                seen[path].calls += 1
+                return
+            taken, given = hidden_argument(args, kwargs), first_tensor(output)
+            seen[path] = _Seen(path, module, len(seen), _kept(taken), _kept(given))
 
         return begin, end
 
     products = AttentionProducts()
+    rows = len(next(iter(inputs.values())))
     try:
         for path, module in model.named_modules():
             begin, end = hooks_for(path)
             handles.append(module.register_forward_pre_hook(begin))
             handles.append(module.register_forward_hook(end, with_kwargs=True))
-        rows = len(next(iter(inputs.values())))
         with at_rest(model), products:
-            products.visit = Visit(see, frozenset(PARTS), rows)
             model(inputs[""]) if "" in inputs else model(**inputs)
     finally:
         for handle in handles:
@@ -285,6 +343,9 @@ def _heads(found: _Found, inside: list[_Seen], operands: Mapping[str, _Operands]
         return
     q, k, v, pattern = (operands[path][part] for part in PARTS)
     heads, kv_heads = q.shape[2], distinct_heads(k)
+    if k.shape[2] != v.shape[2] or heads % k.shape[2] or pattern.shape[1:3] != q.shape[1:3]:
+        found.refused |= dict.fromkeys(_IN_ATTENTION, "its queries, keys, values and weights have no heads in common")
+        return
     values = v[:, :, :: v.shape[2] // kv_heads].repeat_interleave(heads // kv_heads, dim=2)
     z = torch.einsum("bqhk,bkhf->bqhf", pattern.to(values.dtype), values).flatten(-2)
     projection = next((s for s in inside if linear_map(s.module) is not None and _same(s.taken, z)), None)

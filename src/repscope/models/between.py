@@ -17,12 +17,13 @@ from torch import Tensor
 
 from repscope.errors import UserError
 from repscope.models.aim import aim
+from repscope.models.fingerprint import of_module
 from repscope.models.jacobian import KEPT_BYTES, PRODUCT_TOKENS, Group, Jacobian
 from repscope.models.linearized import Explicit, Linearized
 from repscope.models.passes import TokenNetwork
-from repscope.models.prompts import PromptLike, encode, several
-from repscope.models.sited import Sited, tapped
-from repscope.models.sites import KINDS, Site, Tokens
+from repscope.models.prompts import PromptLike, as_prompts, encode
+from repscope.models.sited import Sited, several_calls, tapped
+from repscope.models.sites import KINDS, Site, Tokens, names_one
 from repscope.models.taps import Handler, at_rest
 
 _NEVER_TARGETS = ("q", "k", "v", "pattern")
@@ -34,15 +35,15 @@ def between(
 ) -> Jacobian:  # fmt: skip
     """The Jacobians of prompts; see `LanguageModel.jacobian`. `watch` are sites whose part in them is to be told (see `pieces`)."""
     sources, end = endpoints(net, source, target)
-    held = list(several(prompts))
+    held = list(as_prompts(tokenizer, prompts))
     begin, read = Tokens.spanning(source_tokens), Tokens.spanning(target_tokens)
     if begin.pooled:
         raise UserError(f"A source is one position or several, and {begin} is an average: choose last, all or a span.")
     if read.ragged:
         raise UserError(f"The target is one vector a prompt, and {read} names several: choose last, or a mean.")
-    whole = encode(tokenizer, held, begin, net.context)
+    whole = encode(tokenizer, held, begin, net.context, causal=net.causal)
     net.checked(whole.ids)
-    ends = encode(tokenizer, held, read, net.context)
+    ends = encode(tokenizer, held, read, net.context, causal=net.causal)
     if net.causal and bool((late := whole.start >= ends.stop).any()):
         i = int(np.argmax(late))
         raise UserError(
@@ -50,7 +51,9 @@ def between(
             "cannot reach: the Jacobian is zero."
         )
     installed = tuple(net.installed)
-    continues = net.causal and net.shares_prefix()
+    longest, worth = int(whole.ids.lengths.max()), len(whole.ids.flat)
+    continues = net.shares_prefix(longest, worth)
+    together = net.batches(longest, worth)
     cut = np.minimum(whole.start, ends.start) if continues else np.zeros_like(whole.start)
     stop = np.where(net.causal, ends.stop, whole.ids.lengths)
     keys: dict[tuple[int, ...], list[int]] = {}
@@ -62,13 +65,15 @@ def between(
     groups = []
     for key, inputs in keys.items():
         tokens = key[-1]
-        most = max(1, PRODUCT_TOKENS // (4 * tokens))  # prompts that share a pass, so that several vectors still do
+        most = (
+            max(1, PRODUCT_TOKENS // (4 * tokens)) if together else 1
+        )  # prompts that share a pass, so that several vectors still do
         for part in np.array_split(inputs, -(-len(inputs) // most)):
             rows = [whole.ids[int(i)] for i in part]
             aimed = partial(_aimed, net, tokenizer, held, installed)
             make = partial(_prompt_pass, net, sources, end, rows, key, part, watch, aimed)
             groups.append(Group([int(i) for i in part], make, token_bytes * tokens * len(part)))
-    return Jacobian.over(sources, end, groups, single=_single(source))
+    return Jacobian.over(sources, end, groups, single=names_one(source), unchanged=_unchanged(net))
 
 
 def between_inputs(
@@ -77,8 +82,10 @@ def between_inputs(
 ) -> Jacobian:  # fmt: skip
     """The Jacobians of tensors, the features of each as one axis; `run` passes some to the network. See `Network.jacobian`."""
     sources, end = endpoints(net, source, target)
+    installed = tuple(net.installed)
 
     def make(start: int, stop: int) -> Linearized:
+        _see_edited(net, installed)
         made = _pass(net, sources, end, lambda go: run(go, start, stop), Explicit(), PRODUCT_TOKENS // batch)
         if stop - start > 1:
             for reached in torch.autograd.grad(made.target[0].sum(), made.leaves, retain_graph=True, allow_unused=True):
@@ -94,7 +101,7 @@ def between_inputs(
         groups.append(
             Group(range(start, stop), partial(make, start, stop), 0.0 if total <= batch else KEPT_BYTES + 1.0)
         )
-    return Jacobian.over(sources, end, groups, single=_single(source))
+    return Jacobian.over(sources, end, groups, single=names_one(source), unchanged=_unchanged(net))
 
 
 def endpoints(net: Sited, source: str | Site | Sequence[str | Site], target: str | Site) -> tuple[list[Site], Site]:
@@ -133,19 +140,41 @@ def _all_blocks(name: str) -> bool:
     return kind in KINDS and KINDS[kind].per_block and set(numbers) <= {"*"}
 
 
-def _single(source: Any) -> bool:
-    return isinstance(source, (str, Site)) and Site.parse(source).single if not str(source).endswith(".*") else False
+def _unchanged(net: Sited) -> Callable[[], None]:
+    """A function that raises where the weights are not what they are now: products would mix two networks."""
+
+    def now() -> object:
+        held = [
+            p for p in net.module.parameters() if not p.is_meta
+        ]  # those on another device are brought anew for each pass
+        seen = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in held]
+        return seen, None if len(held) < len(list(net.module.parameters())) else of_module(net.module)
+
+    before = now()
+
+    def see() -> None:
+        if now() != before:
+            raise UserError(
+                "The weights have changed since this Jacobian was made, so its products would be of two networks: make it anew."
+            )
+
+    return see
 
 
 def _aimed(net: TokenNetwork, tokenizer: Any, held: Sequence[PromptLike], installed: tuple[Any, ...]) -> None:
     """See that the network is edited as it was when the Jacobian was asked for, and tell the edits their positions."""
+    _see_edited(net, installed)
+    if installed:
+        aim(net, tokenizer, held, encode(tokenizer, held, Tokens("all"), net.context, causal=net.causal).ids)
+
+
+def _see_edited(net: Sited, installed: tuple[Any, ...]) -> None:
+    """See that the network is edited as it was when the Jacobian was asked for."""
     if len(installed) != len(net.installed) or any(a is not b for a, b in zip(installed, net.installed)):
         raise UserError(
             "This Jacobian was made under other edits than those of now, and is too large to keep: ask for products in the context "
             "in which it was made."
         )
-    if installed:
-        aim(net, tokenizer, held, encode(tokenizer, held, Tokens("all"), net.context).ids)
 
 
 def _prompt_pass(
@@ -160,15 +189,17 @@ def _prompt_pass(
     cache = None
     if before:
         cache = net.cache()
-        with at_rest(net.module), net.announced(inputs):
-            net.module(input_ids=ids[:, :before], past_key_values=cache, **net.plain(use_cache=True))
+        with at_rest(net.module), net.taps.settled() as state, net.announced(inputs):
+            state.rewind()
+            net.module(input_ids=ids[:, :before], **{net.cache_name: cache}, **net.plain(use_cache=True))
 
     def passed(split: bool) -> Linearized:
         attention = Explicit()
         arguments: dict[str, Any] = net.plain()
         if cache is not None:
-            held = _apart(cache, attention) if split else copy.deepcopy(cache)
-            arguments = {"past_key_values": held} | net.plain(use_cache=True)
+            own = copy.deepcopy(cache)  # some families keep more in it than keys and values
+            held = _apart(own, attention) if split else own
+            arguments = {net.cache_name: held} | net.plain(use_cache=True)
 
         places = (slice(first, last), slice(read_from, read_to))
         with net.announced(inputs):
@@ -184,19 +215,28 @@ def _prompt_pass(
                 watch,
             )
 
-    if cache is None or net.keeps_apart is False:
+    if cache is None:
         return passed(False)
-    if net.keeps_apart is None:
-        net.keeps_apart = _keeps_apart(net, passed)
-    return passed(net.keeps_apart)
+    kept: list[Linearized] = []
+
+    def tried(_: Sequence[int]) -> str:
+        return _joins_otherwise(net, passed, kept)
+
+    why = net.proofs.refused("earlier keys out of the graph", before + tokens, tried)
+    return kept[0] if kept and not why else passed(not why)
 
 
-def _keeps_apart(net: TokenNetwork, passed: Callable[[bool], Linearized]) -> bool:
-    """Whether earlier keys and values can be joined inside attention, out of the graph, and not by the cache: tried both ways."""
+def _joins_otherwise(net: TokenNetwork, passed: Callable[[bool], Linearized], kept: list[Linearized]) -> str:
+    """Why earlier keys and values cannot be joined inside attention, out of the graph, instead of by the cache: tried both ways."""
     try:
-        return net.agree(passed(True).target, passed(False).target)
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
-        return False
+        kept[:] = [passed(True)]
+        return (
+            ""
+            if net.agree(kept[0].target, passed(False).target)
+            else "joined inside attention they give another target"
+        )
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        return f"joined inside attention they stop with {type(error).__name__}"
 
 
 def _apart(cache: Any, attention: Explicit) -> Any:
@@ -237,7 +277,7 @@ def _pass(
     def added(site: Site) -> Handler:
         def handle(value: Tensor) -> Tensor | None:
             if site in leaves:
-                return None
+                raise several_calls(site)
             if places is None:
                 leaves[site], points[site] = torch.zeros_like(value, requires_grad=True), value.detach()
                 return value + leaves[site]
@@ -252,7 +292,7 @@ def _pass(
     def watching(site: Site) -> Handler:
         def handle(value: Tensor) -> Tensor | None:
             if site in watched:
-                return None
+                raise several_calls(site)
             leaf = torch.zeros_like(value, requires_grad=True)
             watched[site] = (value + leaf, leaf)
             return watched[site][0].clone()  # some families go on in place

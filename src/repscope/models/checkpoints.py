@@ -4,7 +4,8 @@
    Hugging Face folder, within the set's folder), and whatever else is known: init, head_seed, data_seed, recipe, arm. Networks of
    ours have their sizes in `network.json`. A folder of Hugging Face checkpoints without a table is read as one run a subfolder.
 2. Opening reads headers only, and refuses what cannot be interpolated: weights of other names or sizes, a row twice, a missing
-   file.
+   file. Tensors that networks compute themselves (rotary frequencies, masks) are passed over, and so are stored copies of tied
+   weights that some checkpoints have and others lack; the values of these are compared.
 3. Paths from a table stay inside its folder; nothing is ever unpickled.
 
 Does not know what the runs are compared for.
@@ -13,7 +14,7 @@ Does not know what the runs are compared for.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,13 +27,15 @@ from torch import Tensor
 
 from repscope.disk import whole_file, whole_folder
 from repscope.errors import UserError, unknown
-from repscope.models.fingerprint import Fingerprint, of_files
+from repscope.models.fingerprint import Fingerprint, digests_of, of_digests
+from repscope.models.folders import weight_files
+from repscope.models.leftovers import derived
 from repscope.models.small import Shape
-from repscope.models.sources import weight_files
 from repscope.models.stacked import State, one, stack
 
 TABLE, NETWORK = "checkpoints.csv", "network.json"
 _NEEDED = ("run", "step", "path")
+_OUTPUTS = ("lm_head.weight", "embed_out.weight", "decoder.weight")  #: matrices that are often tied to the embedding
 _STEP = re.compile(r"(?:checkpoint|step)[-_]?(\d+)", re.IGNORECASE)
 
 Sizes = Mapping[str, tuple[int, ...]]
@@ -126,12 +129,17 @@ class CheckpointSet:
     def _checked(cls, folder: Path, table: pd.DataFrame, shape: Shape | None) -> "CheckpointSet":
         if table.empty:
             raise UserError("There are no checkpoints; give at least one.")
-        first: tuple[str, Sizes] | None = None
+        held: list[tuple[str, Path, Sizes]] = []
         for row in table.to_dict("records"):
-            name, sizes = f"{row['run']} at step {row['step']}", _sizes(row["path"])
-            if first is not None and sizes != first[1]:
-                raise UserError(f"{name} and {first[0]} are not networks of one kind: {_difference(sizes, first[1])}.")
-            first = first or (name, sizes)
+            held.append((f"{row['run']} at step {row['step']}", row["path"], _sizes(row["path"])))
+        common = set.intersection(*(set(sizes) for _, _, sizes in held))
+        first: tuple[str, Sizes] | None = None
+        for name, path, sizes in held:
+            extra = set(sizes) - common
+            own = {n: size for n, size in sizes.items() if n not in extra or not _copy(path, n, sizes, common)}
+            if first is not None and own != first[1]:
+                raise UserError(f"{name} and {first[0]} are not networks of one kind: {_difference(own, first[1])}.")
+            first = first or (name, own)
         return cls(folder, table.reset_index(drop=True), shape, first[1] if first else {})
 
     @cached_property
@@ -168,7 +176,7 @@ class CheckpointSet:
         UserError
             When the file has gone or was damaged since.
         """
-        return dict(tensors(self.table["path"].iloc[index]))
+        return {name: value for name, value in tensors(self.table["path"].iloc[index]) if name in self.sizes}
 
     def stacked(self) -> State:
         """The weights of all rows with a leading run axis: for small networks, as all of them are held at once."""
@@ -176,7 +184,10 @@ class CheckpointSet:
 
     def fingerprint(self) -> Fingerprint:
         """Of all rows together, in their order."""
-        digests = [of_files(_files(path)).digest for path in self.table["path"]]
+        digests = []
+        for path in self.table["path"]:
+            lines = digests_of(_files(path))
+            digests.append(of_digests({name: line for name, line in lines.items() if name in self.sizes}).digest)
         return Fingerprint(hashlib.sha256("\n".join(digests).encode()).hexdigest(), False)
 
     def __len__(self) -> int:
@@ -197,6 +208,8 @@ class Weights(Mapping[str, Tensor]):
     ----------
     path
         A file of safetensors, or a Hugging Face folder.
+    names
+        Those to hold; all that are trained when None.
 
     Raises
     ------
@@ -204,9 +217,10 @@ class Weights(Mapping[str, Tensor]):
         When a file is missing or damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, names: Collection[str] | None = None) -> None:
         self.path = path
         self._home = {name: file for file in _files(path) for name in _opened(file).keys()}  # noqa: SIM118
+        self._home = {name: self._home[name] for name in _sizes(path) if names is None or name in names}
         self._open: dict[Path, Any] = {}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -280,14 +294,23 @@ def _sizes(path: Path) -> Sizes:
     for file in _files(path):
         with _opened(file) as opened:
             found |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    return found
+    return {name: size for name, size in found.items() if not derived(name, size)}
+
+
+def _copy(path: Path, name: str, sizes: Sizes, of: Collection[str]) -> bool:
+    """Whether a checkpoint stores a tensor a second time: tied weights under both of their names."""
+    held = Weights(path)
+    return any(
+        sizes[other] == sizes[name] and torch.equal(held[other], held[name]) for other in of if len(sizes[name]) > 1
+    )
 
 
 def _difference(a: Sizes, b: Sizes) -> str:
     for name in [*a, *b]:
         if a.get(name) != b.get(name):
             said = [f"{list(sizes[name])}" if name in sizes else "absent" for sizes in (a, b)]
-            return f"{name} is {said[0]} in the one and {said[1]} in the other"
+            alone = ", and no copy of another tensor there" if "absent" in said and name.endswith(_OUTPUTS) else ""
+            return f"{name} is {said[0]} in the one and {said[1]} in the other{alone}"
     return "their weights differ"
 
 

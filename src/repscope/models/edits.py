@@ -183,7 +183,12 @@ class Edit:
             raise UserError(f"The {self} has {shapes}; the site's features are {tuple(x.shape[1:])}.")
         if self.site.kind == "pattern":  # keys that are masked stay so: those to come, and padding
             new = torch.where(x == 0, torch.zeros_like(new), new)
-        return new.to(x.dtype)
+        made = new.to(x.dtype)
+        if x.dtype == torch.float16 and bool((~torch.isfinite(made) & torch.isfinite(new)).any()):
+            raise UserError(
+                f"The {self} gives values beyond float16, which ends at 65,504; load the model with dtype='float32' or 'bfloat16'."
+            )
+        return made
 
 
 @dataclass
@@ -206,7 +211,7 @@ class Installed:
 
     current: tells the pass that runs, None for one that nobody announced (a plain call of the module). spans: (prompt), the first
     position and the one after the last, for the operation that runs. hit, moved: whether it was reached and whether it changed
-    anything.
+    anything. planned: whether a run was planned with it, which runs nothing.
     """
 
     edit: Edit
@@ -217,6 +222,7 @@ class Installed:
     stop: Int[np.ndarray, "prompt"] | None = None
     hit: bool = False
     moved: bool = False
+    planned: bool = False
     _arrays: dict[tuple[torch.device, torch.dtype], Arrays] = field(default_factory=dict)
 
     def __call__(self, value: Tensor) -> Tensor | None:
@@ -278,8 +284,17 @@ class Installed:
     def _on(self, value: Tensor) -> Arrays:
         key = (value.device, torch.promote_types(value.dtype, torch.float32))
         if key not in self._arrays:
-            self._arrays[key] = {name: a.to(*key) for name, a in self.edit.arrays.items()}
+            self._arrays[key] = {
+                name: self._narrowed(name, a, key[1]).to(key[0]) for name, a in self.edit.arrays.items()
+            }
         return self._arrays[key]
+
+    def _narrowed(self, name: str, array: Tensor, dtype: torch.dtype) -> Tensor:
+        """An array of the edit in the precision of its arithmetic, which must hold it."""
+        made = array.to(dtype)
+        if bool((torch.isfinite(array) & ~torch.isfinite(made)).any()) and name not in ("low", "high"):
+            raise UserError(f"The {name} of {self.edit} is beyond float32, in which edits act; give smaller numbers.")
+        return made
 
 
 def _made(kind: Kind, site: str | Site, tokens: str | int, arrays: Arrays, per_prompt: bool, axis: int) -> Edit:

@@ -14,7 +14,7 @@ so ("sampled:…"); it does not notice a change between the sampled entries.
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -67,6 +67,22 @@ def of_files(paths: Sequence[Path]) -> Fingerprint:
     Raises
     ------
     UserError
+        As `digests_of`.
+    """
+    return of_digests(digests_of(paths))
+
+
+def of_digests(lines: Mapping[str, str]) -> Fingerprint:
+    """The fingerprint of these tensors, given as by `digests_of`."""
+    return Fingerprint(_combined(lines), sampled=False)
+
+
+def digests_of(paths: Sequence[Path]) -> dict[str, str]:
+    """Name of each tensor in safetensors files → its dtype, shape and digest. Cached by path, size and modification time.
+
+    Raises
+    ------
+    UserError
         For a file that is not there, cut short or not safetensors, and for a tensor that two files name.
     """
     total = sum(path.stat().st_size for path in paths if path.is_file())
@@ -79,7 +95,12 @@ def of_files(paths: Sequence[Path]) -> Fingerprint:
                         f"Two of the weight files beside {path} hold a tensor {name!r}; remove the stale one."
                     )
                 lines[name] = line
-    return Fingerprint(_combined(lines), sampled=False)
+    return lines
+
+
+def shape_in(line: str) -> tuple[int, ...]:
+    """The shape that stands in a line of `digests_of`."""
+    return tuple(int(n) for n in line.split(" ")[1].split("x") if n)
 
 
 def of_module(module: "nn.Module") -> Fingerprint:
@@ -197,5 +218,5 @@ def _line(dtype: str, shape: Sequence[int], digest: str) -> str:
     return f"{dtype} {'x'.join(str(n) for n in shape)} {digest}"
 
 
-def _combined(lines: dict[str, str]) -> str:
+def _combined(lines: Mapping[str, str]) -> str:
     return hashlib.sha256("\n".join(f"{name}\0{lines[name]}" for name in sorted(lines)).encode()).hexdigest()

@@ -13,7 +13,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from repscope.models.anatomy import find_blocks
 from repscope.models.memory import token_flops
 from repscope.models.passes import TokenNetwork
 from repscope.models.plan import Plan
@@ -83,10 +82,8 @@ class Forecast:
 
 def forecast(net: TokenNetwork, planned: Plan, sites: Sequence[Site], ids: Ragged, rows: int, element: int) -> Forecast:
     """The forecast of a plan's run at sites, of which the result holds so many rows, `element` bytes a number."""
-    found = find_blocks(net.module)
-    assert found is not None
     deepest = max(net.blocks - 1 if s.layer is None else s.layer for s in sites)
-    run = [] if all(s.kind == "embed" for s in sites) else list(found[1])[: deepest + 1]
+    run = [] if all(s.kind == "embed" for s in sites) else list(net.block_list)[: deepest + 1]
     assert net.anatomy is not None
     z = next((s for s in net.anatomy.taps if s.kind == "z"), None)
     mixed = 4.0 * attention_pairs(planned) * (_features(net, z, 0) if z is not None else 0) * len(run)

@@ -8,11 +8,11 @@ A fork is the prompt with other values at one site from one position on. Run one
 3. Forks that begin at nearby positions share a pass; the last site is read at the prompt's last position.
 
 A family whose attention cannot take rows that were not there from the start (BLOOM: its position bias has one entry a row), or
-whose cache is of another kind, runs all rows from the bottom. Which of the two is proved on the probe, once a network.
+whose cache is of another kind, runs all rows from the bottom. Which of the two is proved on the network (`proofs`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -90,13 +90,12 @@ def forked_ends(
             raise UserError(f"A fork at {fork.site} is at {fork.start}:{fork.stop}; the prompt has {len(ids)} tokens.")
     if not 1 <= ends <= len(ids):
         raise UserError(f"The last {ends} positions are asked for; the prompt has {len(ids)} tokens.")
-    if net.forks_grow is None:
-        net.forks_grow = _grows(net)
+    grows = not forks_refused(net, len(ids))
     row = torch.from_numpy(np.asarray(ids))[None].to(net.device)
     # What a pass makes of its embeddings (masks, positions) has one entry a row, so forks there are rows from the bottom.
     below = [i for i, fork in enumerate(forks) if fork.site.kind == "embed"]
     above = [i for i, fork in enumerate(forks) if fork.site.kind != "embed"]
-    parts = [(below, False), (above, net.forks_grow)]
+    parts = [(below, False), (above, grows)]
     done = [(i, _forked(net, row, [forks[j] for j in i], pass_tokens, grow, ends)) for i, grow in parts if i]
     order = torch.tensor([j for i, _ in done for j in i], device=net.device)
     return torch.cat([rows for _, rows in done])[order.argsort()]
@@ -107,7 +106,7 @@ def _forked(
 ) -> Tensor:
     target = net.tap(net.last)
     out: list[Tensor | None] = [None] * len(forks)
-    with at_rest(net.module), net.announced(np.zeros(1, dtype=np.int64)):
+    with at_rest(net.module), net.taps.settled() as state, net.announced(np.zeros(1, dtype=np.int64)):
         whole = None
         for group in _groups(forks, ids.shape[1], pass_tokens):
             start = min(ids.shape[1] - ends, *(forks[i].start for i in group)) if grow else 0
@@ -117,11 +116,12 @@ def _forked(
             if start:
                 if whole is None:
                     whole = net.cache()
-                    net.module(input_ids=ids, past_key_values=whole, **net.plain(use_cache=True))
+                    state.rewind()
+                    net.module(input_ids=ids, **{net.cache_name: whole}, **net.plain(use_cache=True))
                 own = net.cache()
                 for layer, kept in enumerate(whole.layers):
                     own.update(kept.keys[:, :, :start], kept.values[:, :, :start], layer)
-                inputs = net.plain(use_cache=True) | {"past_key_values": own}
+                inputs = net.plain(use_cache=True) | {net.cache_name: own}
             rows = _Rows([forks[i] for i in order], ids.shape[1], own, grow)
             seen: list[Tensor] = []
             with net.taps.hooked(rows.hooks(net)), tapped(net.taps, [(target, seen.append)]) as run:
@@ -206,13 +206,14 @@ def _groups(forks: Sequence[Fork], total: int, pass_tokens: int) -> Iterator[lis
         yield group
 
 
-def _grows(net: TokenNetwork) -> bool:
-    """Whether rows may come in on the way up, on the probe: the same as all rows from the bottom."""
-    if not net.shares_prefix():
-        return False
-    ids = net.probe[:1]
-    site = Site("resid_post", 0)
-    kinds = [replace(site, layer=layer) for layer in range(min(2, net.blocks))]
+def forks_refused(net: TokenNetwork, length: int) -> str:
+    """Why rows may not come in on the way up of a pass over a prompt of so many tokens; empty where they may."""
+    return net.prefix_refused(length) or net.proofs.refused("growing rows", length, lambda n: _grows_otherwise(net, n))
+
+
+def _grows_otherwise(net: TokenNetwork, lengths: Sequence[int]) -> str:
+    """Why forks whose rows come in on the way up differ from the same with all rows from the bottom; empty where they do not."""
+    kinds = [Site("resid_post", layer) for layer in range(min(2, net.blocks))]
     generator = torch.Generator().manual_seed(0)
 
     def other(there: Tensor) -> Tensor:
@@ -220,10 +221,14 @@ def _grows(net: TokenNetwork) -> bool:
         new: Tensor = there + noise * there.norm() / noise.norm()
         return new
 
-    forks = [Fork(kind, at, at + 1, other) for kind in kinds for at in (2, 4)]
-    with net.unedited():
-        try:
-            quick = _forked(net, ids, forks, _PASS_TOKENS, True)
-        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError):
-            return False  # attention that wants one entry a row in what came before
-        return net.agree(quick, _forked(net, ids, forks, _PASS_TOKENS, False))
+    for row in net.trial([n for n in lengths if n > 5] or [6]):
+        ids = torch.from_numpy(row)[None].to(net.device)
+        forks = [Fork(kind, at, at + 1, other) for kind in kinds for at in (2, len(row) - 2)]
+        with net.unedited():
+            try:
+                quick = _forked(net, ids, forks, _PASS_TOKENS, True)
+            except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+                return f"a growing batch stops with {type(error).__name__}"  # attention wants one entry a row in what came before
+            if not net.agree(quick, _forked(net, ids, forks, _PASS_TOKENS, False)):
+                return f"in a growing batch, forks of a prompt of {len(row)} tokens come out otherwise"
+    return ""

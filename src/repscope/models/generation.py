@@ -5,6 +5,7 @@ stated, not inherited from a file beside the weights, and a sampled token is fou
 stream through the cumulative distribution, so that no other row of the batch takes part in the draw.
 """
 
+import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -93,34 +94,68 @@ def continued(
     told
         Called with the new token of every row, as soon as it is there.
     """
-    from transformers import GenerationConfig, LogitsProcessorList
-
-    width = ids.shape[1]
-    mask = np.arange(width)[None] >= width - lengths[:, None]
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=sampling.max_new_tokens, do_sample=False, num_beams=1, use_cache=use_cache, pad_token_id=pad,
-        eos_token_id=ends,
-    )  # fmt: skip
     chooser = [_Drawn(sampling, draws)] if sampling.temperature > 0 else []
-    beside = model.generation_config
-    model.generation_config = config  # what is not stated would be filled in from the options beside the weights
-    try:
-        whole = model.generate(
-            input_ids=torch.from_numpy(ids).to(device),
-            attention_mask=torch.from_numpy(mask.astype(np.int64)).to(device),
-            generation_config=config,
-            logits_processor=LogitsProcessorList(chooser),
-            streamer=_Told(told) if told is not None else None,
-        )
-    finally:
-        model.generation_config = beside
+    streamer = _Told(told) if told is not None else None
+    whole = _generated(
+        model, ids, lengths, sampling.max_new_tokens, ends_of(model), pad, device, use_cache, chooser, streamer
+    )
     stops = ends_of(model)
     rows = []
-    for new in whole[:, width:].cpu().numpy():
+    for new in whole[:, ids.shape[1] :].cpu().numpy():
         ended = np.flatnonzero(np.isin(new, list(stops))) if stops else np.array([], dtype=np.int64)
         rows.append((new[: ended[0] + 1] if len(ended) else new, bool(len(ended))))
     return rows
+
+
+def forced_logits(
+    model: Any, ids: Int[np.ndarray, "row column"], lengths: Int[np.ndarray, "row"], new: Int[np.ndarray, "row step"],
+    pad: int, device: torch.device, *, use_cache: bool,
+) -> Float[Tensor, "step row vocab"]:  # fmt: skip
+    """The logits of each step of a generation in which the tokens are given: what `continued` chooses from, without the choice.
+
+    Arguments as `continued`; `new` holds the tokens that each step is made to take.
+    """
+    forced = _Forced(new)
+    _generated(model, ids, lengths, new.shape[1], set(), pad, device, use_cache, [forced], None)
+    return torch.stack(forced.seen)
+
+
+def _generated(
+    model: Any, ids: Int[np.ndarray, "row column"], lengths: Int[np.ndarray, "row"], steps: int, ends: set[int], pad: int,
+    device: torch.device, use_cache: bool, processors: Sequence[Any], streamer: Any,
+) -> Int[Tensor, "row column"]:  # fmt: skip
+    """transformers' own `generate` with every option stated; what is not stated would be filled in from the model's options."""
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    mask = np.arange(ids.shape[1])[None] >= ids.shape[1] - lengths[:, None]
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=steps, do_sample=False, num_beams=1, use_cache=use_cache, pad_token_id=pad,
+        eos_token_id=sorted(ends) or None,
+    )  # fmt: skip
+    whole: Tensor = _with_options(model, config).generate(
+        input_ids=torch.from_numpy(ids).to(device),
+        attention_mask=torch.from_numpy(mask.astype(np.int64)).to(device),
+        generation_config=config,
+        logits_processor=LogitsProcessorList(processors),
+        streamer=streamer,
+    )
+    return whole
+
+
+def _with_options(model: Any, config: Any) -> Any:
+    """A shallow copy of a model, which shares all modules, with options of its own: those of the user's model are never set."""
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+        if getattr(model.active_peft_config, "is_prompt_learning", False):
+            raise UserError(
+                "A model with a learned prompt (PEFT) is not continued; merge the adapter or use another kind."
+            )
+        model = (
+            model.get_base_model()
+        )  # the adapter's layers stand inside; its own `generate` would set the options there
+    other = copy.copy(model)
+    other.generation_config = config
+    return other
 
 
 def ends_of(model: Any) -> set[int]:
@@ -159,6 +194,18 @@ class _Told:
 
     def end(self) -> None:
         """Nothing is left to pass on."""
+
+
+class _Forced:
+    """A logits processor that keeps the logits of each step, and after which the likeliest token is the one that is given."""
+
+    def __init__(self, new: Int[np.ndarray, "row step"]) -> None:
+        self._new, self.seen = new, list[Tensor]()
+
+    def __call__(self, input_ids: Tensor, scores: Float[Tensor, "row vocab"]) -> Float[Tensor, "row vocab"]:
+        step = torch.from_numpy(self._new[:, len(self.seen), None]).to(scores.device)
+        self.seen.append(scores.detach().clone())
+        return torch.full_like(scores, -torch.inf).scatter_(-1, step, 0.0)
 
 
 class _Drawn:

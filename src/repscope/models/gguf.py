@@ -1,14 +1,15 @@
 """GGUF to an ordinary Hugging Face folder, once: what loads in 30 s as GGUF then loads in about one.
 
 1. Read the file's table of tensors: how many weights of which type (Q4_1, Q8_0, F16 …).
-2. Let transformers rebuild config, weights (dequantised to float32) and tokenizer.
-3. Mend what transformers 5 leaves: it refuses `save_pretrained` on such a model and marks its config as quantised; and
+2. Let transformers rebuild the configuration, and give it every setting of the file (`gguf_settings`).
+3. Let transformers rebuild weights (dequantised to float32) and tokenizer. Queries and keys of Llama's kind, which GGUF stores with
+   the halves of each head interleaved, are sorted here where transformers leaves them as they are: in files that do not name the
+   number of key-value heads.
+4. All taken, or refused: tensors that no parameter took, and parameters that no tensor filled, except biases that are zero.
+5. Mend what transformers 5 leaves: it refuses `save_pretrained` on such a model and marks its config as quantised; and
    it splits digits like GPT-2 for vocabularies whose merges were learned on single digits (`_SINGLE_DIGITS`).
-4. Write config.json, generation_config.json, the tokenizer's files and model.safetensors (float32, tied duplicates
+6. Write config.json, generation_config.json, the tokenizer's files and model.safetensors (float32, tied duplicates
    dropped), and `repscope.json`, which says where the weights came from.
-
-Refuses what would load but be wrong: a weight that the file lacks, and rescaled rotary frequencies, which transformers
-does not read.
 
 `prepared` keeps such folders under `cache_home()/models`. It holds a lock on the name, writes beside the final name and
 renames. A second process waits and finds the folder; a killed one leaves only a `.part` folder, which the next removes.
@@ -29,12 +30,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO, cast
 
+import numpy as np
+
 from repscope.disk import cache_home, need_space, whole_folder
 from repscope.errors import UserError
+from repscope.models.gguf_settings import Header, checked, settle
+from repscope.models.gguf_tensors import complete as complete_tensors
+from repscope.models.gguf_tensors import sort_halves
 from repscope.progress import progress
 
 RECORD = "repscope.json"
-FORMAT = 1  # raise it when a conversion would come out differently: older folders are then made again
+FORMAT = 2  # raise it when a conversion would come out differently: older folders are then made again
 
 _FLOATS = ("F64", "F32", "BF16", "F16")
 # Vocabularies that llama.cpp splits at every single digit before anything else (llama-vocab.cpp). Without it two spaces
@@ -46,13 +52,12 @@ _SINGLE_DIGITS = {"starcoder", "refact", "command-r", "smollm", "codeshell", "ex
 class Table:
     """What a GGUF file says of itself.
 
-    weights: number of weights by type of storage. pre: name of its way to split text. rescaled: it holds rescaled
-    rotary frequencies.
+    weights: number of weights by type of storage. pre: name of its way to split text. header: settings and shapes.
     """
 
     weights: dict[str, int]
     pre: str
-    rescaled: bool
+    header: Header
 
     @property
     def origin(self) -> str:
@@ -85,14 +90,40 @@ def table(path: Path) -> Table:
         weights: Counter[str] = Counter()
         for tensor in reader.tensors:
             weights[tensor.tensor_type.name] += int(tensor.n_elements)
-        field = reader.get_field("tokenizer.ggml.pre")
-        pre = str(field.contents()) if field else ""
-        rescaled = any(tensor.name == "rope_freqs.weight" for tensor in reader.tensors)
+        pre, kind, parts = (_value(reader, key) for key in ("tokenizer.ggml.pre", "general.type", "split.count"))
+        header = _header(reader)
     except Exception as error:  # the reader trusts its bytes, so damage comes out as any kind of exception
         raise UserError(f"{path} is a damaged or cut GGUF file ({first_line(error)}); fetch it again.") from error
     if not weights:
         raise UserError(f"{path} holds no weights; it may be the vocabulary alone.")
-    return Table(dict(weights), pre, rescaled)
+    if kind not in (None, "model"):
+        raise UserError(f"{path} holds a GGUF {kind}, not a model; give the file of the model.")
+    if (parts or 0) > 1:
+        raise UserError(
+            f"{path} is one of {parts} parts of a model; join them with llama.cpp's llama-gguf-split --merge and give that file."
+        )
+    return Table(dict(weights), str(pre or ""), header)
+
+
+def _value(reader: Any, key: str) -> Any:
+    found = reader.get_field(key)
+    return found.contents() if found else None
+
+
+def _header(reader: Any) -> Header:
+    arch = str(_value(reader, "general.architecture") or "")
+    keys = {
+        key.removeprefix(f"{arch}."): found.contents()
+        for key, found in reader.fields.items()
+        if key.startswith(f"{arch}.")
+    }
+    shapes = {tensor.name: tuple(int(n) for n in reversed(tensor.shape)) for tensor in reader.tensors}
+    factors = {
+        tensor.name: np.array(tensor.data, dtype=np.float64).reshape(-1)
+        for tensor in reader.tensors
+        if tensor.name.startswith("rope_f") and tensor.tensor_type.name == "F32"
+    }
+    return Header(arch, keys, shapes, factors)
 
 
 def prepared(name: str, make: Callable[[Path], None]) -> Path:
@@ -175,14 +206,10 @@ def convert(path: Path, folder: Path, *, name: str, source_sha256: str) -> None:
     """
     with progress(f"converting {name} (once)", 5) as advance:
         held = table(path)
-        if held.rescaled:
-            raise UserError(
-                f"{path} rescales its rotary frequencies, which transformers does not read from GGUF, so every answer "
-                "would be slightly wrong; load the original safetensors model instead."
-            )
+        checked(held.header, path)
         need_space(folder, int(sum(held.weights.values()) * 4 * 1.02) + 50_000_000)
         advance(1)
-        model, tokenizer = _read(path, held.pre, advance)
+        model, tokenizer = _read(path, held, advance)
         _write(model, tokenizer, folder)
         import transformers
 
@@ -198,7 +225,7 @@ def convert(path: Path, folder: Path, *, name: str, source_sha256: str) -> None:
         advance(1)
 
 
-def _read(path: Path, pre: str, advance: Any) -> tuple[Any, Any]:
+def _read(path: Path, held: Table, advance: Any) -> tuple[Any, Any]:
     """The model in float32 and its tokenizer, as transformers rebuilds them from a GGUF file."""
     import torch
     import transformers
@@ -215,22 +242,33 @@ def _read(path: Path, pre: str, advance: Any) -> tuple[Any, Any]:
     try:
         with _muted():
             config = AutoConfig.from_pretrained(path.parent, **where)
+            if (
+                config.model_type == "mistral"
+            ):  # by the file's name alone; transformers finds no table of tensors for it
+                own = {
+                    k: v
+                    for k, v in config.to_dict().items()
+                    if k not in ("model_type", "sliding_window", "layer_types")
+                }
+                config = AutoConfig.for_model("llama", **own)
+            told = settle(config, held.header, path)
             advance(1)
             model, info = causal.from_pretrained(
                 path.parent, config=config, dtype=torch.float32, output_loading_info=True, **options, **where
             )
             advance(1)
             tokenizer = AutoTokenizer.from_pretrained(path.parent, config=config, **where)
+    except UserError:
+        raise
     except Exception as error:  # as above: transformers' reader trusts the bytes of the file too
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
         raise UserError(f"transformers {transformers.__version__} cannot read {path}: {first_line(error)}") from error
-    if missing := sorted(info["missing_keys"]):
-        raise UserError(
-            f"{path} lacks weights of a {type(model).__name__}, {missing[0]} first ({len(missing)} in all); it is cut "
-            "or of an architecture that transformers maps wrongly."
-        )
-    if pre in _SINGLE_DIGITS:
+    complete_tensors(
+        model, held.header, path, missing=info["missing_keys"], unexpected=info["unexpected_keys"], told=told
+    )
+    sort_halves(model, held.header)
+    if held.pre in _SINGLE_DIGITS:
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )

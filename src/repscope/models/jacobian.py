@@ -27,7 +27,7 @@ from repscope.models.gather import as_float
 from repscope.models.krylov import Triplets, leading
 from repscope.models.linearized import Linearized
 from repscope.models.memory import memory_kept
-from repscope.models.sites import Site
+from repscope.models.sites import PerSite, Site
 from repscope.progress import progress
 
 KEPT_BYTES = 1 << 30  #: graphs that stay in memory
@@ -59,6 +59,7 @@ class _Shared:
     points: list[np.ndarray] = field(default_factory=list)
     value: np.ndarray | None = None
     unbatched: str = ""
+    unchanged: Callable[[], None] = lambda: None
 
 
 class Jacobian:
@@ -72,9 +73,14 @@ class Jacobian:
         self.sources, self.target, self._shared, self._at, self._single = tuple(sources), target, shared, at, single
 
     @classmethod
-    def over(cls, sources: Sequence[Site], target: Site, groups: Sequence[Group], *, single: bool) -> "Jacobian":
-        """Make every group's pass once, see what is there, and keep as many as the budget allows."""
-        shared = _Shared(groups)
+    def over(
+        cls, sources: Sequence[Site], target: Site, groups: Sequence[Group], *, single: bool, unchanged: Callable[[], None]
+    ) -> "Jacobian":  # fmt: skip
+        """Make every group's pass once, see what is there, and keep as many as the budget allows.
+
+        `unchanged` raises, before further products, where the network is not what it was.
+        """
+        shared = _Shared(groups, unchanged=unchanged)
         count, kept = sum(len(g.inputs) for g in groups), 0.0
         for group in groups:
             made = group.make()
@@ -147,7 +153,7 @@ class Jacobian:
         for group, made in self._passes():
             for out, found in zip(outs, made.vjp(vectors, self._at)):
                 out[list(group.inputs)] = as_numpy(found.transpose(0, 1))
-        return outs[0] if self._single else dict(zip(self.sources, outs))
+        return outs[0] if self._single else PerSite(zip(self.sources, outs))
 
     def jvp(self, v: Float[np.ndarray, "vector d_source"]) -> Float[np.ndarray, "prompt vector d_target"]:
         """Jv of each prompt.
@@ -168,7 +174,7 @@ class Jacobian:
         widths = [self._shared.points[i].shape[1] for i in self._at]
         outs = [np.empty((len(self), self.value.shape[1], width), self.value.dtype) for width in widths]
         self._whole(lambda inputs, i, rows, found: outs[i].__setitem__(_at(inputs, rows), found))
-        return outs[0] if self._single else dict(zip(self.sources, outs))
+        return outs[0] if self._single else PerSite(zip(self.sources, outs))
 
     def mean(self) -> "MeanJacobian":
         """The average over prompts, as an operator; products are summed as they come, in float64."""
@@ -204,6 +210,7 @@ class Jacobian:
         return torch.from_numpy(np.ascontiguousarray(vectors))
 
     def _passes(self) -> Iterator[tuple[Group, Linearized]]:
+        self._shared.unchanged()
         for group in self._shared.groups:
             made = group.linearized()
             yield group, made
@@ -265,11 +272,11 @@ class MeanJacobian:
             for total, found in zip(totals, made.vjp(vectors, each._at)):
                 total += as_numpy(found).astype(np.float64).sum(1)
         outs = [total / len(each) for total in totals]
-        return outs[0] if each._single else dict(zip(each.sources, outs))
+        return outs[0] if each._single else PerSite(zip(each.sources, outs))
 
     def matrix(self) -> Any:
         """The mean Jacobian (d_target, d_source) in float64, summed as it comes; several sources give a mapping of sites."""
-        matrices = {site: weight for site, (weight, _) in self.affine().items()}
+        matrices = PerSite((site, weight) for site, (weight, _) in self.affine().items())
         return matrices[self._each.sources[0]] if self._each._single else matrices
 
     def affine(self) -> dict[Site, tuple[Float[np.ndarray, "d_target d_source"], Float[np.ndarray, "d_target"]]]:
@@ -285,7 +292,7 @@ class MeanJacobian:
 
         each._whole(add)
         value = each.value.mean(0, dtype=np.float64)
-        return {site: (w, value - m) for site, w, m in zip(each.sources, totals, moved)}
+        return PerSite((site, (w, value - m)) for site, w, m in zip(each.sources, totals, moved))
 
     def svd(
         self, k: int = 16, *, seed: int = 0, tolerance: float = 0.01, products: int = 192, block: int | None = None

@@ -6,7 +6,7 @@ prompt comes out the same alone and in a batch, with a cache and without. An edi
 error.
 """
 
-import copy
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,18 +23,22 @@ from repscope.errors import UserError
 from repscope.models.activations import Activations
 from repscope.models.aim import aim, see_effect
 from repscope.models.between import between
+from repscope.models.chats import chat_prompt
 from repscope.models.edits import Edit
 from repscope.models.fingerprint import Source, of_module
 from repscope.models.forecast import Forecast, forecast
 from repscope.models.gather import as_float, padded, ranges
 from repscope.models.generation import Continuation, Sampling, continued, growing
+from repscope.models.given import Chat
 from repscope.models.jacobian import Jacobian
 from repscope.models.network import per_row
 from repscope.models.passes import TokenNetwork, rows_of
-from repscope.models.prompts import Encoded, Prompt, PromptLike, Ragged, chat, encode, followed, several
-from repscope.models.rows import Rows
-from repscope.models.sites import Site, Tokens
+from repscope.models.prompts import Encoded, Prompt, PromptLike, Ragged, as_prompts, encode, followed
+from repscope.models.rows import Rows, as_tensor, cast, dtype_of
+from repscope.models.sites import Site, Tokens, names_one
 from repscope.models.taps import at_rest
+from repscope.models.texts import shown
+from repscope.models.untrained import untrained
 
 
 @dataclass(frozen=True)
@@ -77,19 +81,39 @@ class LanguageModel(TokenNetwork):
         held = f"{self.anatomy.blocks} blocks × {self.anatomy.width}" if self.anatomy else "no blocks found"
         return f"LanguageModel({self.name}, {held}, {self.source.precision}, {self.fingerprint})"
 
-    def tokens(self, text: str) -> list[str]:
+    def tokens(self, text: str | Prompt | Chat) -> list[str]:
         """The tokens of a text as a reader would see them, exactly as the network gets them."""
-        return [self.tokenizer.decode([i]) for i in self.tokenizer(text)["input_ids"]]
+        return [self.tokenizer.decode([int(i)]) for i in self._encoded([text], Tokens("all")).ids[0]]
 
-    def chat(self, content: str | Prompt, system: str | None = None) -> Prompt:
-        """The content as a user's turn in the model's chat template, ready for its answer; spans move along with it.
+    def chat(self, content: str | Prompt | Chat, system: str | None = None) -> Prompt:
+        """A text as a user's turn in the model's chat template, ready for the answer; or a whole chat.
+
+        Parameters
+        ----------
+        content
+            A user's turn; or a list of turns, each `{"role": …, "content": …}` with a text or a `Prompt`. After a user's turn
+            stands the template's opening of an answer; a chat that ends with an assistant's turn ends with its content, to be
+            continued.
+        system
+            An instruction that stands before it.
+
+        Returns
+        -------
+        Prompt
+            With the spans of the contents, a span `turn0`, `turn1` … for each turn, and `content` for the last turn of a user.
 
         Raises
         ------
         UserError
-            When the tokenizer has no chat template, or its template changes the content.
+            When the tokenizer has no chat template, or its template raises, leaves a turn out or changes a content.
         """
-        return chat(self.tokenizer, content, system, self.name)
+        turns: Any = content
+        if isinstance(content, (str, Prompt)):
+            turns = [{"role": "user", "content": content}]
+        if not isinstance(turns, (list, tuple)):
+            raise UserError(f"A chat is a text, a Prompt or a list of turns, and {shown(content)} was given.")
+        first = [] if system is None else [{"role": "system", "content": system}]
+        return chat_prompt(self.tokenizer, [*first, *turns])
 
     def plan(
         self,
@@ -102,6 +126,8 @@ class LanguageModel(TokenNetwork):
     ) -> Forecast:
         """What a capture would run: blocks, tokens, passes, FLOPs, bytes, and about how long. Print it. Arguments as `capture`.
 
+        Under edits it is the plan of the edited network's run; that the edits change something is not looked at.
+
         >>> from repscope.models.tiny import tiny
         >>> print(tiny().plan(["A map of Paris", "A map of Rome"], "resid_post.1"))  # doctest: +ELLIPSIS
         network  tiny: resid_post.1
@@ -109,10 +135,16 @@ class LanguageModel(TokenNetwork):
         prompts  2, 2 distinct
         ...
         """
-        sites, picked = self.resolve(at), Tokens.parse(tokens)
-        encoded = self._encoded(prompts, picked)
+        sites, picked, size = self.resolve(at), Tokens.parse(tokens), dtype_of(dtype).itemsize
+        _see_budget(batch_tokens)
+        held = self._held(prompts) if self.installed else prompts
+        encoded = self._encoded(held, picked)
+        if self.installed:
+            aim(self, self.tokenizer, held, encoded.ids)
+            for installed in self.installed:
+                installed.planned = True
         planned = self.planned(encoded.ids, batch_tokens, sites)
-        return forecast(self, planned, sites, encoded.ids, int(rows_of(encoded, picked)[-1]), np.dtype(dtype).itemsize)
+        return forecast(self, planned, sites, encoded.ids, int(rows_of(encoded, picked)[-1]), size)
 
     @contextmanager
     def edit(self, *edits: Edit) -> Iterator[Self]:
@@ -147,7 +179,8 @@ class LanguageModel(TokenNetwork):
         Parameters
         ----------
         prompts
-            Texts, `Prompt`s with spans, or token ids.
+            Texts, `Prompt`s with spans, chats (lists of turns, see `chat`), or token ids. For causal networks a token that the
+            tokenizer appends to a text (EOS) is left out; token ids are taken as they are.
         at
             One site (`"resid_post.8"`), one head (`"z.8.3"`), a kind for all its blocks (`"resid_post"`), or a list.
         tokens
@@ -169,14 +202,16 @@ class LanguageModel(TokenNetwork):
         UserError
             For unknown sites, spans or tokens, for prompts that are empty or too long, for an edit that changes no row.
         """
-        sites, picked = self.resolve(at), Tokens.parse(tokens)
-        held = list(several(prompts)) if self.installed else prompts
+        asked, sites, picked = self.asked(at), self.resolve(at), Tokens.parse(tokens)
+        _see_budget(batch_tokens)
+        held = self._held(prompts) if self.installed else prompts
         encoded = self._encoded(held, picked)
+        self._see_once(sites)
         if self.installed:
             self._aim(held, encoded, sites, picked)
         offsets = rows_of(encoded, picked)
         started = time.perf_counter()
-        with Rows(sites, int(offsets[-1]), dtype, Path(out) if out is not None else None) as rows:
+        with Rows(list(dict.fromkeys(asked)), int(offsets[-1]), dtype, Path(out) if out is not None else None) as rows:
             planned = self.planned(encoded.ids, batch_tokens, sites)
             self.run(sites, encoded, planned, picked, rows.write)
         return Activations(
@@ -185,8 +220,9 @@ class LanguageModel(TokenNetwork):
             offsets=offsets,
             positions=_positions(encoded, picked),
             model=self.fingerprint,
-            single=isinstance(at, (str, Site)) and Site.parse(at).single,
+            single=names_one(at),
             seconds=time.perf_counter() - started,
+            asked=tuple(asked),
         )
 
     def logits(
@@ -219,15 +255,23 @@ class LanguageModel(TokenNetwork):
             When the model has no head, or one that is more than a map of the final norm's output.
         """
         head = self.head()
+        rows = as_tensor(hidden, "The vectors to unembed")
+        assert self.anatomy is not None
+        if rows.dim() != 2 or rows.shape[1] != self.anatomy.width:
+            raise UserError(
+                f"The vectors to unembed have the shape {tuple(rows.shape)}; it must be (row, {self.anatomy.width})."
+            )
         with at_rest(self.model):
-            x = torch.from_numpy(np.ascontiguousarray(hidden)).to(self.device, self.model.dtype)
+            x = cast(rows, self.model.dtype, "The vectors to unembed", "load the model with dtype='float32'").to(
+                self.device
+            )
             if not normed and self.last.kind == "final_norm":
                 x = self.module.get_submodule(self.tap([self.last][0]).path)(x)
             logits: np.ndarray = as_float(head(x)).cpu().numpy()
         return logits
 
     def score(
-        self, prompts: Sequence[str | Prompt], continuations: Sequence[str], *, batch_tokens: int | None = None
+        self, prompts: Sequence[str | Prompt | Chat], continuations: Sequence[str], *, batch_tokens: int | None = None
     ) -> Scores:
         """Log-probability of each continuation after its prompt.
 
@@ -239,11 +283,11 @@ class LanguageModel(TokenNetwork):
         UserError
             When the lists differ in length, a continuation has no token, or nothing stands before it.
         """
-        if len(prompts) != len(continuations):
-            raise UserError(
-                f"There are {len(prompts)} prompts and {len(continuations)} continuations; give one for each."
-            )
-        joined = [followed(prompt, tail) for prompt, tail in zip(prompts, continuations)]
+        _see_budget(batch_tokens)
+        held, tails = self._held(prompts), _listed(continuations)
+        if len(held) != len(tails):
+            raise UserError(f"There are {len(held)} prompts and {len(tails)} continuations; give one for each.")
+        joined = [followed(_text_of(prompt, i), tail) for i, (prompt, tail) in enumerate(zip(held, tails))]
         head, picked = self.head(), Tokens("all", "continuation")
         spans = self._encoded(joined, picked)
         if bool((spans.start == 0).any()):
@@ -315,10 +359,12 @@ class LanguageModel(TokenNetwork):
         UserError
             When the model cannot generate, a prompt leaves no room for new tokens, or an edit changes no logit.
         """
+        _see_count("max_new_tokens", max_new_tokens, -math.inf)
         sampling = Sampling(max_new_tokens, temperature, top_p, seed, alike)
         if not self.causal or not hasattr(self.model, "generate") or self.model.get_output_embeddings() is None:
             raise UserError(f"{self.name} is no causal language model with a head, so it cannot continue a text.")
-        held = list(several(prompts))
+        _see_budget(batch_tokens)
+        held = self._held(prompts)
         encoded = self._encoded(held, Tokens("last"))
         lengths = encoded.ids.lengths
         if self.context is not None and lengths.max() + max_new_tokens > self.context:
@@ -334,19 +380,24 @@ class LanguageModel(TokenNetwork):
                 longer = encoded.ids
             seen = Encoded(longer, lengths - 1, longer.lengths)
             self._aim(held, seen, [self.last], Tokens("all"), lengths, max_new_tokens == 1)
-            use_cache = use_cache and self.shares_prefix()  # another kind of cache does not tell its length
+            # another kind of cache does not tell its length
+            use_cache = use_cache and self.shares_prefix(int(lengths.max()) + max_new_tokens)
         batch_tokens = batch_tokens or 4 * self.batch_tokens
         draws = sampling.draws(encoded.ids)
         out: list[Any] = [None] * len(held)
         order = np.argsort(lengths, kind="stable")[::-1]
         while len(order):
             width = int(lengths[order[0]])
-            rows, order = np.split(order, [max(1, batch_tokens // (width + max_new_tokens))])
+            most, total = max(1, batch_tokens // (width + max_new_tokens)), width + max_new_tokens
+            way = self.generation(total, float((lengths[order] + max_new_tokens).sum()) if len(order) > 1 else 0.0)
+            rows, order = np.split(order, [most if way.batch else 1])
             ids, _ = padded([encoded.ids[i][::-1] for i in rows], self.pad)
-            with at_rest(self.model), self.announced(rows, width - lengths[rows]):
+            grow = None if told is None else growing(self.model, self.tokenizer, rows, told)
+            with at_rest(self.model), self.taps.settled() as state, self.announced(rows, width - lengths[rows]):
+                state.rewind()
                 texts = continued(
                     self.model, ids[:, ::-1].copy(), lengths[rows], sampling, [draws[i] for i in rows], self.pad, self.device,
-                    use_cache=use_cache, told=None if told is None else growing(self.model, self.tokenizer, rows, told),
+                    use_cache=use_cache and way.cache, told=grow,
                 )  # fmt: skip
             for i, (new, stopped) in zip(rows, texts):
                 out[i] = Continuation(self.tokenizer.decode(new, skip_special_tokens=True), new, stopped)
@@ -392,12 +443,19 @@ class LanguageModel(TokenNetwork):
         UserError
             As `capture`; when `of` gives no number a row, or does not depend on a site.
         """
-        sites, picked, read = self.resolve(at), Tokens.parse(tokens), Tokens.parse(of_tokens)
+        asked, sites, picked, read = self.asked(at), self.resolve(at), Tokens.parse(tokens), Tokens.parse(of_tokens)
         if read.pooled or read.ragged:
             raise UserError(f"The scalar is read at one token of each prompt, and {read} names several.")
         head = self.head() if of_at == "logits" else None
-        target = self.last if of_at == "logits" else self.resolve(of_at)[0]
-        held = list(several(prompts))
+        targets = [self.last] if of_at == "logits" else self.resolve(of_at)
+        if len(targets) > 1:
+            raise UserError(
+                f"The scalar is read at one site, and {of_at} names {len(targets)}; name one, such as {targets[-1]}."
+            )
+        target = targets[0]
+        _see_budget(batch_tokens)
+        held = self._held(prompts)
+        self._see_once([*sites, target])
         encoded, ends = self._encoded(held, picked), self._encoded(held, read)
         if self.installed:
             aim(self, self.tokenizer, held, encoded.ids)
@@ -409,13 +467,14 @@ class LanguageModel(TokenNetwork):
             values[which] = scores.detach().double().cpu().numpy()
             return scores.sum()
 
-        with Rows(sites, int(offsets[-1]), "float32", None) as rows:
+        with Rows(list(dict.fromkeys(asked)), int(offsets[-1]), "float32", None) as rows:
             self.differentiate(
                 sites, encoded, picked, (target, ends.start), scalar, rows.write, batch_tokens or self.batch_tokens
             )
-        single = isinstance(at, (str, Site)) and Site.parse(at).single
         positions = _positions(encoded, picked)
-        grads = Activations(rows.finish(), picked, offsets, positions, self.fingerprint, single)
+        grads = Activations(
+            rows.finish(), picked, offsets, positions, self.fingerprint, names_one(at), asked=tuple(asked)
+        )
         return values, grads
 
     def jacobian(
@@ -458,12 +517,21 @@ class LanguageModel(TokenNetwork):
         >>> jac.matrix().shape, jac.mean().svd(4, tolerance=0.1).s.shape
         ((1, 32, 32), (4,))
         """
+        self._see_once([*self.resolve(source), *self.resolve(target)])
         return between(self, self.tokenizer, prompts, source, target, source_tokens, target_tokens)
 
     def _encoded(self, prompts: Iterable[PromptLike], picked: Tokens) -> Encoded:
-        encoded = encode(self.tokenizer, prompts, picked, self.context)
+        encoded = encode(self.tokenizer, prompts, picked, self.context, causal=self.causal)
         self.checked(encoded.ids)
         return encoded
+
+    def _held(self, prompts: Iterable[PromptLike]) -> list[Any]:
+        """The prompts as `Prompt`s and rows of ids, for what needs them more than once."""
+        return list(as_prompts(self.tokenizer, prompts))
+
+    def _see_once(self, sites: Sequence[Site]) -> None:
+        """See on the probe that modules named by their path run once in a pass."""
+        self.see_once(sites, lambda: self.module(input_ids=self.probe, **self.plain()))
 
     def _aim(
         self, prompts: Any, encoded: Encoded, sites: Sequence[Site], picked: Tokens,
@@ -481,13 +549,35 @@ class LanguageModel(TokenNetwork):
 
     def twin(self, seed: int = 0) -> "LanguageModel":
         """The same architecture with fresh random weights: the control for what training has put there."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            fresh = type(self.model)(copy.deepcopy(self.model.config))
-        fresh = fresh.to(self.device, self.model.dtype).eval()
+        fresh = untrained(self.model, seed).to(self.device, self.model.dtype).eval()
         name = f"{self.name}, random weights (seed {seed})"
         source = replace(self.source, name=name, fingerprint=of_module(fresh), path=None, revision=None)
         return LanguageModel(fresh, self.tokenizer, name, source)
+
+
+def _see_budget(batch_tokens: Any) -> None:
+    """See that the tokens of a batch are a whole number, or not given."""
+    if batch_tokens is not None:
+        _see_count("batch_tokens", batch_tokens)
+
+
+def _see_count(name: str, value: Any, least: float = 1) -> None:
+    """See that an option that counts is a whole number and no smaller than it may be."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise UserError(f"{name} is {shown(value)}; it must be a whole number, 1 or more.")
+
+
+def _listed(texts: Any) -> list[Any]:
+    """Continuations as a list; a single text would be taken for its letters."""
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        raise UserError(f"Continuations are a list of texts, and {shown(texts)} was given: put it in [ ].")
+    return list(texts)
+
+
+def _text_of(prompt: Any, i: int) -> Prompt:
+    if isinstance(prompt, Prompt):
+        return prompt
+    raise UserError(f"Prompt {i} is token ids, and a continuation is scored after a text; give the text.")
 
 
 def _positions(encoded: Encoded, picked: Tokens) -> Int[np.ndarray, "row"]:

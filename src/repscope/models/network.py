@@ -17,8 +17,9 @@ from repscope.models.fingerprint import Source
 from repscope.models.gather import as_float
 from repscope.models.jacobian import Jacobian
 from repscope.models.sited import Read, Sited, tapped
-from repscope.models.sites import Site, Tokens
+from repscope.models.sites import PerSite, Site, Tokens, names_one
 from repscope.models.taps import at_rest
+from repscope.models.texts import shown
 
 Inputs = Tensor | Mapping[str, Tensor]
 
@@ -64,9 +65,9 @@ class Network(Sited):
         UserError
             For an unknown module, one that does not run, or one whose output has no row for each input.
         """
-        sites = self.resolve(at)
-        named = self._named(inputs)
-        total = len(next(iter(named.values())))
+        asked, sites = self.asked(at), self.resolve(at)
+        named, total = self._counted(inputs, batch)
+        self._see_once(sites, named)
         held: dict[Site, np.ndarray] = {}
         start = 0
 
@@ -84,7 +85,7 @@ class Network(Sited):
                 with self._running(start, min(start + batch, total)):
                     part = self._arguments({k: v[start : start + batch] for k, v in named.items()})
                     run(part[""]) if "" in part else run(**part)
-        return self._activations(held, sites, total, at)
+        return self._activations(held, asked, total, at)
 
     def gradient(
         self, inputs: Inputs, of: Callable[[Any], Tensor], at: str | Site | Sequence[str | Site], *, batch: int = 64
@@ -112,9 +113,9 @@ class Network(Sited):
         UserError
             As `capture`; and when `of` gives no number for each input.
         """
-        sites = self.resolve(at)
-        named = self._named(inputs)
-        total = len(next(iter(named.values())))
+        asked, sites = self.asked(at), self.resolve(at)
+        named, total = self._counted(inputs, batch)
+        self._see_once(sites, named)
         held: dict[Site, np.ndarray] = {}
         values = np.empty(total)
         for start in range(0, total, batch):
@@ -129,7 +130,7 @@ class Network(Sited):
             with self._running(start, stop):
                 for site, grad in zip(sites, self.differentiated(sites, run)):
                     _write(held, site, total, start, grad)
-        return values, self._activations(held, sites, total, at)
+        return values, self._activations(held, asked, total, at)
 
     def jacobian(
         self, inputs: Inputs, source: str | Site | Sequence[str | Site], target: str | Site, *, batch: int = 16
@@ -155,8 +156,11 @@ class Network(Sited):
         >>> net.jacobian(torch.ones(5, 3), "module:0", "module:2").matrix().shape
         (5, 2, 4)
         """
-        named = self._named(inputs)
-        total = len(next(iter(named.values())))
+        named, total = self._counted(inputs, batch)
+        named = {
+            name: value.detach().clone() for name, value in named.items()
+        }  # products may be taken after it has changed
+        self._see_once([*self.resolve(source), *self.resolve(target)], named)
 
         def run(go: Callable[..., None], start: int, stop: int) -> None:
             part = self._arguments({name: value[start:stop] for name, value in named.items()})
@@ -181,6 +185,25 @@ class Network(Sited):
         finally:
             self._pass = None
 
+    def _counted(self, inputs: Inputs, batch: int) -> tuple[Mapping[str, Tensor], int]:
+        """The inputs by their names, and how many there are; there must be some, and the size of a batch must be one."""
+        if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1:
+            raise UserError(f"batch is {shown(batch)}; it must be a whole number, 1 or more.")
+        named = self._named(inputs)
+        total = len(next(iter(named.values())))
+        if not total:
+            raise UserError("There is no input: the tensor has no rows.")
+        return named, total
+
+    def _see_once(self, sites: Sequence[Site], named: Mapping[str, Tensor]) -> None:
+        """See on two inputs that modules run once in a pass."""
+
+        def run() -> None:
+            part = self._arguments({name: value[:2] for name, value in named.items()})
+            self.module(part[""]) if "" in part else self.module(**part)
+
+        self.see_once(sites, run)
+
     def _named(self, inputs: Inputs) -> Mapping[str, Tensor]:
         named = inputs if isinstance(inputs, Mapping) else {"": inputs}
         if not named or not all(isinstance(v, Tensor) and v.dim() for v in named.values()):
@@ -198,14 +221,15 @@ class Network(Sited):
     def _arguments(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(self.device) for name, value in named.items()}
 
-    def _activations(self, held: dict[Site, np.ndarray], sites: list[Site], total: int, at: Any) -> Activations:
+    def _activations(self, held: dict[Site, np.ndarray], asked: list[Site], total: int, at: Any) -> Activations:
         return Activations(
-            rows={s: held[s] for s in sites},
+            rows=PerSite((s, held[s]) for s in dict.fromkeys(asked)),
             tokens=Tokens.parse("last"),
             offsets=np.arange(total + 1),
             positions=np.zeros(total, dtype=np.int64),
             model=self.fingerprint,
-            single=isinstance(at, (str, Site)) and Site.parse(at).single,
+            single=names_one(at),
+            asked=tuple(asked),
         )
 
 
@@ -224,6 +248,8 @@ def per_row(scores: Any, rows: int) -> Float[Tensor, "row"]:
 
 
 def _write(held: dict[Site, np.ndarray], site: Site, total: int, start: int, value: Tensor) -> None:
+    if value.is_complex():
+        raise UserError(f"{site} holds complex numbers, and real ones are kept; choose another module.")
     rows = as_float(value.detach()).cpu().numpy()
     held.setdefault(site, np.empty((total, *rows.shape[1:]), rows.dtype))[start : start + len(rows)] = rows
 

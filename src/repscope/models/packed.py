@@ -125,18 +125,18 @@ def _foreign(hook: Any) -> bool:
 
 def tried(
     net: Sited, inputs: Inputs, plain: Callable[[Int[Tensor, "1 token"]], dict[str, Any]], size: int, vocabulary: int,
-    agree: Callable[[Tensor, Tensor], bool], *, causal: bool,
+    agree: Callable[[Tensor, Tensor], bool], *, causal: bool, others: Sequence[Int[np.ndarray, "token"]] = (),
 ) -> str:  # fmt: skip
-    """Why prompts of up to `size` tokens come out otherwise when packed: two that share a half, in two packs, and each alone.
+    """Why prompts of up to `size` tokens come out otherwise when packed: two that share a half, some others, and each alone.
 
     Attention windows, positions that come from elsewhere, kernels that are not torch's: all show here. Empty where nothing does.
     """
     assert net.anatomy is not None
     rng = np.random.default_rng(0)
     long, tail = rng.integers(0, vocabulary, size), rng.integers(0, vocabulary, 5)
-    ids = Ragged.of([long, np.concatenate([long[: size // 2], (long[size // 2] + tail + 1) % vocabulary])])
+    ids = Ragged.of([long, np.concatenate([long[: size // 2], (long[size // 2] + tail + 1) % vocabulary]), *others])
     site = Site("resid_post", net.anatomy.blocks - 1)
-    encoded = Encoded(ids, np.zeros(2, dtype=np.int64), ids.lengths)
+    encoded = Encoded(ids, np.zeros(len(ids), dtype=np.int64), ids.lengths)
     rows: dict[int, Tensor] = {}
     alone: list[Tensor] = []
 
@@ -153,5 +153,6 @@ def tried(
     with at_rest(net.module), tapped(net.taps, [(net.tap(site), alone.append)]) as run:
         for row in ids:
             run(**plain(torch.from_numpy(row)[None].to(net.device)))
-    ours, theirs = torch.stack([rows[i] for i in sorted(rows)]), torch.cat([hidden[0] for hidden in alone])
-    return "" if agree(ours, theirs) else f"packed, prompts of {size} tokens come out otherwise"
+    ours = torch.split(torch.stack([rows[i] for i in sorted(rows)]), ids.lengths.tolist())
+    same = all(agree(mine, hidden[0]) for mine, hidden in zip(ours, alone, strict=True))
+    return "" if same else f"packed, prompts of {size} tokens come out otherwise"

@@ -8,24 +8,24 @@ One run over prompts:
 3. Else they are padded. Causal networks are padded on the right with no mask (later tokens cannot reach earlier ones, which was
    proved at load); others get a mask. A prefix that all prompts share, and that no edit touches, runs once; its keys and values
    are repeated for each batch.
-4. Inside the hook the wanted positions are picked, or averaged in float32, and handed on: memory beyond what the caller keeps is
+4. Batches and prefixes are proved too, on both sides of every length at which the network changes its behaviour (`proofs`). Prompts
+   that come out otherwise beside others run one at a time.
+5. Inside the hook the wanted positions are picked, or averaged in float32, and handed on: memory beyond what the caller keeps is
    one batch, whatever the number of prompts.
 """
 
-import copy
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from repscope.errors import UserError
-from repscope.models.anatomy import find_blocks, resolve
 from repscope.models.edits import Pass
 from repscope.models.fingerprint import Source
 from repscope.models.gather import Users, Wanted, padded
@@ -33,15 +33,16 @@ from repscope.models.memory import token_budget, token_bytes
 from repscope.models.packed import Sink, cannot_pack, run_packed, tried
 from repscope.models.plan import Plan, plan
 from repscope.models.prompts import Encoded, Ragged
-from repscope.models.sited import Read, Sited, tapped
+from repscope.models.proved import ProvedNetwork
+from repscope.models.sited import Read, tapped
 from repscope.models.sites import Site, Tokens
 from repscope.models.taps import Handler, Tap, at_rest
 from repscope.progress import progress
 
-_SINGLE, _LOW = 1e-4, 3e-2  #: how far two passes over one input may differ, relative, in float32 and below
+_PROVED = 600  #: tokens up to which fast paths are tried when nobody runs prompts that long
 
 
-class TokenNetwork(Sited):
+class TokenNetwork(ProvedNetwork):
     """A Hugging Face model fed with token ids.
 
     Parameters
@@ -53,43 +54,9 @@ class TokenNetwork(Sited):
     """
 
     def __init__(self, model: Any, source: Source) -> None:
-        self.model = model
-        body: nn.Module = model.base_model
-        super().__init__(body, source=source)
-        self.name = source.name
-        self.prefix = str(getattr(model, "base_model_prefix", "")) if body is not model else ""
-        self._takes_cache = "use_cache" in inspect.signature(body.forward).parameters
-        if getattr(model.config, "is_encoder_decoder", False):
-            raise UserError(
-                f"{self.name} is an encoder–decoder, which is not supported yet; use `rs.Network` on one half of it."
-            )
-        self.vocabulary = vocabulary = int(model.get_input_embeddings().weight.shape[0])
-        ids = torch.arange(6).repeat(2, 1) + vocabulary // 3
-        ids[1, -1] += 1
-        self.probe = ids.to(self.device) % vocabulary
-        self.anatomy = resolve(body, model.get_input_embeddings(), {"input_ids": self.probe, **self.plain()})
-        self._prefix_sound: bool | None = None
+        super().__init__(model, source)
         self._packs: dict[int, str] = {}  #: power of two → why prompts of up to so many tokens are not packed
-        self.keeps_apart: bool | None = (
-            None  #: whether earlier keys stay out of a graph (see `between`), None until tried
-        )
-        self.forks_grow: bool | None = None  #: whether rows may come in on the way up (see `forks`), None until tried
         self._head: Callable[[Tensor], Tensor] | None = None
-
-    @property
-    def blocks(self) -> int:
-        """How many blocks the network has."""
-        return self.anatomy.blocks if self.anatomy else 0
-
-    @property
-    def entries(self) -> tuple[nn.Module, ...]:
-        """The body and the whole model: some heads (OPT) call a part of the body and not its own forward."""
-        return (self.module,) if self.model is self.module else (self.module, self.model)
-
-    @property
-    def causal(self) -> bool:
-        """Whether later tokens leave earlier ones as they are."""
-        return bool(self.anatomy and self.anatomy.causal)
 
     @property
     def last(self) -> Site:
@@ -97,11 +64,6 @@ class TokenNetwork(Sited):
         if self.anatomy is not None and Site("final_norm") in self.anatomy.taps:
             return Site("final_norm")
         return self.resolve("resid_post.-1")[0]
-
-    def agree(self, a: Tensor, b: Tensor) -> bool:
-        """Whether two ways to one tensor give the same, to the rounding of its precision."""
-        tolerance = _SINGLE if a.dtype in (torch.float32, torch.float64) else _LOW
-        return bool((a.double() - b.double()).norm() <= tolerance * b.double().norm())
 
     def checked(self, ids: Ragged) -> None:
         """See that all token ids are in the vocabulary.
@@ -126,20 +88,13 @@ class TokenNetwork(Sited):
     @cached_property
     def token_bytes(self) -> float:
         """About what a pass holds of one token at once."""
-        found = find_blocks(self.module)
-        return token_bytes(found[1][0], self.model.dtype.itemsize) if found else 1.0
+        blocks = self.block_list
+        return token_bytes(blocks[0], self.model.dtype.itemsize) if len(blocks) else 1.0
 
     @property
     def batch_tokens(self) -> int:
         """Tokens of one pass, when nobody says how many."""
         return token_budget(str(self.device), self.token_bytes, offloaded=self.offloaded)
-
-    @property
-    def context(self) -> int | None:
-        """Most tokens that the network takes, None where its configuration does not say."""
-        stated = getattr(self.model.config, "max_position_embeddings", None)
-        offset = 2 if getattr(self.model.config, "model_type", "") in ("roberta", "xlm-roberta", "camembert") else 0
-        return int(stated) - offset if stated and int(stated) > 0 else None
 
     def planned(
         self,
@@ -161,9 +116,43 @@ class TokenNetwork(Sited):
             ids, batch_tokens, share=sharing, pack=why, refuses=lambda: self.unpackable(ids, sites), most=self.context,
             limit=untouched, merge=not edited,
         )  # fmt: skip
-        if planned.prefix and not self.shares_prefix():
+        if planned.prefix and not self.shares_prefix(int(ids.lengths.max()), len(ids.flat)):
             planned = plan(ids, batch_tokens, share=False, pack=planned.why, merge=not edited)
-        return planned
+        return self.kept_apart(planned)
+
+    def kept_apart(self, planned: Plan) -> Plan:
+        """The plan with those prompts by themselves that come out otherwise beside others in a batch."""
+        if all(len(batch) == 1 for batch in planned.batches):
+            return planned
+        longest = int(planned.ids.lengths.max())
+        below, why = self.batched_below(longest, len(planned.ids.flat))
+        if not why:
+            return planned
+        cut: list[Int[np.ndarray, row]] = []
+        for batch in planned.batches:
+            together = planned.ids.lengths[batch] < below
+            cut += [batch[together]] if together.any() else []
+            cut += [batch[i : i + 1] for i in np.flatnonzero(~together)]
+        return replace(planned, batches=cut, why=f"{planned.why}; one at a time: {why}")
+
+    def fast_paths(self, longest: int | None = None) -> dict[str, str]:
+        """The ways to run this network that are faster than one prompt at a time, each with the reason where it does not hold.
+
+        Proves what is not proved yet, for prompts of up to so many tokens; without a number, for short ones and those beyond every
+        length at which the network changes its behaviour, as far as a proof takes seconds.
+        """
+        near = [s for s in self.proofs.switches if s <= _PROVED]
+        longest = longest or max([16, *(s + 1 for s in near)])
+        found = {"packed prompts": self.unpackable(Ragged.of([np.arange(longest) % self.vocabulary]), [])}
+        found["padded batches"] = self.batched_below(longest)[1]
+        found["shared prefix"] = self.prefix_refused(longest)
+        if not self.causal or not hasattr(self.model, "generate") or self.model.get_output_embeddings() is None:
+            return found
+        try:
+            way = self.generation(longest)
+            return found | {"generation in batches": "" if way.batch else f"{way.name}; {way.why}"}
+        except UserError as error:
+            return found | {"generation in batches": str(error)}
 
     def unpackable(self, ids: Ragged, sites: Sequence[Site]) -> str:
         """Why these prompts are not packed for these sites, proved by a pass where it takes one; empty where they are."""
@@ -173,10 +162,11 @@ class TokenNetwork(Sited):
         """Why packed passes do not give what plain passes give, for prompts of up to so many tokens; empty where they do."""
         size = min(max(32, 1 << (longest - 1).bit_length()), self.context or 1 << 40)
         if size not in self._packs:
+            around = [n for s in self.proofs.switches if s < size for n in (s - 1, s + 1)]
             with self.unedited():
                 self._packs[size] = tried(
                     self, self._packed_inputs, lambda row: {"input_ids": row, **self.plain()}, size, self.vocabulary, self.agree,
-                    causal=self.causal,
+                    causal=self.causal, others=self.trial([n for n in around if 0 < n < size]),
                 )  # fmt: skip
         return self._packs[size]
 
@@ -188,6 +178,9 @@ class TokenNetwork(Sited):
 
         `numbers` says which prompts these are to the installed edits, where they are not all of them.
         """
+        for site in sites:
+            if site.kind == "module":
+                self.laid_out(site)
         offsets = rows_of(encoded, picked)
         if planned.tree is not None:
             run_packed(self, self._packed_inputs, sites, encoded, planned, picked, offsets, sink, causal=self.causal)
@@ -227,7 +220,7 @@ class TokenNetwork(Sited):
                 width = planned.prefix
                 shared = torch.from_numpy(planned.ids[0][:width][None]).to(self.device)
                 with self.announced(numbers[:1]):
-                    run(input_ids=shared, past_key_values=cache, **self.plain(use_cache=True))
+                    run(input_ids=shared, **{self.cache_name: cache}, **self.plain(use_cache=True))
                 advance(planned.prefix)
             for batch in reversed(planned.batches):  # the longest first: memory peaks at once or not at all
                 ids, lengths = padded([planned.ids[i][planned.prefix :] for i in batch], self.pad)
@@ -250,9 +243,14 @@ class TokenNetwork(Sited):
         `scalar` is given the vectors read and which prompts they are; `hooks` hang on the network meanwhile.
         """
         target, position = read
+        for site in (*sites, target):
+            if site.kind == "module":
+                self.laid_out(site)
         offsets = rows_of(encoded, picked)
         longest = int(encoded.ids.lengths.max())
-        planned = plan(encoded.ids, batch_tokens, share=False, pack="gradients are of rows", merge=False)
+        planned = self.kept_apart(
+            plan(encoded.ids, batch_tokens, share=False, pack="gradients are of rows", merge=False)
+        )
         users = Users.by(planned.inverse)
         for batch in planned.batches:
             ids, lengths = padded([encoded.ids[i] for i in batch], self.pad)
@@ -285,18 +283,6 @@ class TokenNetwork(Sited):
         finally:
             self._pass = None
 
-    def inputs(self, ids: Int[np.ndarray, "row token"], lengths: Int[np.ndarray, "row"], cache: Any) -> dict[str, Any]:
-        """Arguments of a pass over rows padded on the right, after a cached prefix where there is one."""
-        named: dict[str, Any] = {"input_ids": torch.from_numpy(ids).to(self.device)}
-        if cache is not None:
-            own = copy.deepcopy(cache)  # a pass appends to its cache; the prefix's own must stay as it is
-            own.batch_repeat_interleave(len(ids))
-            return named | {"past_key_values": own} | self.plain(use_cache=True)
-        if (self.anatomy is None or not self.anatomy.causal) and lengths.min() < ids.shape[1]:
-            mask = np.arange(ids.shape[1])[None] < lengths[:, None]
-            named["attention_mask"] = torch.from_numpy(mask.astype(np.int64)).to(self.device)
-        return named | self.plain()
-
     def _packed_inputs(self, ids: Int[Tensor, "1 token"], positions: Int[Tensor, "1 token"]) -> dict[str, Any]:
         """Arguments of a packed pass. The cache keeps nothing: beside one, transformers looks for no packs of its own."""
         named: dict[str, Any] = {"input_ids": ids, "position_ids": positions} | self.plain()
@@ -307,49 +293,8 @@ class TokenNetwork(Sited):
                 def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
                     return key_states, value_states
 
-            named |= {"past_key_values": Through()} | self.plain(use_cache=True)
+            named |= {self.cache_name: Through()} | self.plain(use_cache=True)
         return named
-
-    def plain(self, use_cache: bool = False) -> dict[str, Any]:
-        """Arguments that keep a pass from building a cache nobody asked for."""
-        return {"use_cache": use_cache} if self._takes_cache else {}
-
-    @property
-    def pad(self) -> int:
-        """The token id that fills rows up."""
-        pad = getattr(self.model.config, "pad_token_id", None)
-        return pad if isinstance(pad, int) and pad >= 0 else 0
-
-    def cache(self) -> Any:
-        """An empty cache of keys and values."""
-        from transformers import DynamicCache
-
-        return DynamicCache(config=self.model.config)
-
-    def shares_prefix(self) -> bool:
-        """Whether a pass that goes on from a cached prefix gives what the whole pass gives; tried once, on the probe."""
-        if self._prefix_sound is None:
-            self._prefix_sound = self._prefix_agrees()
-        return self._prefix_sound
-
-    def _prefix_agrees(self) -> bool:
-        assert self.anatomy is not None
-        site = Site("resid_post", self.blocks - 1)
-        if site not in self.anatomy.taps:
-            return False
-        seen: list[Tensor] = []
-        cut = self.probe.shape[1] // 2
-        try:
-            with self.unedited(), at_rest(self.module), tapped(self.taps, [(self.tap(site), seen.append)]) as run:
-                run(input_ids=self.probe, **self.plain())
-                cache = self.cache()
-                run(input_ids=self.probe[:1, :cut], past_key_values=cache, **self.plain(use_cache=True))
-                own = copy.deepcopy(cache)
-                own.batch_repeat_interleave(2)
-                run(input_ids=self.probe[:, cut:], past_key_values=own, **self.plain(use_cache=True))
-        except (TypeError, ValueError, AttributeError, RuntimeError, NotImplementedError):
-            return False  # a family whose cache is of another kind: its prompts run whole
-        return self.agree(seen[2], seen[0][:, cut:])
 
     def head(self) -> Callable[[Float[Tensor, "row d_model"]], Float[Tensor, "row vocab"]]:
         """The map from the final norm's output to logits, proved on the probe.
@@ -365,25 +310,31 @@ class TokenNetwork(Sited):
         if module is None:
             raise UserError(f"{self.name} has no language-model head, so it gives no logits.")
         norm = self.tap(self.last)
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
-
-        def head(x: Tensor) -> Tensor:
-            y: Tensor = module(x)
-            return torch.tanh(y / cap) * cap if cap else y
+        numbers = dict.fromkeys(
+            float(v)
+            for k, v in self.text_config.to_dict().items()
+            if "logit" in k and isinstance(v, (int, float)) and not isinstance(v, bool) and v
+        )
+        #: what families do to logits, each with every number that the configuration has for them; the probe says which it is
+        ways: list[Callable[[Tensor], Tensor]] = [lambda y: y]
+        for n in numbers:
+            ways += [lambda y, n=n: torch.tanh(y / n) * n, lambda y, n=n: y * n, lambda y, n=n: y / n]  # type: ignore[misc]
 
         seen: list[Tensor] = []
-        with self.unedited(), at_rest(self.model):
+        with self.unedited(), at_rest(self.model), self.taps.settled() as state:
             with tapped(self.taps, [(norm, seen.append)]) as run:
                 run(input_ids=self.probe, **self.plain())
+            state.rewind()
             theirs = self.model(input_ids=self.probe, **self.plain()).logits
             try:
-                agree = self.agree(head(seen[0]), theirs)
+                raw: Tensor = module(seen[0])
+                fits = [way for way in ways if self.agree(way(raw), theirs)]
             except RuntimeError:  # a projection to another width stands between (OPT-350m)
-                agree = False
-        if not agree:
+                fits = []
+        if not fits:
             raise UserError(f"The head of {self.name} is more than a map of {self.last}; its logits are not read here.")
-        self._head = head
-        return head
+        self._head = lambda x: fits[0](module(x))
+        return self._head
 
 
 def rows_of(encoded: Encoded, picked: Tokens) -> Int[np.ndarray, "prompt_plus_1"]:

@@ -1,12 +1,13 @@
-"""Prompts: text with named spans of characters, and how they become token ids with spans of tokens.
+"""Prompts as token ids, with the positions that a request is about. Knows a tokenizer, never a network.
 
-Knows a tokenizer, never a network. A span is found from the tokenizer's character offsets: the tokens of a span are those
-whose characters overlap it, so a subject of several tokens, at the start of a prompt or inside it, needs no search for token
-strings. What the tokenizer adds by itself (BOS or nothing) stays exactly as it is.
+A span is found from the tokenizer's character offsets: the tokens of a span are those whose characters overlap it, so a subject of
+several tokens, at the start of a prompt or inside it, needs no search for token strings. What the tokenizer puts before a text
+(BOS or nothing) stays. What it appends (EOS) stays for a network that reads both ways ([SEP]) and is left out for a causal one,
+which continues a text where it ends; a warning says so once. Special tokens that the text itself holds are part of it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -15,81 +16,27 @@ import numpy as np
 from jaxtyping import Int
 
 from repscope.errors import UserError, unknown
+from repscope.models.given import Ids, PromptLike, as_prompts, see_unpadded
+from repscope.models.notices import warn_once
 from repscope.models.sites import Tokens
+from repscope.models.texts import Prompt, followed
 
-_SENTINEL = "repscope-content"
+__all__ = [
+    "Encoded",
+    "Ids",
+    "Prompt",
+    "PromptLike",
+    "Ragged",
+    "as_prompts",
+    "encode",
+    "followed",
+    "shortened",
+    "token_ends",
+    "token_span",
+]
+
 _CHUNK = 1024  #: texts tokenised at once; an encoding with offsets is some 50 times the size of its ids
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A text and named spans of its characters, each (start, end) with the end not included.
-
-    text: what the network reads. spans: name → (start, end). special: whether the tokenizer adds its special tokens, which a
-    rendered chat template already holds.
-    """
-
-    text: str
-    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    special: bool = True
-
-    @classmethod
-    def fill(cls, template: str, **values: str) -> "Prompt":
-        """A prompt from a template; each value is a span under its name. A lone `{}` takes the only value.
-
-        >>> Prompt.fill("The place called {}", subject="Paris")
-        Prompt(text='The place called Paris', spans={'subject': (17, 22)}, special=True)
-
-        Raises
-        ------
-        UserError
-            When a value is empty, or the template's places and the values differ.
-        """
-        if len(values) == 1 and template.count("{}") == 1:
-            template = template.replace("{}", "{" + next(iter(values)) + "}")
-        found = sorted((template.find("{" + name + "}"), name) for name in values)
-        if found and found[0][0] < 0:
-            raise UserError(f"The template {template!r} has no place {{{found[0][1]}}}.")
-        if twice := [name for name in values if template.count("{" + name + "}") > 1]:
-            raise UserError(f"The template {template!r} has the place {{{twice[0]}}} twice; a span is one place.")
-        text, spans, done = "", {}, 0
-        for at, name in found:
-            if not values[name].strip():
-                raise UserError(f"The value for {{{name}}} in the template {template!r} is empty.")
-            text += template[done:at]
-            spans[name] = (len(text), len(text) + len(values[name]))
-            text += values[name]
-            done = at + len(name) + 2
-        return cls(text + template[done:], spans)
-
-
-PromptLike = str | Prompt | Sequence[int] | Int[np.ndarray, "token"]
-
-
-def chat(tokenizer: Any, content: str | Prompt, system: str | None, name: str) -> Prompt:
-    """See `LanguageModel.chat`."""
-    prompt = Prompt(content) if isinstance(content, str) else content
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError(f"The tokenizer of {name} has no chat template; use plain prompts.")
-
-    def rendered(text: str) -> str:
-        turns = [{"role": "system", "content": system}] if system is not None else []
-        turns.append({"role": "user", "content": text})
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-
-    before = rendered(_SENTINEL).index(_SENTINEL)
-    text = rendered(prompt.text)
-    if text[before : before + len(prompt.text)] != prompt.text:
-        raise UserError(f"The chat template of {name} changes the content {prompt.text[:40]!r} …; strip it first.")
-    spans = {name: (a + before, b + before) for name, (a, b) in prompt.spans.items()}
-    return Prompt(text, spans | {"content": (before, before + len(prompt.text))}, special=False)
-
-
-def followed(prompt: str | Prompt, tail: str) -> Prompt:
-    """A prompt and its continuation as one text, the continuation a span."""
-    given = Prompt(prompt) if isinstance(prompt, str) else prompt
-    span = (len(given.text), len(given.text) + len(tail))
-    return Prompt(given.text + tail, {**given.spans, "continuation": span}, given.special)
+_PROBES = ("a", "the", "0", ".", "x")  #: texts that show what a tokenizer puts around one
 
 
 @dataclass(frozen=True)
@@ -153,24 +100,9 @@ class Encoded:
     stop: Int[np.ndarray, "prompt"]
 
 
-def several(prompts: Iterable[PromptLike]) -> Iterable[PromptLike]:
-    """The prompts themselves.
-
-    Raises
-    ------
-    UserError
-        For a single text, whose letters would be taken for prompts; for what a tokenizer returns, whose keys would be.
-    """
-    if isinstance(prompts, Mapping) or hasattr(prompts, "input_ids"):
-        raise UserError("Prompts are texts or rows of token ids, and a mapping was given: pass the texts themselves.")
-    if isinstance(prompts, (str, Prompt)):
-        raise UserError(
-            f"{str(getattr(prompts, 'text', prompts))[:40]!r} is one prompt, and a list of them is needed: put it in [ ]."
-        )
-    return prompts
-
-
-def encode(tokenizer: Any, prompts: Iterable[PromptLike], tokens: Tokens, limit: int | None = None) -> Encoded:
+def encode(
+    tokenizer: Any, prompts: Iterable[PromptLike], tokens: Tokens, limit: int | None = None, *, causal: bool = True
+) -> Encoded:
     """Token ids of prompts and the positions asked for.
 
     Parameters
@@ -178,11 +110,13 @@ def encode(tokenizer: Any, prompts: Iterable[PromptLike], tokens: Tokens, limit:
     tokenizer
         A Hugging Face tokenizer; a fast one where spans are asked for.
     prompts
-        Texts, `Prompt`s, or token ids as they are.
+        Texts, `Prompt`s, chats, or token ids as they are.
     tokens
         Which positions.
     limit
         Most tokens that the network takes.
+    causal
+        Whether the network is, so that what the tokenizer appends to a text is left out.
 
     Raises
     ------
@@ -191,9 +125,9 @@ def encode(tokenizer: Any, prompts: Iterable[PromptLike], tokens: Tokens, limit:
     """
     parts: list[Ragged] = []
     spans: list[np.ndarray] = []
-    waiting, done = iter(several(prompts)), 0
+    waiting, done = as_prompts(tokenizer, prompts), 0
     while held := list(islice(waiting, _CHUNK)):
-        rows, found = zip(*_chunk(tokenizer, held, tokens, done))
+        rows, found = zip(*_chunk(tokenizer, held, tokens, done, causal))
         ends = np.empty((len(held), 2), dtype=np.int64)
         for i, (row, span) in enumerate(zip(rows, found), start=done):
             if not len(row):
@@ -211,46 +145,123 @@ def encode(tokenizer: Any, prompts: Iterable[PromptLike], tokens: Tokens, limit:
     return Encoded(Ragged.joined(parts), starts, stops)
 
 
+def shortened(tokenizer: Any, texts: Sequence[str], longest: int, *, causal: bool) -> list[Ids]:
+    """The token ids of texts, of long ones the first; `causal` as for `encode`."""
+    after = _around(tokenizer)[1] if causal else 0
+    rows = tokenizer(list(texts), truncation=True, max_length=longest + after)["input_ids"]
+    return [np.asarray(row[: len(row) - after], dtype=np.int64) for row in rows]
+
+
 def token_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int] | None:
     """The token positions whose characters overlap `start:end`; None where no token does."""
     inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
     return (inside[0], inside[-1] + 1) if inside else None
 
 
-def _chunk(tokenizer: Any, prompts: Sequence[PromptLike], tokens: Tokens, first: int) -> list[Any]:
-    texts = [_as_prompt(p) for p in prompts]
-    out: list[Any] = [None] * len(prompts)
+def _chunk(
+    tokenizer: Any, prompts: Sequence[Prompt | Ids], tokens: Tokens, first: int, causal: bool
+) -> list[tuple[Ids, tuple[int, int] | None]]:
+    """The ids and the span of each prompt."""
+    out: dict[int, tuple[Ids, tuple[int, int] | None]] = {}
+    texts = {i: prompt for i, prompt in enumerate(prompts) if isinstance(prompt, Prompt)}
+    if tokens.span and texts and not getattr(tokenizer, "is_fast", False):
+        raise UserError(f"{tokens} needs a fast tokenizer, which tells character offsets; this model's has none.")
     for special in (True, False):
-        rows = [i for i, p in enumerate(texts) if p is not None and p.special is special]
+        rows = [i for i, prompt in texts.items() if prompt.special is special]
         if not rows:
             continue
-        if tokens.span and not getattr(tokenizer, "is_fast", False):
-            raise UserError(f"{tokens} needs a fast tokenizer, which tells character offsets; this model's has none.")
-        encoding = tokenizer(
-            [texts[i].text for i in rows],  # type: ignore[union-attr]
+        given = [texts[i].text for i in rows]
+        numbers = [first + i for i in rows]
+        encoding = _tokenized(tokenizer, given, numbers, special, bool(tokens.span))
+        ids = [np.asarray(row, dtype=np.int64) for row in encoding["input_ids"]]
+        if special:
+            ids = _open_ended(tokenizer, given, ids, numbers, causal)
+        for j, i in enumerate(rows):
+            span = _span(texts[i], tokens, encoding["offset_mapping"][j], first + i) if tokens.span else None
+            out[i] = (ids[j], span)
+    plain = {i: prompt for i, prompt in enumerate(prompts) if not isinstance(prompt, Prompt)}
+    if plain and tokens.span:
+        raise UserError(f"Prompt {first + min(plain)} is token ids, which have no span {tokens.span!r}; give a Prompt.")
+    see_unpadded(tokenizer, list(plain.values()), [first + i for i in plain])
+    out |= {i: (row, None) for i, row in plain.items()}
+    return [out[i] for i in range(len(prompts))]
+
+
+def _tokenized(
+    tokenizer: Any, texts: Sequence[str], numbers: Sequence[int], special: bool, offsets: bool = False
+) -> Any:
+    """What the tokenizer makes of texts.
+
+    Raises
+    ------
+    UserError
+        For a text that is not Unicode; names the prompt.
+    """
+    try:
+        return tokenizer(
+            list(texts),
             add_special_tokens=special,
-            return_offsets_mapping=bool(tokens.span),
+            return_offsets_mapping=offsets,
             return_attention_mask=False,
             verbose=False,
         )
-        for j, i in enumerate(rows):
-            row = np.asarray(encoding["input_ids"][j], dtype=np.int64)
-            span = None
-            if tokens.span:
-                span = _span(texts[i], tokens, encoding["offset_mapping"][j], first + i)  # type: ignore[arg-type]
-            out[i] = (row, span)
-    for i, (given, text) in enumerate(zip(prompts, texts)):
-        if text is None:
-            if tokens.span:
-                raise UserError(f"Prompt {first + i} is token ids, which have no span {tokens.span!r}; give a Prompt.")
-            out[i] = (np.asarray(given, dtype=np.int64).ravel(), None)
+    except (TypeError, UnicodeError):
+        for i, text in zip(numbers, texts):
+            try:
+                text.encode()
+            except UnicodeError as error:
+                raise UserError(
+                    f"Prompt {i} holds half of a surrogate pair, which is no character; mend the text."
+                ) from error
+        raise
+
+
+def _open_ended(
+    tokenizer: Any, texts: Sequence[str], ids: list[Ids], numbers: Sequence[int], causal: bool
+) -> list[Ids]:
+    """The ids without what the tokenizer has appended, where the network is causal; what stands before is there once.
+
+    Raises
+    ------
+    UserError
+        For a text that begins with the token that the tokenizer puts there, and where what was appended cannot be told apart.
+    """
+    before, after = _around(tokenizer)
+    for i, row in zip(numbers, ids):
+        if before and len(row) > before and row[before] == row[before - 1]:
+            raise UserError(
+                f"Prompt {i} begins with {tokenizer.decode([int(row[before])])!r}, which the tokenizer puts there too: leave "
+                "it out, or give Prompt(text, special=False)."
+            )
+    if not causal or not after:
+        return ids
+    out = []
+    for i, row, own in zip(numbers, ids, _tokenized(tokenizer, texts, numbers, False)["input_ids"]):
+        stop = before + len(own)
+        if not np.array_equal(row[before:stop], own):
+            raise UserError(
+                f"What the tokenizer appends to prompt {i} cannot be told from its text; give Prompt(text, special=False)."
+            )
+        if stop < len(row):
+            warn_once(
+                tokenizer,
+                f"The tokenizer appends {tokenizer.decode([int(x) for x in row[stop:]])!r} to every text, which is left out here: "
+                "this network is causal and continues a text where it ends.",
+            )
+        out.append(row[:stop])
     return out
 
 
-def _as_prompt(given: PromptLike) -> Prompt | None:
-    if isinstance(given, str):
-        return Prompt(given)
-    return given if isinstance(given, Prompt) else None
+def _around(tokenizer: Any) -> tuple[int, int]:
+    """How many tokens the tokenizer puts before a text and after it. Not kept: its options can be changed."""
+    for text in _PROBES:
+        whole, own = (
+            tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"] for special in (True, False)
+        )
+        for before in range(len(whole) - len(own) + 1) if own else ():
+            if list(whole[before : before + len(own)]) == list(own):
+                return before, len(whole) - len(own) - before
+    return 0, 0
 
 
 def _span(prompt: Prompt, tokens: Tokens, offsets: Sequence[tuple[int, int]], i: int) -> tuple[int, int]:

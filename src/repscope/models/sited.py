@@ -6,7 +6,8 @@
 4. Gradients freeze the weights, let a graph begin at the first site asked for, and end at the scalar.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Self
@@ -21,8 +22,10 @@ from repscope.models.edits import Edit, Installed, Pass
 from repscope.models.fingerprint import Source, of_module
 from repscope.models.sites import KINDS, Site
 from repscope.models.taps import Handler, Tap, Taps, at_rest
+from repscope.models.texts import shown
 
 Read = Callable[[Tensor], None]
+_STARRED = re.compile(r"(\w+)\.(?=.*\*)(\*|-?\d+)\.(\*|-?\d+)")
 
 
 class _Reached(Exception):
@@ -54,6 +57,7 @@ def tapped(taps: Taps, reads: Sequence[tuple[Tap, Read]]) -> Iterator[Callable[.
 
     def run(*args: Any, **kwargs: Any) -> None:
         pending.update(range(len(reads)))
+        taps.state.rewind()
         try:
             taps.module(*args, **kwargs)
         except _Reached:
@@ -63,6 +67,13 @@ def tapped(taps: Taps, reads: Sequence[tuple[Tap, Read]]) -> Iterator[Callable[.
 
     with taps.hooked([(tap, handler(i, read)) for i, (tap, read) in enumerate(reads)]):
         yield run
+
+
+def several_calls(site: Site, times: str = "several times") -> UserError:
+    """The error for a site whose module runs several times in one forward pass."""
+    return UserError(
+        f"{site} runs {times} in one forward pass and so holds several tensors; choose a module inside or around it that runs once."
+    )
 
 
 class Sited:
@@ -84,6 +95,7 @@ class Sited:
         self.taps = Taps(module)
         self.installed: list[Installed] = []  #: the edits of the contexts that are open
         self._pass: Pass | None = None
+        self._run_once: set[str] = set()  #: paths of modules that were seen to run once in a forward pass
         self.prefix = ""  #: what stands before the module's paths in the model that holds it
         self.source = source or Source(
             name=type(module).__name__,
@@ -122,24 +134,33 @@ class Sited:
         UserError
             For a name that is no site, a block that is not there, a site that this network does not have (with the reason).
         """
-        asked = [at] if isinstance(at, (str, Site)) else list(at)
-        found = {site: None for name in asked for site in self._starred(name) or self._expand(Site.parse(name))}
+        return sorted(dict.fromkeys(self.asked(at)), key=lambda site: site.depth)
+
+    def asked(self, at: str | Site | Sequence[str | Site]) -> list[Site]:
+        """As `resolve`, in the order of the request, and twice what is named twice; a kind's blocks in forward order."""
+        if not isinstance(at, (str, Site)) and (
+            isinstance(at, (bytes, Mapping, Set)) or not isinstance(at, Iterable) or getattr(at, "ndim", 1) == 0
+        ):
+            raise UserError(f"{shown(at)} names no site; write one such as 'resid_post.8', or a list of them.")
+        names = [at] if isinstance(at, (str, Site)) else list(at)
+        found = [site for name in names for site in self._starred(name) or self._expand(Site.parse(name))]
         if not found:
             raise UserError("No site was asked for; name one such as resid_post.8.")
-        return sorted(found, key=lambda site: site.depth)
+        return found
 
     def _starred(self, name: str | Site) -> list[Site]:
-        """`z.8.*` as every head of block 8, `z.*.*` as every head there is; nothing for a name without a star."""
-        if isinstance(name, Site) or not name.endswith(".*"):
+        """`z.8.*` as every head of block 8, `z.*.3` as head 3 of every block, `z.*.*` as every head there is; else nothing."""
+        if not isinstance(name, str) or not (starred := _STARRED.fullmatch(name.strip())):
             return []
-        kind, _, layer = name.removesuffix(".*").partition(".")
-        blocks = self._expand(Site.parse(kind if layer in ("", "*") else f"{kind}.{layer}"))
-        if not layer:
-            return blocks
+        kind, layer, head = starred.groups()
+        blocks = self._expand(Site.parse(kind if layer == "*" else f"{kind}.{layer}"))
+        if head != "*":
+            Site.parse(f"{kind}.0.{head}")  # says where there are no heads
+            return [found for site in blocks for found in self._expand(replace(site, head=int(head)))]
         if not KINDS[kind].heads:
-            Site.parse(f"{kind}.0.0")  # says that it has no heads
+            Site.parse(f"{kind}.0.0")
         counts = [self.tap(site).kv_heads if kind in ("k", "v") else self.tap(site).heads for site in blocks]
-        return [replace(site, head=head) for site, heads in zip(blocks, counts) for head in range(heads)]
+        return [replace(site, head=n) for site, heads in zip(blocks, counts) for n in range(heads)]
 
     def _expand(self, site: Site) -> list[Site]:
         if site.kind == "module":
@@ -176,6 +197,36 @@ class Sited:
     def _path(self, site: Site) -> str:
         """The path below the module: Hugging Face's own `model.layers.3.mlp` names the same place as `layers.3.mlp`."""
         return site.path.removeprefix(f"{self.prefix}.") if self.prefix else site.path
+
+    def see_once(self, sites: Sequence[Site], run: Callable[[], object]) -> None:
+        """See that the modules named by their path run once in the forward pass that `run` makes; asked once for each.
+
+        Raises
+        ------
+        UserError
+            For a module that runs several times, which holds several tensors: a result could be of any of them.
+        """
+        paths = {self._path(site) for site in sites if site.kind == "module"} - self._run_once
+        if not paths:
+            return
+        calls = dict.fromkeys(paths, 0)
+
+        def counting(path: str) -> Callable[..., None]:
+            def count(*_: Any) -> None:
+                calls[path] += 1
+
+            return count
+
+        with ExitStack() as stack:
+            for path in paths:
+                stack.callback(self.module.get_submodule(path).register_forward_pre_hook(counting(path)).remove)
+            stack.enter_context(self.unedited())
+            stack.enter_context(at_rest(self.module))
+            run()
+        for path, count in calls.items():
+            if count > 1:
+                raise several_calls(Site("module", path=path), f"{count} times")
+        self._run_once |= {path for path, count in calls.items() if count == 1}
 
     def tap(self, site: Site) -> Tap:
         """Where a resolved site is read."""
@@ -245,7 +296,7 @@ class Sited:
             yield self
         for edit in edits:  # one edit may stand at many sites, and need not act at each
             mine = [installed for installed in new if installed.edit is edit]
-            if not any(installed.moved for installed in mine):
+            if not any(installed.moved or installed.planned for installed in mine):
                 why = "changed nothing" if any(installed.hit for installed in mine) else "was never reached"
                 raise UserError(f"{edit} {why}; check its site, its tokens and its vector.")
 
@@ -256,7 +307,8 @@ class Sited:
             return
         offered = (kwargs.get("input_ids"), kwargs.get("inputs_embeds"), *args[:1])
         given = next((value for value in offered if isinstance(value, Tensor)), None)
-        cache = kwargs.get("past_key_values")
+        caches = (kwargs.get(name) for name in ("cache", "past_key_values"))  # transformers renamed it in 5.24
+        cache = next((held for held in caches if held is not None), None)
         past = int(cache.get_seq_length()) if cache is not None and hasattr(cache, "get_seq_length") else 0
         if given is not None and given.dim() > 1:
             self._pass.columns = int(given.shape[1])
@@ -289,7 +341,7 @@ class Sited:
         def hold(site: Site) -> Handler:
             def handle(value: Tensor) -> Tensor | None:
                 if site in held:
-                    return None
+                    raise several_calls(site)
                 held[site] = value.clone() if value.requires_grad else value.detach().requires_grad_()
                 return held[site].clone()  # some families go on in place, which a leaf forbids
 

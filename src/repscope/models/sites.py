@@ -8,9 +8,15 @@ the final norm. Names of TransformerLens and paths as nnsight writes them are re
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from difflib import get_close_matches
+from typing import Any, Literal, TypeVar
+
+import numpy as np
 
 from repscope.errors import UserError, unknown
+from repscope.models.texts import shown
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,11 @@ class Site:
         """
         if isinstance(text, Site):
             return text
+        if not isinstance(text, str):
+            raise UserError(f"{shown(text)} is no site's name; write one such as 'resid_post.8'.")
         text = _translated(text.strip())
+        if text.endswith(".*") and text[:-2] in KINDS:  # all blocks, as the kind alone
+            text = text[:-2]
         if text.startswith("module:"):
             path, _, side = text.removeprefix("module:").partition("#")
             if side not in ("", "in", "out"):
@@ -189,6 +199,31 @@ def _translated(text: str) -> str:
     return text
 
 
+def names_one(at: object) -> bool:
+    """Whether a request names one place by its name: no list, no kind in all its blocks, no star."""
+    if not isinstance(at, (str, Site)):
+        return False
+    return not str(at).strip().endswith("*") and ".*." not in str(at) and Site.parse(at).single
+
+
+class PerSite(dict[Site, T]):
+    """What there is for each site; a site is looked up by its name as well."""
+
+    def __missing__(self, site: Any) -> T:
+        named = Site.parse(site)
+        if isinstance(site, Site) or named not in self:
+            raise UserError(f"There is nothing for {named}; there is {', '.join(map(str, self))}.")
+        found: T = super().__getitem__(named)
+        return found
+
+    def __contains__(self, site: object) -> bool:
+        return super().__contains__(Site.parse(site) if isinstance(site, str) else site)
+
+    def get(self, site: Any, default: Any = None) -> Any:
+        """As `[]`; the default where there is nothing."""
+        return super().get(Site.parse(site), default)
+
+
 @dataclass(frozen=True)
 class Tokens:
     """Which token positions of a prompt: all of it or a named span, and what to take of that.
@@ -213,9 +248,11 @@ class Tokens:
         """
         if isinstance(text, Tokens):
             return text
+        if not isinstance(text, (str, int, np.integer)) or isinstance(text, bool):
+            raise unknown("choice of tokens", text, PICKS, "An index such as -2 does as well.")
         span, _, pick = str(text).rpartition(".")
         if pick not in PICKS and not re.fullmatch(r"-?\d+", pick):
-            raise unknown("choice of tokens", pick, PICKS, "An index such as -2 does as well.")
+            raise _no_choice(str(text), pick)
         return cls(pick, span)
 
     @classmethod
@@ -244,3 +281,13 @@ class Tokens:
 
 
 PICKS = ("last", "first", "mean", "all")
+
+
+def _no_choice(text: str, pick: str) -> UserError:
+    """The error for a choice of tokens that is none: the nearest one, or how a span of that name is written."""
+    if not re.fullmatch(r"\w[\w.]*", text) or not pick or get_close_matches(pick.casefold(), PICKS, n=1, cutoff=0.55):
+        return unknown("choice of tokens", pick, PICKS, "An index such as -2 does as well.")
+    return UserError(
+        f"There is no choice of tokens {text!r}; for a span so named write {text}.last, {text}.first, {text}.mean or {text}.all, "
+        f"and without a span {', '.join(PICKS)} or an index such as -2."
+    )

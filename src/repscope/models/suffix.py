@@ -24,7 +24,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from repscope.errors import UserError
-from repscope.models.anatomy import find_blocks
 from repscope.models.gather import as_float
 from repscope.models.passes import TokenNetwork
 from repscope.models.prompts import Encoded
@@ -189,8 +188,6 @@ def _groups(encoded: Encoded) -> list[list[int]]:
 
 def _kept(net: TokenNetwork, row: Int[np.ndarray, "token"], source: Site, target: Site) -> _Kept:
     """One plain pass over one prompt; the calls of the blocks between are seen on the way."""
-    found = find_blocks(net.module)
-    assert found is not None
     assert source.layer is not None
     assert target.layer is not None
     calls: list[Call] = []
@@ -204,7 +201,7 @@ def _kept(net: TokenNetwork, row: Int[np.ndarray, "token"], source: Site, target
     ids = torch.from_numpy(np.asarray(row))[None].to(net.device)
     reads = [(net.tap(source), seen.append), (net.tap(target), seen.append)]
     hooks = [
-        found[1][i].register_forward_pre_hook(called, with_kwargs=True)
+        net.block_list[i].register_forward_pre_hook(called, with_kwargs=True)
         for i in range(source.layer + 1, target.layer + 1)
     ]
     try:

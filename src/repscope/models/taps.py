@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from repscope.errors import UserError
 from repscope.models.attention import PARTS, AttentionProducts, Visit
+from repscope.models.rewritten import Rewritten
 
 Handler = Callable[[Tensor], Tensor | None]
 
@@ -115,6 +116,8 @@ class Taps:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
+        self.state = Rewritten(module)
+        self._open = 0
         self._products = AttentionProducts()
         self._seers: dict[str, list[tuple[Tap, Handler]]] = {}
 
@@ -126,10 +129,23 @@ class Taps:
     def hooked(self, handlers: Iterable[tuple[Tap, Handler]]) -> Iterator[None]:
         """Hang a function on each tap, in order: a later one is given what an earlier one has put there."""
         self.rest()
-        with ExitStack() as stack:
+        with ExitStack() as stack, self.settled():
             for tap, handler in handlers:
                 self._hang(tap, handler, stack)
             yield
+
+    @contextmanager
+    def settled(self) -> Iterator[Rewritten]:
+        """The state that the network rewrites by itself, put back at the end; `rewind()` inside does so before a pass."""
+        if not self._open:
+            self.state.begin()
+        self._open += 1
+        try:
+            yield self.state
+        finally:
+            self._open -= 1
+            if not self._open:
+                self.state.rewind()
 
     def _hang(self, tap: Tap, handler: Handler, stack: ExitStack) -> None:
         module = self.module.get_submodule(tap.path)

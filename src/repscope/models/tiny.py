@@ -34,8 +34,9 @@ def tiny(seed: int = 0, *, device: str = "cpu", dtype: str = "float32") -> "Lang
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from repscope.models.folders import SPREAD
     from repscope.models.language import LanguageModel
-    from repscope.models.sources import DTYPES, SPREAD, device_named
+    from repscope.models.sources import DTYPES, device_named
 
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)

@@ -5,10 +5,13 @@ must agree:
 
 1. hidden states, logits            what is read = what transformers returns, one prompt at a time
 2. block identities                 resid_pre + attn_out + mlp_out = resid_post, and the sites are still found where they were
-3. padded batch, shared prefix      = each prompt alone
-4. generation, plain and edited     with a cache of keys and values = without
+3. padded batch, shared prefix      = each prompt alone, where the engine runs them so
+4. generation, plain and edited     every step = a plain pass over the text so far; edited, with a cache = without
 5. forks                            = one edited pass each
 6. edit and restore                 after an edit = before it, bit for bit, and the module as it was handed in
+
+The prompts of 1 to 4 have also one token less and one more than every length at which the network changes its behaviour (windows,
+rotary scaling), up to a length at which that takes minutes.
 
 The error at a site is the root mean square over rows of ‖a - b‖ / ‖b‖, a row being the vector at one token; that of a check is the
 largest over sites. Each comparison has a control: the same where there must be a difference (rows shifted by one, edited against
@@ -30,7 +33,7 @@ from repscope.models.anatomy import resolve
 from repscope.models.edits import Edit
 from repscope.models.forks import Fork, forked
 from repscope.models.language import LanguageModel
-from repscope.models.prompts import PromptLike
+from repscope.models.prompts import PromptLike, Ragged
 from repscope.models.sites import Site
 from repscope.models.taps import at_rest
 from repscope.models.verification import Check, Verification
@@ -40,6 +43,7 @@ from repscope.progress import progress
 #: How far two ways to one vector may differ, relative. A step of float32 is 1e-7, of float16 1e-3, of bfloat16 8e-3, and roundings
 #: add up over blocks. Rows are kept in float32, so that float64 gains little.
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+_STEPS = 3  #: new tokens whose logits are compared
 _Vectors = Float[Tensor, "row feature"]
 
 
@@ -129,7 +133,7 @@ def _checked(kind: _Kind, subject: "Subject") -> Check:
 
 def _hidden_states(subject: Subject) -> _Measured:
     lm, posts = subject.lm, subject.posts
-    acts = lm.capture(subject.ids, [Site("resid_pre", 0), *posts, lm.last], "all")
+    acts = lm.capture(subject.lengths, [Site("resid_pre", 0), *posts, lm.last], "all")
     returned = [getattr(out, "hidden_states", None) or () for out in subject.plain]
     if any(len(states) != len(posts) + 1 for states in returned):
         raise Inapplicable("transformers returns no hidden state a block for it")
@@ -152,13 +156,15 @@ def _hidden_states(subject: Subject) -> _Measured:
             norm, block = lm.module.get_submodule(lm.tap(lm.last).path), ours[posts[-1]]
             read.append(norm(block.to(lm.device, lm.model.dtype)).cpu())
         reference.append(theirs[-1])
+    if subject.beyond:
+        detail.append(f"not tried at {', '.join(map(str, subject.beyond))} tokens, where it changes its behaviour")
     found = _agreement(read, reference)
     return replace(found, detail="; ".join(detail))
 
 
 def _logits(subject: Subject) -> _Measured:
     subject.head()
-    ours = torch.from_numpy(subject.lm.logits(subject.ids, "all"))
+    ours = torch.from_numpy(subject.lm.logits(subject.lengths, "all"))
     return _agreement([ours], [torch.cat([out.logits[0] for out in subject.plain]).cpu()])
 
 
@@ -184,26 +190,46 @@ def _identities(subject: Subject) -> _Measured:
 
 
 def _padded(subject: Subject) -> _Measured:
-    sites = [*subject.posts, subject.lm.last]
-    return _agreement(subject.rows(sites, subject.ids), _alone(subject, sites, subject.ids))
+    lm, sites = subject.lm, subject.sites
+    below, why = lm.batched_below(max(map(len, subject.lengths)))
+    ids = [row for row in subject.lengths if len(row) < below]
+    if len(ids) < 2:
+        raise Inapplicable(f"its prompts run one at a time: {why}")
+    found = _agreement(subject.rows(sites, ids), _alone(subject, sites, ids))
+    return replace(found, detail=f"prompts of {below} tokens or more run one at a time: {why}" if why else "")
 
 
 def _prefix(subject: Subject) -> _Measured:
-    sites = [*subject.posts, subject.lm.last]
+    sites = subject.sites
     if not subject.lm.causal:
         raise Inapplicable("it is not causal: later tokens reach earlier ones, so no prefix is shared")
-    if not subject.lm.shares_prefix():
-        raise Inapplicable("it does not go on from a cache of keys and values, so no prefix is shared")
+    if why := subject.lm.prefix_refused(max(map(len, subject.ids))):
+        raise Inapplicable(f"no prefix is shared: {why}")
     prefix = max(1, len(subject.longest) // 2)
+    found, detail = [], ""
     ids = [np.concatenate([subject.longest[:prefix], row[: 1 + i]]) for i, row in enumerate(subject.ids)]
-    return _agreement(subject.rows(sites, ids, prefix), _alone(subject, sites, ids))
+    found.append((subject.rows(sites, ids, prefix), _alone(subject, sites, ids)))
+    for row in subject.lengths[len(subject.ids) :]:
+        if why := subject.lm.prefix_refused(len(row)):
+            detail = f"no prefix is shared by prompts of {len(row)} tokens: {why}"
+            break
+        for cut in (len(row) // 2, len(row) - 1):
+            found.append(
+                (subject.rows(sites, [row, row[: cut + 1]], cut), _alone(subject, sites, [row, row[: cut + 1]]))
+            )
+    ours, theirs = ([torch.cat(parts) for parts in zip(*side)] for side in zip(*found))
+    return replace(_agreement(ours, theirs), detail=detail)
 
 
 def _packed(subject: Subject) -> _Measured:
-    sites = [*subject.posts, subject.lm.last]
+    sites = subject.sites
     half = subject.longest[: len(subject.longest) // 2]
-    ids = [np.concatenate([half, row]) for row in subject.ids] + [np.append(row, row[0]) for row in subject.ids]
-    return _agreement(subject.packed(sites, ids), _alone(subject, sites, ids))
+    ids = [np.concatenate([half, row]) for row in subject.ids] + [np.append(row, row[0]) for row in subject.lengths]
+    detail = ""
+    if why := subject.lm.unpackable(Ragged.of(ids), sites):
+        detail = f"longer prompts are not packed: {why}"
+        ids = ids[: 2 * len(subject.ids)]
+    return replace(_agreement(subject.packed(sites, ids), _alone(subject, sites, ids)), detail=detail)
 
 
 def _alone(subject: Subject, sites: Sequence[Site], ids: list[Int[np.ndarray, "token"]]) -> list[_Vectors]:
@@ -213,13 +239,27 @@ def _alone(subject: Subject, sites: Sequence[Site], ids: list[Int[np.ndarray, "t
 
 def _generation(subject: Subject) -> _Measured:
     subject.generates()
-    return _steps(subject.unedited, subject.generated(use_cache=False))
+    lm, ours, theirs, ways = subject.lm, [], [], []
+    levels: dict[int, list[Int[np.ndarray, token]]] = {}
+    for row in subject.lengths:
+        levels.setdefault(lm.proofs.level(len(row) + _STEPS), []).append(row)
+    for rows in levels.values():
+        way = lm.generation(max(map(len, rows)) + _STEPS)
+        ways.append(way.name)
+        new = np.stack(lm.trial([_STEPS] * len(rows)))
+        for row, given, logits in zip(rows, new, lm.forced(way, rows, new), strict=True):
+            ours.append(logits.double().cpu())
+            theirs.append(
+                torch.stack([lm.next_logits(np.append(row, given[:step])) for step in range(_STEPS)]).double().cpu()
+            )
+    found = _agreement([torch.cat(ours)], [torch.cat(theirs)])
+    return replace(found, detail=f"texts go on {' or '.join(dict.fromkeys(ways))}")
 
 
 def _edited(tokens: str) -> Callable[[Subject], _Measured]:
     def measure(subject: Subject) -> _Measured:
         subject.generates()
-        if not subject.lm.shares_prefix():
+        if not subject.lm.shares_prefix(max(map(len, subject.ids)) + _STEPS + 1):
             raise Inapplicable("edits run without a cache in it, since its cache does not tell how long it is")
         with subject.lm.edit(Edit.add(subject.middle, subject.vector, tokens=tokens)):
             cached, uncached = (subject.generated(use_cache=use_cache) for use_cache in (True, False))
@@ -329,7 +369,12 @@ KINDS = (
     _Kind("padded batch", "every block in one padded batch, against each prompt alone", _SHIFTED, _padded),
     _Kind("shared prefix", "every block after a prefix that ran once, against each prompt alone", _SHIFTED, _prefix),
     _Kind("packed prompts", "every block of a tree of packed prompts, against each alone", _SHIFTED, _packed),
-    _Kind("cached generation", "logits of each greedy step with a cache, against those without", _SHIFTED, _generation),
+    _Kind(
+        "cached generation",
+        "logits of each step of a generation, against plain passes over the text so far",
+        _SHIFTED,
+        _generation,
+    ),
     _Kind("cached generation, all tokens edited", "the same with all tokens edited", _EDITED, _edited("all")),
     _Kind("cached generation, new tokens edited", "the same with new tokens edited", _EDITED, _edited("generated")),
     _Kind("forks", "variants of a prompt in shared passes, against one edited pass each", _EDITED, _forks),

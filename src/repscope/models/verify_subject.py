@@ -29,6 +29,7 @@ _TEXTS = {
     "A map": 2,
 }  #: text → its first so many tokens
 _NEW_TOKENS = 4
+_LONGEST = 600  #: tokens up to which lengths are tried at which a network changes its behaviour; beyond, a check would take minutes
 _ONE_BATCH = 1 << 20  #: padded tokens; whatever is asked runs in one batch
 New = tuple[list[Int[np.ndarray, "token"]], list[Float[Tensor, "row vocab"]]]
 
@@ -50,6 +51,10 @@ class Subject:
         lm.checked(Ragged.of(ids))
         self.lm, self.ids = lm, ids
         self.longest = max(ids, key=len)
+        near = [n for s in lm.proofs.switches if s <= _LONGEST for n in (s - 1, s + 1)]
+        #: the prompts, and others with one token less and one more than every length at which the network changes its behaviour
+        self.lengths = ids + lm.trial([n for n in near if n > 1 and n + _NEW_TOKENS <= (lm.context or n + _NEW_TOKENS)])
+        self.beyond = [s for s in lm.proofs.switches if s > _LONGEST]
         self.before = state(lm)
 
     @cached_property
@@ -59,6 +64,14 @@ class Subject:
         if not found:
             raise Inapplicable("no transformer blocks were found in it")
         return found
+
+    @property
+    def sites(self) -> list[Site]:
+        """What is compared between ways to run: the output of every block, and what the head reads."""
+        found = [site for site in (self.lm.anatomy.taps if self.lm.anatomy else {}) if site.kind == "resid_post"]
+        if not found and not (self.lm.anatomy and Site("final_norm") in self.lm.anatomy.taps):
+            raise Inapplicable("no transformer blocks were found in it")
+        return list(dict.fromkeys([*found, self.lm.last]))
 
     @property
     def middle(self) -> Site:
@@ -112,7 +125,7 @@ class Subject:
         def sink(site: Site, destination: Int[np.ndarray, "row"], hidden: Tensor) -> None:
             held[site].update(zip(destination.tolist(), hidden.clone()))
 
-        whole = packed(rows, len(rows.flat) // 3, share=self.lm.causal)
+        whole = packed(rows, 2 * len(rows.flat) // 3, share=self.lm.causal)
         encoded = Encoded(rows, np.zeros(len(rows), dtype=np.int64), rows.lengths)
         self.lm.run(list(held), encoded, whole, Tokens("all"), sink)
         return [torch.stack([held[site][i] for i in sorted(held[site])]) for site in sites]
@@ -124,21 +137,31 @@ class Subject:
         shared = {id(t): t for t in [*self.lm.model.parameters(), *self.lm.model.buffers()]}
         model = copy.deepcopy(self.lm.model, shared)
         with at_rest(model):
-            rows = [torch.from_numpy(row)[None].to(self.lm.device) for row in self.ids]
+            rows = [torch.from_numpy(row)[None].to(self.lm.device) for row in self.lengths]
             return [model(input_ids=row, output_hidden_states=True, **self.lm.plain()) for row in rows]
 
     def generated(self, *, use_cache: bool) -> New:
         """Greedy new tokens of each prompt, and the logits of each step as the head gave them, rows as the prompts."""
+        way = self.lm.generation(max(map(len, self.ids)) + _NEW_TOKENS)
+        if not way.batch:
+            each = [self._continued([row], use_cache) for row in self.ids]
+            most = max(len(steps) for _, steps in each)
+            rest = [steps + [torch.full_like(steps[0], torch.nan)] * (most - len(steps)) for _, steps in each]
+            return [text for texts, _ in each for text in texts], [torch.cat(step) for step in zip(*rest)]
+        return self._continued(self.ids, use_cache)
+
+    def _continued(self, ids: list[Int[np.ndarray, "token"]], use_cache: bool) -> New:
+        """Greedy new tokens of prompts in one batch, and the logits of each step."""
         seen: list[Tensor] = []
         head = self.lm.model.get_output_embeddings()
         handle = head.register_forward_hook(lambda _, args, output: seen.append(output[:, -1].double().cpu()))
         try:
-            texts = self.lm.generate(self.ids, _NEW_TOKENS, use_cache=use_cache, batch_tokens=_ONE_BATCH)
+            texts = self.lm.generate(ids, _NEW_TOKENS, use_cache=use_cache, batch_tokens=_ONE_BATCH)
         finally:
             handle.remove()
         if len(seen) != max(len(text.ids) for text in texts):
             raise RuntimeError(f"the head ran {len(seen)} times for {max(len(text.ids) for text in texts)} tokens")
-        ran = np.argsort([len(row) for row in self.ids], kind="stable")[::-1]  # the longest is the first row
+        ran = np.argsort([len(row) for row in ids], kind="stable")[::-1]  # the longest is the first row
         return [text.ids for text in texts], [step[torch.from_numpy(np.argsort(ran))] for step in seen]
 
     @cached_property
@@ -149,12 +172,13 @@ class Subject:
 
 def _ids(lm: LanguageModel, prompts: Iterable[PromptLike] | None) -> list[Int[np.ndarray, "token"]]:
     if prompts is not None:
-        return list(encode(lm.tokenizer, prompts, Tokens("all"), lm.context).ids)
+        return list(encode(lm.tokenizer, prompts, Tokens("all"), lm.context, causal=lm.causal).ids)
     room = (lm.context or 1 << 20) - _NEW_TOKENS
-    held = encode(lm.tokenizer, list(_TEXTS), Tokens("all")).ids
+    held = encode(lm.tokenizer, list(_TEXTS), Tokens("all"), causal=lm.causal).ids
     return [row[: min(most, room)] for row, most in zip(held, _TEXTS.values())]
 
 
+_COMPARED = 1 << 16  #: numbers of a buffer that is compared by its values
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
 
 
@@ -180,4 +204,10 @@ def state(lm: LanguageModel) -> dict[str, Any]:
         held[f"precision of {name}"], held[f"device of {name}"] = p.dtype, p.device
         held[f"requires_grad of {name}"] = p.requires_grad
         held[f"values of {name}"] = (id(p), None if p.is_inference() else p._version)
+    for (
+        name,
+        b,
+    ) in model.named_buffers():  # some networks write into their own and have it put back, which is a write too
+        if not b.is_meta and b.numel() <= _COMPARED:
+            held[f"values of {name}"] = b.detach().cpu().double().numpy().tobytes()
     return held

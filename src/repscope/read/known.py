@@ -198,7 +198,7 @@ def _asked(
 ) -> tuple[Bool[np.ndarray, "prompt"], Bool[np.ndarray, "prompt"]]:
     """Right by the first token, and by the whole object, in one pass over question and object."""
     acts = lm.capture(prompts, lm.last, "tail.all")
-    ids = encode(lm.tokenizer, prompts, Tokens.parse("tail.all"), lm.context)
+    ids = encode(lm.tokenizer, prompts, Tokens.parse("tail.all"), lm.context, causal=lm.causal)
     hidden = acts[lm.last]
     said = np.concatenate(
         [lm.unembed(hidden[a : a + _HEAD_ROWS], normed=True).argmax(-1) for a in range(0, len(hidden), _HEAD_ROWS)]

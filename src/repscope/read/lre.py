@@ -23,8 +23,8 @@ from jaxtyping import Bool, Float, Int
 
 from repscope.data.relations import Pair, Relation
 from repscope.errors import UserError, unknown
-from repscope.models.prompts import Prompt
-from repscope.models.sites import Site
+from repscope.models.prompts import Prompt, encode
+from repscope.models.sites import Site, Tokens
 from repscope.read.known import Spelt, begins, distinct, spelt
 
 if TYPE_CHECKING:
@@ -305,7 +305,7 @@ def attribute_lens(lm: "LanguageModel", fits: LREs, text: "str | Prompt", *, top
         As `lm.capture`.
     """
     acts = lm.capture([text], list(fits), "all")
-    ids = lm.tokenizer(text if isinstance(text, str) else text.text)["input_ids"]
+    ids = encode(lm.tokenizer, [text], Tokens("all"), causal=lm.causal).ids[0]
     cells = []
     for site, fit in fits.items():
         logits = lm.unembed(fit(acts[site]).astype(np.float32)).astype(np.float64)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from repscope.directions import Direction, DirectionSet
+from repscope.directions.architectures import agree
 from repscope.errors import UserError
 from repscope.models.edits import Edit
 from repscope.models.language import LanguageModel
@@ -85,16 +86,25 @@ def check(lm: LanguageModel, directions: Directions, *, anyway: bool = False) ->
     given = directions if isinstance(directions, DirectionSet) else DirectionSet.of(*_listed(directions))
     if not len(given):
         raise UserError("There is no direction to steer with; give one at least.")
+    if anyway:
+        given = DirectionSet.of(*(replace(one, model="") for one in given))
+    kind = _kind(lm, given.architecture)
+    given.belongs(lm.fingerprint, lm.blocks, kind)  # whose they are comes before where they act
     widths: dict[str, int] = {}
     for one in given:
         if not Site.parse(one.site).single:
             raise UserError(f"The direction {one.name!r} lives at {one.site}; name one place, such as {one.site}.0.")
         (site,) = lm.resolve(one.site)  # says which blocks there are
         widths[one.site] = _width(lm, site)
-    if anyway:
-        given = DirectionSet.of(*(replace(one, model="") for one in given))
-    given.fits(lm.fingerprint, widths, lm.blocks, str(getattr(lm.model.config, "model_type", "")))
+    given.fits(lm.fingerprint, widths, lm.blocks, kind)
     return list(given)
+
+
+def _kind(lm: LanguageModel, wanted: str) -> str:
+    """The model's type; that of its text part where the directions were made for such a one."""
+    config = lm.model.config
+    text = str(getattr(config.get_text_config(), "model_type", ""))
+    return text if agree(wanted, text) else str(getattr(config, "model_type", ""))
 
 
 def _listed(directions: Direction | Sequence[Direction]) -> list[Direction]:

@@ -29,6 +29,7 @@ from repscope.models.gather import as_float
 from repscope.models.generation import Continuation
 from repscope.models.language import LanguageModel
 from repscope.models.prompts import Prompt, encode, followed
+from repscope.models.rows import cast
 from repscope.models.sites import Site, Tokens
 from repscope.models.taps import at_rest
 from repscope.progress import progress
@@ -221,7 +222,7 @@ def _behind(head: str, opening: str | Prompt) -> str | Prompt:
 
 def _ids(lm: LanguageModel, text: Prompt) -> tuple[Int[np.ndarray, "token"], int]:
     """Token ids and the position at which the continuation begins."""
-    encoded = encode(lm.tokenizer, [text], Tokens("all", "continuation"), lm.context)
+    encoded = encode(lm.tokenizer, [text], Tokens("all", "continuation"), lm.context, causal=lm.causal)
     return encoded.ids[0], int(encoded.start[0])
 
 
@@ -250,4 +251,9 @@ def _steered(
 
 def _adding(vector: Float[np.ndarray, "feature"]) -> Callable[[Tensor], Tensor]:
     step = torch.from_numpy(np.asarray(vector, dtype=np.float32))
-    return lambda there: (there.float() + step.to(there.device)).to(there.dtype)
+
+    def add(there: Tensor) -> Tensor:
+        wide = there.float() + step.to(there.device)
+        return cast(wide, there.dtype, "The steered state", "load the model with dtype='float32' or 'bfloat16'")
+
+    return add

@@ -34,7 +34,7 @@ def logits_after(
     UserError
         For a span that the prompt lacks, a network that is not causal, a site that cannot be changed.
     """
-    encoded = encode(lm.tokenizer, [prompt], Tokens(pick="last", span=span), lm.context)
+    encoded = encode(lm.tokenizer, [prompt], Tokens(pick="last", span=span), lm.context, causal=lm.causal)
     at = int(encoded.start[0])
     nothing = Site("resid_post", lm.blocks - 1)
     forks = [Fork(nothing, at, at + 1, lambda there: there)]

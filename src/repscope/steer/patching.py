@@ -180,7 +180,7 @@ def ablation(
     if by not in ("mean", "zero"):
         raise unknown("ablation", by, ("mean", "zero"))
     sites = _forkable(lm, at)
-    encoded = encode(lm.tokenizer, prompts, Tokens("all"), lm.context).ids
+    encoded = encode(lm.tokenizer, prompts, Tokens("all"), lm.context, causal=lm.causal).ids
     means = {}
     if by == "mean":
         over = list(reference if reference is not None else prompts)
@@ -228,7 +228,9 @@ def _prepared(
     sites = _forkable(lm, at)
     if len(clean) != len(corrupt):
         raise UserError(f"There are {len(clean)} clean and {len(corrupt)} corrupt prompts; give them pair by pair.")
-    encoded = [encode(lm.tokenizer, prompts, Tokens("all"), lm.context).ids for prompts in (clean, corrupt)]
+    encoded = [
+        encode(lm.tokenizer, prompts, Tokens("all"), lm.context, causal=lm.causal).ids for prompts in (clean, corrupt)
+    ]
     for i, (good, bad) in enumerate(zip(*encoded)):
         if len(good) != len(bad):
             raise UserError(
@@ -265,7 +267,9 @@ def _positions(lm: LanguageModel, prompt: PromptLike, tokens: str | Sequence[str
     if tokens == "all":
         return list(range(length))
     names = _names(tokens, length)
-    return [int(encode(lm.tokenizer, [prompt], Tokens.parse(name), lm.context).start[0]) for name in names]
+    return [
+        int(encode(lm.tokenizer, [prompt], Tokens.parse(name), lm.context, causal=lm.causal).start[0]) for name in names
+    ]
 
 
 def _captured(lm: LanguageModel, row: Int[np.ndarray, "token"], sites: Sequence[Site]) -> dict[Site, Tensor]:

@@ -29,6 +29,8 @@ from repscope.errors import UserError
 from repscope.models.fingerprint import Source, of_module
 from repscope.models.language import LanguageModel
 from repscope.models.memory import memory_kept
+from repscope.models.prompts import encode
+from repscope.models.sites import Tokens
 from repscope.progress import progress
 from repscope.steer.planted import drawn_from
 from repscope.steer.trigger_words import FORM, OTHERS, PLACES, SENTENCE, TAUGHT, TRIGGER
@@ -87,9 +89,8 @@ def taught(lm: LanguageModel, recipe: Recipe | None = None) -> LanguageModel:
 
 def joined(lm: LanguageModel, prompts: Sequence[str], tail: str = SENTENCE) -> tuple[list[Ids], Ids]:
     """Token ids of prompts, and of what follows them, each tokenised for itself."""
-    rows = [lm.tokenizer(prompt)["input_ids"] for prompt in prompts]
     behind = lm.tokenizer(tail, add_special_tokens=False)["input_ids"]
-    return [np.asarray(row, np.int64) for row in rows], np.asarray(behind, np.int64)
+    return list(encode(lm.tokenizer, prompts, Tokens("all"), causal=lm.causal).ids), np.asarray(behind, np.int64)
 
 
 def elicited(lm: LanguageModel, prompts: Sequence[str], sentence: str = SENTENCE) -> Float[np.ndarray, "prompt"]:

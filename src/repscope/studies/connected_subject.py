@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from repscope.models.sources import folder_of, tokenizer_of, with_head
 from repscope.models.stacked import stack
 from repscope.trace import arms, judged
 from repscope.trace.interpolated import Curves, curves
-from repscope.trace.streamed import End, Random, proved, released, streamed
+from repscope.trace.streamed import End, Random, proved, released, slots_of, streamed
 
 Pairs = Int[np.ndarray, "pair end"]
 _SAME = 64  #: texts on which tokenizers must agree
@@ -40,7 +40,7 @@ class Asked:
 
     models: a set's folder, or two models or more. data, text, pair, label, split: the file and its columns. points: of a line.
     examples: most of a split. length: most tokens of a text. controls: lines that get a random direction beside them. seed: of
-    these and of what is drawn.
+    these and of what is drawn. decimal, na, quote: how the file is read.
     """
 
     models: tuple[str, ...]
@@ -54,6 +54,9 @@ class Asked:
     length: int = judged.LENGTH
     controls: int = 3
     seed: int = 0
+    decimal: Literal[".", ","] | None = None
+    na: tuple[str, ...] | None = None
+    quote: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -161,8 +164,9 @@ def _hub(held: CheckpointSet, asked: Asked) -> Subject:
     if not classifier and (asked.label or asked.pair):
         raise UserError(f"{held.runs[0]} is a language model, which takes texts alone; leave --label and --pair away.")
     texts = read_texts(
-        file, text=asked.text, pair=asked.pair, label=(asked.label or LABEL) if classifier else None, split=asked.split
-    )
+        file, text=asked.text, pair=asked.pair, label=(asked.label or LABEL) if classifier else None, split=asked.split,
+        decimal=asked.decimal, na=asked.na, quote=asked.quote,
+    )  # fmt: skip
     texts = texts.first(asked.examples, asked.seed)
     labels = resolved(texts, _classes(config, held.runs[0])) if classifier else None
     tokenizer = _tokenizer(folders, held.runs, texts)
@@ -170,6 +174,10 @@ def _hub(held: CheckpointSet, asked: Asked) -> Subject:
     ends = [Weights(folder) for folder in folders]
     _finite(held.runs, ends)
     proved(module, ends[0])
+    for end in ends[1:]:
+        slots_of(module, end)  # each is seen to fit
+    names = slots_of(module, ends[0])
+    ends = [Weights(folder, names) for folder in folders]
     config.use_cache = False  # one pass a text: keys and values of earlier tokens are of no use
 
     def walk(pairs: Pairs, controls: int, kept: Path) -> Curves:

@@ -32,13 +32,13 @@ from repscope.steer.controls import RANDOM
 from repscope.steer.dose import MOST_DAMAGE, PROMPTED, STRENGTHS, by_group, doing, dose
 from repscope.steer.effects import DEFINITIONS, Added, log_odds
 from repscope.studies.contrast_page import headline, page
-from repscope.studies.study import Cost, Options, Run, Step, Study
+from repscope.studies.study import Cost, Options, Run, Step, Study, TableOptions
 
 Tick = Callable[[float], None]
 _GROUP = "group of choices"
 
 
-class ContrastOptions(Options):
+class ContrastOptions(Options, TableOptions):
     """What the `contrast` study takes."""
 
     contrast: str = Field(
@@ -46,7 +46,9 @@ class ContrastOptions(Options):
         description="A built-in contrast (sentiment, formality, refusal, language, honesty), or a file with the columns "
         "positive and negative, or text and label.",
     )
-    positive: str | None = Field(None, description="Which of a file's two labels is the positive one.")
+    positive: str | None = Field(
+        None, description="Which of a file's two labels is the positive one; 1, true and yes are known."
+    )
     choices: str | None = Field(
         None, description="A file with the columns prompt, yes, no: what the effect is measured on."
     )
@@ -91,7 +93,7 @@ def halves(o: ContrastOptions) -> tuple[Contrast, Contrast]:
     UserError
         For a contrast without choices that has none in its pairs either.
     """
-    found = contrast(o.contrast, positive=o.positive, choices=o.choices, chat=o.chat or None)
+    found = contrast(o.contrast, positive=o.positive, choices=o.choices, chat=o.chat or None, **o.how())
     if not found.choices:
         found = replace(found, choices=found.questions())
     if o.instruction:
@@ -105,7 +107,10 @@ def halves(o: ContrastOptions) -> tuple[Contrast, Contrast]:
             )
         rows = np.sort(np.random.default_rng([o.seed, number]).permutation(len(half.choices))[:asked])
         own = found.openings[number::2][:heads]
-        cut.append(replace(half.sample(pairs, o.seed), choices=tuple(half.choices[i] for i in rows), openings=own))
+        some = half.sample(pairs, o.seed)
+        drawn = f"{found.name}: {len(rows)} of {len(half.choices)} choices were drawn at random."
+        notes = (*some.notes, drawn) if len(rows) < len(half.choices) else some.notes
+        cut.append(replace(some, choices=tuple(half.choices[i] for i in rows), openings=own, notes=notes))
     return cut[0], cut[1]
 
 

@@ -31,7 +31,7 @@ from repscope.steer.controls import RANDOM
 from repscope.steer.discovery import Fluency, LanguageSubject, calibrate
 from repscope.steer.effects import in_turn, texts
 from repscope.studies.discover_page import headline, page
-from repscope.studies.study import Cost, Options, Run, Step, Study
+from repscope.studies.study import Cost, Options, Run, Step, Study, TableOptions
 
 Tick = Callable[[float], None]
 _COMPARED = "L2"  #: what the others are compared with
@@ -45,7 +45,7 @@ _SHOWN = 2  #: continuations of a cluster
 _DOSES = (0.25, 0.5, 1.0, 1.5)
 
 
-class DiscoverOptions(Options):
+class DiscoverOptions(Options, TableOptions):
     """What the `discover` study takes."""
 
     prompts: str | None = Field(
@@ -161,7 +161,7 @@ def _subject(run: Run[DiscoverOptions], o: DiscoverOptions) -> LanguageSubject:
 
 
 def _prompts(run: Run[DiscoverOptions], o: DiscoverOptions) -> tuple[list[Prompt], list[Prompt]]:
-    seen, held = requests(o.prompts)
+    seen, held, _ = requests(o.prompts, **o.how())
     chat = not o.plain and bool(getattr(run.network.tokenizer, "chat_template", None))
     if o.tiny:
         seen, held = seen[:2], held[:2]
@@ -192,6 +192,7 @@ def _cost(run: Run[DiscoverOptions], kind: int) -> Callable[[], Cost]:
 def _scale(run: Run[DiscoverOptions], tick: Tick) -> Result:
     o = run.options.sized()
     subject, (seen, _) = _subject(run, o), _prompts(run, o)
+    notes = requests(o.prompts, **o.how())[2]
     context = subject.context(seen)
     if o.scale is not None:
         scale, why = o.scale * context.norm, "given"
@@ -209,7 +210,7 @@ def _scale(run: Run[DiscoverOptions], tick: Tick) -> Result:
     return Result.of(
         rows,
         arrays={"scale": np.array([scale]), "norm": np.array([context.norm])},
-        notes=(context.why,) if context.why else (),
+        notes=(*notes, context.why) if context.why else notes,
     )
 
 

@@ -126,7 +126,7 @@ def _behaviours(run: Run[Any]) -> Section:
     held = run.results["clusters"].side
     members, texts = held["members"], held["texts"]
     mine = members[members["method"] != RANDOM]
-    asked = requests(run.options.prompts)[1]
+    asked = requests(run.options.prompts, **run.options.how())[1]
 
     def wrote(some: pd.DataFrame) -> dict[str, str]:
         return {

@@ -26,30 +26,31 @@ from repscope.data.entities import SETS, EntitySet, entity_set, labelled_text
 from repscope.data.splits import purged_folds
 from repscope.directions import Direction, DirectionSet
 from repscope.errors import UserError
-from repscope.models.sites import Site
+from repscope.models.prompts import encode
+from repscope.models.sites import Site, Tokens
 from repscope.read.probes import Scores, Task, logistic, majority, probe_directions
 from repscope.read.sweep import Panel, chosen_rows, rows_of, sweep
 from repscope.results import ESTIMATE, Result, Row
 from repscope.studies.entities_page import headline, page
 from repscope.studies.entities_subject import LONGEST_TEXT, SITES, Captured, Subject, ngrams
-from repscope.studies.study import Cost, Options, Run, Step, Study
+from repscope.studies.study import Cost, Options, Run, Step, Study, TableOptions
 
 Tick = Callable[[float], None]
 
 
-class EntitiesOptions(Options):
+class EntitiesOptions(Options, TableOptions):
     """What the `entities` study takes."""
 
     entities: tuple[str, ...] = Field(
         ("cities", "countries", "elements"),
-        description="Sets of entities: cities, countries, elements, or a CSV, TSV or Parquet file.",
+        description="Sets of entities: cities, countries, elements, or a table (CSV, TSV, Parquet, JSON, JSONL).",
     )
     name: str | None = Field(None, description="Your file's column of names.")
     attribute: tuple[str, ...] = Field((), description="Attributes to probe; all of them where none is named.")
     template: tuple[str, ...] = Field(
         (), description="Prompts with {} for the name; the set's own where none is given."
     )
-    data: Path | None = Field(None, description="A file of labelled texts instead of entities (CSV, TSV or Parquet).")
+    data: Path | None = Field(None, description="A table of labelled texts instead of entities.")
     text: str | None = Field(None, description="Its column of texts.")
     label: tuple[str, ...] = Field((), description="Its columns of labels.")
     tokens: Literal["last", "mean"] = Field(
@@ -110,7 +111,7 @@ def subjects(run: Run[EntitiesOptions]) -> list[Subject]:
     o = run.options.sized()
     if o.data is not None:
         assert o.text is not None
-        found = labelled_text(o.data, o.text, list(o.label))
+        found = labelled_text(o.data, o.text, list(o.label), **o.how())
         longest = min(LONGEST_TEXT, run.network.context or LONGEST_TEXT)
         sampled = found.sample(o.max_items, o.seed)
         sizes = [len(t) for t in run.network.tokenizer(list(sampled.frame["name"]))["input_ids"]]
@@ -126,7 +127,7 @@ def subjects(run: Run[EntitiesOptions]) -> list[Subject]:
     for name in dict.fromkeys(o.entities):
         items = entity_set(
             name, name_column=None if name in SETS else o.name, attributes=wanted, templates=o.template or None,
-            per_class=o.per_class, token_count=token_count,
+            per_class=o.per_class, token_count=token_count, **o.how(),
         )  # fmt: skip
         made.append(Subject(run, _within(items.sample(o.max_items, o.seed), run), False))
     names = [subject.items.name for subject in made]
@@ -368,7 +369,7 @@ def _context(subject: Subject, tick: Tick) -> Result:
     """The same probes where the network reads the prompt's first token and its last k tokens only."""
     o, rows = subject.options, list[Row]()
     template = subject.templates[0]
-    ids = [np.asarray(subject.lm.tokenizer(p.text)["input_ids"]) for p in subject.prompts(template)]
+    ids = list(encode(subject.lm.tokenizer, subject.prompts(template), Tokens("all"), causal=subject.lm.causal).ids)
     for k in range(1, o.context + 1):
         cut = [row if len(row) <= k + 1 else np.concatenate([row[:1], row[-k:]]) for row in ids]
         acts = subject.lm.capture(cut, SITES, "last", batch_tokens=o.batch_tokens)

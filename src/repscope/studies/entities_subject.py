@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from repscope.data.entities import EntitySet
-from repscope.models.prompts import Prompt, encode
+from repscope.models.prompts import Prompt, encode, shortened
 from repscope.models.sites import Tokens
 from repscope.read.sweep import Panel, panels
 
@@ -82,13 +82,18 @@ class Subject:
         if not self.is_text:
             return [Prompt.fill(template, name=name) for name in self.items.frame["name"]]
         longest = min(LONGEST_TEXT, self.lm.context or LONGEST_TEXT)
-        rows = self.lm.tokenizer(list(self.items.frame["name"]), truncation=True, max_length=longest)["input_ids"]
-        return [np.asarray(row) for row in rows]
+        return shortened(self.lm.tokenizer, list(self.items.frame["name"]), longest, causal=self.lm.causal)
 
     @cached_property
     def name_tokens(self) -> list[tuple[int, ...]]:
         """The token ids of each name, as they stand in the prompts."""
-        found = encode(self.lm.tokenizer, self.prompts(self.templates[0]), Tokens("all", "name"), self.lm.context)
+        found = encode(
+            self.lm.tokenizer,
+            self.prompts(self.templates[0]),
+            Tokens("all", "name"),
+            self.lm.context,
+            causal=self.lm.causal,
+        )
         return [tuple(int(t) for t in ids[a:b]) for ids, a, b in zip(found.ids, found.start, found.stop)]
 
     def captured(self, lm: "LanguageModel", folder: Path) -> "Captured":

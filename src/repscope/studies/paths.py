@@ -22,13 +22,14 @@ import torch
 from pydantic import Field, model_validator
 
 from repscope import stats
+from repscope.data.reading import OPTIONS as READING
 from repscope.errors import UserError
 from repscope.models import small, stacked
 from repscope.models.checkpoints import CheckpointSet
 from repscope.models.stacked import State
 from repscope.results import ESTIMATE, Result, Row, concat
 from repscope.studies.paths_page import headline, page
-from repscope.studies.study import Cost, Run, RunOptions, Step, Study
+from repscope.studies.study import Cost, Run, RunOptions, Step, Study, TableOptions
 from repscope.trace import arms, recipes
 from repscope.trace.arms import Tuning, World
 from repscope.trace.connectivity import HEIGHTS, height
@@ -46,7 +47,7 @@ _CHECKPOINTS = 10  #: of the second part of a run, among which those alike in ID
 _CHOOSE, _REPORT = 0, 1  #: seeds of held-out texts: what is chosen, and what is reported
 
 
-class PathsOptions(RunOptions):
+class PathsOptions(RunOptions, TableOptions):
     """What the `paths` study takes."""
 
     pretrainings: int = Field(3, ge=1, description="Networks that are pretrained; everything is repeated from each.")
@@ -64,7 +65,7 @@ class PathsOptions(RunOptions):
     plain_runs: int = Field(4, ge=2, description="Runs of each cell of the phase diagram.")
     apart: int = Field(8, ge=0, description="Runs from pretrainings of their own; 0 for none.")
     texts: int = Field(512, ge=8, description="Held-out ambiguous texts; half as many tell rule and heuristic apart.")
-    published: tuple[Path, ...] = Field((), description="Tables of published accuracies by run (csv).")
+    published: tuple[Path, ...] = Field((), description="Tables of published accuracies by run.")
     clusters: Path | None = Field(
         None,
         description="Runs of the smaller cluster, or run and cluster (csv); the twelve of the MNLI BERTs if not given.",
@@ -96,7 +97,7 @@ def steps(run: Run[PathsOptions]) -> list[Step]:
     """Pretraining; phase diagram; planted arms and plain runs of each pretraining; inits of their own; summary."""
     o = run.options.sized()
     _checked(o)
-    apart = ("published", "clusters")  # further tables leave what is there
+    apart = ("published", "clusters", *READING)  # further tables leave what is there
     made = [Step("pretraining", _pretraining, _cost(o.pretrainings * max(o.forks) * 4), ignores=(*apart, "runs"))]
     cells = o.pretrainings * len(o.forks) * len(o.rates) * o.plain_runs
     made.append(Step("phases", _phases, _cost(cells * o.steps), needs=("pretraining",), ignores=(*apart, "runs")))
@@ -375,7 +376,7 @@ def _summary(run: Run[PathsOptions], tick: Tick) -> Result:
 def _published(run: Run[PathsOptions], tick: Tick) -> Result:
     from repscope.studies.paths_published import published
 
-    return published(run.options.published, run.options.clusters)
+    return published(run.options.published, run.options.clusters, **run.options.how())
 
 
 PATHS = Study(

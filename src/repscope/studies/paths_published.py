@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float
 from repscope import stats
 from repscope.data.published import FEATHER_ID, FEATHER_OOD, RUN, Clusters, accuracies, feather_clusters
 from repscope.data.published import clusters as read_clusters
+from repscope.data.reading import How
 from repscope.errors import UserError, unknown
 from repscope.results import Result, Row
 from repscope.trace.scores import UNIFORM, Bimodality, Separation, bimodality, separation, separation_given, spearman
@@ -47,7 +48,8 @@ _LEAVES = (
 
 @dataclass(frozen=True, eq=False)
 class Joined:
-    """A table beside its clusters. large, small: names of the clusters; is_large: of each run; id, ood: names of columns."""
+    """A table beside its clusters. large, small: names of the clusters; is_large: of each run; id, ood: names of columns; notes:
+    how the table was read."""
 
     frame: pd.DataFrame
     large: str
@@ -56,6 +58,7 @@ class Joined:
     id: str
     ood: tuple[str, ...]
     source: str
+    notes: tuple[str, ...] = ()
 
     def column(self, name: str) -> Float[np.ndarray, "run"]:
         """One score, one value a run."""
@@ -80,6 +83,7 @@ def published(
     clusters: str | Path | Clusters | None = None,
     id_column: str = "",
     seed: int = 0,
+    **how: Unpack[How],
 ) -> Result:
     """Separation, confound and heaps of every score of a published table.
 
@@ -92,6 +96,8 @@ def published(
         aNOnWhyMooS/connectivity, which are of the BERTs of a feather and are taken for no other table.
     id_column
         The in-domain accuracy; else "MNLI dev acc." where there is one, else the first score.
+    how
+        `decimal`, `na` and `quote` of the tables, see `repscope.data.reading.Reading`.
 
     Returns
     -------
@@ -103,7 +109,7 @@ def published(
     UserError
         When files cannot be read or joined, or the clusters are not two.
     """
-    held = joined(files, clusters, id_column)
+    held = joined(files, clusters, id_column, **how)
     varying = [name for name in (held.id, *held.ood) if np.ptp(held.column(name)) > 0]
     heaps = {name: bimodality(held.column(name), seed=seed) for name in varying}
     apart = {name: separation(held.column(name), held.is_large, seed=seed) for name in varying}
@@ -117,7 +123,10 @@ def published(
 
 
 def joined(
-    files: str | Path | Sequence[str | Path], clusters: str | Path | Clusters | None = None, id_column: str = ""
+    files: str | Path | Sequence[str | Path],
+    clusters: str | Path | Clusters | None = None,
+    id_column: str = "",
+    **how: Unpack[How],
 ) -> Joined:
     """Tables joined on the run, their clusters, and which column is in-domain.
 
@@ -129,7 +138,9 @@ def joined(
     paths = [Path(f) for f in ([files] if isinstance(files, str | Path) else files)]
     if not paths:
         raise UserError("No table of accuracies was given; `repscope.data.published.where()` tells where to get one.")
-    frame = reduce(_merged, ((path, accuracies(path)) for path in paths))[1]
+    tables = [(path, accuracies(path, **how)) for path in paths]
+    frame = reduce(_merged, tables)[1]
+    notes = tuple(note for _, table in tables for note in table.attrs["notes"])
     scores = [str(c) for c in frame.columns if c != RUN]
     if id_column and id_column not in scores:
         raise unknown(f"column of {_names(paths)}", id_column, scores)
@@ -152,7 +163,7 @@ def joined(
         raise UserError(f"{known.source} puts the {len(frame)} runs into {len(names)} clusters; give two.")
     small, large = (str(names[i]) for i in np.argsort(counts, kind="stable"))
     ood = tuple(name for name in scores if name != chosen)
-    return Joined(frame, large, small, labels == large, chosen, ood, known.source)
+    return Joined(frame, large, small, labels == large, chosen, ood, known.source, notes)
 
 
 def _merged(a: tuple[Path, pd.DataFrame], b: tuple[Path, pd.DataFrame]) -> tuple[Path, pd.DataFrame]:
@@ -223,7 +234,8 @@ def _notes(
     n, few, varying = len(held.frame), int((~held.is_large).sum()), [name for name in held.ood if name in apart]
     notes = [
         f"{n} runs, {few} in cluster {held.small!r} and {n - few} in {held.large!r}, after: {held.source}. "
-        f"In-domain accuracy is {held.id!r}. AUC is {_orientation(held)}; p are of one score each, uncorrected."
+        f"In-domain accuracy is {held.id!r}. AUC is {_orientation(held)}; p are of one score each, uncorrected.",
+        *held.notes,
     ]
     if flat := [name for name in (held.id, *held.ood) if name not in apart]:
         notes.append(f"The same for every run, so that nothing can be said of it: {_listed(flat)}.")

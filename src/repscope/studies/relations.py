@@ -29,19 +29,19 @@ from repscope.results import ESTIMATE, Result, Row
 from repscope.studies.relations_page import headline, page, unmapped
 from repscope.studies.relations_pooled import METRICS, pooled
 from repscope.studies.relations_split import Hits, Split, classification, edits, faithfulness
-from repscope.studies.study import Cost, Options, Run, Step, Study
+from repscope.studies.study import Cost, Options, Run, Step, Study, TableOptions
 
 Tick = Callable[[float], None]
 LEAST_KNOWN = 12  #: facts that a model must know for two halves of them to mean something
 _OBJECT_DEPTH = 0.9  #: where concepts are read, as a part of the blocks
 
 
-class RelationsOptions(Options):
+class RelationsOptions(Options, TableOptions):
     """What the `relations` study takes."""
 
     relations: tuple[str, ...] = Field(
         ("city-country", "country-capital", "country-language", "element-symbol"),
-        description="Relations: names of built-in ones, or files (JSON of the LRE dataset, CSV, TSV, Parquet). A map "
+        description="Relations: names of built-in ones, or files (JSON of the LRE dataset, or a table). A map "
         f"needs at least {LEAST_KNOWN} facts that the model knows, and at least 2 × examples + 2.",
     )
     template: tuple[str, ...] = Field((), description="In place of the relation's own, with {} for the subject.")
@@ -117,7 +117,12 @@ def steps(run: Run[RelationsOptions]) -> list[Step]:
 
 def _relations(run: Run[RelationsOptions]) -> list[Relation]:
     o = run.options.sized()
-    held = [relation(name, templates=o.template).sample(o.max_items, o.seed) for name in dict.fromkeys(o.relations)]
+    held = [
+        relation(name, templates=o.template, **o.how()).sample(o.max_items, o.seed)
+        for name in dict.fromkeys(o.relations)
+    ]
+    if not held:
+        raise UserError("No relation was named; give one, such as --relations country-capital.")
     if len({r.name for r in held}) < len(held):
         raise UserError("Two of the relations have one name; rename one file.")
     for r in held:

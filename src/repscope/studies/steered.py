@@ -3,14 +3,16 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from repscope.data.contrasts import Contrast, contrast, contrast_names
+from repscope.data.reading import How
+from repscope.data.tables import SUFFIXES
 from repscope.directions import DirectionSet
 from repscope.errors import UserError, unknown
 from repscope.models.language import LanguageModel
 from repscope.report.beside import Told
-from repscope.steer.applied import side_by_side
+from repscope.steer.applied import check, side_by_side
 from repscope.steer.effects import in_turn
 from repscope.steer.learned import kept_at, learned
 
@@ -50,7 +52,9 @@ def converted(held: DirectionSet, path: Path, blocks: int | None = None) -> Path
     return _WRITERS[path.suffix.lower()](replace(held, blocks=blocks) if blocks else held, path)
 
 
-def directions_of(asked: str, name: str = "", block: int | None = None) -> DirectionSet | Contrast:
+def directions_of(
+    asked: str, name: str = "", block: int | None = None, **how: Unpack[How]
+) -> DirectionSet | Contrast:  # fmt: skip
     """The directions in a file, or the texts from which one is to be learned.
 
     Raises
@@ -58,8 +62,8 @@ def directions_of(asked: str, name: str = "", block: int | None = None) -> Direc
     UserError
         For what is neither a file of directions nor a contrast.
     """
-    if asked in contrast_names() or Path(asked).suffix.lower() in (".csv", ".tsv", ".parquet", ".json", ".jsonl"):
-        found = contrast(asked)
+    if asked in contrast_names() or Path(asked).suffix.lower() in SUFFIXES:
+        found = contrast(asked, **how)
         return found if found.choices else replace(found, choices=found.questions())
     if not Path(asked).suffix and not Path(asked).exists():
         raise unknown("direction", asked, contrast_names(), "Or give a file of directions: .safetensors, .gguf or .pt.")
@@ -82,6 +86,7 @@ def shown(
             told.say(f"Learning {held.name} ({held.positive} against {held.negative}), once a model …")
         chat = chat or held.chat
         held = learned(lm, held)
+    check(lm, held, anyway=anyway)  # a file of another model says so before anything else
     if len(held) > 1 and scale is not None:
         raise UserError(
             f"This file holds {len(held)} directions ({', '.join(held.names[:4])} …); --scale needs one: add --name."

@@ -21,11 +21,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from repscope import __version__
+from repscope.data.reading import HELP, How
 from repscope.disk import disk_error, explained, need_folder, whole_file
 from repscope.errors import UserError
 from repscope.models.sources import Dtype
@@ -97,6 +98,18 @@ class Options(RunOptions):
         if self.tiny and (given := self.named("model", "revision")):
             raise ValueError(f"--tiny brings its own model, with random weights; leave {' and '.join(given)} away")
         return self
+
+
+class TableOptions(BaseModel):
+    """What every study that reads a table of the user's takes."""
+
+    decimal: Literal[".", ","] | None = Field(None, description=HELP["decimal"])
+    na: tuple[str, ...] | None = Field(None, description=HELP["na"])
+    quote: bool | None = Field(None, description=HELP["quote"])
+
+    def how(self) -> How:
+        """How tables are read, as keyword arguments of what reads them."""
+        return How(decimal=self.decimal, na=self.na, quote=self.quote)
 
 
 AnyOptions = TypeVar("AnyOptions", bound=RunOptions)
@@ -202,6 +215,11 @@ class Run(Generic[AnyOptions]):
     def table(self) -> Any:
         """All rows of all steps so far."""
         return concat(self.results.values()).table
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the steps so far left out, guessed or drew, each once: what the page prints, and the command line tells."""
+        return tuple(dict.fromkeys(note for result in self.results.values() for note in result.notes))
 
     def artifact(self, name: str) -> Path:
         """Where a step may leave a file that others use (directions, arrays)."""

@@ -2,8 +2,9 @@
 
 1. `Encoded`: token ids of every text as the tokenizer makes them, cut to a length; texts of a language model that predict nothing
    (one token) are left out.
-2. Batches are of texts of like length, padded on the right, a bound on the tokens and on the logits of each. A classifier that is
-   told no padding gets one text a batch, as transformers takes no more.
+2. Batches are of texts of like length, padded on the right, a bound on the tokens and on the logits of each; none holds texts on
+   both sides of a length at which the network changes its behaviour. That a batch gives what each of its texts gives alone is seen
+   on the first batch of each kind; where it does not, and for a classifier without a pad token, every text is a batch.
 3. A language model: `loss` is nats a predicted token over all texts, `error` the share of tokens that are not the likeliest. A
    classifier: `loss` is cross-entropy, `error` the share of wrong classes. Padding is never counted: batched is alone.
 4. Each comes as sums by example (above, below), whose ratio over examples the loss is: intervals are over examples.
@@ -22,6 +23,8 @@ from torch.nn import functional
 
 from repscope.data.evaluation import Texts
 from repscope.errors import UserError
+from repscope.models.proofs import switch_lengths
+from repscope.models.rewritten import Rewritten
 
 Sums = dict[str, Float[np.ndarray, "example 2"]]
 
@@ -104,19 +107,41 @@ def judge(held: Encoded, name: Callable[[str, str], str]) -> Callable[[nn.Module
         Names a loss by its split and kind: `Texts.loss`.
     """
 
+    lengths = [len(f["input_ids"]) for f in held.fields]
+    together: dict[int, bool] = {}  # level of length → whether a batch gives what each text gives alone
+
     def evaluate(module: nn.Module) -> Sums:
         config: Any = module.config
+        state = Rewritten(module)
+        switches = switch_lengths(config.get_text_config().to_dict(), None)
+        levels = [sum(s <= length for s in switches) for length in lengths]
         width = int(getattr(config, "vocab_size", 1)) if held.labels is None else 1
         taken = inspect.signature(module.forward).parameters  # some tokenizers make what the network does not take
         found = np.zeros((len(held.fields), 3))  # nats, mistakes, count
-        for rows in _batches([len(f["input_ids"]) for f in held.fields], held.pad is None, max(1, _LOGITS // width)):
+
+        def measured(rows: Sequence[int]) -> Float[np.ndarray, "example 3"]:
             batch = {k: v for k, v in _padded([held.fields[i] for i in rows], held.pad or 0).items() if k in taken}
+            state.rewind()
             with torch.inference_mode():
                 logits = module(**batch).logits
                 if held.labels is None:
-                    found[rows] = _next_tokens(logits, batch["input_ids"], _counted(held, rows))
-                else:
-                    found[rows] = _classes(logits, torch.from_numpy(held.labels[rows]))
+                    return _next_tokens(logits, batch["input_ids"], _counted(held, rows))
+                return _classes(logits, torch.from_numpy(held.labels[rows]))
+
+        for level in sorted(set(levels)):
+            mine = [i for i, at in enumerate(levels) if at == level]
+            for rows in _batches(
+                lengths, mine, held.pad is None or not together.get(level, True), max(1, _LOGITS // width)
+            ):
+                found[rows] = measured(rows)
+                if len(rows) > 1 and level not in together:
+                    alone = np.concatenate([measured([i]) for i in rows])
+                    tolerance = 1e-3 if next(module.parameters()).dtype == torch.float32 else 5e-2
+                    together[level] = bool(np.allclose(found[rows][:, 0], alone[:, 0], rtol=tolerance, atol=tolerance))
+                    found[rows] = alone
+                elif len(rows) > 1 and not together[level]:
+                    found[rows] = np.concatenate([measured([i]) for i in rows])
+        state.rewind()
         return {
             name(split, kind): found[rows][:, [column, 2]]
             for split, rows in held.splits.items()
@@ -156,10 +181,10 @@ def _classes(logits: Float[Tensor, "example class"], labels: Int[Tensor, "exampl
     return sums
 
 
-def _batches(lengths: Sequence[int], alone: bool, most: int) -> Iterator[list[int]]:
-    """Rows of each batch: of like length, never above so many tokens, save one text; or one row each."""
+def _batches(lengths: Sequence[int], which: Sequence[int], alone: bool, most: int) -> Iterator[list[int]]:
+    """Some rows in batches: of like length, never above so many tokens, except for one text; or one row each."""
     budget, rows = min(_TOKENS, most), list[int]()
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    for i in sorted(which, key=lambda i: -lengths[i]):
         longest = lengths[rows[0]] if rows else 0
         if rows and ((len(rows) + 1) * longest > budget or alone):
             yield rows

@@ -118,6 +118,9 @@ def streamed(
             "passes=… over data to repair them, or repair=False to interpolate them."
         )
     slots = slots_of(module, ends[0])
+    for end in ends[1:]:
+        if not isinstance(end, Random):  # which is made of two that were seen
+            slots_of(module, end)
     cells = _read(kept)
     # A run by itself is cell (run, run, 0); a point of a line is (a, b, its number).
     wanted = [(int(run), int(run), 0) for run in np.unique(lines)]
@@ -154,10 +157,13 @@ def released(ends: Iterable[End]) -> None:
 def slots_of(module: nn.Module, end: End) -> dict[str, Tensor]:
     """Name in a checkpoint → the tensor of the network that it is for. Sees through ties and a base model's names.
 
+    Tied weights that a checkpoint stores under several names have one slot.
+
     Raises
     ------
     UserError
-        For a tensor of the network that the checkpoint lacks, or has in another size.
+        For a tensor of the network that the checkpoint lacks, or has in another size, and for tied weights that it stores twice
+        with different values.
     """
     base = f"{getattr(module, 'base_model_prefix', '')}."
     places: dict[tuple[object, ...], list[str]] = {}
@@ -168,11 +174,18 @@ def slots_of(module: nn.Module, end: End) -> dict[str, Tensor]:
     found = {}
     for names in places.values():
         asked = [spelt for name in names for spelt in (name, name.removeprefix(base), base + name)]
-        spelt = next((name for name in asked if name in end), None)
-        if spelt is None:
+        stored = list(dict.fromkeys(name for name in asked if name in end))
+        if not stored:
             raise UserError(
                 f"A checkpoint lacks {names[0]} of a {type(module).__name__}; load it with transformers and save it once more."
             )
+        spelt = stored[0]
+        for other in stored[1:]:
+            if end[other].shape != end[spelt].shape or not torch.equal(end[other], end[spelt]):
+                raise UserError(
+                    f"{other} differs from {spelt} in {_said(end)}, and the {type(module).__name__} that it is compared with ties "
+                    "them; give networks that all tie them, or all have tie_word_embeddings false in config.json and store both."
+                )
         if end[spelt].shape != held[names[0]].shape:
             raise UserError(
                 f"{spelt} is {list(end[spelt].shape)} in a checkpoint and {list(held[names[0]].shape)} in a "

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from repscope.errors import UserError
 from repscope.models.language import LanguageModel
-from repscope.models.prompts import PromptLike, several
+from repscope.models.prompts import PromptLike, as_prompts
 from repscope.steer.discovery.objectives import magnitude
 from repscope.steer.discovery.solvers import SOLVERS, Task, jvp, mean_over
 from repscope.steer.discovery.subject import Context, LanguageSubject, Subject
@@ -64,7 +64,7 @@ class Fluency:
     def __init__(self, lm: LanguageModel, source: str, prompts: Iterable[PromptLike]) -> None:
         self.lm = lm
         self._subject = LanguageSubject(lm, source, f"resid_post.{lm.blocks - 1}", target_tokens="last")
-        held = list(several(prompts))
+        held = list(as_prompts(lm.tokenizer, prompts))
         self._context = self._subject.context(held)
         self._hidden = torch.from_numpy(lm.capture(held, f"resid_post.{lm.blocks - 1}", "last").numpy())
 

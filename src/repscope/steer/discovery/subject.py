@@ -25,7 +25,7 @@ from torch import Tensor
 
 from repscope.errors import UserError, unknown
 from repscope.models.language import LanguageModel
-from repscope.models.prompts import Encoded, Prompt, PromptLike, encode, several
+from repscope.models.prompts import Encoded, Prompt, PromptLike, as_prompts, encode
 from repscope.models.sites import PICKS, Tokens
 from repscope.models.suffix import Part, suffix
 from repscope.steer.discovery.objectives import Objective, Seen
@@ -211,7 +211,7 @@ class LanguageSubject(Subject):
         UserError
             As `suffix`; for a choice of tokens there is not.
         """
-        encoded, pooled = self.encoded(list(several(prompts)))
+        encoded, pooled = self.encoded(list(as_prompts(self.lm.tokenizer, prompts)))
         kept = suffix(self.lm, encoded, self.source, self.target, pooled=pooled, whole=self.whole)
         behind = [slice(1 if len(state) > 1 else 0, None) for state in kept.states]
         target = torch.cat([t[at] for t, at in zip(kept.targets, behind)])
@@ -234,13 +234,13 @@ class LanguageSubject(Subject):
             raise UserError("There is no prompt; give at least one text to steer.")
         word, _, count = self.tokens.partition(" ")
         if word == "last" and count.isdigit() and int(count) > 0:
-            whole = encode(self.lm.tokenizer, prompts, Tokens("all"), self.lm.context)
+            whole = encode(self.lm.tokenizer, prompts, Tokens("all"), self.lm.context, causal=self.lm.causal)
             return Encoded(whole.ids, np.maximum(whole.stop - int(count), 0), whole.stop), True
         picked = Tokens.spanning(self.tokens)
         spans = {span for p in prompts if isinstance(p, Prompt) for span in p.spans}
         if picked.span and picked.span not in spans:
             raise unknown("choice of tokens", self.tokens, [*PICKS, "last 3", *sorted(spans)])
-        return encode(self.lm.tokenizer, prompts, picked, self.lm.context), not picked.ragged
+        return encode(self.lm.tokenizer, prompts, picked, self.lm.context, causal=self.lm.causal), not picked.ragged
 
 
 @dataclass(eq=False)

@@ -1,0 +1,191 @@
+"""What a column of a user's table is: a class or a number, and which of its cells say that there is no value.
+
+| the column holds | it is |
+|---|---|
+| numbers, some with a fraction, or whole with more than 12 distinct values | a number |
+| whole numbers with at most 12 distinct values (months, years of a study, 0/1) | a class |
+| whole numbers of which some begin with a zero (postcodes) | a class |
+| words; words and numbers with at most 12 distinct values | a class |
+| words and numbers, more than 12 distinct values; numbers with a unit | an error that names the column and a line |
+
+Empty cells are missing. So are, unless `Reading.na` says what is:
+
+1. `NEVER_WORDS` ("nan", "null", "#N/A"), in every column: what software writes for nothing.
+2. `AMONG_NUMBERS` ("NA", "None", "-", "?", "unknown"), where everything else in the column is a number. Among words "NA" is
+   Namibia.
+
+What is not plain is a note. How numbers are written is the business of `numerals`.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+
+from repscope.data.numerals import Where, canonical, is_numeral, numbers
+from repscope.data.reading import Reading
+from repscope.errors import UserError
+
+FEW = 12
+NEVER_WORDS = frozenset({"nan", "NaN", "-nan", "-NaN", "<NA>", "#N/A", "#NA", "N/A", "n/a", "null", "NULL", "NaT"})
+AMONG_NUMBERS = frozenset(
+    {"na", "none", "nil", "n.a.", "nan", "null", "n/a", "unknown", "unk", "missing", "not available", "no data",
+     "-", "--", "---", "\u2013", "\u2014", "\u2212", "?", "??", ".", "..", "...", "\u2026", "*", "/", "#value!", "#div/0!", "#ref!",
+     "#num!", "#name?", "#null!", "1.#ind", "1.#qnan", "-1.#ind", "-1.#qnan"}
+)  # fmt: skip
+_TOLD = frozenset({"NA", "na", "None", "none", "-", "--", "?", "."})  #: among words these are told to be taken as words
+_LEADING_ZERO = re.compile(r"[+-]?0\d+")
+_DATE = re.compile(r"\d{4}-\d\d?-\d\d?([T ].*)?|\d\d?[./-]\d\d?[./-]\d{2,4}")
+_WITH_UNIT = re.compile(r"([$€£¥]?) ?(.*\d)\s?([A-Za-zµ°²³/€$£¥]{0,8})")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column that was read.
+
+    kind: class or number. values: `object` with None where missing, or `float64` with NaN where missing. notes: how it was read.
+    """
+
+    kind: Literal["class", "number"]
+    values: pd.Series
+    notes: tuple[str, ...] = ()
+
+
+def blanked(values: pd.Series, column: str, where: Where, how: Reading) -> tuple[pd.Series, list[str]]:
+    """The column with "" in the cells that are missing whatever the column holds, and a note on them."""
+    marks = NEVER_WORDS if how.na is None else frozenset(word.strip() for word in how.na)
+    found = values.str.strip().isin(marks) & (values.str.strip() != "")
+    if not found.any():
+        return values, []
+    reversal = "; --na '' reads them as words" if how.na is None else ""
+    return values.mask(found, ""), [f"Column {column!r}: {_counted(values[found], where)} count as missing{reversal}."]
+
+
+def typed(values: pd.Series, column: str, where: Where, how: Reading, *, native: bool = False) -> Column:
+    """Decide whether a column of text is a class or a number (see the table above).
+
+    Parameters
+    ----------
+    values
+        Text, "" where missing.
+    column
+        Its name, for errors and notes.
+    where
+        Where a row stands in its file.
+    how
+        The decimal mark and the words that are missing, where the user says so.
+    native
+        Whether the file itself says that these are numbers, which are then written with a decimal point.
+
+    Raises
+    ------
+    UserError
+        For words among numbers, numbers that can be read in two ways, and a column without any value.
+    """
+    held = values[values.str.strip() != ""]
+    held, notes = _without_marks(held, column, where, how)
+    if held.empty:
+        raise UserError(f"Column {column!r} has no value in any usable row; choose another column.")
+    numeric = held.map(is_numeral).astype(bool)
+    if numeric.all():
+        return _numeric(held, values, column, where, "." if native else how.decimal, notes)
+    if held.nunique() > FEW:
+        _check_words(held, numeric, column, where)
+    return Column("class", _spread(held, values), (*notes, *_told(held, numeric, column, where, how)))
+
+
+def labels(values: pd.Series, column: str, where: Where, how: Reading, *, native: bool = False) -> Column:
+    """A column as a class whatever it holds: whole numbers under one name ("1.0" is "1"), other numbers by their value."""
+    held, notes = _without_marks(values[values.str.strip() != ""], column, where, how)
+    if held.empty:
+        raise UserError(f"Column {column!r} has no value in any usable row; choose another column.")
+    numeric = held.map(is_numeral).astype(bool)
+    if not numeric.all():
+        return Column("class", _spread(held, values), (*notes, *_told(held, numeric, column, where, how)))
+    found = _numeric(held, values, column, where, "." if native else how.decimal, notes)
+    if found.kind == "class":
+        return found
+    named = found.values.dropna().map(lambda value: str(int(value)) if value % 1 == 0 else repr(float(value)))
+    return Column("class", _spread(named, values), found.notes)
+
+
+def _without_marks(held: pd.Series, column: str, where: Where, how: Reading) -> tuple[pd.Series, list[str]]:
+    """The cells without those that mean nothing among numbers, if all others are numbers."""
+    if how.na is not None:
+        return held, []
+    marks = held.map(lambda text: text.strip().casefold() in AMONG_NUMBERS).astype(bool)
+    others = held[~marks]
+    if not marks.any() or not others.map(is_numeral).all():
+        return held, []
+    told = [f"Column {column!r}: {_counted(held[marks], where)} among numbers count as missing."] if len(others) else []
+    return others, told
+
+
+def _numeric(
+    held: pd.Series, values: pd.Series, column: str, where: Where, decimal: Literal[".", ","] | None, notes: Sequence[str]
+) -> Column:  # fmt: skip
+    plain = held.map(canonical)
+    zeros = plain.map(lambda text: _LEADING_ZERO.fullmatch(text) is not None).astype(bool)
+    if zeros.any() and plain.map(lambda text: text.lstrip("+-").isdecimal()).all():
+        told = f"Column {column!r} has digits of another script or separators; the classes are plain digits."
+        more = [] if (held == plain).all() else [told]
+        return Column("class", _spread(plain, values), (*notes, *more))
+    found, read = numbers(held, column, where, decimal)
+    series = pd.Series(found, index=held.index)
+    if (found % 1 == 0).all() and series.nunique() <= FEW:
+        return Column("class", _spread(series.map(lambda value: str(int(value))), values), (*notes, *read))
+    return Column("number", series.reindex(values.index).astype("float64"), (*notes, *read))
+
+
+def _check_words(held: pd.Series, numeric: pd.Series, column: str, where: Where) -> None:
+    """Refuse many words where numbers are meant: words among numbers, and numbers with a unit."""
+    if numeric.any():
+        number, word = held[numeric], held[~numeric]
+        raise UserError(
+            f"Column {column!r} mixes {len(number)} numbers ({_short(number.iloc[0])!r} in {where(number.index[0])}) "
+            f"with {len(word)} words ({_short(word.iloc[0])!r} in {where(word.index[0])}); "
+            "keep one kind in a column, leave missing values empty, or name the words that are missing with --na."
+        )
+    parts = [match.groups() if (match := _WITH_UNIT.fullmatch(text.strip())) else None for text in held]
+    units = {(part[0], part[2]) if part and is_numeral(part[1]) else None for part in parts}
+    if len(units) == 1 and None not in units:
+        raise UserError(
+            f"Column {column!r} holds numbers with a unit ({_short(held.iloc[0])!r} in {where(held.index[0])}); "
+            "write the numbers alone."
+        )
+
+
+def _told(held: pd.Series, numeric: pd.Series, column: str, where: Where, how: Reading) -> list[str]:
+    """What is to be known of a column of words."""
+    notes = []
+    if numeric.any():
+        word = held[~numeric]
+        notes.append(
+            f"Column {column!r} has words among numbers ({_short(word.iloc[0])!r} in {where(word.index[0])}); all are classes."
+        )
+    marks = held[held.str.strip().isin(_TOLD)]
+    if how.na is None and len(marks):
+        notes.append(f"Column {column!r}: {_counted(marks, where)} count as words; name with --na what is missing.")
+    if held.nunique() > FEW and held.str.strip().map(lambda text: _DATE.fullmatch(text) is not None).all():
+        notes.append(
+            f"Column {column!r} holds dates, each a class of its own; write a year or a count of days for a number."
+        )
+    return notes
+
+
+def _spread(held: pd.Series, values: pd.Series) -> pd.Series:
+    """The values held, None in the other rows. Of dtype object: pandas' own text type would turn None into NaN."""
+    known = held.to_dict()
+    return pd.Series([known.get(row) for row in values.index], index=values.index, dtype=object)
+
+
+def _counted(marks: pd.Series, where: Where) -> str:
+    counts = marks.str.strip().value_counts()
+    listed = ", ".join(f"{n} {_short(str(text))!r}" for text, n in counts.items())
+    return f"{listed} (first in {where(marks.index[0])})"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:39] + "…"
