@@ -66,8 +66,8 @@ def test_a_set_that_came_out_smaller_is_told(tmp_path, capsys):
 @pytest.mark.parametrize(
     "command",
     [
-        ["study", "entities"], ["study", "relations"], ["study", "contrast"], ["study", "discover"], ["study", "paths"], ["connect"],
-        ["steer"],
+        ["study", "entities"], ["study", "relations"], ["study", "contrast"], ["study", "discover"], ["study", "paths"],
+        ["connect"], ["steer"],
     ],
 )  # fmt: skip
 def test_every_command_that_reads_a_table_takes_the_same_options(command, capsys):

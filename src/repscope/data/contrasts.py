@@ -152,9 +152,19 @@ class Contrast:
         if len(made) < LEAST:
             raise UserError(
                 f"{self.name!r} has no choices to measure an effect on, and {len(made)} of its pairs begin alike; give a file of "
-                "choices with the columns prompt, yes and no."
+                "choices with the columns prompt, yes and no (a direction alone needs none: steer.fit)."
             )
         return tuple(made)
+
+    def with_choices(self) -> "Contrast":
+        """Itself, with questions made of its pairs where it has no choices; what `repscope study contrast` and `steer` begin with.
+
+        Raises
+        ------
+        UserError
+            See `questions`.
+        """
+        return self if self.choices else replace(self, choices=self.questions())
 
     def take(
         self,
@@ -202,7 +212,7 @@ class Contrast:
         return self.take(rows, no, note=f"{self.name}: at most {most} texts a pole were drawn at random.")
 
     def halves(self, seed: int = 0) -> tuple["Contrast", "Contrast"]:
-        """Two contrasts that share no group of texts or choices: choose on the first, report on the second.
+        """Two contrasts that share no group of texts or choices and no opening: choose on the first, report on the second.
 
         Texts and choices whose groups have one name stay together; each kind is divided as evenly as its groups let it.
 
@@ -228,7 +238,8 @@ class Contrast:
                 "texts, since groups stay whole; give groups that hold both poles, or none."
             )
         note = f"{self.name}: the {which} half of its groups (seed {seed})."
-        return self.take(yes, None if self.paired else no, choices, note)
+        every_second = self.openings[which == "second" :: 2] if len(self.openings) > 1 else self.openings
+        return replace(self.take(yes, None if self.paired else no, choices, note), openings=every_second)
 
 
 def contrast(
