@@ -6,7 +6,7 @@ prompt, which of two continuations does the model prefer? Every text and every c
 
 Files: a table (`tables`) with the columns positive and negative (minimal pairs) or text and label (two labels, texts that are no
 pairs); a column group is optional, and without it every pair or text is its own group. Empty texts and exact copies are left out
-and counted. Of labels such as 0 and 1, false and true, no and yes, the positive one is known (`POLES`), whatever row comes first.
+and counted. Of labels such as 0 and 1, false and true, no and yes, the positive one is known (`columns.POLES`), whatever row comes first.
 """
 
 import unicodedata
@@ -20,16 +20,12 @@ import pandas as pd
 from jaxtyping import Bool
 
 from repscope.data import splits
+from repscope.data.columns import poles
 from repscope.data.reading import How
 from repscope.data.tables import SUFFIXES, Table, read_table
 from repscope.errors import UserError, unknown
 
 LEAST = 8  #: texts a pole in a file of the user's
-#: positive and negative labels that mean the same everywhere, in lower case
-POLES = (
-    ("true", "false"), ("yes", "no"), ("y", "n"), ("t", "f"), ("positive", "negative"), ("pos", "neg"), ("+", "-"),
-    ("correct", "incorrect"), ("right", "wrong"), ("on", "off"), ("good", "bad"),
-)  # fmt: skip
 _COLUMNS = ("positive", "negative", "text", "label", "prompt", "yes", "no", "group")
 
 
@@ -258,8 +254,8 @@ def contrast(
     name_or_path
         One of `contrast_names()`, or a path.
     positive
-        Which of a file's two labels is the positive one; None takes 1 over 0, true over false, yes over no, positive over negative,
-        the larger of two numbers, and of other words the first in the file.
+        Which of a file's two labels is the positive one; None takes 1 over 0, true over false, yes over no, positive over negative, spam
+        over "not spam", the larger of two numbers, and of other words the first in the file.
     choices
         A file with the columns prompt, yes, no (and group), in place of the contrast's own choices; a file has none of its own.
     instructions
@@ -380,9 +376,8 @@ def _of_labels(path: Path, table: Table, frame: pd.DataFrame, positive: str | No
 
 def _positive(labels: Sequence[str]) -> tuple[str, str]:
     """The positive one of two labels, and what makes it so where no convention does."""
-    for yes, no in POLES:
-        if {label.casefold() for label in labels} == {yes, no}:
-            return next(label for label in labels if label.casefold() == yes), ""
+    if known := poles(labels):
+        return known[0], ""
     if None not in map(_number, labels):
         return max(labels, key=float), ("" if set(labels) <= {"-1", "0", "1"} else ", the larger number,")
     return labels[0], ", the first label in the file,"
