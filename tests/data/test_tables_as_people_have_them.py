@@ -397,7 +397,8 @@ def test_mixed_values_in_json(tmp_path):
     ("no", "yes"),
     [("0", "1"), ("0.0", "1.0"), ("-1", "1"), ("false", "true"), ("False", "True"), ("FALSE", "TRUE"), ("no", "yes"), ("No", "Yes"),
      ("N", "Y"), ("n", "y"), ("F", "T"), ("negative", "positive"), ("Negative", "Positive"), ("neg", "pos"), ("1", "2"),
-     ("incorrect", "correct"), ("٠", "١"), ("non-entailment", "entailment"), ("not spam", "spam"), ("否", "是"), ("falsch", "wahr")],
+     ("incorrect", "correct"), ("٠", "١"), ("non-entailment", "entailment"), ("not spam", "spam"), ("否", "是"),
+     ("falsch", "wahr")],
 )  # fmt: skip
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".jsonl", ".json"])
 def test_the_positive_pole_does_not_hang_on_the_order_of_rows(tmp_path, no, yes, suffix):

@@ -6,7 +6,8 @@ prompt, which of two continuations does the model prefer? Every text and every c
 
 Files: a table (`tables`) with the columns positive and negative (minimal pairs) or text and label (two labels, texts that are no
 pairs); a column group is optional, and without it every pair or text is its own group. Empty texts and exact copies are left out
-and counted. Of labels such as 0 and 1, false and true, no and yes, the positive one is known (`columns.POLES`), whatever row comes first.
+and counted. Of labels such as 0 and 1, false and true, no and yes, the positive one is known, whatever row
+comes first.
 """
 
 import unicodedata
@@ -254,8 +255,8 @@ def contrast(
     name_or_path
         One of `contrast_names()`, or a path.
     positive
-        Which of a file's two labels is the positive one; None takes 1 over 0, true over false, yes over no, positive over negative, spam
-        over "not spam", the larger of two numbers, and of other words the first in the file.
+        Which of a file's two labels is the positive one; None takes 1 over 0, true over false, yes over no, positive over negative,
+        spam over "not spam", the larger of two numbers, and of other words the first in the file.
     choices
         A file with the columns prompt, yes, no (and group), in place of the contrast's own choices; a file has none of its own.
     instructions
