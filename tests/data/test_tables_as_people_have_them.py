@@ -156,6 +156,14 @@ def test_namibia_is_a_word_among_words_and_nan_is_not(tmp_path):
     assert column(tmp_path / "t.tsv", ["1", "2", "99"] * 9, na=["99"])[1].count(None) == 9
 
 
+@pytest.mark.parametrize("pair", [("True", "False"), ("yes", "no"), ("Y", "N"), ("negative", "positive")])
+def test_a_word_for_nothing_beside_two_poles_is_missing(tmp_path, pair):
+    kind, found, notes = column(tmp_path / "t.tsv", [*pair, "NA", "?"] * 9)
+    assert (kind, set(found)) == ("class", {*pair, None})
+    assert found.count(None) == 18
+    assert "9 'NA', 9 '?' (first in line 4) among two labels count as missing" in notes[0]
+
+
 def test_what_is_infinite_is_refused_with_its_line_and_can_be_missing(tmp_path):
     cells = [f"{i}.5" for i in range(30)]
     for word in ("inf", "-inf", "Infinity", "∞"):
@@ -389,7 +397,8 @@ def test_mixed_values_in_json(tmp_path):
     ("no", "yes"),
     [("0", "1"), ("0.0", "1.0"), ("-1", "1"), ("false", "true"), ("False", "True"), ("FALSE", "TRUE"), ("no", "yes"), ("No", "Yes"),
      ("N", "Y"), ("n", "y"), ("F", "T"), ("negative", "positive"), ("Negative", "Positive"), ("neg", "pos"), ("1", "2"),
-     ("incorrect", "correct"), ("٠", "١")],
+     ("incorrect", "correct"), ("٠", "١"), ("non-entailment", "entailment"), ("not spam", "spam"), ("否", "是"),
+     ("falsch", "wahr")],
 )  # fmt: skip
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".jsonl", ".json"])
 def test_the_positive_pole_does_not_hang_on_the_order_of_rows(tmp_path, no, yes, suffix):
