@@ -19,7 +19,7 @@ from jaxtyping import Int
 
 from repscope.data.reading import How
 from repscope.data.separated import text_of
-from repscope.data.tables import SUFFIXES, read_table
+from repscope.data.tables import SUFFIXES, WORKBOOKS, read_table
 from repscope.errors import UserError, unknown
 
 FIRST = "id"  #: split whose losses have plain names
@@ -106,7 +106,7 @@ def read_texts(
         if columned := [f"--{k}" for k, v in (("pair", pair), ("label", label), ("split", split)) if v is not None]:
             raise UserError(f"{file} has no columns, only a text a line; {columned[0]} needs a table ({_LISTED}).")
         return _lines(file)
-    if file.is_file() and file.suffix.lower() not in SUFFIXES:
+    if file.is_file() and file.suffix.lower() not in (*SUFFIXES, *WORKBOOKS):
         raise unknown("kind of data file", file.suffix or file.name, (".txt", *SUFFIXES))
     if file.is_file() and not file.stat().st_size:
         raise UserError(f"{file} is empty; give a file with a text a row.")
