@@ -8,7 +8,8 @@ A fork is the prompt with other values at one site from one position on. Run one
 3. Forks that begin at nearby positions share a pass; the last site is read at the prompt's last position.
 
 A family whose attention cannot take rows that were not there from the start (BLOOM: its position bias has one entry a row), or
-whose cache is of another kind, runs all rows from the bottom; one whose rows depend on their neighbours runs one fork at a time. Which of the two is proved on the network (`proofs`).
+whose cache is of another kind, runs all rows from the bottom; one whose rows depend on their neighbours runs one fork at a time.
+Which it is is proved on the network (`proofs`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -114,9 +115,9 @@ def _alone(net: TokenNetwork, ids: Tensor, fork: Fork, ends: int) -> Float[Tenso
 
     seen: list[Tensor] = []
     hooks = net.taps.hooked([(net.write_tap(fork.site), changed)])
-    with at_rest(net.module), net.announced(np.zeros(1, dtype=np.int64)), hooks:
-        with tapped(net.taps, [(net.tap(net.last), seen.append)]) as run:
-            run(input_ids=ids, **net.plain())
+    reads = tapped(net.taps, [(net.tap(net.last), seen.append)])
+    with at_rest(net.module), net.announced(np.zeros(1, dtype=np.int64)), hooks, reads as run:
+        run(input_ids=ids, **net.plain())
     return seen[0][0, -ends:].clone()
 
 
