@@ -134,7 +134,7 @@ def test_verify_prints_a_table_and_a_folder_and_fails_where_a_check_does(tmp_pat
     )
     assert run(["query", sql, "--out", str(tmp_path), "--json"]) == 0
     beyond = {row["item"] for row in json.loads(capsys.readouterr().out)}
-    assert ("padded batch" in beyond) == bool(code)
+    assert bool(beyond) == bool(code)  # rows that mix run alone, and what cannot is told
     page = Path(folder, "report.html").read_text()
     assert ("No: " in page) == bool(code)
 
@@ -155,7 +155,7 @@ def test_a_study_holds_the_checks_of_its_network(runs, capsys):
 def test_a_study_on_a_network_that_fails_says_so_first(tmp_path):
     made = Run(ENTITIES, EntitiesOptions(tiny=True, attribute=("continent",)), out=tmp_path, lm=mixed())
     page = made.answer().read_text()
-    assert "The engine failed its check “padded batch” on this model" in page
+    assert "The engine failed its check" in page
     assert "failed its check" in ENTITIES.headline(made)[0]
     assert not json.loads((made.folder / "study.json").read_text())["verified"]["passed"]
 

@@ -1,5 +1,6 @@
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,39 @@ def test_what_the_disk_says_is_one_sentence(tmp_path, number, says):
     with pytest.raises(UserError, match=says), disk.whole_file(tmp_path / "x"):
         raise OSError(number, os.strerror(number))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_asked_for_before_work_is_done(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    disk.need_folder(tmp_path)
+    disk.need_folder(tmp_path / "new" / "deep")
+    for path, says in {
+        "file": "is a file",
+        "file/deep/x": "is a file",
+        "link": "a broken link",
+        "link/x": "a broken link",
+    }.items():
+        with pytest.raises(UserError, match=says):
+            disk.need_folder(tmp_path / path)
+    with pytest.raises(UserError, match="cannot be written"):
+        disk.need_folder(Path("/proc/x"))
+    with pytest.raises(UserError, match="cannot be written"):
+        disk.need_folder(tmp_path / ("x" * 300))
+    assert {p.name for p in tmp_path.iterdir()} == {"file", "link"}
+
+
+def test_a_file_below_a_file_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="a part of that path is a file"), disk.whole_file(tmp_path / "file" / "x"):
+        pass
+
+
+def test_other_errors_are_not_the_disks():
+    assert disk.disk_error(ValueError("x")) is None
+    assert disk.disk_error(FileNotFoundError(2, "No such file", "x")) is None
+    with pytest.raises(KeyError), disk.explained(Path("x")):
+        raise KeyError("x")
 
 
 def test_space_is_asked_for_before_it_is_used(tmp_path):

@@ -44,6 +44,12 @@ def test_the_public_names_are_these():
         _ = repscope.nothing
 
 
+def test_what_a_completion_offers_holds_all_that_can_be_typed():
+    assert {"read", "steer", "trace", *repscope.__all__} <= set(dir(repscope))
+    for name in dir(repscope):
+        assert getattr(repscope, name) is not None
+
+
 def test_importing_is_quick_and_brings_no_torch():
     code = (
         "import time, sys; t = time.perf_counter(); import repscope as rs; took = time.perf_counter() - t;"

@@ -82,7 +82,7 @@ def test_drawn_rows_are_so_many_of_each_split(tmp_path):
         ("t.csv", "sentence,label\na,1\n", {}, "There is no column of t.csv 'text'; there are sentence, label"),
         ("t.csv", "text\na\n", {"label": "label"}, "There is no column of t.csv 'label'"),
         ("t.txt", "a\n", {"split": "part"}, "has no columns, only a text a line; --split"),
-        ("t.xlsx", "PK", {}, "There is no kind of data file '.xlsx'"),
+        ("t.xlsx", "PK", {}, "save the sheet as CSV"),
         ("t.jsonl", '{"text": "a"}\n[1]\n', {}, "no object in line 2"),
         ("t.jsonl", '{"text": "a"}\n{"text"\n', {}, "is not JSON in line 2"),
         ("t.jsonl", '{"text": ["a"]}\n', {}, "holds lists or objects"),

@@ -3,13 +3,17 @@
 import csv
 import json
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pandas as pd
 import pytest
 
+from repscope.data.columns import typed
 from repscope.data.contrasts import contrast
 from repscope.data.entities import entity_set, labelled_text
 from repscope.data.evaluation import read_texts
+from repscope.data.reading import reading
 from repscope.data.relations import relation
 from repscope.data.requests import requests
 from repscope.data.tables import read_table
@@ -156,6 +160,14 @@ def test_namibia_is_a_word_among_words_and_nan_is_not(tmp_path):
     assert column(tmp_path / "t.tsv", ["1", "2", "99"] * 9, na=["99"])[1].count(None) == 9
 
 
+@pytest.mark.parametrize("pair", [("True", "False"), ("yes", "no"), ("Y", "N"), ("negative", "positive")])
+def test_a_word_for_nothing_beside_two_poles_is_missing(tmp_path, pair):
+    kind, found, notes = column(tmp_path / "t.tsv", [*pair, "NA", "?"] * 9)
+    assert (kind, set(found)) == ("class", {*pair, None})
+    assert found.count(None) == 18
+    assert "9 'NA', 9 '?' (first in line 4) among two labels count as missing" in notes[0]
+
+
 def test_what_is_infinite_is_refused_with_its_line_and_can_be_missing(tmp_path):
     cells = [f"{i}.5" for i in range(30)]
     for word in ("inf", "-inf", "Infinity", "∞"):
@@ -272,6 +284,36 @@ def test_one_bad_cell_never_drops_a_column_in_silence(tmp_path, bad):
         assert entity_set(tmp_path / "t.csv", attributes=["size"], **how).frame["size"].notna().sum() >= 30
 
 
+STYLES = {  # separator of thousands, decimal mark
+    "plain": ("", "."), "US": (",", "."), "German": (".", ","), "French": ("\u202f", ","), "Swiss": ("'", "."), "SI": (" ", ","),
+}  # fmt: skip
+
+
+@hypothesis.given(
+    st.lists(st.floats(-1e7, 1e7), min_size=13, max_size=30, unique=True), st.integers(0, 4), st.sampled_from(sorted(STYLES)),
+    st.booleans(),
+)  # fmt: skip
+def test_no_style_of_numbers_is_read_wrong(values, digits, style, trimmed):
+    """Whatever the style: the numbers that were written, a refusal, or a note that says how else they could be read."""
+    thousands, mark = STYLES[style]
+    cells = [f"{value:,.{digits}f}" for value in values]
+    if trimmed and digits:
+        cells = [cell.rstrip("0").rstrip(".") for cell in cells]
+    meant = [float(cell.replace(",", "")) for cell in cells]
+    cells = [cell.replace(",", "_").replace(".", mark).replace("_", thousands) for cell in cells]
+    for decimal in (None, mark):
+        try:
+            found = typed(pd.Series(cells, dtype=object), "c", lambda row: f"line {row + 2}", reading(decimal=decimal))
+        except UserError as error:
+            if decimal is None and "--decimal" in str(error):
+                continue
+            raise
+        read = [np.nan if value is None else float(value) for value in found.values]
+        assert read == meant or (
+            decimal is None and style == "German" and any("--decimal , reads" in n for n in found.notes)
+        )
+
+
 # ------------------------------------------------------------------------------------------------------------ columns
 
 
@@ -353,6 +395,14 @@ def test_what_cannot_be_read_says_why(tmp_path, name, content, says):
     assert "\n" not in str(error.value)
 
 
+def test_a_workbook_is_refused_in_words_that_help(tmp_path):
+    path = tmp_path / "t.xlsx"
+    path.write_bytes(b"PK\x03\x04")
+    for read in (entity_set, contrast, relation, read_texts, requests):
+        with pytest.raises(UserError, match=r"t\.xlsx is a workbook.*save the sheet as CSV"):
+            read(path)
+
+
 def test_kinds_of_parquet_columns(tmp_path):
     frame = pd.DataFrame({
         "name": pd.Categorical([f"n{i}" for i in range(20)]),
@@ -389,7 +439,8 @@ def test_mixed_values_in_json(tmp_path):
     ("no", "yes"),
     [("0", "1"), ("0.0", "1.0"), ("-1", "1"), ("false", "true"), ("False", "True"), ("FALSE", "TRUE"), ("no", "yes"), ("No", "Yes"),
      ("N", "Y"), ("n", "y"), ("F", "T"), ("negative", "positive"), ("Negative", "Positive"), ("neg", "pos"), ("1", "2"),
-     ("incorrect", "correct"), ("٠", "١")],
+     ("incorrect", "correct"), ("٠", "١"), ("non-entailment", "entailment"), ("not spam", "spam"), ("否", "是"),
+     ("falsch", "wahr")],
 )  # fmt: skip
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".jsonl", ".json"])
 def test_the_positive_pole_does_not_hang_on_the_order_of_rows(tmp_path, no, yes, suffix):

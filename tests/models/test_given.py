@@ -12,6 +12,7 @@ from repscope.models.language import LanguageModel
 from repscope.models.network import Network
 from repscope.models.prompts import Prompt
 from repscope.models.sites import Site
+from repscope.steer.patching import ablation, activation_patching, attribution_patching
 
 TEXTS = ["A map", "that shows Paris"]
 AT = "resid_post.1"
@@ -367,3 +368,44 @@ def test_a_network_without_inputs_says_so():
     net = Network(torch.nn.Sequential(torch.nn.Linear(3, 2)))
     with pytest.raises(UserError, match="no input"):
         net.capture(torch.ones(0, 3), "module:0")
+
+
+@pytest.mark.parametrize("tokens", [1.0, True, ["last"]])
+def test_edits_and_jacobians_take_the_same_choices_of_tokens(llama, tokens):
+    with pytest.raises(UserError, match="choice of tokens"):
+        Edit.add(AT, np.ones(32), tokens=tokens)
+    with pytest.raises(UserError, match="choice of tokens"):
+        llama.jacobian(TEXTS, "resid_post.0", AT, source_tokens=tokens)
+
+
+@pytest.mark.parametrize(
+    ("u", "says"), [("a", "no array of numbers"), (None, "shape"), (np.full((1, 32), 1e300), "beyond")]
+)
+def test_vectors_of_products_are_numbers(llama, u, says):
+    with pytest.raises(UserError, match=says):
+        llama.jacobian(TEXTS, "resid_post.0", AT).vjp(u)
+
+
+def test_patching_takes_any_list(llama):
+    clean, corrupt = [[5, 6, 7]], [[5, 8, 7]]
+
+    def metric(logits, pair):
+        return logits[:, 5]
+
+    for run in (activation_patching, attribution_patching):
+        want = run(llama, clean, corrupt, metric, at="resid_post").effect
+        got = run(llama, (t for t in clean), (t for t in corrupt), metric, at="resid_post").effect
+        np.testing.assert_array_equal(got, want)
+        for wrong in (None, "A map"):
+            with pytest.raises(UserError, match=r"Prompts are|is one prompt"):
+                run(llama, wrong, corrupt, metric, at="resid_post")
+    want = ablation(llama, clean, metric, at="resid_post").effect
+    np.testing.assert_array_equal(ablation(llama, (t for t in clean), metric, at="resid_post").effect, want)
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": "x"}, {"temperature": None}, {"top_p": True}, {"max_new_tokens": None}]
+)
+def test_options_of_generation_are_numbers(llama, options):
+    with pytest.raises(UserError, match=next(iter(options))):
+        llama.generate(TEXTS, **options)

@@ -200,6 +200,23 @@ def test_a_neighbours_row_sends_prompts_through_alone(tokenizer):
     for row, ours in zip(rows, lm.logits(rows)):
         with torch.no_grad():
             assert near(ours, model(input_ids=torch.tensor([row])).logits[0, -1])
+    from repscope.models.forks import Fork, forked
+    from repscope.models.prompts import Encoded
+    from repscope.models.sites import Site
+    from repscope.models.suffix import suffix
+
+    push = torch.ones(32)
+    forks = [Fork(Site("resid_post", layer), at, at + 1, lambda x: x + push) for layer, at in ((0, 2), (2, 4))]
+    for fork, ours in zip(forks, forked(lm, np.array(rows[1]), forks)):
+        with lm.edit(rs.Edit.add(fork.site, push, tokens=fork.start)):
+            assert near(ours, lm.capture([rows[1]], lm.last).numpy()[0])
+    ends = Encoded(Ragged.of([np.array(rows[1])]), np.array([8]), np.array([9]))
+    moved = suffix(lm, ends, "resid_post.0", "resid_post.3", pooled=True).parts[0].run(torch.stack([push, -push]))
+    before = lm.capture([rows[1]], "resid_post.3").numpy()[0]
+    for sign, ours in zip((1, -1), moved):
+        with lm.edit(rs.Edit.add("resid_post.0", sign * push, tokens="all")):
+            after = lm.capture([rows[1]], "resid_post.3").numpy()[0]
+        assert near(ours[0].detach(), after - before)
     plan = lm.plan(rows, "resid_post.3").plan
     assert [len(batch) for batch in plan.batches] == [1] * 3
     assert "one at a time" in plan.why

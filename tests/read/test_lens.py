@@ -1,8 +1,10 @@
 """The lens ends in the model's own prediction, and its control does not."""
 
 import numpy as np
+import pytest
 import torch
 
+from repscope.errors import UserError
 from repscope.read.lens import RANDOM, logit_lens
 from repscope.results import ESTIMATE
 from repscope.studies.lens_page import print_lens, write_lens
@@ -37,3 +39,23 @@ def test_the_page_and_the_terminal(llama, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "emb" in said
     assert "San" in said
+
+
+def test_a_long_prompt_is_read_at_its_end_and_says_so(llama, tmp_path):
+    prompt = "The place called San Diego " * 4
+    whole, end = logit_lens(llama, prompt, last=10**6), logit_lens(llama, prompt, last=5)
+    count = len(llama.tokenizer(prompt)["input_ids"])
+    assert whole.notes == ()
+    assert end.notes == (f"The prompt has {count} tokens; the network read them all, the lens the last 5.",)
+    cells = whole.side["cells"]
+    kept = cells[cells["position"] >= count - 5].reset_index(drop=True)
+    assert (kept.drop(columns=["probability", "of_final", "top_five"]) == end.side["cells"].drop(
+        columns=["probability", "of_final", "top_five"])).all(None)  # fmt: skip
+    np.testing.assert_allclose(kept["probability"], end.side["cells"]["probability"], rtol=1e-5)
+    assert end.notes[0] in write_lens(llama, prompt, end, tmp_path).read_text()
+
+
+@pytest.mark.parametrize("wrong", [{"top": 0}, {"last": 0}, {"last": -3}])
+def test_a_lens_of_nothing_is_refused(llama, wrong):
+    with pytest.raises(UserError, match="ask for at least 1 of each"):
+        logit_lens(llama, PROMPT, **wrong)

@@ -161,4 +161,4 @@ def test_a_direction_is_learned_once(lm, monkeypatch, tmp_path):
     np.testing.assert_array_equal(again[0].vector, made[0].vector)
     assert again[0].scale == made[0].scale
     with pytest.raises(UserError, match="no choices"):
-        learned(lm, replace(texts, choices=()))
+        learned(lm, replace(texts, choices=(), paired=False))

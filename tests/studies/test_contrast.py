@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pytest
 
+import repscope as rs
+from repscope.cli import run as main
 from repscope.directions import DirectionSet
 from repscope.errors import UserError
+from repscope.models.tiny import tiny
 from repscope.report.figures import CHOSEN
 from repscope.results import ESTIMATE
 from repscope.steer.contrast import METHODS, SHUFFLED
@@ -102,3 +105,45 @@ def test_own_files_and_their_mistakes(tmp_path):
     with pytest.raises(UserError, match="contrast 'sentimen'"):
         Run(CONTRAST, ContrastOptions(tiny=True, contrast="sentimen"), out=tmp_path / "s").answer()
     assert not any((tmp_path / name).exists() for name in ("l", "b", "m", "s"))
+
+
+DISHES = ["soup", "fish", "rice", "bread", "tea", "cake", "stew", "pie", "plum", "bean", "leek", "kale"]
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    path = tmp_path / "dishes.csv"
+    path.write_text("positive,negative\n" + "".join(f"The {d} was a joy.,The {d} was a bore.\n" for d in DISHES))
+    return path
+
+
+def test_five_lines_of_python_make_the_direction_of_the_study(pairs, tmp_path):
+    lm = tiny()
+    options = ContrastOptions(contrast=str(pairs), blocks=(1, 2), methods=tuple(METHODS)[:2], random=2, new_tokens=4)
+    made = Run(CONTRAST, options, out=tmp_path / "runs", lm=lm)
+    made.answer()
+    kept = DirectionSet.load(made.artifact("dishes.safetensors"))[0]
+
+    first, second = rs.contrast(pairs).with_choices().halves()
+    fits = rs.steer.fit(lm, first, at=["resid_post.1", "resid_post.2"], methods=tuple(METHODS)[:2])
+    best = rs.steer.choose(lm, fits.directions, first.choices, first.openings[:6]).direction
+    found = rs.steer.dose(lm, best, first.choices, first.openings, random=2, new_tokens=4).direction
+
+    np.testing.assert_array_equal(found.weights, kept.weights)
+    assert (found.site, found.scale) == (kept.site, kept.scale)
+    assert not {*first.openings} & {*second.openings}
+    rows = made.results["fit"].side["directions"]["name"].tolist()
+    np.testing.assert_array_equal(
+        made.results["fit"].arrays["vectors"][rows.index(best.name)], fits.directions[best.name].vector
+    )
+
+
+def test_steer_takes_a_file_as_python_does(pairs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("REPSCOPE_CACHE", str(tmp_path))
+    monkeypatch.setattr("repscope.models.sources.load", lambda *args, **how: tiny())
+    assert main(["steer", "tiny", str(pairs), "--prompt", "The day", "--tokens", "3", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    found = rs.steer.learned(tiny(), rs.contrast(pairs), fresh=True)
+    assert said["directions"] == [{"name": "dishes", "site": found[0].site, "scale": found[0].scale}]
+    with rs.steer.steering(lm := tiny(), found):
+        assert said["continuations"][0]["steered"].endswith(str(lm.generate(["The day"], max_new_tokens=3)[0]))

@@ -88,8 +88,11 @@ def directions(
     blocks
         How many blocks the model has, for a .pt file of directions that do not tell.
     """
+    from repscope.disk import need_folder
     from repscope.studies.steered import converted, held_in
 
+    if to is not None:
+        need_folder(to.expanduser().absolute().parent)
     held = held_in(path, name, block)
     if to is not None:
         converted(held, to, blocks)

@@ -17,8 +17,9 @@ app = App(
     version=__version__,
     help="What has a trained network learned? Every number with its control and its interval.",
     help_format="plaintext",
-    # --methods A B C takes all three; there is no --empty-methods, as an empty list means nothing anywhere
-    default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
+    # --methods A B C takes all three; there is no --empty-methods, as an empty list means nothing anywhere. No value is
+    # read as JSON: [a].csv is a file.
+    default_parameter=Parameter(consume_multiple=True, negative_iterable=(), json_dict=False, json_list=False),
 )
 study_app = App(name="study", help="Answer one of the ten questions about a network.")
 app.command(study_app)

@@ -11,14 +11,14 @@
 Empty cells are missing. So are, unless `Reading.na` says what is:
 
 1. `NEVER_WORDS` ("nan", "null", "#N/A"), in every column: what software writes for nothing.
-2. `AMONG_NUMBERS` ("NA", "None", "-", "?", "unknown"), where everything else in the column is a number. Among words "NA" is
-   Namibia.
+2. `AMONG_NUMBERS` ("NA", "None", "-", "?", "unknown"), where everything else in the column is a number, or one of two `POLES`
+   (true and false). Among other words "NA" is Namibia.
 
 What is not plain is a note. How numbers are written is the business of `numerals`.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -35,6 +35,15 @@ AMONG_NUMBERS = frozenset(
      "-", "--", "---", "\u2013", "\u2014", "\u2212", "?", "??", ".", "..", "...", "\u2026", "*", "/", "#value!", "#div/0!", "#ref!",
      "#num!", "#name?", "#null!", "1.#ind", "1.#qnan", "-1.#ind", "-1.#qnan"}
 )  # fmt: skip
+#: words for the positive and the negative of two labels that mean the same everywhere, in lower case
+POLES = (
+    ("true", "false"), ("yes", "no"), ("y", "n"), ("t", "f"), ("positive", "negative"), ("pos", "neg"), ("+", "-"),
+    ("correct", "incorrect"), ("correct", "wrong"), ("right", "wrong"), ("on", "off"), ("good", "bad"), ("pass", "fail"),
+    ("present", "absent"), ("oui", "non"), ("vrai", "faux"), ("ja", "nein"), ("wahr", "falsch"), ("sí", "no"), ("si", "no"),
+    ("verdadero", "falso"), ("sim", "não"), ("verdadeiro", "falso"), ("да", "нет"), ("是", "否"), ("真", "假"), ("नहीं", "हाँ")[::-1],
+    ("نعم", "لا"),
+)  # fmt: skip
+_NEGATION = re.compile(r"(?:not|non|no)[\s_-]*")
 _TOLD = frozenset({"NA", "na", "None", "none", "-", "--", "?", "."})  #: among words these are told to be taken as words
 _LEADING_ZERO = re.compile(r"[+-]?0\d+")
 _DATE = re.compile(r"\d{4}-\d\d?-\d\d?([T ].*)?|\d\d?[./-]\d\d?[./-]\d{2,4}")
@@ -61,6 +70,22 @@ def blanked(values: pd.Series, column: str, where: Where, how: Reading) -> tuple
         return values, []
     reversal = "; --na '' reads them as words" if how.na is None else ""
     return values.mask(found, ""), [f"Column {column!r}: {_counted(values[found], where)} count as missing{reversal}."]
+
+
+def poles(labels: Iterable[str]) -> tuple[str, str] | None:
+    """The positive and the negative one of two labels, where the words say which it is.
+
+    >>> poles(["No", "Yes"]), poles(["not spam", "spam"]), poles(["cat", "dog"])
+    (('Yes', 'No'), ('spam', 'not spam'), None)
+    """
+    held = list(labels)
+    if len(held) != 2:
+        return None
+    for yes, no in (held, held[::-1]):
+        a, b = yes.strip().casefold(), no.strip().casefold()
+        if (a, b) in POLES or ((match := _NEGATION.match(b)) and b[match.end() :] == a):
+            return yes, no
+    return None
 
 
 def typed(values: pd.Series, column: str, where: Where, how: Reading, *, native: bool = False) -> Column:
@@ -117,10 +142,18 @@ def _without_marks(held: pd.Series, column: str, where: Where, how: Reading) -> 
         return held, []
     marks = held.map(lambda text: text.strip().casefold() in AMONG_NUMBERS).astype(bool)
     others = held[~marks]
-    if not marks.any() or not others.map(is_numeral).all():
+    if not marks.any() or not (others.map(is_numeral).all() or _two(others)):
         return held, []
-    told = [f"Column {column!r}: {_counted(held[marks], where)} among numbers count as missing."] if len(others) else []
+    told = [
+        f"Column {column!r}: {_counted(held[marks], where)} among {'two labels' if _two(others) else 'numbers'} count as missing."
+    ]
     return others, told
+
+
+def _two(held: pd.Series) -> bool:
+    """Whether a column holds true and false, or another of `POLES`; it may hold one of them in two spellings."""
+    found = set(held.str.strip().str.casefold())
+    return len(found) == 2 and poles(found) is not None
 
 
 def _numeric(

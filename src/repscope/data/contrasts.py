@@ -6,7 +6,8 @@ prompt, which of two continuations does the model prefer? Every text and every c
 
 Files: a table (`tables`) with the columns positive and negative (minimal pairs) or text and label (two labels, texts that are no
 pairs); a column group is optional, and without it every pair or text is its own group. Empty texts and exact copies are left out
-and counted. Of labels such as 0 and 1, false and true, no and yes, the positive one is known (`POLES`), whatever row comes first.
+and counted. Of labels such as 0 and 1, false and true, no and yes, the positive one is known, whatever row
+comes first.
 """
 
 import unicodedata
@@ -20,16 +21,12 @@ import pandas as pd
 from jaxtyping import Bool
 
 from repscope.data import splits
+from repscope.data.columns import poles
 from repscope.data.reading import How
 from repscope.data.tables import SUFFIXES, Table, read_table
 from repscope.errors import UserError, unknown
 
 LEAST = 8  #: texts a pole in a file of the user's
-#: positive and negative labels that mean the same everywhere, in lower case
-POLES = (
-    ("true", "false"), ("yes", "no"), ("y", "n"), ("t", "f"), ("positive", "negative"), ("pos", "neg"), ("+", "-"),
-    ("correct", "incorrect"), ("right", "wrong"), ("on", "off"), ("good", "bad"),
-)  # fmt: skip
 _COLUMNS = ("positive", "negative", "text", "label", "prompt", "yes", "no", "group")
 
 
@@ -152,9 +149,19 @@ class Contrast:
         if len(made) < LEAST:
             raise UserError(
                 f"{self.name!r} has no choices to measure an effect on, and {len(made)} of its pairs begin alike; give a file of "
-                "choices with the columns prompt, yes and no."
+                "choices with the columns prompt, yes and no (a direction alone needs none: steer.fit)."
             )
         return tuple(made)
+
+    def with_choices(self) -> "Contrast":
+        """Itself, with questions made of its pairs where it has no choices; what `repscope study contrast` and `steer` begin with.
+
+        Raises
+        ------
+        UserError
+            See `questions`.
+        """
+        return self if self.choices else replace(self, choices=self.questions())
 
     def take(
         self,
@@ -202,7 +209,7 @@ class Contrast:
         return self.take(rows, no, note=f"{self.name}: at most {most} texts a pole were drawn at random.")
 
     def halves(self, seed: int = 0) -> tuple["Contrast", "Contrast"]:
-        """Two contrasts that share no group of texts or choices: choose on the first, report on the second.
+        """Two contrasts that share no group of texts or choices and no opening: choose on the first, report on the second.
 
         Texts and choices whose groups have one name stay together; each kind is divided as evenly as its groups let it.
 
@@ -228,7 +235,8 @@ class Contrast:
                 "texts, since groups stay whole; give groups that hold both poles, or none."
             )
         note = f"{self.name}: the {which} half of its groups (seed {seed})."
-        return self.take(yes, None if self.paired else no, choices, note)
+        every_second = self.openings[which == "second" :: 2] if len(self.openings) > 1 else self.openings
+        return replace(self.take(yes, None if self.paired else no, choices, note), openings=every_second)
 
 
 def contrast(
@@ -248,7 +256,7 @@ def contrast(
         One of `contrast_names()`, or a path.
     positive
         Which of a file's two labels is the positive one; None takes 1 over 0, true over false, yes over no, positive over negative,
-        the larger of two numbers, and of other words the first in the file.
+        spam over "not spam", the larger of two numbers, and of other words the first in the file.
     choices
         A file with the columns prompt, yes, no (and group), in place of the contrast's own choices; a file has none of its own.
     instructions
@@ -369,9 +377,8 @@ def _of_labels(path: Path, table: Table, frame: pd.DataFrame, positive: str | No
 
 def _positive(labels: Sequence[str]) -> tuple[str, str]:
     """The positive one of two labels, and what makes it so where no convention does."""
-    for yes, no in POLES:
-        if {label.casefold() for label in labels} == {yes, no}:
-            return next(label for label in labels if label.casefold() == yes), ""
+    if known := poles(labels):
+        return known[0], ""
     if None not in map(_number, labels):
         return max(labels, key=float), ("" if set(labels) <= {"-1", "0", "1"} else ", the larger number,")
     return labels[0], ", the first label in the file,"

@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Int
 
 from repscope.data.reading import How
-from repscope.data.tables import SUFFIXES, read_table
+from repscope.data.separated import text_of
+from repscope.data.tables import SUFFIXES, WORKBOOKS, read_table
 from repscope.errors import UserError, unknown
 
 FIRST = "id"  #: split whose losses have plain names
@@ -105,7 +106,7 @@ def read_texts(
         if columned := [f"--{k}" for k, v in (("pair", pair), ("label", label), ("split", split)) if v is not None]:
             raise UserError(f"{file} has no columns, only a text a line; {columned[0]} needs a table ({_LISTED}).")
         return _lines(file)
-    if file.is_file() and file.suffix.lower() not in SUFFIXES:
+    if file.is_file() and file.suffix.lower() not in (*SUFFIXES, *WORKBOOKS):
         raise unknown("kind of data file", file.suffix or file.name, (".txt", *SUFFIXES))
     if file.is_file() and not file.stat().st_size:
         raise UserError(f"{file} is empty; give a file with a text a row.")
@@ -169,11 +170,11 @@ _LISTED = ", ".join(SUFFIXES)
 
 def _lines(file: Path) -> Texts:
     try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
+        lines = text_of(file).replace("\r", "\n").split("\n")
     except FileNotFoundError as error:
         raise UserError(f"There is no file {file}; check the path.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read as UTF-8 text ({error}); check the file.") from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror or error}); check the file.") from error
     held = tuple(line.strip() for line in lines if line.strip())
     if not held:
         raise UserError(f"{file} is empty; give a file with a text a line.")

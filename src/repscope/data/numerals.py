@@ -24,6 +24,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -126,10 +127,14 @@ def canonical(text: str) -> str:
     return text if cell is None else cell.sign + cell.digits.replace("_", "") + cell.exponent
 
 
+@lru_cache(maxsize=1 << 17)
 def _cell(text: str) -> _Cell | None:
-    plain = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in text.strip())
-    certain = _ARABIC_POINT in plain  # a mark that can mean nothing else
-    match = _CELL.fullmatch(plain.translate(_SIGNS).translate(_SPACES).replace(_ARABIC_POINT, "."))
+    plain, certain = text.strip(), False
+    if not plain.isascii():
+        plain = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in plain).translate(_SIGNS)
+        certain = _ARABIC_POINT in plain  # a mark that can mean nothing else
+        plain = plain.replace(_ARABIC_POINT, ".")
+    match = _CELL.fullmatch(plain.translate(_SPACES))
     if match is None or "_" in text:
         return None
     sign, digits, exponent, percent = (part or "" for part in match.groups())

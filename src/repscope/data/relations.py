@@ -20,6 +20,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from repscope.data.reading import How
+from repscope.data.separated import text_of
 from repscope.data.tables import SUFFIXES, read_table
 from repscope.errors import UserError, unknown
 from repscope.models.prompts import Prompt
@@ -183,9 +184,11 @@ def _of_json(path: Path, templates: tuple[str, ...], how: How) -> Relation:
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise UserError(f"{path} is larger than {_LARGEST_FILE >> 20} MB, which no relation is.")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(text_of(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); check the path.") from error
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}).") from error
     if isinstance(found, list):

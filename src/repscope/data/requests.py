@@ -8,7 +8,7 @@ from typing import Unpack
 
 from repscope.data.reading import How
 from repscope.data.separated import text_of
-from repscope.data.tables import SUFFIXES, read_table
+from repscope.data.tables import SUFFIXES, WORKBOOKS, read_table
 from repscope.errors import UserError, unknown
 
 SEEN = (
@@ -36,7 +36,7 @@ def requests(path: str | Path | None = None, **how: Unpack[How]) -> Requests:
     if path is None:
         return SEEN, HELD, ()
     file = Path(path).expanduser()
-    if file.suffix.lower() not in (".txt", *SUFFIXES):
+    if file.suffix.lower() not in (".txt", *SUFFIXES, *WORKBOOKS):
         raise unknown("kind of prompts file", file.suffix or file.name, (".txt", *SUFFIXES))
     notes: list[str] = []
     if file.suffix.lower() == ".txt":

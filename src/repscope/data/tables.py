@@ -31,7 +31,8 @@ from repscope.errors import UserError, no_file, unknown
 
 _INDEX = re.compile(r"unnamed: ?\d+([._]\w+)*|__index_level_\d+__", re.IGNORECASE)
 _NUMBERED = re.compile(r"index|idx|level_\d+", re.IGNORECASE)  #: names that an index takes when it becomes a column
-_WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers")
+#: endings that are refused with what to do
+WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers")
 _PACKED = (".gz", ".zip", ".bz2", ".xz", ".zst")
 
 
@@ -372,7 +373,7 @@ def _refuse_lists(path: Path, name: str, what: str, where: str = "") -> NoReturn
 
 def _refuse_kind(path: Path) -> NoReturn:
     suffix = path.suffix.lower()
-    if suffix in _WORKBOOKS:
+    if suffix in WORKBOOKS:
         raise UserError(f"{path} is a workbook, which repscope does not read; save the sheet as CSV in UTF-8 (.csv).")
     if suffix in _PACKED:
         raise UserError(f"{path} is compressed; unpack it to a {_listed()} file first.")

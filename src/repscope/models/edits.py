@@ -301,6 +301,7 @@ def _made(kind: Kind, site: str | Site, tokens: str | int, arrays: Arrays, per_p
     for name, array in arrays.items():
         if not bool(torch.isfinite(array).all()) and (name not in ("low", "high") or bool(array.isnan())):
             raise UserError(f"The {name} of the edit at {site} is not finite, or not a number (nan).")
+    Tokens.spanning(tokens)
     if not str(tokens) or str(tokens).endswith("."):
         raise unknown("choice of tokens", tokens, (*PICKS, *WHERE))
     edit = Edit(kind, Site.parse(site), str(tokens), arrays, per_prompt, axis)

@@ -8,7 +8,8 @@ A fork is the prompt with other values at one site from one position on. Run one
 3. Forks that begin at nearby positions share a pass; the last site is read at the prompt's last position.
 
 A family whose attention cannot take rows that were not there from the start (BLOOM: its position bias has one entry a row), or
-whose cache is of another kind, runs all rows from the bottom. Which of the two is proved on the network (`proofs`).
+whose cache is of another kind, runs all rows from the bottom; one whose rows depend on their neighbours runs one fork at a time.
+Which it is is proved on the network (`proofs`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -90,8 +91,10 @@ def forked_ends(
             raise UserError(f"A fork at {fork.site} is at {fork.start}:{fork.stop}; the prompt has {len(ids)} tokens.")
     if not 1 <= ends <= len(ids):
         raise UserError(f"The last {ends} positions are asked for; the prompt has {len(ids)} tokens.")
-    grows = not forks_refused(net, len(ids))
     row = torch.from_numpy(np.asarray(ids))[None].to(net.device)
+    if not net.batches(len(ids)):  # a row depends on its neighbours
+        return torch.stack([_alone(net, row, fork, ends) for fork in forks])
+    grows = not forks_refused(net, len(ids))
     # What a pass makes of its embeddings (masks, positions) has one entry a row, so forks there are rows from the bottom.
     below = [i for i, fork in enumerate(forks) if fork.site.kind == "embed"]
     above = [i for i, fork in enumerate(forks) if fork.site.kind != "embed"]
@@ -99,6 +102,23 @@ def forked_ends(
     done = [(i, _forked(net, row, [forks[j] for j in i], pass_tokens, grow, ends)) for i, grow in parts if i]
     order = torch.tensor([j for i, _ in done for j in i], device=net.device)
     return torch.cat([rows for _, rows in done])[order.argsort()]
+
+
+def _alone(net: TokenNetwork, ids: Tensor, fork: Fork, ends: int) -> Float[Tensor, "end d_model"]:
+    """One fork in a pass by itself."""
+
+    def changed(value: Tensor) -> Tensor:
+        new = value.clone()
+        there = value[0, fork.start : fork.stop]
+        new[0, fork.start : fork.stop] = (fork.value(there) if callable(fork.value) else fork.value).to(value)
+        return new
+
+    seen: list[Tensor] = []
+    hooks = net.taps.hooked([(net.write_tap(fork.site), changed)])
+    reads = tapped(net.taps, [(net.tap(net.last), seen.append)])
+    with at_rest(net.module), net.announced(np.zeros(1, dtype=np.int64)), hooks, reads as run:
+        run(input_ids=ids, **net.plain())
+    return seen[0][0, -ends:].clone()
 
 
 def _forked(

@@ -202,11 +202,19 @@ class Jacobian:
         return self._at[0]
 
     def _vectors(self, given: Any, width: int, name: str) -> Tensor:
-        vectors = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=self.value.dtype)
+        try:
+            wide = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{name} is no array of numbers; give (vector, {width}) for {self!r}.") from error
+        with np.errstate(over="ignore"):
+            vectors = wide.astype(self.value.dtype)
         if vectors.ndim != 2 or vectors.shape[1] != width:
             raise UserError(f"{name} has the shape {vectors.shape}; it must be (vector, {width}) for {self!r}.")
         if not np.isfinite(vectors).all():
-            raise UserError(f"{name} is not finite.")
+            held = (
+                "not finite" if not np.isfinite(wide).all() else f"beyond {vectors.dtype}, in which products are taken"
+            )
+            raise UserError(f"{name} is {held}.")
         return torch.from_numpy(np.ascontiguousarray(vectors))
 
     def _passes(self) -> Iterator[tuple[Group, Linearized]]:

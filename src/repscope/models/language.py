@@ -203,6 +203,8 @@ class LanguageModel(TokenNetwork):
             For unknown sites, spans or tokens, for prompts that are empty or too long, for an edit that changes no row.
         """
         asked, sites, picked = self.asked(at), self.resolve(at), Tokens.parse(tokens)
+        if out is not None and not isinstance(out, (str, Path)):
+            raise UserError(f"out is {shown(out)}; it must name a folder.")
         _see_budget(batch_tokens)
         held = self._held(prompts) if self.installed else prompts
         encoded = self._encoded(held, picked)
@@ -360,6 +362,9 @@ class LanguageModel(TokenNetwork):
             When the model cannot generate, a prompt leaves no room for new tokens, or an edit changes no logit.
         """
         _see_count("max_new_tokens", max_new_tokens, -math.inf)
+        for name, value in (("temperature", temperature), ("top_p", top_p)):
+            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+                raise UserError(f"{name} is {shown(value)}; it must be a number.")
         sampling = Sampling(max_new_tokens, temperature, top_p, seed, alike)
         if not self.causal or not hasattr(self.model, "generate") or self.model.get_output_embeddings() is None:
             raise UserError(f"{self.name} is no causal language model with a head, so it cannot continue a text.")

@@ -248,8 +248,7 @@ class Tokens:
         """
         if isinstance(text, Tokens):
             return text
-        if not isinstance(text, (str, int, np.integer)) or isinstance(text, bool):
-            raise unknown("choice of tokens", text, PICKS, "An index such as -2 does as well.")
+        _see_choice(text)
         span, _, pick = str(text).rpartition(".")
         if pick not in PICKS and not re.fullmatch(r"-?\d+", pick):
             raise _no_choice(str(text), pick)
@@ -262,6 +261,7 @@ class Tokens:
         >>> Tokens.spanning("subject")
         Tokens(pick='all', span='subject')
         """
+        _see_choice(text)
         last = str(text).rpartition(".")[2]
         known = isinstance(text, Tokens) or not last or last in PICKS or last.lstrip("-").isdigit()
         return cls.parse(text if known else f"{text}.all")
@@ -281,6 +281,12 @@ class Tokens:
 
 
 PICKS = ("last", "first", "mean", "all")
+
+
+def _see_choice(given: object) -> None:
+    """See that a choice of tokens is a name or a whole number."""
+    if not isinstance(given, (str, int, np.integer, Tokens)) or isinstance(given, bool):
+        raise unknown("choice of tokens", given, PICKS, "An index such as -2 does as well.")
 
 
 def _no_choice(text: str, pick: str) -> UserError:

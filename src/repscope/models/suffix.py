@@ -245,17 +245,25 @@ def _whole(
     ids = torch.cat([k.ids for k in held]).repeat(len(vectors), 1)
     each = vectors.to(state).repeat_interleave(len(held), 0)[:, None]
     seen: list[Tensor] = []
-    add: Handler = lambda value: value + each  # noqa: E731 (a one-line hook)
-    hooks = net.taps.hooked([(net.write_tap(source), add)])
+    rows = [slice(None)] if net.batches(ids.shape[1]) else [slice(i, i + 1) for i in range(len(ids))]
     graded = torch.is_grad_enabled()
-    with at_rest(net.module, differentiable=graded), hooks, tapped(net.taps, [(net.tap(target), seen.append)]) as run:
-        run(input_ids=ids, **net.plain())
-    return seen[0]
+    for some in rows:
+        add: Handler = lambda value, some=some: value + each[some]  # type: ignore[misc]  # noqa: E731 (a one-line hook)
+        hooks = net.taps.hooked([(net.write_tap(source), add)])
+        with (
+            at_rest(net.module, differentiable=graded),
+            hooks,
+            tapped(net.taps, [(net.tap(target), seen.append)]) as run,
+        ):
+            run(input_ids=ids[some], **net.plain())
+    return torch.cat(seen)
 
 
 def _cannot_replay(net: TokenNetwork, kept: Sequence[_Kept], source: Site, target: Site) -> str:
     """Why the blocks alone do not give what the network gives at these prompts, empty where they do."""
     named = f"blocks {(source.layer or 0) + 1} to {target.layer} of {net.name}"
+    if not net.batches(max(len(one.state) for one in kept)):
+        return f"rows of {net.name} depend on their neighbours in a batch"
     lengths: dict[int, list[_Kept]] = {}
     for one in kept:
         lengths.setdefault(len(one.state), []).append(one)

@@ -17,7 +17,6 @@ import numpy as np
 from repscope.data.contrasts import Contrast
 from repscope.directions import DirectionSet
 from repscope.disk import cache_home
-from repscope.errors import UserError
 from repscope.models.language import LanguageModel
 from repscope.steer.choose import choose
 from repscope.steer.contrast import fit
@@ -35,7 +34,7 @@ def learned(lm: LanguageModel, texts: Contrast, *, seed: int = 0, fresh: bool = 
     lm
         The model.
     texts
-        The contrast; its choices tell the strength.
+        The contrast, such as `rs.contrast("pairs.csv")`; its choices tell the strength, or questions made of its pairs.
     seed
         Of which choices are taken.
     fresh
@@ -44,12 +43,9 @@ def learned(lm: LanguageModel, texts: Contrast, *, seed: int = 0, fresh: bool = 
     Raises
     ------
     UserError
-        When the contrast has no choices, or the model is none that can be steered by them.
+        When the contrast has neither choices nor pairs that begin alike, or the model is none that can be steered by them.
     """
-    if not texts.choices:
-        raise UserError(
-            f"{texts.name!r} has no choices to find a strength on; give some, or use fit and a scale of yours."
-        )
+    texts = texts.with_choices()
     kept = kept_at(lm, texts, seed)
     if kept.is_file() and not fresh:
         return DirectionSet.load(kept)

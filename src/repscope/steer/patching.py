@@ -27,7 +27,7 @@ from torch import Tensor
 from repscope.errors import UserError, unknown
 from repscope.models.forks import Fork, forked
 from repscope.models.language import LanguageModel
-from repscope.models.prompts import Encoded, PromptLike, Ragged, encode
+from repscope.models.prompts import Encoded, PromptLike, Ragged, as_prompts, encode
 from repscope.models.sites import Site, Tokens
 from repscope.models.taps import Handler, Tap, at_rest
 from repscope.progress import progress
@@ -84,6 +84,7 @@ def activation_patching(
     UserError
         When a pair differs in length or not at all, the network is edited or not causal, or the metric gives no number a row.
     """
+    clean, corrupt = (list(as_prompts(lm.tokenizer, prompts)) for prompts in (clean, corrupt))
     sites, encoded, names = _prepared(lm, clean, corrupt, at, tokens)
     generator = torch.Generator().manual_seed(seed)
     effect = np.full((len(clean), len(sites), len(names)), np.nan)
@@ -135,6 +136,7 @@ def attribution_patching(
     """
     if steps < 0:
         raise UserError(f"steps is {steps}; 0 is attribution patching, 1 and more integrate so many gradients.")
+    clean, corrupt = (list(as_prompts(lm.tokenizer, prompts)) for prompts in (clean, corrupt))
     sites, encoded, names = _prepared(lm, clean, corrupt, at, tokens)
     effect = np.full((len(clean), len(sites), len(names)), np.nan)
     ends = np.zeros((2, len(clean)))
@@ -180,6 +182,7 @@ def ablation(
     if by not in ("mean", "zero"):
         raise unknown("ablation", by, ("mean", "zero"))
     sites = _forkable(lm, at)
+    prompts = list(as_prompts(lm.tokenizer, prompts))
     encoded = encode(lm.tokenizer, prompts, Tokens("all"), lm.context, causal=lm.causal).ids
     means = {}
     if by == "mean":

@@ -94,8 +94,7 @@ def halves(o: ContrastOptions) -> tuple[Contrast, Contrast]:
         For a contrast without choices that has none in its pairs either.
     """
     found = contrast(o.contrast, positive=o.positive, choices=o.choices, chat=o.chat or None, **o.how())
-    if not found.choices:
-        found = replace(found, choices=found.questions())
+    found = found.with_choices()
     if o.instruction:
         found = replace(found, instructions=(o.instruction, found.instructions[1]))
     pairs, asked, heads = (8, 4, 2) if o.tiny else (48, 16, 8) if o.short else (10**6, 10**6, 16)
@@ -106,11 +105,12 @@ def halves(o: ContrastOptions) -> tuple[Contrast, Contrast]:
                 f"{found.name!r} has {len(found.choices)} choices in too few groups; two halves need 2 each."
             )
         rows = np.sort(np.random.default_rng([o.seed, number]).permutation(len(half.choices))[:asked])
-        own = found.openings[number::2][:heads]
         some = half.sample(pairs, o.seed)
         drawn = f"{found.name}: {len(rows)} of {len(half.choices)} choices were drawn at random."
         notes = (*some.notes, drawn) if len(rows) < len(half.choices) else some.notes
-        cut.append(replace(some, choices=tuple(half.choices[i] for i in rows), openings=own, notes=notes))
+        cut.append(
+            replace(some, choices=tuple(half.choices[i] for i in rows), openings=half.openings[:heads], notes=notes)
+        )
     return cut[0], cut[1]
 
 

@@ -17,10 +17,11 @@ def folders(out: Path) -> list[Path]:
     Raises
     ------
     UserError
-        When `out` is a file.
+        When `out` or a part of its path is a file.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; --out names the folder that holds the runs.")
+    there = next((p for p in [out, *out.parents] if p.exists()), out)
+    if there.exists() and not there.is_dir():
+        raise UserError(f"{there} is a file; --out names the folder that holds the runs.")
     return sorted(p for p in out.iterdir() if p.is_dir() and (p / ".lock").exists()) if out.is_dir() else []
 
 

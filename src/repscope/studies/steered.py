@@ -63,8 +63,7 @@ def directions_of(
         For what is neither a file of directions nor a contrast.
     """
     if asked in contrast_names() or Path(asked).suffix.lower() in SUFFIXES:
-        found = contrast(asked, **how)
-        return found if found.choices else replace(found, choices=found.questions())
+        return contrast(asked, **how).with_choices()
     if not Path(asked).suffix and not Path(asked).exists():
         raise unknown("direction", asked, contrast_names(), "Or give a file of directions: .safetensors, .gguf or .pt.")
     return held_in(Path(asked), name, block)

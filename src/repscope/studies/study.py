@@ -53,6 +53,12 @@ class RunOptions(BaseModel):
     )
     tiny: bool = Field(False, description="Seconds, on a tiny random model: for tests.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _text_again(cls, given: Any) -> Any:
+        """Cyclopts reads a value that is JSON as an object; a template that is {} alone is text."""
+        return {key: _as_text(value) for key, value in given.items()} if isinstance(given, dict) else given
+
     @model_validator(mode="after")
     def _one_size(self) -> "RunOptions":
         if self.short and self.tiny:
@@ -370,6 +376,12 @@ class Run(Generic[AnyOptions]):
         for name in (".steps", "results", "artifacts"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         (self.folder / "report.html").unlink(missing_ok=True)
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, dict):
+        return json.dumps(value)
+    return type(value)(_as_text(part) for part in value) if isinstance(value, list | tuple) else value
 
 
 def _loaded(kept: Path) -> Result:
