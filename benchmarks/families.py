@@ -288,7 +288,7 @@ def measured(names):
             model = build(name)
             with torch.no_grad():
                 for length in LENGTHS:
-                    model(input_ids=torch.arange(length)[None] + 5, use_cache=False)
+                    copy.deepcopy(model)(input_ids=torch.arange(length)[None] + 5, use_cache=False)
         except Exception as error:  # whatever a class raises for a configuration that is not its own
             unbuilt.append((name, f"{type(error).__name__}: {' '.join(str(error).split())[:90]}"))
             continue

@@ -512,3 +512,11 @@ def test_every_loader_takes_the_options_and_hands_on_the_notes(tmp_path):
         entity_set(pairs, decimal=";")
     with pytest.raises(UserError, match="quote='maybe'"):
         relation(pairs, quote="maybe")
+
+
+def test_numbers_with_more_digits_than_a_float_holds_stay_apart(tmp_path):
+    path = tmp_path / "ids.csv"
+    path.write_text("name,uid\n" + "".join(f"N{i:02d}x,{100000000000000000 + i % 3}\n" for i in range(24)))
+    held = entity_set(path)
+    assert held.target("uid").classes == tuple(str(100000000000000000 + i) for i in range(3))
+    assert any("more digits" in note for note in held.notes)

@@ -294,3 +294,22 @@ def test_packs_hold_prompts_on_both_sides_of_a_switch(tokenizer):
     lm = rs.load(net(*NETWORKS["longrope"]), tokenizer=tokenizer)
     assert not lm.unpackable(Ragged.of([np.arange(5), np.arange(30)]), [])
     assert "come out otherwise" in lm.unpackable(Ragged.of([np.arange(60), np.arange(70)]), [])
+
+
+def test_a_hook_of_the_users_makes_all_proofs_anew(tokenizer):
+    """A hook at the last position of a batch, hung on after the first use: a padded row's last position is not the prompt's."""
+    lm = rs.load(net("LlamaForCausalLM", 4, WIDE), tokenizer=tokenizer)
+    rows = [ids(n, n) for n in (3, 9, 14)]
+    lm.logits(rows)
+
+    def last(module, args, output):
+        output = output.clone()
+        output[:, -1] += 3
+        return output
+
+    handle = lm.model.model.layers[1].register_forward_hook(last)
+    for row, ours in zip(rows, lm.logits(rows)):
+        with torch.no_grad():
+            assert near(ours, lm.model(input_ids=torch.tensor([row])).logits[0, -1])
+    handle.remove()
+    assert not lm.batched_below(14)[1]

@@ -73,8 +73,9 @@ def test_a_network_without_a_head_or_blocks_is_told_what_was_left_out(tokenizer)
 
 
 def test_a_block_that_mixes_the_rows_of_a_batch_fails_the_padded_batch(lm):
-    assert lm.batches(20)  # known from before, as it is after any capture
     block(lm).register_forward_hook(lambda m, args, output: output + 0.01 * output.mean(0, keepdim=True))
+    assert not lm.batches(20)
+    lm.proofs.found["padded batch", 0] = ""  # a proof that lies
     found = failed(lm)
     assert {"padded batch", "hidden states", "logits", "forks"} <= found
     assert "edit and restore" not in found
@@ -96,7 +97,7 @@ def test_a_hook_left_behind_is_named(lm):
         m.register_forward_hook(lambda m, args, output: None)
 
     block(lm, 2).register_forward_pre_hook(leave)
-    assert failed(lm) == {"edit and restore"}
+    assert "edit and restore" in failed(lm)  # and what is proved anew at every pass, as the network changes at every pass
     assert "forward hooks of model.layers.2" in detail(lm, "edit and restore")
 
 
@@ -145,8 +146,6 @@ def test_another_head_fails_the_logits(lm):
 
 
 def test_a_cache_that_changes_the_pass_fails_where_there_is_one(lm):
-    assert lm.shares_prefix(30)  # known from before, as it is after any capture
-    assert lm.generation(30).cache
 
     def stale(m, args, kwargs):
         cache = kwargs.get("cache", kwargs.get("past_key_values"))
@@ -155,6 +154,8 @@ def test_a_cache_that_changes_the_pass_fails_where_there_is_one(lm):
         return None
 
     block(lm, 0).register_forward_pre_hook(stale, with_kwargs=True)
+    assert not lm.shares_prefix(30)
+    lm.proofs.found |= {("shared prefix", 0): "", ("generation, in a batch with a cache", 0): ""}  # proofs that lie
     found = failed(lm)
     assert {"shared prefix", *CACHED} <= found
     assert not found & {"hidden states", "logits", "padded batch", "block identities", "edit and restore"}
@@ -182,8 +183,9 @@ def test_a_network_that_stops_is_a_failure_and_not_an_error(lm):
         if len(args[0]) > 1:
             raise RuntimeError("no batches here")
 
-    assert lm.batches(20)
     block(lm).register_forward_pre_hook(stop)
+    assert not lm.batches(20)
+    lm.proofs.found["padded batch", 0] = ""  # a proof that lies
     found = verify(lm)
     assert not found.passed
     assert "no batches here" in next(c.detail for c in found.checks if c.name == "padded batch")

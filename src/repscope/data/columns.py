@@ -165,6 +165,10 @@ def _numeric(
         told = f"Column {column!r} has digits of another script or separators; the classes are plain digits."
         more = [] if (held == plain).all() else [told]
         return Column("class", _spread(plain, values), (*notes, *more))
+    digits = plain.map(lambda text: text.lstrip("+-").isdecimal()).all()
+    if digits and plain.map(lambda text: len(text.lstrip("+-")) > 15).any():
+        told = f"Column {column!r} has numbers of more digits than a float64 holds; they are classes."
+        return Column("class", _spread(plain, values), (*notes, told))
     found, read = numbers(held, column, where, decimal)
     series = pd.Series(found, index=held.index)
     if (found % 1 == 0).all() and series.nunique() <= FEW:

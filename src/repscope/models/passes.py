@@ -56,6 +56,7 @@ class TokenNetwork(ProvedNetwork):
     def __init__(self, model: Any, source: Source) -> None:
         super().__init__(model, source)
         self._packs: dict[int, str] = {}  #: power of two → why prompts of up to so many tokens are not packed
+        self._packed_as = self._altered
         self._head: Callable[[Tensor], Tensor] | None = None
 
     @property
@@ -161,8 +162,12 @@ class TokenNetwork(ProvedNetwork):
     def _packing_fails(self, longest: int) -> str:
         """Why packed passes do not give what plain passes give, for prompts of up to so many tokens; empty where they do."""
         size = min(max(32, 1 << (longest - 1).bit_length()), self.context or 1 << 40)
+        switches = self.proofs.switches
+        if self._packed_as != self._altered:
+            self._packs.clear()
+            self._packed_as = self._altered
         if size not in self._packs:
-            around = [n for s in self.proofs.switches if s < size for n in (s - 1, s + 1)]
+            around = [n for s in switches if s < size for n in (s - 1, s + 1)]
             with self.unedited():
                 self._packs[size] = tried(
                     self, self._packed_inputs, lambda row: {"input_ids": row, **self.plain()}, size, self.vocabulary, self.agree,

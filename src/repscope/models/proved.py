@@ -61,6 +61,22 @@ _WAYS = (
 )
 
 
+def altered(model: nn.Module) -> tuple[Any, ...]:
+    """The hooks and replaced forward functions on a model that are neither ours nor transformers' nor accelerate's."""
+    found: list[Any] = []
+    for path, module in model.named_modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            found += [(path, key) for key, hook in hooks.items() if _foreign(hook)]
+        if (own := module.__dict__.get("forward")) is not None and _foreign(own):
+            found.append((path, id(own)))
+    return tuple(found)
+
+
+def _foreign(function: Any) -> bool:
+    home = str(getattr(getattr(function, "func", function), "__module__", ""))
+    return home.split(".")[0] not in ("repscope", "transformers", "accelerate", "torch")
+
+
 class ProvedNetwork(Sited):
     """A Hugging Face model fed with token ids.
 
@@ -99,7 +115,8 @@ class ProvedNetwork(Sited):
             said = " ".join(str(error).split())[:160]
             raise UserError(f"{self.name} does not run on token ids alone: {type(error).__name__}, {said}.") from error
         fields = self.text_config.to_dict()
-        self.proofs = Proofs(switch_lengths(fields, self.context), self.context)
+        self._altered: tuple[Any, ...] = altered(model)
+        self._proofs = Proofs(switch_lengths(fields, self.context), self.context)
         self._special = special_ids(model.config.to_dict())
         self._alone: dict[bytes, Tensor] = {}  #: what proofs compare with: a prompt → its output when it runs alone
         if self.anatomy is not None:
@@ -107,6 +124,15 @@ class ProvedNetwork(Sited):
         else:  # no blocks were found, and it may continue texts all the same
             out = self.outputs(input_ids=self.probe, **self.plain())
             self._causal = out.dim() == 3 and is_causal(out)
+
+    @property
+    def proofs(self) -> Proofs:
+        """What was tried on this network; forgotten where hooks or forward functions of the user's have come or gone since."""
+        if (now := altered(self.model)) != self._altered:
+            self._altered = now
+            self._proofs.found.clear()
+            self._alone.clear()
+        return self._proofs
 
     @property
     def blocks(self) -> int:
