@@ -264,14 +264,14 @@ def cells(lm, model):
 
     @torch.no_grad()
     def edits():
-        lm.resolve("resid_post.1")
+        lm.resolve("resid_post.0")
         vector = torch.randn(lm.anatomy.width, generator=torch.Generator().manual_seed(2))
         target = lm.resolve("resid_post.-1")[0]
-        with lm.edit(rs.Edit.add("resid_post.1", vector)):
+        with lm.edit(rs.Edit.add("resid_post.0", vector)):
             ours = lm.capture(rows, target, "last")[target]
         theirs = []
         for row in rows:
-            plain.run(row, {1: lambda x: x + vector, lm.blocks - 1: lambda x: theirs.append(x[0, -1]) or x})
+            plain.run(row, {0: lambda x: x + vector, lm.blocks - 1: lambda x: theirs.append(x[0, -1]) or x})
         right = all(near(a, b) for a, b in zip(ours, theirs, strict=True))
         return ("alone" if out["batch"] == "alone" else "proved") if right else "WRONG"
 
