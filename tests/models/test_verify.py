@@ -97,7 +97,7 @@ def test_a_hook_left_behind_is_named(lm):
         m.register_forward_hook(lambda m, args, output: None)
 
     block(lm, 2).register_forward_pre_hook(leave)
-    assert "edit and restore" in failed(lm)  # and what is proved anew at every pass, as the network changes at every pass
+    assert "edit and restore" in failed(lm)  # beside what is proved anew at each pass
     assert "forward hooks of model.layers.2" in detail(lm, "edit and restore")
 
 
