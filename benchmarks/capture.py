@@ -86,9 +86,7 @@ class Peer:
 
     def to_disk(self, prompts: Sequence[Ids], block: int, folder: Path) -> None:
         """The last token's vector of every prompt into a file, 1,024 prompts at a time."""
-        rows = np.lib.format.open_memmap(
-            folder / "rows.npy", "w+", np.float32, (len(prompts), self.model.config.hidden_size)
-        )
+        rows = np.lib.format.open_memmap(folder / "rows.npy", "w+", np.float32, (len(prompts), self.model.config.hidden_size))
         for start in range(0, len(prompts), 1024):
             rows[start : start + 1024] = self.capture(prompts[start : start + 1024], [block], "last")[0]
 
@@ -150,9 +148,16 @@ class HandPacked(HandSorted):
 
 
 def _packed_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *, scaling: float,
-    cells: tuple[Tensor, Tensor], **_: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    *,
+    scaling: float,
+    cells: tuple[Tensor, Tensor],
+    **_: Any,
+) -> tuple[Tensor, None]:
     rows, positions = cells
 
     def padded(x: Tensor) -> Tensor:
@@ -236,18 +241,38 @@ class Method:
 
 
 METHODS = (
-    Method("huggingface", "Hugging Face padded", HuggingFacePadded,
-           "`output_hidden_states=True` of `AutoModelForCausalLM`, 32 at a time as given, padded: the usual code"),
-    Method("transformerlens", "TransformerLens, filter + stop", TransformerLens,
-           "`run_with_cache(names_filter, stop_at_layer)` of a `TransformerBridge`, 32 at a time as given, padded"),
-    Method("nnsight", "nnsight, save + stop", NNsight,
-           "block outputs saved in a `trace` of a `TransformersModel`, `tracer.stop()`, 32 at a time as given, padded"),
-    Method("sorted", "hand-written, length-sorted, truncated", HandSorted,
-           "32 at a time sorted by length, padded with a mask, no head, hooks that write into the result and stop"),
-    Method("packed", "hand-written, packed, truncated", HandPacked,
-           "the same, but a batch is one row without padding, which is put in inside attention only"),
+    Method(
+        "huggingface",
+        "Hugging Face padded",
+        HuggingFacePadded,
+        "`output_hidden_states=True` of `AutoModelForCausalLM`, 32 at a time as given, padded: the usual code",
+    ),
+    Method(
+        "transformerlens",
+        "TransformerLens, filter + stop",
+        TransformerLens,
+        "`run_with_cache(names_filter, stop_at_layer)` of a `TransformerBridge`, 32 at a time as given, padded",
+    ),
+    Method(
+        "nnsight",
+        "nnsight, save + stop",
+        NNsight,
+        "block outputs saved in a `trace` of a `TransformersModel`, `tracer.stop()`, 32 at a time as given, padded",
+    ),
+    Method(
+        "sorted",
+        "hand-written, length-sorted, truncated",
+        HandSorted,
+        "32 at a time sorted by length, padded with a mask, no head, hooks that write into the result and stop",
+    ),
+    Method(
+        "packed",
+        "hand-written, packed, truncated",
+        HandPacked,
+        "the same, but a batch is one row without padding, which is put in inside attention only",
+    ),
     Method("repscope", "**repscope**", Repscope, "`lm.capture(prompts, at=…, tokens=…)`"),
-)  # fmt: skip
+)
 BASE = "sorted"  #: what ratios are to
 
 
@@ -263,9 +288,7 @@ class Job:
     prompts: list[Ids]
     blocks: tuple[int, ...]
     tokens: str
-    once: int = (
-        0  #: tokens left when every beginning that prompts share counts once: the floor's; 0 where they share none
-    )
+    once: int = 0  #: tokens left when every beginning that prompts share counts once: the floor's; 0 where they share none
     calls: int = 1
     threads: int = 2
     compared: tuple[int, ...] = ()
@@ -298,17 +321,44 @@ def jobs(tokenizer: Any, quick: bool) -> tuple[Job, ...]:
     some = tuple(range(0, len(prompts), max(1, len(prompts) // 16)))
     return (
         Job("last", "Block 10, last token", prompts, (10,), "last", compared=tuple(range(len(prompts)))),
-        Job("all", "All 30 block outputs, all tokens", prompts[:4] if quick else prompts, every, "all",
-            compared=(0, 1) if quick else some),
-        Job("prefix", "A 60-token prefix shared by all queries of 5–10 tokens, block 10, last token",
-            [prefix + q for q in queries], (10,), "last", once=len(prefix) + sum(map(len, queries)),
-            compared=tuple(range(len(queries)))),
-        Job("tree", "Few-shot prompts: one instruction, 4 sets of examples, each with 24 queries; block 10, last token",
-            [task + shots[i % 4] + q for i, q in enumerate(asked)], (10,), "last",
-            once=len(task) + sum(map(len, shots)) + sum(map(len, asked)), compared=tuple(range(0, len(asked), 6))),
-        Job("call", "Fixed cost of a call: 24-layer toy Llama (d = 64), one 4-token prompt, block 10, one thread",
-            [[5, 6, 7, 8]], (10,), "last", calls=3 if quick else 30, threads=1, compared=(0,), toy=True),
-    )  # fmt: skip
+        Job(
+            "all",
+            "All 30 block outputs, all tokens",
+            prompts[:4] if quick else prompts,
+            every,
+            "all",
+            compared=(0, 1) if quick else some,
+        ),
+        Job(
+            "prefix",
+            "A 60-token prefix shared by all queries of 5–10 tokens, block 10, last token",
+            [prefix + q for q in queries],
+            (10,),
+            "last",
+            once=len(prefix) + sum(map(len, queries)),
+            compared=tuple(range(len(queries))),
+        ),
+        Job(
+            "tree",
+            "Few-shot prompts: one instruction, 4 sets of examples, each with 24 queries; block 10, last token",
+            [task + shots[i % 4] + q for i, q in enumerate(asked)],
+            (10,),
+            "last",
+            once=len(task) + sum(map(len, shots)) + sum(map(len, asked)),
+            compared=tuple(range(0, len(asked), 6)),
+        ),
+        Job(
+            "call",
+            "Fixed cost of a call: 24-layer toy Llama (d = 64), one 4-token prompt, block 10, one thread",
+            [[5, 6, 7, 8]],
+            (10,),
+            "last",
+            calls=3 if quick else 30,
+            threads=1,
+            compared=(0,),
+            toy=True,
+        ),
+    )
 
 
 # The memory of a capture to disk is about the number of prompts: they are short, and block 2 keeps the minutes down.
@@ -357,8 +407,7 @@ def error(job: Job, held: Sequence[np.ndarray], reference: list[np.ndarray]) -> 
     starts = np.concatenate([[0], np.cumsum(lengths)])
     rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in job.compared])
     return max(
-        float((np.linalg.norm(a[rows] - b, axis=1) / np.linalg.norm(b, axis=1)).max())
-        for a, b in zip(held, reference, strict=True)
+        float((np.linalg.norm(a[rows] - b, axis=1) / np.linalg.norm(b, axis=1)).max()) for a, b in zip(held, reference, strict=True)
     )
 
 
@@ -382,9 +431,7 @@ class Timing:
     error: list[float]
 
 
-def measure(
-    job: Job, methods: Sequence[Method], model: Any, tokenizer: Any, rounds: int
-) -> tuple[dict[str, Timing], list[float]]:
+def measure(job: Job, methods: Sequence[Method], model: Any, tokenizer: Any, rounds: int) -> tuple[dict[str, Timing], list[float]]:
     """Timings of each method by name, and the sgemm rates measured before each round and at the end."""
     torch.set_num_threads(job.threads)
     shapes = machine.linear_shapes(model.base_model.layers[0])
@@ -428,9 +475,7 @@ def child(spec: str, path: str, quick: bool) -> None:
     torch.set_num_threads(2)
     model, tokenizer = load(path), transformers.AutoTokenizer.from_pretrained(path)
     job = next((j for j in jobs(tokenizer, quick) if j.name == task), None)
-    short = (
-        [] if job else cut(itertools.cycle(documentation(tokenizer)), int(task.removeprefix("disk-")), *DISK_LENGTHS)
-    )
+    short = [] if job else cut(itertools.cycle(documentation(tokenizer)), int(task.removeprefix("disk-")), *DISK_LENGTHS)
     engine = next(m for m in METHODS if m.name == name).make(model, tokenizer)
     for weight in model.parameters():
         weight.sum()  # weights are mapped from their file: without this, more prompts touch more rows of the embedding
@@ -452,9 +497,7 @@ def spread(values: Sequence[float], form: str) -> str:
     return f"{statistics.median(values):{form}} ({min(values):{form}}–{max(values):{form}})"
 
 
-def table(
-    job: Job, timings: dict[str, Timing], memory: dict[str, dict[str, float]], floor: float, base_name: str
-) -> str:
+def table(job: Job, timings: dict[str, Timing], memory: dict[str, dict[str, float]], floor: float, base_name: str) -> str:
     """One job as Markdown. floor: seconds that its products take at the measured sgemm rate."""
     base = timings[base_name]
     named = next(m.title for m in METHODS if m.name == base_name)
@@ -532,14 +575,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="methods, comma-separated: " + ", ".join(m.name for m in METHODS))
-    parser.add_argument(
-        "--jobs", default="last,all,prefix,tree,call,disk", help="comma-separated; default: all of them"
-    )
+    parser.add_argument("--jobs", default="last,all,prefix,tree,call,disk", help="comma-separated; default: all of them")
     parser.add_argument("--model", help="folder of a Hugging Face model; default: the one that rs.load() gives")
     parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md as well")
-    parser.add_argument(
-        "--section", default="capture", help="which section of RESULTS.md; parts of a run have their own"
-    )
+    parser.add_argument("--section", default="capture", help="which section of RESULTS.md; parts of a run have their own")
     parser.add_argument("--quick", action="store_true", help="a few prompts and one round: does it run?")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     asked = parser.parse_args()

@@ -2,7 +2,7 @@
 
 Each method finds 12 directions at the output of block 7 on 4 prompts in 40 steps (DCT: 40 iterations, Jacobian: 16), at one
 calibrated scale, five seeds each; effects are read at block 22, mean of the last 6 tokens, and judged on 6 other prompts. The
-numbers are those of `repscope.steer.compared.METRICS`, intervals over seeds; differences are paired by seed (the same start).
+numbers are those of `repscope.discovery.comparison.METRICS`, intervals over seeds; differences are paired by seed (the same start).
 
 Every cell is kept beside the script's output folder as it is done, so that a stopped run goes on.
 
@@ -24,47 +24,75 @@ import torch
 
 import repscope as rs
 from repscope import stats
-from repscope.steer import judged
-from repscope.steer.compared import METHODS, METRICS, Ground
-from repscope.steer.controls import RANDOM
-from repscope.steer.discovery import Fluency, LanguageSubject, calibrate
+from repscope.discovery import Fluency, LanguageSubject, calibrate
+from repscope.discovery import metrics as judged
+from repscope.discovery.comparison import DISCOVERY_METHODS, DISCOVERY_METRICS, TestBed
+from repscope.steer.random_directions import RANDOM
 
 SEEN = [
-    "What should I do this weekend?", "Tell me something about the sea.", "How do I bake bread?",
+    "What should I do this weekend?",
+    "Tell me something about the sea.",
+    "How do I bake bread?",
     "Who was the first person on the moon?",
-]  # fmt: skip
+]
 HELD = [
-    "What is a good present for a friend?", "Tell me a story about a dog.", "Why is the sky blue?",
-    "Give me advice on sleeping well.", "How do computers work?", "Describe a walk in the forest.",
-]  # fmt: skip
+    "What is a good present for a friend?",
+    "Tell me a story about a dog.",
+    "Why is the sky blue?",
+    "Give me advice on sleeping well.",
+    "How do computers work?",
+    "Describe a walk in the forest.",
+]
 ROWS = (
-    RANDOM, "L2", "log L2", "L2 + contrastive", "contrastive, skip removed", "L2 + soft-orthogonal", "contrastive", "DCT",
+    RANDOM,
+    "L2",
+    "log L2",
+    "L2 + contrastive",
+    "contrastive, skip removed",
+    "L2 + soft-orthogonal",
+    "contrastive",
+    "DCT",
     "Jacobian",
-)  # fmt: skip
+)
 SHORTER_ROWS = (RANDOM, "L2", "log L2", "L2 + contrastive", "L2 + soft-orthogonal", "contrastive, skip removed")
 SHOWN = (
-    "size", "size per spread", "overlap", "effective rank", "clusters", "consistency", "consistency of others", "kl", "damage",
-    "repeats", "stability", "cost", "seconds",
-)  # fmt: skip
+    "size",
+    "size per spread",
+    "overlap",
+    "effective rank",
+    "clusters",
+    "consistency",
+    "consistency of others",
+    "kl",
+    "damage",
+    "repeats",
+    "stability",
+    "cost",
+    "seconds",
+)
 PAIRS = (
-    ("L2", RANDOM), ("contrastive, skip removed", RANDOM), ("contrastive, skip removed", "L2"), ("contrastive", "L2"),
-    ("log L2", "L2"), ("L2 + contrastive", "L2"), ("L2 + contrastive", "log L2"), ("L2 + soft-orthogonal", "L2"),
-    ("L2 + soft-orthogonal", "log L2"), ("L2 + contrastive", "L2 + soft-orthogonal"), ("DCT", "L2 + contrastive"),
-)  # fmt: skip
+    ("L2", RANDOM),
+    ("contrastive, skip removed", RANDOM),
+    ("contrastive, skip removed", "L2"),
+    ("contrastive", "L2"),
+    ("log L2", "L2"),
+    ("L2 + contrastive", "L2"),
+    ("L2 + contrastive", "log L2"),
+    ("L2 + soft-orthogonal", "L2"),
+    ("L2 + soft-orthogonal", "log L2"),
+    ("L2 + contrastive", "L2 + soft-orthogonal"),
+    ("DCT", "L2 + contrastive"),
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
-    parser.add_argument(
-        "--cells-only", action="store_true", help="no table: for several processes that share the seeds"
-    )
+    parser.add_argument("--cells-only", action="store_true", help="no table: for several processes that share the seeds")
     parser.add_argument("--vectors", type=int, default=12)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--shorter", type=float, metavar="FACTOR", help="the calibrated scale times this, and fewer rows"
-    )
+    parser.add_argument("--shorter", type=float, metavar="FACTOR", help="the calibrated scale times this, and fewer rows")
     parser.add_argument("--rows", nargs="*", help="only these")
     parser.add_argument("--cells", type=Path, default=Path("runs/discover-lm"), help="where finished cells are kept")
     parser.add_argument("--write", action="store_true", help="put the tables into RESULTS.md")
@@ -78,15 +106,13 @@ def main() -> None:
     if not kept.is_file():
         fluency = Fluency(lm, subject.source, seen)
         found = calibrate(subject, subject.context(seen), fluency=fluency)
-        kept.write_text(
-            json.dumps({"scale": found.scale, "relative": found.relative, "why": found.why, "damage": found.damage})
-        )
+        kept.write_text(json.dumps({"scale": found.scale, "relative": found.relative, "why": found.why, "damage": found.damage}))
     scale = json.loads(kept.read_text())
     short = options.shorter or 1.0
     if short != 1.0:
         scale |= {"scale": short * scale["scale"], "relative": short * scale["relative"]}
     rows = options.rows or (SHORTER_ROWS if options.shorter else ROWS)
-    ground: Ground | None = None  # made when a cell is missing
+    ground: TestBed | None = None  # made when a cell is missing
     cells: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
     vectors: dict[str, list[np.ndarray]] = {name: [] for name in rows}
     for seed in options.seeds:
@@ -94,8 +120,8 @@ def main() -> None:
             of = f"{name.replace(' ', '-')}-{seed}-{options.vectors}-{options.steps}"
             path = options.cells / f"{of}{f'-x{short:g}' if short != 1.0 else ''}.json"
             if not path.is_file():
-                ground = ground or Ground(subject, seen, held, scale["scale"], new_tokens=16)
-                found = ground.found(METHODS[name], options.vectors, options.steps, seed)
+                ground = ground or TestBed(subject, seen, held, scale["scale"], new_tokens=16)
+                found = ground.found(DISCOVERY_METHODS[name], options.vectors, options.steps, seed)
                 numbers, arrays = ground.judged(found)
                 np.savez(path.with_suffix(".npz"), **arrays)
                 path.write_text(json.dumps(numbers))
@@ -107,18 +133,14 @@ def main() -> None:
     for name, each in cells.items():
         for i, numbers in enumerate(each):  # against every other seed of the same method
             others = [v for j, v in enumerate(vectors[name]) if j != i]
-            numbers["stability"] = (
-                float(np.mean([judged.stability(vectors[name][i], v) for v in others])) if others else np.nan
-            )
+            numbers["stability"] = float(np.mean([judged.stability(vectors[name][i], v) for v in others])) if others else np.nan
     text = report(lm, scale, cells, options)
     print(text)
     if options.write:
         machine.write_section(f"discover on a language model{', shorter' if options.shorter else ''}", text)
 
 
-def report(
-    lm: rs.LanguageModel, scale: dict, cells: dict[str, list[dict[str, float]]], options: argparse.Namespace
-) -> str:
+def report(lm: rs.LanguageModel, scale: dict, cells: dict[str, list[dict[str, float]]], options: argparse.Namespace) -> str:
     bound = (
         f"{options.shorter:g} of the calibrated one, whose bound was {scale['why']}"
         if options.shorter
@@ -134,20 +156,14 @@ def report(
         f"seeds {' '.join(map(str, options.seeds))}. Scale {scale['scale']:.3g}, {scale['relative']:.3g} of the "
         f"median length at the source ({bound}). Mean and 95 % bootstrap interval over seeds."
     )
-    rows = [
-        [name, *(_cell([c[metric] for c in each if metric in c]) for metric in SHOWN)] for name, each in cells.items()
-    ]
+    rows = [[name, *(_cell([c[metric] for c in each if metric in c]) for metric in SHOWN)] for name, each in cells.items()]
     table = _table(["", *SHOWN], rows)
     paired = []
     for a, b in [pair for pair in PAIRS if set(pair) <= set(cells)]:
         metrics = ("size", "overlap", "effective rank", "clusters", "consistency", "kl", "damage")
-        paired.append(
-            [f"{a} less {b}", *(_cell([x[m] - y[m] for x, y in zip(cells[a], cells[b])], "+") for m in metrics)]
-        )
-    gains = _table(
-        ["paired by seed", "size", "overlap", "effective rank", "clusters", "consistency", "kl", "damage"], paired
-    )
-    told = "\n".join(f"- {name}: {METRICS[name]}" for name in SHOWN if name in METRICS)
+        paired.append([f"{a} less {b}", *(_cell([x[m] - y[m] for x, y in zip(cells[a], cells[b])], "+") for m in metrics)])
+    gains = _table(["paired by seed", "size", "overlap", "effective rank", "clusters", "consistency", "kl", "damage"], paired)
+    told = "\n".join(f"- {name}: {DISCOVERY_METRICS[name]}" for name in SHOWN if name in DISCOVERY_METRICS)
     return "\n\n".join([head, table, gains, told])
 
 

@@ -28,15 +28,33 @@ import machine
 import torch
 
 import repscope as rs
-from repscope.models.memory import memory_kept
-from repscope.steer.discovery import LanguageSubject, Objective, contrastive, l2, magnitude
+from repscope.discovery import LanguageSubject, Objective, contrastive, l2, magnitude
+from repscope.models.engine.memory import memory_kept
 
 SOURCE, TARGET = 7, 22
 LENGTHS = {"equal": [32] * 8, "ragged": [10, 14, 18, 22, 28, 36, 46, 60]}
 WORDS = [
-    "the", "house", "and", "river", "stand", "near", "old", "trees", "while", "people", "walk", "home", "after", "work", "in",
-    "rain", "with", "their", "small", "dogs",
-]  # fmt: skip
+    "the",
+    "house",
+    "and",
+    "river",
+    "stand",
+    "near",
+    "old",
+    "trees",
+    "while",
+    "people",
+    "walk",
+    "home",
+    "after",
+    "work",
+    "in",
+    "rain",
+    "with",
+    "their",
+    "small",
+    "dogs",
+]
 PEER = Path(__file__).resolve().parent.parent / ".peers-melbo"
 OURS = "**repscope**, L2"
 BOTH = "**repscope**, L2 + contrastive"
@@ -85,8 +103,10 @@ def speed(lm: rs.LanguageModel, name: str, lengths: list[int], vectors: int, rou
         return (time.perf_counter() - started) / vectors
 
     jobs: dict[str, Callable[[], float]] = {
-        OURS: lambda: mine(l2(), 0.0), BOTH: lambda: mine(magnitude() + contrastive(), 0.0), LOOP: lambda: loop(lm, prompts, 1)
-    }  # fmt: skip
+        OURS: lambda: mine(l2(), 0.0),
+        BOTH: lambda: mine(magnitude() + contrastive(), 0.0),
+        LOOP: lambda: loop(lm, prompts, 1),
+    }
     if peer.exists():
         jobs[PEERS] = lambda: batched(lm, prompts, peer, 4)
     shapes = machine.linear_shapes(lm.module.layers[0])
@@ -107,8 +127,9 @@ def speed(lm: rs.LanguageModel, name: str, lengths: list[int], vectors: int, rou
         f"### {name.capitalize()} lengths\n\n{len(tokens)} prompts of {min(tokens)}–{max(tokens)} tokens, {sum(tokens)} together. "
         f"Floor {work / 1e9:.0f} GFLOP a vector-step, at {min(rates) / 1e9:.0f}–{max(rates) / 1e9:.0f} GFLOP/s; L2 reaches "
         f"{spread([100 * s for s in shares], '.0f')} % of it.\n",
-        "| | vector-steps/s, median (range) | times slower than the first, median (range) |", "|---|---|---|",
-    ]  # fmt: skip
+        "| | vector-steps/s, median (range) | times slower than the first, median (range) |",
+        "|---|---|---|",
+    ]
     for job, t in seconds.items():
         ratio = spread([a / b for a, b in zip(t, seconds[OURS])], ".2f")
         lines.append(f"| {job} | {spread([1 / s for s in t], '.2f')} | {ratio} |")

@@ -26,13 +26,18 @@ import transformers
 from torch import Tensor
 
 import repscope as rs
-from repscope.steer.patching import activation_patching, attribution_patching, logit_difference
+from repscope.steer.patching.methods import activation_patching, attribution_patching, logit_difference
 
 PROMPTS = (
-    "The capital of France is", "My favourite food is", "In the morning she walked to the old harbour and saw",
-    "Water boils when", "A good reason to learn the piano is that", "Yesterday", "The three largest cities of Japan are",
+    "The capital of France is",
+    "My favourite food is",
+    "In the morning she walked to the old harbour and saw",
+    "Water boils when",
+    "A good reason to learn the piano is that",
+    "Yesterday",
+    "The three largest cities of Japan are",
     "If it rains tomorrow we will stay at home and",
-)  # fmt: skip
+)
 CLEAN = "In France the people of the capital city like to say that their town is called by the name of"
 NEW_TOKENS, BLOCK, SCALE = 32, 10, 6.0
 Job = Callable[[], object]
@@ -48,11 +53,7 @@ def main() -> None:
     lm = rs.load()
     shapes = machine.linear_shapes(lm.module.layers[0])
     rates = [machine.sgemm_rate(shapes)]
-    parts = [
-        generation(lm, options.rounds),
-        patching(lm, options.rounds, rates),
-        calls(lm.tokenizer, 6 * options.rounds),
-    ]
+    parts = [generation(lm, options.rounds), patching(lm, options.rounds, rates), calls(lm.tokenizer, 6 * options.rounds)]
     rates.append(machine.sgemm_rate(shapes))
     head = (
         f"## Edits and patching\n\n`python benchmarks/edits.py --write`, {datetime.date.today()}, {options.rounds} rounds. "
@@ -66,9 +67,7 @@ def main() -> None:
 
 
 def generation(lm: rs.LanguageModel, rounds: int) -> str:
-    direction = torch.nn.functional.normalize(
-        torch.randn(lm.anatomy.width, generator=torch.Generator().manual_seed(0)), dim=0
-    )
+    direction = torch.nn.functional.normalize(torch.randn(lm.anatomy.width, generator=torch.Generator().manual_seed(0)), dim=0)
     vector = SCALE * direction
     tokenizer = lm.tokenizer
     tokenizer.padding_side = "left"
@@ -109,11 +108,11 @@ def generation(lm: rs.LanguageModel, rounds: int) -> str:
         f"### Generation\n\n{len(PROMPTS)} prompts, {NEW_TOKENS} new tokens each, greedy; the edit adds a vector of length "
         f"{SCALE:g} at resid_post.{BLOCK}, all tokens, and changes {moved} of the {len(PROMPTS)} texts. Its check that it changes "
         f"a logit is in its time. Edited and hooked texts are {'the same' if same else 'NOT the same'}.\n",
-        "| method | s, median (range) | speed of plain generate, median (range) |", "|---|---|---|",
-    ]  # fmt: skip
+        "| method | s, median (range) | speed of plain generate, median (range) |",
+        "|---|---|---|",
+    ]
     lines += [
-        f"| {name} | {spread(t, '.2f')} | {spread([b / s for b, s in zip(base, t)], '.2f')}× |"
-        for name, t in seconds.items()
+        f"| {name} | {spread(t, '.2f')} | {spread([b / s for b, s in zip(base, t)], '.2f')}× |" for name, t in seconds.items()
     ]
     return "\n".join(lines)
 
@@ -159,9 +158,7 @@ def patching(lm: rs.LanguageModel, rounds: int, rates: list[float]) -> str:
         "`activation_patching`": lambda: activation_patching(lm, [clean], [corrupt], metric, control=False).effect[0],
         "`activation_patching` with its control": lambda: activation_patching(lm, [clean], [corrupt], metric).effect[0],
         "`attribution_patching`": lambda: attribution_patching(lm, [clean], [corrupt], metric).effect[0],
-        "`attribution_patching(steps=8)`": lambda: attribution_patching(lm, [clean], [corrupt], metric, steps=8).effect[
-            0
-        ],
+        "`attribution_patching(steps=8)`": lambda: attribution_patching(lm, [clean], [corrupt], metric, steps=8).effect[0],
     }
     found, seconds = raced(jobs, max(2, rounds // 2))
     exact = found["one forward a cell, bare hook"]
@@ -212,19 +209,17 @@ def calls(tokenizer: object, rounds: int) -> str:
         finally:
             handle.remove()
 
-    jobs: dict[str, Job] = {
-        "bare hook": bare,
-        "`lm.capture`": lambda: lm.capture([[5, 6, 7, 8]], f"resid_post.{BLOCK}"),
-    }
+    jobs: dict[str, Job] = {"bare hook": bare, "`lm.capture`": lambda: lm.capture([[5, 6, 7, 8]], f"resid_post.{BLOCK}")}
     _, seconds = raced(jobs, rounds, repeats=20, clock=time.process_time)
     torch.set_num_threads(2)
     base = seconds["bare hook"]
-    lines = ["### A call\n\n24 layers of width 64, 4 tokens, ended after block 10, one thread.\n",
-             "| method | CPU ms, median (range) | of a bare hook, median (range) |", "|---|---|---|"]  # fmt: skip
+    lines = [
+        "### A call\n\n24 layers of width 64, 4 tokens, ended after block 10, one thread.\n",
+        "| method | CPU ms, median (range) | of a bare hook, median (range) |",
+        "|---|---|---|",
+    ]
     for name, t in seconds.items():
-        lines.append(
-            f"| {name} | {spread([1e3 * s for s in t], '.2f')} | {spread([s / b for b, s in zip(base, t)], '.2f')}× |"
-        )
+        lines.append(f"| {name} | {spread([1e3 * s for s in t], '.2f')} | {spread([s / b for b, s in zip(base, t)], '.2f')}× |")
     return "\n".join(lines)
 
 
@@ -241,11 +236,7 @@ def raced(
             for _ in range(repeats):
                 jobs[name]()
             seconds[name].append((clock() - started) / repeats)
-        print(
-            f"  round {turn + 1}/{rounds}: { {n: round(t[-1], 4) for n, t in seconds.items()} }",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"  round {turn + 1}/{rounds}: { {n: round(t[-1], 4) for n, t in seconds.items()} }", file=sys.stderr, flush=True)
     return gave, seconds
 
 

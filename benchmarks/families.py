@@ -27,55 +27,42 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 import repscope as rs
 from repscope.models.prompts import Ragged
-from repscope.models.tiny import byte_tokenizer
+from repscope.worlds.tiny import byte_tokenizer
 
 VOCABULARY = 320
 SMALL = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), VOCABULARY),
     **{"bos_token_id": 1, "eos_token_id": 0, "pad_token_id": 0, "is_decoder": True, "use_mamba_kernels": False},
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len", "context_length"), 256),
-    **dict.fromkeys(
-        ("hidden_size", "n_embd", "d_model", "emb_dim", "embedding_dim", "embedding_size", "lru_width"), 32
-    ),
+    **dict.fromkeys(("hidden_size", "n_embd", "d_model", "emb_dim", "embedding_dim", "embedding_size", "lru_width"), 32),
     **dict.fromkeys(("word_embed_proj_dim", "attention_hidden_size"), 32),
     **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads"), 4),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers"), 4),
     **dict.fromkeys(("encoder_attention_heads", "encoder_layers", "linear_num_value_heads"), 4),
     **dict.fromkeys(("num_key_value_heads", "linear_num_key_heads", "mamba_expand", "expand"), 2),
-    **dict.fromkeys(
-        ("intermediate_size", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim", "n_inner", "ffn_hidden_size"), 48
-    ),
+    **dict.fromkeys(("intermediate_size", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim", "n_inner", "ffn_hidden_size"), 48),
     **dict.fromkeys(("sliding_window", "attention_window_size", "attention_chunk_size", "window_size"), 16),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "q_lora_rank", "kv_lora_rank"), 16),
     **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     **dict.fromkeys(("num_experts_per_tok", "num_experts_per_token", "moe_k", "moe_topk"), 2),
     **dict.fromkeys(("n_shared_experts", "n_group", "topk_group", "first_k_dense_replace", "num_mem_blocks"), 1),
-    **dict.fromkeys(
-        ("head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "index_head_dim", "global_head_dim"), 8
-    ),
+    **dict.fromkeys(("head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "index_head_dim", "global_head_dim"), 8),
     **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim", "query_pre_attn_scalar", "index_topk"), 8),
     **dict.fromkeys(("state_size", "mamba_d_state", "ssm_state_size", "mamba_n_heads", "mamba_num_heads"), 8),
-    **dict.fromkeys(
-        ("mamba_d_head", "mamba_head_dim", "mamba_chunk_size", "chunk_size", "hidden_size_per_layer_input"), 8
-    ),
+    **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_chunk_size", "chunk_size", "hidden_size_per_layer_input"), 8),
     **dict.fromkeys(("mamba_dt_rank", "time_step_rank", "conv_kernel", "rotary_dim", "laurel_rank"), 4),
     **{"mamba_n_groups": 1, "n_groups": 1, "num_kv_shared_layers": 0, "type_vocab_size": 1, "qk_head_dim": 16},
-    **{
-        "index_n_heads": 16,
-        "attn_layer_period": 2,
-        "attn_layer_offset": 1,
-        "expert_layer_period": 2,
-        "expert_layer_offset": 1,
-    },
+    **{"index_n_heads": 16, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
 }
 _LONG_ROPE = {
-    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [1.0, 3.0, 6.0, 9.0], "factor": 4.0,
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0] * 4,
+    "long_factor": [1.0, 3.0, 6.0, 9.0],
+    "factor": 4.0,
     "original_max_position_embeddings": 24,
-}  # fmt: skip
-_DYNAMIC = {
-    "max_position_embeddings": 24,
-    "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
 }
+_DYNAMIC = {"max_position_embeddings": 24, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}
 #: What some classes want beyond small sizes, and variants under names of their own.
 _MORE = {
     "bamba": {"attn_layer_indices": [1, 3], "layers_block_type": None, "layer_types": None},
@@ -246,13 +233,13 @@ def cells(lm, model):
 
     def gradient():
         target = lm.resolve("resid_post.-1")[0]
-        _, grads = lm.gradient(
-            rows, lambda z: z @ weights[: z.shape[-1]], at="resid_post.0", tokens="last", of_at=str(target)
-        )
+        _, grads = lm.gradient(rows, lambda z: z @ weights[: z.shape[-1]], at="resid_post.0", tokens="last", of_at=str(target))
         ours = grads[grads.sites[0]]
-        return ("alone" if out["batch"] == "alone" else "proved") if all(
-            near(a, truth(r, weights[: len(a)]), 1e-3) for a, r in zip(ours, rows)
-        ) else "WRONG"  # fmt: skip
+        return (
+            ("alone" if out["batch"] == "alone" else "proved")
+            if all(near(a, truth(r, weights[: len(a)]), 1e-3) for a, r in zip(ours, rows))
+            else "WRONG"
+        )
 
     def jacobian():
         lm.resolve("resid_post.0")

@@ -33,12 +33,18 @@ from torch.autograd import functional
 
 import repscope as rs
 from repscope.models.jacobian import Jacobian
-from repscope.models.krylov import Triplets, leading
+from repscope.models.linear.svd import Triplets, leading
 
 CAPITALS = {
-    "France": "Paris", "Japan": "Tokyo", "Italy": "Rome", "Germany": "Berlin", "Spain": "Madrid", "Egypt": "Cairo",
-    "Austria": "Vienna", "Saudi Arabia": "Riyadh",
-}  # fmt: skip
+    "France": "Paris",
+    "Japan": "Tokyo",
+    "Italy": "Rome",
+    "Germany": "Berlin",
+    "Spain": "Madrid",
+    "Egypt": "Cairo",
+    "Austria": "Vienna",
+    "Saudi Arabia": "Riyadh",
+}
 SOURCE, NEAR, TARGET = 10, 12, 28
 VALUES = 16
 PARTS = ("exact", "floor", "sources", "krylov", "wide")
@@ -248,8 +254,9 @@ def wide(work: Work, quick: bool) -> str:
     lines = [
         "### At d = 2,048\n\nOf the measured spectrum: *stretched*, all of it interpolated to the width, so that leading values "
         "lie closer together; *longer tail*, the leading 32 as they are and the rest interpolated. Up to 192 products.\n",
-        "| matrix | d | products | converged | largest relative error | largest bound, relative |", "|---|---|---|---|---|---|",
-    ]  # fmt: skip
+        "| matrix | d | products | converged | largest relative error | largest bound, relative |",
+        "|---|---|---|---|---|---|",
+    ]
     for width in (d, 1024, 2048, 4096):
         stretched = np.interp(np.linspace(0, 1, width), np.linspace(0, 1, d), measured)
         tail = np.interp(np.linspace(0, 1, width - 32), np.linspace(0, 1, d - 32), measured[32:])
@@ -259,9 +266,13 @@ def wide(work: Work, quick: bool) -> str:
     torch.manual_seed(0)
     width = 512 if quick else 2048
     config = transformers.LlamaConfig(
-        hidden_size=width, intermediate_size=11 * width // 4, num_hidden_layers=3, num_attention_heads=32,
-        num_key_value_heads=8, vocab_size=1000,
-    )  # fmt: skip
+        hidden_size=width,
+        intermediate_size=11 * width // 4,
+        num_hidden_layers=3,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        vocab_size=1000,
+    )
     lm = rs.LanguageModel(transformers.LlamaForCausalLM(config).eval(), work.lm.tokenizer, "random")
     jac = lm.jacobian([[5], [6], [7], [8]], "resid_post.0", "resid_post.2")
     true = singular(jac.mean().matrix())
@@ -269,9 +280,7 @@ def wide(work: Work, quick: bool) -> str:
         t = jac.mean().svd(VALUES, products=most)
         lines.append(row(f"mean Jacobian, Llama of random weights, up to {most} products", width, t, true))
     ends = f"{true[0]:.3f}, {true[VALUES - 1]:.3f}, {true[width // 2]:.3f} and {true[-1]:.3f}"
-    lines.append(
-        f"\nThe random network's 1st, {VALUES}th, middle and last values: {ends}; two blocks, four prompts of one token."
-    )
+    lines.append(f"\nThe random network's 1st, {VALUES}th, middle and last values: {ends}; two blocks, four prompts of one token.")
     return "\n".join(lines)
 
 
@@ -315,10 +324,7 @@ def by_torch(work: Work, i: int, kept: bool, vectorize: bool) -> np.ndarray:
                 seen.append((o if isinstance(o, Tensor) else o[0])[0, -1])
                 raise Stop
 
-            hooks = [
-                module.layers[SOURCE].register_forward_hook(add),
-                module.layers[TARGET].register_forward_hook(read),
-            ]
+            hooks = [module.layers[SOURCE].register_forward_hook(add), module.layers[TARGET].register_forward_hook(read)]
             try:
                 module(input_ids=ids, past_key_values=cache, use_cache=cache is not None)
             except Stop:

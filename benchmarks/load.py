@@ -8,10 +8,12 @@ otherwise are made when an operation first needs them.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from statistics import median
 
@@ -30,7 +32,8 @@ print(json.dumps([loaded - began, time.perf_counter() - loaded]))
 
 
 def once(folder):
-    environment = os.environ | {"PYTHONPATH": str(folder / "src"), "HF_HUB_OFFLINE": "1"}
+    cache = Path(tempfile.gettempdir()) / f"repscope-load-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+    environment = os.environ | {"PYTHONPATH": str(folder / "src"), "HF_HUB_OFFLINE": "1", "REPSCOPE_CACHE": str(cache)}
     found = subprocess.run([sys.executable, "-c", TIMED], env=environment, capture_output=True, text=True, check=True)
     return json.loads(found.stdout.strip().splitlines()[-1])
 
@@ -53,9 +56,7 @@ def main():
     if "before" in times:
         ratios = [sum(a) / b[0] for a, b in zip(times["now"], times["before"])]
         bare = [a[0] / b[0] for a, b in zip(times["now"], times["before"])]
-        print(
-            f"load now over before {median(bare):.2f}; with all proofs {median(ratios):.2f} (medians of {len(ratios)} pairs)"
-        )
+        print(f"load now over before {median(bare):.2f}; with all proofs {median(ratios):.2f} (medians of {len(ratios)} pairs)")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Paths between many small networks, and training them, beside one network at a time.
 
-24 transformers of 26,000 weights (`repscope.models.small`), 512 texts of 10 tokens.
+24 transformers of 26,000 weights (`repscope.worlds.hans.classifier`), 512 texts of 10 tokens.
 
 1. *Paths*: losses at 10 points of all 276 lines. nngeom 0.2.0's `loss_barrier_matrix` on plain modules, as it comes; the same
    loop by hand over plain modules; repscope's batched `curves`; and, to tell what batching gives from what skipping work gives,
@@ -27,15 +27,15 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from repscope.models import small, stacked
-from repscope.trace import arms
-from repscope.trace.connectivity import barrier
-from repscope.trace.interpolated import all_pairs, curves
-from repscope.trace.training import Schedule
+from repscope.models.loading.stacked_weights import runs_of, unstack
+from repscope.trace.barriers import barrier
+from repscope.trace.interpolation import all_pairs, curves
+from repscope.worlds.hans import classifier, groups, stacked
+from repscope.worlds.hans.training import Schedule
 
 PEER = Path(__file__).resolve().parent.parent / ".peers-nngeom"
 POINTS, TEXTS, EARLY = 10, 512, 30
-WORLD = arms.World()
+WORLD = groups.World()
 SHAPE = WORLD.shape()
 
 
@@ -54,10 +54,10 @@ def main() -> None:
     sys.path.insert(0, str(options.peer))
     torch.set_num_threads(options.threads)
     runs, rounds, steps = (6, 1, 20) if options.quick else (options.runs, options.rounds, options.steps)
-    base = arms.pretrained(WORLD, [0], [200])[200]
-    table = arms.planned(["none"] * runs)
-    tuning = arms.Tuning(Schedule(steps, 4e-3), nudge=0)
-    state = arms.tuned(WORLD, base, table, tuning)[steps]
+    base = groups.pretrain(WORLD, [0], [200])[200]
+    table = groups.run_plan(["none"] * runs)
+    tuning = groups.FineTuning(Schedule(steps, 4e-3), nudge=0)
+    state = groups.fine_tune(WORLD, base, table, tuning)[steps]
     ids, labels = (torch.from_numpy(a) for a in WORLD.task.ambiguous(np.random.default_rng(5), TEXTS))
     told: dict[str, list[float]] = {}
     checks = {"barrier": 0.0, "barrier of nngeom": 0.0, "early": 0.0, "late": 0.0, "float64": 0.0}
@@ -68,11 +68,7 @@ def main() -> None:
             told.setdefault(name, []).append(seconds)
         for name, seconds in training(base, table, tuning, checks).items():
             told.setdefault(name, []).append(seconds)
-        print(
-            f"round {turn + 1}: " + ", ".join(f"{k} {v[-1]:.1f} s" for k, v in told.items()),
-            file=sys.stderr,
-            flush=True,
-        )
+        print(f"round {turn + 1}: " + ", ".join(f"{k} {v[-1]:.1f} s" for k, v in told.items()), file=sys.stderr, flush=True)
     in_float64(base, table, tuning, checks)
     text = report(options, runs, steps, told, checks, rates)
     print(text)
@@ -83,22 +79,20 @@ def main() -> None:
 def paths(state, ids, labels, checks) -> dict[str, float]:
     from nngeom import Model, loss_barrier_matrix
 
-    runs = stacked.runs_of(state)
+    runs = runs_of(state)
     pairs = all_pairs(runs)
-    nets = [small.module(SHAPE, stacked.one(state, i)) for i in range(runs)]
+    nets = [classifier.as_module(SHAPE, unstack(state, i)) for i in range(runs)]
 
     def evaluate(some):
         found = stacked.classify(SHAPE, some, ids)
         return {
-            "loss": functional.cross_entropy(found.mT, labels.expand(len(found), -1), reduction="none")
-            .double()
-            .mean(1)
-            .numpy()
+            "loss": functional.cross_entropy(found.mT, labels.expand(len(found), -1), reduction="none").double().mean(1).numpy()
         }
 
     def alone(some):
-        return {"loss": np.concatenate([evaluate({k: v[i : i + 1] for k, v in some.items()})["loss"]
-                                        for i in range(stacked.runs_of(some))])}  # fmt: skip
+        return {
+            "loss": np.concatenate([evaluate({k: v[i : i + 1] for k, v in some.items()})["loss"] for i in range(runs_of(some))])
+        }
 
     evaluate({k: v[:1] for k, v in state.items()})  # first-call costs are nobody's
     seconds = {}
@@ -110,7 +104,7 @@ def paths(state, ids, labels, checks) -> dict[str, float]:
     seconds["repscope, one network at a time, paths"] = time.perf_counter() - started
     started = time.perf_counter()
     by_hand = np.empty((len(pairs), POINTS))
-    net = small.module(SHAPE, stacked.one(state, 0))
+    net = classifier.as_module(SHAPE, unstack(state, 0))
     with torch.no_grad():
         for row, (i, j) in enumerate(pairs):
             a, b = (dict(nets[k].named_parameters()) for k in (i, j))
@@ -133,14 +127,14 @@ def paths(state, ids, labels, checks) -> dict[str, float]:
 def training(base, table, tuning, checks) -> dict[str, float]:
     seconds = {}
     started = time.perf_counter()
-    descent = arms.descent(WORLD, base, table, tuning)
+    descent = groups.training_run(WORLD, base, table, tuning)
     list(descent.until([tuning.schedule.steps]))
     seconds["repscope, training"] = time.perf_counter() - started
     together = np.array(descent.losses)
-    first = arms.starts(WORLD, base, table, tuning.head)
+    first = groups.initial_states(WORLD, base, table, tuning.head)
     started = time.perf_counter()
     for run in range(len(table)):
-        net = small.module(SHAPE, stacked.one(first, run)).train()
+        net = classifier.as_module(SHAPE, unstack(first, run)).train()
         adam = torch.optim.AdamW(net.parameters(), lr=tuning.schedule.rate, betas=(0.9, 0.98), weight_decay=0.0)
         for step in range(tuning.schedule.steps):
             for group in adam.param_groups:
@@ -161,10 +155,10 @@ def in_float64(base, table, tuning, checks) -> None:
     """The same two ways in float64, where rounding does not grow: three networks, all steps."""
     some = table.iloc[:3]
     double = {name: value.double() for name, value in base.items()}
-    descent = arms.descent(WORLD, double, some, tuning)
+    descent = groups.training_run(WORLD, double, some, tuning)
     list(descent.until([tuning.schedule.steps]))
     for run in range(3):
-        alone = arms.descent(WORLD, double, some.iloc[run : run + 1], tuning)
+        alone = groups.training_run(WORLD, double, some.iloc[run : run + 1], tuning)
         list(alone.until([tuning.schedule.steps]))
         apart = np.abs(np.array(descent.losses)[:, run] - np.array(alone.losses)[:, 0]).max()
         checks["float64"] = max(checks["float64"], float(apart))
@@ -199,9 +193,7 @@ def report(options, runs, steps, told, checks, rates) -> str:
         for name, seconds in told.items():
             if name.endswith(work):
                 ratio = [a / b for a, b in zip(seconds, best)]
-                lines.append(
-                    f"| {name} | {_range(seconds)} | {'' if name == f'repscope, {work}' else _range(ratio) + ' ×'} |"
-                )
+                lines.append(f"| {name} | {_range(seconds)} | {'' if name == f'repscope, {work}' else _range(ratio) + ' ×'} |")
     table = "\n".join([lines[1], *lines[2:]])
     said = (
         f"Largest difference of a loss on a path from the loop by hand {checks['barrier']:.1e}, of a barrier from nngeom's "

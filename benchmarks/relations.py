@@ -77,11 +77,16 @@ def measured(name: str, rounds: int, quick: bool) -> str:
     weight, after = reference(lm, prompts)
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "work.json").write_text(
-            json.dumps({
-                "relation": name, "path": str(lm.source.path), "pairs": pairs, "texts": [p.text for p in prompts],
-                "theta": float(lm.model.config.rope_parameters["rope_theta"]),
-            })
-        )  # fmt: skip
+            json.dumps(
+                {
+                    "relation": name,
+                    "path": str(lm.source.path),
+                    "pairs": pairs,
+                    "texts": [p.text for p in prompts],
+                    "theta": float(lm.model.config.rope_parameters["rope_theta"]),
+                }
+            )
+        )
         found: dict[str, list[dict[str, float]]] = {job: [] for job in JOBS}
         errors: dict[str, tuple[float, float]] = {}
         rates = []
@@ -100,10 +105,7 @@ def measured(name: str, rounds: int, quick: bool) -> str:
                 print(f"  {name} {turn + 1}/{rounds} {job}: {found[job][-1]}", file=sys.stderr, flush=True)
     shapes = machine.linear_shapes(lm.module.layers[0])
     block, width = sum(2 * i * o for i, o in shapes), lm.anatomy.width
-    floors = {
-        job: width * sum(after) * blocks * block / max(rates)
-        for job, blocks in (("one", 17), ("all", 30), ("sweep", 30))
-    }
+    floors = {job: width * sum(after) * blocks * block / max(rates) for job, blocks in (("one", 17), ("all", 30), ("sweep", 30))}
     lines = [
         f"### {name}\n\n{len(pairs)} prompts of {min(len(lm.tokens(p.text)) for p in prompts)}–"
         f"{max(len(lm.tokens(p.text)) for p in prompts)} tokens, {sum(after)} of them from the subjects' last on. sgemm "
@@ -142,9 +144,7 @@ def reference(lm, prompts) -> tuple[np.ndarray, list[int]]:
         after.append(held["input_ids"].shape[1] - at)
         seen: dict[str, torch.Tensor] = {}
 
-        def of(
-            x: torch.Tensor | None, at: int = at, ids: torch.Tensor = held["input_ids"], seen: dict = seen
-        ) -> torch.Tensor:
+        def of(x: torch.Tensor | None, at: int = at, ids: torch.Tensor = held["input_ids"], seen: dict = seen) -> torch.Tensor:
             def put(module, inputs, output):
                 value = output[0] if isinstance(output, tuple) else output
                 seen["s"] = value[0, at].detach()
@@ -157,10 +157,7 @@ def reference(lm, prompts) -> tuple[np.ndarray, list[int]]:
             def keep(module, inputs, output):
                 seen["o"] = (output[0] if isinstance(output, tuple) else output)[0, -1]
 
-            hooks = [
-                model.model.layers[SOURCE].register_forward_hook(put),
-                model.model.layers[TARGET].register_forward_hook(keep),
-            ]
+            hooks = [model.model.layers[SOURCE].register_forward_hook(put), model.model.layers[TARGET].register_forward_hook(keep)]
             model.model(input_ids=ids, use_cache=False)
             for hook in hooks:
                 hook.remove()
@@ -193,14 +190,8 @@ def by_peer(job: str, work: dict):
     path = Path(work["path"])
     # Its transformers reads the base of the rotary embedding under its old name only.
     config = transformers.AutoConfig.from_pretrained(path, rope_theta=work["theta"])
-    model = (
-        transformers.AutoModelForCausalLM.from_pretrained(path, config=config, dtype=torch.float32)
-        .eval()
-        .requires_grad_(False)
-    )
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(path / "tokenizer.json"), pad_token="<|im_end|>"
-    )
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, config=config, dtype=torch.float32).eval().requires_grad_(False)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"), pad_token="<|im_end|>")
     if job == "patched":
         forward = model.forward
 
@@ -211,7 +202,7 @@ def by_peer(job: str, work: dict):
     prompts = [Prompt(text, o, subject=s) for text, (s, o) in zip(work["texts"], work["pairs"])]
     return lambda: train_lre(
         model, tokenizer, "model.layers.{num}", work["relation"], SOURCE, TARGET, prompts, "first_token"
-    ).weight.numpy()  # fmt: skip
+    ).weight.numpy()
 
 
 def by_repscope(job: str, work: dict):

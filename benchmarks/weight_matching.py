@@ -31,17 +31,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from repscope.trace.connectivity import barrier
-from repscope.trace.weight_matching import match, permuted, symmetries
+from repscope.trace.barriers import barrier
+from repscope.trace.weight_matching import match, permute, symmetries
 
 State = dict[str, Tensor]
 POINTS, RANDOM = 25, 5
 
 
 def mlp(width: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)
-    )
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
 
 
 def cnn(width: int, norm: bool) -> nn.Module:
@@ -49,9 +47,14 @@ def cnn(width: int, norm: bool) -> nn.Module:
         return [nn.Conv2d(i, o, 3, padding=1), *([nn.BatchNorm2d(o)] if norm else []), nn.ReLU()]
 
     return nn.Sequential(
-        *stage(1, width), *stage(width, width), nn.MaxPool2d(2), *stage(width, 2 * width), nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(), nn.Linear(8 * width, 10),
-    )  # fmt: skip
+        *stage(1, width),
+        *stage(width, width),
+        nn.MaxPool2d(2),
+        *stage(width, 2 * width),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(8 * width, 10),
+    )
 
 
 SHAPES: dict[str, tuple[Callable[[], nn.Module], int]] = {
@@ -67,9 +70,7 @@ class Digits:
 
     def __init__(self) -> None:
         data = load_digits()
-        parts = train_test_split(
-            data.images / 16 - 0.3, data.target, test_size=450, random_state=0, stratify=data.target
-        )
+        parts = train_test_split(data.images / 16 - 0.3, data.target, test_size=450, random_state=0, stratify=data.target)
         self.x, self.x_test = (torch.tensor(p, dtype=torch.float32)[:, None] for p in parts[:2])
         self.y, self.y_test = (torch.tensor(p) for p in parts[2:])
 
@@ -114,11 +115,7 @@ def along(net: nn.Module, a: State, b: State, digits: Digits) -> tuple[np.ndarra
 
 def told(curve: np.ndarray, accuracy: float) -> dict[str, float]:
     ends = (curve[0] + curve[-1]) / 2
-    return {
-        "barrier": float(barrier(curve, definition="mean endpoint")),
-        "middle": curve[POINTS // 2] - ends,
-        "accuracy": accuracy,
-    }
+    return {"barrier": float(barrier(curve, definition="mean endpoint")), "middle": curve[POINTS // 2] - ends, "accuracy": accuracy}
 
 
 def measured(name: str, digits: Digits, pairs: int) -> tuple[list[str], list[str]]:
@@ -135,7 +132,7 @@ def measured(name: str, digits: Digits, pairs: int) -> tuple[list[str], list[str
         found = match(a, b, sym)
         seconds = between - started, time.perf_counter() - between
         as_trained = told(*along(probe, a, b, digits))
-        at_random = [told(*along(probe, a, permuted(b, sym, seed), digits)) for seed in range(RANDOM)]
+        at_random = [told(*along(probe, a, permute(b, sym, seed), digits)) for seed in range(RANDOM)]
         matched = told(*along(probe, a, found.apply(b), digits))
         random = {key: statistics.median(r[key] for r in at_random) for key in matched}
         curve, _ = along(probe, a, b, digits)
@@ -182,19 +179,32 @@ def main() -> None:
             f"median of {RANDOM}. Midpoint: its loss above the mean of both ends, and its accuracy; as trained / at random / "
             "matched. Batch norm's statistics are measured anew at every point.\n",
             *header(
-                "network", "seeds", "loss at the ends", "barrier as trained", "at random", "matched", "midpoint's loss",
-                "midpoint's accuracy", "training loss",
+                "network",
+                "seeds",
+                "loss at the ends",
+                "barrier as trained",
+                "at random",
+                "matched",
+                "midpoint's loss",
+                "midpoint's accuracy",
+                "training loss",
             ),
             *barriers,
             "\nCosines between weights. One search: the paper's algorithm. Two: with the one from outside in; barriers are of "
             "these.\n",
             *header(
-                "network", "seeds", "cosine as trained", "matched, one search (sweeps)", "two searches", "units moved", "s, one",
+                "network",
+                "seeds",
+                "cosine as trained",
+                "matched, one search (sweeps)",
+                "two searches",
+                "units moved",
+                "s, one",
                 "s, two",
             ),
             *matchings,
         ]
-    )  # fmt: skip
+    )
     print(text)
     if options.write:
         machine.write_section("weight matching", text)

@@ -6,28 +6,45 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 WORDS = [
-    "[PAD]", "[CLS]", "[SEP]", "[UNK]", "the", "a", "cat", "dog", "sat", "ran", "on", "under", "mat", "tree", "and", "saw", "it",
-    "was", "good", "bad", "very", "not",
-]  # fmt: skip
+    "[PAD]",
+    "[CLS]",
+    "[SEP]",
+    "[UNK]",
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sat",
+    "ran",
+    "on",
+    "under",
+    "mat",
+    "tree",
+    "and",
+    "saw",
+    "it",
+    "was",
+    "good",
+    "bad",
+    "very",
+    "not",
+]
 TEXTS = [
-    "the cat sat on the mat", "a dog ran under the tree", "it was very good", "the dog saw the cat and ran",
-    "it was not bad and not very good", "a tree", "the mat was under the dog and the cat was on it",
-]  # fmt: skip
-_SIZES = {
-    "vocab_size": len(WORDS),
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-}
+    "the cat sat on the mat",
+    "a dog ran under the tree",
+    "it was very good",
+    "the dog saw the cat and ran",
+    "it was not bad and not very good",
+    "a tree",
+    "the mat was under the dog and the cat was on it",
+]
+_SIZES = {"vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 KINDS = {
     "gpt2": lambda: transformers.GPT2LMHeadModel(
         transformers.GPT2Config(vocab_size=len(WORDS), n_embd=16, n_layer=2, n_head=2, n_positions=32, eos_token_id=2)
     ),
     "llama": lambda: transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            **_SIZES, max_position_embeddings=32, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2
-        )
+        transformers.LlamaConfig(**_SIZES, max_position_embeddings=32, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2)
     ),
     "bert": lambda: transformers.BertForSequenceClassification(
         transformers.BertConfig(**_SIZES, max_position_embeddings=32, num_labels=3, pad_token_id=0)
@@ -35,7 +52,7 @@ KINDS = {
     "llama-classifier": lambda: transformers.LlamaForSequenceClassification(
         transformers.LlamaConfig(**_SIZES, max_position_embeddings=32, num_labels=3, bos_token_id=1, eos_token_id=2)
     ),
-}  # fmt: skip
+}
 
 
 def tokenizer(kind):

@@ -54,24 +54,25 @@ _ROWS = {
     # As Falcon-7B (one norm, one key-value head), Falcon-40B (two norms, grouped heads) and Falcon-RW (sequential, no rotation).
     "falcon": ("FalconForCausalLM", _FALCON),
     "falcon-new": ("FalconForCausalLM", _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}),
-    "falcon-alibi": (
-        "FalconForCausalLM",
-        _FALCON | {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True},
-    ),
+    "falcon-alibi": ("FalconForCausalLM", _FALCON | {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True}),
     "bloom": ("BloomForCausalLM", _BLOOM),
     "bert": ("BertForMaskedLM", _WIDE),
     "roberta": ("RobertaForMaskedLM", _WIDE | {"max_position_embeddings": 130, "type_vocab_size": 1}),
     "modernbert": (
         "ModernBertForMaskedLM",
-        _WIDE
-        | {"num_hidden_layers": 4, "local_attention": 200, "pad_token_id": 0, "cls_token_id": 0, "sep_token_id": 0},
+        _WIDE | {"num_hidden_layers": 4, "local_attention": 200, "pad_token_id": 0, "cls_token_id": 0, "sep_token_id": 0},
     ),
     "mamba": ("MambaForCausalLM", _MAMBA),
 }
 _VISION_SIZES = {
-    "image_size": 16, "patch_size": 4, "num_channels": 3, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3,
+    "image_size": 16,
+    "patch_size": 4,
+    "num_channels": 3,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 3,
     "intermediate_size": 64,
-}  # fmt: skip
+}
 _VISION_ROWS = {
     "vit": ("ViTModel", _VISION_SIZES),
     "vit-classifier": ("ViTForImageClassification", _VISION_SIZES | {"num_labels": 5}),
@@ -113,9 +114,13 @@ EXPERTS = {"mixtral", "olmoe"}
 NO_FINAL_NORM = {"opt-post-norm", "bert", "roberta"}
 #: Why prompts of up to 64 tokens are not packed; the others' are.
 UNPACKED = {
-    "gemma2": "it does not attend by torch's", "gptj": "it does not attend by torch's", "bloom": "cannot be told",
-    "falcon-alibi": "come out otherwise", "roberta": "come out otherwise", "mamba": "cannot be told",
-}  # fmt: skip
+    "gemma2": "it does not attend by torch's",
+    "gptj": "it does not attend by torch's",
+    "bloom": "cannot be told",
+    "falcon-alibi": "come out otherwise",
+    "roberta": "come out otherwise",
+    "mamba": "cannot be told",
+}
 
 
 def build(family):
@@ -137,9 +142,7 @@ def build_tokenizer():
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, initial_alphabet=alphabet, special_tokens=["<eos>"], show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, initial_alphabet=alphabet, special_tokens=["<eos>"], show_progress=False)
     core.train_from_iterator(_TEXT, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<eos>", pad_token="<eos>")
     fast.chat_template = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"

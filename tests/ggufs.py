@@ -86,14 +86,21 @@ def write(path, model, arch, *, keys=(), leave=(), rename=None, tensors=(), drop
         "attention.head_count_kv": getattr(config, "num_key_value_heads", None),
         "attention.layer_norm_rms_epsilon": getattr(config, "rms_norm_eps", None),
         "vocab_size": VOCABULARY,
-    } | dict(keys)  # fmt: skip
+    } | dict(keys)
     for key, value in known.items():
         if value is None or key in leave:
             continue
         add = (
-            writer.add_bool if isinstance(value, bool) else writer.add_uint32 if isinstance(value, int) else
-            writer.add_float32 if isinstance(value, float) else writer.add_string if isinstance(value, str) else writer.add_array
-        )  # fmt: skip
+            writer.add_bool
+            if isinstance(value, bool)
+            else writer.add_uint32
+            if isinstance(value, int)
+            else writer.add_float32
+            if isinstance(value, float)
+            else writer.add_string
+            if isinstance(value, str)
+            else writer.add_array
+        )
         add(f"{arch}.{key}", value)
     words, merges = tokens()
     writer.add_tokenizer_model("gpt2")

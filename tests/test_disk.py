@@ -50,12 +50,7 @@ def test_a_folder_is_asked_for_before_work_is_done(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     disk.need_folder(tmp_path)
     disk.need_folder(tmp_path / "new" / "deep")
-    for path, says in {
-        "file": "is a file",
-        "file/deep/x": "is a file",
-        "link": "a broken link",
-        "link/x": "a broken link",
-    }.items():
+    for path, says in {"file": "is a file", "file/deep/x": "is a file", "link": "a broken link", "link/x": "a broken link"}.items():
         with pytest.raises(UserError, match=says):
             disk.need_folder(tmp_path / path)
     with pytest.raises(UserError, match="cannot be written"):

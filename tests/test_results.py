@@ -8,16 +8,7 @@ from repscope.results import COLUMNS, Result, Row, concat, identified, table_of
 
 def rows(step="cities"):
     return [
-        Row(
-            step=step,
-            metric="accuracy",
-            site="resid_post.1",
-            layer=1,
-            item="cities.continent",
-            value=0.8,
-            lo=0.7,
-            hi=0.9,
-        ),
+        Row(step=step, metric="accuracy", site="resid_post.1", layer=1, item="cities.continent", value=0.8, lo=0.7, hi=0.9),
         Row(step=step, metric="accuracy", item="cities.continent", condition="bag of tokens", value=0.5),
     ]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "load": "repscope.models.sources",
+    "load": "repscope.models.loading.sources",
     "Site": "repscope.models.sites",
     "Edit": "repscope.models.edits",
     "Network": "repscope.models.network",
@@ -24,16 +24,16 @@ _HOME = {
     "DirectionSet": "repscope.directions",
     "Result": "repscope.results",
     "UserError": "repscope.errors",
-    "ablation": "repscope.steer.patching",
-    "activation_patching": "repscope.steer.patching",
-    "attribution_patching": "repscope.steer.patching",
-    "logit_difference": "repscope.steer.patching",
-    "pieces": "repscope.models.pieces",
+    "ablation": "repscope.steer.patching.methods",
+    "activation_patching": "repscope.steer.patching.methods",
+    "attribution_patching": "repscope.steer.patching.methods",
+    "logit_difference": "repscope.steer.patching.methods",
+    "path_attribution": "repscope.read.path_attribution",
     "relation": "repscope.data.relations",
     "Relation": "repscope.data.relations",
-    "verify": "repscope.models.verify",
+    "verify": "repscope.models.verify.checks",
 }
-_ROOMS = ("read", "steer", "trace")  #: packages of methods
+_ROOMS = ("discovery", "read", "steer", "trace", "worlds")  #: packages of methods
 __all__ = [
     "Activations",
     "CheckpointSet",
@@ -54,7 +54,7 @@ __all__ = [
     "contrast",
     "load",
     "logit_difference",
-    "pieces",
+    "path_attribution",
     "relation",
     "verify",
 ]
@@ -68,14 +68,14 @@ if TYPE_CHECKING:
     from repscope.models.checkpoints import CheckpointSet
     from repscope.models.edits import Edit
     from repscope.models.language import LanguageModel
+    from repscope.models.loading.sources import load
     from repscope.models.network import Network
-    from repscope.models.pieces import pieces
     from repscope.models.prompts import Prompt
     from repscope.models.sites import Site
-    from repscope.models.sources import load
-    from repscope.models.verify import verify
+    from repscope.models.verify.checks import verify
+    from repscope.read.path_attribution import path_attribution
     from repscope.results import Result
-    from repscope.steer.patching import ablation, activation_patching, attribution_patching, logit_difference
+    from repscope.steer.patching.methods import ablation, activation_patching, attribution_patching, logit_difference
 
 
 def __getattr__(name: str) -> Any:

@@ -77,9 +77,7 @@ def need_folder(path: Path) -> None:
         there = next(p for p in [path, *path.parents] if p.exists() or p.is_symlink())
         if not there.is_dir():
             what = "a broken link" if there.is_symlink() else "a file"
-            raise UserError(
-                f"{there} is {what} and not a folder, so nothing can be written to {path}; choose another folder."
-            )
+            raise UserError(f"{there} is {what} and not a folder, so nothing can be written to {path}; choose another folder.")
         try:
             os.rmdir(tempfile.mkdtemp(dir=there, prefix=".repscope."))
         except OSError as error:

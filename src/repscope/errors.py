@@ -48,6 +48,4 @@ def no_file(path: Path, beside: Iterable[str], what: str = "file") -> UserError:
         return len(stem) == len(path.stem) and sum(a != b for a, b in zip(stem, path.stem)) == 1
 
     near = [repr(str(n)) for n in names if n.stem.casefold() in alike or (len(n.stem) > 1 and one_apart(n.stem))][:3]
-    return UserError(
-        f"There is no {what} {path}; " + (f"did you mean {' or '.join(near)}?" if near else "check the path.")
-    )
+    return UserError(f"There is no {what} {path}; " + (f"did you mean {' or '.join(near)}?" if near else "check the path."))

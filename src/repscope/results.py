@@ -53,16 +53,27 @@ class Row:
     def of(cls, estimate: Estimate, **where: Any) -> "Row":
         """A row from an estimate with its interval."""
         return cls(
-            value=estimate.value, lo=estimate.lo, hi=estimate.hi, level=estimate.level,
-            interval_method=estimate.method, unit=estimate.unit, n=estimate.n, **where,
-        )  # fmt: skip
+            value=estimate.value,
+            lo=estimate.lo,
+            hi=estimate.hi,
+            level=estimate.level,
+            interval_method=estimate.method,
+            unit=estimate.unit,
+            n=estimate.n,
+            **where,
+        )
 
 
 _MEASURED = ("value", "lo", "hi", "level", "interval_method", "unit", "n")
 _KINDS: dict[str, str] = {
-    "layer": "Int64", "n": "int64", "seed": "int64",
-    "value": "float64", "lo": "float64", "hi": "float64", "level": "float64",
-}  # fmt: skip
+    "layer": "Int64",
+    "n": "int64",
+    "seed": "int64",
+    "value": "float64",
+    "lo": "float64",
+    "hi": "float64",
+    "level": "float64",
+}
 COLUMNS: dict[str, str] = {f.name: _KINDS.get(f.name, "string") for f in fields(Row)} | {"row_id": "string"}
 
 
@@ -153,9 +164,7 @@ class Result:
         shown = self.table.dropna(subset=["layer"]).assign(panel=lambda t: t["item"] + " · " + t["metric"])
         if shown.empty:
             raise UserError("This result has no rows with a layer to draw; look at its table instead.")
-        base = alt.Chart(shown.astype({"layer": "int64"})).encode(
-            x=alt.X("layer:Q", title="block"), color=alt.Color("condition:N")
-        )
+        base = alt.Chart(shown.astype({"layer": "int64"})).encode(x=alt.X("layer:Q", title="block"), color=alt.Color("condition:N"))
         lines = base.mark_line().encode(y=alt.Y("value:Q", title="value"))
         bands = base.mark_area(opacity=0.2).encode(y="lo:Q", y2="hi:Q")
         return alt.layer(bands, lines).facet("panel:N", columns=2)

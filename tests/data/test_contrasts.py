@@ -8,8 +8,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from repscope.data.contrast_sets import openings
 from repscope.data.contrasts import Choice, Contrast, contrast, contrast_names
+from repscope.data.contrasts.built_in import openings
 from repscope.errors import UserError
 
 EIGHT = [(f"The soup was good, said guest {i}.", f"The soup was bad, said guest {i}.") for i in range(8)]
@@ -115,8 +115,41 @@ def test_a_pair_of_sentiment_differs_in_one_word():
 
 def test_french_is_french_and_english_is_not():
     found = contrast("language")
-    french = {"le", "la", "les", "l", "un", "une", "des", "du", "de", "d", "au", "aux", "à", "en", "il", "elle", "on", "ils",
-              "je", "j", "ne", "nous", "vous", "et", "est", "a", "pour", "sur", "ma", "mes", "mon", "ton", "qui"}  # fmt: skip
+    french = {
+        "le",
+        "la",
+        "les",
+        "l",
+        "un",
+        "une",
+        "des",
+        "du",
+        "de",
+        "d",
+        "au",
+        "aux",
+        "à",
+        "en",
+        "il",
+        "elle",
+        "on",
+        "ils",
+        "je",
+        "j",
+        "ne",
+        "nous",
+        "vous",
+        "et",
+        "est",
+        "a",
+        "pour",
+        "sur",
+        "ma",
+        "mes",
+        "mon",
+        "ton",
+        "qui",
+    }
     shared = {"a", "on"}  # English words as well
     sides = [(*found.yes, *(c.yes for c in found.choices)), (*found.no, *(c.no for c in found.choices))]
     for text in sides[0]:
@@ -284,11 +317,20 @@ def test_what_is_asked_wrongly_is_told_in_a_sentence(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.json", "{"), ("b.json", "[1]"), ("c.json", "[]"), ("d.json", '{"positive": "a"}'), ("e.json", "[" * 200_000),
-        ("f.jsonl", '{"text": "a"}\n{'), ("g.json", '[{"text": ["a"], "label": "b"}]'), ("h.csv", "text,thing\na,b\n"),
-        ("i.csv", "positive,negative\na,b\n"), ("j.parquet", "no parquet"), ("k.json", '[{"thing": 1}]'), ("l.pkl", ""),
+        ("a.json", "{"),
+        ("b.json", "[1]"),
+        ("c.json", "[]"),
+        ("d.json", '{"positive": "a"}'),
+        ("e.json", "[" * 200_000),
+        ("f.jsonl", '{"text": "a"}\n{'),
+        ("g.json", '[{"text": ["a"], "label": "b"}]'),
+        ("h.csv", "text,thing\na,b\n"),
+        ("i.csv", "positive,negative\na,b\n"),
+        ("j.parquet", "no parquet"),
+        ("k.json", '[{"thing": 1}]'),
+        ("l.pkl", ""),
     ],
-)  # fmt: skip
+)
 def test_files_that_are_no_contrasts(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError):

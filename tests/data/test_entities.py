@@ -2,16 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from repscope.data.entities import (
-    SETS,
-    Attribute,
-    EntitySet,
-    cities,
-    countries,
-    elements,
-    entity_set,
-    labelled_text,
-)
+from repscope.data.entities import SETS, Attribute, EntitySet, cities, countries, elements, entity_set, labelled_text
 from repscope.errors import UserError
 
 
@@ -184,9 +175,7 @@ def test_a_template_has_one_place_for_the_name(template):
 
 
 def test_names_with_braces_go_into_prompts_as_they_are():
-    found = EntitySet(
-        "odd", pd.DataFrame({"name": ["a {} b"], "k": ["x"]}), (Attribute("k", "class"),), ("Say {} now",)
-    )
+    found = EntitySet("odd", pd.DataFrame({"name": ["a {} b"], "k": ["x"]}), (Attribute("k", "class"),), ("Say {} now",))
     assert found.prompts("Say {} now") == ["Say a {} b now"]
 
 
@@ -269,9 +258,7 @@ def test_attributes_of_a_built_in_set_can_be_chosen():
 
 def test_labelled_texts_are_there_once(tmp_path):
     texts = [f"text {i} " + "x" * 300 for i in range(20)]
-    frame = pd.DataFrame(
-        {"text": [*texts, *texts[:3], "torn", "torn"], "label": ["p", "n"] * 10 + ["p", "n", "p", "p", "n"]}
-    )
+    frame = pd.DataFrame({"text": [*texts, *texts[:3], "torn", "torn"], "label": ["p", "n"] * 10 + ["p", "n", "p", "p", "n"]})
     frame.to_parquet(tmp_path / "t.parquet")
     found = labelled_text(tmp_path / "t.parquet", "text", ["label"])
     assert found.templates == ("{}",)

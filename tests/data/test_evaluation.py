@@ -12,10 +12,12 @@ from repscope.errors import UserError
 
 FRAME = pd.DataFrame(
     {
-        "text": ["one, two", "three", "four\u2028five", " "], "other": ["a", "b", "c", "d"], "label": [0, 1, 2, 0],
+        "text": ["one, two", "three", "four\u2028five", " "],
+        "other": ["a", "b", "c", "d"],
+        "label": [0, 1, 2, 0],
         "part": ["ood", "id", "ood", "id"],
     }
-)  # fmt: skip
+)
 WRITERS = {
     "csv": lambda path: FRAME.to_csv(path, index=False),
     "tsv": lambda path: FRAME.to_csv(path, index=False, sep="\t"),

@@ -12,9 +12,10 @@ PAIRS = (("Chile", "Santiago"), ("Peru", "Lima"), ("Italy", "Rome"))
 
 def written(path, **changes):
     held = {
-        "name": "country capital city", "prompt_templates": ["The capital of {} is", "{} has the capital"],
+        "name": "country capital city",
+        "prompt_templates": ["The capital of {} is", "{} has the capital"],
         "samples": [{"subject": s, "object": o} for s, o in PAIRS],
-    }  # fmt: skip
+    }
     path.write_text(json.dumps(held | changes), encoding="utf-8")
     return path
 

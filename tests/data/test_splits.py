@@ -125,9 +125,7 @@ def test_the_search_keeps_more_than_chance_and_sharers_together():
     pairs = purged_folds(tokens, 5)
     assert np.mean([len(train) for train, _ in pairs]) > 150 > at_random  # 160 when no family is torn
     again = purged_folds(tokens, 5)
-    assert all(
-        np.array_equal(a, b) for one, two in zip(pairs, again, strict=True) for a, b in zip(one, two, strict=True)
-    )
+    assert all(np.array_equal(a, b) for one, two in zip(pairs, again, strict=True) for a, b in zip(one, two, strict=True))
 
 
 def test_a_token_that_all_share_is_named():

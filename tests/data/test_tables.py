@@ -46,12 +46,7 @@ def test_parquet_types_become_text(tmp_path):
     )
     frame.to_parquet(tmp_path / "t.parquet")
     read = read_table(tmp_path / "t.parquet").frame
-    assert read.to_dict("list") == {
-        "whole": ["1", ""],
-        "part": ["0.5", ""],
-        "flag": ["true", "false"],
-        "kind": ["a", ""],
-    }
+    assert read.to_dict("list") == {"whole": ["1", ""], "part": ["0.5", ""], "flag": ["true", "false"], "kind": ["a", ""]}
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path):

@@ -78,9 +78,7 @@ def test_a_tsv_of_a_data_frame_is_read_as_it_was_written(tmp_path, quoting):
     assert lines == ["line 2", "line 5", "line 22"]
 
 
-@pytest.mark.parametrize(
-    "marked", [{"l4": '"He said ""no""."\t1', "l9": '"Why?"\t0'}, {f"l{i}": f'"t {i}"\t0' for i in range(40)}]
-)
+@pytest.mark.parametrize("marked", [{"l4": '"He said ""no""."\t1', "l9": '"Why?"\t0'}, {f"l{i}": f'"t {i}"\t0' for i in range(40)}])
 def test_a_tsv_that_shows_neither_is_asked_about(tmp_path, marked):
     path = tmp_path / "t.tsv"
     path.write_text("\n".join(sentences(**marked)) + "\n")
@@ -122,8 +120,29 @@ def test_a_long_field_is_read(tmp_path):
 # ------------------------------------------------------------------------------------------------------------ missing
 
 
-@pytest.mark.parametrize("mark", ["NA", "N/A", "n/a", "nan", "NaN", "null", "NULL", "None", "-", "?", "#N/A", "<NA>", "", " na ",
-                                  "—", "unknown", ".", "#DIV/0!"])  # fmt: skip
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "NA",
+        "N/A",
+        "n/a",
+        "nan",
+        "NaN",
+        "null",
+        "NULL",
+        "None",
+        "-",
+        "?",
+        "#N/A",
+        "<NA>",
+        "",
+        " na ",
+        "—",
+        "unknown",
+        ".",
+        "#DIV/0!",
+    ],
+)
 @pytest.mark.parametrize("values", [["0", "1"], ["0.0", "1.0"], ["1.5", "2.25"]])
 def test_a_word_for_nothing_among_numbers_is_missing(tmp_path, mark, values):
     cells = [*values, mark] * 20
@@ -285,14 +304,21 @@ def test_one_bad_cell_never_drops_a_column_in_silence(tmp_path, bad):
 
 
 STYLES = {  # separator of thousands, decimal mark
-    "plain": ("", "."), "US": (",", "."), "German": (".", ","), "French": ("\u202f", ","), "Swiss": ("'", "."), "SI": (" ", ","),
-}  # fmt: skip
+    "plain": ("", "."),
+    "US": (",", "."),
+    "German": (".", ","),
+    "French": ("\u202f", ","),
+    "Swiss": ("'", "."),
+    "SI": (" ", ","),
+}
 
 
 @hypothesis.given(
-    st.lists(st.floats(-1e7, 1e7), min_size=13, max_size=30, unique=True), st.integers(0, 4), st.sampled_from(sorted(STYLES)),
+    st.lists(st.floats(-1e7, 1e7), min_size=13, max_size=30, unique=True),
+    st.integers(0, 4),
+    st.sampled_from(sorted(STYLES)),
     st.booleans(),
-)  # fmt: skip
+)
 def test_no_style_of_numbers_is_read_wrong(values, digits, style, trimmed):
     """Whatever the style: the numbers that were written, a refusal, or a note that says how else they could be read."""
     thousands, mark = STYLES[style]
@@ -309,25 +335,19 @@ def test_no_style_of_numbers_is_read_wrong(values, digits, style, trimmed):
                 continue
             raise
         read = [np.nan if value is None else float(value) for value in found.values]
-        assert read == meant or (
-            decimal is None and style == "German" and any("--decimal , reads" in n for n in found.notes)
-        )
+        assert read == meant or (decimal is None and style == "German" and any("--decimal , reads" in n for n in found.notes))
 
 
 # ------------------------------------------------------------------------------------------------------------ columns
 
 
 def test_the_index_of_a_data_frame_is_no_attribute(tmp_path):
-    frame = pd.DataFrame(
-        {"name": [f"City {i}" for i in range(60)], "continent": sorted(["Asia", "Europe", "Africa"] * 20)}
-    )
+    frame = pd.DataFrame({"name": [f"City {i}" for i in range(60)], "continent": sorted(["Asia", "Europe", "Africa"] * 20)})
     frame.to_csv(tmp_path / "a.csv")
     frame.sample(frac=1, random_state=0).to_parquet(tmp_path / "b.parquet")
     pd.read_csv(tmp_path / "a.csv").to_csv(tmp_path / "c.csv")  # saved twice: '' and Unnamed: 0
     frame.reset_index().to_csv(tmp_path / "d.csv", index=False)
-    frame.sample(frac=1, random_state=1).reset_index(names="idx").to_json(
-        tmp_path / "e.jsonl", orient="records", lines=True
-    )
+    frame.sample(frac=1, random_state=1).reset_index(names="idx").to_json(tmp_path / "e.jsonl", orient="records", lines=True)
     frame.to_csv(tmp_path / "f.tsv", sep="\t")
     frame.set_index("name").to_parquet(tmp_path / "g.parquet")  # an index with a name is a column
     frame.set_index("name").to_csv(tmp_path / "h.csv")
@@ -385,7 +405,7 @@ def test_semicolons_tabs_and_what_stands_before_the_header(tmp_path):
         ("t.json", b'{"city": ["Oslo"]}', "must be a list of objects"),
         ("t.jsonl", b'{"city": "a"}\n{"city": [1]}\n', "holds lists or objects in line 2"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_read_says_why(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as error:
@@ -404,21 +424,28 @@ def test_a_workbook_is_refused_in_words_that_help(tmp_path):
 
 
 def test_kinds_of_parquet_columns(tmp_path):
-    frame = pd.DataFrame({
-        "name": pd.Categorical([f"n{i}" for i in range(20)]),
-        "kind": pd.Categorical(["a", "b"] * 9 + ["a", None]),
-        "size": [None, float("nan"), *np.arange(18) + 0.5],
-        "flag": [True, False] * 10,
-        "half": np.arange(20, dtype="float16") / 4,
-        "words": ["x", None] * 10,
-        "when": pd.date_range("2020-01-01", periods=20),
-        "blob": [b"\x80"] * 20,
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "name": pd.Categorical([f"n{i}" for i in range(20)]),
+            "kind": pd.Categorical(["a", "b"] * 9 + ["a", None]),
+            "size": [None, float("nan"), *np.arange(18) + 0.5],
+            "flag": [True, False] * 10,
+            "half": np.arange(20, dtype="float16") / 4,
+            "words": ["x", None] * 10,
+            "when": pd.date_range("2020-01-01", periods=20),
+            "blob": [b"\x80"] * 20,
+        }
+    )
     frame.to_parquet(tmp_path / "t.parquet")
     held = entity_set(tmp_path / "t.parquet")
     assert {a.name: a.kind for a in held.attributes} == {
-        "kind": "class", "size": "number", "flag": "class", "half": "number", "words": "class", "when": "class",
-    }  # fmt: skip
+        "kind": "class",
+        "size": "number",
+        "flag": "class",
+        "half": "number",
+        "words": "class",
+        "when": "class",
+    }
     assert held.frame["size"].isna().sum() == 2
     assert any("'blob'" in note and "left out" in note for note in held.notes)
     assert held.frame["words"].isna().sum() == 10
@@ -437,18 +464,35 @@ def test_mixed_values_in_json(tmp_path):
 
 @pytest.mark.parametrize(
     ("no", "yes"),
-    [("0", "1"), ("0.0", "1.0"), ("-1", "1"), ("false", "true"), ("False", "True"), ("FALSE", "TRUE"), ("no", "yes"), ("No", "Yes"),
-     ("N", "Y"), ("n", "y"), ("F", "T"), ("negative", "positive"), ("Negative", "Positive"), ("neg", "pos"), ("1", "2"),
-     ("incorrect", "correct"), ("٠", "١"), ("non-entailment", "entailment"), ("not spam", "spam"), ("否", "是"),
-     ("falsch", "wahr")],
-)  # fmt: skip
+    [
+        ("0", "1"),
+        ("0.0", "1.0"),
+        ("-1", "1"),
+        ("false", "true"),
+        ("False", "True"),
+        ("FALSE", "TRUE"),
+        ("no", "yes"),
+        ("No", "Yes"),
+        ("N", "Y"),
+        ("n", "y"),
+        ("F", "T"),
+        ("negative", "positive"),
+        ("Negative", "Positive"),
+        ("neg", "pos"),
+        ("1", "2"),
+        ("incorrect", "correct"),
+        ("٠", "١"),
+        ("non-entailment", "entailment"),
+        ("not spam", "spam"),
+        ("否", "是"),
+        ("falsch", "wahr"),
+    ],
+)
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet", ".jsonl", ".json"])
 def test_the_positive_pole_does_not_hang_on_the_order_of_rows(tmp_path, no, yes, suffix):
     path = tmp_path / f"truth{suffix}"
     for labels in ([no, yes], [yes, no]):
-        frame = pd.DataFrame(
-            {"text": [f"statement {label} {i}" for i in range(10) for label in labels], "label": labels * 10}
-        )
+        frame = pd.DataFrame({"text": [f"statement {label} {i}" for i in range(10) for label in labels], "label": labels * 10})
         if suffix == ".parquet":
             frame.to_parquet(path)
         elif suffix.startswith(".json"):

@@ -13,10 +13,35 @@ from repscope.directions.architectures import LLAMA_CPP, agree
 
 #: networks that llama.cpp runs and transformers has no class for, or none that predicts text
 _NONE = {
-    "clip", "baichuan", "grok", "qwen", "plamo", "plamo2", "plamo3", "codeshell", "orion", "minicpm", "xverse", "openelm", "arctic",
-    "rwkv6qwen2", "rwkv7", "arwkv7", "jais", "wavtokenizer-dec", "plm", "bailingmoe", "bailingmoe2", "dream", "smallthinker",
-    "llada", "grovemoe", "cogvlm", "rnd1", "maincoder",
-}  # fmt: skip
+    "clip",
+    "baichuan",
+    "grok",
+    "qwen",
+    "plamo",
+    "plamo2",
+    "plamo3",
+    "codeshell",
+    "orion",
+    "minicpm",
+    "xverse",
+    "openelm",
+    "arctic",
+    "rwkv6qwen2",
+    "rwkv7",
+    "arwkv7",
+    "jais",
+    "wavtokenizer-dec",
+    "plm",
+    "bailingmoe",
+    "bailingmoe2",
+    "dream",
+    "smallthinker",
+    "llada",
+    "grovemoe",
+    "cogvlm",
+    "rnd1",
+    "maincoder",
+}
 
 
 def test_every_architecture_of_llama_cpp_has_its_place():
@@ -29,33 +54,71 @@ def test_every_architecture_of_llama_cpp_has_its_place():
 @pytest.mark.parametrize(
     ("hint", "kind"),
     [
-        ("llama", "mistral"), ("llama", "mixtral"), ("gptneox", "gpt_neox"), ("qwen2moe", "qwen2_moe"), ("qwen3moe", "qwen3_moe"),
-        ("gemma3", "gemma3_text"), ("command-r", "cohere"), ("phi2", "phi"), ("starcoder", "gpt_bigcode"), ("gpt-oss", "gpt_oss"),
-        ("deepseek2", "deepseek_v3"), ("minimax-m2", "minimax_m2"), ("glm4moe", "glm4_moe"), ("ernie4_5-moe", "ernie4_5_moe"),
-        ("falcon-h1", "falcon_h1"), ("qwen35", "qwen3_5_text"), ("qwen2vl", "qwen2_5_vl"), ("hunyuan-dense", "hunyuan_v1_dense"),
-        ("granitehybrid", "granitemoehybrid"), ("lfm2moe", "lfm2_moe"), ("kimi-linear", "kimi_linear"), ("olmo2", "olmo3"),
-        ("gemma2", "gemma2"), ("gemma3_text", "gemma3_text"), ("mistral", "mistral"),
-        ("Llama", "mistral"), ("unheard-of", "unheard_of"),
+        ("llama", "mistral"),
+        ("llama", "mixtral"),
+        ("gptneox", "gpt_neox"),
+        ("qwen2moe", "qwen2_moe"),
+        ("qwen3moe", "qwen3_moe"),
+        ("gemma3", "gemma3_text"),
+        ("command-r", "cohere"),
+        ("phi2", "phi"),
+        ("starcoder", "gpt_bigcode"),
+        ("gpt-oss", "gpt_oss"),
+        ("deepseek2", "deepseek_v3"),
+        ("minimax-m2", "minimax_m2"),
+        ("glm4moe", "glm4_moe"),
+        ("ernie4_5-moe", "ernie4_5_moe"),
+        ("falcon-h1", "falcon_h1"),
+        ("qwen35", "qwen3_5_text"),
+        ("qwen2vl", "qwen2_5_vl"),
+        ("hunyuan-dense", "hunyuan_v1_dense"),
+        ("granitehybrid", "granitemoehybrid"),
+        ("lfm2moe", "lfm2_moe"),
+        ("kimi-linear", "kimi_linear"),
+        ("olmo2", "olmo3"),
+        ("gemma2", "gemma2"),
+        ("gemma3_text", "gemma3_text"),
+        ("mistral", "mistral"),
+        ("Llama", "mistral"),
+        ("unheard-of", "unheard_of"),
     ],
-)  # fmt: skip
+)
 def test_names_of_one_architecture_agree(hint, kind):
     assert agree(hint, kind)
 
 
 @pytest.mark.parametrize(
     ("hint", "kind"),
-    [("llama", "qwen2"), ("qwen2", "qwen3"), ("qwen2", "qwen2_moe"), ("gemma2", "gemma3_text"), ("phi2", "phi3"),
-     ("mistral", "llama"), ("llama", "llama4"),
-     ("command-r", "cohere2"), ("gptneox", "gpt_neo"), ("mamba", "mamba2"), ("unheard-of", "llama")],
-)  # fmt: skip
+    [
+        ("llama", "qwen2"),
+        ("qwen2", "qwen3"),
+        ("qwen2", "qwen2_moe"),
+        ("gemma2", "gemma3_text"),
+        ("phi2", "phi3"),
+        ("mistral", "llama"),
+        ("llama", "llama4"),
+        ("command-r", "cohere2"),
+        ("gptneox", "gpt_neo"),
+        ("mamba", "mamba2"),
+        ("unheard-of", "llama"),
+    ],
+)
 def test_names_of_two_do_not(hint, kind):
     assert not agree(hint, kind)
 
 
 SIZES = {
-    "vocab_size": VOCABULARY, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 4,
-    "intermediate_size": 48, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 0, "pad_token_id": 0,
-}  # fmt: skip
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 4,
+    "intermediate_size": 48,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from repscope.directions import Direction, DirectionSet
 from repscope.errors import UserError
 from repscope.models.edits import Edit
-from repscope.models.tiny import tiny
+from repscope.worlds.tiny import tiny
 
 WIDTH, BLOCKS = 32, 4
 PROMPTS = ["The place called San Diego", "A"]
@@ -70,9 +70,7 @@ def test_llama_cpp_adds_what_an_edit_adds(tmp_path):
     finally:
         for hook in hooks:
             hook.remove()
-    assert {n: v.tobytes() for n, v in added.items() if v.any()} == {
-        n: d.weights.tobytes() for n, d in zip((1, 3), held)
-    }
+    assert {n: v.tobytes() for n, v in added.items() if v.any()} == {n: d.weights.tobytes() for n, d in zip((1, 3), held)}
 
 
 def tensors(path):
@@ -134,15 +132,20 @@ ROW = np.ones(4, np.float32)
     ("held", "words"),
     [
         ({"direction.0": ROW, "direction.1": ROW}, r"direction\.0, which llama\.cpp refuses"),
-        ({"direction.x": ROW}, "takes direction.N alone"), ({"direction.1.2": ROW}, "takes direction.N alone"),
-        ({"direction.-1": ROW}, "takes direction.N alone"), ({"direction.01": ROW}, "no block's"),
-        ({"direction.1": ROW.astype(np.float16)}, "F16"), ({"direction.1": np.ones((2, 2), np.float32)}, "2 dimensions"),
-        ({"direction.1": ROW, "direction.2": ROW[:3]}, "3 and 4 features"), ({}, "no direction"),
-        ({"direction.1": 0 * ROW}, "points nowhere"), ({"direction.1": np.nan * ROW}, "points nowhere"),
+        ({"direction.x": ROW}, "takes direction.N alone"),
+        ({"direction.1.2": ROW}, "takes direction.N alone"),
+        ({"direction.-1": ROW}, "takes direction.N alone"),
+        ({"direction.01": ROW}, "no block's"),
+        ({"direction.1": ROW.astype(np.float16)}, "F16"),
+        ({"direction.1": np.ones((2, 2), np.float32)}, "2 dimensions"),
+        ({"direction.1": ROW, "direction.2": ROW[:3]}, "3 and 4 features"),
+        ({}, "no direction"),
+        ({"direction.1": 0 * ROW}, "points nowhere"),
+        ({"direction.1": np.nan * ROW}, "points nowhere"),
         ({"direction.999999": ROW}, "no block's"),
     ],
     ids=lambda case: str(list(case)) if isinstance(case, dict) else "",
-)  # fmt: skip
+)
 def test_what_llama_cpp_refuses_is_refused(tmp_path, held, words):
     path = written(tmp_path / "v.gguf", held)
     if "no block's" not in words and "nowhere" not in words and held:
@@ -160,10 +163,13 @@ def test_damaged_and_hostile_files_end_in_one_sentence(tmp_path):
             DirectionSet.load(path)
     head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 1) + b"k"
     for hostile in (
-        b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0), b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 60),
+        b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0),
+        b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 60),
         b"GGUF" + b"\0" * 3 + b"\3" * 20,
-        head + struct.pack("<IIQ", 9, 0, 1 << 60), head + struct.pack("<IIQ", 9, 9, 4), head + struct.pack("<IQ", 8, 1 << 60),
-    ):  # fmt: skip
+        head + struct.pack("<IIQ", 9, 0, 1 << 60),
+        head + struct.pack("<IIQ", 9, 9, 4),
+        head + struct.pack("<IQ", 8, 1 << 60),
+    ):
         path.write_bytes(hostile)
         with pytest.raises(UserError, match="cannot be read as a control vector"):
             DirectionSet.load(path)
@@ -182,11 +188,15 @@ FACTS = {"model": "", "note": "", "architecture": "", "directions": "[]"}
 @pytest.mark.parametrize(
     "card",
     [
-        "{", "[]", "{}", json.dumps(FACTS), json.dumps(FACTS | {"model": 1}),
+        "{",
+        "[]",
+        "{}",
+        json.dumps(FACTS),
+        json.dumps(FACTS | {"model": 1}),
         json.dumps(FACTS | {"directions": json.dumps([{"site": "resid_post.1", "name": "x", "scale": 9.0}])}),
         json.dumps(FACTS | {"directions": json.dumps([{"site": "resid_post.2", "name": "x", "scale": 2.0}])}),
     ],
-)  # fmt: skip
+)
 def test_a_header_that_does_not_tell_of_these_tensors_is_refused(tmp_path, card):
     path = written(tmp_path / "v.gguf", {"direction.1": ROW}, repscope__directions=card)
     with pytest.raises(UserError, match="cannot be read as a control vector"):
@@ -200,11 +210,16 @@ def test_what_a_control_vector_cannot_say_is_not_written(tmp_path):
         return Direction.of(np.ones(width), site, name, **rest)
 
     for wrong, words in (
-        ([at("resid_post.0")], "refuses a control vector for block 0"), ([at("resid_pre.3")], r"resid_post\.2"),
-        ([at("mlp_out.3")], "alone"), ([at("resid_post")], "alone"), ([at("resid_post.-1")], "alone"), ([], "empty"),
-        ([at("resid_post.3"), at("resid_post.3", "b")], "choose one"), ([at("resid_post.3", tokens="last")], "at every token"),
+        ([at("resid_post.0")], "refuses a control vector for block 0"),
+        ([at("resid_pre.3")], r"resid_post\.2"),
+        ([at("mlp_out.3")], "alone"),
+        ([at("resid_post")], "alone"),
+        ([at("resid_post.-1")], "alone"),
+        ([], "empty"),
+        ([at("resid_post.3"), at("resid_post.3", "b")], "choose one"),
+        ([at("resid_post.3", tokens="last")], "at every token"),
         ([at("resid_post.3"), at("resid_post.2", "b", 5)], "one width"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=words):
             DirectionSet.of(*wrong).to_gguf(tmp_path / "v.gguf")
     assert not list(tmp_path.iterdir())

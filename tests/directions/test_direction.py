@@ -20,10 +20,7 @@ def direction(*weights, name="a", **rest):
 
 def test_importing_it_brings_in_nothing_heavy():
     code = "import repscope.directions, sys; print({'torch', 'gguf', 'pandas', 'sklearn'} & {*sys.modules})"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-        == "set()"
-    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
 
 
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -57,9 +54,12 @@ def test_many_random_weights_come_back():
 
 def test_what_is_no_direction_is_refused():
     for weights, words in (
-        (np.zeros(3), "points nowhere"), (np.array([1, np.nan]), "points nowhere"), (np.array([]), "points nowhere"),
-        (np.array([1e39, 0]), "float32"), (np.ones((2, 2)), r"shape \(2, 2\)"),
-    ):  # fmt: skip
+        (np.zeros(3), "points nowhere"),
+        (np.array([1, np.nan]), "points nowhere"),
+        (np.array([]), "points nowhere"),
+        (np.array([1e39, 0]), "float32"),
+        (np.ones((2, 2)), r"shape \(2, 2\)"),
+    ):
         with pytest.raises(UserError, match=words):
             Direction.of(weights, SITE, "w")
     with pytest.raises(UserError, match=r"Direction\.of"):
@@ -88,7 +88,7 @@ def test_arithmetic_is_that_of_weights_and_of_scores():
             rng.normal(size=6), SITE, name, offset=o, norm=10.0, works=(1.0, 3.0), does={"effect": 1.0}, trained_on=2 * name
         )
         for name, o in (("a", 0.5), ("b", -2.0))
-    )  # fmt: skip
+    )
     rows = rng.normal(size=(5, 6))
     for made, weights, scores, name in (
         (a + b, a.weights + b.weights, a.score(rows) + b.score(rows), "a + b"),
@@ -112,10 +112,12 @@ def test_arithmetic_is_that_of_weights_and_of_scores():
     assert (a + b).trained_on == "aa; bb"
     assert "sum" in (a + b).found_by
     for wrong, words in (
-        (lambda: a - a, "points nowhere"), (lambda: 0 * a, "points nowhere"), (lambda: a / 0, "by zero"),
+        (lambda: a - a, "points nowhere"),
+        (lambda: 0 * a, "points nowhere"),
+        (lambda: a / 0, "by zero"),
         (lambda: a + Direction.of(np.ones(6), "resid_post.4", "far"), "one site"),
         (lambda: a + Direction.of(np.ones(5), SITE, "narrow"), "must be the same"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=words):
             wrong()
     with pytest.raises(TypeError):
@@ -145,9 +147,15 @@ def test_the_card_says_what_is_known_and_no_more():
     plain = direction(3, 4)
     assert plain.card() == "a at resid_post.3, added at all tokens\n  scale       5"
     full = direction(
-        3, 4, norm=50.0, works=(2.0, 8.0), found_by="exponential DCT", trained_on="12 prompts", tokens="prompt",
+        3,
+        4,
+        norm=50.0,
+        works=(2.0, 8.0),
+        found_by="exponential DCT",
+        trained_on="12 prompts",
+        tokens="prompt",
         does={"effect": 0.4, "effect_lo": 0.3, "effect_hi": 0.5, "damage": 0.02, "accuracy": 0.9},
-    )  # fmt: skip
+    )
     assert full.card().splitlines() == [
         "a at resid_post.3, added at prompt tokens",
         "  scale       5, 0.1 of the median length 50 there",

@@ -37,9 +37,16 @@ def test_the_matrix_is_what_plain_torch_reads_and_comes_back_bit_for_bit(tmp_pat
 def test_any_layout_torch_writes_is_read_as_torch_reads_it(tmp_path, dtype, protocol):
     whole = torch.randn(7, 11, generator=torch.Generator().manual_seed(0)).to(dtype)
     for tensor in (
-        whole, whole.T, whole[2:, 3:], whole[::2, ::3], whole[1:2].expand(5, 11), whole.T[1:].T, whole[:1],
-        whole.clone().requires_grad_(), torch.randn(300, 300).to(dtype),
-    ):  # fmt: skip
+        whole,
+        whole.T,
+        whole[2:, 3:],
+        whole[::2, ::3],
+        whole[1:2].expand(5, 11),
+        whole.T[1:].T,
+        whole[:1],
+        whole.clone().requires_grad_(),
+        torch.randn(300, 300).to(dtype),
+    ):
         torch.save(tensor, tmp_path / "d.pt", pickle_protocol=protocol)
         rows = DirectionSet.load(tmp_path / "d.pt")
         expected = tensor.detach().float().numpy()
@@ -72,9 +79,7 @@ def test_numbers_of_a_big_endian_machine(tmp_path):
     with zipfile.ZipFile(path) as archive:
         numbers = np.frombuffer(archive.read("archive/data/0"), "<f4")
     big = rezipped(path, tmp_path / "big.pt", byteorder=b"big", data_0=numbers.astype(">f4").tobytes())
-    assert [d.weights.tobytes() for d in DirectionSet.load(big)] == [
-        d.weights.tobytes() for d in DirectionSet.load(path)
-    ]
+    assert [d.weights.tobytes() for d in DirectionSet.load(big)] == [d.weights.tobytes() for d in DirectionSet.load(path)]
 
 
 class Malicious:
@@ -98,16 +103,28 @@ def test_a_malicious_pickle_does_not_run(tmp_path):
 
 def test_anything_but_one_dense_tensor_is_refused(tmp_path):
     for held in (
-        [torch.ones(2, 2)], {"a": torch.ones(2)}, (torch.ones(2), torch.ones(2)), "text", 3, torch.ones(2, 2).to_sparse(),
-        torch.ones(2, 2, dtype=torch.int64), torch.nn.Parameter(torch.ones(2, 2)), torch.ones(2, 2).bool(), OrderedDict(),
-    ):  # fmt: skip
+        [torch.ones(2, 2)],
+        {"a": torch.ones(2)},
+        (torch.ones(2), torch.ones(2)),
+        "text",
+        3,
+        torch.ones(2, 2).to_sparse(),
+        torch.ones(2, 2, dtype=torch.int64),
+        torch.nn.Parameter(torch.ones(2, 2)),
+        torch.ones(2, 2).bool(),
+        OrderedDict(),
+    ):
         torch.save(held, tmp_path / "d.pt")
         with pytest.raises(UserError, match="its pickle is not run"):
             DirectionSet.load(tmp_path / "d.pt")
     for held, words in (
-        (torch.ones(2, 2, 2), "shape"), (torch.ones(()), "shape"), (torch.ones(0, 3), "shape"), (torch.zeros(3, 3), "no direction"),
-        (torch.tensor([[1.0, float("nan")]]), "points nowhere"), (torch.ones(1).expand(1 << 20, 1 << 20), "shape"),
-    ):  # fmt: skip
+        (torch.ones(2, 2, 2), "shape"),
+        (torch.ones(()), "shape"),
+        (torch.ones(0, 3), "shape"),
+        (torch.zeros(3, 3), "no direction"),
+        (torch.tensor([[1.0, float("nan")]]), "points nowhere"),
+        (torch.ones(1).expand(1 << 20, 1 << 20), "shape"),
+    ):
         torch.save(held, tmp_path / "d.pt")
         with pytest.raises(UserError, match=words):
             DirectionSet.load(tmp_path / "d.pt")
@@ -121,13 +138,17 @@ def test_damaged_and_hostile_archives_end_in_one_sentence(tmp_path):
     with zipfile.ZipFile(path) as archive:
         held = archive.read("archive/data.pkl")
     for name, changed in (
-        ("bomb", {"compression": zipfile.ZIP_DEFLATED, "data_0": b"\0" * 10**6}), ("short", {"data_0": b"\0" * 8}),
-        ("long", {"data_0": b"\0" * 1000}), ("order", {"byteorder": b"middle"}), ("empty", {"data_pkl": b""}),
-        ("cut", {"data_pkl": held[:-30]}), ("large", {"data_pkl": held + b"\0" * 10**5}),
+        ("bomb", {"compression": zipfile.ZIP_DEFLATED, "data_0": b"\0" * 10**6}),
+        ("short", {"data_0": b"\0" * 8}),
+        ("long", {"data_0": b"\0" * 1000}),
+        ("order", {"byteorder": b"middle"}),
+        ("empty", {"data_pkl": b""}),
+        ("cut", {"data_pkl": held[:-30]}),
+        ("large", {"data_pkl": held + b"\0" * 10**5}),
         ("wide", {"data_pkl": held.replace(b"K\x04K\x06\x86", b"K\x04K\xff\x86")}),
         ("stride", {"data_pkl": held.replace(b"K\x06K\x01\x86", b"K\xffK\x01\x86")}),
         ("numbers", {"data_pkl": pickle.dumps((1, 2))}),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match="cannot be read as a matrix"):
             DirectionSet.load(rezipped(path, tmp_path / f"{name}.pt", **changed))
     rng, good = np.random.default_rng(0), path.read_bytes()
@@ -151,7 +172,7 @@ def test_what_a_matrix_cannot_hold_is_not_written(tmp_path):
         (lambda: held.to_pt(tmp_path / "d.pt", blocks=2), "there are 2 blocks"),
         (lambda: DirectionSet.of(held[0], held[0], blocks=4).to_pt(tmp_path / "d.pt"), "choose one"),
         (lambda: DirectionSet.of(Direction.of(np.ones(2), "z.1.0", "a"), blocks=4).to_pt(tmp_path / "d.pt"), "alone"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=words):
             write()
     assert not list(tmp_path.iterdir())

@@ -25,9 +25,7 @@ def made():
 
 
 def residual(*rows, block=3):
-    return DirectionSet.of(
-        *(Direction.of(np.array(r, float), f"resid_post.{block}", f"d{i}") for i, r in enumerate(rows))
-    )
+    return DirectionSet.of(*(Direction.of(np.array(r, float), f"resid_post.{block}", f"d{i}") for i, r in enumerate(rows)))
 
 
 def fields(direction):
@@ -66,9 +64,7 @@ def test_names_and_places_are_found_or_offered():
 
 def test_algebra_of_a_set():
     held = residual([3, 4, 0], [0, 2, 0], [0, -1, -1])
-    np.testing.assert_allclose(
-        held.cosines(), [[1, 0.8, -0.8 / 2**0.5], [0.8, 1, -(0.5**0.5)], [-0.8 / 2**0.5, -(0.5**0.5), 1]]
-    )
+    np.testing.assert_allclose(held.cosines(), [[1, 0.8, -0.8 / 2**0.5], [0.8, 1, -(0.5**0.5)], [-0.8 / 2**0.5, -(0.5**0.5), 1]])
     near = held.nearest(Direction.of(np.array([0, -1.0, 0]), "resid_post.3", "x"), k=2)
     assert near == [("d1", pytest.approx(-1)), ("d0", pytest.approx(-0.8))]
     right = held.orthogonalised()
@@ -90,12 +86,15 @@ def test_widths_and_sites_must_agree():
     held, rows = made(), np.zeros((2, 8))
     assert held.coordinates(rows, "resid_post.3").shape == (2, 2)
     for wrong, words in (
-        (held.cosines, "4 to 8 features"), (held.orthogonalised, "4 to 8 features"),
-        (lambda: held.coordinates(rows), "4 to 8 features"), (lambda: held.project_out(rows), "4 to 8"),
+        (held.cosines, "4 to 8 features"),
+        (held.orthogonalised, "4 to 8 features"),
+        (lambda: held.coordinates(rows), "4 to 8 features"),
+        (lambda: held.project_out(rows), "4 to 8"),
         (lambda: held.coordinates(rows, "resid_post.2"), "it holds resid_post.3, mlp_act.1"),
         (lambda: held.project_out(rows[:, :3], "resid_post.3"), r"shape \(2, 3\)"),
-        (lambda: held.nearest(held[0]), "must be the same"), (DirectionSet.of().cosines, "no direction"),
-    ):  # fmt: skip
+        (lambda: held.nearest(held[0]), "must be the same"),
+        (DirectionSet.of().cosines, "no direction"),
+    ):
         with pytest.raises(UserError, match=words):
             wrong()
 
@@ -113,7 +112,7 @@ def test_another_network_is_refused():
         (("abc", 9, 4), "'continent=Asia' has 8 features, and resid_post.3 of this model has 9"),
         (("abc", {"mlp_act": 5}, 4), "'latitude' has 4 features"),
         (("abc", 8, 3), "made for a model of 4 blocks, and this one has 3"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=words):
             held.fits(*args)
 
@@ -126,9 +125,7 @@ def test_what_cannot_be_written_is_refused_and_nothing_remains(tmp_path):
     with pytest.raises(UserError, match="one site has one width"):
         DirectionSet.of(Direction.of(np.ones(3), "resid_post.1", "x"), two).save(tmp_path / "d")
     assert not list(tmp_path.iterdir())
-    numpy_numbers = Direction.of(
-        np.ones(4), "resid_post.1", "y", does={"effect": np.float32(0.5)}, works=(np.float32(1), 2)
-    )
+    numpy_numbers = Direction.of(np.ones(4), "resid_post.1", "y", does={"effect": np.float32(0.5)}, works=(np.float32(1), 2))
     assert DirectionSet.load(DirectionSet.of(numpy_numbers).save(tmp_path / "d"))[0].works == (1.0, 2.0)
 
 
@@ -143,18 +140,46 @@ def stranger(path, array=None, header=None, **fields):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"scale": "1"}, {"scale": -1}, {"scale": float("nan")}, {"scale": float("inf")}, {"scale": True}, {"scale": 10**400},
-        {"scale": None}, {"offset": []}, {"name": 5}, {"site": ["resid_post.1"]}, {"site": "gone"}, {"does": {"effect": "big"}},
-        {"does": [1]}, {"does": {"x": {}}}, {"works": [1]}, {"works": [2, 1]}, {"works": "12"}, {"norm": -1}, {"tokens": ""},
-        {"tokens": 3}, {"trained_on": None}, {"found_by": {}}, {"vector": [1, 0]}, {"other": 1},
-        {"array": np.array([[3.0, 4.0]])}, {"array": np.array([[np.nan, 1.0]])}, {"array": np.array([[1e300, 1.0]])},
+        {"scale": "1"},
+        {"scale": -1},
+        {"scale": float("nan")},
+        {"scale": float("inf")},
+        {"scale": True},
+        {"scale": 10**400},
+        {"scale": None},
+        {"offset": []},
+        {"name": 5},
+        {"site": ["resid_post.1"]},
+        {"site": "gone"},
+        {"does": {"effect": "big"}},
+        {"does": [1]},
+        {"does": {"x": {}}},
+        {"works": [1]},
+        {"works": [2, 1]},
+        {"works": "12"},
+        {"norm": -1},
+        {"tokens": ""},
+        {"tokens": 3},
+        {"trained_on": None},
+        {"found_by": {}},
+        {"vector": [1, 0]},
+        {"other": 1},
+        {"array": np.array([[3.0, 4.0]])},
+        {"array": np.array([[np.nan, 1.0]])},
+        {"array": np.array([[1e300, 1.0]])},
         {"array": np.array([0.6, 0.8])},
-        {"array": np.array([[1, 0]])}, {"array": np.zeros((0, 2))}, {"array": np.array([[0.6, 0.8]] * 2)},
-        {"header": {"directions": "[" * 100_000}}, {"header": {"directions": "{}"}}, {"header": {"directions": "[1]"}},
-        {"header": {"blocks": "-3"}}, {"header": {"blocks": "9" * 5000}}, {"header": {"directions": "1" * 5000}},
+        {"array": np.array([[1, 0]])},
+        {"array": np.zeros((0, 2))},
+        {"array": np.array([[0.6, 0.8]] * 2)},
+        {"header": {"directions": "[" * 100_000}},
+        {"header": {"directions": "{}"}},
+        {"header": {"directions": "[1]"}},
+        {"header": {"blocks": "-3"}},
+        {"header": {"blocks": "9" * 5000}},
+        {"header": {"directions": "1" * 5000}},
     ],
     ids=str,
-)  # fmt: skip
+)
 @pytest.mark.filterwarnings("error")
 def test_hostile_headers_end_in_one_sentence(tmp_path, wrong):
     with pytest.raises(UserError, match="cannot be read as a set of directions"):

@@ -19,9 +19,7 @@ def peer(monkeypatch):
     monkeypatch.setitem(sys.modules, "steering_vectors", SimpleNamespace(SteeringVector=SimpleNamespace))
 
 
-@pytest.mark.parametrize(
-    ("kind", "layer_type"), [("resid_post", "decoder_block"), ("attn_out", "self_attn"), ("mlp_out", "mlp")]
-)
+@pytest.mark.parametrize(("kind", "layer_type"), [("resid_post", "decoder_block"), ("attn_out", "self_attn"), ("mlp_out", "mlp")])
 def test_there_and_back_bit_for_bit(peer, kind, layer_type):
     held = DirectionSet.of(at(f"{kind}.3"), at(f"{kind}.0", "b"), architecture="llama", model="f00")
     vector = held.to_steering_vectors()
@@ -34,8 +32,7 @@ def test_there_and_back_bit_for_bit(peer, kind, layer_type):
 
 def test_objects_of_any_precision_are_read():
     vector = SimpleNamespace(
-        layer_activations={1: torch.tensor([[1.0, 2.0]], dtype=torch.bfloat16, requires_grad=True), 2: [3, 4]},
-        layer_type="mlp",
+        layer_activations={1: torch.tensor([[1.0, 2.0]], dtype=torch.bfloat16, requires_grad=True), 2: [3, 4]}, layer_type="mlp"
     )
     assert [d.weights.tolist() for d in DirectionSet.from_steering_vectors(vector)] == [[1, 2], [3, 4]]
 
@@ -43,19 +40,21 @@ def test_objects_of_any_precision_are_read():
 def test_what_it_cannot_hold_is_refused(peer):
     for held, words in (
         (DirectionSet.of(at("resid_post.1"), at("mlp_out.1")), "live at resid_post, mlp_out"),
-        (DirectionSet.of(at("mlp_act.1")), "live at mlp_act"), (DirectionSet.of(), "empty"),
+        (DirectionSet.of(at("mlp_act.1")), "live at mlp_act"),
+        (DirectionSet.of(), "empty"),
         (DirectionSet.of(at("mlp_out.1"), at("mlp_out.1", "b")), "choose one"),
         (DirectionSet.of(at("mlp_out.1"), architecture="gemma2"), "a norm stands between"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=words):
             held.to_steering_vectors()
     DirectionSet.of(at("resid_post.1"), architecture="gemma2").to_steering_vectors()
     for vector, words in (
-        (3, "no SteeringVector"), (SimpleNamespace(layer_activations={}), "no SteeringVector"),
+        (3, "no SteeringVector"),
+        (SimpleNamespace(layer_activations={}), "no SteeringVector"),
         (SimpleNamespace(layer_activations={1: [1]}, layer_type="input_layernorm"), "no layer type 'input_layernorm'"),
         (SimpleNamespace(layer_activations={-1: [1]}, layer_type="mlp"), "count from 0"),
         (SimpleNamespace(layer_activations={1: [0]}, layer_type="mlp"), "points nowhere"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match=words):
             DirectionSet.from_steering_vectors(vector)
 

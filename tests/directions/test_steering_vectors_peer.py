@@ -52,8 +52,10 @@ def test_its_apply_gives_the_logits_of_our_edit(smollm, tmp_path):
         assert np.abs(expected[kind] - plain).max() > 0.5
     ran = subprocess.run(
         [sys.executable, "-c", PEER, str(smollm.source.path), str(tmp_path), *PROMPTS],
-        env=os.environ | {"PYTHONPATH": str(PEERS)}, capture_output=True, text=True,
-    )  # fmt: skip
+        env=os.environ | {"PYTHONPATH": str(PEERS)},
+        capture_output=True,
+        text=True,
+    )
     assert ran.returncode == 0, ran.stderr
     for kind, rows in expected.items():
         # 1e-4 of the largest logit: what float32 leaves of thirty blocks whose sums are taken in another order

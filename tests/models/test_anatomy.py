@@ -6,9 +6,9 @@ from torch import nn
 
 from families import CAUSAL, FORMS
 from repscope.errors import UserError
+from repscope.models.engine.hooks import first_tensor
 from repscope.models.language import LanguageModel
 from repscope.models.network import Network
-from repscope.models.taps import first_tensor
 
 PROMPTS = ["The place called Paris", "San Francisco", "A map that shows Lagos and Paris; the name"]
 
@@ -62,13 +62,10 @@ def test_a_captured_site_is_what_a_plain_hook_reads(family):
             continue  # a part of a tensor: test_families proves those
         if tap.side == "in":
             hook = modules[tap.path].register_forward_pre_hook(
-                lambda _, a, k, read=read: read.append((first_tensor(a) if a else k["hidden_states"]).clone()),
-                with_kwargs=True,
+                lambda _, a, k, read=read: read.append((first_tensor(a) if a else k["hidden_states"]).clone()), with_kwargs=True
             )
         else:
-            hook = modules[tap.path].register_forward_hook(
-                lambda _, a, o, read=read: read.append(first_tensor(o).clone())
-            )
+            hook = modules[tap.path].register_forward_hook(lambda _, a, o, read=read: read.append(first_tensor(o).clone()))
         ids = torch.tensor([lm.tokenizer(PROMPTS[0])["input_ids"]])
         with torch.no_grad():
             lm.model(input_ids=ids)
@@ -100,12 +97,7 @@ def test_blocks_that_do_not_add_up_are_refused(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("at", "says"),
-    [
-        ("resid_post.9", "blocks 0 to 3"),
-        ("module:layers.2.mpl", "did you mean 'layers.2.mlp'"),
-        ([], "No site"),
-    ],
+    ("at", "says"), [("resid_post.9", "blocks 0 to 3"), ("module:layers.2.mpl", "did you mean 'layers.2.mlp'"), ([], "No site")]
 )
 def test_sites_that_are_not_there(llama, at, says):
     with pytest.raises(UserError, match=says):

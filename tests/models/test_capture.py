@@ -107,7 +107,7 @@ def test_the_module_is_left_as_it_was(tokenizer, fail):
         return [
             (n, type(m), m.training, list(m._forward_hooks), list(m._forward_pre_hooks), [p.requires_grad for p in m.parameters()])
             for n, m in model.named_modules()
-        ]  # fmt: skip
+        ]
 
     before, attention, grad = state(), model.config._attn_implementation, torch.is_grad_enabled()
     if fail:
@@ -157,9 +157,7 @@ def test_rows_on_disk_equal_rows_in_memory_and_nothing_is_left_of_a_failure(llam
         np.testing.assert_array_equal(disk[site], held[site])
     with pytest.raises(UserError, match="not an empty folder"):
         llama.capture(prompts, "resid_post", "all", out=tmp_path / "acts")
-    bomb = llama.model.model.layers[1].register_forward_hook(
-        lambda m, a, o: (_ for _ in ()).throw(RuntimeError("bang"))
-    )
+    bomb = llama.model.model.layers[1].register_forward_hook(lambda m, a, o: (_ for _ in ()).throw(RuntimeError("bang")))
     with pytest.raises(RuntimeError, match="bang"):
         llama.capture(prompts, "resid_post", "all", out=tmp_path / "other")
     bomb.remove()
@@ -195,9 +193,11 @@ def test_bad_prompts_are_named(llama, prompts, tokens, says):
 
 def test_a_single_text_is_not_its_letters(llama):
     calls = [
-        lambda p: llama.capture(p, "resid_post.0"), llama.plan, llama.generate,
+        lambda p: llama.capture(p, "resid_post.0"),
+        llama.plan,
+        llama.generate,
         lambda p: llama.jacobian(p, "resid_post.0", "resid_post.1"),
-    ]  # fmt: skip
+    ]
     for call in calls:
         for prompt in ("Paris", Prompt("Paris")):
             with pytest.raises(UserError, match="'Paris' is one prompt"):

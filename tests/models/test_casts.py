@@ -9,9 +9,9 @@ import torch
 from families import build
 from repscope.errors import UserError
 from repscope.models.edits import Edit
+from repscope.models.engine.row_writer import cast
 from repscope.models.language import LanguageModel
 from repscope.models.network import Network
-from repscope.models.rows import cast
 
 TEXTS = ["A map that shows", "Paris"]
 
@@ -50,9 +50,7 @@ def test_rows_that_fit_are_rounded(tokenizer, factor):
 
 def test_float64_rows_are_whole_on_disk_as_in_memory(tokenizer, tmp_path):
     lm = scaled(tokenizer, 1.0, torch.float64)
-    held = [
-        lm.capture(TEXTS, "resid_post.1", dtype="float64", out=out)["resid_post.1"] for out in (None, tmp_path / "rows")
-    ]
+    held = [lm.capture(TEXTS, "resid_post.1", dtype="float64", out=out)["resid_post.1"] for out in (None, tmp_path / "rows")]
     assert held[1].dtype == np.float64
     np.testing.assert_array_equal(*held)
     assert (held[0] != held[0].astype(np.float32)).any()
@@ -65,9 +63,7 @@ def test_what_the_network_itself_gives_is_told_apart(tokenizer):
     with torch.no_grad():
         lm.model.model.layers[0].mlp.down_proj.weight[0] = torch.inf
     for dtype in ("float32", "float16"):
-        with pytest.warns(
-            UserWarning, match=r"network itself gives values at resid_post.0 that are not finite \(in float32\)"
-        ):
+        with pytest.warns(UserWarning, match=r"network itself gives values at resid_post.0 that are not finite \(in float32\)"):
             acts = lm.capture(TEXTS, "resid_post.0", dtype=dtype)
         assert not np.isfinite(acts.numpy()).all()
     with warnings.catch_warnings():
@@ -78,9 +74,10 @@ def test_what_the_network_itself_gives_is_told_apart(tokenizer):
 def test_edits_beyond_float16_are_refused(tokenizer):
     lm = scaled(tokenizer, 1.0, torch.float16)
     for edit in (
-        Edit.add("resid_post.1", np.full(32, 1e5)), Edit.replace("resid_post.1", 7e4, tokens="last"),
+        Edit.add("resid_post.1", np.full(32, 1e5)),
+        Edit.replace("resid_post.1", 7e4, tokens="last"),
         Edit.affine("resid_post.1", 1e7 * np.eye(32)),
-    ):  # fmt: skip
+    ):
         with pytest.raises(UserError, match="beyond float16, which ends at 65,504; load the model"), lm.edit(edit):
             lm.capture(TEXTS, "resid_post.2")
     with lm.edit(Edit.add("resid_post.1", np.full(32, 10.0))):
@@ -102,12 +99,7 @@ def test_vectors_to_unembed_fit_the_model(tokenizer):
     rows = np.random.default_rng(0).normal(size=(2, 32))
     for given in (rows, torch.from_numpy(rows), rows.tolist(), rows.astype(np.float32)):
         assert np.isfinite(lm.unembed(given)).all()
-    for given, says in (
-        (np.ones((2, 5)), r"\(row, 32\)"),
-        (np.ones(32), r"\(row, 32\)"),
-        (None, "are None"),
-        ([["a"]], "a list"),
-    ):
+    for given, says in ((np.ones((2, 5)), r"\(row, 32\)"), (np.ones(32), r"\(row, 32\)"), (None, "are None"), ([["a"]], "a list")):
         with pytest.raises(UserError, match=says):
             lm.unembed(given)
 
@@ -131,13 +123,19 @@ def test_a_cast_that_loses_is_refused(values, dtype, says):
 @pytest.mark.parametrize(
     ("values", "dtype"),
     [
-        (torch.tensor([[1.0, 1e-8]]), torch.float16), (torch.tensor([[torch.inf, torch.nan, 1.0]]), torch.float16),
-        (torch.zeros(2, 3), torch.float16), (torch.zeros(0, 3), torch.float16), (torch.zeros(2, 0), torch.float16),
-        (torch.tensor([[65504.0]]), torch.float16), (torch.tensor([[1e5]]), torch.bfloat16),
+        (torch.tensor([[1.0, 1e-8]]), torch.float16),
+        (torch.tensor([[torch.inf, torch.nan, 1.0]]), torch.float16),
+        (torch.zeros(2, 3), torch.float16),
+        (torch.zeros(0, 3), torch.float16),
+        (torch.zeros(2, 0), torch.float16),
+        (torch.tensor([[65504.0]]), torch.float16),
+        (torch.tensor([[1e5]]), torch.bfloat16),
         (torch.tensor([[7, 2**24]]), torch.float32),
-        (torch.tensor([[True]]), torch.float32), (torch.randn(3, 4, 5), torch.bfloat16), (torch.tensor([1.5, 2.5]), torch.float16),
+        (torch.tensor([[True]]), torch.float32),
+        (torch.randn(3, 4, 5), torch.bfloat16),
+        (torch.tensor([1.5, 2.5]), torch.float16),
     ],
-)  # fmt: skip
+)
 def test_a_cast_that_only_rounds_is_torch_s(values, dtype):
     made = cast(values, dtype, "it", "do that")
     assert torch.equal(made.nan_to_num(7), values.to(dtype).nan_to_num(7))

@@ -77,7 +77,9 @@ def quietly(call):
 @pytest.mark.parametrize(
     "call",
     [
-        lambda lm: lm.logits(TEXTS), lambda lm: lm.logits(TEXTS, "mean"), lambda lm: lm.capture(TEXTS, "resid_post.2").numpy(),
+        lambda lm: lm.logits(TEXTS),
+        lambda lm: lm.logits(TEXTS, "mean"),
+        lambda lm: lm.capture(TEXTS, "resid_post.2").numpy(),
         lambda lm: lm.capture(TEXTS, "resid_post.2", "all")["resid_post.2"],
         lambda lm: lm.capture(TEXTS, "resid_post.2", -2 + 1).numpy(),
         lambda lm: np.concatenate([c.ids for c in lm.generate(TEXTS, 5)]),
@@ -89,7 +91,7 @@ def quietly(call):
         lambda lm: np.array([len(lm.tokens(text)) for text in TEXTS]),
         lambda lm: lm.capture([Prompt(TEXTS[0], {"w": (2, 5)})], "resid_post.2", "w.all").numpy(),
     ],
-)  # fmt: skip
+)
 def test_what_a_tokenizer_appends_is_left_out_for_a_causal_network(open_and_closed, call):
     without, ended = open_and_closed
     np.testing.assert_array_equal(quietly(lambda: call(ended)), call(without))
@@ -111,9 +113,7 @@ def test_a_token_that_the_user_wrote_stays(open_and_closed):
         assert quietly(lambda text=text: ended.tokens(text)) == without.tokens(text)
     np.testing.assert_array_equal(quietly(lambda: ended.logits(texts)), without.logits(texts))
     ids = ended.tokenizer("Paris")["input_ids"]
-    np.testing.assert_array_equal(
-        ended.logits([ids]), without.logits([ids]), "rows of ids are as they are, with the end"
-    )
+    np.testing.assert_array_equal(ended.logits([ids]), without.logits([ids]), "rows of ids are as they are, with the end")
     assert not np.allclose(ended.logits([ids]), without.logits(["Paris"]))
 
 
@@ -156,9 +156,7 @@ def test_what_stands_before_a_text_stays_and_stands_once():
         lm.logits(["<eos>Paris"])
     assert lm.tokens(Prompt("<eos>Paris", special=False)) == lm.tokens("Paris")
     lm.tokenizer.chat_template = "<eos>" + PLAIN
-    ids = lm.tokenizer.apply_chat_template([{"role": "user", "content": "Paris"}], add_generation_prompt=True)[
-        "input_ids"
-    ]
+    ids = lm.tokenizer.apply_chat_template([{"role": "user", "content": "Paris"}], add_generation_prompt=True)["input_ids"]
     assert list(ids).count(0) == 1
     assert [lm.tokenizer.decode([i]) for i in ids] == lm.tokens(lm.chat("Paris"))
     both = LanguageModel(build("llama"), surrounded("<eos>"), "both")
@@ -220,8 +218,10 @@ def test_white_space_that_a_template_strips_moves_the_spans():
     with pytest.warns(UserWarning, match="strips white space"):
         prompt = lm.chat(given, system="Be kind.")
     assert [prompt.text[slice(*prompt.spans[n])] for n in ("city", "all", "content")] == [
-        "Lagos", "Where is Lagos?", "Where is Lagos?",
-    ]  # fmt: skip
+        "Lagos",
+        "Where is Lagos?",
+        "Where is Lagos?",
+    ]
     with pytest.raises(UserError, match="strips the span 'gap'"):
         lm.chat(Prompt("  Paris", {"gap": (0, 2)}))
     exact = talking(PLAIN).chat(given)
@@ -233,21 +233,37 @@ def test_white_space_that_a_template_strips_moves_the_spans():
     [
         (RAISES, "hello", "Be kind.", r"takes no system turn \(No\); put the instruction into the user's turn"),
         (DROPS, "hello", "Be kind.", r"leaves out or rewrites the system turn \('Be kind.'\)"),
-        (DROPS, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}], None,
-         r"leaves out or rewrites the assistant turn \('b'\)"),
+        (
+            DROPS,
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}],
+            None,
+            r"leaves out or rewrites the assistant turn \('b'\)",
+        ),
         (NEWEST, [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], None, r"the user turn \('a'\)"),
         (CUTS, "hello " * 9, None, "changes the content of the user turn"),
         (SHOUTS, "hello", None, "leaves out or rewrites the user turn"),
-        (THINKS, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>b</think>c"},
-                  {"role": "user", "content": "d"}], None, "changes the content of the assistant turn"),
+        (
+            THINKS,
+            [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "<think>b</think>c"},
+                {"role": "user", "content": "d"},
+            ],
+            None,
+            "changes the content of the assistant turn",
+        ),
         ("{{ messages | tojson }}", 'a "word"', None, "changes the content"),
         ("{{ 1 / 0 }}", "hello", None, "does not take these turns"),
         ("{% for %}", "hello", None, "does not take these turns"),
-        ("{{ messages[1].content }}{{ messages[0].content }}",
-         [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], None, "another order"),
+        (
+            "{{ messages[1].content }}{{ messages[0].content }}",
+            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+            None,
+            "another order",
+        ),
         ("{% for m in messages %}{{ m.content[:6] }}{% endfor %}", "hello world", None, "leaves out or rewrites"),
     ],
-)  # fmt: skip
+)
 def test_a_template_that_raises_or_loses_something_is_refused(template, content, system, says):
     lm = talking(template)
     with pytest.raises(UserError, match=says) as error:

@@ -6,16 +6,17 @@ import torch
 from safetensors.torch import save_file
 
 from repscope.errors import UserError
-from repscope.models import small, stacked
 from repscope.models.checkpoints import CheckpointSet
+from repscope.models.loading.stacked_weights import stack
+from repscope.worlds.hans import classifier
 
-SHAPE = small.Shape(9, 6, width=8, heads=2)
+SHAPE = classifier.Shape(9, 6, width=8, heads=2)
 
 
 @pytest.fixture
 def held(tmp_path):
     table = pd.DataFrame({"run": ["a", "b"], "arm": ["rule", "bag"], "head_seed": [1, 2]})
-    states = {s: stacked.stack(small.drawn(SHAPE, 10 * s + i) for i in range(2)) for s in (0, 5)}
+    states = {s: stack(classifier.random_weights(SHAPE, 10 * s + i) for i in range(2)) for s in (0, 5)}
     return CheckpointSet.written(tmp_path / "set", SHAPE, table, states), states
 
 
@@ -39,9 +40,7 @@ def test_paths_one_by_one_and_folders_without_a_table(tmp_path):
     found = CheckpointSet.open(tmp_path)
     assert found.table["step"].tolist() == [10, 20]
     assert found.shape is None
-    two = CheckpointSet.of(
-        [tmp_path / "checkpoint-10" / "model.safetensors", tmp_path / "checkpoint-20" / "model.safetensors"]
-    )
+    two = CheckpointSet.of([tmp_path / "checkpoint-10" / "model.safetensors", tmp_path / "checkpoint-20" / "model.safetensors"])
     assert two.runs == ("checkpoint-10/model", "checkpoint-20/model")
 
 

@@ -8,10 +8,10 @@ from families import build
 from repscope.directions import Direction, DirectionSet
 from repscope.errors import UserError
 from repscope.models.edits import Edit
-from repscope.models.forks import Fork, forked
 from repscope.models.language import LanguageModel
 from repscope.models.prompts import Prompt
 from repscope.models.sites import Site
+from repscope.models.variants.prompt_variants import PromptVariant, run_variants
 
 # Lengths out of order, so that no batch keeps the order given; the same text twice, which a plan without edits would merge.
 PROMPTS = [
@@ -82,14 +82,8 @@ def positions(lm, prompt, tokens):
         span, pick = "subject", "all"
     if span:
         a, b = prompt.spans[span]
-        every = [
-            i for i, (start, end) in enumerate(given["offset_mapping"]) if set(range(start, end)) & set(range(a, b))
-        ]
-    return (
-        every
-        if pick in ("all", "prompt")
-        else [every[{"last": -1, "first": 0}.get(pick) if pick.isalpha() else int(pick)]]
-    )
+        every = [i for i, (start, end) in enumerate(given["offset_mapping"]) if set(range(start, end)) & set(range(a, b))]
+    return every if pick in ("all", "prompt") else [every[{"last": -1, "first": 0}.get(pick) if pick.isalpha() else int(pick)]]
 
 
 def plain_logits(lm, ids, changes):
@@ -101,9 +95,7 @@ def plain_logits(lm, ids, changes):
 
         def change(x, at=at, formula=formula, features=features):
             new = x.clone()
-            new[:, at, features] = torch.from_numpy(np.ascontiguousarray(formula(x[0, at, features].double().numpy())))[
-                None
-            ].to(x)
+            new[:, at, features] = torch.from_numpy(np.ascontiguousarray(formula(x[0, at, features].double().numpy())))[None].to(x)
             return new
 
         if side == "in":
@@ -176,9 +168,7 @@ def test_what_follows_is_what_a_plain_hook_gives(exact, site):
 def test_edits_at_one_site_act_in_the_order_given_and_sites_in_the_order_of_the_pass(exact):
     site = "resid_post.1"
     plain = exact.capture(PROMPTS, site, "all", dtype="float64")[site]
-    steps = [
-        made(kind, site, (WIDTH,), seed=i) for i, kind in enumerate(["affine", "project_out", "add", "clamp", "affine"])
-    ]
+    steps = [made(kind, site, (WIDTH,), seed=i) for i, kind in enumerate(["affine", "project_out", "add", "clamp", "affine"])]
     for order in (steps, steps[::-1]):
         expected = plain
         for _, formula in order:
@@ -261,19 +251,13 @@ def test_a_prompt_comes_out_the_same_alone_in_a_batch_and_behind_a_shared_prefix
         mixed.append(Edit.affine("q.2", np.eye(lm.anatomy.heads * 8) * 0.5, 0.1, tokens="last"))
     everywhere = [Edit.add("resid_post.0", vector), Edit.affine("resid_pre.2", np.roll(np.eye(lm.anatomy.width), 1, 0))]
     mlp = "mlp_out" not in lm.anatomy.refused
-    everywhere += (
-        [Edit.replace("mlp_out.1", 0.3, tokens="prompt"), Edit.project_out("attn_out.1", vector)] if mlp else []
-    )
+    everywhere += [Edit.replace("mlp_out.1", 0.3, tokens="prompt"), Edit.project_out("attn_out.1", vector)] if mlp else []
     for edits in (mixed, everywhere):
         ran = []
-        count = lm.module.register_forward_pre_hook(
-            lambda _, a, k, ran=ran: ran.append(k["input_ids"].numel()), with_kwargs=True
-        )
+        count = lm.module.register_forward_pre_hook(lambda _, a, k, ran=ran: ran.append(k["input_ids"].numel()), with_kwargs=True)
         try:
             with lm.edit(*edits):
-                lm.capture(
-                    prompts, lm.last, "all", batch_tokens=4096
-                )  # what is tried once (proofs, that edits act) is tried here
+                lm.capture(prompts, lm.last, "all", batch_tokens=4096)  # what is tried once (proofs, that edits act) is tried here
                 ran.clear()
                 together = lm.capture(prompts, lm.last, "all", batch_tokens=4096)
                 ran_together = sum(ran)
@@ -288,11 +272,7 @@ def test_a_prompt_comes_out_the_same_alone_in_a_batch_and_behind_a_shared_prefix
 
 
 def test_weights_of_attention_are_edited_alike_alone_and_in_a_batch(exact):
-    for edit in (
-        Edit.replace("pattern.1", 0.25),
-        Edit.add("pattern.2.1", 0.125),
-        Edit.replace("pattern.1.0", 0, tokens="last"),
-    ):
+    for edit in (Edit.replace("pattern.1", 0.25), Edit.add("pattern.2.1", 0.125), Edit.replace("pattern.1.0", 0, tokens="last")):
         with exact.edit(edit):
             together = exact.logits(PROMPTS)
             close(together, np.concatenate([exact.logits([p]) for p in PROMPTS]), 1e-6)
@@ -317,18 +297,10 @@ def test_what_is_given_may_be_a_number_a_list_a_tensor_or_a_direction(exact):
     edit = Edit.add("resid_post.1", v)
     with exact.edit(edit):
         expected = exact.logits(PROMPTS)
-    for given in (
-        v.tolist(),
-        torch.tensor(v),
-        torch.tensor(v, requires_grad=True),
-        torch.tensor(v).bfloat16(),
-        found[0],
-    ):
+    for given in (v.tolist(), torch.tensor(v), torch.tensor(v, requires_grad=True), torch.tensor(v).bfloat16(), found[0]):
         with exact.edit(Edit.add("blocks.1.hook_resid_post", given)):
             close(exact.logits(PROMPTS), expected, 2e-2 if getattr(given, "dtype", None) == torch.bfloat16 else 1e-6)
-    with exact.edit(
-        Edit.add("resid_post.1", found[0], scale=2 * found[0].scale)
-    ):  # one that is given goes before its own
+    with exact.edit(Edit.add("resid_post.1", found[0], scale=2 * found[0].scale)):  # one that is given goes before its own
         doubled = exact.logits(PROMPTS)
     with exact.edit(Edit.add("resid_post.1", 2 * v)):
         close(exact.logits(PROMPTS), doubled, 1e-6)
@@ -469,7 +441,7 @@ def test_forks_are_of_no_prompt_so_an_edit_of_positions_is_refused(llama):
     prompt = [5, 6, 7, 8, 9, 10]
 
     def forks():
-        return forked(llama, np.array(prompt), [Fork(Site("resid_post", 1), 3, 4, lambda x: x * 1.0)])[0].numpy()
+        return run_variants(llama, np.array(prompt), [PromptVariant(Site("resid_post", 1), 3, 4, lambda x: x * 1.0)])[0].numpy()
 
     with llama.edit(Edit.add("resid_post.0", UP)):
         close(forks(), llama.capture([prompt], "final_norm").numpy()[0], 1e-5)

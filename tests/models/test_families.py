@@ -9,9 +9,9 @@ import torch
 from families import EXPERTS, build
 from repscope.errors import UserError
 from repscope.models.edits import Edit
-from repscope.models.forks import Fork, forked, forks_refused
 from repscope.models.language import LanguageModel
 from repscope.models.sites import KINDS, Site
+from repscope.models.variants.prompt_variants import PromptVariant, run_variants, variants_refused
 
 PROMPTS = ["The place called Paris", "San Francisco", "A map that shows Lagos and Paris; the name"]
 WRITABLE = [name for name, kind in KINDS.items() if not kind.computed]
@@ -127,21 +127,21 @@ def test_forks_equal_one_forward_a_fork(family):
     ids = np.array(lm.tokenizer(PROMPTS[2])["input_ids"])
     if not lm.causal:
         with pytest.raises(UserError, match="not causal"):
-            forked(lm, ids, [Fork(Site("resid_post", 0), 0, 1, lambda x: x)])
+            run_variants(lm, ids, [PromptVariant(Site("resid_post", 0), 0, 1, lambda x: x)])
         return
 
     def change(x):
         return x.flip(-1) if x.shape[-1] == x.shape[0] else x * 0.5 + 0.1
 
     cells = [
-        Fork(site_of(lm, kind, layer), at, at + 1, change)
+        PromptVariant(site_of(lm, kind, layer), at, at + 1, change)
         for kind in held(lm, WRITABLE)
         if kind != "final_norm"
         for layer in (0, lm.blocks - 1)
         for at in (0, 3, len(ids) - 1)
     ]
-    ours = forked(lm, ids, cells)
-    assert bool(forks_refused(lm, len(ids))) is (name in ("bloom", "mamba"))
+    ours = run_variants(lm, ids, cells)
+    assert bool(variants_refused(lm, len(ids))) is (name in ("bloom", "mamba"))
     for cell, row in zip(cells, ours):
         close(row, slow_fork(lm, ids, cell))
 
@@ -214,9 +214,7 @@ def test_fused_and_eager_attention_hold_the_same(name, tokenizer):
         close(fused[kind], eager[kind])
     rows = []
     for lm in both:
-        with lm.edit(
-            Edit.replace("pattern.1.2", 0.1), Edit.add("k.1", np.ones(fused["k.1"].shape[1:]), tokens="first")
-        ):
+        with lm.edit(Edit.replace("pattern.1.2", 0.1), Edit.add("k.1", np.ones(fused["k.1"].shape[1:]), tokens="first")):
             rows.append(lm.capture(PROMPTS, "resid_post.2", "all")["resid_post.2"])
     close(rows[0], rows[1])
 

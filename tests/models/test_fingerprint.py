@@ -8,8 +8,8 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from repscope.errors import UserError
-from repscope.models import fingerprint
-from repscope.models.fingerprint import of_files, of_module, sha256_of
+from repscope.models.engine import fingerprint
+from repscope.models.engine.fingerprint import of_files, of_module, sha256_of
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ from scipy import stats
 from families import CAUSAL, build
 from repscope.errors import UserError
 from repscope.models.edits import Edit
+from repscope.models.engine.hooks import first_tensor
 from repscope.models.language import LanguageModel
 from repscope.models.prompts import Prompt
 from repscope.models.sites import KINDS, Site
-from repscope.models.taps import first_tensor
 
 PROMPTS = [
     Prompt.fill("The place called {} lies north of Lagos", subject="San Francisco"),
@@ -60,12 +60,7 @@ def spans_of(lm, prompt, length, total, tokens):
         offsets = lm.tokenizer(prompt.text, return_offsets_mapping=True)["offset_mapping"]
         return [i for i, (start, end) in enumerate(offsets) if set(range(start, end)) & set(range(a, b))]
     last = [length - 1]
-    return {
-        "all": list(range(total)),
-        "prompt": list(range(length)),
-        "generated": list(range(length, total)),
-        "last": last,
-    }[tokens]
+    return {"all": list(range(total)), "prompt": list(range(length)), "generated": list(range(length, total)), "last": last}[tokens]
 
 
 def plain_logits(lm, ids, at, vector=VECTOR):
@@ -143,9 +138,7 @@ def test_every_site_holds_its_edit_while_a_text_grows(tokenizer, name, attention
                 assert cached[1:3] == [written(lm, [p])[0] for p in PROMPTS[1:3]], (site, tokens)
                 if tokens == "generated":
                     continue
-                texts = [
-                    ids_of(lm, p) + new for p, new in zip(PROMPTS, cached)
-                ]  # each token likeliest after those before it
+                texts = [ids_of(lm, p) + new for p, new in zip(PROMPTS, cached)]  # each token likeliest after those before it
                 best = lm.logits(texts, "all").argmax(-1)
                 ends = np.cumsum([len(ids) for ids in texts])
                 assert [best[end - NEW - 1 : end - 1].tolist() for end in ends] == cached, site
@@ -235,13 +228,31 @@ def test_a_small_nucleus_or_a_low_temperature_is_greedy(steady):
 def test_options_beside_the_weights_are_not_inherited(tokenizer, steady):
     lm = endless("llama", tokenizer)
     theirs = {
-        "do_sample": True, "temperature": 0.2, "top_k": 2, "top_p": 0.3, "min_p": 0.2, "repetition_penalty": 3.0,
-        "num_beams": 2, "no_repeat_ngram_size": 1, "suppress_tokens": list(range(20, 200)), "bad_words_ids": [[7]],
-        "max_length": 9, "min_new_tokens": 3, "forced_eos_token_id": 5, "exponential_decay_length_penalty": (1, 2.0),
-        "guidance_scale": 2.0, "num_return_sequences": 2, "output_hidden_states": True, "renormalize_logits": True,
-        "begin_suppress_tokens": [1, 2], "stop_strings": ["a"], "length_penalty": 2.0, "return_dict_in_generate": True,
-        "output_scores": True, "cache_implementation": "static",
-    }  # fmt: skip
+        "do_sample": True,
+        "temperature": 0.2,
+        "top_k": 2,
+        "top_p": 0.3,
+        "min_p": 0.2,
+        "repetition_penalty": 3.0,
+        "num_beams": 2,
+        "no_repeat_ngram_size": 1,
+        "suppress_tokens": list(range(20, 200)),
+        "bad_words_ids": [[7]],
+        "max_length": 9,
+        "min_new_tokens": 3,
+        "forced_eos_token_id": 5,
+        "exponential_decay_length_penalty": (1, 2.0),
+        "guidance_scale": 2.0,
+        "num_return_sequences": 2,
+        "output_hidden_states": True,
+        "renormalize_logits": True,
+        "begin_suppress_tokens": [1, 2],
+        "stop_strings": ["a"],
+        "length_penalty": 2.0,
+        "return_dict_in_generate": True,
+        "output_scores": True,
+        "cache_implementation": "static",
+    }
     greedy, sampled = written(steady, PROMPTS), written(steady, PROMPTS, temperature=1.3)
     inherited = {}
     for name, value in theirs.items():
@@ -316,10 +327,7 @@ def test_scores_sum_the_log_softmax_of_plain_logits(family):
         np.testing.assert_allclose(scores.each[i], nats, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(scores.logprob[i], nats.sum(), rtol=1e-4)
         assert scores.tokens[i] == len(ids) - start
-        one = [
-            plain_logits(lm, ids[:end], list(range(start, end))).log_softmax(-1)[-1, ids[end]]
-            for end in range(start, len(ids))
-        ]
+        one = [plain_logits(lm, ids[:end], list(range(start, end))).log_softmax(-1)[-1, ids[end]] for end in range(start, len(ids))]
         edited.append(one)
         np.testing.assert_allclose(steered.each[i], one, rtol=1e-4, atol=1e-4)
     assert abs(sum(map(sum, edited)) - scores.logprob.sum()) > 1e-2
@@ -348,9 +356,7 @@ def test_edits_see_the_prompt_and_what_is_scored_apart(steady, tokens):
         together = steady.score(PROMPTS, TAILS)
     for i, vector in enumerate(vectors):
         with steady.edit(Edit.add("resid_post.1", vector, tokens=tokens)):
-            np.testing.assert_allclose(
-                steady.score(PROMPTS[i : i + 1], TAILS[i : i + 1]).each[0], together.each[i], rtol=1e-4
-            )
+            np.testing.assert_allclose(steady.score(PROMPTS[i : i + 1], TAILS[i : i + 1]).each[0], together.each[i], rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -372,10 +378,7 @@ def test_scores_that_cannot_be(llama, prompts, tails, says):
 def test_a_score_is_held_to_show_its_edit(llama):
     """The one token of a continuation is read where the prompt ends, before anything is generated."""
     assert llama.score(["San Francisco"], ["*"]).tokens == [1]
-    with (
-        pytest.raises(UserError, match="changes no logit"),
-        llama.edit(Edit.add("resid_post.1", VECTOR, tokens="generated")),
-    ):
+    with pytest.raises(UserError, match="changes no logit"), llama.edit(Edit.add("resid_post.1", VECTOR, tokens="generated")):
         llama.score(["San Francisco"], ["*"])
     with llama.edit(Edit.add("resid_post.1", VECTOR, tokens="generated")):
         llama.score(["San Francisco"], ["* *"])  # which shows it, and does not stand for another request

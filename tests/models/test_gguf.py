@@ -10,14 +10,18 @@ import transformers
 import ggufs
 from ggufs import VOCABULARY, interleaved, net, off, write
 from repscope.errors import UserError
-from repscope.models import gguf_settings
-from repscope.models.sources import load_parts
+from repscope.models.loading import gguf_settings
+from repscope.models.loading.sources import load_parts
 
 EPS = float(np.float32(1e-5))
 SIZES = {
-    "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3, "intermediate_size": 48,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 3,
+    "intermediate_size": 48,
     "max_position_embeddings": 256,
-}  # fmt: skip
+}
 W = SIZES | {"rms_norm_eps": EPS, "tie_word_embeddings": False}
 BASE = {"rope.freq_base": 5e5}
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
@@ -35,59 +39,82 @@ def rope(kind="default", theta=5e5, **more):
     return {"rope_parameters": {"rope_type": kind, "rope_theta": theta, **more}}
 
 
-GLOBAL = {"full_attention": rope("linear", 1e6, factor=8.0)["rope_parameters"],
-          "sliding_attention": rope(theta=1e4)["rope_parameters"]}  # fmt: skip
+GLOBAL = {
+    "full_attention": rope("linear", 1e6, factor=8.0)["rope_parameters"],
+    "sliding_attention": rope(theta=1e4)["rope_parameters"],
+}
 
 #: architecture → class, its fields, what the file says beside the sizes
 KINDS = {
     "llama": ("LlamaForCausalLM", W | rope(), BASE | {"rope.dimension_count": 8}),
     "qwen2": ("Qwen2ForCausalLM", W | rope(), BASE),
     "qwen2moe": (
-        "Qwen2MoeForCausalLM", W | rope() | MOE | {"shared_expert_intermediate_size": 24},
+        "Qwen2MoeForCausalLM",
+        W | rope() | MOE | {"shared_expert_intermediate_size": 24},
         BASE | MOE_KEYS | {"expert_shared_feed_forward_length": 24},
     ),
     "qwen3": ("Qwen3ForCausalLM", W | rope() | {"head_dim": 16}, BASE | WIDE),
     "qwen3moe": ("Qwen3MoeForCausalLM", W | rope() | MOE | {"head_dim": 16, "norm_topk_prob": True}, BASE | WIDE | MOE_KEYS),
     "gemma2": (
-        "Gemma2ForCausalLM", W | {"tie_word_embeddings": True, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16,
-                                  "attn_logit_softcapping": 20.0, "final_logit_softcapping": 10.0},
+        "Gemma2ForCausalLM",
+        W
+        | {
+            "tie_word_embeddings": True,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 16,
+            "attn_logit_softcapping": 20.0,
+            "final_logit_softcapping": 10.0,
+        },
         WIDE | {"attention.sliding_window": 16, "attn_logit_softcapping": 20.0, "final_logit_softcapping": 10.0},
     ),
     "gemma3": (
-        "Gemma3ForCausalLM", W | {"num_hidden_layers": 7, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16,
-                                  "rope_parameters": GLOBAL},
+        "Gemma3ForCausalLM",
+        W | {"num_hidden_layers": 7, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 16, "rope_parameters": GLOBAL},
         WIDE | {"attention.sliding_window": 16, "rope.freq_base": 1e6, "rope.scaling.type": "linear", "rope.scaling.factor": 8.0},
     ),
     "phi3": (
-        "Phi3ForCausalLM", W | rope(theta=1e4, partial_rotary_factor=0.5) | {"sliding_window": 20},
+        "Phi3ForCausalLM",
+        W | rope(theta=1e4, partial_rotary_factor=0.5) | {"sliding_window": 20},
         {"rope.dimension_count": 4, "attention.sliding_window": 20},
     ),
     "stablelm": (
-        "StableLmForCausalLM", SIZES | rope(partial_rotary_factor=0.5) | {"layer_norm_eps": EPS, "use_qkv_bias": True},
+        "StableLmForCausalLM",
+        SIZES | rope(partial_rotary_factor=0.5) | {"layer_norm_eps": EPS, "use_qkv_bias": True},
         BASE | LAYERNORM | {"rope.dimension_count": 4},
     ),
     "starcoder2": ("Starcoder2ForCausalLM", SIZES | rope() | {"norm_epsilon": EPS}, BASE | LAYERNORM),
     "gpt2": ("GPT2LMHeadModel", {"n_embd": 32, "n_head": 4, "n_layer": 3, "n_positions": 256}, LAYERNORM),
     "bloom": ("BloomForCausalLM", {"hidden_size": 32, "n_head": 4, "n_layer": 3}, LAYERNORM),
     "falcon": (
-        "FalconForCausalLM", {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3},
+        "FalconForCausalLM",
+        {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 3},
         LAYERNORM | {"attention.head_count_kv": 1},
     ),
     "nemotron": (
-        "NemotronForCausalLM", SIZES | rope(partial_rotary_factor=0.75) | {"head_dim": 16, "norm_eps": EPS},
+        "NemotronForCausalLM",
+        SIZES | rope(partial_rotary_factor=0.75) | {"head_dim": 16, "norm_eps": EPS},
         BASE | LAYERNORM | {"rope.dimension_count": 12, "attention.key_length": 16},
     ),
     "mamba": (
-        "MambaForCausalLM", {"hidden_size": 32, "num_hidden_layers": 3, "state_size": 8},
-        {"ssm.conv_kernel": 4, "ssm.inner_size": 64, "ssm.state_size": 8, "ssm.time_step_rank": 2, "feed_forward_length": 0,
-         "attention.head_count": 0, "attention.layer_norm_rms_epsilon": EPS},
+        "MambaForCausalLM",
+        {"hidden_size": 32, "num_hidden_layers": 3, "state_size": 8},
+        {
+            "ssm.conv_kernel": 4,
+            "ssm.inner_size": 64,
+            "ssm.state_size": 8,
+            "ssm.time_step_rank": 2,
+            "feed_forward_length": 0,
+            "attention.head_count": 0,
+            "attention.layer_norm_rms_epsilon": EPS,
+        },
     ),
     "lfm2": (
-        "Lfm2ForCausalLM", SIZES | rope() | {"norm_eps": EPS, "block_auto_adjust_ff_dim": False,
-                                             "layer_types": ["conv", "full_attention", "conv"]},
+        "Lfm2ForCausalLM",
+        SIZES | rope() | {"norm_eps": EPS, "block_auto_adjust_ff_dim": False, "layer_types": ["conv", "full_attention", "conv"]},
         BASE | {"shortconv.l_cache": 3, "attention.head_count_kv": [0, 2, 0], "attention.layer_norm_rms_epsilon": EPS},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)
@@ -132,11 +159,7 @@ TRAINED = {"original_max_position_embeddings": 64}
 
 @pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "qwen2moe", "starcoder2"])
 @pytest.mark.parametrize(
-    ("kind", "more", "keys"),
-    [
-        ("linear", {}, LINEAR),
-        ("yarn", TRAINED, YARN | {"rope.scaling.original_context_length": 64}),
-    ],
+    ("kind", "more", "keys"), [("linear", {}, LINEAR), ("yarn", TRAINED, YARN | {"rope.scaling.original_context_length": 64})]
 )
 def test_scaled_frequencies_of_every_family(tmp_path, arch, kind, more, keys):
     own = KINDS[arch][1]["rope_parameters"]
@@ -156,16 +179,26 @@ def test_scaled_frequencies_of_every_family(tmp_path, arch, kind, more, keys):
         (rope("yarn", factor=4.0, original_max_position_embeddings=256), YARN),
         (
             rope("yarn", factor=4.0, beta_fast=16.0, beta_slow=2.0, attention_factor=1.5 * (1 + 0.1 * math.log(4)), **TRAINED),
-            YARN | {"rope.scaling.original_context_length": 64, "rope.scaling.yarn_beta_fast": 16.0,
-                    "rope.scaling.yarn_beta_slow": 2.0, "rope.scaling.attn_factor": 1.5, "rope.scaling.finetuned": True},
+            YARN
+            | {
+                "rope.scaling.original_context_length": 64,
+                "rope.scaling.yarn_beta_fast": 16.0,
+                "rope.scaling.yarn_beta_slow": 2.0,
+                "rope.scaling.attn_factor": 1.5,
+                "rope.scaling.finetuned": True,
+            },
         ),
         (
             rope("yarn", factor=4.0, attention_factor=0.5 * (1 + 0.1 * math.log(4)), **TRAINED),
-            YARN | {"rope.scaling.original_context_length": 64, "rope.scaling.yarn_attn_factor": 0.5,
-                    "rope.scaling.yarn_ext_factor": 1.0},
+            YARN
+            | {
+                "rope.scaling.original_context_length": 64,
+                "rope.scaling.yarn_attn_factor": 0.5,
+                "rope.scaling.yarn_ext_factor": 1.0,
+            },
         ),
     ],
-)  # fmt: skip
+)
 def test_spellings_of_scaled_frequencies(tmp_path, parameters, keys):
     assert through(tmp_path, "llama", fields=parameters, keys=keys) < 1e-5
 
@@ -188,23 +221,15 @@ def llama3(base=5e5, width=64, factor=8.0):
 @pytest.mark.parametrize("factor", [8.0, 32.0])
 def test_factors_of_llama_3_become_its_parameters(tmp_path, factor):
     wide = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
-    parameters = rope(
-        "llama3", factor=factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
-    )
+    parameters = rope("llama3", factor=factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
     held = llama3(factor=factor)
     assert any(1.01 < f < factor - 0.01 for f in held), "one is between the two ends"
     found = through(
-        tmp_path,
-        "llama",
-        fields=wide | parameters,
-        keys={"rope.dimension_count": 64},
-        tensors={"rope_freqs.weight": held},
+        tmp_path, "llama", fields=wide | parameters, keys={"rope.dimension_count": 64}, tensors={"rope_freqs.weight": held}
     )
     assert found < 1e-5
     with pytest.raises(UserError, match="rescales its rotary frequencies, and not as Llama 3 does"):
-        through(
-            tmp_path, "llama", fields=wide, keys={"rope.dimension_count": 64}, tensors={"rope_freqs.weight": held**2}
-        )
+        through(tmp_path, "llama", fields=wide, keys={"rope.dimension_count": 64}, tensors={"rope_freqs.weight": held**2})
 
 
 @pytest.mark.parametrize("n", [20, 100])  # shorter and longer than the context that it was trained on
@@ -213,10 +238,12 @@ def test_lists_of_phi_3(tmp_path, n):
     parameters = rope("longrope", 1e4, short_factor=short, long_factor=long, attention_factor=1.2, **TRAINED)
     model = net("Phi3ForCausalLM", **(W | parameters), **TRAINED)
     path = write(
-        tmp_path / "phi3.gguf", model, "phi3",
+        tmp_path / "phi3.gguf",
+        model,
+        "phi3",
         keys={"rope.scaling.original_context_length": 64, "rope.scaling.attn_factor": 1.2},
         tensors={"rope_factors_short.weight": np.array(short), "rope_factors_long.weight": np.array(long)},
-    )  # fmt: skip
+    )
     if OLD:
         with pytest.raises(UserError, match="cannot read"):
             load_parts(path)
@@ -243,9 +270,7 @@ def test_heads_wider_than_their_share_of_the_stream(tmp_path):
     assert through(tmp_path, "llama", fields={"head_dim": 16}, leave=["rope.dimension_count"]) < 1e-5
 
 
-@pytest.mark.parametrize(
-    "fields", [{"attention_bias": True}, {"mlp_bias": True}, {"attention_bias": True, "mlp_bias": True}]
-)
+@pytest.mark.parametrize("fields", [{"attention_bias": True}, {"mlp_bias": True}, {"attention_bias": True, "mlp_bias": True}])
 def test_biases_of_llama(tmp_path, fields):
     assert through(tmp_path, "llama", fields=fields) < 1e-5
 
@@ -276,8 +301,14 @@ def test_a_file_named_mistral_has_no_window(tmp_path):
 def test_the_largest_gemmas_scale_attention_by_the_stream(arch, blocks, scalar):
     config = getattr(transformers, {"gemma2": "Gemma2Config", "gemma3": "Gemma3TextConfig"}[arch])()
     width, heads = {144: (4608, 32), 168: (5376, 32)}.get(scalar, (2560, 8))
-    keys = {"block_count": blocks, "context_length": 8192, "embedding_length": width, "attention.head_count": heads,
-            "attention.head_count_kv": heads // 2, "attention.key_length": 128 if scalar < 256 else 256}  # fmt: skip
+    keys = {
+        "block_count": blocks,
+        "context_length": 8192,
+        "embedding_length": width,
+        "attention.head_count": heads,
+        "attention.head_count_kv": heads // 2,
+        "attention.key_length": 128 if scalar < 256 else 256,
+    }
     gguf_settings.settle(config, gguf_settings.Header(arch, keys, {}), "m.gguf")
     assert config.query_pre_attn_scalar == scalar
 

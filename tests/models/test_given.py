@@ -12,7 +12,7 @@ from repscope.models.language import LanguageModel
 from repscope.models.network import Network
 from repscope.models.prompts import Prompt
 from repscope.models.sites import Site
-from repscope.steer.patching import ablation, activation_patching, attribution_patching
+from repscope.steer.patching.methods import ablation, activation_patching, attribution_patching
 
 TEXTS = ["A map", "that shows Paris"]
 AT = "resid_post.1"
@@ -30,11 +30,18 @@ def whole(error):
 @pytest.mark.parametrize(
     "prompts",
     [
-        tuple(TEXTS), (text for text in TEXTS), np.array(TEXTS), np.array(TEXTS, dtype=object), pd.Series(TEXTS, index=[7, 3]),
-        dict.fromkeys(TEXTS), map(str, TEXTS), [np.str_(text) for text in TEXTS], [Prompt(text) for text in TEXTS],
+        tuple(TEXTS),
+        (text for text in TEXTS),
+        np.array(TEXTS),
+        np.array(TEXTS, dtype=object),
+        pd.Series(TEXTS, index=[7, 3]),
+        dict.fromkeys(TEXTS),
+        map(str, TEXTS),
+        [np.str_(text) for text in TEXTS],
+        [Prompt(text) for text in TEXTS],
     ],
     ids=["tuple", "generator", "array", "objects", "series", "keys", "map", "numpy's strings", "prompts"],
-)  # fmt: skip
+)
 def test_texts_in_any_list(llama, prompts):
     prompts = prompts.keys() if isinstance(prompts, dict) else prompts
     np.testing.assert_array_equal(llama.capture(prompts, AT).numpy(), llama.capture(TEXTS, AT).numpy())
@@ -43,12 +50,15 @@ def test_texts_in_any_list(llama, prompts):
 @pytest.mark.parametrize(
     "rows",
     [
-        [[5, 6, 7], [8, 9, 10]], np.array([[5, 6, 7], [8, 9, 10]], dtype=np.uint16), torch.tensor([[5, 6, 7], [8, 9, 10]]),
-        [torch.tensor([[5, 6, 7]]), np.array([8, 9, 10], dtype=np.int8)], (range(5, 8), (8, 9, 10)),
+        [[5, 6, 7], [8, 9, 10]],
+        np.array([[5, 6, 7], [8, 9, 10]], dtype=np.uint16),
+        torch.tensor([[5, 6, 7], [8, 9, 10]]),
+        [torch.tensor([[5, 6, 7]]), np.array([8, 9, 10], dtype=np.int8)],
+        (range(5, 8), (8, 9, 10)),
         [[np.int64(5), torch.tensor(6), 7], [8, 9, 10]],
     ],
     ids=["lists", "array", "tensor", "as a tokenizer returns one text", "ranges", "mixed"],
-)  # fmt: skip
+)
 def test_rows_of_ids_in_any_list(llama, rows):
     want = torch.tensor([[5, 6, 7], [8, 9, 10]])
     with torch.no_grad():
@@ -59,19 +69,38 @@ def test_rows_of_ids_in_any_list(llama, rows):
 @pytest.mark.parametrize(
     ("prompts", "says"),
     [
-        (None, "and None was given"), (5, "and 5 was given"), (b"Paris", "bytes were given"), ([b"Paris"], "Prompt 0 is bytes"),
-        ([None], "Prompt 0 is None"), (["a", float("nan")], "Prompt 1 is nan"), ([5, 6, 7], r"Prompt 0 is 5, .* write \[\[…\]\]"),
-        (np.array([5, 6]), r"write \[\[…\]\]"), (torch.tensor([5, 6]), r"write \[\[…\]\]"), (torch.tensor(5), "a Tensor was given"),
-        ([[5.0, 6.0]], "type float64"), (torch.ones(2, 3), "type float32"), (np.ones((2, 2), dtype=np.float16), "type float16"),
-        ([[True, False]], "type bool"), ([[5, True]], "type bool"), ([torch.tensor([True])], "type bool"),
-        ([[5, -1]], "token id -1"), ([[5, None]], "whole numbers"), ([[5, 2**70]], "whole numbers"),
-        ([["a", "b"]], "Prompt 0 is a list of texts"), ([("a", "b")], "Prompt 0 is a list of texts"),
-        ({"a", "b"}, "no order"), (pd.DataFrame({"text": TEXTS}), "name its column"), ({"text": TEXTS}, "a mapping was given"),
-        ([{"role": "user", "content": "a"}], r"put them in \[\[ \]\]"), ([np.ones((2, 3), dtype=int)], r"shape \(2, 3\)"),
-        ([[[1, 2], [3]]], "no row of token ids"), ([object()], "Prompt 0 is a object"), (["\ud800"], "surrogate"),
+        (None, "and None was given"),
+        (5, "and 5 was given"),
+        (b"Paris", "bytes were given"),
+        ([b"Paris"], "Prompt 0 is bytes"),
+        ([None], "Prompt 0 is None"),
+        (["a", float("nan")], "Prompt 1 is nan"),
+        ([5, 6, 7], r"Prompt 0 is 5, .* write \[\[…\]\]"),
+        (np.array([5, 6]), r"write \[\[…\]\]"),
+        (torch.tensor([5, 6]), r"write \[\[…\]\]"),
+        (torch.tensor(5), "a Tensor was given"),
+        ([[5.0, 6.0]], "type float64"),
+        (torch.ones(2, 3), "type float32"),
+        (np.ones((2, 2), dtype=np.float16), "type float16"),
+        ([[True, False]], "type bool"),
+        ([[5, True]], "type bool"),
+        ([torch.tensor([True])], "type bool"),
+        ([[5, -1]], "token id -1"),
+        ([[5, None]], "whole numbers"),
+        ([[5, 2**70]], "whole numbers"),
+        ([["a", "b"]], "Prompt 0 is a list of texts"),
+        ([("a", "b")], "Prompt 0 is a list of texts"),
+        ({"a", "b"}, "no order"),
+        (pd.DataFrame({"text": TEXTS}), "name its column"),
+        ({"text": TEXTS}, "a mapping was given"),
+        ([{"role": "user", "content": "a"}], r"put them in \[\[ \]\]"),
+        ([np.ones((2, 3), dtype=int)], r"shape \(2, 3\)"),
+        ([[[1, 2], [3]]], "no row of token ids"),
+        ([object()], "Prompt 0 is a object"),
+        (["\ud800"], "surrogate"),
         (iter([]), "the list is empty"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_list_of_prompts_is_refused(llama, prompts, says):
     with pytest.raises(UserError, match=says) as error:
         llama.capture(prompts, AT)
@@ -79,9 +108,7 @@ def test_what_is_no_list_of_prompts_is_refused(llama, prompts, says):
 
 
 @pytest.mark.parametrize("kind", [np.array, torch.tensor])
-@pytest.mark.parametrize(
-    "rows", [[[5, 6, 0], [5, 6, 7]], [[5, 0, 0], [6, 0, 0]], [[0, 5, 6], [7, 5, 6]], [[5, 6, 7], [0, 0, 7]]]
-)
+@pytest.mark.parametrize("rows", [[[5, 6, 0], [5, 6, 7]], [[5, 0, 0], [6, 0, 0]], [[0, 5, 6], [7, 5, 6]], [[5, 6, 7], [0, 0, 7]]])
 def test_padded_arrays_are_refused(llama, kind, rows):
     for call in (llama.generate, llama.logits, lambda p: llama.capture(p, AT), llama.plan):
         with pytest.raises(UserError, match="padding token 0"):
@@ -119,11 +146,18 @@ def test_ids_are_copied(llama):
 @pytest.mark.parametrize(
     ("spans", "says"),
     [
-        ({"s": (0, 6)}, "has 5 characters"), ({"s": (7, 9)}, "has 5 characters"), ({"s": (-2, 3)}, "not inside"),
-        ({"s": (2, 2)}, "no character"), ({"s": (4, 2)}, "no character"), ({"s": (0, 2.0)}, "in characters"),
-        ({"s": (0, 1, 2)}, "in characters"), ({"s": 3}, "in characters"), ({"s": "ab"}, "in characters"), ([(0, 1)], "give {name"),
+        ({"s": (0, 6)}, "has 5 characters"),
+        ({"s": (7, 9)}, "has 5 characters"),
+        ({"s": (-2, 3)}, "not inside"),
+        ({"s": (2, 2)}, "no character"),
+        ({"s": (4, 2)}, "no character"),
+        ({"s": (0, 2.0)}, "in characters"),
+        ({"s": (0, 1, 2)}, "in characters"),
+        ({"s": 3}, "in characters"),
+        ({"s": "ab"}, "in characters"),
+        ([(0, 1)], "give {name"),
     ],
-)  # fmt: skip
+)
 def test_a_span_is_inside_its_text(spans, says):
     with pytest.raises(UserError, match=says) as error:
         Prompt("A map", spans)
@@ -140,13 +174,17 @@ def test_a_text_is_a_text():
 @pytest.mark.parametrize(
     ("template", "values", "says"),
     [
-        ("{a} is in {b}", {"a": "x"}, r"the place {b} and no value"), ("{} is in {b}", {"a": "x"}, r"the place {b} and no value"),
-        ("{a} {}", {"a": "x", "b": "y"}, "no place {b}"), ("{a} {0}", {"a": "x"}, r"the place \{0\} and no value"),
-        ("{a} { b }", {"a": "x"}, r"the place { b } and no value"), ("a {b}", {}, r"the place {b} and no value"),
-        ("{a}", {"a": 5}, "give it as a text"), ("{a}", {"a": None}, "give it as a text"),
+        ("{a} is in {b}", {"a": "x"}, r"the place {b} and no value"),
+        ("{} is in {b}", {"a": "x"}, r"the place {b} and no value"),
+        ("{a} {}", {"a": "x", "b": "y"}, "no place {b}"),
+        ("{a} {0}", {"a": "x"}, r"the place \{0\} and no value"),
+        ("{a} { b }", {"a": "x"}, r"the place { b } and no value"),
+        ("a {b}", {}, r"the place {b} and no value"),
+        ("{a}", {"a": 5}, "give it as a text"),
+        ("{a}", {"a": None}, "give it as a text"),
         (None, {"a": "x"}, "A template is a text"),
     ],
-)  # fmt: skip
+)
 def test_every_place_of_a_template_is_filled(template, values, says):
     with pytest.raises(UserError, match=says) as error:
         Prompt.fill(template, **values)
@@ -161,12 +199,15 @@ def test_braces_that_are_no_place_are_text():
 def test_sizes_are_whole_numbers(llama, tokens):
     calls = {
         "batch_tokens": [
-            lambda **o: llama.capture(TEXTS, AT, **o), lambda **o: llama.logits(TEXTS, **o), lambda **o: llama.plan(TEXTS, **o),
-            lambda **o: llama.generate(TEXTS, 2, **o), lambda **o: llama.score(TEXTS, TEXTS, **o),
+            lambda **o: llama.capture(TEXTS, AT, **o),
+            lambda **o: llama.logits(TEXTS, **o),
+            lambda **o: llama.plan(TEXTS, **o),
+            lambda **o: llama.generate(TEXTS, 2, **o),
+            lambda **o: llama.score(TEXTS, TEXTS, **o),
             lambda **o: llama.gradient(TEXTS, lambda z: z[:, 1], AT, **o),
         ],
         "max_new_tokens": [lambda **o: llama.generate(TEXTS, **o)],
-    }  # fmt: skip
+    }
     for name, some in calls.items():
         for call in some:
             if tokens is None and name == "batch_tokens":
@@ -185,15 +226,9 @@ def test_sizes_of_numpy_are_numbers(llama):
     assert llama.capture(TEXTS, AT, batch_tokens=np.int64(4)).numpy().shape == (2, 32)
 
 
-@pytest.mark.parametrize(
-    "at", [None, 5, 1.5, b"resid_post.1", {}, {"resid_post.1"}, [None], [5], [], "", torch.tensor(1)]
-)
+@pytest.mark.parametrize("at", [None, 5, 1.5, b"resid_post.1", {}, {"resid_post.1"}, [None], [5], [], "", torch.tensor(1)])
 def test_what_is_no_site_is_refused(llama, at):
-    for call in (
-        lambda: llama.capture(TEXTS, at),
-        lambda: llama.plan(TEXTS, at),
-        lambda: llama.jacobian(TEXTS, at, AT),
-    ):
+    for call in (lambda: llama.capture(TEXTS, at), lambda: llama.plan(TEXTS, at), lambda: llama.jacobian(TEXTS, at, AT)):
         with pytest.raises(UserError):
             call()
     for call in (lambda: llama.capture(TEXTS, AT)[at], lambda: Edit.add(at, np.ones(32))):
@@ -261,11 +296,17 @@ def test_results_of_several_sources_are_found_by_name(llama):
 @pytest.mark.parametrize(
     ("tokens", "says"),
     [
-        ("city", "write city.last, city.first, city.mean or city.all"), ("subject.city", "subject.city.last"), ("lst", "'last'"),
-        (None, "no choice of tokens None"), (2.0, "no choice of tokens 2.0"), (True, "no choice of tokens True"),
-        ([0, 1], "no choice of tokens"), ("", "no choice of tokens"), ("city.", "no choice of tokens"),
+        ("city", "write city.last, city.first, city.mean or city.all"),
+        ("subject.city", "subject.city.last"),
+        ("lst", "'last'"),
+        (None, "no choice of tokens None"),
+        (2.0, "no choice of tokens 2.0"),
+        (True, "no choice of tokens True"),
+        ([0, 1], "no choice of tokens"),
+        ("", "no choice of tokens"),
+        ("city.", "no choice of tokens"),
     ],
-)  # fmt: skip
+)
 def test_a_choice_of_tokens_says_how_it_is_written(llama, tokens, says):
     with pytest.raises(UserError, match=says):
         llama.capture([Prompt.fill("{} is here", city="Paris")], AT, tokens)
@@ -299,11 +340,15 @@ def test_one_scalar_is_read_at_one_site(llama):
 @pytest.mark.parametrize(
     ("prompts", "tails", "says"),
     [
-        (TEXTS, "ab", "put it in"), ("ab", ["c"], "one prompt"), (TEXTS, [None, "a"], "A continuation is a text"),
-        (TEXTS, ["", "a"], "covers no token"), ([[5, 6]], ["a"], "give the text"), (TEXTS, ["a"], "2 prompts and 1 continuations"),
+        (TEXTS, "ab", "put it in"),
+        ("ab", ["c"], "one prompt"),
+        (TEXTS, [None, "a"], "A continuation is a text"),
+        (TEXTS, ["", "a"], "covers no token"),
+        ([[5, 6]], ["a"], "give the text"),
+        (TEXTS, ["a"], "2 prompts and 1 continuations"),
         ([Prompt("ab", {"continuation": (0, 1)})], ["c"], "another name"),
     ],
-)  # fmt: skip
+)
 def test_continuations_are_texts_after_texts(llama, prompts, tails, says):
     with pytest.raises(UserError, match=says):
         llama.score(prompts, tails)
@@ -335,9 +380,12 @@ class Twice(torch.nn.Module):
 def test_a_module_that_runs_several_times_is_refused(path, count):
     net, x, at = Network(Twice()), torch.randn(4, 3), f"module:{path}"
     calls = [
-        lambda: net.capture(x, at), lambda: net.capture(x, ["module:once", at]), lambda: net.gradient(x, lambda y: y.sum(1), at),
-        lambda: net.jacobian(x, at, "module:once"), lambda: net.jacobian(x, "module:once", at),
-    ]  # fmt: skip
+        lambda: net.capture(x, at),
+        lambda: net.capture(x, ["module:once", at]),
+        lambda: net.gradient(x, lambda y: y.sum(1), at),
+        lambda: net.jacobian(x, at, "module:once"),
+        lambda: net.jacobian(x, "module:once", at),
+    ]
     for call in calls:
         with pytest.raises(UserError, match=f"runs {count} times in one forward pass"):
             call()
@@ -353,9 +401,10 @@ def test_a_module_of_a_language_model_that_runs_several_times_is_refused(tokeniz
     lm = LanguageModel(model, tokenizer)
     at = "module:layers.0.mlp.act_fn.0"
     calls = [
-        lambda: lm.capture(TEXTS, at), lambda: lm.gradient(TEXTS, lambda z: z[:, 1], at),
+        lambda: lm.capture(TEXTS, at),
+        lambda: lm.gradient(TEXTS, lambda z: z[:, 1], at),
         lambda: lm.jacobian(TEXTS, at, "resid_post.3"),
-    ]  # fmt: skip
+    ]
     for call in calls:
         with pytest.raises(UserError, match="runs 4 times in one forward pass"):
             call()
@@ -378,9 +427,7 @@ def test_edits_and_jacobians_take_the_same_choices_of_tokens(llama, tokens):
         llama.jacobian(TEXTS, "resid_post.0", AT, source_tokens=tokens)
 
 
-@pytest.mark.parametrize(
-    ("u", "says"), [("a", "no array of numbers"), (None, "shape"), (np.full((1, 32), 1e300), "beyond")]
-)
+@pytest.mark.parametrize(("u", "says"), [("a", "no array of numbers"), (None, "shape"), (np.full((1, 32), 1e300), "beyond")])
 def test_vectors_of_products_are_numbers(llama, u, says):
     with pytest.raises(UserError, match=says):
         llama.jacobian(TEXTS, "resid_post.0", AT).vjp(u)
@@ -403,9 +450,7 @@ def test_patching_takes_any_list(llama):
     np.testing.assert_array_equal(ablation(llama, (t for t in clean), metric, at="resid_post").effect, want)
 
 
-@pytest.mark.parametrize(
-    "options", [{"temperature": "x"}, {"temperature": None}, {"top_p": True}, {"max_new_tokens": None}]
-)
+@pytest.mark.parametrize("options", [{"temperature": "x"}, {"temperature": None}, {"top_p": True}, {"max_new_tokens": None}])
 def test_options_of_generation_are_numbers(llama, options):
     with pytest.raises(UserError, match=next(iter(options))):
         llama.generate(TEXTS, **options)

@@ -67,10 +67,16 @@ def test_every_family_agrees_with_torch(family):
 @pytest.mark.parametrize(
     ("source", "target"),
     [
-        ("embed", "final_norm"), ("resid_pre.1", "resid_mid.2"), ("resid_mid.0", "mlp_out.1"), ("mlp_out.0", "attn_out.2"),
-        ("z.1", "z.2"), ("z.0.2", "mlp_act.3"), ("v.1.1", "resid_post.1"), ("module:layers.1.mlp", "resid_post.2"),
+        ("embed", "final_norm"),
+        ("resid_pre.1", "resid_mid.2"),
+        ("resid_mid.0", "mlp_out.1"),
+        ("mlp_out.0", "attn_out.2"),
+        ("z.1", "z.2"),
+        ("z.0.2", "mlp_act.3"),
+        ("v.1.1", "resid_post.1"),
+        ("module:layers.1.mlp", "resid_post.2"),
     ],
-)  # fmt: skip
+)
 def test_other_sites_agree_with_torch(llama, source, target):
     jac = llama.jacobian(PROMPTS[:2], source, target, source_tokens=2)
     each = jac.matrix()
@@ -110,9 +116,7 @@ def test_several_positions_at_either_end(llama):
     steered = llama.jacobian([prompt], "resid_post.0", "resid_post.2", source_tokens="city", target_tokens="mean")
     near(steered.matrix()[0], brute(llama, ids, "resid_post.0", "resid_post.2", span, slice(None)))
     near(steered.point[0], acts["resid_post.0"].mean(0))
-    ended = llama.jacobian(
-        [prompt], "resid_post.0", "resid_post.2", source_tokens="city.first", target_tokens="city.last"
-    )
+    ended = llama.jacobian([prompt], "resid_post.0", "resid_post.2", source_tokens="city.first", target_tokens="city.last")
     near(ended.matrix()[0], brute(llama, ids, "resid_post.0", "resid_post.2", int(span.start), int(span.stop) - 1))
 
 
@@ -325,13 +329,7 @@ def test_weights_that_changed_since_are_refused(tokenizer, how, kept):
         lm.model.model.layers[1].mlp.up_proj.weight = torch.nn.Parameter(1.1 * weight.detach())
     else:
         lm.model.load_state_dict(build("llama").state_dict())
-    for product in (
-        lambda: jac.vjp(u),
-        lambda: jac.jvp(u),
-        jac.matrix,
-        lambda: jac.mean().matrix(),
-        lambda: jac.mean().bias,
-    ):
+    for product in (lambda: jac.vjp(u), lambda: jac.jvp(u), jac.matrix, lambda: jac.mean().matrix(), lambda: jac.mean().bias):
         with pytest.raises(UserError, match="weights have changed since"):
             product()
 

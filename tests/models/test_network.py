@@ -8,11 +8,11 @@ from torch import nn
 from families import VISION, build
 from repscope.errors import UserError
 from repscope.models.edits import Edit
-from repscope.models.forks import Fork, forked
+from repscope.models.engine.hooks import first_tensor
 from repscope.models.language import LanguageModel
 from repscope.models.network import Network
 from repscope.models.sites import KINDS, Site
-from repscope.models.taps import first_tensor
+from repscope.models.variants.prompt_variants import PromptVariant, run_variants
 
 PROMPTS = ["The place called Paris", "San Francisco", "A map that shows Lagos and Paris; the name"]
 
@@ -261,9 +261,7 @@ def test_gradients_of_a_vision_transformer_are_slopes(vision):
 
 
 def test_gradients_at_several_sites_at_once_are_those_of_each_alone(llama):
-    sites = [
-        Site(k, 1 if kind.per_block else None) for k, kind in KINDS.items() if not kind.computed and k != "pattern"
-    ]
+    sites = [Site(k, 1 if kind.per_block else None) for k, kind in KINDS.items() if not kind.computed and k != "pattern"]
     sites += [Site("resid_mid", 2), Site("z", 2, 1)]
 
     def of(logits):
@@ -291,9 +289,13 @@ def state(model):
         for name, p in [*model.named_parameters(), *model.named_buffers()]
     ]
     of_torch = (
-        torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype(), torch.is_autocast_enabled("cpu"),
-        list(torch.overrides._get_current_function_mode_stack()), torch.random.get_rng_state().tolist(),
-    )  # fmt: skip
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        torch.is_autocast_enabled("cpu"),
+        list(torch.overrides._get_current_function_mode_stack()),
+        torch.random.get_rng_state().tolist(),
+    )
     configured = (model.config.to_dict(), model.config._attn_implementation, id(model.generation_config))
     return modules, held, of_torch, configured, model.generation_config.to_dict()
 
@@ -303,9 +305,12 @@ def operations(lm):
     ids = np.array(lm.tokenizer(PROMPTS[2])["input_ids"])
     vector = np.ones(lm.anatomy.width)
     edits = [
-        Edit.add("resid_post.1", vector), Edit.add("q.1", 0.5), Edit.replace("pattern.2.1", 0.0, tokens="last"),
-        Edit.replace("z.1.2", 0.0), Edit.add("resid_mid.2", vector),
-    ]  # fmt: skip
+        Edit.add("resid_post.1", vector),
+        Edit.add("q.1", 0.5),
+        Edit.replace("pattern.2.1", 0.0, tokens="last"),
+        Edit.replace("z.1.2", 0.0),
+        Edit.add("resid_mid.2", vector),
+    ]
 
     def edited(operation):
         with lm.edit(*edits), lm.edit(Edit.project_out("resid_post.2", vector)):
@@ -321,11 +326,9 @@ def operations(lm):
         )[0],
         "unembed": lambda: lm.unembed(vector[None].astype(np.float32)),
     }
-    every = plain | {
-        f"edited {name}": (lambda run=run: edited(run)) for name, run in plain.items() if name != "unembed"
-    }
-    forks = [Fork(Site("q", 1), 3, 4, lambda x: x * 2), Fork(Site("resid_post", 1), 2, 3, lambda x: -x)]
-    every["forks"] = lambda: forked(lm, ids, forks)
+    every = plain | {f"edited {name}": (lambda run=run: edited(run)) for name, run in plain.items() if name != "unembed"}
+    forks = [PromptVariant(Site("q", 1), 3, 4, lambda x: x * 2), PromptVariant(Site("resid_post", 1), 2, 3, lambda x: -x)]
+    every["forks"] = lambda: run_variants(lm, ids, forks)
     return every
 
 
@@ -374,12 +377,7 @@ def test_whatever_runs_leaves_the_model_as_it_was(watched):
 
 @pytest.mark.parametrize(
     ("at", "error"),
-    [
-        ("block", RuntimeError),
-        ("attention", RuntimeError),
-        ("attention", KeyboardInterrupt),
-        ("mlp", KeyboardInterrupt),
-    ],
+    [("block", RuntimeError), ("attention", RuntimeError), ("attention", KeyboardInterrupt), ("mlp", KeyboardInterrupt)],
 )
 def test_what_fails_half_way_leaves_the_model_as_it_was(watched, error, at):
     lm, fuse = watched
@@ -494,9 +492,7 @@ def test_weights_that_accelerate_has_put_elsewhere(tokenizer, tmp_path, name, pl
         with m.edit(Edit.add("resid_post.0", np.ones(32)), Edit.add(kind, 0.5, tokens="last")):
             logits, texts = m.logits(PROMPTS), [c.ids.tolist() for c in m.generate(PROMPTS, 3)]
         values, grads = m.gradient(PROMPTS, lambda x: x[:, 3], "resid_post.0")
-        results.append(
-            (logits, texts, m.logits(PROMPTS), values, grads["resid_post.0"], m.score(PROMPTS, [" of"] * 3).logprob)
-        )
+        results.append((logits, texts, m.logits(PROMPTS), values, grads["resid_post.0"], m.score(PROMPTS, [" of"] * 3).logprob))
     for theirs, ours in zip(*results):
         np.testing.assert_array_equal(theirs, ours)
     assert {n: (p.device, type(p)) for n, p in model.named_parameters()} == before

@@ -9,50 +9,79 @@ import transformers
 
 import repscope as rs
 from families import VOCABULARY
+from repscope.models.engine.proofs import Proofs, switch_lengths
 from repscope.models.prompts import Ragged
-from repscope.models.proofs import Proofs, switch_lengths
-from repscope.models.verify import verify
+from repscope.models.verify.checks import verify
 
 IDS = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 0, "pad_token_id": 0}
 WIDE = IDS | {
-    "max_position_embeddings": 256, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 4,
+    "max_position_embeddings": 256,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 4,
     "intermediate_size": 48,
-}  # fmt: skip
+}
 LONG_ROPE = {
-    "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [1.0, 3.0, 6.0, 9.0], "factor": 4.0,
+    "rope_type": "longrope",
+    "rope_theta": 1e4,
+    "short_factor": [1.0] * 4,
+    "long_factor": [1.0, 3.0, 6.0, 9.0],
+    "factor": 4.0,
     "original_max_position_embeddings": 64,
-}  # fmt: skip
+}
 HYBRID = WIDE | {
-    "head_dim": 8, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
-    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
-}  # fmt: skip
+    "head_dim": 8,
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+}
 GEMMA3N = WIDE | {
-    "head_dim": 8, "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8, "laurel_rank": 4,
-    "altup_num_inputs": 2, "num_kv_shared_layers": 2, "sliding_window": 16, "activation_sparsity_pattern": [0.0] * 4,
+    "head_dim": 8,
+    "vocab_size_per_layer_input": VOCABULARY,
+    "hidden_size_per_layer_input": 8,
+    "laurel_rank": 4,
+    "altup_num_inputs": 2,
+    "num_kv_shared_layers": 2,
+    "sliding_window": 16,
+    "activation_sparsity_pattern": [0.0] * 4,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
-}  # fmt: skip
+}
 JAMBA = WIDE | {
-    "num_experts": 2, "num_experts_per_tok": 1, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
-    "expert_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4, "use_mamba_kernels": False,
-}  # fmt: skip
-GRIFFIN = WIDE | {
-    "lru_width": 32, "attention_window_size": 16, "head_dim": 8, "block_types": ["recurrent", "attention"]
-}  # fmt: skip
+    "num_experts": 2,
+    "num_experts_per_tok": 1,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "expert_layer_period": 2,
+    "expert_layer_offset": 1,
+    "mamba_d_state": 8,
+    "mamba_dt_rank": 4,
+    "use_mamba_kernels": False,
+}
+GRIFFIN = WIDE | {"lru_width": 32, "attention_window_size": 16, "head_dim": 8, "block_types": ["recurrent", "attention"]}
 #: case → class, factor on the weights, configuration
 NETWORKS = {
     "longrope": ("Phi3ForCausalLM", 4, WIDE | {"original_max_position_embeddings": 64, "rope_parameters": LONG_ROPE}),
     "dynamic rope": (
-        "LlamaForCausalLM", 4,
+        "LlamaForCausalLM",
+        4,
         WIDE | {"max_position_embeddings": 64, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}},
     ),
     "window": ("MistralForCausalLM", 4, WIDE | {"sliding_window": 16}),
     "recurrent": ("RecurrentGemmaForCausalLM", 2, GRIFFIN),
     "two kinds of blocks": ("JambaForCausalLM", 2, JAMBA),
     "router beside linear attention": (
-        "Qwen3NextForCausalLM", 2, HYBRID | {"layer_types": ["linear_attention", "full_attention"] * 2}
+        "Qwen3NextForCausalLM",
+        2,
+        HYBRID | {"layer_types": ["linear_attention", "full_attention"] * 2},
     ),
     "parallel streams": ("Gemma3nForCausalLM", 4, GEMMA3N),
-}  # fmt: skip
+}
 LENGTHS = (3, 9, 15, 17, 60, 63, 64, 65, 70)
 
 
@@ -116,10 +145,7 @@ def test_a_prompt_is_continued_alike_alone_and_in_a_batch(case):
 def test_gradients_and_edits_are_those_of_each_prompt_alone(case):
     name, _, lm = case
     if name == "parallel streams":
-        for call in (
-            lambda: lm.capture([ids(9, 1)], "resid_post.1"),
-            lambda: lm.capture([ids(9, 1)] * 2, "module:layers.1"),
-        ):
+        for call in (lambda: lm.capture([ids(9, 1)], "resid_post.1"), lambda: lm.capture([ids(9, 1)] * 2, "module:layers.1")):
             with pytest.raises(rs.UserError, match=r"2 × "):
                 call()
         return
@@ -200,18 +226,18 @@ def test_a_neighbours_row_sends_prompts_through_alone(tokenizer):
     for row, ours in zip(rows, lm.logits(rows)):
         with torch.no_grad():
             assert near(ours, model(input_ids=torch.tensor([row])).logits[0, -1])
-    from repscope.models.forks import Fork, forked
     from repscope.models.prompts import Encoded
     from repscope.models.sites import Site
-    from repscope.models.suffix import suffix
+    from repscope.models.variants.block_replay import block_replay
+    from repscope.models.variants.prompt_variants import PromptVariant, run_variants
 
     push = torch.ones(32)
-    forks = [Fork(Site("resid_post", layer), at, at + 1, lambda x: x + push) for layer, at in ((0, 2), (2, 4))]
-    for fork, ours in zip(forks, forked(lm, np.array(rows[1]), forks)):
+    forks = [PromptVariant(Site("resid_post", layer), at, at + 1, lambda x: x + push) for layer, at in ((0, 2), (2, 4))]
+    for fork, ours in zip(forks, run_variants(lm, np.array(rows[1]), forks)):
         with lm.edit(rs.Edit.add(fork.site, push, tokens=fork.start)):
             assert near(ours, lm.capture([rows[1]], lm.last).numpy()[0])
     ends = Encoded(Ragged.of([np.array(rows[1])]), np.array([8]), np.array([9]))
-    moved = suffix(lm, ends, "resid_post.0", "resid_post.3", pooled=True).parts[0].run(torch.stack([push, -push]))
+    moved = block_replay(lm, ends, "resid_post.0", "resid_post.3", pooled=True).parts[0].run(torch.stack([push, -push]))
     before = lm.capture([rows[1]], "resid_post.3").numpy()[0]
     for sign, ours in zip((1, -1), moved):
         with lm.edit(rs.Edit.add("resid_post.0", sign * push, tokens="all")):
@@ -245,9 +271,11 @@ def test_blocks_are_those_that_the_probe_runs_through(tokenizer):
 def test_lists_that_are_no_blocks_are_none(tokenizer, kind):
     """XLM keeps attention and MLPs in two lists; ALBERT runs one block again and again."""
     config = getattr(transformers, kind).config_class
-    sizes = {"emb_dim": 32, "n_layers": 3, "n_heads": 4} if kind.startswith("XLM") else {
-        "embedding_size": 32, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48
-    }  # fmt: skip
+    sizes = (
+        {"emb_dim": 32, "n_layers": 3, "n_heads": 4}
+        if kind.startswith("XLM")
+        else {"embedding_size": 32, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48}
+    )
     lm = rs.load(getattr(transformers, kind)(config(vocab_size=VOCABULARY, **sizes)), tokenizer=tokenizer)
     with pytest.raises(rs.UserError, match=r"does not take what|runs 3 times|none was found"):
         lm.capture([ids(5, 1)], "resid_post.0")
@@ -267,10 +295,17 @@ def test_the_options_beside_the_weights_are_never_set(tokenizer):
 
 def test_switch_lengths_are_read_wherever_a_configuration_has_them():
     config = {
-        "sliding_window": 512, "attention_chunk_size": 128, "rope_parameters": {"full": {"original_max_position_embeddings": 64}},
-        "local_attention": 100, "hidden_size": 32, "max_position_embeddings": 4096, "window_size": None, "conv_kernel": 4,
-        "max_window_layers": 28, "sliding_window_pattern": 6,
-    }  # fmt: skip
+        "sliding_window": 512,
+        "attention_chunk_size": 128,
+        "rope_parameters": {"full": {"original_max_position_embeddings": 64}},
+        "local_attention": 100,
+        "hidden_size": 32,
+        "max_position_embeddings": 4096,
+        "window_size": None,
+        "conv_kernel": 4,
+        "max_window_layers": 28,
+        "sliding_window_pattern": 6,
+    }
     assert switch_lengths(config, 4096) == (4, 50, 64, 100, 128, 512)
     assert switch_lengths(config, 100) == (4, 50, 64)
     assert switch_lengths({"rope_parameters": {"rope_type": "dynamic"}, "max_position_embeddings": 64}, 256) == (64,)

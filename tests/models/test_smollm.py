@@ -10,19 +10,8 @@ import repscope as rs
 
 pytestmark = pytest.mark.model
 
-NAMES = [
-    "San Diego",
-    "Lagos",
-    "Rio de Janeiro",
-    "São Paulo",
-    "Ulaanbaatar",
-    "Paris",
-    "New York City",
-    "Nizhny Novgorod",
-]
-PROMPTS = [f"The place called {n}" for n in NAMES] + [
-    "In a hole in the ground there lived a hobbit. " * k for k in (1, 2, 4)
-]
+NAMES = ["San Diego", "Lagos", "Rio de Janeiro", "São Paulo", "Ulaanbaatar", "Paris", "New York City", "Nizhny Novgorod"]
+PROMPTS = [f"The place called {n}" for n in NAMES] + ["In a hole in the ground there lived a hobbit. " * k for k in (1, 2, 4)]
 
 
 def test_captures_agree_with_hugging_face_one_prompt_at_a_time(smollm):
@@ -66,15 +55,15 @@ def test_the_second_load_is_quick(smollm):
 def test_city_names_are_composed_in_the_first_ten_blocks_and_country_names_are_not(smollm):
     """The figure of the field, coarse: at block 8 continents of cities read out better than from a bag of their tokens."""
     from repscope.data.entities import cities, countries
+    from repscope.read.probe_sweep import gain, panels, sweep_probes
     from repscope.read.probes import average
-    from repscope.read.sweep import gain, panels, sweep
 
     def tops(entities):
         prompts = [rs.Prompt.fill("The place called {}", name=n) for n in entities.frame["name"]]
         acts = smollm.capture(prompts, ["embed", "resid_post.8"], "name.all")
         bag = np.add.reduceat(acts["embed"], acts.offsets[:-1]) / np.diff(acts.offsets)[:, None]
         panel = panels(entities, ["continent"], k=5, seed=0, min_count=8)[0][0]
-        swept = sweep({"ours": [acts["resid_post.8"][acts.offsets[1:] - 1]], "bag": [bag]}, panel, shuffles=10)
+        swept = sweep_probes({"ours": [acts["resid_post.8"][acts.offsets[1:] - 1]], "bag": [bag]}, panel, shuffles=10)
         ours, control = (average(swept.scores[s][:1]) for s in ("ours", "bag"))
         pair = [np.stack([s.top[0], s.bottom[0]]) for s in (ours, control)]
         return ours, gain(panel.tasks[0], *pair)

@@ -22,9 +22,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import BertConfig, BertForMaskedLM, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from repscope.errors import UserError
-from repscope.models import fetch, gguf, sources
-from repscope.models.fetch import Wheel
-from repscope.models.sources import cached, load, load_parts
+from repscope.models.loading import fetch, gguf, sources
+from repscope.models.loading.fetch import Wheel
+from repscope.models.loading.sources import cached, load, load_parts
 
 IDS = torch.tensor([[5, 9, 40, 7]])
 Q = gguf_format.GGMLQuantizationType
@@ -43,9 +43,16 @@ def _own_caches(request, tmp_path, monkeypatch):
 def llama(**changes):
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        vocab_size=len(VOCABULARY), max_position_embeddings=64, tie_word_embeddings=True, **changes,
-    )  # fmt: skip
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(VOCABULARY),
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        **changes,
+    )
     return LlamaForCausalLM(config).eval()
 
 
@@ -404,9 +411,7 @@ print(gguf.prepared("name", make))
 
 
 def preparing(tmp_path, seconds):
-    return subprocess.Popen(
-        [sys.executable, "-c", PREPARE, str(tmp_path), str(seconds)], stdout=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([sys.executable, "-c", PREPARE, str(tmp_path), str(seconds)], stdout=subprocess.PIPE, text=True)
 
 
 def wait_until(true, seconds=20.0):
@@ -688,9 +693,12 @@ def test_a_hub_over_http(folder, tmp_path):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         here = {
-            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hf"),
-            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1",
-        }  # fmt: skip
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "NO_PROXY": "127.0.0.1",
+        }
         environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | here
         done = subprocess.run(
             [sys.executable, "-c", ASK_HUB], env=environment, capture_output=True, text=True, timeout=60, check=True

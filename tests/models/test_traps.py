@@ -6,8 +6,8 @@ import torch
 import transformers
 
 from families import build
+from repscope.models.engine.hooks import first_tensor
 from repscope.models.language import LanguageModel
-from repscope.models.taps import first_tensor
 
 PROMPT = "The place called San Diego"
 
@@ -56,9 +56,15 @@ def test_no_token_is_added_that_the_tokenizer_does_not_add(llama):
 def test_mlp_out_is_what_is_added_on_a_model_with_a_norm_after_the_mlp(tokenizer):
     torch.manual_seed(0)
     config = transformers.Gemma2Config(
-        vocab_size=320, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=128,
-    )  # fmt: skip
+        vocab_size=320,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=128,
+    )
     lm = LanguageModel(transformers.Gemma2ForCausalLM(config).eval(), tokenizer)
     acts = lm.capture([PROMPT], ["resid_mid.1", "mlp_out.1", "resid_post.1", "module:layers.1.mlp"], "all")
     np.testing.assert_allclose(acts["resid_mid.1"] + acts["mlp_out.1"], acts["resid_post.1"], atol=1e-5)
@@ -73,6 +79,4 @@ def test_a_capture_holds_what_was_asked_for_and_no_more(llama):
 def test_the_prefix_cache_is_not_changed_by_the_passes_that_use_it(llama):
     prompts = [[7] * 30 + [i, 3, i] for i in range(12)]
     once = llama.capture(prompts, "resid_post.3", batch_tokens=6).numpy()  # many batches from one cache
-    np.testing.assert_allclose(
-        once, llama.capture(prompts, "resid_post.3", batch_tokens=600).numpy(), rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(once, llama.capture(prompts, "resid_post.3", batch_tokens=600).numpy(), rtol=1e-4, atol=1e-5)

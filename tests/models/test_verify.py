@@ -7,16 +7,16 @@ import torch
 
 from families import CAUSAL, UNPACKED, build
 from repscope.errors import UserError
-from repscope.models import verify as module
 from repscope.models.edits import Edit
 from repscope.models.language import LanguageModel
 from repscope.models.sites import Site
-from repscope.models.tiny import tiny
-from repscope.models.verification import Verification
-from repscope.models.verify import KINDS, verify
-from repscope.models.verify_subject import Subject, state
+from repscope.models.verify import checks as module
+from repscope.models.verify.checks import CHECKS, verify
+from repscope.models.verify.fixture import Fixture, state
+from repscope.models.verify.report import Verification
+from repscope.worlds.tiny import tiny
 
-CACHED = {name for kind in KINDS if "cached" in (name := kind.name)}
+CACHED = {name for kind in CHECKS if "cached" in (name := kind.name)}
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_every_family_passes_and_says_what_does_not_apply(family):
     assert found.passed, found
     assert found.error <= 1e-5
     assert state(lm) == before
-    assert [check.name for check in found.checks] == [kind.name for kind in KINDS]
+    assert [check.name for check in found.checks] == [kind.name for kind in CHECKS]
     left = {check.name for check in found.checks if check.state == "not applicable"}
     assert all(check.detail for check in found.checks if check.name in left)
     left -= {"packed prompts"} if name in UNPACKED else set()
@@ -203,7 +203,7 @@ def test_prompts_of_the_users_own(lm):
 
 
 def test_the_prompts_are_run_as_the_checks_say(lm):
-    subject = Subject(lm, None)
+    subject = Fixture(lm, None)
     assert len({len(row) for row in subject.ids}) == len(subject.ids)
     whole = lm.capture(subject.ids, "resid_post.3", "all")["resid_post.3"]
     torch.testing.assert_close(subject.rows([Site("resid_post", 3)], subject.ids)[0], torch.from_numpy(whole))
@@ -244,5 +244,5 @@ def test_a_result_survives_its_folder_with_what_did_not_apply(tokenizer, tmp_pat
 def test_the_default_model_passes(smollm):
     found = verify(smollm)
     assert found.passed, found
-    assert len(found.applied) == len(KINDS)
+    assert len(found.applied) == len(CHECKS)
     assert found.error <= 1e-5

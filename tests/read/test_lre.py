@@ -12,15 +12,16 @@ from repscope.errors import UserError
 from repscope.models.language import LanguageModel
 from repscope.models.prompts import encode
 from repscope.models.sites import Tokens
-from repscope.models.tiny import tiny
 from repscope.read.concepts import by_means, by_probe, class_means, concepts, cross_validated, mean_of_inverses
-from repscope.read.known import begins, distinct, known, spelt
+from repscope.read.known_facts import distinct, encode_facts, select_known, starts_with
 from repscope.read.lre import LRE, best_beta, lre, ridge_map, translation
+from repscope.worlds.tiny import tiny
 
 HELD = Relation(
-    "capital", ("The capital of {} is", "{} has the capital"),
+    "capital",
+    ("The capital of {} is", "{} has the capital"),
     (("Chile", "Santiago"), ("Peru", "Lima"), ("Italy", "Rome"), ("France", "Paris"), ("Upper Volta", "Ouaga"), ("Cuba", "Havana")),
-)  # fmt: skip
+)
 
 
 def reference(lm, prompt, source, target):
@@ -59,7 +60,7 @@ def test_weight_and_bias_are_the_mean_of_torchs(family, template, tokenizer):
     try:
         fits, words, end = (
             lre(lm, HELD, examples=HELD.samples[:4], template=template),
-            spelt(lm, HELD),
+            encode_facts(lm, HELD),
             f"resid_post.{lm.blocks - 1}",
         )
         for site in ("embed", "resid_post.0", "resid_post.1"):
@@ -79,9 +80,7 @@ def test_a_subject_at_index_0(family, tokenizer):
     lm = LanguageModel(build(family), tokenizer, family)
     prompts = [HELD.prompt(s, (), 1) for s in ("C", "P")]  # one token each, the first of the prompt
     end = f"resid_post.{lm.blocks - 1}"
-    ((weight, bias),) = (
-        lm.jacobian(prompts, ["resid_post.1"], end, source_tokens="subject.last").mean().affine().values()
-    )
+    ((weight, bias),) = lm.jacobian(prompts, ["resid_post.1"], end, source_tokens="subject.last").mean().affine().values()
     pairs = [reference(lm, p, "resid_post.1", end) for p in prompts]
     assert np.linalg.norm(weight - np.mean([p[0] for p in pairs], 0)) <= 1e-4 * np.linalg.norm(weight)
     assert np.linalg.norm(bias - np.mean([p[1] for p in pairs], 0)) <= 1e-4 * np.linalg.norm(bias)
@@ -91,10 +90,7 @@ def test_the_map_meets_the_network_at_its_own_example(llama):
     """With one prompt, β = 1, W s + b is exactly the state there."""
     prompt = HELD.prompt("Peru", HELD.samples[:1])
     ((weight, bias),) = (
-        llama.jacobian([prompt], ["resid_post.1"], "resid_post.3", source_tokens="subject.last")
-        .mean()
-        .affine()
-        .values()
+        llama.jacobian([prompt], ["resid_post.1"], "resid_post.3", source_tokens="subject.last").mean().affine().values()
     )
     s = llama.capture([prompt], "resid_post.1", "subject.last").numpy()[0]
     o = llama.capture([prompt], "resid_post.3", "last").numpy()[0]
@@ -104,7 +100,7 @@ def test_the_map_meets_the_network_at_its_own_example(llama):
 def test_mean_over_the_objects_tokens(llama):
     """The state is averaged over the places from which each token of the object is said."""
     fits = lre(llama, HELD, examples=HELD.samples[:3], sites=["resid_post.1"], tokens="mean")
-    words = spelt(llama, HELD)
+    words = encode_facts(llama, HELD)
     prompt = words.answering(llama, "Chile", "Santiago", HELD.samples[1:3])
     acts = llama.capture([prompt], "resid_post.3", "answering.all")
     tail = llama.tokenizer(" Santiago", add_special_tokens=False)["input_ids"]
@@ -124,12 +120,7 @@ def test_the_inverse_of_a_rank():
     assert np.linalg.matrix_rank(fit.inverse(3)) == 3
     projected = fit.inverse(3) @ weight
     assert np.allclose(projected @ projected, projected, atol=1e-4)
-    wide = LRE(
-        "a",
-        "b",
-        (rng.normal(size=(1600, 8)) @ rng.normal(size=(8, 1600))).astype(np.float32),
-        np.zeros(1600, np.float32),
-    )
+    wide = LRE("a", "b", (rng.normal(size=(1600, 8)) @ rng.normal(size=(8, 1600))).astype(np.float32), np.zeros(1600, np.float32))
     assert np.allclose(wide.triplets(5)[1], np.linalg.svd(wide.weight)[1][:5], rtol=1e-3)
     with pytest.raises(UserError, match="no rank 13"):
         fit.inverse(13)
@@ -149,9 +140,7 @@ def planted(seed=0, objects=5, each=12, noise=0.3):
     """Subjects whose object moves the state through a known map of low rank, with noise that the map does not see."""
     rng = np.random.default_rng(seed)
     weight = (
-        np.linalg.qr(rng.normal(size=(20, 20)))[0]
-        @ np.diag([3.0] * 6 + [1e-3] * 14)
-        @ np.linalg.qr(rng.normal(size=(20, 20)))[0]
+        np.linalg.qr(rng.normal(size=(20, 20)))[0] @ np.diag([3.0] * 6 + [1e-3] * 14) @ np.linalg.qr(rng.normal(size=(20, 20)))[0]
     )
     _, _, v = np.linalg.svd(weight)
     centres = rng.normal(size=(objects, 6)) @ v[:6]
@@ -162,12 +151,7 @@ def planted(seed=0, objects=5, each=12, noise=0.3):
         + 2.0 * rng.normal(size=(objects * each, 14)) @ v[6:]
     )
     bias = rng.normal(size=20)
-    return (
-        LRE("resid_post.1", "resid_post.3", weight.astype(np.float32), bias.astype(np.float32)),
-        s,
-        s @ weight.T + bias,
-        names,
-    )
+    return (LRE("resid_post.1", "resid_post.3", weight.astype(np.float32), bias.astype(np.float32)), s, s @ weight.T + bias, names)
 
 
 def test_concepts_find_planted_directions_at_the_right_rank_only():
@@ -205,9 +189,11 @@ def test_the_other_classifiers():
     names = ["x", "y", "z"] * 20
     rows = np.eye(3)[[0, 1, 2] * 20] @ rng.normal(size=(3, 8)) * 4 + rng.normal(size=(60, 8))
     for said in (
-        by_means(rows[:30], names[:30], rows[30:], others=False), by_means(rows[:30], names[:30], rows[30:], others=True),
-        by_probe(rows[:30], names[:30], rows[30:], kind="ridge"), by_probe(rows[:30], names[:30], rows[30:], kind="logistic"),
-    ):  # fmt: skip
+        by_means(rows[:30], names[:30], rows[30:], others=False),
+        by_means(rows[:30], names[:30], rows[30:], others=True),
+        by_probe(rows[:30], names[:30], rows[30:], kind="ridge"),
+        by_probe(rows[:30], names[:30], rows[30:], kind="logistic"),
+    ):
         assert np.mean([a == b for a, b in zip(said, names[30:])]) > 0.8
     assert by_means(rows[:30] + 50, names[:30], rows[30:] + 50, others=True) == by_means(
         rows[:30], names[:30], rows[30:], others=True
@@ -241,10 +227,10 @@ def test_beta_is_chosen_for_what_is_right():
 
 
 def test_first_tokens_and_examples():
-    assert begins(" Lond", "London")
-    assert begins("lon", "London")
-    assert not begins(" ", "London")
-    assert not begins(" Paris", "London")
+    assert starts_with(" Lond", "London")
+    assert starts_with("lon", "London")
+    assert not starts_with(" ", "London")
+    assert not starts_with(" Paris", "London")
     pairs = [("a", "x"), ("b", "x"), ("c", "y"), ("d", "z")]
     assert distinct(pairs, range(4), 3) == [0, 2, 3]
     assert distinct(pairs, range(4), 4) == [0, 2, 3, 1]
@@ -252,23 +238,23 @@ def test_first_tokens_and_examples():
 
 def test_known_facts_by_both_rules(smollm):
     held = relation("country-capital").sample(40, 0)
-    found = known(smollm, held, trials=2)
+    found = select_known(smollm, held, trials=2)
     assert 0.4 < found.first.mean() < 0.9
     assert (found.full <= found.first).all()
     # by hand: the same prompt, the model's own greedy text
     i = int(found.rows[0])
-    subject, obj = found.spelt.relation.samples[i]
+    subject, obj = found.facts.relation.samples[i]
     order = np.random.default_rng([0, 0]).permutation(len(held))
-    samples = found.spelt.relation.samples
+    samples = found.facts.relation.samples
     sets = [distinct(samples, order, 5), distinct(samples, order[::-1], 5)]
     shots = [samples[j] for j in (sets[1] if i in sets[0] else sets[0])]
-    said = smollm.generate([found.spelt.prompt(subject, shots)], 1)[0].text
-    assert begins(said, obj)
+    said = smollm.generate([found.facts.prompt(subject, shots)], 1)[0].text
+    assert starts_with(said, obj)
 
 
 def test_digits_after_a_lone_blank(smollm):
     """The tokenizer writes " 17" as a blank and digits: the blank goes with the question, so that the next token tells."""
-    words = spelt(smollm, relation("element-group"))
+    words = encode_facts(smollm, relation("element-group"))
     assert words.blank == " "
     assert words.prompt("iron").text.endswith(" ")
     assert smollm.tokenizer.decode([words.first["8"]]) == "8"
@@ -287,7 +273,7 @@ def test_mistakes_are_told_in_a_sentence(llama):
     with pytest.raises(UserError, match="subject layer"):
         lre(llama, HELD, n=3)["resid_post.9"]
     with pytest.raises(UserError, match="usable samples"):
-        known(llama, HELD)
+        select_known(llama, HELD)
     with pytest.raises(UserError, match="give one for each"):
         concepts(LRE("a", "b", np.eye(3), np.zeros(3)), np.zeros((2, 3)), ["x"], 2)
 
@@ -296,14 +282,12 @@ def test_an_object_that_the_tokenizer_cannot_spell(tokenizer):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    core = Tokenizer(
-        models.WordLevel({w: i for i, w in enumerate(["<unk>", "is", "a", "b", "c", "Rome"])}, unk_token="<unk>")
-    )
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<unk>", "is", "a", "b", "c", "Rome"])}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     lm = LanguageModel(build("llama"), PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>"), "words")
     held = Relation("r", ("{} is",), (("a", "Rome"), ("b", "Лима"), ("c", "Oslo")))
     with pytest.raises(UserError, match="cannot spell 'Лима'"):
-        spelt(lm, held)
+        encode_facts(lm, held)
 
 
 def test_ten_lines_of_a_user():

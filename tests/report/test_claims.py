@@ -3,7 +3,7 @@ import math
 import pytest
 
 from report import synthetic
-from repscope.report.claims import Claim, judge, load
+from repscope.report.claims import Claim, evaluate_claims, load_claims
 from repscope.results import Row, table_of
 
 SOURCE = {"authors": "A & B", "year": 2020, "url": "https://example.org/x"}
@@ -11,19 +11,23 @@ SOURCE = {"authors": "A & B", "year": 2020, "url": "https://example.org/x"}
 
 def claim(**changes) -> Claim:
     held = {
-        "id": "c", "claim": "It adds something.", "source": SOURCE, "study": "entities", "over": "every item",
-        "supported_when": "lo > threshold", "refuted_when": "hi < threshold", "refutation": "it adds nothing.",
+        "id": "c",
+        "claim": "It adds something.",
+        "source": SOURCE,
+        "study": "entities",
+        "over": "every item",
+        "supported_when": "lo > threshold",
+        "refuted_when": "hi < threshold",
+        "refutation": "it adds nothing.",
         "test": {"metric": "gain", "condition": "over bag of tokens", "items": ["cities.*"]},
-    }  # fmt: skip
+    }
     return Claim.model_validate(held | changes)
 
 
 def rows(*intervals, study="entities", **where):
     """One row an interval (value, lo, hi), each of an item of its own."""
     held = {"metric": "gain", "condition": "over bag of tokens", "level": 0.95, "n": 50} | where
-    return table_of(
-        Row(study=study, item=f"cities.a{i}", value=v, lo=lo, hi=hi, **held) for i, (v, lo, hi) in enumerate(intervals)
-    )
+    return table_of(Row(study=study, item=f"cities.a{i}", value=v, lo=lo, hi=hi, **held) for i, (v, lo, hi) in enumerate(intervals))
 
 
 UP, DOWN, ACROSS, BARE = (0.2, 0.1, 0.3), (-0.2, -0.3, -0.1), (0.0, -0.1, 0.1), (0.2, math.nan, math.nan)
@@ -46,51 +50,51 @@ UP, DOWN, ACROSS, BARE = (0.2, 0.1, 0.3), (-0.2, -0.3, -0.1), (0.0, -0.1, 0.1), 
 def test_verdicts(intervals, every, some):
     table = rows(*intervals)
     for over, expected in (("every item", every), ("some item", some)):
-        (verdict,) = judge([claim(over=over)], table)
+        (verdict,) = evaluate_claims([claim(over=over)], table)
         assert verdict.verdict == expected
         assert set(verdict.row_ids) == set(table["row_id"])
 
 
 def test_the_threshold_and_the_side_count():
-    (at_zero,) = judge([claim()], rows(UP))
-    (higher,) = judge([claim(threshold=0.5)], rows(UP))
-    (turned,) = judge([claim(supported_when="hi < threshold", refuted_when="lo > threshold")], rows(UP))
+    (at_zero,) = evaluate_claims([claim()], rows(UP))
+    (higher,) = evaluate_claims([claim(threshold=0.5)], rows(UP))
+    (turned,) = evaluate_claims([claim(supported_when="hi < threshold", refuted_when="lo > threshold")], rows(UP))
     assert (at_zero.verdict, higher.verdict, turned.verdict) == ("supported", "refuted", "refuted")
 
 
 def test_the_sentence_holds_the_numbers_and_says_what_was_joined():
-    (one,) = judge([claim()], rows(UP))
+    (one,) = evaluate_claims([claim()], rows(UP))
     assert one.sentence == (
         "Gain over bag of tokens against 0 (95 % interval): cities.a0 0.20 [0.10, 0.30], n 50. Judged on this one item."
     )
-    (two,) = judge([claim()], rows(UP, DOWN))
+    (two,) = evaluate_claims([claim()], rows(UP, DOWN))
     assert "cities.a1 −0.20 [−0.30, −0.10], n 50, refuted; cities.a0 0.20" in two.sentence
     assert "Each of 2 items judged by itself, not pooled (1 refuted, 1 supported); every one must" in two.sentence
-    (many,) = judge([claim()], rows(*[UP] * 9, DOWN))
+    (many,) = evaluate_claims([claim()], rows(*[UP] * 9, DOWN))
     assert "; and 4 more." in many.sentence
     assert "cities.a9" in many.sentence, "what decides is named first"
 
 
 def test_a_claim_without_rows_is_not_tested_and_other_studies_say_nothing():
-    (verdict,) = judge([claim()], rows(UP, metric="accuracy"))
+    (verdict,) = evaluate_claims([claim()], rows(UP, metric="accuracy"))
     assert verdict.verdict == "not tested"
     assert "did not measure gain over bag of tokens of cities.*" in verdict.sentence
-    assert judge([claim()], rows(UP, study="drift")) == ()
-    assert judge([claim()], table_of([])) == ()
+    assert evaluate_claims([claim()], rows(UP, study="drift")) == ()
+    assert evaluate_claims([claim()], table_of([])) == ()
 
 
 def test_filters_pick_only_their_rows():
     test = {"metric": "gain", "condition": "over bag of tokens", "items": ["cities.*"], "split": "entity"}
-    (verdict,) = judge([claim(test=test)], rows(DOWN, split="shared token"))
+    (verdict,) = evaluate_claims([claim(test=test)], rows(DOWN, split="shared token"))
     assert verdict.verdict == "not tested"
-    (verdict,) = judge([claim(test=test)], rows(UP, split="entity"))
+    (verdict,) = evaluate_claims([claim(test=test)], rows(UP, split="entity"))
     assert verdict.verdict == "supported"
 
 
 def test_the_shipped_claims_are_all_tested_by_the_rows_of_their_study():
-    held = [c for c in load() if c.study == "entities"]
+    held = [c for c in load_claims() if c.study == "entities"]
     assert len({c.id for c in held}) == len(held) >= 8
-    verdicts = {v.claim.id: v.verdict for v in judge(held, synthetic.table(blocks=2))}
+    verdicts = {v.claim.id: v.verdict for v in evaluate_claims(held, synthetic.table(blocks=2))}
     assert set(verdicts) == {c.id for c in held}
     assert verdicts.pop("random-encoders") == "refuted"
     assert set(verdicts.values()) == {"supported"}
@@ -101,35 +105,19 @@ def test_the_claims_of_relations_are_tested_by_rows_as_the_study_writes_them():
     cases = [
         Row(metric="faithfulness", item="a", value=0.8, lo=0.7, hi=0.9, **at),
         Row(metric="faithfulness", item="b", value=0.3, lo=0.2, hi=0.4, **at),
-        Row(
-            metric="gain",
-            definition="concept accuracy",
-            condition="over ridge probe",
-            item="a",
-            value=0,
-            lo=-0.1,
-            hi=0.1,
-            **at,
-        ),
-        Row(
-            metric="gain",
-            definition="edit success",
-            condition="over random step, as long",
-            item="a",
-            value=1,
-            lo=0.9,
-            hi=1,
-            **at,
-        ),
+        Row(metric="gain", definition="concept accuracy", condition="over ridge probe", item="a", value=0, lo=-0.1, hi=0.1, **at),
+        Row(metric="gain", definition="edit success", condition="over random step, as long", item="a", value=1, lo=0.9, hi=1, **at),
     ]
-    verdicts = {v.claim.id: v.verdict for v in judge(load(), table_of(cases))}
+    verdicts = {v.claim.id: v.verdict for v in evaluate_claims(load_claims(), table_of(cases))}
     assert verdicts == {
-        "linear-relations": "supported", "concepts-beat-probes": "undecided", "facts-edited-through-the-map": "supported",
-    }  # fmt: skip
+        "linear-relations": "supported",
+        "concepts-beat-probes": "undecided",
+        "facts-edited-through-the-map": "supported",
+    }
 
 
 def test_a_network_that_adds_nothing_supports_no_claim_that_it_does():
-    verdicts = {v.claim.id: v.verdict for v in judge(load(), synthetic.table(blocks=2, gap=0.0))}
+    verdicts = {v.claim.id: v.verdict for v in evaluate_claims(load_claims(), synthetic.table(blocks=2, gap=0.0))}
     assert verdicts["composition"] == "undecided"
     assert verdicts["last-token"] != "supported"
     assert verdicts["random-encoders"] != "refuted"
@@ -152,14 +140,10 @@ def test_a_bad_file_is_our_fault_and_says_where(text, says, tmp_path):
         'refuted_when = "hi < threshold"\nrefutation = "b"\nsource = { authors = "A", year = 2020, url = "https://x.org" }\n'
         'test = { metric = "m", condition = "c", items = ["*"] }\n'
     )
-    held = {
-        None: good + good,
-        "refuted_when": good.replace("hi < threshold", "lo > threshold"),
-        "typo": good + "typo = 1\n",
-    }
+    held = {None: good + good, "refuted_when": good.replace("hi < threshold", "lo > threshold"), "typo": good + "typo = 1\n"}
     path = tmp_path / "claims.toml"
     path.write_text(good)
-    assert load(path)[0].threshold == 0.0
+    assert load_claims(path)[0].threshold == 0.0
     path.write_text(held.get(text, text))
     with pytest.raises(RuntimeError, match=says):
-        load(path)
+        load_claims(path)

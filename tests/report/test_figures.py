@@ -6,35 +6,26 @@ import pytest
 
 from report import synthetic
 from repscope.errors import UserError
-from repscope.report import figures, grids
+from repscope.report.charts import grids, layers
 from repscope.report.style import SHARED, STYLES, spec_of, styles_of
 from repscope.results import Row, table_of
 
 TABLE = synthetic.table(blocks=6)
 CITY = TABLE[TABLE["item"] == "cities.continent"]
 CHARTS = {
-    "by_layer": lambda: figures.by_layer(CITY, metric_title="accuracy"),
-    "context_cut": lambda: figures.context_cut(CITY),
-    "heat_map": lambda: figures.heat_map(CITY),
-    "gains": lambda: figures.gains(TABLE),
-    "chosen": lambda: figures.chosen(TABLE),
-    "places": lambda: figures.places(*synthetic.places(synthetic.HOSTILE)),
-    "predicted_against_true": lambda: figures.predicted_against_true(synthetic.numbers(), "log10 people"),
-    "lens": lambda: figures.lens(synthetic.lens()),
+    "by_layer": lambda: layers.by_layer(CITY, metric_title="accuracy"),
+    "context_cut": lambda: layers.context_cut(CITY),
+    "heat_map": lambda: layers.heat_map(CITY),
+    "gains": lambda: layers.gains(TABLE),
+    "chosen": lambda: layers.chosen(TABLE),
+    "places": lambda: layers.places(*synthetic.places(synthetic.HOSTILE)),
+    "predicted_against_true": lambda: layers.predicted_against_true(synthetic.numbers(), "log10 people"),
+    "lens": lambda: layers.lens(synthetic.lens()),
 }
 
 
 METHODS = table_of(
-    Row(
-        metric="recovered",
-        model="planted",
-        item=item,
-        condition=condition,
-        value=value,
-        lo=value - 0.1,
-        hi=value + 0.1,
-        n=5,
-    )
+    Row(metric="recovered", model="planted", item=item, condition=condition, value=value, lo=value - 0.1, hi=value + 0.1, n=5)
     for item, condition, value in (
         ("ours", "estimate", 1.9),
         ("random", "random", 0.1),
@@ -42,7 +33,7 @@ METHODS = table_of(
         ("b", "estimate", 2.0),
     )
 )
-CHARTS["ranked"] = lambda: figures.ranked(METHODS, title="share")
+CHARTS["ranked"] = lambda: layers.ranked(METHODS, title="share")
 
 
 def rows(chart: alt.LayerChart) -> list[dict]:
@@ -55,7 +46,7 @@ def test_every_figure_is_valid_and_renders(name, tmp_path):
     chart = CHARTS[name]()
     spec = json.dumps(spec_of(chart))  # checked against the schema of Vega-Lite
     assert len(spec) < 100_000, "data in a page stay small"
-    svg = figures.save(chart, tmp_path / "figure.svg").read_text()
+    svg = layers.save(chart, tmp_path / "figure.svg").read_text()
     assert svg.startswith("<svg")
     assert svg.count("mark-") >= 2
     assert svg.count("<path") > 10
@@ -63,12 +54,12 @@ def test_every_figure_is_valid_and_renders(name, tmp_path):
 
 @pytest.mark.parametrize(("suffix", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF")])
 def test_figures_for_papers(suffix, magic, tmp_path):
-    assert figures.save(CHARTS["gains"](), tmp_path / f"a.{suffix}").read_bytes().startswith(magic)
+    assert layers.save(CHARTS["gains"](), tmp_path / f"a.{suffix}").read_bytes().startswith(magic)
 
 
 def test_save_refuses_other_formats(tmp_path):
     with pytest.raises(UserError, match=r"figure format '\.jpg'.*\.png"):
-        figures.save(CHARTS["gains"](), tmp_path / "a.jpg")
+        layers.save(CHARTS["gains"](), tmp_path / "a.jpg")
     assert not list(tmp_path.iterdir())
 
 
@@ -87,21 +78,33 @@ def test_every_condition_of_the_study_has_a_style_and_keeps_it():
 @pytest.mark.parametrize(
     "together",
     [
-        ["estimate", "ridge map, whole half", "ridge map, the same examples", "translation", "logit lens",
-         "map on another subject's vector", "map from the embedding", "majority object"],
-        ["estimate", "ridge probe", "logistic probe", "mean mass", "difference of means", "shuffled objects",
-         "inverse of each, then mean", "majority object"],
+        [
+            "estimate",
+            "ridge map, whole half",
+            "ridge map, the same examples",
+            "translation",
+            "logit lens",
+            "map on another subject's vector",
+            "map from the embedding",
+            "majority object",
+        ],
+        [
+            "estimate",
+            "ridge probe",
+            "logistic probe",
+            "mean mass",
+            "difference of means",
+            "shuffled objects",
+            "inverse of each, then mean",
+            "majority object",
+        ],
         ["estimate", "random step, as long", "subjects' own vectors"],
     ],
-)  # fmt: skip
+)
 def test_controls_of_relations_that_stand_together_look_different(together):
     styles = styles_of(together)
     assert len({s.color for s in styles.values()}) == len({s.dash for s in styles.values()}) == len(together)
-    assert (
-        styles_of(["over translation"])["over translation"] == styles["translation"]
-        if "translation" in styles
-        else True
-    )
+    assert styles_of(["over translation"])["over translation"] == styles["translation"] if "translation" in styles else True
 
 
 CELLS = pd.DataFrame(
@@ -118,10 +121,16 @@ def test_a_grid_writes_each_value_in_its_cell():
 
 
 def test_a_dose_curve_draws_its_controls_as_rules():
-    frame = pd.DataFrame({
-        "dose": [1.0, 2.0, None], "condition": ["estimate", "estimate", "random step, as long"], "value": [0.5, 0.7, 0.1],
-        "lo": [0.4, 0.6, 0.0], "hi": [0.6, 0.8, 0.2], "n": [9, 9, 9],
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "dose": [1.0, 2.0, None],
+            "condition": ["estimate", "estimate", "random step, as long"],
+            "value": [0.5, 0.7, 0.1],
+            "lo": [0.4, 0.6, 0.0],
+            "hi": [0.6, 0.8, 0.2],
+            "n": [9, 9, 9],
+        }
+    )
     drawn = rows(grids.dose(frame, x_title="dose", value_title="success"))
     assert {r["condition"] for r in drawn if "dose" not in r} == {"random step, as long"}
     assert {r["dose"] for r in drawn if "dose" in r} == {1, 2}
@@ -153,8 +162,11 @@ def test_by_layer_draws_all_controls_with_intervals_and_nothing_else():
 
 def test_context_cut_draws_full_and_cut():
     assert {r["condition"] for r in rows(CHARTS["context_cut"]())} == {
-        "full context", "last token", "last 2 tokens", "last 3 tokens",
-    }  # fmt: skip
+        "full context",
+        "last token",
+        "last 2 tokens",
+        "last 3 tokens",
+    }
 
 
 @pytest.mark.parametrize("name", ["by_layer", "context_cut", "heat_map", "gains", "chosen"])
@@ -165,7 +177,7 @@ def test_the_index_of_a_table_means_nothing(name, monkeypatch):
     assert rows(CHARTS[name]()) == expected
 
 
-@pytest.mark.parametrize("figure", [figures.context_cut, figures.heat_map])
+@pytest.mark.parametrize("figure", [layers.context_cut, layers.heat_map])
 def test_figures_of_one_item_refuse_two(figure):
     with pytest.raises(ValueError, match="draws one item"):
         figure(TABLE)
@@ -179,21 +191,17 @@ def test_heat_map_shows_what_lies_above_shuffled_labels():
     x = spec_of(chart)["layer"][0]["encoding"]["x"]["sort"]
     assert [label.split("\n") for label in x] == [[t, "n 300"] for t in ("first", "−3", "−2", "last")]
     with pytest.raises(ValueError, match="shuffled labels"):
-        figures.heat_map(CITY[CITY["condition"] == "estimate"])
+        layers.heat_map(CITY[CITY["condition"] == "estimate"])
 
 
 def test_chosen_takes_each_control_once_and_sorts_items():
     chart = CHARTS["chosen"]()
     drawn = rows(chart)
     assert len({(r["item"], r["condition"]) for r in drawn}) == len(drawn)
-    assert {r["condition"] for r in drawn if r["item"] == "cities.continent"} == {
-        "estimate", *synthetic.LAYERED, *synthetic.FLAT,
-    }  # fmt: skip
+    assert {r["condition"] for r in drawn if r["item"] == "cities.continent"} == {"estimate", *synthetic.LAYERED, *synthetic.FLAT}
     best = {r["item"]: r["value"] for r in drawn if r["condition"] == "estimate"}
     assert spec_of(chart)["layer"][0]["encoding"]["y"]["sort"] == sorted(best, key=best.get, reverse=True)
-    assert "−0.5 or below" in str(spec_of(chart)["layer"][0]["encoding"]["x"]["title"]), (
-        "an R² of −1.7 is told, not hidden"
-    )
+    assert "−0.5 or below" in str(spec_of(chart)["layer"][0]["encoding"]["x"]["title"]), "an R² of −1.7 is told, not hidden"
 
 
 def test_gains_has_a_row_an_item_and_control_and_a_zero_line():
@@ -204,17 +212,17 @@ def test_gains_has_a_row_an_item_and_control_and_a_zero_line():
 
 def test_places_thins_the_backdrop_and_keeps_the_land():
     frame, backdrop = synthetic.places()
-    data = spec_of(figures.places(frame, backdrop))["datasets"].values()
+    data = spec_of(layers.places(frame, backdrop))["datasets"].values()
     land = pd.DataFrame(next(d for d in data if "name" not in d[0]))
     assert 1500 < len(land) <= 2500
     assert (land["x"].min(), land["x"].max()) < (-150, 170)
     assert (land["x"] > 60).sum() > 500, "thinning by cell leaves Asia its shape"
     with pytest.raises(KeyError):
-        figures.places(frame.drop(columns="group"), backdrop)
+        layers.places(frame.drop(columns="group"), backdrop)
 
 
 def test_lens_shows_white_space_and_puts_the_last_block_on_top():
-    chart = figures.lens(synthetic.lens((" a", "\n", "x" * 60)))
+    chart = layers.lens(synthetic.lens((" a", "\n", "x" * 60)))
     drawn = rows(chart)
     assert {r["says"] for r in drawn} == {"·a", "⏎", "x" * 15 + "…"}
     assert spec_of(chart)["layer"][0]["encoding"]["y"]["sort"][:: len(range(-1, 12)) - 1] == ["11", "emb"]
@@ -222,14 +230,14 @@ def test_lens_shows_white_space_and_puts_the_last_block_on_top():
 
 def test_missing_intervals_become_null_not_nan():
     table = CITY.assign(lo=float("nan"), hi=float("nan"))
-    drawn = rows(figures.by_layer(table, metric_title="accuracy"))
+    drawn = rows(layers.by_layer(table, metric_title="accuracy"))
     assert {r["lo"] for r in drawn} == {None}
 
 
 def test_methods_stand_best_first_with_their_controls_and_nothing_at_the_edge():
-    spec = spec_of(figures.ranked(METHODS, title="share"))
+    spec = spec_of(layers.ranked(METHODS, title="share"))
     assert spec["layer"][0]["encoding"]["y"]["sort"] == ["truth", "b", "ours", "random"]
-    assert max(r["value"] for r in rows(figures.ranked(METHODS, title="share"))) == 2.5
+    assert max(r["value"] for r in rows(layers.ranked(METHODS, title="share"))) == 2.5
     assert "clamp" not in spec["layer"][1]["encoding"]["x"]["scale"]
     with pytest.raises(ValueError, match="one metric"):
-        figures.ranked(pd.concat([METHODS, METHODS.assign(metric="mmcs")]), title="share")
+        layers.ranked(pd.concat([METHODS, METHODS.assign(metric="mmcs")]), title="share")

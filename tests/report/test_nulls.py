@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from repscope.report.claims import judge, load
+from repscope.report.claims import evaluate_claims, load_claims
 from repscope.results import Row, table_of
 
-CLAIMS = {claim.id: claim for claim in load()}
+CLAIMS = {claim.id: claim for claim in load_claims()}
 AT = {"study": "entities", "site": "chosen on the other half", "token": "last", "split": "entity"}
 
 
@@ -25,7 +25,7 @@ def scores(metric, item="cities.x", model="m", **sides):
 
 
 def verdict(claim, *rows):
-    (found,) = judge([CLAIMS[claim]], table_of([r for part in rows for r in part]))
+    (found,) = evaluate_claims([CLAIMS[claim]], table_of([r for part in rows for r in part]))
     return found
 
 
@@ -60,7 +60,7 @@ NOTHING = {"shuffled_labels": -1.7}
         ("last-token", "r2", {"estimate": 0.5, "first_token_alone": -0.1, **NOTHING}, "supported"),
         ("last-token", "r2", {"estimate": -0.1, "first_token_alone": 0.5, **NOTHING}, "refuted"),
     ],
-)  # fmt: skip
+)
 def test_a_comparison_decides_only_above_its_null(claim, metric, sides, expected):
     assert verdict(claim, scores(metric, **sides)).verdict == expected
 
@@ -102,17 +102,25 @@ def test_the_null_is_of_the_same_model_and_place():
         ("prompting-steers-more", "effect", {"estimate": -0.5, "prompting": 0.0, "random directions": 0.1}, "undecided"),
         ("prompting-steers-more", "effect", {"estimate": 2.0, "prompting": 0.5, "random directions": 0.1}, "refuted"),
     ],
-)  # fmt: skip
+)
 def test_the_rule_holds_in_every_study(claim, where, values, expected):
     study = CLAIMS[claim].study
     at = AT | {"study": study, "item": "i", "split": "halves", "token": ""}
     rows = [Row(metric=where, condition=k, value=v, lo=v - 0.05, hi=v + 0.05, **at) for k, v in values.items()]
     ours = values["estimate"]
     rows += [
-        Row(metric="gain", definition=where if study == "relations" else "", condition=f"over {k}", value=ours - v,
-            lo=ours - v - 0.03, hi=ours - v + 0.03, **at)
-        for k, v in values.items() if k != "estimate"
-    ]  # fmt: skip
+        Row(
+            metric="gain",
+            definition=where if study == "relations" else "",
+            condition=f"over {k}",
+            value=ours - v,
+            lo=ours - v - 0.03,
+            hi=ours - v + 0.03,
+            **at,
+        )
+        for k, v in values.items()
+        if k != "estimate"
+    ]
     assert verdict(claim, rows).verdict == expected
 
 
@@ -121,13 +129,20 @@ def test_a_gain_of_a_named_score_is_compared_with_that_scores_null():
 
     def rows(means, probe):
         held = {"difference of means": means, "logistic regression": probe, "random directions": 0.2}
-        made = [
-            Row(metric="effect", item="s", condition=k, value=v, lo=v - 0.05, hi=v + 0.05, **at)
-            for k, v in held.items()
-        ]
+        made = [Row(metric="effect", item="s", condition=k, value=v, lo=v - 0.05, hi=v + 0.05, **at) for k, v in held.items()]
         gain = means - probe
-        return [*made, Row(metric="gain", item="s: difference of means", condition="over logistic regression", value=gain,
-                           lo=gain - 0.02, hi=gain + 0.02, **at)]  # fmt: skip
+        return [
+            *made,
+            Row(
+                metric="gain",
+                item="s: difference of means",
+                condition="over logistic regression",
+                value=gain,
+                lo=gain - 0.02,
+                hi=gain + 0.02,
+                **at,
+            ),
+        ]
 
     assert verdict("means-steer-more-than-probes", rows(0.9, 0.5)).verdict == "supported"
     assert verdict("means-steer-more-than-probes", rows(0.1, -0.5)).verdict == "undecided"

@@ -5,7 +5,8 @@ import pytest
 from markupsafe import escape
 
 from report import browser, synthetic
-from repscope.report import claims, figures
+from repscope.report import claims
+from repscope.report.charts import layers
 from repscope.report.page import Figure, Page, Section, Table, render, write
 
 TABLE = synthetic.table(blocks=8)
@@ -18,14 +19,14 @@ def build(names: tuple[str, ...] = synthetic.HOSTILE) -> Page:
     bad = " ".join(names)
     hostile = TABLE.assign(item=TABLE["item"].str.replace("elements.series", bad, regex=False))
     charts = {
-        "chosen": figures.chosen(hostile),
-        "gains": figures.gains(hostile),
-        "by layer": figures.by_layer(CITY, metric_title="accuracy"),
-        "context": figures.context_cut(CITY),
-        "tokens": figures.heat_map(CITY),
-        "places": figures.places(*synthetic.places(names)),
-        "numbers": figures.predicted_against_true(synthetic.numbers(names), "log10 people"),
-        "lens": figures.lens(synthetic.lens((*names, " Paris", "\n"))),
+        "chosen": layers.chosen(hostile),
+        "gains": layers.gains(hostile),
+        "by layer": layers.by_layer(CITY, metric_title="accuracy"),
+        "context": layers.context_cut(CITY),
+        "tokens": layers.heat_map(CITY),
+        "places": layers.places(*synthetic.places(names)),
+        "numbers": layers.predicted_against_true(synthetic.numbers(names), "log10 people"),
+        "lens": layers.lens(synthetic.lens((*names, " Paris", "\n"))),
     }
     drawn = tuple(Figure(chart, f"{title} {bad}", f"Caption {bad}") for title, chart in charts.items())
     table = Table(pd.DataFrame({"name": list(names), "value": [0.12345] * len(names)}), f"Names {bad}", bad)
@@ -34,7 +35,7 @@ def build(names: tuple[str, ...] = synthetic.HOSTILE) -> Page:
         question=f"Is it? {bad}",
         answer=f"Yes, by 30 points.\n\n{bad}",
         sections=(Section(f"What {bad}", f"One.\n\nTwo {bad}", (*drawn, table, Table(WIDE, "Wide"))),),
-        verdicts=claims.judge(claims.load(), hostile),
+        verdicts=claims.evaluate_claims(claims.load_claims(), hostile),
         notes=(f"3 rows dropped {bad}",),
         facts={"model": "tiny", "fingerprint": "9f" * 40, f"option {bad}": bad},
     )
@@ -76,15 +77,15 @@ def test_order_and_semantics(html):
     bad = str(escape(" ".join(synthetic.HOSTILE)))
     html = re.sub(r"<script.*?</script>", "", html, flags=re.S)
     assert re.findall(r"<h(\d)>(.*?)</h\d>", html) == [
-        ("1", f"Entities {bad}"), ("2", f"What {bad}"), ("2", "What the literature claims, and what this run says"),
-        ("2", "Notes"), ("2", "How this was made"),
-    ]  # fmt: skip
+        ("1", f"Entities {bad}"),
+        ("2", f"What {bad}"),
+        ("2", "What the literature claims, and what this run says"),
+        ("2", "Notes"),
+        ("2", "How this was made"),
+    ]
     assert '<html lang="en">' in html
     assert f"<title>Entities {bad}</title>" in html
-    assert re.findall(r'class="number">(\w+ \d)\.', html) == [f"Figure {i}" for i in range(1, 9)] + [
-        "Table 1",
-        "Table 2",
-    ]
+    assert re.findall(r'class="number">(\w+ \d)\.', html) == [f"Figure {i}" for i in range(1, 9)] + ["Table 1", "Table 2"]
     assert '<td class="numeric">0.123</td>' in html
     assert '<td class="numeric">−3.00</td>' in html
     assert '<td class="numeric">1e−09</td>' in html
@@ -100,10 +101,15 @@ def test_a_page_without_figures_carries_no_script_and_no_empty_section():
 
 
 def test_cells_of_every_kind():
-    frame = pd.DataFrame({
-        "whole": pd.array([1, None], dtype="Int64"), "flag": [True, False], "text": ["a", None],
-        "number": [float("nan"), 12345.6], "small": [100.0, 0.5],
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "whole": pd.array([1, None], dtype="Int64"),
+            "flag": [True, False],
+            "text": ["a", None],
+            "number": [float("nan"), 12345.6],
+            "small": [100.0, 0.5],
+        }
+    )
     html = render(Page("t", "q", "a", (Section("s", "", (Table(frame, "x"),)),)))
     cells = re.findall(r"<td.*?>(.*?)</td>", html)
     assert cells == ["1", "yes", "a", "–", "100", "–", "no", "–", "12346", "0.500"]
@@ -123,8 +129,7 @@ def test_the_page_in_a_real_browser(chromium, path, width):
         assert held.dialogs == []
         assert held.overflow() <= 0, "no sideways scroll"
         marks = held.page.eval_on_selector_all(
-            ".chart",
-            "boxes => boxes.map(b => b.querySelectorAll('svg [class*=mark-] path, svg [class*=mark-] text').length)",
+            ".chart", "boxes => boxes.map(b => b.querySelectorAll('svg [class*=mark-] path, svg [class*=mark-] text').length)"
         )
         assert len(marks) == 8
         assert min(marks) > 10

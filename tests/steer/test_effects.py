@@ -7,9 +7,9 @@ import torch
 from repscope.data.contrasts import Choice
 from repscope.errors import UserError
 from repscope.models.edits import Edit
-from repscope.models.prompts import Prompt, followed
-from repscope.models.tiny import tiny
+from repscope.models.prompts import Prompt, with_continuation
 from repscope.steer.effects import Added, divergence, in_turn, log_odds, repeated, written
+from repscope.worlds.tiny import tiny
 
 CHOICES = [
     Choice("The soup was", " good", " bad", "a"),
@@ -52,7 +52,7 @@ def test_many_vectors_at_many_sites_are_each_alone(lm):
 
 
 def test_divergence_is_the_sum_over_the_vocabulary(lm):
-    text = followed("The soup was", " good and hot")
+    text = with_continuation("The soup was", " good and hot")
     added = [Added("resid_post.1", v) for v in vectors(2)]
     found = divergence(lm, [text, text], added)
 
@@ -74,7 +74,7 @@ def test_a_vector_of_no_length_does_nothing(lm):
     nothing = Added("resid_post.1", np.zeros(32))
     odds = log_odds(lm, CHOICES, [nothing])
     np.testing.assert_array_equal(odds[0], odds[1])
-    assert divergence(lm, [followed("The soup", " was")], [nothing])[0, 0] == 0
+    assert divergence(lm, [with_continuation("The soup", " was")], [nothing])[0, 0] == 0
 
 
 def test_what_is_written_and_what_the_unsteered_model_says_of_it(lm):
@@ -114,8 +114,5 @@ def test_an_edit_changes_the_same_rows_in_forks_below_an_edit(lm):
     with lm.edit(Edit.add("resid_post.0", vectors(1, seed=5)[0])):
         inside = log_odds(lm, CHOICES[:1], [one])
         with lm.edit(one.edit()):
-            both = (
-                lm.score([CHOICES[0].prompt], [CHOICES[0].yes]).logprob
-                - lm.score([CHOICES[0].prompt], [CHOICES[0].no]).logprob
-            )
+            both = lm.score([CHOICES[0].prompt], [CHOICES[0].yes]).logprob - lm.score([CHOICES[0].prompt], [CHOICES[0].no]).logprob
     np.testing.assert_allclose(inside[1], both, atol=2e-5)

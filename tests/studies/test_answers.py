@@ -6,10 +6,10 @@ import pytest
 from families import build, build_tokenizer
 from repscope.errors import UserError
 from repscope.models.language import LanguageModel
-from repscope.models.tiny import tiny
-from repscope.studies.entities import ENTITIES, EntitiesOptions
-from repscope.studies.relations import LEAST_KNOWN, RELATIONS, RelationsOptions
-from repscope.studies.study import Run
+from repscope.studies.entities.steps import ENTITIES, EntitiesOptions
+from repscope.studies.relations.steps import LEAST_KNOWN, RELATIONS, RelationsOptions
+from repscope.studies.run.study import Run
+from repscope.worlds.tiny import tiny
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,7 @@ def answered(study, options, out, lm=None):
 
 
 def test_every_attribute_that_was_asked_for_is_in_the_answer(towns, tmp_path):
-    lines, page = answered(
-        ENTITIES, EntitiesOptions(entities=(towns,), attribute=("kind", "rare", "size"), **SMALL), tmp_path
-    )
+    lines, page = answered(ENTITIES, EntitiesOptions(entities=(towns,), attribute=("kind", "rare", "size"), **SMALL), tmp_path)
     text = " ".join(lines)
     assert "Kind of 40 items: accuracy" in text
     assert "Size of 40 items: R²" in text
@@ -56,13 +54,7 @@ def test_tiny_drops_nothing_that_was_named():
     few = EntitiesOptions(tiny=True).sized()
     assert (few.entities, few.folds, few.attribute) == (("cities",), 3, ("continent", "latitude"))
     named = EntitiesOptions(
-        tiny=True,
-        entities=("countries", "elements"),
-        folds=4,
-        shuffles=7,
-        context=3,
-        max_items=90,
-        template=("a {}", "b {}"),
+        tiny=True, entities=("countries", "elements"), folds=4, shuffles=7, context=3, max_items=90, template=("a {}", "b {}")
     ).sized()
     assert named.entities == ("countries", "elements")
     assert (named.folds, named.shuffles, named.context, named.max_items) == (4, 7, 3, 90)
@@ -76,15 +68,13 @@ def test_tiny_drops_nothing_that_was_named():
 
 def test_a_template_that_was_given_is_used_in_the_small_forms_too(towns, tmp_path):
     own = EntitiesOptions(entities=(towns,), template=("one {}", "two {}"), **SMALL)
-    from repscope.studies.entities import subjects
+    from repscope.studies.entities.steps import subjects
 
     (subject,) = subjects(Run(ENTITIES, own, out=tmp_path))
     assert subject.templates == ("one {}", "two {}")
 
 
-@pytest.mark.parametrize(
-    ("dtype", "precision"), [("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "float16")]
-)
+@pytest.mark.parametrize(("dtype", "precision"), [("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "float16")])
 def test_tiny_runs_in_the_precision_that_it_states(dtype, precision, tmp_path):
     made = Run(ENTITIES, EntitiesOptions(tiny=True, dtype=dtype, device="cpu"), out=tmp_path)
     assert next(made.network.model.parameters()).dtype.__str__() == f"torch.{precision}"
@@ -110,21 +100,13 @@ def test_names_that_the_context_drops_are_named_where_too_few_are_left(tmp_path)
     names = [f"Town {i}" if i < 10 else " ".join([f"Town {i}"] * 20) for i in range(40)]
     pd.DataFrame({"name": names, "kind": ["a", "b"] * 20}).to_csv(path, index=False)
     options = EntitiesOptions(entities=(str(path),), **{**SMALL, "tiny": False})
-    with pytest.raises(
-        UserError, match=r"30 of 40 names are dropped, as short takes 32 tokens .* of the others: No attribute"
-    ):
+    with pytest.raises(UserError, match=r"30 of 40 names are dropped, as short takes 32 tokens .* of the others: No attribute"):
         Run(ENTITIES, options, out=tmp_path / "runs", lm=short_context(32)).answer()
 
 
 def test_a_relation_that_the_model_does_not_know_is_named_with_the_minimum(tmp_path):
     options = RelationsOptions(
-        relations=("country-capital", "city-continent"),
-        examples=2,
-        splits=1,
-        trials=1,
-        max_items=20,
-        edits=0,
-        ranks=(2,),
+        relations=("country-capital", "city-continent"), examples=2, splits=1, trials=1, max_items=20, edits=0, ranks=(2,)
     )
     lines, page = answered(RELATIONS, options, tmp_path, tiny())
     for name in options.relations:

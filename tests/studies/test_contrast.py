@@ -9,21 +9,19 @@ import repscope as rs
 from repscope.cli import run as main
 from repscope.directions import DirectionSet
 from repscope.errors import UserError
-from repscope.models.tiny import tiny
-from repscope.report.figures import CHOSEN
+from repscope.report.charts.layers import CHOSEN
 from repscope.results import ESTIMATE
-from repscope.steer.contrast import METHODS, SHUFFLED
-from repscope.steer.controls import RANDOM
-from repscope.studies.contrast import CONTRAST, ContrastOptions, halves
-from repscope.studies.study import Run
+from repscope.steer.from_texts import METHODS, SHUFFLED
+from repscope.steer.random_directions import RANDOM
+from repscope.studies.contrast.steps import CONTRAST, ContrastOptions, halves
+from repscope.studies.run.study import Run
+from repscope.worlds.tiny import tiny
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     made = Run(
-        CONTRAST,
-        ContrastOptions(tiny=True, most_damage=50.0, strengths=(0.5, 1.0, 3.0)),
-        out=tmp_path_factory.mktemp("runs"),
+        CONTRAST, ContrastOptions(tiny=True, most_damage=50.0, strengths=(0.5, 1.0, 3.0)), out=tmp_path_factory.mktemp("runs")
     )
     made.answer()
     return made
@@ -49,13 +47,7 @@ def test_halves_share_no_group_and_no_opening():
 
 def test_the_page_the_direction_and_its_files(run):
     page = (run.folder / "report.html").read_text()
-    for text in (
-        "Effect by strength",
-        "Damage to fluency",
-        "What there was to choose from",
-        "Continuations",
-        "by block",
-    ):
+    for text in ("Effect by strength", "Damage to fluency", "What there was to choose from", "Continuations", "by block"):
         assert text in page
     kept = DirectionSet.load(run.folder / "artifacts" / "sentiment.safetensors")
     arrays = run.results["dose"].arrays
@@ -63,9 +55,7 @@ def test_the_page_the_direction_and_its_files(run):
     assert kept[0].scale == pytest.approx(float(arrays["scale"][0]))
     assert (kept[0].works is None) == bool(np.isnan(arrays["works"][0]))
     if kept[0].works is not None:
-        at = run.table[
-            (run.table["site"] == CHOSEN) & (run.table["item"] == "sentiment") & (run.table["split"] == "halves")
-        ]
+        at = run.table[(run.table["site"] == CHOSEN) & (run.table["item"] == "sentiment") & (run.table["split"] == "halves")]
         assert {ESTIMATE, RANDOM, "prompting"} <= set(at[at["metric"] == "effect"]["condition"])
         assert f"over {RANDOM}" in set(at[at["metric"] == "gain"]["condition"])
     gguf = DirectionSet.load(run.folder / "artifacts" / "sentiment.gguf")
@@ -82,9 +72,7 @@ def test_a_second_run_computes_nothing(run):
 
 def test_own_files_and_their_mistakes(tmp_path):
     pairs = tmp_path / "shout.csv"
-    pairs.write_text(
-        "positive,negative\n" + "".join(f"The tale {i} ends well!,The tale {i} ends badly.\n" for i in range(24))
-    )
+    pairs.write_text("positive,negative\n" + "".join(f"The tale {i} ends well!,The tale {i} ends badly.\n" for i in range(24)))
     made = Run(CONTRAST, ContrastOptions(tiny=True, contrast=str(pairs)), out=tmp_path / "runs")
     made.answer()
     assert (made.folder / "artifacts" / "shout.safetensors").is_file()
@@ -94,9 +82,7 @@ def test_own_files_and_their_mistakes(tmp_path):
         Run(CONTRAST, ContrastOptions(tiny=True, contrast=str(labelled)), out=tmp_path / "l").answer()
     asked = tmp_path / "asked.csv"
     asked.write_text("prompt,yes,no\n" + "".join(f"Question {i}:, yes, no\n" for i in range(12)))
-    loose = ContrastOptions(
-        tiny=True, contrast=str(labelled), choices=str(asked), positive="yes", methods=tuple(METHODS)[:3]
-    )
+    loose = ContrastOptions(tiny=True, contrast=str(labelled), choices=str(asked), positive="yes", methods=tuple(METHODS)[:3])
     Run(CONTRAST, loose, out=tmp_path / "runs").answer()
     with pytest.raises(UserError, match="no block 9"):
         Run(CONTRAST, ContrastOptions(tiny=True, blocks=(9,)), out=tmp_path / "b").answer()
@@ -133,14 +119,12 @@ def test_five_lines_of_python_make_the_direction_of_the_study(pairs, tmp_path):
     assert (found.site, found.scale) == (kept.site, kept.scale)
     assert not {*first.openings} & {*second.openings}
     rows = made.results["fit"].side["directions"]["name"].tolist()
-    np.testing.assert_array_equal(
-        made.results["fit"].arrays["vectors"][rows.index(best.name)], fits.directions[best.name].vector
-    )
+    np.testing.assert_array_equal(made.results["fit"].arrays["vectors"][rows.index(best.name)], fits.directions[best.name].vector)
 
 
 def test_steer_takes_a_file_as_python_does(pairs, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("REPSCOPE_CACHE", str(tmp_path))
-    monkeypatch.setattr("repscope.models.sources.load", lambda *args, **how: tiny())
+    monkeypatch.setattr("repscope.models.loading.sources.load", lambda *args, **how: tiny())
     assert main(["steer", "tiny", str(pairs), "--prompt", "The day", "--tokens", "3", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     found = rs.steer.learned(tiny(), rs.contrast(pairs), fresh=True)

@@ -8,12 +8,12 @@ import pytest
 from repscope.cli import run as command_line
 from repscope.data.requests import requests
 from repscope.directions import DirectionSet
+from repscope.discovery.comparison import DISCOVERY_METHODS, DISCOVERY_METRICS, clusters
 from repscope.errors import UserError
 from repscope.results import ESTIMATE
-from repscope.steer.compared import METHODS, METRICS, clusters
-from repscope.steer.controls import RANDOM
-from repscope.studies.discover import DISCOVER, DiscoverOptions
-from repscope.studies.study import Run
+from repscope.steer.random_directions import RANDOM
+from repscope.studies.discover.steps import DISCOVER, DiscoverOptions
+from repscope.studies.run.study import Run
 
 TINY = {"tiny": True, "vectors": 4, "steps": 2, "new_tokens": 2}
 
@@ -29,7 +29,7 @@ def test_every_method_has_every_number_and_chance_beside_it(run):
     table = run.results["summary"].table
     for item in (RANDOM, "L2", "L2 + contrastive", "Jacobian"):
         rows = table[(table["item"] == item) & (table["metric"] != "gain")]
-        assert set(rows["metric"]) == {*METRICS, "stability"}
+        assert set(rows["metric"]) == {*DISCOVERY_METRICS, "stability"}
         assert set(rows["condition"]) == {RANDOM if item == RANDOM else ESTIMATE}
         assert (rows["n"] == 2).all()
     gains = table[table["metric"] == "gain"]
@@ -70,10 +70,7 @@ def test_a_further_seed_leaves_the_cells_that_are_there(run, tmp_path):
     shutil.copytree(run.folder / ".steps", more.folder / ".steps")
     more.answer()
     assert more.folder != run.folder  # 3 is what is taken when nobody says, but tiny takes 2 then
-    assert set(more.took) == {f"{m} seed 2" for m in (RANDOM, "L2", "L2 + contrastive", "Jacobian")} | {
-        "summary",
-        "clusters",
-    }
+    assert set(more.took) == {f"{m} seed 2" for m in (RANDOM, "L2", "L2 + contrastive", "Jacobian")} | {"summary", "clusters"}
     again = Run(DISCOVER, more.options, out=tmp_path)
     again.answer()
     assert not again.took
@@ -144,6 +141,6 @@ def test_prompts_of_the_users(tmp_path):
 
 
 def test_the_table_of_methods_names_solvers_that_are_there():
-    from repscope.steer.discovery import SOLVERS
+    from repscope.discovery import SOLVERS
 
-    assert {m.solver for m in METHODS.values()} <= set(SOLVERS)
+    assert {m.solver for m in DISCOVERY_METHODS.values()} <= set(SOLVERS)

@@ -12,21 +12,17 @@ import torch
 from families import build
 from repscope.errors import UserError
 from repscope.models.language import LanguageModel
-from repscope.models.tiny import tiny
 from repscope.results import COLUMNS, ESTIMATE
-from repscope.studies.entities import ENTITIES, EntitiesOptions
-from repscope.studies.study import Run
+from repscope.studies.entities.steps import ENTITIES, EntitiesOptions
+from repscope.studies.run.study import Run
+from repscope.worlds.tiny import tiny
 
-CONTROLS = {
-    "shuffled labels", "bag of tokens", "random weights", "first token alone", "character n-grams", "majority class",
-}  # fmt: skip
+CONTROLS = {"shuffled labels", "bag of tokens", "random weights", "first token alone", "character n-grams", "majority class"}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    made = Run(
-        ENTITIES, EntitiesOptions(tiny=True, entities=("cities",), context=2), out=tmp_path_factory.mktemp("runs")
-    )
+    made = Run(ENTITIES, EntitiesOptions(tiny=True, entities=("cities",), context=2), out=tmp_path_factory.mktemp("runs"))
     made.answer()
     return made
 
@@ -52,8 +48,13 @@ def test_the_page_and_its_files(run):
     assert facts["precision"] == "float32, random weights"
     assert (run.folder / "artifacts" / "cities-probes.safetensors").is_file()
     assert {p.stem for p in (run.folder / "results").glob("*.parquet")} == {
-        "cities", "cities-random-weights", "cities-shared-tokens", "cities-context", "cities-summary", "verify",
-    }  # fmt: skip
+        "cities",
+        "cities-random-weights",
+        "cities-shared-tokens",
+        "cities-context",
+        "cities-summary",
+        "verify",
+    }
 
 
 @pytest.mark.browser
@@ -75,9 +76,7 @@ def test_the_page_in_a_real_browser(run, width):
 def test_the_answer_says_only_what_the_table_says(run):
     said = " ".join(ENTITIES.headline(run))
     chosen = run.table[(run.table["site"] == "chosen on the other half") & (run.table["split"] == "entity")]
-    row = chosen[
-        (chosen["condition"] == ESTIMATE) & (chosen["item"] == "cities.continent") & (chosen["metric"] == "accuracy")
-    ]
+    row = chosen[(chosen["condition"] == ESTIMATE) & (chosen["item"] == "cities.continent") & (chosen["metric"] == "accuracy")]
     assert f"{row['value'].iloc[0]:.2f} [{row['lo'].iloc[0]:.2f}, {row['hi'].iloc[0]:.2f}]" in said
 
 
@@ -110,9 +109,15 @@ def test_planted_composition_is_found_where_it_was_planted(tmp_path):
             kinds.append({"A": "early", "B": "late"}[head])
     pd.DataFrame({"name": names, "kind": kinds}).to_csv(tmp_path / "names.csv", index=False)
     options = EntitiesOptions(
-        entities=(str(tmp_path / "names.csv"),), attribute=("kind",), template=("x{}",), short=True, batch_tokens=9, shuffles=5,
-        folds=4, context=0,
-    )  # fmt: skip
+        entities=(str(tmp_path / "names.csv"),),
+        attribute=("kind",),
+        template=("x{}",),
+        short=True,
+        batch_tokens=9,
+        shuffles=5,
+        folds=4,
+        context=0,
+    )
     lm = planted()
     for i in range(4):
         lm.model.model.layers[i].self_attn.register_forward_hook(lambda m, a, o: (torch.zeros_like(o[0]), *o[1:]))
@@ -130,10 +135,7 @@ def test_planted_composition_is_found_where_it_was_planted(tmp_path):
 def test_an_encoder_is_not_given_controls_that_need_causality(tmp_path, tokenizer):
     lm = LanguageModel(build("bert"), tokenizer, "bert")
     made = Run(
-        ENTITIES,
-        EntitiesOptions(entities=("countries",), attribute=("continent",), short=True, shuffles=3),
-        out=tmp_path,
-        lm=lm,
+        ENTITIES, EntitiesOptions(entities=("countries",), attribute=("continent",), short=True, shuffles=3), out=tmp_path, lm=lm
     )
     made.answer()
     assert "first token alone" not in set(made.table["condition"])
@@ -148,13 +150,7 @@ def test_groups_stay_on_one_side(tmp_path):
     found = {}
     for group in (None, "family"):
         options = EntitiesOptions(
-            entities=(str(tmp_path / "t.csv"),),
-            attribute=("kind",),
-            group=group,
-            short=True,
-            shuffles=3,
-            context=0,
-            folds=4,
+            entities=(str(tmp_path / "t.csv"),), attribute=("kind",), group=group, short=True, shuffles=3, context=0, folds=4
         )
         made = Run(ENTITIES, options, out=tmp_path / "runs", lm=tiny(0))
         made.answer()

@@ -11,8 +11,8 @@ from repscope.cli import run as command
 from repscope.errors import UserError
 from repscope.results import ESTIMATE
 from repscope.studies.catalogue import study
-from repscope.studies.study import Run
-from repscope.trace.connectivity import GAP, HEIGHTS, height
+from repscope.studies.run.study import Run
+from repscope.trace.barriers import GAP, HEIGHTS, height
 
 TINY = {"tiny": True}
 
@@ -27,13 +27,7 @@ def done(tmp_path_factory):
 
 def test_the_page_has_figures_controls_and_how_it_was_made(done):
     page = (done.folder / "report.html").read_text()
-    for said in (
-        "Which runs are in one basin",
-        "When is a recipe open?",
-        "The opposite control",
-        "arms shuffled",
-        "no nudge",
-    ):
+    for said in ("Which runs are in one basin", "When is a recipe open?", "The opposite control", "arms shuffled", "no nudge"):
         assert said in page
     known = json.loads((done.folder / "study.json").read_text())
     assert known["model"] == "small-transformers"
@@ -131,7 +125,5 @@ def test_a_mistake_in_a_step_is_told(tmp_path):
     paths = study("paths")
     with pytest.raises(UserError):
         Run(
-            paths,
-            paths.options(**TINY, published=(tmp_path / "table.csv",), pretrainings=1, apart=0),
-            out=tmp_path / "runs",
+            paths, paths.options(**TINY, published=(tmp_path / "table.csv",), pretrainings=1, apart=0), out=tmp_path / "runs"
         ).answer()

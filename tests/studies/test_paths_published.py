@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 from repscope.data.published import Clusters
 from repscope.errors import UserError
 from repscope.results import Result
-from repscope.studies.paths_published import LEFT, published
+from repscope.studies.paths.published import LEFT, published
 
 SMALL = (3, 8, 11, 19, 25, 30, 36, 41)
 COLUMNS = ("MNLI dev acc.", "Lexical (nonent)", "by id", "heaps", "piled", "flat")

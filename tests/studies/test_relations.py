@@ -8,14 +8,20 @@ import pytest
 from repscope.directions import DirectionSet
 from repscope.errors import UserError
 from repscope.results import COLUMNS, ESTIMATE
-from repscope.studies.relations import RELATIONS, RelationsOptions
-from repscope.studies.relations_pooled import CHOSEN, pooled
-from repscope.studies.study import Run
+from repscope.studies.relations.pooled import CHOSEN, pooled
+from repscope.studies.relations.steps import RELATIONS, RelationsOptions
+from repscope.studies.run.study import Run
 
 MAPS = {
-    ESTIMATE, "logit lens", "translation", "ridge map, the same examples", "ridge map, whole half",
-    "map on another subject's vector", "map from the embedding", "majority object",
-}  # fmt: skip
+    ESTIMATE,
+    "logit lens",
+    "translation",
+    "ridge map, the same examples",
+    "ridge map, whole half",
+    "map on another subject's vector",
+    "map from the embedding",
+    "majority object",
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +42,8 @@ def test_every_estimate_has_its_controls_and_intervals_over_subjects(run):
     for item in ("city-continent", "country-continent"):
         rows = at[at["item"] == item]
         assert set(rows[rows["metric"] == "faithfulness"]["condition"]) >= MAPS
-        assert {"ridge probe", "mean mass", "shuffled objects"} <= set(
-            rows[rows["metric"] == "concept accuracy"]["condition"]
-        )
-        assert {"random step, as long", "subjects' own vectors"} <= set(
-            rows[rows["metric"] == "edit success"]["condition"]
-        )
+        assert {"ridge probe", "mean mass", "shuffled objects"} <= set(rows[rows["metric"] == "concept accuracy"]["condition"])
+        assert {"random step, as long", "subjects' own vectors"} <= set(rows[rows["metric"] == "edit success"]["condition"])
     scored = table[table["unit"].fillna("") != ""]
     assert set(scored["unit"]) == {"subject"}
     assert (scored["lo"] <= scored["value"] + 1e-9).all()
@@ -80,9 +82,7 @@ def test_own_files_and_their_mistakes(tmp_path):
     own = tmp_path / "colours.csv"
     own.write_text("subject,object\n" + "".join(f"thing {i},{'red' if i % 2 else 'blue'}\n" for i in range(24)))
     made = Run(
-        RELATIONS,
-        RelationsOptions(tiny=True, relations=(str(own),), template=("The colour of {} is",)),
-        out=tmp_path / "runs",
+        RELATIONS, RelationsOptions(tiny=True, relations=(str(own),), template=("The colour of {} is",)), out=tmp_path / "runs"
     )
     made.answer()
     assert set(made.table["item"]) >= {"colours"}
@@ -101,11 +101,7 @@ def test_own_files_and_their_mistakes(tmp_path):
 
 def test_splits_pool_by_subject():
     parts = [
-        {
-            "reported": np.array([0, 1]),
-            "lre|estimate|chosen": np.array([1.0, 0.0]),
-            "lre|logit lens|chosen": np.array([0.0, 0.0]),
-        },
+        {"reported": np.array([0, 1]), "lre|estimate|chosen": np.array([1.0, 0.0]), "lre|logit lens|chosen": np.array([0.0, 0.0])},
         {
             "reported": np.array([1, 2]),
             "lre|estimate|chosen": np.array([1.0, np.nan]),
@@ -113,9 +109,7 @@ def test_splits_pool_by_subject():
         },
     ]
     rows = {(r.metric, r.condition, r.split): r for r in pooled("r", parts, 0)}
-    assert (
-        rows["faithfulness", ESTIMATE, "halves"].value == 0.75
-    )  # subject 0 is 1, subject 1 is ½, subject 2 was not scored
+    assert rows["faithfulness", ESTIMATE, "halves"].value == 0.75  # subject 0 is 1, subject 1 is ½, subject 2 was not scored
     assert rows["faithfulness", ESTIMATE, "halves"].n == 2
     assert rows["gain", "over logit lens", "halves"].value == 0.75
     assert rows["faithfulness", ESTIMATE, "split 1"].n == 1

@@ -8,7 +8,7 @@ import pytest
 from repscope.cli import run
 from repscope.errors import UserError
 from repscope.results import Row, table_of
-from repscope.studies.runs import asked, folders, listed, summary
+from repscope.studies.run.folder import asked, folders, listed, summary
 
 
 def write_run(out, name, rows, **facts):
@@ -32,7 +32,7 @@ def out(tmp_path):
         Row(value=0.3, token="first", **same, **AT),
         Row(value=-0.0001, condition="bag of tokens", **same, **AT),
         Row(value=0.4, metric="gain", condition="over bag of tokens", **same, **{k: v for k, v in AT.items() if k != "metric"}),
-    ]  # fmt: skip
+    ]
     write_run(tmp_path / "runs", "entities-m-1", rows)
     return tmp_path / "runs"
 
@@ -92,19 +92,21 @@ def test_what_is_no_query_is_refused(out, sql, says):
 @pytest.mark.parametrize(
     "sql",
     [
-        "select count(*) as n from results", "with a as (select * from results) select count(*) as n from a", "values (4)",
-        "from results limit 1", "select 1;", "-- a comment\nselect ';' as x", "SELECT 1 /* copy x to y */",
+        "select count(*) as n from results",
+        "with a as (select * from results) select count(*) as n from a",
+        "values (4)",
+        "from results limit 1",
+        "select 1;",
+        "-- a comment\nselect ';' as x",
+        "SELECT 1 /* copy x to y */",
     ],
-)  # fmt: skip
+)
 def test_queries_in_any_form_are_answered(out, sql):
     assert len(asked(sql, out)) == 1
 
 
 def test_json_of_a_query_holds_columns_of_one_name_and_missing_numbers(out, capsys):
-    assert (
-        run(["query", "select value, value, null as nothing, lo from results limit 1", "--out", str(out), "--json"])
-        == 0
-    )
+    assert run(["query", "select value, value, null as nothing, lo from results limit 1", "--out", str(out), "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert len(row) == 4
     assert row["nothing"] is None
@@ -126,9 +128,7 @@ def test_claims_are_text_with_whole_addresses(out, capsys):
 
 def test_intervals_in_brackets_are_printed_whole(tmp_path, capsys):
     where = {"site": "s", "split": "entity", "study": "entities", "model": "m"}
-    rows = [
-        Row(value=0.4, lo=0.3, hi=0.5, metric="gain", item="cities.continent", condition="over bag of tokens", **where)
-    ]
+    rows = [Row(value=0.4, lo=0.3, hi=0.5, metric="gain", item="cities.continent", condition="over bag of tokens", **where)]
     write_run(tmp_path, "entities-m-1", rows)
     assert run(["claims", "--out", str(tmp_path)]) == 0
     assert "cities.continent 0.40 [0.30, 0.50]" in capsys.readouterr().out

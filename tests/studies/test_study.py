@@ -14,10 +14,10 @@ from pydantic import Field
 from repscope.errors import UserError
 from repscope.report.page import Page
 from repscope.results import Result, Row
-from repscope.studies.study import Cost, Options, Run, Step, Study
+from repscope.studies.run.study import Cost, ModelOptions, Run, Step, Study
 
 
-class CountOptions(Options):
+class CountOptions(ModelOptions):
     upto: int = Field(3, description="How far.")
     table: Path | None = Field(None, description="A file.")
 
@@ -105,10 +105,7 @@ def test_a_failed_step_keeps_those_before_it(tmp_path):
 def test_a_plan_runs_nothing_and_knows_what_is_done(tmp_path):
     study, ran = counting()
     run = Run(study, CountOptions(tiny=True), out=tmp_path)
-    assert [(name, cost.tokens, done) for name, cost, done in run.plan()] == [
-        ("first", 10, False),
-        ("second", 10, False),
-    ]
+    assert [(name, cost.tokens, done) for name, cost, done in run.plan()] == [("first", 10, False), ("second", 10, False)]
     assert ran == []
     run.answer()
     assert all(done for _, _, done in run.plan())
@@ -125,18 +122,7 @@ def test_two_processes_do_not_work_on_one_run(tmp_path):
 
 
 def _command(out):
-    return [
-        sys.executable,
-        "-m",
-        "repscope",
-        "study",
-        "entities",
-        "--tiny",
-        "--entities",
-        "countries",
-        "--out",
-        str(out),
-    ]
+    return [sys.executable, "-m", "repscope", "study", "entities", "--tiny", "--entities", "countries", "--out", str(out)]
 
 
 def _table(out):

@@ -12,8 +12,8 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from repscope.errors import UserError
-from repscope.models import small
-from repscope.trace.weight_matching import match, permuted, symmetries
+from repscope.trace.weight_matching import match, permute, symmetries
+from repscope.worlds.hans import classifier
 
 
 def mlp(*widths, norm=lambda width: nn.Identity(), act=nn.ReLU):
@@ -107,14 +107,16 @@ def cnn():
     return nn.Sequential(
         nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2)),
         nn.Sequential(nn.Conv2d(6, 5, 3, bias=False), nn.Sequential(nn.BatchNorm2d(5), nn.GELU())),
-        nn.Flatten(), nn.LayerNorm(20), nn.Linear(20, 7), nn.Tanh(), nn.Linear(7, 3),
-    )  # fmt: skip
+        nn.Flatten(),
+        nn.LayerNorm(20),
+        nn.Linear(20, 7),
+        nn.Tanh(),
+        nn.Linear(7, 3),
+    )
 
 
 def pooled():
-    return nn.Sequential(
-        nn.Conv2d(1, 6, 3), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3), nn.LogSoftmax(1)
-    )
+    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3), nn.LogSoftmax(1))
 
 
 NETWORKS = {
@@ -127,7 +129,7 @@ NETWORKS = {
     "residual": ResidualNet,
     "self-loop": SelfLoop,
     "transformer": SmallTransformer,
-    "transformer of models.small": lambda: small.SmallTransformer(small.Shape(11, 7, 12, heads=3, classes=4)),
+    "transformer of models.small": lambda: classifier.SmallTransformer(classifier.Shape(11, 7, 12, heads=3, classes=4)),
 }
 
 
@@ -148,7 +150,7 @@ def test_a_permuted_copy_computes_the_same_and_is_found_again(name):
     net, x = made(name)
     state = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     sym = symmetries(net)
-    copy = permuted(state, sym, 3)
+    copy = permute(state, sym, 3)
     # every hidden tensor has moved, and the function has not
     moved = {key for key in state if not torch.equal(copy[key], state[key])}
     assert moved == {axis.tensor for axis in sym.axes}
@@ -180,7 +182,7 @@ def test_similarity_is_that_of_the_weights_and_never_falls(name):
     names = sorted({axis.tensor for axis in sym.axes if axis.weighed})
     assert found.after == pytest.approx(cosine(one.state_dict(), fitted, names), abs=1e-12)
     for seed in range(20):
-        control = permuted(other.state_dict(), sym, seed)
+        control = permute(other.state_dict(), sym, seed)
         assert cosine(one.state_dict(), control, names) <= found.after + 1e-12
     # an optimum: matched once more, nothing moves
     assert match(one.state_dict(), fitted, sym).moved == 0
@@ -190,15 +192,10 @@ def test_a_permuted_copy_is_found_from_outside_in_where_the_plain_search_is_lost
     torch.manual_seed(0)
     net, plain = SmallTransformer(vocab=20, d=24), []
     with torch.no_grad():  # words say little beside the inner weights
-        (
-            net.embed.weight.mul_(0.1),
-            net.position.weight.mul_(0.1),
-            net.unembed.weight.mul_(0.1),
-            net.head.weight.mul_(0.1),
-        )
+        (net.embed.weight.mul_(0.1), net.position.weight.mul_(0.1), net.unembed.weight.mul_(0.1), net.head.weight.mul_(0.1))
     state, sym = net.state_dict(), symmetries(net)
     for seed in range(5):
-        copy = permuted(state, sym, seed)
+        copy = permute(state, sym, seed)
         found = match(state, copy, sym, seed)
         assert all(torch.equal(tensor, state[key]) for key, tensor in found.apply(copy).items())
         plain.append(match(state, copy, sym, seed, restarts=1).after)
@@ -209,9 +206,17 @@ def test_every_tensor_of_a_residual_stream_has_one_order():
     sym = symmetries(ResidualNet())
     stream = [axis.tensor for axis in sym.axes if axis.group == "stem"]
     assert stream == [
-        "stem.weight", "stem.bias", "blocks.0.one.weight", "blocks.0.two.weight", "blocks.0.two.bias", "blocks.1.one.weight",
-        "blocks.1.two.weight", "blocks.1.two.bias", "blocks.2.one.weight", "blocks.2.shortcut.weight",
-    ]  # fmt: skip
+        "stem.weight",
+        "stem.bias",
+        "blocks.0.one.weight",
+        "blocks.0.two.weight",
+        "blocks.0.two.bias",
+        "blocks.1.one.weight",
+        "blocks.1.two.weight",
+        "blocks.1.two.bias",
+        "blocks.2.one.weight",
+        "blocks.2.shortcut.weight",
+    ]
     assert sorted(sym.sizes.values()) == [5, 5, 5, 5, 6, 8]
     assert {axis.tensor for axis in sym.axes if not axis.weighed} == {
         f"blocks.{i}.norm.running_{what}" for i in range(4) for what in ("mean", "var")
@@ -224,10 +229,11 @@ def test_brute_force_agrees():
         a, b = mlp(3, 4, 2).state_dict(), mlp(3, 4, 2).state_dict()
         best = max(
             itertools.permutations(range(4)),
-            key=lambda p: sum(
-                (a[n].double() * b[n].double()[list(p)]).sum() for n in ("1.weight", "1.bias")
-            ) + (a["5.weight"].double() * b["5.weight"].double()[:, list(p)]).sum(),
-        )  # fmt: skip
+            key=lambda p: (
+                sum((a[n].double() * b[n].double()[list(p)]).sum() for n in ("1.weight", "1.bias"))
+                + (a["5.weight"].double() * b["5.weight"].double()[:, list(p)]).sum()
+            ),
+        )
         found = match(a, b, symmetries(mlp(3, 4, 2)))
         assert list(found.permutations["1"]) == list(best)
 
@@ -253,9 +259,7 @@ def test_brute_force_agrees_inside_heads():
 
     def fit(qk, vo):
         at = "blocks.0."
-        rows = sum(
-            (one[at + n] * other[at + n][p]).sum() for n, p in (("q.weight", qk), ("k.weight", qk), ("v.weight", vo))
-        )
+        rows = sum((one[at + n] * other[at + n][p]).sum() for n, p in (("q.weight", qk), ("k.weight", qk), ("v.weight", vo)))
         return float(rows + (one[at + "o.weight"] * other[at + "o.weight"][:, vo]).sum())
 
     best = max(fit(qk, vo) for qk in orders() for vo in orders() if [i // 2 for i in qk] == [i // 2 for i in vo])
@@ -304,7 +308,7 @@ def runs(request):
 def test_a_barrier_to_a_permuted_copy_is_undone(runs):
     net, (a, _), test = runs
     sym = symmetries(net)
-    copy = permuted(a, sym, 0)
+    copy = permute(a, sym, 0)
     midpoint, ends = at_midpoint(net, a, copy, test)
     assert midpoint > ends + 0.1
     fitted = match(a, copy, sym).apply(copy)
@@ -318,7 +322,7 @@ def test_matching_lowers_the_barrier_between_independent_runs(runs):
     found = match(a, b, sym)
     matched, _ = at_midpoint(net, a, found.apply(b), test)
     unmatched, _ = at_midpoint(net, a, b, test)
-    random = [at_midpoint(net, a, permuted(b, sym, seed), test)[0] for seed in range(20)]
+    random = [at_midpoint(net, a, permute(b, sym, seed), test)[0] for seed in range(20)]
     assert matched < unmatched
     assert matched < min(random)
 
@@ -362,7 +366,7 @@ class Branches(nn.Module):
         (nn.Sequential(nn.Linear(3, 4), nn.Linear(8, 6)), "takes 8 features where 4 units come"),
         (nn.Sequential(nn.Conv2d(1, 4, 3), nn.LayerNorm([4, 6, 6])), "normalises over positions"),
     ],
-)  # fmt: skip
+)
 def test_what_has_no_known_symmetry_is_refused(module, says):
     with pytest.raises(UserError, match=says) as told:
         symmetries(module)
@@ -394,7 +398,7 @@ def test_tied_weights_tie_their_groups():
     sym = symmetries(net)
     assert dict(sym.sizes) == {"0": 5}
     copy, x = copy_of(net), torch.randn(4, 3).double()
-    copy.load_state_dict(permuted(net.state_dict(), sym, 1))
+    copy.load_state_dict(permute(net.state_dict(), sym, 1))
     assert not torch.equal(copy[2].weight, shared.weight)
     assert (copy(x) - net(x)).abs().max() <= 1e-12
     # an output that is also hidden stays where it is

@@ -10,9 +10,17 @@ from repscope.cli.shared import RUNS, Json, Out, Seed, bench_app, print_table
 
 @bench_app.command(name="discovery")
 def bench_discovery(
-    *, setting: str = "planted-mlp", seeds: int | None = None, seed: Seed = 0, kinds: tuple[str, ...] = (), n: int | None = None,
-    model: str = "", tiny: Annotated[bool, Parameter(negative="")] = False, out: Out = RUNS, json: Json = False,
-) -> None:  # fmt: skip
+    *,
+    setting: str = "planted-mlp",
+    seeds: int | None = None,
+    seed: Seed = 0,
+    kinds: tuple[str, ...] = (),
+    n: int | None = None,
+    model: str = "",
+    tiny: Annotated[bool, Parameter(negative="")] = False,
+    out: Out = RUNS,
+    json: Json = False,
+) -> None:
     """Judge ways to find directions without labels where directions were planted. Exit code 1 when a control is out of place.
 
     Parameters
@@ -33,7 +41,7 @@ def bench_discovery(
         Seconds instead of minutes: a few steps of each method, numbers that mean nothing.
     """
     from repscope.disk import need_folder
-    from repscope.studies.discovery_benched import PRINTED, Asked, benched, printed, write_bench
+    from repscope.studies.bench_discovery.steps import PRINTED, Asked, benched, printed, write_bench
 
     need_folder(out)
     found = benched(Asked(setting, seeds, seed, kinds, n, model, tiny))

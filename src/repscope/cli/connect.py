@@ -9,10 +9,24 @@ _PRINTED = 24  #: rows that a terminal shows
 
 @app.command
 def connect(
-    *models: str, data: str | None = None, text: str = "text", pair: str | None = None, label: str | None = None,
-    split: str | None = None, points: int = 10, examples: int | None = None, length: int = 512, controls: int = 3, seed: Seed = 0,
-    decimal: Decimal = None, na: Na = None, quote: Quote = None, out: Out = RUNS, fresh: Fresh = False, json: Json = False,
-) -> None:  # fmt: skip
+    *models: str,
+    data: str | None = None,
+    text: str = "text",
+    pair: str | None = None,
+    label: str | None = None,
+    split: str | None = None,
+    points: int = 10,
+    examples: int | None = None,
+    length: int = 512,
+    controls: int = 3,
+    seed: Seed = 0,
+    decimal: Decimal = None,
+    na: Na = None,
+    quote: Quote = None,
+    out: Out = RUNS,
+    fresh: Fresh = False,
+    json: Json = False,
+) -> None:
     """Losses along the straight lines between networks: is there a barrier, and is it low beside a random direction?
 
     Parameters
@@ -41,8 +55,8 @@ def connect(
         Of random directions and of texts that are drawn.
     """
     from repscope.disk import need_folder
-    from repscope.studies.connected import connected, rows_of
-    from repscope.studies.connected_subject import Asked
+    from repscope.studies.connect.steps import connected, rows_of
+    from repscope.studies.connect.task import Asked
 
     need_folder(out)
     asked = Asked(models, data, text, pair, label, split, points, examples, length, controls, seed, decimal, na, quote)

@@ -14,12 +14,27 @@ from repscope.errors import UserError
 
 @app.command
 def steer(
-    model: ModelName, direction: str, *, prompt: Annotated[tuple[str, ...], Parameter(consume_multiple=False)] = (),
-    scale: Finite | None = None, times: Finite = 1.0, name: str = "", block: Index | None = None, tokens: Count = 40,
-    temperature: Annotated[float, Parameter(validator=Number(gte=0, lt=float("inf")))] = 0.0, seed: Seed = 0, chat: bool = False,
-    anyway: bool = False, revision: str | None = None, device: str | None = None, dtype: Dtype = "float32", decimal: Decimal = None,
-    na: Na = None, quote: Quote = None, json: Json = False,
-) -> None:  # fmt: skip
+    model: ModelName,
+    direction: str,
+    *,
+    prompt: Annotated[tuple[str, ...], Parameter(consume_multiple=False)] = (),
+    scale: Finite | None = None,
+    times: Finite = 1.0,
+    name: str = "",
+    block: Index | None = None,
+    tokens: Count = 40,
+    temperature: Annotated[float, Parameter(validator=Number(gte=0, lt=float("inf")))] = 0.0,
+    seed: Seed = 0,
+    chat: bool = False,
+    anyway: bool = False,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: Dtype = "float32",
+    decimal: Decimal = None,
+    na: Na = None,
+    quote: Quote = None,
+    json: Json = False,
+) -> None:
     """Continue prompts without and with a direction, side by side, as they are written.
 
     Parameters
@@ -52,9 +67,9 @@ def steer(
     dtype
         Precision of the weights: float32, bfloat16 or float16.
     """
-    from repscope.models.sources import load
-    from repscope.report.beside import beside
-    from repscope.studies.steered import directions_of, shown
+    from repscope.cli.steering import directions_of, shown
+    from repscope.models.loading.sources import load
+    from repscope.report.terminal import beside
 
     if not prompt:
         raise UserError("There is nothing to continue; give --prompt 'I went to the new restaurant and'.")
@@ -62,17 +77,33 @@ def steer(
     print_notes(getattr(held, "notes", ()))
     lm = load(model, revision=revision, device=device, dtype=dtype)
     with beside(None if json else sys.stdout) as told:
-        said = shown(lm, held, prompt, scale=scale, times=times, tokens=tokens, temperature=temperature, seed=seed, chat=chat,
-                     anyway=anyway, told=told)  # fmt: skip
+        said = shown(
+            lm,
+            held,
+            prompt,
+            scale=scale,
+            times=times,
+            tokens=tokens,
+            temperature=temperature,
+            seed=seed,
+            chat=chat,
+            anyway=anyway,
+            told=told,
+        )
     if json:
         print(jsonlib.dumps(said | {"notes": list(getattr(held, "notes", ()))}))
 
 
 @app.command
 def directions(
-    path: Path, *, to: Path | None = None, name: str = "", block: Index | None = None, blocks: Count | None = None,
+    path: Path,
+    *,
+    to: Path | None = None,
+    name: str = "",
+    block: Index | None = None,
+    blocks: Count | None = None,
     json: Json = False,
-) -> None:  # fmt: skip
+) -> None:
     """Show what a file of directions holds, a card each; with --to write them in another format.
 
     Parameters
@@ -88,8 +119,8 @@ def directions(
     blocks
         How many blocks the model has, for a .pt file of directions that do not tell.
     """
+    from repscope.cli.steering import converted, held_in
     from repscope.disk import need_folder
-    from repscope.studies.steered import converted, held_in
 
     if to is not None:
         need_folder(to.expanduser().absolute().parent)

@@ -8,7 +8,7 @@ from repscope.cli.shared import RUNS, Count, Dtype, Json, ModelName, Out, app, p
 @app.command
 def models(*, json: Json = False) -> None:
     """List the models that are cached here, with their size, and those that can be fetched by an alias."""
-    from repscope.models.sources import cached
+    from repscope.models.loading.sources import cached
 
     rows = [
         {"name": c.name, "kind": c.kind, "state": c.state, "MB": round(c.size_bytes / 1e6), "precision": c.precision}
@@ -23,7 +23,7 @@ def models(*, json: Json = False) -> None:
 @app.command
 def sites(model: ModelName = "smollm2-135m-instruct-q4", *, revision: str | None = None, json: Json = False) -> None:
     """Show the sites of a model: where each is read, what it is, or why there is none."""
-    from repscope.models.sources import load
+    from repscope.models.loading.sources import load
 
     lm = load(model, revision=revision)
     rows = [dict(zip(("site", "read at", "definition", "identity"), row)) for row in lm.sites()]
@@ -32,9 +32,7 @@ def sites(model: ModelName = "smollm2-135m-instruct-q4", *, revision: str | None
         print(jsonlib.dumps({"model": lm.name, "fingerprint": lm.fingerprint, "sites": rows, "fast paths": paths}))
         return
     a = lm.anatomy
-    form = (
-        f"{a.blocks} {a.form} blocks of width {a.width}; identities hold to {a.error:.1e}" if a else "no blocks found"
-    )
+    form = f"{a.blocks} {a.form} blocks of width {a.width}; identities hold to {a.error:.1e}" if a else "no blocks found"
     print_table(rows, title=f"{lm.name}: {form}")
     ways = [{"fast path": path, "on this model": why or "proved"} for path, why in lm.fast_paths().items()]
     print_table(ways, title="What runs faster than one prompt at a time")
@@ -42,9 +40,14 @@ def sites(model: ModelName = "smollm2-135m-instruct-q4", *, revision: str | None
 
 @app.command
 def verify(
-    model: ModelName = "smollm2-135m-instruct-q4", *, revision: str | None = None, device: str | None = None,
-    dtype: Dtype = "float32", out: Out = RUNS, json: Json = False,
-) -> None:  # fmt: skip
+    model: ModelName = "smollm2-135m-instruct-q4",
+    *,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: Dtype = "float32",
+    out: Out = RUNS,
+    json: Json = False,
+) -> None:
     """Check the engine on a model: against plain transformers, padded, cached, edited, restored. Exit code 1 when a check fails.
 
     Parameters
@@ -57,9 +60,9 @@ def verify(
         Precision of the weights: float32, bfloat16 or float16.
     """
     from repscope.disk import need_folder
-    from repscope.models.sources import load
-    from repscope.models.verify import verify as checked
-    from repscope.studies.verified import write_verification
+    from repscope.models.loading.sources import load
+    from repscope.models.verify.checks import verify as checked
+    from repscope.studies.verify.kept import write_verification
 
     need_folder(out)
     found = checked(load(model, revision=revision, device=device, dtype=dtype))
@@ -68,9 +71,7 @@ def verify(
         said = {"passed": found.passed, "answer": found.sentence, "checks": found.rows}
         print(jsonlib.dumps({"run": str(folder), "page": str(folder / "report.html"), **said}))
     else:
-        rows = [
-            {"": "✓" if r["state"] == "passed" else "✗" if r["state"] == "failed" else "–", **r} for r in found.rows
-        ]
+        rows = [{"": "✓" if r["state"] == "passed" else "✗" if r["state"] == "failed" else "–", **r} for r in found.rows]
         print_table([{k: v for k, v in r.items() if k not in ("compared", "rows")} for r in rows], title=repr(found))
         print(folder)
     if not found.passed:
@@ -79,9 +80,18 @@ def verify(
 
 @app.command
 def lens(
-    model: ModelName, prompt: str, *, last: Count = 64, every: Count = 1, top: Count = 5, revision: str | None = None,
-    device: str | None = None, dtype: Dtype = "float32", out: Out = RUNS, json: Json = False,
-) -> None:  # fmt: skip
+    model: ModelName,
+    prompt: str,
+    *,
+    last: Count = 64,
+    every: Count = 1,
+    top: Count = 5,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: Dtype = "float32",
+    out: Out = RUNS,
+    json: Json = False,
+) -> None:
     """Logit lens: which next token each block would predict at each token of a prompt.
 
     Parameters
@@ -102,9 +112,9 @@ def lens(
         Precision of the weights: float32, bfloat16 or float16.
     """
     from repscope.disk import need_folder
-    from repscope.models.sources import load
-    from repscope.read.lens import logit_lens
-    from repscope.studies.lens_page import print_lens, write_lens
+    from repscope.models.loading.sources import load
+    from repscope.read.logit_lens import logit_lens
+    from repscope.studies.lens.page import print_lens, write_lens
 
     need_folder(out)
     lm = load(model, revision=revision, device=device, dtype=dtype)

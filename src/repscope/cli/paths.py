@@ -8,9 +8,20 @@ from repscope.cli.shared import Json, Seed, app, print_table
 
 @app.command
 def train(
-    *, out: Path, recipe: str = "planted", runs: int = 12, inits: int = 1, fork: int = 500, steps: int = 240, nudge: int = 120,
-    rate: float = 4e-3, batch: int = 32, keep: int = 1, seed: Seed = 0, json: Json = False,
-) -> None:  # fmt: skip
+    *,
+    out: Path,
+    recipe: str = "planted",
+    runs: int = 12,
+    inits: int = 1,
+    fork: int = 500,
+    steps: int = 240,
+    nudge: int = 120,
+    rate: float = 4e-3,
+    batch: int = 32,
+    keep: int = 1,
+    seed: Seed = 0,
+    json: Json = False,
+) -> None:
     """Train small transformers by one recipe, all of them at once, and write them as a set of checkpoints.
 
     The task is HANS in miniature: a rule and a heuristic that fit the same data. A killed training goes on when the same command is
@@ -40,12 +51,12 @@ def train(
         Checkpoints of each run, evenly spaced, the last included.
     """
     from repscope.disk import need_folder
-    from repscope.trace.arms import Tuning
-    from repscope.trace.recipes import Training, train
-    from repscope.trace.training import Schedule
+    from repscope.worlds.hans.groups import FineTuning
+    from repscope.worlds.hans.recipes import Training, train
+    from repscope.worlds.hans.training import Schedule
 
     need_folder(out)
-    tuning = Tuning(Schedule(steps, rate), nudge, batch)
+    tuning = FineTuning(Schedule(steps, rate), nudge, batch)
     found = train(Training(recipe, runs, inits, fork, keep, seed, tuning=tuning), out)
     if json:
         print(jsonlib.dumps({"set": str(out), "runs": list(found.runs), "checkpoints": len(found)}))

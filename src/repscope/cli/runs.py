@@ -8,7 +8,7 @@ from repscope.cli.shared import RUNS, Json, Out, app, print_table
 @app.command
 def runs(*, out: Out = RUNS, json: Json = False) -> None:
     """List the runs: study, model, whether it is done, when."""
-    from repscope.studies.runs import listed
+    from repscope.studies.run.folder import listed
 
     rows = listed(out)
     if json:
@@ -28,7 +28,7 @@ def show(run: str, *, out: Out = RUNS, json: Json = False) -> None:
     run
         A run's name, the beginning of it, or its folder.
     """
-    from repscope.studies.runs import found, summary
+    from repscope.studies.run.folder import found, summary
 
     folder = found(run, out)
     rows = summary(folder)
@@ -48,7 +48,7 @@ def query(sql: str, *, out: Out = RUNS, json: Json = False) -> None:
     sql
         Such as "select item, condition, value from results where site = 'resid_post.8'".
     """
-    from repscope.studies.runs import asked
+    from repscope.studies.run.folder import asked
 
     frame = asked(sql, out)
     if json:
@@ -60,7 +60,7 @@ def query(sql: str, *, out: Out = RUNS, json: Json = False) -> None:
 @app.command
 def claims(*, out: Out = RUNS, json: Json = False) -> None:
     """What the literature claims, and what the runs at hand say of each."""
-    from repscope.studies.runs import verdicts
+    from repscope.studies.run.folder import verdicts
 
     rows = verdicts(out)
     if json:

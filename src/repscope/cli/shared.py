@@ -32,7 +32,7 @@ Plan = Annotated[bool, Parameter(group=_RUN, negative="", help="Print tokens, FL
 Fresh = Annotated[bool, Parameter(group=_RUN, negative="", help="Start anew, not where a killed run stopped.")]
 Json = Annotated[bool, Parameter(group=_RUN, negative="", help="Print one JSON object that holds the page's path.")]
 ModelName = Annotated[str, Parameter(help="Alias, hub id org/name, local folder or .gguf file.")]
-Dtype = Literal["float32", "bfloat16", "float16"]  #: as `models.sources.Dtype`, which brings much with it
+Dtype = Literal["float32", "bfloat16", "float16"]  #: as `models.loading.sources.Dtype`, which brings much with it
 Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**32))]
 Index = Annotated[int, Parameter(validator=Number(gte=0))]
 Count = Annotated[int, Parameter(validator=Number(gte=1))]

@@ -22,9 +22,7 @@ def register(arguments: Sequence[str]) -> None:
 
 
 def _study_command(study: Any) -> Callable[..., None]:
-    def command(
-        *, options: Any = None, out: Out = RUNS, plan: Plan = False, fresh: Fresh = False, json: Json = False
-    ) -> None:
+    def command(*, options: Any = None, out: Out = RUNS, plan: Plan = False, fresh: Fresh = False, json: Json = False) -> None:
         _answer(study, options or study.options(), out, plan, fresh, json)
 
     command.__doc__ = study.question
@@ -33,7 +31,7 @@ def _study_command(study: Any) -> Callable[..., None]:
 
 
 def _answer(study: Any, options: Any, out: Path, plan: bool, fresh: bool, json: bool) -> None:
-    from repscope.studies.study import Run
+    from repscope.studies.run.study import Run
 
     this = Run(study, options, out=out, fresh=fresh)
     if plan:
@@ -51,19 +49,23 @@ def _answer(study: Any, options: Any, out: Path, plan: bool, fresh: bool, json: 
 
 
 def _print_plan(this: Any, json: bool) -> None:
-    from repscope.models.forecast import product_rate
-    from repscope.studies.study import seconds
+    from repscope.models.engine.cost_estimate import product_rate
+    from repscope.studies.run.study import seconds
 
     rate = product_rate()
     steps = [
         {
-            "step": name, "done": done, "blocks": cost.blocks, "tokens": cost.tokens,
+            "step": name,
+            "done": done,
+            "blocks": cost.blocks,
+            "tokens": cost.tokens,
             "gflop": round((cost.network_flops + cost.fit_flops) / 1e9, 1),
-            "minutes": round(seconds(cost, rate) / 60, 2), "memory_mb": round(cost.memory_bytes / 1e6, 1),
+            "minutes": round(seconds(cost, rate) / 60, 2),
+            "memory_mb": round(cost.memory_bytes / 1e6, 1),
             "disk_mb": round(cost.disk_bytes / 1e6, 1),
         }
         for name, cost, done in this.plan()
-    ]  # fmt: skip
+    ]
     left = [s for s in steps if not s["done"]]
     total = {key: round(sum(float(s[key]) for s in left), 2) for key in ("tokens", "gflop", "minutes", "disk_mb")}
     if json:

@@ -25,24 +25,82 @@ from typing import Literal
 import pandas as pd
 
 from repscope.data.numerals import Where, canonical, is_numeral, numbers
-from repscope.data.reading import Reading
+from repscope.data.reading import Reading, shortened
 from repscope.errors import UserError
 
 FEW = 12
 NEVER_WORDS = frozenset({"nan", "NaN", "-nan", "-NaN", "<NA>", "#N/A", "#NA", "N/A", "n/a", "null", "NULL", "NaT"})
 AMONG_NUMBERS = frozenset(
-    {"na", "none", "nil", "n.a.", "nan", "null", "n/a", "unknown", "unk", "missing", "not available", "no data",
-     "-", "--", "---", "\u2013", "\u2014", "\u2212", "?", "??", ".", "..", "...", "\u2026", "*", "/", "#value!", "#div/0!", "#ref!",
-     "#num!", "#name?", "#null!", "1.#ind", "1.#qnan", "-1.#ind", "-1.#qnan"}
-)  # fmt: skip
+    {
+        "na",
+        "none",
+        "nil",
+        "n.a.",
+        "nan",
+        "null",
+        "n/a",
+        "unknown",
+        "unk",
+        "missing",
+        "not available",
+        "no data",
+        "-",
+        "--",
+        "---",
+        "\u2013",
+        "\u2014",
+        "\u2212",
+        "?",
+        "??",
+        ".",
+        "..",
+        "...",
+        "\u2026",
+        "*",
+        "/",
+        "#value!",
+        "#div/0!",
+        "#ref!",
+        "#num!",
+        "#name?",
+        "#null!",
+        "1.#ind",
+        "1.#qnan",
+        "-1.#ind",
+        "-1.#qnan",
+    }
+)
 #: words for the positive and the negative of two labels that mean the same everywhere, in lower case
 POLES = (
-    ("true", "false"), ("yes", "no"), ("y", "n"), ("t", "f"), ("positive", "negative"), ("pos", "neg"), ("+", "-"),
-    ("correct", "incorrect"), ("correct", "wrong"), ("right", "wrong"), ("on", "off"), ("good", "bad"), ("pass", "fail"),
-    ("present", "absent"), ("oui", "non"), ("vrai", "faux"), ("ja", "nein"), ("wahr", "falsch"), ("sí", "no"), ("si", "no"),
-    ("verdadero", "falso"), ("sim", "não"), ("verdadeiro", "falso"), ("да", "нет"), ("是", "否"), ("真", "假"), ("नहीं", "हाँ")[::-1],
+    ("true", "false"),
+    ("yes", "no"),
+    ("y", "n"),
+    ("t", "f"),
+    ("positive", "negative"),
+    ("pos", "neg"),
+    ("+", "-"),
+    ("correct", "incorrect"),
+    ("correct", "wrong"),
+    ("right", "wrong"),
+    ("on", "off"),
+    ("good", "bad"),
+    ("pass", "fail"),
+    ("present", "absent"),
+    ("oui", "non"),
+    ("vrai", "faux"),
+    ("ja", "nein"),
+    ("wahr", "falsch"),
+    ("sí", "no"),
+    ("si", "no"),
+    ("verdadero", "falso"),
+    ("sim", "não"),
+    ("verdadeiro", "falso"),
+    ("да", "нет"),
+    ("是", "否"),
+    ("真", "假"),
+    ("नहीं", "हाँ")[::-1],
     ("نعم", "لا"),
-)  # fmt: skip
+)
 _NEGATION = re.compile(r"(?:not|non|no)[\s_-]*")
 _TOLD = frozenset({"NA", "na", "None", "none", "-", "--", "?", "."})  #: among words these are told to be taken as words
 _LEADING_ZERO = re.compile(r"[+-]?0\d+")
@@ -158,7 +216,7 @@ def _two(held: pd.Series) -> bool:
 
 def _numeric(
     held: pd.Series, values: pd.Series, column: str, where: Where, decimal: Literal[".", ","] | None, notes: Sequence[str]
-) -> Column:  # fmt: skip
+) -> Column:
     plain = held.map(canonical)
     zeros = plain.map(lambda text: _LEADING_ZERO.fullmatch(text) is not None).astype(bool)
     if zeros.any() and plain.map(lambda text: text.lstrip("+-").isdecimal()).all():
@@ -181,15 +239,15 @@ def _check_words(held: pd.Series, numeric: pd.Series, column: str, where: Where)
     if numeric.any():
         number, word = held[numeric], held[~numeric]
         raise UserError(
-            f"Column {column!r} mixes {len(number)} numbers ({_short(number.iloc[0])!r} in {where(number.index[0])}) "
-            f"with {len(word)} words ({_short(word.iloc[0])!r} in {where(word.index[0])}); "
+            f"Column {column!r} mixes {len(number)} numbers ({shortened(number.iloc[0])!r} in {where(number.index[0])}) "
+            f"with {len(word)} words ({shortened(word.iloc[0])!r} in {where(word.index[0])}); "
             "keep one kind in a column, leave missing values empty, or name the words that are missing with --na."
         )
     parts = [match.groups() if (match := _WITH_UNIT.fullmatch(text.strip())) else None for text in held]
     units = {(part[0], part[2]) if part and is_numeral(part[1]) else None for part in parts}
     if len(units) == 1 and None not in units:
         raise UserError(
-            f"Column {column!r} holds numbers with a unit ({_short(held.iloc[0])!r} in {where(held.index[0])}); "
+            f"Column {column!r} holds numbers with a unit ({shortened(held.iloc[0])!r} in {where(held.index[0])}); "
             "write the numbers alone."
         )
 
@@ -200,15 +258,13 @@ def _told(held: pd.Series, numeric: pd.Series, column: str, where: Where, how: R
     if numeric.any():
         word = held[~numeric]
         notes.append(
-            f"Column {column!r} has words among numbers ({_short(word.iloc[0])!r} in {where(word.index[0])}); all are classes."
+            f"Column {column!r} has words among numbers ({shortened(word.iloc[0])!r} in {where(word.index[0])}); all are classes."
         )
     marks = held[held.str.strip().isin(_TOLD)]
     if how.na is None and len(marks):
         notes.append(f"Column {column!r}: {_counted(marks, where)} count as words; name with --na what is missing.")
     if held.nunique() > FEW and held.str.strip().map(lambda text: _DATE.fullmatch(text) is not None).all():
-        notes.append(
-            f"Column {column!r} holds dates, each a class of its own; write a year or a count of days for a number."
-        )
+        notes.append(f"Column {column!r} holds dates, each a class of its own; write a year or a count of days for a number.")
     return notes
 
 
@@ -220,9 +276,5 @@ def _spread(held: pd.Series, values: pd.Series) -> pd.Series:
 
 def _counted(marks: pd.Series, where: Where) -> str:
     counts = marks.str.strip().value_counts()
-    listed = ", ".join(f"{n} {_short(str(text))!r}" for text, n in counts.items())
+    listed = ", ".join(f"{n} {shortened(str(text))!r}" for text, n in counts.items())
     return f"{listed} (first in {where(marks.index[0])})"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 40 else text[:39] + "…"

@@ -71,9 +71,7 @@ class EntitySet:
             if template.count("{}") != 1 or template.replace("{}", "").count("{"):
                 raise UserError(f"Template {template!r} must hold {{}} exactly once, where the name goes.")
         if not self.templates:
-            raise UserError(
-                f"The entity set {self.name!r} has no template; give one that holds {{}}, such as 'I saw {{}}'."
-            )
+            raise UserError(f"The entity set {self.name!r} has no template; give one that holds {{}}, such as 'I saw {{}}'.")
         if list(self.frame.columns) != ["name", *(a.name for a in self.attributes)]:
             raise ValueError(f"columns {list(self.frame.columns)} are not name and the attributes")
         if not self.frame["name"].is_unique:
@@ -120,9 +118,7 @@ class EntitySet:
             values = column.to_numpy(dtype=np.float64)[rows]
             _check_rows(who, rows)
             if np.ptp(values) == 0:
-                raise UserError(
-                    f"{who} is {values[0]:g} for all {len(rows)} entities; choose an attribute that varies."
-                )
+                raise UserError(f"{who} is {values[0]:g} for all {len(rows)} entities; choose an attribute that varies.")
             return Target(attribute, rows, values, (), tuple(notes))
         counts = column.iloc[rows].value_counts()
         classes = sorted(counts.index[counts >= min_count], key=_natural)
@@ -269,12 +265,7 @@ def _built_in(name: str, frame: pd.DataFrame, notes: Sequence[str]) -> EntitySet
 
 
 def _of_table(
-    path: str | Path,
-    name_column: str | None,
-    attributes: Sequence[str],
-    templates: tuple[str, ...],
-    longest: int | None,
-    how: How,
+    path: str | Path, name_column: str | None, attributes: Sequence[str], templates: tuple[str, ...], longest: int | None, how: How
 ) -> EntitySet:
     path = Path(path).expanduser()
     name = name_column or "name"

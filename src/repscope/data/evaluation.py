@@ -70,15 +70,24 @@ class Texts:
         kept = sorted(int(i) for rows in drawn for i in rows)
         note = f"{len(kept)} of {len(self.texts)} texts were drawn at random, at most {most} of a split (seed {seed})."
         return replace(
-            self, texts=_of(self.texts, kept), pairs=_of(self.pairs, kept), labels=_of(self.labels, kept),
-            splits=_of(self.splits, kept), notes=(*self.notes, note),
-        )  # fmt: skip
+            self,
+            texts=_of(self.texts, kept),
+            pairs=_of(self.pairs, kept),
+            labels=_of(self.labels, kept),
+            splits=_of(self.splits, kept),
+            notes=(*self.notes, note),
+        )
 
 
 def read_texts(
-    path: str | Path, *, text: str = "text", pair: str | None = None, label: str | None = None, split: str | None = None,
+    path: str | Path,
+    *,
+    text: str = "text",
+    pair: str | None = None,
+    label: str | None = None,
+    split: str | None = None,
     **how: Unpack[How],
-) -> Texts:  # fmt: skip
+) -> Texts:
     """Read texts to evaluate on.
 
     Parameters
@@ -127,9 +136,7 @@ def read_texts(
         notes.append(f"{lost} of {len(frame)} rows have an empty {' or '.join(columns.values())}, and were left out.")
     kept = frame[whole]
     held = {what: tuple(str(cell) for cell in kept[column]) for what, column in columns.items()}
-    return Texts(
-        file.name, held["text"], held.get("pair", ()), held.get("label", ()), held.get("split", ()), tuple(notes)
-    )  # fmt: skip
+    return Texts(file.name, held["text"], held.get("pair", ()), held.get("label", ()), held.get("split", ()), tuple(notes))
 
 
 def resolved(texts: Texts, classes: Mapping[int, str]) -> Int[np.ndarray, "example"]:
@@ -150,14 +157,10 @@ def resolved(texts: Texts, classes: Mapping[int, str]) -> Int[np.ndarray, "examp
     numbers = {name: number for number, name in classes.items()}
     if set(texts.labels) <= set(numbers):
         return np.array([numbers[label] for label in texts.labels], dtype=np.int64)
-    held = f"the classifier has {len(classes)} classes: " + ", ".join(
-        f"{k} {v}" for k, v in sorted(classes.items())[:8]
-    )
+    held = f"the classifier has {len(classes)} classes: " + ", ".join(f"{k} {v}" for k, v in sorted(classes.items())[:8])
     if named := [label for label in texts.labels if label in numbers and not label.removesuffix(".0").isdigit()]:
         wrong = next(label for label in texts.labels if label not in numbers)
-        raise UserError(
-            f"{texts.name} has the label {wrong!r} beside {named[0]!r}, and {held}; map the labels to these."
-        )
+        raise UserError(f"{texts.name} has the label {wrong!r} beside {named[0]!r}, and {held}; map the labels to these.")
     for label in texts.labels:
         whole = label.removesuffix(".0")
         if not whole.isascii() or not whole.isdigit() or int(whole) not in classes:

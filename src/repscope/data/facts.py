@@ -23,9 +23,12 @@ TokenCount = Callable[[str], int]
 Facts = tuple[pd.DataFrame, list[str]]
 
 UNITS = {
-    "latitude": "degrees", "longitude": "degrees", "log10_population": "log10 people", "log10_area": "log10 km²",
+    "latitude": "degrees",
+    "longitude": "degrees",
+    "log10_population": "log10 people",
+    "log10_area": "log10 km²",
     "log10_atomic_weight": "log10 u",
-}  # fmt: skip
+}
 _FIVE = {"AF": "Africa", "AS": "Asia", "EU": "Europe", "NA": "North America", "SA": "South America"}
 CONTINENTS = _FIVE | {"OC": "Oceania", "AN": "Antarctica"}
 DISSOLVED = ("CS", "AN")  # Serbia and Montenegro, Netherlands Antilles
@@ -117,9 +120,7 @@ def countries(min_population: int = 500_000) -> Facts:
         }
     if not taken:
         raise UserError(f"No country has {min_population:,} people or more; lower the minimum.")
-    return _frame(taken), [
-        f"{small} countries of fewer than {min_population:,} people were passed over."
-    ] if small else []
+    return _frame(taken), [f"{small} countries of fewer than {min_population:,} people were passed over."] if small else []
 
 
 def elements() -> Facts:

@@ -37,8 +37,9 @@ Where = Callable[[int], str]  #: label of a row → "line 7"
 Mark = Literal[".", ","]
 
 _SPACES = str.maketrans(dict.fromkeys(" \u00a0\u2007\u2009\u202f'\u2019\u066c", "_"))
-_SIGNS = str.maketrans({"\u2212": "-", "\u2013": "-", "\uff0d": "-", "\uff0b": "+", "\uff05": "%", "\u066a": "%",
-                        "\uff0e": ".", "\uff0c": ","})  # fmt: skip
+_SIGNS = str.maketrans(
+    {"\u2212": "-", "\u2013": "-", "\uff0d": "-", "\uff0b": "+", "\uff05": "%", "\u066a": "%", "\uff0e": ".", "\uff0c": ","}
+)
 _ARABIC_POINT = "\u066b"
 _CELL = re.compile(r"([+-]?)_?([0-9.,_]*[0-9]\.?)([eE][+-]?[0-9]+)?(_?%)?", re.ASCII)
 #: shape of the digits → what they say of the decimal mark: a point, a comma, nothing, or that it can be read in two ways
@@ -81,9 +82,7 @@ def is_numeral(text: str) -> bool:
     return _INFINITE.fullmatch(text.strip()) is not None or _cell(text) is not None
 
 
-def numbers(
-    texts: pd.Series, column: str, where: Where, decimal: Mark | None = None
-) -> tuple[Float[np.ndarray, "row"], list[str]]:
+def numbers(texts: pd.Series, column: str, where: Where, decimal: Mark | None = None) -> tuple[Float[np.ndarray, "row"], list[str]]:
     """The numbers of a column whose every cell is a numeral, and notes on how they were read.
 
     Raises
@@ -105,11 +104,7 @@ def numbers(
             "sign; write all of them in one way."
         )
     says = cells.map(lambda cell: cell.says)
-    mark = (
-        _given(texts, says, column, where, decimal)
-        if decimal is not None
-        else _found(texts, cells, says, column, where)
-    )
+    mark = _given(texts, says, column, where, decimal) if decimal is not None else _found(texts, cells, says, column, where)
     found = np.array([cell.value(mark) for cell in cells], dtype=np.float64)
     if np.isinf(found).any():
         large = texts[np.isinf(found)].iloc[0]
@@ -186,13 +181,16 @@ def _notes(
     marked = cells.map(lambda cell: mark in cell.digits).astype(bool)
     told = [
         (marked, "a decimal comma", mark == "," and decimal is None),
-        (says == "?.", "a decimal point, though it could separate thousands (--decimal , reads it so)",
-         mark == "." and decimal is None and bool((says == "?.").any()) and not (says == ".").any()),
+        (
+            says == "?.",
+            "a decimal point, though it could separate thousands (--decimal , reads it so)",
+            mark == "." and decimal is None and bool((says == "?.").any()) and not (says == ".").any(),
+        ),
         (grouped, f"a {other} between thousands", True),
         (spaced, "a space or apostrophe between thousands", True),
         (foreign, "digits of another script", True),
         (percent, "percent", True),
-    ]  # fmt: skip
+    ]
     return [
         f"Column {column!r} was read as numbers with {what} ({_at(texts, rows, where)})."
         for rows, what, wanted in told

@@ -19,9 +19,9 @@ from typing import Unpack
 import pandas as pd
 
 from repscope.data.numerals import is_numeral, numbers
-from repscope.data.reading import How
+from repscope.data.reading import How, shortened
 from repscope.data.separated import text_of
-from repscope.data.tables import SUFFIXES, Table, read_table
+from repscope.data.tables import SUFFIXES, DataTable, read_table
 from repscope.errors import UserError, unknown
 
 RUN, CLUSTER = "run", "cluster"
@@ -36,7 +36,7 @@ _RUN = re.compile(r"(?:run\s*)?([0-9]{1,9})(?:\.0+)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Source:
+class PublishedTable:
     """Where a published file is. holds: what is in it. at: repository and path. licence: of the file."""
 
     holds: str
@@ -48,14 +48,14 @@ class Source:
         return f"{self.holds}: {self.at} ({self.licence}); {self.paper}."
 
 
-SOURCES: Mapping[str, Source] = {
-    "feather": Source(
+SOURCES: Mapping[str, PublishedTable] = {
+    "feather": PublishedTable(
         "Accuracies on MNLI and HANS of 100 BERTs fine-tuned with different seeds",
         "https://github.com/tommccoy1/hans, berts_of_a_feather/berts_of_a_feather_accuracies_by_run.csv",
         "MIT",
         "McCoy, Min & Linzen 2020, arXiv 1911.02969",
     ),
-    "feather clusters": Source(
+    "feather clusters": PublishedTable(
         "Which of those 100 runs are in the smaller cluster of their barriers",
         "https://github.com/aNOnWhyMooS/connectivity, README.md, the row of MNLI (built in)",
         "twelve numbers, cited as a fact",
@@ -156,9 +156,7 @@ def clusters(path: str | Path) -> Clusters:
         label = frame[_column(frame, CLUSTER, path)]
         runs = _numbered(frame[_column(frame, RUN, path)], path)
         if (label == "").any():
-            raise UserError(
-                f"{path} leaves the cluster of {_runs(runs[label == ''])} empty; name it or leave the row out."
-            )
+            raise UserError(f"{path} leaves the cluster of {_runs(runs[label == ''])} empty; name it or leave the row out.")
         return Clusters(dict(zip(runs.tolist(), label.tolist())), "", path.name)
     words = _words(path)
     if not words:
@@ -189,16 +187,16 @@ def _numbered(cells: pd.Series, path: Path) -> pd.Series:
     """Run numbers of cells such as "Run 12" and "12", each once."""
     found = cells.map(_RUN.fullmatch)
     if (bad := cells[found.isna()]).size:
-        raise UserError(f"{path} has {_short(bad.iloc[0])!r} where a run should be; write 'Run 12' or 12.")
+        raise UserError(f"{path} has {shortened(bad.iloc[0])!r} where a run should be; write 'Run 12' or 12.")
     runs = found.map(lambda match: int(match[1])).astype("int64")
     if (twice := runs[runs.duplicated()]).size:
         raise UserError(f"{path} names {_runs(twice.unique())} more than once; keep one of each.")
     return runs
 
 
-def _numbers(cells: pd.Series, name: str, runs: pd.Series, table: Table) -> tuple[pd.Series, list[str]]:
+def _numbers(cells: pd.Series, name: str, runs: pd.Series, table: DataTable) -> tuple[pd.Series, list[str]]:
     if (bad := ~cells.map(is_numeral).astype(bool)).any():
-        cell = _short(str(cells[bad].iloc[0]))
+        cell = shortened(str(cells[bad].iloc[0]))
         raise UserError(
             f"Column {name!r} of {table.path.name} has {repr(cell) if cell else 'nothing'} for run {runs[bad].iloc[0]}, "
             "not a number; fill it in or leave out that run or that column."
@@ -211,15 +209,11 @@ def _numbers(cells: pd.Series, name: str, runs: pd.Series, table: Table) -> tupl
 def _words(path: Path) -> list[str]:
     """Whatever stands between commas, semicolons and white space, without its quotation marks; "Run 12" stays one word."""
     if not path.is_file():
-        raise UserError(
-            f"There is no file {path}; give a table of run and cluster, or a list of the runs of one cluster."
-        )
+        raise UserError(f"There is no file {path}; give a table of run and cluster, or a list of the runs of one cluster.")
     try:
         text = text_of(path)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror or error}); check the file and its permissions."
-        ) from error
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); check the file and its permissions.") from error
     text = re.sub(r"\b(run)\s+(?=[0-9])", r"\1", text, flags=re.IGNORECASE)
     return [word for word in (w.strip("'\"") for w in re.split(r"[\s,;]+", text)) if word]
 
@@ -237,7 +231,3 @@ def _runs(runs: Iterable[int]) -> str:
 
 def _them(runs: list[int]) -> str:
     return "it" if len(runs) == 1 else "them"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 40 else text[:39] + "…"

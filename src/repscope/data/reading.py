@@ -61,3 +61,8 @@ def reading(**how: Any) -> Reading:
         if not fits:
             raise UserError(f"{option}={given!r} is not how a table can be read; give {takes}.")
     return Reading(decimal, words, quote)
+
+
+def shortened(text: str) -> str:
+    """Text short enough for an error."""
+    return text if len(text) <= 40 else text[:39] + "…"

@@ -12,13 +12,19 @@ from repscope.data.tables import SUFFIXES, WORKBOOKS, read_table
 from repscope.errors import UserError, unknown
 
 SEEN = (
-    "What should I do this weekend?", "Tell me something about the sea.", "How do I bake bread?",
+    "What should I do this weekend?",
+    "Tell me something about the sea.",
+    "How do I bake bread?",
     "Who was the first person on the moon?",
-)  # fmt: skip
+)
 HELD = (
-    "What is a good present for a friend?", "Tell me a story about a dog.", "Why is the sky blue?",
-    "Give me advice on sleeping well.", "How do computers work?", "Describe a walk in the forest.",
-)  # fmt: skip
+    "What is a good present for a friend?",
+    "Tell me a story about a dog.",
+    "Why is the sky blue?",
+    "Give me advice on sleeping well.",
+    "How do computers work?",
+    "Describe a walk in the forest.",
+)
 LEAST = 4  #: prompts of a file: two to discover on, two to judge on
 
 

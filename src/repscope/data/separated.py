@@ -30,8 +30,13 @@ _NO_TEXT = (
     (b"\x1f\x8b", "compressed; unpack it first"),
     (b"PAR1", "a Parquet file; let its name end in .parquet"),
 )
-_ENCODINGS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
-              (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))  # fmt: skip
+_ENCODINGS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 @dataclass(frozen=True)
@@ -185,10 +190,7 @@ def _parsed(path: Path, text: str, skipped: int, separator: str, enclosed: bool)
     made = _Parsed([], [], [])
     before = csv.field_size_limit(_LONGEST)
     rows = csv.reader(
-        io.StringIO(text, newline=""),
-        delimiter=separator,
-        strict=True,
-        quoting=csv.QUOTE_MINIMAL if enclosed else csv.QUOTE_NONE,
+        io.StringIO(text, newline=""), delimiter=separator, strict=True, quoting=csv.QUOTE_MINIMAL if enclosed else csv.QUOTE_NONE
     )
     try:
         while True:
@@ -221,9 +223,7 @@ def _uneven(path: Path, row: list[str], line: int, width: int, separator: str) -
     return _Flaw(what, f"put quotation marks around values that hold the separator ({NAMES[separator]})")
 
 
-def _of_csv(
-    path: Path, enclosed: _Parsed | _Flaw, taken_in: list[tuple[int, int]]
-) -> tuple[_Parsed | _Flaw, list[str]]:
+def _of_csv(path: Path, enclosed: _Parsed | _Flaw, taken_in: list[tuple[int, int]]) -> tuple[_Parsed | _Flaw, list[str]]:
     """Fields are enclosed; one that takes in whole rows is asked about, as its mark may be part of the text."""
     for first, last in taken_in:
         what = f"In {path}, a quotation mark in line {first} takes in the lines to {last}, each of which is a row by itself"
@@ -234,9 +234,7 @@ def _of_csv(
     return enclosed, []
 
 
-def _of_tsv(
-    path: Path, plain: _Parsed | _Flaw, enclosed: _Parsed | _Flaw, takes_in: bool
-) -> tuple[_Parsed | _Flaw, list[str]]:  # fmt: skip
+def _of_tsv(path: Path, plain: _Parsed | _Flaw, enclosed: _Parsed | _Flaw, takes_in: bool) -> tuple[_Parsed | _Flaw, list[str]]:
     """Marks are text, unless the file shows that they enclose fields."""
     read_so = f"Fields of {path.name} are enclosed in quotation marks, as in CSV; --no-quote reads the marks as text."
     if isinstance(plain, _Flaw):
@@ -269,10 +267,7 @@ def _shown(plain: _Parsed, enclosed: _Parsed) -> bool | None:
     needed = any(c in inner for inner in held for c in '"\t\r\n')
     commas = any("," in raw for raw, _, at in pairs if not at)  # spreadsheets enclose every field with a comma
     idle = any(not any(c in inner for c in ('"\t\r\n' if commas else '"\t\r\n,;')) for inner in held)
-    columns = [
-        [at for at, raw in zip(ats, raws) if raw.strip()]
-        for ats, raws in zip(zip(*opened[1:]), zip(*plain.records[1:]))
-    ]
+    columns = [[at for at, raw in zip(ats, raws) if raw.strip()] for ats, raws in zip(zip(*opened[1:]), zip(*plain.records[1:]))]
     whole_column = any(column and all(column) for column in columns)
     if stray or (idle and not needed and not whole_column):
         return False
@@ -281,16 +276,12 @@ def _shown(plain: _Parsed, enclosed: _Parsed) -> bool | None:
 
 def _whole(path: Path, plain: _Parsed) -> list[str]:
     count = sum(len(cell) > 1 and cell[0] == cell[-1] == '"' for row in plain.records for cell in row)
-    what = (
-        f"Quotation marks around {count} fields of {path.name} are part of the text, as in TSV; --quote takes them off."
-    )
+    what = f"Quotation marks around {count} fields of {path.name} are part of the text, as in TSV; --quote takes them off."
     return [what] if count else []
 
 
 def _unclear(path: Path, plain: _Parsed) -> _Flaw:
-    line = next(
-        line for row, line in zip(plain.records, plain.first) if any(cell.lstrip().startswith('"') for cell in row)
-    )
+    line = next(line for row, line in zip(plain.records, plain.first) if any(cell.lstrip().startswith('"') for cell in row))
     return _Flaw(
         f"{path} has a field that begins with a quotation mark in line {line}, which in a TSV may be part of the text or only "
         "enclose the field",

@@ -32,10 +32,7 @@ LEAST_TRAIN = 20
 
 
 def folds(
-    n_or_groups: int | Shaped[np.ndarray, "entity"],
-    k: int = 5,
-    seed: int = 0,
-    stratify: Shaped[np.ndarray, "entity"] | None = None,
+    n_or_groups: int | Shaped[np.ndarray, "entity"], k: int = 5, seed: int = 0, stratify: Shaped[np.ndarray, "entity"] | None = None
 ) -> Int[np.ndarray, "entity"]:
     """Assign each entity, or each whole group of entities, to one of `k` folds of about equal size.
 
@@ -74,9 +71,7 @@ def folds(
 
 
 def halves(
-    n_or_groups: int | Shaped[np.ndarray, "entity"],
-    seed: int = 0,
-    stratify: Shaped[np.ndarray, "entity"] | None = None,
+    n_or_groups: int | Shaped[np.ndarray, "entity"], seed: int = 0, stratify: Shaped[np.ndarray, "entity"] | None = None
 ) -> Bool[np.ndarray, "entity"]:
     """Split entities, or whole groups of them, in two: choose a layer on the True half, report on the other.
 
@@ -90,9 +85,7 @@ def halves(
     groups = np.arange(n_or_groups) if isinstance(n_or_groups, int | np.integer) else np.asarray(n_or_groups)
     members = _members(groups)
     if len(members) < 2:
-        raise UserError(
-            f"{len(groups)} entities form {len(members)} group, which cannot be split in two; use more entities."
-        )
+        raise UserError(f"{len(groups)} entities form {len(members)} group, which cannot be split in two; use more entities.")
     side = _spread(members, 2, seed, stratify, len(groups))
     largest = max(range(len(members)), key=lambda i: len(members[i]))
     choose = side[largest] if 2 * len(members[largest]) > len(groups) else 0
@@ -113,10 +106,7 @@ def shared_token_groups(tokens: Sequence[Sequence[Hashable]]) -> Int[np.ndarray,
 
 
 def purged_folds(
-    tokens: Sequence[Sequence[Hashable]],
-    k: int = 10,
-    seed: int = 0,
-    stratify: Shaped[np.ndarray, "entity"] | None = None,
+    tokens: Sequence[Sequence[Hashable]], k: int = 10, seed: int = 0, stratify: Shaped[np.ndarray, "entity"] | None = None
 ) -> list[tuple[Int[np.ndarray, "train"], Int[np.ndarray, "test"]]]:
     """`k` pairs of training and test rows; no entity trained on shares a token with any entity tested in the same pair.
 
@@ -199,9 +189,7 @@ def _sharing(tokens: Sequence[Sequence[Hashable]]) -> csr_array:
     cells = [(i, columns.setdefault(token, len(columns))) for i, held in enumerate(tokens) for token in set(held)]
     cells += [(i, len(columns) + i) for i in range(len(tokens))]
     rows, cols = np.array(cells, dtype=np.int64).reshape(-1, 2).T
-    held = csr_array(
-        (np.ones(len(rows), dtype=np.int32), (rows, cols)), shape=(len(tokens), len(columns) + len(tokens))
-    )
+    held = csr_array((np.ones(len(rows), dtype=np.int32), (rows, cols)), shape=(len(tokens), len(columns) + len(tokens)))
     return csr_array(held @ held.T)
 
 
@@ -211,11 +199,7 @@ def _members(groups: Shaped[np.ndarray, "entity"]) -> list[Int[np.ndarray, "row"
 
 
 def _spread(
-    members: Sequence[Int[np.ndarray, "row"]],
-    k: int,
-    seed: int,
-    stratify: Shaped[np.ndarray, "entity"] | None,
-    n: int,
+    members: Sequence[Int[np.ndarray, "row"]], k: int, seed: int, stratify: Shaped[np.ndarray, "entity"] | None, n: int
 ) -> Int[np.ndarray, "group"]:
     """Fold of each group: largest first, in random order among equals, to the fold with the least of its classes."""
     if stratify is not None and len(stratify) != n:

@@ -25,7 +25,7 @@ import pandas as pd
 
 from repscope.data.columns import Column, blanked, labels, typed
 from repscope.data.numerals import is_numeral
-from repscope.data.reading import How, Reading, reading
+from repscope.data.reading import How, Reading, reading, shortened
 from repscope.data.separated import separated, text_of
 from repscope.errors import UserError, no_file, unknown
 
@@ -37,7 +37,7 @@ _PACKED = (".gz", ".zip", ".bz2", ".xz", ".zst")
 
 
 @dataclass(frozen=True)
-class Table:
+class DataTable:
     """A table that was read.
 
     path: of its file. frame: one column of `str` for each column read; "" where the value is missing; rows numbered from 0. header:
@@ -80,12 +80,8 @@ class _Raw:
 
 
 def read_table(
-    path: str | Path,
-    columns: Sequence[str] | None = None,
-    *,
-    optional: Sequence[str] | None = None,
-    **how: Unpack[How],
-) -> Table:
+    path: str | Path, columns: Sequence[str] | None = None, *, optional: Sequence[str] | None = None, **how: Unpack[How]
+) -> DataTable:
     """Read columns of a table as text.
 
     Parameters
@@ -122,13 +118,11 @@ def read_table(
     try:
         raw = reader(path, chosen, asked)
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror or error}); check the file and its permissions."
-        ) from error
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); check the file and its permissions.") from error
     frame = pd.DataFrame({name: pd.Series(cells, dtype=object) for name, cells in raw.columns.items()})
     if frame.empty and (columns is not None or not raw.lists):
         raise UserError(f"{path} has a header and no rows; give a table with one row an entity.")
-    table = Table(path, frame, tuple(raw.header), tuple(raw.lines), frozenset(raw.native), asked, tuple(raw.notes))
+    table = DataTable(path, frame, tuple(raw.header), tuple(raw.lines), frozenset(raw.native), asked, tuple(raw.notes))
     if columns is None:
         table = _without_index(table, raw.lists)
     notes = list(table.notes)
@@ -289,9 +283,7 @@ def _of_objects(path: Path, rows: Sequence[dict[str, Any]], lines: list[int], ch
         lists = next((i for i, value in enumerate(values) if isinstance(value, list | dict)), None)
         if lists is not None:
             if names is not None:
-                _refuse_lists(
-                    path, name, "lists or objects", f" in line {lines[lists]}" if lines else f" in row {lists + 1}"
-                )
+                _refuse_lists(path, name, "lists or objects", f" in line {lines[lists]}" if lines else f" in row {lists + 1}")
             raw.lists.append(name)
             continue
         held = [value for value in values if value is not None]
@@ -322,22 +314,18 @@ def _listed() -> str:
     return " or ".join(SUFFIXES)
 
 
-def _without_index(table: Table, lists: Sequence[str]) -> Table:
+def _without_index(table: DataTable, lists: Sequence[str]) -> DataTable:
     """All columns without those that a data frame's index left, and a note on every column that was left out."""
     notes = [f"Column {name!r} of {table.path.name} holds lists or objects and was left out." for name in lists]
     kept = []
     for name in table.frame.columns:
         cells = table.frame[name]
         if _INDEX.fullmatch(name) or (_NUMBERED.fullmatch(name) and _counts(cells)):
-            notes.append(
-                f"Column {name!r} of {table.path.name} is an index and was left out; ask for it by name to use it."
-            )
+            notes.append(f"Column {name!r} of {table.path.name} is an index and was left out; ask for it by name to use it.")
         else:
             kept.append(name)
     if not kept:
-        raise UserError(
-            f"{table.path} has no column of text or numbers beside its index; give a table with named columns."
-        )
+        raise UserError(f"{table.path} has no column of text or numbers beside its index; give a table with named columns.")
     return replace(table, frame=table.frame[kept].copy(), notes=(*table.notes, *notes))
 
 
@@ -351,9 +339,7 @@ def _check_columns(path: Path, header: Sequence[str], names: Sequence[str] | Non
         raise UserError(f"{path} is empty; its first line must name the columns.")
     for name in dict.fromkeys(filter(None, header if names is None else names)):
         if header.count(name) > 1:
-            raise UserError(
-                f"{path} has the column {name!r} {header.count(name)} times; give each column its own name."
-            )
+            raise UserError(f"{path} has the column {name!r} {header.count(name)} times; give each column its own name.")
         if name not in header:
             raise missing(path, name, header)
 
@@ -406,13 +392,9 @@ def _merge_copies(frame: pd.DataFrame, name_column: str, before: int) -> tuple[p
         if len(conflicts):
             notes.append(
                 f"Conflicting values of {column!r} for {len(conflicts)} copied {name_column!r} (such as "
-                f"{_short(conflicts.index[0])!r}: {', '.join(map(_short, conflicts.iloc[0][:3]))}) count as missing."
+                f"{shortened(conflicts.index[0])!r}: {', '.join(map(shortened, conflicts.iloc[0][:3]))}) count as missing."
             )
     return kept, notes
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 40 else text[:39] + "…"
 
 
 def _rows(count: int) -> str:

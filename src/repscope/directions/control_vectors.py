@@ -40,9 +40,15 @@ _STRING, _ARRAY = 8, 9
 
 
 def write(
-    path: Path, directions: Sequence[Direction], *, unit: bool = False, model: str = "", note: str = "",
-    architecture: str = "", blocks: int = 0,
-) -> None:  # fmt: skip
+    path: Path,
+    directions: Sequence[Direction],
+    *,
+    unit: bool = False,
+    model: str = "",
+    note: str = "",
+    architecture: str = "",
+    blocks: int = 0,
+) -> None:
     """Write a control vector.
 
     Raises
@@ -124,9 +130,7 @@ def _tensor(tensor: Any) -> tuple[int, np.ndarray]:
     if str(block) != match[1] or block > header.MOST_BLOCKS:
         raise UserError(f"it holds a tensor {tensor.name!r}, which is no block's")
     if tensor.tensor_type.name != "F32" or len(tensor.shape) != 1:
-        raise UserError(
-            f"its {tensor.name} is {tensor.tensor_type.name} of {len(tensor.shape)} dimensions, not F32 of one"
-        )
+        raise UserError(f"its {tensor.name} is {tensor.tensor_type.name} of {len(tensor.shape)} dimensions, not F32 of one")
     return block, np.array(tensor.data, dtype=np.float32)
 
 
@@ -157,9 +161,12 @@ def _ours(text: str, tensors: dict[int, np.ndarray]) -> Contents:
         else:
             made.append(Direction.of(weights, **{k: v for k, v in row.items() if k != "scale"}))
     return Contents(
-        directions=made, model=card["model"], note=card["note"], architecture=card["architecture"],
+        directions=made,
+        model=card["model"],
+        note=card["note"],
+        architecture=card["architecture"],
         blocks=header.block_count(card.get("blocks")),
-    )  # fmt: skip
+    )
 
 
 def _string(reader: Any, key: str) -> str:
@@ -185,9 +192,7 @@ def _walk(file: BinaryIO) -> None:
         file.seek(count, 1)
 
     if (version := number("I")) not in (2, 3):
-        raise UserError(
-            f"it is GGUF of version {version if version < 1 << 16 else 'unknown (other byte order)'}, not 2 or 3"
-        )
+        raise UserError(f"it is GGUF of version {version if version < 1 << 16 else 'unknown (other byte order)'}, not 2 or 3")
     tensors, keys = number("Q"), number("Q")
     if max(tensors, keys) > _FEW:
         raise UserError(f"it has {tensors} tensors and {keys} keys; a control vector has few")

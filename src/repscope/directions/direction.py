@@ -64,9 +64,7 @@ class Direction:
                 "make it with Direction.of, which takes a vector of any length."
             )
         if not 0 < self.scale < math.inf:
-            raise UserError(
-                f"The scale of the direction {self.name!r} is {self.scale}; a length is positive and finite."
-            )
+            raise UserError(f"The scale of the direction {self.name!r} is {self.scale}; a length is positive and finite.")
         if self.scale * np.abs(vector).max() > _LARGEST * (1 + 2**-26):  # what rounds to the largest is the largest
             raise UserError(
                 f"The direction {self.name!r} has length {self.scale:.4g}; float32, in which edits add, ends at {_LARGEST:.3g}."
@@ -155,9 +153,15 @@ class Direction:
         if np.linalg.norm(left) < _NOTHING:
             raise UserError(f"Nothing of the direction {self.name!r} remains without {names}; it lies in their span.")
         return Direction.of(
-            self.scale * left, self.site, f"{_term(self.name)} without {names}", tokens=self.tokens, norm=self.norm,
-            found_by=_history(self.found_by, "orthogonalised"), trained_on=self.trained_on, model=self.model,
-        )  # fmt: skip
+            self.scale * left,
+            self.site,
+            f"{_term(self.name)} without {names}",
+            tokens=self.tokens,
+            norm=self.norm,
+            found_by=_history(self.found_by, "orthogonalised"),
+            trained_on=self.trained_on,
+            model=self.model,
+        )
 
     def __add__(self, other: object) -> "Direction":
         return _sum(self, other, 1) if isinstance(other, Direction) else NotImplemented
@@ -167,9 +171,14 @@ class Direction:
 
     def __neg__(self) -> "Direction":
         return replace(
-            self, vector=-self.vector, offset=-self.offset, name=f"-{_term(self.name)}", does={}, works=None,
+            self,
+            vector=-self.vector,
+            offset=-self.offset,
+            name=f"-{_term(self.name)}",
+            does={},
+            works=None,
             found_by=_history(self.found_by, "reversed"),
-        )  # fmt: skip
+        )
 
     def __mul__(self, factor: object) -> "Direction":
         if not isinstance(factor, Real):
@@ -210,11 +219,7 @@ class Direction:
             ends = [self.does.get(key + end) for end in ("_lo", "_hi")]
             between = f" [{ends[0]:.4g}, {ends[1]:.4g}]" if ends[0] is not None and ends[1] is not None else ""
             lines.append(f"  {key:<11} {value:.4g}{unit}{between}")
-        lines += [
-            f"  {head:<11} {text}"
-            for head, text in (("found by", self.found_by), ("trained on", self.trained_on))
-            if text
-        ]
+        lines += [f"  {head:<11} {text}" for head, text in (("found by", self.found_by), ("trained on", self.trained_on)) if text]
         return "\n".join(lines)
 
 
@@ -223,16 +228,12 @@ _NATS = ("effect", "damage")  #: what a direction does, measured in nats
 
 def _same_width(a: Direction, b: Direction) -> None:
     if a.width != b.width:
-        raise UserError(
-            f"The direction {a.name!r} has {a.width} features and {b.name!r} has {b.width}; they must be the same."
-        )
+        raise UserError(f"The direction {a.name!r} has {a.width} features and {b.name!r} has {b.width}; they must be the same.")
 
 
 def _sum(a: Direction, b: Direction, sign: int) -> Direction:
     if a.site != b.site:
-        raise UserError(
-            f"The direction {a.name!r} lives at {a.site} and {b.name!r} at {b.site}; add directions of one site."
-        )
+        raise UserError(f"The direction {a.name!r} lives at {a.site} and {b.name!r} at {b.site}; add directions of one site.")
     _same_width(a, b)
     second = f"({b.name})" if sign < 0 and (" + " in b.name or " - " in b.name) else b.name
     name = f"{a.name} {'+' if sign > 0 else '-'} {second}"
@@ -240,11 +241,16 @@ def _sum(a: Direction, b: Direction, sign: int) -> Direction:
     sources = dict.fromkeys(text for text in (a.trained_on, b.trained_on) if text)
     methods = dict.fromkeys(text for text in (a.found_by, b.found_by) if text)
     return Direction.of(
-        a._wide + sign * b._wide, a.site, name, offset=a.offset + sign * b.offset,
+        a._wide + sign * b._wide,
+        a.site,
+        name,
+        offset=a.offset + sign * b.offset,
         found_by=_history("; ".join(methods), "sum" if sign > 0 else "difference"),
-        tokens=a.tokens if a.tokens == b.tokens else "all", norm=norms.pop() if len(norms) == 1 else math.nan,
-        trained_on="; ".join(sources), model=a.model if a.model == b.model else "",
-    )  # fmt: skip
+        tokens=a.tokens if a.tokens == b.tokens else "all",
+        norm=norms.pop() if len(norms) == 1 else math.nan,
+        trained_on="; ".join(sources),
+        model=a.model if a.model == b.model else "",
+    )
 
 
 def _term(name: str) -> str:

@@ -73,9 +73,7 @@ def written(directions: Sequence[Direction]) -> str:
             plain = json.loads(json.dumps(row, default=float))  # numpy's numbers become Python's
             rows.append(_checked(plain, f"the direction {direction.name!r}"))
         except (TypeError, ValueError) as error:
-            raise UserError(
-                f"The direction {direction.name!r} cannot be written ({str(error).rstrip('.')})."
-            ) from error
+            raise UserError(f"The direction {direction.name!r} cannot be written ({str(error).rstrip('.')}).") from error
     return json.dumps(rows)
 
 

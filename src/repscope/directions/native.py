@@ -19,13 +19,7 @@ LARGEST = 1 << 31  #: bytes of a file
 
 
 def write(
-    path: Path,
-    directions: Sequence[Direction],
-    *,
-    model: str = "",
-    note: str = "",
-    architecture: str = "",
-    blocks: int = 0,
+    path: Path, directions: Sequence[Direction], *, model: str = "", note: str = "", architecture: str = "", blocks: int = 0
 ) -> None:
     """Write a set of directions.
 
@@ -41,13 +35,15 @@ def write(
         arrays.setdefault(direction.site, []).append(direction.vector)
     for site, vectors in arrays.items():
         if len(widths := sorted({len(v) for v in vectors})) > 1:
-            raise UserError(
-                f"The directions at {site} have {widths[0]} and {widths[-1]} features; one site has one width."
-            )
+            raise UserError(f"The directions at {site} have {widths[0]} and {widths[-1]} features; one site has one width.")
     metadata = {
-        "format": FORMAT, "model": model, "note": note, "architecture": architecture, "blocks": str(blocks),
+        "format": FORMAT,
+        "model": model,
+        "note": note,
+        "architecture": architecture,
+        "blocks": str(blocks),
         "directions": header.written(directions),
-    }  # fmt: skip
+    }
     with whole_file(path) as partial:
         save_file({site: np.stack(vectors) for site, vectors in arrays.items()}, partial, metadata=metadata)
 
@@ -84,9 +80,12 @@ def read(path: Path) -> Contents:
         if any(len(arrays[site]) != n for site, n in taken.items()):
             raise UserError("it holds more vectors than its header tells of")
         return Contents(
-            directions=directions, model=held.get("model", ""), note=held.get("note", ""),
-            architecture=held.get("architecture", ""), blocks=header.block_count(held.get("blocks")),
-        )  # fmt: skip
+            directions=directions,
+            model=held.get("model", ""),
+            note=held.get("note", ""),
+            architecture=held.get("architecture", ""),
+            blocks=header.block_count(held.get("blocks")),
+        )
     except _NotOursError:
         raise
     except (SafetensorError, KeyError, IndexError, TypeError, ValueError, OSError) as error:

@@ -29,11 +29,7 @@ _ELSE = "it holds something else than one dense tensor of floating-point numbers
 
 _STORAGES = {"FloatStorage": "f4", "DoubleStorage": "f8", "HalfStorage": "f2", "BFloat16Storage": "u2"}
 #: names a pickle may mention
-_NAMES = {
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("collections", "OrderedDict"),
-    *(("torch", name) for name in _STORAGES),
-}
+_NAMES = {("torch._utils", "_rebuild_tensor_v2"), ("collections", "OrderedDict"), *(("torch", name) for name in _STORAGES)}
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,7 @@ def by_block(directions: Sequence[Direction], what: str, kind: str = "resid_post
             )
         if site.kind != kind or site.layer is None or site.layer < 0 or site.head is not None:
             raise UserError(
-                f"The direction {direction.name!r} lives at {site}, and {what} holds those at {kind}.BLOCK alone; "
-                "save() keeps any."
+                f"The direction {direction.name!r} lives at {site}, and {what} holds those at {kind}.BLOCK alone; save() keeps any."
             )
         if site.layer in found:
             raise UserError(

@@ -46,9 +46,7 @@ class DirectionSet:
             object.__setattr__(self, "directions", known)
 
     @classmethod
-    def of(
-        cls, *directions: Direction, model: str = "", note: str = "", architecture: str = "", blocks: int = 0
-    ) -> "DirectionSet":
+    def of(cls, *directions: Direction, model: str = "", note: str = "", architecture: str = "", blocks: int = 0) -> "DirectionSet":
         """A set of these directions."""
         return cls(directions, model, note, architecture, blocks)
 
@@ -92,9 +90,7 @@ class DirectionSet:
 
     def card(self) -> str:
         """What is known of the set and of each of its directions, for reading."""
-        of = ", ".join(
-            text for text in (self.architecture, self.model, f"{self.blocks} blocks" if self.blocks else "") if text
-        )
+        of = ", ".join(text for text in (self.architecture, self.model, f"{self.blocks} blocks" if self.blocks else "") if text)
         head = f"{len(self)} direction{'s' * (len(self) != 1)}{f' of {of}' if of else ''}"
         return "\n".join([head, *([self.note] if self.note else []), *(d.card() for d in self.directions)])
 
@@ -189,14 +185,10 @@ class DirectionSet:
         for d in self.directions:
             site = Site.parse(d.site)
             if site.layer is not None and not -blocks <= site.layer < blocks:
-                raise UserError(
-                    f"The direction {d.name!r} lives at {d.site}, and this model has {blocks} blocks, counted from 0."
-                )
+                raise UserError(f"The direction {d.name!r} lives at {d.site}, and this model has {blocks} blocks, counted from 0.")
             held = by_name.get(d.site, by_name.get(site.kind, stream if site.kind in _STREAM else None))
             if held is not None and held != d.width:
-                raise UserError(
-                    f"The direction {d.name!r} has {d.width} features, and {d.site} of this model has {held}."
-                )
+                raise UserError(f"The direction {d.name!r} has {d.width} features, and {d.site} of this model has {held}.")
 
     def belongs(self, model: str, blocks: int, architecture: str = "") -> None:
         """The part of `fits` that asks whose directions these are, and not where they act.
@@ -218,9 +210,7 @@ class DirectionSet:
                 "model of that kind."
             )
         if self.blocks and self.blocks != blocks:
-            raise UserError(
-                f"These directions were made for a model of {self.blocks} blocks, and this one has {blocks}."
-            )
+            raise UserError(f"These directions were made for a model of {self.blocks} blocks, and this one has {blocks}.")
 
     def save(self, path: str | Path) -> Path:
         """Write `path`, a safetensors file: one array a site, (direction, feature), and a JSON header."""
@@ -267,9 +257,7 @@ class DirectionSet:
         return steering_vectors.made(self.directions, self.architecture)
 
     @classmethod
-    def from_steering_vectors(
-        cls, vector: Any, *, model: str = "", architecture: str = "", note: str = ""
-    ) -> "DirectionSet":
+    def from_steering_vectors(cls, vector: Any, *, model: str = "", architecture: str = "", note: str = "") -> "DirectionSet":
         """The directions in a `SteeringVector` of the package steering-vectors, which need not be installed.
 
         Raises
@@ -306,16 +294,12 @@ class DirectionSet:
             return cls(**matrix.read(source, block))
         if magic[8:] == b"{":  # after the header's length
             return cls(**native.read(source))
-        raise UserError(
-            f"{str(path)!r} cannot be read as a set of directions: it is no safetensors, GGUF or zipped .pt file."
-        )
+        raise UserError(f"{str(path)!r} cannot be read as a set of directions: it is no safetensors, GGUF or zipped .pt file.")
 
     def _facts(self) -> dict[str, Any]:
         return {"model": str(self.model), "note": self.note, "architecture": self.architecture, "blocks": self.blocks}
 
-    def _matrix(
-        self, site: str | Site | None = None, rows: np.ndarray | None = None
-    ) -> Float[np.ndarray, "direction feature"]:
+    def _matrix(self, site: str | Site | None = None, rows: np.ndarray | None = None) -> Float[np.ndarray, "direction feature"]:
         """Unit vectors, those at `site` or all, as wide as the rows."""
         wanted = None if site is None else str(Site.parse(site))
         chosen = [d for d in self.directions if wanted in (None, d.site)]

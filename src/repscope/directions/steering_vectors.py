@@ -73,8 +73,6 @@ def read(vector: Any) -> list[Direction]:
             raise UserError(f"The SteeringVector has a block {block!r}; blocks count from 0.")
         plain = tensor.detach().cpu().double().numpy() if hasattr(tensor, "detach") else np.asarray(tensor, np.float64)
         found.append(
-            Direction.of(
-                plain.reshape(-1), f"{_KINDS[kind]}.{block}", f"block {block}", found_by="read from a SteeringVector"
-            )
+            Direction.of(plain.reshape(-1), f"{_KINDS[kind]}.{block}", f"block {block}", found_by="read from a SteeringVector")
         )
     return found

@@ -78,9 +78,7 @@ class Activations:
         return per_site[0] if self.single else np.stack(per_site, axis=1)
 
     def __repr__(self) -> str:
-        return (
-            f"Activations({len(self)} prompts, {_listed(self.sites)}, tokens={self.tokens}, rows={len(self.positions)})"
-        )
+        return f"Activations({len(self)} prompts, {_listed(self.sites)}, tokens={self.tokens}, rows={len(self.positions)})"
 
 
 def _listed(sites: tuple[Site, ...]) -> str:

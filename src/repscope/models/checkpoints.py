@@ -27,11 +27,10 @@ from torch import Tensor
 
 from repscope.disk import whole_file, whole_folder
 from repscope.errors import UserError, unknown
-from repscope.models.fingerprint import Fingerprint, digests_of, of_digests
-from repscope.models.folders import weight_files
-from repscope.models.leftovers import derived
-from repscope.models.small import Shape
-from repscope.models.stacked import State, one, stack
+from repscope.models.engine.fingerprint import Fingerprint, digests_of, of_digests
+from repscope.models.loading.folders import weight_files
+from repscope.models.loading.stacked_weights import Shape, State, stack, unstack
+from repscope.models.loading.tensor_check import derived
 
 TABLE, NETWORK = "checkpoints.csv", "network.json"
 _NEEDED = ("run", "step", "path")
@@ -67,13 +66,9 @@ class CheckpointSet:
         if not home.is_dir():
             raise UserError(f"There is no folder {home}; a set of checkpoints is a folder with {TABLE}.")
         if not (home / TABLE).is_file():
-            found = sorted(
-                p for p in home.iterdir() if p.is_dir() and not p.name.startswith(".") and list(p.glob("*.safetensors"))
-            )
+            found = sorted(p for p in home.iterdir() if p.is_dir() and not p.name.startswith(".") and list(p.glob("*.safetensors")))
             if len(found) < 2:
-                raise UserError(
-                    f"{home} holds neither {TABLE} nor folders with safetensors; give a set, or two models."
-                )
+                raise UserError(f"{home} holds neither {TABLE} nor folders with safetensors; give a set, or two models.")
             return cls.of(found)
         return cls._checked(home, _read(home / TABLE, home), _shape(home / NETWORK))
 
@@ -117,10 +112,8 @@ class CheckpointSet:
             for step, state in states.items():
                 for i, known in enumerate(table.to_dict("records")):
                     name = f"{known['run']}/step-{step:06d}.safetensors"
-                    save(partial / name, one(state, i))
-                    rows.append(
-                        {"run": known["run"], "step": step, "path": name} | {str(k): v for k, v in known.items()}
-                    )
+                    save(partial / name, unstack(state, i))
+                    rows.append({"run": known["run"], "step": step, "path": name} | {str(k): v for k, v in known.items()})
             (partial / NETWORK).write_text(json.dumps({"kind": "small transformer", **asdict(shape)}, indent=2))
             pd.DataFrame(rows).to_csv(partial / TABLE, index=False)
         return cls.open(folder)
@@ -300,9 +293,7 @@ def _sizes(path: Path) -> Sizes:
 def _copy(path: Path, name: str, sizes: Sizes, of: Collection[str]) -> bool:
     """Whether a checkpoint stores a tensor a second time: tied weights under both of their names."""
     held = Weights(path)
-    return any(
-        sizes[other] == sizes[name] and torch.equal(held[other], held[name]) for other in of if len(sizes[name]) > 1
-    )
+    return any(sizes[other] == sizes[name] and torch.equal(held[other], held[name]) for other in of if len(sizes[name]) > 1)
 
 
 def _difference(a: Sizes, b: Sizes) -> str:

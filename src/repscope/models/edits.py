@@ -64,9 +64,15 @@ class Edit:
 
     @classmethod
     def add(
-        cls, site: str | Site, vector: Any, *, scale: float | None = None, tokens: str | int | None = None,
-        per_prompt: bool = False, axis: int = -1,
-    ) -> "Edit":  # fmt: skip
+        cls,
+        site: str | Site,
+        vector: Any,
+        *,
+        scale: float | None = None,
+        tokens: str | int | None = None,
+        per_prompt: bool = False,
+        axis: int = -1,
+    ) -> "Edit":
         """Add a vector.
 
         Parameters
@@ -118,17 +124,21 @@ class Edit:
         return _made("project_out", site, tokens, {"basis": basis[kept]}, False, axis)
 
     @classmethod
-    def affine(
-        cls, site: str | Site, weight: Any, bias: Any = 0.0, *, tokens: str | int = "all", axis: int = -1
-    ) -> "Edit":
+    def affine(cls, site: str | Site, weight: Any, bias: Any = 0.0, *, tokens: str | int = "all", axis: int = -1) -> "Edit":
         """Map x to W x + b; `weight` is (feature, feature), `bias` (feature) or a number."""
         return _made("affine", site, tokens, {"weight": _array(weight), "bias": _array(bias)}, False, axis)
 
     @classmethod
     def clamp(
-        cls, site: str | Site, direction: Any, low: float = -float("inf"), high: float = float("inf"), *,
-        tokens: str | int = "all", axis: int = -1,
-    ) -> "Edit":  # fmt: skip
+        cls,
+        site: str | Site,
+        direction: Any,
+        low: float = -float("inf"),
+        high: float = float("inf"),
+        *,
+        tokens: str | int = "all",
+        axis: int = -1,
+    ) -> "Edit":
         """Keep the coordinate along a direction, taken at length one, between `low` and `high`, in the site's own units.
 
         Raises
@@ -252,9 +262,7 @@ class Installed:
         if high.max() <= first or low.min() >= total:
             return None
         if low.max() <= first and high.min() >= total and not self.edit.per_prompt:
-            return self._noted(
-                value, self.edit.changed(value.flatten(0, 1), None, self._on(value)).reshape(value.shape)
-            )
+            return self._noted(value, self.edit.changed(value.flatten(0, 1), None, self._on(value)).reshape(value.shape))
         columns = np.arange(first, total)
         mask = torch.from_numpy((columns >= low[:, None]) & (columns < high[:, None])).to(value.device)
         row, column = mask.expand(len(value), -1).nonzero(as_tuple=True)
@@ -284,9 +292,7 @@ class Installed:
     def _on(self, value: Tensor) -> Arrays:
         key = (value.device, torch.promote_types(value.dtype, torch.float32))
         if key not in self._arrays:
-            self._arrays[key] = {
-                name: self._narrowed(name, a, key[1]).to(key[0]) for name, a in self.edit.arrays.items()
-            }
+            self._arrays[key] = {name: self._narrowed(name, a, key[1]).to(key[0]) for name, a in self.edit.arrays.items()}
         return self._arrays[key]
 
     def _narrowed(self, name: str, array: Tensor, dtype: torch.dtype) -> Tensor:
@@ -321,9 +327,7 @@ def _array(given: Any) -> Tensor:
     elif isinstance(given, Sequence) and any(isinstance(one, Tensor) for one in given):
         given = np.stack([one.detach().cpu().double().numpy() for one in given])
     try:
-        tensor = (
-            given.detach().cpu() if isinstance(given, Tensor) else torch.from_numpy(np.array(given, dtype=np.float64))
-        )
+        tensor = given.detach().cpu() if isinstance(given, Tensor) else torch.from_numpy(np.array(given, dtype=np.float64))
     except (ValueError, TypeError) as error:
         raise UserError(f"An edit cannot use {str(given)[:40]!r}: give a number, or an array of one shape.") from error
     return tensor.to(torch.float64, copy=True)

@@ -23,32 +23,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from repscope.errors import UserError
-from repscope.models.gather import as_float
-from repscope.models.krylov import Triplets, leading
-from repscope.models.linearized import Linearized
-from repscope.models.memory import memory_kept
+from repscope.models.engine.memory import memory_kept
+from repscope.models.engine.positions import as_float
+from repscope.models.linear.jacobian_passes import KEPT_BYTES, Group, Plan
+from repscope.models.linear.linearization import Linearized
+from repscope.models.linear.svd import Triplets, leading
 from repscope.models.sites import PerSite, Site
 from repscope.progress import progress
-
-KEPT_BYTES = 1 << 30  #: graphs that stay in memory
-PRODUCT_TOKENS = 1440  #: row-tokens of one backward pass; fewer make small products, more gain nothing
-
-
-@dataclass(eq=False)
-class Group:
-    """Inputs that go through one pass.
-
-    inputs: which. make: makes the pass. bytes: about what its graph takes. held: the pass, where it is kept.
-    """
-
-    inputs: Sequence[int]
-    make: Callable[[], Linearized]
-    bytes: float
-    held: Linearized | None = None
-
-    def linearized(self) -> Linearized:
-        """The pass, kept or made again."""
-        return self.held if self.held is not None else self.make()
 
 
 @dataclass(eq=False)
@@ -73,28 +54,21 @@ class Jacobian:
         self.sources, self.target, self._shared, self._at, self._single = tuple(sources), target, shared, at, single
 
     @classmethod
-    def over(
-        cls, sources: Sequence[Site], target: Site, groups: Sequence[Group], *, single: bool, unchanged: Callable[[], None]
-    ) -> "Jacobian":  # fmt: skip
-        """Make every group's pass once, see what is there, and keep as many as the budget allows.
-
-        `unchanged` raises, before further products, where the network is not what it was.
-        """
-        shared = _Shared(groups, unchanged=unchanged)
-        count, kept = sum(len(g.inputs) for g in groups), 0.0
-        for group in groups:
+    def over(cls, plan: Plan) -> "Jacobian":
+        """Make every group's pass once, see what is there, and keep as many as the budget allows."""
+        shared = _Shared(plan.groups, unchanged=plan.unchanged)
+        count, kept = sum(len(g.inputs) for g in plan.groups), 0.0
+        for group in plan.groups:
             made = group.make()
             if shared.value is None:
                 shared.value = np.empty((count, made.target.shape[1]), as_numpy(made.target).dtype)
-                shared.points = [
-                    np.empty((count, int(np.prod(leaf.shape[1:]))), shared.value.dtype) for leaf in made.leaves
-                ]
+                shared.points = [np.empty((count, int(np.prod(leaf.shape[1:]))), shared.value.dtype) for leaf in made.leaves]
             shared.value[list(group.inputs)] = as_numpy(made.target)
             for point, there in zip(shared.points, made.points):
                 point[list(group.inputs)] = as_numpy(there.flatten(1))
             if kept + group.bytes <= KEPT_BYTES:
                 group.held, kept = made, kept + group.bytes
-        return cls(sources, target, shared, range(len(sources)), single)
+        return cls(plan.sources, plan.target, shared, range(len(plan.sources)), plan.single)
 
     def __len__(self) -> int:
         return 0 if self._shared.value is None else len(self._shared.value)
@@ -147,9 +121,7 @@ class Jacobian:
             For vectors of another width, or that are not finite.
         """
         vectors = self._vectors(u, self.value.shape[1], "u")
-        outs = [
-            np.empty((len(self), len(vectors), self._shared.points[i].shape[1]), self.value.dtype) for i in self._at
-        ]
+        outs = [np.empty((len(self), len(vectors), self._shared.points[i].shape[1]), self.value.dtype) for i in self._at]
         for group, made in self._passes():
             for out, found in zip(outs, made.vjp(vectors, self._at)):
                 out[list(group.inputs)] = as_numpy(found.transpose(0, 1))
@@ -189,16 +161,12 @@ class Jacobian:
             For several prompts.
         """
         if len(self) != 1:
-            raise UserError(
-                f"There are {len(self)} Jacobians, one a prompt: ask for jac.mean().svd(), or give one prompt."
-            )
+            raise UserError(f"There are {len(self)} Jacobians, one a prompt: ask for jac.mean().svd(), or give one prompt.")
         return self.mean().svd(k, **options)
 
     def _one(self) -> int:
         if len(self.sources) != 1:
-            raise UserError(
-                f"There are {len(self.sources)} sources; choose one, such as jac[{str(self.sources[0])!r}]."
-            )
+            raise UserError(f"There are {len(self.sources)} sources; choose one, such as jac[{str(self.sources[0])!r}].")
         return self._at[0]
 
     def _vectors(self, given: Any, width: int, name: str) -> Tensor:
@@ -211,9 +179,7 @@ class Jacobian:
         if vectors.ndim != 2 or vectors.shape[1] != width:
             raise UserError(f"{name} has the shape {vectors.shape}; it must be (vector, {width}) for {self!r}.")
         if not np.isfinite(vectors).all():
-            held = (
-                "not finite" if not np.isfinite(wide).all() else f"beyond {vectors.dtype}, in which products are taken"
-            )
+            held = "not finite" if not np.isfinite(wide).all() else f"beyond {vectors.dtype}, in which products are taken"
             raise UserError(f"{name} is {held}.")
         return torch.from_numpy(np.ascontiguousarray(vectors))
 
@@ -328,9 +294,8 @@ class MeanJacobian:
         self._each._one()
         with progress("Singular triplets", products) as advance:
             return leading(
-                self.jvp, self.vjp, self.shape, k, seed=seed, tolerance=tolerance, products=products, block=block,
-                advance=advance,
-            )  # fmt: skip
+                self.jvp, self.vjp, self.shape, k, seed=seed, tolerance=tolerance, products=products, block=block, advance=advance
+            )
 
 
 def as_numpy(x: Tensor) -> Float[np.ndarray, "..."]:

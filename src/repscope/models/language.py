@@ -21,28 +21,28 @@ from torch import Tensor
 
 from repscope.errors import UserError
 from repscope.models.activations import Activations
-from repscope.models.aim import aim, see_effect
-from repscope.models.between import between
-from repscope.models.chats import chat_prompt
 from repscope.models.edits import Edit
-from repscope.models.fingerprint import Source, of_module
-from repscope.models.forecast import Forecast, forecast
-from repscope.models.gather import as_float, padded, ranges
-from repscope.models.generation import Continuation, Sampling, continued, growing
-from repscope.models.given import Chat
+from repscope.models.engine.cost_estimate import Forecast, forecast
+from repscope.models.engine.edit_positions import check_effect, resolve_edit_positions
+from repscope.models.engine.fingerprint import WeightSource, of_module
+from repscope.models.engine.generation import Continuation, Sampling, continued, growing
+from repscope.models.engine.hooks import unhooked
+from repscope.models.engine.positions import as_float, padded, ranges
+from repscope.models.engine.random_weights import with_random_weights
+from repscope.models.engine.row_writer import Rows, as_tensor, cast, dtype_of
+from repscope.models.engine.token_network import TokenNetwork, rows_of
+from repscope.models.inputs.chats import chat_prompt
+from repscope.models.inputs.given import Chat
+from repscope.models.inputs.text_spans import described
 from repscope.models.jacobian import Jacobian
+from repscope.models.linear.jacobian_passes import plan_jacobian
 from repscope.models.network import per_row
-from repscope.models.passes import TokenNetwork, rows_of
-from repscope.models.prompts import Encoded, Prompt, PromptLike, Ragged, as_prompts, encode, followed
-from repscope.models.rows import Rows, as_tensor, cast, dtype_of
+from repscope.models.prompts import Encoded, Prompt, PromptLike, Ragged, as_prompts, encode, with_continuation
 from repscope.models.sites import Site, Tokens, names_one
-from repscope.models.taps import at_rest
-from repscope.models.texts import shown
-from repscope.models.untrained import untrained
 
 
 @dataclass(frozen=True)
-class Scores:
+class TokenScores:
     """What a model gives to continuations.
 
     logprob: (prompt), log-probability of the whole continuation in nats. tokens: (prompt), tokens it has. each: for every prompt
@@ -69,10 +69,10 @@ class LanguageModel(TokenNetwork):
         Where its weights come from; a digest of sampled entries when not given.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, name: str | None = None, source: Source | None = None) -> None:
+    def __init__(self, model: Any, tokenizer: Any, name: str | None = None, source: WeightSource | None = None) -> None:
         if source is None:
             precision = str(model.dtype).removeprefix("torch.")
-            source = Source(name or type(model).__name__, of_module(model), precision, None, None)
+            source = WeightSource(name or type(model).__name__, of_module(model), precision, None, None)
         super().__init__(model, source if name is None else replace(source, name=name))
         self.tokenizer = tokenizer
         self._effective: set[tuple[str, ...]] = set()
@@ -111,7 +111,7 @@ class LanguageModel(TokenNetwork):
         if isinstance(content, (str, Prompt)):
             turns = [{"role": "user", "content": content}]
         if not isinstance(turns, (list, tuple)):
-            raise UserError(f"A chat is a text, a Prompt or a list of turns, and {shown(content)} was given.")
+            raise UserError(f"A chat is a text, a Prompt or a list of turns, and {described(content)} was given.")
         first = [] if system is None else [{"role": "system", "content": system}]
         return chat_prompt(self.tokenizer, [*first, *turns])
 
@@ -140,7 +140,7 @@ class LanguageModel(TokenNetwork):
         held = self._held(prompts) if self.installed else prompts
         encoded = self._encoded(held, picked)
         if self.installed:
-            aim(self, self.tokenizer, held, encoded.ids)
+            resolve_edit_positions(self, self.tokenizer, held, encoded.ids)
             for installed in self.installed:
                 installed.planned = True
         planned = self.planned(encoded.ids, batch_tokens, sites)
@@ -204,7 +204,7 @@ class LanguageModel(TokenNetwork):
         """
         asked, sites, picked = self.asked(at), self.resolve(at), Tokens.parse(tokens)
         if out is not None and not isinstance(out, (str, Path)):
-            raise UserError(f"out is {shown(out)}; it must name a folder.")
+            raise UserError(f"out is {described(out)}; it must name a folder.")
         _see_budget(batch_tokens)
         held = self._held(prompts) if self.installed else prompts
         encoded = self._encoded(held, picked)
@@ -241,9 +241,7 @@ class LanguageModel(TokenNetwork):
         held = self.capture(prompts, self.last, tokens, batch_tokens=batch_tokens)
         return self.unembed(held[self.last], normed=True)
 
-    def unembed(
-        self, hidden: Float[np.ndarray, "row d_model"], *, normed: bool = False
-    ) -> Float[np.ndarray, "row vocab"]:
+    def unembed(self, hidden: Float[np.ndarray, "row d_model"], *, normed: bool = False) -> Float[np.ndarray, "row vocab"]:
         """Logits that the head gives for residual-stream vectors: head(final_norm(hidden)), as the logit lens reads them.
 
         Parameters
@@ -260,13 +258,9 @@ class LanguageModel(TokenNetwork):
         rows = as_tensor(hidden, "The vectors to unembed")
         assert self.anatomy is not None
         if rows.dim() != 2 or rows.shape[1] != self.anatomy.width:
-            raise UserError(
-                f"The vectors to unembed have the shape {tuple(rows.shape)}; it must be (row, {self.anatomy.width})."
-            )
-        with at_rest(self.model):
-            x = cast(rows, self.model.dtype, "The vectors to unembed", "load the model with dtype='float32'").to(
-                self.device
-            )
+            raise UserError(f"The vectors to unembed have the shape {tuple(rows.shape)}; it must be (row, {self.anatomy.width}).")
+        with unhooked(self.model):
+            x = cast(rows, self.model.dtype, "The vectors to unembed", "load the model with dtype='float32'").to(self.device)
             if not normed and self.last.kind == "final_norm":
                 x = self.module.get_submodule(self.tap([self.last][0]).path)(x)
             logits: np.ndarray = as_float(head(x)).cpu().numpy()
@@ -274,7 +268,7 @@ class LanguageModel(TokenNetwork):
 
     def score(
         self, prompts: Sequence[str | Prompt | Chat], continuations: Sequence[str], *, batch_tokens: int | None = None
-    ) -> Scores:
+    ) -> TokenScores:
         """Log-probability of each continuation after its prompt.
 
         A token that straddles the two counts as the continuation's. Edits see the prompt's positions as the prompt, and the
@@ -289,19 +283,15 @@ class LanguageModel(TokenNetwork):
         held, tails = self._held(prompts), _listed(continuations)
         if len(held) != len(tails):
             raise UserError(f"There are {len(held)} prompts and {len(tails)} continuations; give one for each.")
-        joined = [followed(_text_of(prompt, i), tail) for i, (prompt, tail) in enumerate(zip(held, tails))]
+        joined = [with_continuation(_text_of(prompt, i), tail) for i, (prompt, tail) in enumerate(zip(held, tails))]
         head, picked = self.head(), Tokens("all", "continuation")
         spans = self._encoded(joined, picked)
         if bool((spans.start == 0).any()):
             i = int(np.argmin(spans.start))
             raise UserError(f"Nothing stands before continuation {i}, so it has no probability; give it a prompt.")
-        before = Encoded(
-            spans.ids, spans.start - 1, spans.stop - 1
-        )  # the logits of a token are read one position earlier
+        before = Encoded(spans.ids, spans.start - 1, spans.stop - 1)  # the logits of a token are read one position earlier
         if self.installed:
-            self._aim(
-                joined, before, [self.last], Tokens("all"), spans.start, bool((spans.stop - spans.start).max() == 1)
-            )
+            self._aim(joined, before, [self.last], Tokens("all"), spans.start, bool((spans.stop - spans.start).max() == 1))
         offsets = rows_of(before, Tokens("all"))
         targets = torch.from_numpy(np.concatenate([row[a:b] for row, a, b in zip(spans.ids, spans.start, spans.stop)]))
         nats = np.empty(int(offsets[-1]))
@@ -312,10 +302,10 @@ class LanguageModel(TokenNetwork):
             nats[destination] = logp.gather(1, wanted[:, None])[:, 0].double().cpu().numpy()
 
         planned = self.planned(before.ids, batch_tokens, [self.last])
-        with at_rest(self.model):
+        with unhooked(self.model):
             self.run([self.last], before, planned, Tokens("all"), sink)
         each = np.split(nats, offsets[1:-1])
-        return Scores(np.array([e.sum() for e in each]), np.diff(offsets), each)
+        return TokenScores(np.array([e.sum() for e in each]), np.diff(offsets), each)
 
     def generate(
         self,
@@ -364,7 +354,7 @@ class LanguageModel(TokenNetwork):
         _see_count("max_new_tokens", max_new_tokens, -math.inf)
         for name, value in (("temperature", temperature), ("top_p", top_p)):
             if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-                raise UserError(f"{name} is {shown(value)}; it must be a number.")
+                raise UserError(f"{name} is {described(value)}; it must be a number.")
         sampling = Sampling(max_new_tokens, temperature, top_p, seed, alike)
         if not self.causal or not hasattr(self.model, "generate") or self.model.get_output_embeddings() is None:
             raise UserError(f"{self.name} is no causal language model with a head, so it cannot continue a text.")
@@ -398,12 +388,19 @@ class LanguageModel(TokenNetwork):
             rows, order = np.split(order, [most if way.batch else 1])
             ids, _ = padded([encoded.ids[i][::-1] for i in rows], self.pad)
             grow = None if told is None else growing(self.model, self.tokenizer, rows, told)
-            with at_rest(self.model), self.taps.settled() as state, self.announced(rows, width - lengths[rows]):
+            with unhooked(self.model), self.taps.settled() as state, self.announced(rows, width - lengths[rows]):
                 state.rewind()
                 texts = continued(
-                    self.model, ids[:, ::-1].copy(), lengths[rows], sampling, [draws[i] for i in rows], self.pad, self.device,
-                    use_cache=use_cache and way.cache, told=grow,
-                )  # fmt: skip
+                    self.model,
+                    ids[:, ::-1].copy(),
+                    lengths[rows],
+                    sampling,
+                    [draws[i] for i in rows],
+                    self.pad,
+                    self.device,
+                    use_cache=use_cache and way.cache,
+                    told=grow,
+                )
             for i, (new, stopped) in zip(rows, texts):
                 out[i] = Continuation(self.tokenizer.decode(new, skip_special_tokens=True), new, stopped)
         return out
@@ -454,16 +451,14 @@ class LanguageModel(TokenNetwork):
         head = self.head() if of_at == "logits" else None
         targets = [self.last] if of_at == "logits" else self.resolve(of_at)
         if len(targets) > 1:
-            raise UserError(
-                f"The scalar is read at one site, and {of_at} names {len(targets)}; name one, such as {targets[-1]}."
-            )
+            raise UserError(f"The scalar is read at one site, and {of_at} names {len(targets)}; name one, such as {targets[-1]}.")
         target = targets[0]
         _see_budget(batch_tokens)
         held = self._held(prompts)
         self._see_once([*sites, target])
         encoded, ends = self._encoded(held, picked), self._encoded(held, read)
         if self.installed:
-            aim(self, self.tokenizer, held, encoded.ids)
+            resolve_edit_positions(self, self.tokenizer, held, encoded.ids)
         offsets = rows_of(encoded, picked)
         values = np.empty(len(held))
 
@@ -473,13 +468,9 @@ class LanguageModel(TokenNetwork):
             return scores.sum()
 
         with Rows(list(dict.fromkeys(asked)), int(offsets[-1]), "float32", None) as rows:
-            self.differentiate(
-                sites, encoded, picked, (target, ends.start), scalar, rows.write, batch_tokens or self.batch_tokens
-            )
+            self.differentiate(sites, encoded, picked, (target, ends.start), scalar, rows.write, batch_tokens or self.batch_tokens)
         positions = _positions(encoded, picked)
-        grads = Activations(
-            rows.finish(), picked, offsets, positions, self.fingerprint, names_one(at), asked=tuple(asked)
-        )
+        grads = Activations(rows.finish(), picked, offsets, positions, self.fingerprint, names_one(at), asked=tuple(asked))
         return values, grads
 
     def jacobian(
@@ -523,7 +514,7 @@ class LanguageModel(TokenNetwork):
         ((1, 32, 32), (4,))
         """
         self._see_once([*self.resolve(source), *self.resolve(target)])
-        return between(self, self.tokenizer, prompts, source, target, source_tokens, target_tokens)
+        return Jacobian.over(plan_jacobian(self, self.tokenizer, prompts, source, target, source_tokens, target_tokens))
 
     def _encoded(self, prompts: Iterable[PromptLike], picked: Tokens) -> Encoded:
         encoded = encode(self.tokenizer, prompts, picked, self.context, causal=self.causal)
@@ -539,22 +530,27 @@ class LanguageModel(TokenNetwork):
         self.see_once(sites, lambda: self.module(input_ids=self.probe, **self.plain()))
 
     def _aim(
-        self, prompts: Any, encoded: Encoded, sites: Sequence[Site], picked: Tokens,
-        ends: Int[np.ndarray, "prompt"] | None = None, only_one: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        prompts: Any,
+        encoded: Encoded,
+        sites: Sequence[Site],
+        picked: Tokens,
+        ends: Int[np.ndarray, "prompt"] | None = None,
+        only_one: bool = False,
+    ) -> None:
         """Tell the installed edits where these prompts are, and see that they change the rows asked for.
 
         That is seen once for requests of one kind: the same sites and tokens, and whether more than one token follows a prompt.
         """
-        aim(self, self.tokenizer, prompts, encoded.ids, ends)
+        resolve_edit_positions(self, self.tokenizer, prompts, encoded.ids, ends)
         key = (*map(str, sites), str(picked), str(ends is None), str(only_one))
         if key not in self._effective:
-            see_effect(self, encoded, sites, picked)
+            check_effect(self, encoded, sites, picked)
             self._effective.add(key)
 
     def twin(self, seed: int = 0) -> "LanguageModel":
         """The same architecture with fresh random weights: the control for what training has put there."""
-        fresh = untrained(self.model, seed).to(self.device, self.model.dtype).eval()
+        fresh = with_random_weights(self.model, seed).to(self.device, self.model.dtype).eval()
         name = f"{self.name}, random weights (seed {seed})"
         source = replace(self.source, name=name, fingerprint=of_module(fresh), path=None, revision=None)
         return LanguageModel(fresh, self.tokenizer, name, source)
@@ -569,13 +565,13 @@ def _see_budget(batch_tokens: Any) -> None:
 def _see_count(name: str, value: Any, least: float = 1) -> None:
     """See that an option that counts is a whole number and no smaller than it may be."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise UserError(f"{name} is {shown(value)}; it must be a whole number, 1 or more.")
+        raise UserError(f"{name} is {described(value)}; it must be a whole number, 1 or more.")
 
 
 def _listed(texts: Any) -> list[Any]:
     """Continuations as a list; a single text would be taken for its letters."""
     if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
-        raise UserError(f"Continuations are a list of texts, and {shown(texts)} was given: put it in [ ].")
+        raise UserError(f"Continuations are a list of texts, and {described(texts)} was given: put it in [ ].")
     return list(texts)
 
 

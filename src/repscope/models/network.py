@@ -10,21 +10,21 @@ from torch import Tensor, nn
 
 from repscope.errors import UserError
 from repscope.models.activations import Activations
-from repscope.models.anatomy import resolve
-from repscope.models.between import between_inputs
 from repscope.models.edits import Pass
-from repscope.models.fingerprint import Source
-from repscope.models.gather import as_float
+from repscope.models.engine.anatomy import resolve
+from repscope.models.engine.base import BaseNetwork, Read, tapped
+from repscope.models.engine.fingerprint import WeightSource
+from repscope.models.engine.hooks import unhooked
+from repscope.models.engine.positions import as_float
+from repscope.models.inputs.text_spans import described
 from repscope.models.jacobian import Jacobian
-from repscope.models.sited import Read, Sited, tapped
+from repscope.models.linear.jacobian_passes import plan_jacobian_of_inputs
 from repscope.models.sites import PerSite, Site, Tokens, names_one
-from repscope.models.taps import at_rest
-from repscope.models.texts import shown
 
 Inputs = Tensor | Mapping[str, Tensor]
 
 
-class Network(Sited):
+class Network(BaseNetwork):
     """Any `nn.Module` under study, fed with tensors. Text needs a `LanguageModel`.
 
     Parameters
@@ -37,7 +37,7 @@ class Network(Sited):
         Where its weights come from; made from a digest of sampled entries when not given.
     """
 
-    def __init__(self, module: nn.Module, example: Inputs | None = None, *, source: Source | None = None) -> None:
+    def __init__(self, module: nn.Module, example: Inputs | None = None, *, source: WeightSource | None = None) -> None:
         super().__init__(module, source=source)
         if example is not None:
             named = self._named(example)
@@ -80,7 +80,7 @@ class Network(Sited):
 
             return read
 
-        with at_rest(self.module), tapped(self.taps, [(self.tap(s), reader(s)) for s in sites]) as run:
+        with unhooked(self.module), tapped(self.taps, [(self.tap(s), reader(s)) for s in sites]) as run:
             for start in range(0, total, batch):
                 with self._running(start, min(start + batch, total)):
                     part = self._arguments({k: v[start : start + batch] for k, v in named.items()})
@@ -157,9 +157,7 @@ class Network(Sited):
         (5, 2, 4)
         """
         named, total = self._counted(inputs, batch)
-        named = {
-            name: value.detach().clone() for name, value in named.items()
-        }  # products may be taken after it has changed
+        named = {name: value.detach().clone() for name, value in named.items()}  # products may be taken after it has changed
         self._see_once([*self.resolve(source), *self.resolve(target)], named)
 
         def run(go: Callable[..., None], start: int, stop: int) -> None:
@@ -167,7 +165,7 @@ class Network(Sited):
             with self._running(start, stop):
                 go(part[""]) if "" in part else go(**part)
 
-        return between_inputs(self, run, total, source, target, batch)
+        return Jacobian.over(plan_jacobian_of_inputs(self, run, total, source, target, batch))
 
     @contextmanager
     def _running(self, start: int, stop: int) -> Iterator[None]:
@@ -188,7 +186,7 @@ class Network(Sited):
     def _counted(self, inputs: Inputs, batch: int) -> tuple[Mapping[str, Tensor], int]:
         """The inputs by their names, and how many there are; there must be some, and the size of a batch must be one."""
         if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1:
-            raise UserError(f"batch is {shown(batch)}; it must be a whole number, 1 or more.")
+            raise UserError(f"batch is {described(batch)}; it must be a whole number, 1 or more.")
         named = self._named(inputs)
         total = len(next(iter(named.values())))
         if not total:

@@ -16,10 +16,10 @@ import numpy as np
 from jaxtyping import Int
 
 from repscope.errors import UserError, unknown
-from repscope.models.given import Ids, PromptLike, as_prompts, see_unpadded
-from repscope.models.notices import warn_once
+from repscope.models.inputs.given import Ids, PromptLike, as_prompts, see_unpadded
+from repscope.models.inputs.notices import warn_once
+from repscope.models.inputs.text_spans import Prompt, with_continuation
 from repscope.models.sites import Tokens
-from repscope.models.texts import Prompt, followed
 
 __all__ = [
     "Encoded",
@@ -29,10 +29,10 @@ __all__ = [
     "Ragged",
     "as_prompts",
     "encode",
-    "followed",
     "shortened",
     "token_ends",
     "token_span",
+    "with_continuation",
 ]
 
 _CHUNK = 1024  #: texts tokenised at once; an encoding with offsets is some 50 times the size of its ids
@@ -187,9 +187,7 @@ def _chunk(
     return [out[i] for i in range(len(prompts))]
 
 
-def _tokenized(
-    tokenizer: Any, texts: Sequence[str], numbers: Sequence[int], special: bool, offsets: bool = False
-) -> Any:
+def _tokenized(tokenizer: Any, texts: Sequence[str], numbers: Sequence[int], special: bool, offsets: bool = False) -> Any:
     """What the tokenizer makes of texts.
 
     Raises
@@ -199,26 +197,18 @@ def _tokenized(
     """
     try:
         return tokenizer(
-            list(texts),
-            add_special_tokens=special,
-            return_offsets_mapping=offsets,
-            return_attention_mask=False,
-            verbose=False,
+            list(texts), add_special_tokens=special, return_offsets_mapping=offsets, return_attention_mask=False, verbose=False
         )
     except (TypeError, UnicodeError):
         for i, text in zip(numbers, texts):
             try:
                 text.encode()
             except UnicodeError as error:
-                raise UserError(
-                    f"Prompt {i} holds half of a surrogate pair, which is no character; mend the text."
-                ) from error
+                raise UserError(f"Prompt {i} holds half of a surrogate pair, which is no character; mend the text.") from error
         raise
 
 
-def _open_ended(
-    tokenizer: Any, texts: Sequence[str], ids: list[Ids], numbers: Sequence[int], causal: bool
-) -> list[Ids]:
+def _open_ended(tokenizer: Any, texts: Sequence[str], ids: list[Ids], numbers: Sequence[int], causal: bool) -> list[Ids]:
     """The ids without what the tokenizer has appended, where the network is causal; what stands before is there once.
 
     Raises
@@ -255,9 +245,7 @@ def _open_ended(
 def _around(tokenizer: Any) -> tuple[int, int]:
     """How many tokens the tokenizer puts before a text and after it. Not kept: its options can be changed."""
     for text in _PROBES:
-        whole, own = (
-            tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"] for special in (True, False)
-        )
+        whole, own = (tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"] for special in (True, False))
         for before in range(len(whole) - len(own) + 1) if own else ():
             if list(whole[before : before + len(own)]) == list(own):
                 return before, len(whole) - len(own) - before
@@ -273,9 +261,7 @@ def _span(prompt: Prompt, tokens: Tokens, offsets: Sequence[tuple[int, int]], i:
     return found
 
 
-def token_ends(
-    tokens: Tokens, lengths: Int[np.ndarray, "prompt"]
-) -> tuple[Int[np.ndarray, "prompt"], Int[np.ndarray, "prompt"]]:
+def token_ends(tokens: Tokens, lengths: Int[np.ndarray, "prompt"]) -> tuple[Int[np.ndarray, "prompt"], Int[np.ndarray, "prompt"]]:
     """First position, and the one after the last, of a choice without a span, in prompts of so many tokens.
 
     Raises

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from repscope.errors import UserError, unknown
-from repscope.models.texts import shown
+from repscope.models.inputs.text_spans import described
 
 T = TypeVar("T")
 
@@ -37,48 +37,116 @@ class SiteKind:
     computed: str = ""
 
 
-_NO_ATTENTION = (
-    "blocks without attention (Mamba), and attention in a fused kernel (load with attn_implementation='sdpa')"
-)
+_NO_ATTENTION = "blocks without attention (Mamba), and attention in a fused kernel (load with attn_implementation='sdpa')"
 _UNKNOWN = "blocks whose parts do not add up (Mamba, a block altered by hand)"
 _TABLE = (
-    SiteKind("embed", False, "output of the input-embedding module, before positions are added", "rows of its weight",
-             "networks without an embedding module"),
-    SiteKind("resid_pre", True, "residual stream that enters the block", "resid_pre.l = resid_post.(l-1)",
-             "blocks that do not map one hidden state to another"),
-    SiteKind("q", True, "queries as they enter attention, after norm and rotation (head, d_head)",
-             "pattern = softmax(scale q·k + mask)", _NO_ATTENTION, heads=True),
-    SiteKind("k", True, "keys as they enter attention, after norm and rotation (key-value head, d_head)",
-             "pattern = softmax(scale q·k + mask)", _NO_ATTENTION, heads=True),
+    SiteKind(
+        "embed",
+        False,
+        "output of the input-embedding module, before positions are added",
+        "rows of its weight",
+        "networks without an embedding module",
+    ),
+    SiteKind(
+        "resid_pre",
+        True,
+        "residual stream that enters the block",
+        "resid_pre.l = resid_post.(l-1)",
+        "blocks that do not map one hidden state to another",
+    ),
+    SiteKind(
+        "q",
+        True,
+        "queries as they enter attention, after norm and rotation (head, d_head)",
+        "pattern = softmax(scale q·k + mask)",
+        _NO_ATTENTION,
+        heads=True,
+    ),
+    SiteKind(
+        "k",
+        True,
+        "keys as they enter attention, after norm and rotation (key-value head, d_head)",
+        "pattern = softmax(scale q·k + mask)",
+        _NO_ATTENTION,
+        heads=True,
+    ),
     SiteKind("v", True, "values (key-value head, d_head)", "pattern · v = z", _NO_ATTENTION, heads=True),
-    SiteKind("pattern", True, "attention weights over the keys (head, key), zero beyond the prompt", "pattern · v = z",
-             _NO_ATTENTION, heads=True),
-    SiteKind("z", True, "what each head has gathered, before the output projection (head, d_head)", "pattern · v = z",
-             _NO_ATTENTION, heads=True),
-    SiteKind("head_out", True, "what each head adds to the residual stream (head, d_model)", "sum over heads + bias = attn_out",
-             "a norm between attention and the residual stream (Gemma 2 and 3, OLMo 2), which mixes the heads", heads=True,
-             computed="it is z through the output projection: edit z, or add to attn_out"),
+    SiteKind(
+        "pattern",
+        True,
+        "attention weights over the keys (head, key), zero beyond the prompt",
+        "pattern · v = z",
+        _NO_ATTENTION,
+        heads=True,
+    ),
+    SiteKind(
+        "z",
+        True,
+        "what each head has gathered, before the output projection (head, d_head)",
+        "pattern · v = z",
+        _NO_ATTENTION,
+        heads=True,
+    ),
+    SiteKind(
+        "head_out",
+        True,
+        "what each head adds to the residual stream (head, d_model)",
+        "sum over heads + bias = attn_out",
+        "a norm between attention and the residual stream (Gemma 2 and 3, OLMo 2), which mixes the heads",
+        heads=True,
+        computed="it is z through the output projection: edit z, or add to attn_out",
+    ),
     SiteKind("attn_out", True, "what attention adds to the residual stream", "resid_pre + attn_out = resid_mid", _UNKNOWN),
-    SiteKind("resid_mid", True, "residual stream between attention and MLP", "resid_mid + mlp_out = resid_post",
-             "parallel blocks (GPT-J, GPT-NeoX, Phi, Falcon): attention and MLP both read resid_pre"),
-    SiteKind("mlp_act", True, "MLP neurons: the input of the MLP's output projection", "its projection gives mlp_out",
-             "mixtures of experts (Mixtral, OLMoE), where each expert has neurons of its own"),
+    SiteKind(
+        "resid_mid",
+        True,
+        "residual stream between attention and MLP",
+        "resid_mid + mlp_out = resid_post",
+        "parallel blocks (GPT-J, GPT-NeoX, Phi, Falcon): attention and MLP both read resid_pre",
+    ),
+    SiteKind(
+        "mlp_act",
+        True,
+        "MLP neurons: the input of the MLP's output projection",
+        "its projection gives mlp_out",
+        "mixtures of experts (Mixtral, OLMoE), where each expert has neurons of its own",
+    ),
     SiteKind("mlp_out", True, "what the MLP adds to the residual stream", "resid_mid + mlp_out = resid_post", _UNKNOWN),
-    SiteKind("resid_post", True, "residual stream that leaves the block", "resid_pre + attn_out + mlp_out",
-             "blocks that do not map one hidden state to another"),
-    SiteKind("final_norm", False, "output of the norm after the last block", "norm(resid_post of the last block)",
-             "networks that end with their last block (BERT)"),
-)  # fmt: skip
+    SiteKind(
+        "resid_post",
+        True,
+        "residual stream that leaves the block",
+        "resid_pre + attn_out + mlp_out",
+        "blocks that do not map one hidden state to another",
+    ),
+    SiteKind(
+        "final_norm",
+        False,
+        "output of the norm after the last block",
+        "norm(resid_post of the last block)",
+        "networks that end with their last block (BERT)",
+    ),
+)
 KINDS: dict[str, SiteKind] = {kind.name: kind for kind in _TABLE}
 _ORDER = {kind.name: i for i, kind in enumerate(_TABLE)}
 _ADDRESS = re.compile(r"(?P<kind>[A-Za-z_]+)(?:\.(?P<layer>-?\d+)(?:\.(?P<head>-?\d+))?)?")
 
 _TRANSFORMER_LENS = {
-    "hook_resid_pre": "resid_pre", "hook_in": "resid_pre", "hook_resid_mid": "resid_mid", "hook_resid_post": "resid_post",
-    "hook_out": "resid_post", "hook_attn_out": "attn_out", "hook_mlp_out": "mlp_out", "mlp.hook_post": "mlp_act",
-    "attn.hook_rot_q": "q", "attn.hook_rot_k": "k", "attn.hook_v": "v", "attn.hook_z": "z", "attn.hook_pattern": "pattern",
+    "hook_resid_pre": "resid_pre",
+    "hook_in": "resid_pre",
+    "hook_resid_mid": "resid_mid",
+    "hook_resid_post": "resid_post",
+    "hook_out": "resid_post",
+    "hook_attn_out": "attn_out",
+    "hook_mlp_out": "mlp_out",
+    "mlp.hook_post": "mlp_act",
+    "attn.hook_rot_q": "q",
+    "attn.hook_rot_k": "k",
+    "attn.hook_v": "v",
+    "attn.hook_z": "z",
+    "attn.hook_pattern": "pattern",
     "attn.hook_result": "head_out",
-}  # fmt: skip
+}
 _TRANSFORMER_LENS_WHOLE = {"hook_embed": "embed", "ln_final.hook_normalized": "final_norm"}
 _NNTERP = {"layers_input": "resid_pre", "layers_output": "resid_post"}
 
@@ -115,7 +183,7 @@ class Site:
         if isinstance(text, Site):
             return text
         if not isinstance(text, str):
-            raise UserError(f"{shown(text)} is no site's name; write one such as 'resid_post.8'.")
+            raise UserError(f"{described(text)} is no site's name; write one such as 'resid_post.8'.")
         text = _translated(text.strip())
         if text.endswith(".*") and text[:-2] in KINDS:  # all blocks, as the kind alone
             text = text[:-2]
@@ -132,9 +200,7 @@ class Site:
             raise UserError(f"The site {text!r} is not of the form {kind}.BLOCK, such as {kind}.8.")
         layer, head = (None if address[part] is None else int(address[part]) for part in ("layer", "head"))
         if layer is not None and not KINDS[kind].per_block:
-            raise UserError(
-                f"The site {text!r} names a block, and there is one {kind} for the whole network: write {kind!r}."
-            )
+            raise UserError(f"The site {text!r} names a block, and there is one {kind} for the whole network: write {kind!r}.")
         if head is not None and not KINDS[kind].heads:
             raise UserError(f"The site {text!r} names a head, and {kind} has none: write {kind}.{layer}.")
         return cls(kind, layer, head)
@@ -185,9 +251,7 @@ def _translated(text: str) -> str:
             return f"{_NNTERP[nnterp[1]]}.{nnterp[2]}"
         if nnterp[1] in KINDS:
             raise UserError(f"{text!r} is written {nnterp[1]}.{nnterp[2]} here.")
-        raise unknown(
-            "nnterp accessor", nnterp[1], _NNTERP, "Its other names are raw modules: use `module:` and the path."
-        )
+        raise unknown("nnterp accessor", nnterp[1], _NNTERP, "Its other names are raw modules: use `module:` and the path.")
     if accessor := re.fullmatch(r"([A-Za-z_]\w*(?:\.\w+|\[\d+\])+)\.(output|input)(?:\[0\])*", text):
         path = re.sub(r"\[(\d+)\]", r".\1", accessor[1])
         return f"module:{path}{'#in' if accessor[2] == 'input' else ''}"

@@ -3,9 +3,8 @@
 `rs.read.lre`, `rs.read.concepts`, `rs.read.known` and `rs.read.attribute_lens` are the functions of the modules of those names.
 """
 
-from repscope.read.known import known
+from repscope.read.concepts import concepts
+from repscope.read.known_facts import select_known
 from repscope.read.lre import attribute_lens, lre
 
-from repscope.read.concepts import concepts  # isort: skip
-
-__all__ = ["attribute_lens", "concepts", "known", "lre"]
+__all__ = ["attribute_lens", "concepts", "lre", "select_known"]

@@ -70,9 +70,13 @@ class Concepts:
 
 
 def concepts(
-    fit: LRE, states: Float[np.ndarray, "row d_target"], objects: Sequence[str], rank: int, *,
+    fit: LRE,
+    states: Float[np.ndarray, "row d_target"],
+    objects: Sequence[str],
+    rank: int,
+    *,
     inverse: Float[np.ndarray, "d_source d_target"] | None = None,
-) -> Concepts:  # fmt: skip
+) -> Concepts:
     """Concepts from a relation's map and states of subjects whose objects are known.
 
     Parameters
@@ -100,9 +104,7 @@ def concepts(
     return Concepts(fit.site, rank, names, ((means - fit.bias) @ back.T).astype(np.float32))
 
 
-def mean_of_inverses(
-    matrices: Float[np.ndarray, "example d_target d_source"], rank: int
-) -> Float[np.ndarray, "d_source d_target"]:
+def mean_of_inverses(matrices: Float[np.ndarray, "example d_target d_source"], rank: int) -> Float[np.ndarray, "d_source d_target"]:
     """The mean of the examples' own pseudo-inverses ("post-mean"); the default inverts their mean ("pre-mean")."""
     total = np.zeros(matrices.shape[:0:-1])
     for matrix in matrices:
@@ -152,9 +154,15 @@ def by_probe(
 
 
 def cross_validated(
-    fits: Mapping[str, LRE], subjects: Mapping[str, Float[np.ndarray, "row d_source"]], states: Float[np.ndarray, "row d_target"],
-    objects: Sequence[str], *, ranks: Sequence[int] = RANKS, folds: int = 2, seed: int = 0,
-) -> Float[np.ndarray, "site rank"]:  # fmt: skip
+    fits: Mapping[str, LRE],
+    subjects: Mapping[str, Float[np.ndarray, "row d_source"]],
+    states: Float[np.ndarray, "row d_target"],
+    objects: Sequence[str],
+    *,
+    ranks: Sequence[int] = RANKS,
+    folds: int = 2,
+    seed: int = 0,
+) -> Float[np.ndarray, "site rank"]:
     """Accuracy of concepts at each site and rank, class means from one part of these subjects, tested on the other."""
     fold = np.random.default_rng(seed).permutation(len(objects)) % folds
     held = np.asarray(objects).astype(str)

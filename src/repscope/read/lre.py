@@ -25,7 +25,7 @@ from repscope.data.relations import Pair, Relation
 from repscope.errors import UserError, unknown
 from repscope.models.prompts import Prompt, encode
 from repscope.models.sites import Site, Tokens
-from repscope.read.known import Spelt, begins, distinct, spelt
+from repscope.read.known_facts import EncodedFacts, distinct, encode_facts, starts_with
 
 if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
@@ -50,9 +50,7 @@ class LRE:
     bias: Float[np.ndarray, "d_target"]
     beta: float = 1.0
 
-    def __call__(
-        self, subjects: Float[np.ndarray, "row d_source"], beta: float | None = None
-    ) -> Float[np.ndarray, "row d_target"]:
+    def __call__(self, subjects: Float[np.ndarray, "row d_source"], beta: float | None = None) -> Float[np.ndarray, "row d_target"]:
         """βWs + b for each subject vector."""
         out: np.ndarray = (self.beta if beta is None else beta) * (subjects @ self.weight.T) + self.bias
         return out
@@ -97,7 +95,7 @@ class LREs(Mapping[str, LRE]):
     object's state is that before its first token or the mean over the places of all.
     """
 
-    spelt: Spelt
+    facts: EncodedFacts
     examples: tuple[Pair, ...]
     held: Mapping[str, LRE]
     template: int = 0
@@ -122,12 +120,12 @@ class LREs(Mapping[str, LRE]):
         return len(self.held)
 
     def __repr__(self) -> str:
-        return f"LREs({self.spelt.relation.name}, {len(self)} layers from {len(self.examples)} examples)"
+        return f"LREs({self.facts.relation.name}, {len(self)} layers from {len(self.examples)} examples)"
 
     def prompt(self, subject: str) -> Prompt:
         """The question for a subject after all the examples."""
         shots = [pair for pair in self.examples if pair[0] != subject]
-        return self.spelt.prompt(subject, shots, self.template)
+        return self.facts.prompt(subject, shots, self.template)
 
     def subjects(self, lm: "LanguageModel", names: Sequence[str]) -> dict[str, Float[np.ndarray, "subject d_model"]]:
         """The vectors of subjects at every layer there is a map from, and at the target: asked after the examples."""
@@ -139,9 +137,7 @@ class LREs(Mapping[str, LRE]):
         if self.tokens == "first":
             prompts = [self.prompt(subject) for subject, _ in pairs]
         else:
-            prompts = [
-                self.spelt.answering(lm, s, o, [p for p in self.examples if p[0] != s], self.template) for s, o in pairs
-            ]
+            prompts = [self.facts.answering(lm, s, o, [p for p in self.examples if p[0] != s], self.template) for s, o in pairs]
         found: np.ndarray = lm.capture(prompts, target, READ_AT[self.tokens])[target]
         return found
 
@@ -153,7 +149,7 @@ class LREs(Mapping[str, LRE]):
 
 def lre(
     lm: "LanguageModel",
-    relation: "Relation | Spelt",
+    relation: "Relation | EncodedFacts",
     *,
     examples: Sequence[Pair] | None = None,
     n: int = EXAMPLES,
@@ -187,7 +183,7 @@ def lre(
     Raises
     ------
     UserError
-        For more examples than samples, fewer than two, a template that there is not; as `spelt` and `lm.jacobian`.
+        For more examples than samples, fewer than two, a template that there is not; as `encode_facts` and `lm.jacobian`.
 
     >>> from repscope.models.tiny import tiny
     >>> from repscope.data.relations import relation
@@ -195,7 +191,7 @@ def lre(
     >>> fits["resid_post.1"].weight.shape, len(fits)
     ((32, 32), 4)
     """
-    held = relation if isinstance(relation, Spelt) else spelt(lm, relation)
+    held = relation if isinstance(relation, EncodedFacts) else encode_facts(lm, relation)
     samples = held.relation.samples
     if not 0 <= template < len(held.relation.templates):
         raise UserError(
@@ -210,9 +206,7 @@ def lre(
         rows = distinct(samples, np.random.default_rng(seed).permutation(len(samples)), n)
         examples = [samples[i] for i in rows]
     if len(examples) < 2:
-        raise UserError(
-            f"An LRE takes at least 2 examples, and {len(examples)} were given: each is asked after the others."
-        )
+        raise UserError(f"An LRE takes at least 2 examples, and {len(examples)} were given: each is asked after the others.")
     end = target or f"resid_post.{lm.blocks - 1}"
     shots = [[p for p in examples if p[0] != s] for s, _ in examples]
     if tokens == "mean":
@@ -220,9 +214,8 @@ def lre(
     else:
         prompts = [held.prompt(s, given, template) for (s, _), given in zip(examples, shots)]
     jac = lm.jacobian(
-        prompts, list(sites or ("embed", "resid_post")), end, source_tokens="subject.last",
-        target_tokens=READ_AT[tokens],
-    )  # fmt: skip
+        prompts, list(sites or ("embed", "resid_post")), end, source_tokens="subject.last", target_tokens=READ_AT[tokens]
+    )
     made = {
         str(site): LRE(str(site), end, weight.astype(np.float32), bias.astype(np.float32))
         for site, (weight, bias) in jac.mean().affine().items()
@@ -242,10 +235,7 @@ def vectors(
 def top(lm: "LanguageModel", states: Float[np.ndarray, "row d_model"], target: str) -> Int[np.ndarray, "row"]:
     """The likeliest next token of each state at the target, read by the final norm and the head."""
     return np.concatenate(
-        [
-            lm.unembed(states[a : a + _HEAD_ROWS].astype(np.float32)).argmax(-1)
-            for a in range(0, len(states), _HEAD_ROWS)
-        ]
+        [lm.unembed(states[a : a + _HEAD_ROWS].astype(np.float32)).argmax(-1) for a in range(0, len(states), _HEAD_ROWS)]
     )
 
 
@@ -254,7 +244,7 @@ def right(
 ) -> Bool[np.ndarray, "row"]:
     """Whether the likeliest token of each state begins its object."""
     said = [lm.tokenizer.decode([int(i)]) for i in top(lm, states, target)]
-    return np.array([begins(word, obj) for word, obj in zip(said, objects)], dtype=bool)
+    return np.array([starts_with(word, obj) for word, obj in zip(said, objects)], dtype=bool)
 
 
 def best_beta(
@@ -284,9 +274,7 @@ def ridge_map(
     return LRE(site, target, made.coef_.astype(np.float32), np.asarray(made.intercept_, dtype=np.float32))
 
 
-def translation(
-    subjects: Float[np.ndarray, "row d"], states: Float[np.ndarray, "row d"], site: str, target: str
-) -> LRE:
+def translation(subjects: Float[np.ndarray, "row d"], states: Float[np.ndarray, "row d"], site: str, target: str) -> LRE:
     """The subject moved by one vector for all: o = s + mean(o - s)."""
     return LRE(site, target, np.eye(subjects.shape[1], dtype=np.float32), (states - subjects).mean(0))
 
@@ -318,8 +306,12 @@ def attribute_lens(lm: "LanguageModel", fits: LREs, text: "str | Prompt", *, top
             listed = ", ".join(f"{w.strip()} {chance[i]:.2f}" for w, i in zip(words, order))
             cells.append(
                 {
-                    "block": -1 if layer is None else layer, "position": position, "token": lm.tokenizer.decode([ids[position]]),
-                    "predicted": words[0], "probability": float(chance[order[0]]), "top_five": listed,
+                    "block": -1 if layer is None else layer,
+                    "position": position,
+                    "token": lm.tokenizer.decode([ids[position]]),
+                    "predicted": words[0],
+                    "probability": float(chance[order[0]]),
+                    "top_five": listed,
                 }
-            )  # fmt: skip
+            )
     return pd.DataFrame(cells)

@@ -30,7 +30,7 @@ Features = Float[np.ndarray, "entity feature"]
 
 
 @dataclass(frozen=True)
-class Task:
+class ProbeTask:
     """What a probe predicts for each entity.
 
     name: the attribute. kind: class or number. values: (entity), class codes or numbers. classes: names of the codes.
@@ -55,7 +55,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Scores:
+class ProbeScores:
     """How well each entity was predicted when it was held out.
 
     The score is Σ top / Σ bottom over entities: for classes top is 1 where right and bottom is 1; for numbers bottom is the
@@ -65,7 +65,7 @@ class Scores:
     tests has NaN. predicted: (entity), class code or number, NaN likewise.
     """
 
-    task: Task
+    task: ProbeTask
     top: Float[np.ndarray, "run entity"]
     bottom: Float[np.ndarray, "run entity"]
     predicted: Float[np.ndarray, "entity"]
@@ -91,7 +91,7 @@ class Scores:
         return result
 
 
-def score(task: Task, top: Float[np.ndarray, "entity"], bottom: Float[np.ndarray, "entity"], seed: int = 0) -> Estimate:
+def score(task: ProbeTask, top: Float[np.ndarray, "entity"], bottom: Float[np.ndarray, "entity"], seed: int = 0) -> Estimate:
     """Σ top / Σ bottom with its interval over entities."""
     if task.kind == "class":
         return stats.proportion(top, unit=UNIT, seed=seed)
@@ -99,8 +99,8 @@ def score(task: Task, top: Float[np.ndarray, "entity"], bottom: Float[np.ndarray
 
 
 def probe(
-    features: Features, tasks: Sequence[Task], folds: Sequence[Fold], *, shuffles: int = 20, seed: int = 0
-) -> list[Scores]:
+    features: Features, tasks: Sequence[ProbeTask], folds: Sequence[Fold], *, shuffles: int = 20, seed: int = 0
+) -> list[ProbeScores]:
     """Probe each task on held-out entities.
 
     Parameters
@@ -136,7 +136,7 @@ def probe(
                 tops[t][r, test], bottoms[t][r, test] = top, bottom
                 if r == 0:
                     predicted[t][test] = said
-    return [Scores(*found) for found in zip(tasks, tops, bottoms, predicted)]
+    return [ProbeScores(*found) for found in zip(tasks, tops, bottoms, predicted)]
 
 
 def within_halves(folds: Sequence[Fold], half: Bool[np.ndarray, "entity"]) -> list[Fold]:
@@ -150,7 +150,7 @@ def within_halves(folds: Sequence[Fold], half: Bool[np.ndarray, "entity"]) -> li
 
 
 def chosen_elsewhere(
-    by_site: Sequence[Scores], choosing: Sequence[Scores], half: Bool[np.ndarray, "entity"]
+    by_site: Sequence[ProbeScores], choosing: Sequence[ProbeScores], half: Bool[np.ndarray, "entity"]
 ) -> tuple[Float[np.ndarray, "entity"], Float[np.ndarray, "entity"], tuple[int, int]]:
     """Each tested entity's score at the site that was best on the *other* half of the entities.
 
@@ -188,9 +188,7 @@ def _sum_ratio(top: Float[np.ndarray, "entity"], bottom: Float[np.ndarray, "enti
     return float(np.nansum(top)) / below if below else -np.inf
 
 
-def logistic(
-    features: Features, task: Task, train: Int[np.ndarray, "train"], test: Int[np.ndarray, "test"]
-) -> np.ndarray:
+def logistic(features: Features, task: ProbeTask, train: Int[np.ndarray, "train"], test: Int[np.ndarray, "test"]) -> np.ndarray:
     """Which test entities a multinomial logistic probe gets right; its penalty is chosen by cross-validation in `train`."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
@@ -206,7 +204,7 @@ def logistic(
     return right
 
 
-def probe_directions(features: Features, task: Task, site: str) -> list[Direction]:
+def probe_directions(features: Features, task: ProbeTask, site: str) -> list[Direction]:
     """The probe's weights, fitted on all entities, as directions in the network's own units: one a class, or one a number.
 
     The score of a row is `scale × (row · vector) + offset`; the largest of the classes' scores wins.
@@ -217,10 +215,15 @@ def probe_directions(features: Features, task: Task, site: str) -> list[Directio
     names = task.classes if task.kind == "class" else (task.name,)
     found_by = f"ridge probe of {task.name}, penalty by leave-one-out, all {len(features)} entities"
     return [
-        Direction.of(weights[:, c], site, f"{task.name}={name}" if task.kind == "class" else name,
-                     offset=float(offsets[c]), found_by=found_by)
+        Direction.of(
+            weights[:, c],
+            site,
+            f"{task.name}={name}" if task.kind == "class" else name,
+            offset=float(offsets[c]),
+            found_by=found_by,
+        )
         for c, name in enumerate(names)
-    ]  # fmt: skip
+    ]
 
 
 class _Ridge:
@@ -253,17 +256,14 @@ class _Ridge:
         mean = y.mean(0)
         centred = y - mean
         projected = self.q.T @ centred
-        errors = np.stack([
-            (((centred - (self.q * s) @ projected) / (1 - h)[:, None]) ** 2).sum(0)
-            for s, h in zip(self.shrink, self.leverage)
-        ])  # fmt: skip
+        errors = np.stack(
+            [(((centred - (self.q * s) @ projected) / (1 - h)[:, None]) ** 2).sum(0) for s, h in zip(self.shrink, self.leverage)]
+        )
         starts = np.concatenate([[0], np.cumsum(widths)[:-1]])
         best = np.argmin(np.add.reduceat(errors, starts, axis=1), axis=0)
         return projected, mean, np.repeat(best, widths)
 
-    def predict(
-        self, y: Float[np.ndarray, "train column"], widths: Int[np.ndarray, "group"]
-    ) -> Float[np.ndarray, "test column"]:
+    def predict(self, y: Float[np.ndarray, "train column"], widths: Int[np.ndarray, "group"]) -> Float[np.ndarray, "test column"]:
         """Predictions for the test rows; each group of columns with the penalty that suits it."""
         projected, mean, best = self._fit(y, widths)
         out = np.empty((len(self.test), y.shape[1]))
@@ -281,13 +281,13 @@ class _Ridge:
         return w, mean - self.mean @ w
 
 
-def _runs(task: Task, shuffles: int, seed: int) -> list[np.ndarray]:
+def _runs(task: ProbeTask, shuffles: int, seed: int) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     return [task.values, *(rng.permutation(task.values) for _ in range(shuffles))]
 
 
 def _scored(
-    task: Task, said: Float[np.ndarray, "test column"], train: np.ndarray, test: np.ndarray
+    task: ProbeTask, said: Float[np.ndarray, "test column"], train: np.ndarray, test: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     if task.kind == "class":
         codes = said.argmax(1)
@@ -296,10 +296,10 @@ def _scored(
     return total - (test - said[:, 0]) ** 2, total, said[:, 0]
 
 
-def average(scores: Iterable[Scores]) -> Scores:
+def average(scores: Iterable[ProbeScores]) -> ProbeScores:
     """Several scorings of the same entities (one a prompt template) as one: each entity's mean."""
     held = list(scores)
-    return Scores(
+    return ProbeScores(
         held[0].task,
         np.mean([s.top for s in held], axis=0),
         np.mean([s.bottom for s in held], axis=0),
@@ -307,7 +307,7 @@ def average(scores: Iterable[Scores]) -> Scores:
     )
 
 
-def majority(task: Task, folds: Sequence[Fold]) -> Float[np.ndarray, "entity"]:
+def majority(task: ProbeTask, folds: Sequence[Fold]) -> Float[np.ndarray, "entity"]:
     """Which tested entities the commonest class of their training fold gets right: what no representation is needed for."""
     right = np.full(len(task.values), np.nan)
     for train, test in folds:

@@ -34,7 +34,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Source(_Strict):
+class Citation(_Strict):
     """Who claims it. year: of publication."""
 
     authors: str
@@ -60,7 +60,7 @@ class Claim(_Strict):
 
     id: str = Field(pattern=r"^[a-z0-9-]+$")
     claim: str
-    source: Source
+    source: Citation
     study: str
     test: Test
     over: Literal["every item", "some item"]
@@ -86,7 +86,7 @@ class Verdict:
     row_ids: tuple[str, ...] = ()
 
 
-def load(path: Path = _FILE) -> tuple[Claim, ...]:
+def load_claims(path: Path = _FILE) -> tuple[Claim, ...]:
     """The claims of a file. A file that is wrong is a fault of the package, not of its user: RuntimeError says where."""
     try:
         held = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -97,16 +97,14 @@ def load(path: Path = _FILE) -> tuple[Claim, ...]:
         first = error.errors()[0]
         where = " → ".join(str(part) for part in first["loc"])
         which = first["input"].get("id") if isinstance(first["input"], dict) else first["input"]
-        raise RuntimeError(
-            f"{path} holds a claim that is wrong at {where or 'its rules'} ({which!r}): {first['msg']}"
-        ) from error
+        raise RuntimeError(f"{path} holds a claim that is wrong at {where or 'its rules'} ({which!r}): {first['msg']}") from error
     ids = [claim.id for claim in claims]
     if twice := sorted({i for i in ids if ids.count(i) > 1}):
         raise RuntimeError(f"{path} holds the claim {twice[0]!r} twice")
     return claims
 
 
-def judge(claims: Iterable[Claim], table: pd.DataFrame) -> tuple[Verdict, ...]:
+def evaluate_claims(claims: Iterable[Claim], table: pd.DataFrame) -> tuple[Verdict, ...]:
     """What the rows of a table say of each claim of their studies, in the order of the claims."""
     studies = set(table["study"])
     return tuple(_judge(claim, _picked(claim, table), table) for claim in claims if claim.study in studies)

@@ -64,12 +64,8 @@ def below_null(row: Mapping[Any, Any], table: pd.DataFrame, favoured: str) -> st
         return ""
     if control is None:
         return _below(str(row["condition"]), held, null) if favoured == "estimate" else ""
-    ours = (
-        str(row["item"]).partition(": ")[2] or ESTIMATE
-    )  # a gain's item may name the score that it is of behind a colon
-    if (
-        control in null.conditions
-    ):  # the null is what the estimate was compared with; what is as good as that needs no null
+    ours = str(row["item"]).partition(": ")[2] or ESTIMATE  # a gain's item may name the score that it is of behind a colon
+    if control in null.conditions:  # the null is what the estimate was compared with; what is as good as that needs no null
         return _below(ours, held, null, but=control) if favoured == "estimate" else ""
     sides = (control if favoured == "control" else ours, ours if row["value"] > 0 else control)
     return next((text for name in dict.fromkeys(sides) if (text := _below(name, held, null))), "")

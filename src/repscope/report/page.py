@@ -92,9 +92,7 @@ def render(page: Page) -> str:
             entry: dict[str, Any] = {"title": item.title, "caption": item.caption}
             if isinstance(item, Figure):
                 specs.append(_responsive(spec_of(item.chart), item.title))
-                entries.append(
-                    entry | {"figure": len(specs), "hints": specs[-1].get("usermeta", {}), "small": item.small}
-                )
+                entries.append(entry | {"figure": len(specs), "hints": specs[-1].get("usermeta", {}), "small": item.small})
             else:
                 tables += 1
                 entries.append(entry | {"table": tables, **_cells(item.frame)})
@@ -123,9 +121,7 @@ def _bundle() -> str:
             f"Altair writes Vega-Lite {vega_lite_version()}, vl-convert has {vlc.get_vegalite_versions()}: install the "
             "vl-convert-python that this Altair names in its `save` extra"
         )
-    script = str(vlc.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=vega_lite_version())).replace(
-        "\r\n", "\n"
-    )
+    script = str(vlc.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=vega_lite_version())).replace("\r\n", "\n")
     if "</script" in script.lower() or "<!--" in script:
         raise RuntimeError("the Vega bundle holds text that would end its script element")
     return script

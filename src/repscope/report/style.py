@@ -42,33 +42,49 @@ STYLES: dict[str, Style] = {
 }
 #: Controls of other studies, each drawn like the one of `STYLES` named; those that share one never stand in one figure.
 LIKE = {
-    "ridge map, whole half": "bag of tokens", "ridge map, the same examples": "character n-grams", "translation": "random weights",
-    "logit lens": "first token alone", "map on another subject's vector": "shuffled labels", "map from the embedding": SHARED,
-    "majority object": "majority class", "ridge probe": "bag of tokens", "logistic probe": "character n-grams",
-    "mean mass": "random weights", "difference of means": "first token alone", "shuffled objects": "shuffled labels",
-    "PCA of differences": SHARED, "logistic regression": "character n-grams", "linear discriminant": "random weights",
-    "swapped labels": "shuffled labels", "random directions": "shuffled labels", "prompting": "bag of tokens",
-    "inverse of each, then mean": SHARED, "random step, as long": "shuffled labels", "subjects' own vectors": "random weights",
-    "random": "shuffled labels", "random direction": "shuffled labels", "oracle": "majority class", "supervised": "bag of tokens",
-    "rule – rule": ESTIMATE, "bag – bag": "bag of tokens", "across arms": "majority class", "no nudge": "shuffled labels",
-    "inits of their own": "majority class", "inits of their own, weights matched": ESTIMATE, "permuted copy": "shuffled labels",
+    "ridge map, whole half": "bag of tokens",
+    "ridge map, the same examples": "character n-grams",
+    "translation": "random weights",
+    "logit lens": "first token alone",
+    "map on another subject's vector": "shuffled labels",
+    "map from the embedding": SHARED,
+    "majority object": "majority class",
+    "ridge probe": "bag of tokens",
+    "logistic probe": "character n-grams",
+    "mean mass": "random weights",
+    "difference of means": "first token alone",
+    "shuffled objects": "shuffled labels",
+    "PCA of differences": SHARED,
+    "logistic regression": "character n-grams",
+    "linear discriminant": "random weights",
+    "swapped labels": "shuffled labels",
+    "random directions": "shuffled labels",
+    "prompting": "bag of tokens",
+    "inverse of each, then mean": SHARED,
+    "random step, as long": "shuffled labels",
+    "subjects' own vectors": "random weights",
+    "random": "shuffled labels",
+    "random direction": "shuffled labels",
+    "oracle": "majority class",
+    "supervised": "bag of tokens",
+    "rule – rule": ESTIMATE,
+    "bag – bag": "bag of tokens",
+    "across arms": "majority class",
+    "no nudge": "shuffled labels",
+    "inits of their own": "majority class",
+    "inits of their own, weights matched": ESTIMATE,
+    "permuted copy": "shuffled labels",
     "permuted copy, weights matched": "random weights",
-}  # fmt: skip
+}
 _SPARE = (
-    Style("#7A5195", (12, 3), "triangle-left"), Style("#8B6D31", (5, 2, 1, 2), "triangle-up"),
-    Style("#3B6E8F", (2, 4), "square"), Style("#A6445D", (9, 4), "cross"), Style("#5E7F4E", (4, 4), "triangle-down"),
-)  # fmt: skip
-GROUP_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
-GROUP_SHAPES = (
-    "circle",
-    "square",
-    "triangle-up",
-    "diamond",
-    "triangle-down",
-    "cross",
-    "triangle-right",
-    "triangle-left",
+    Style("#7A5195", (12, 3), "triangle-left"),
+    Style("#8B6D31", (5, 2, 1, 2), "triangle-up"),
+    Style("#3B6E8F", (2, 4), "square"),
+    Style("#A6445D", (9, 4), "cross"),
+    Style("#5E7F4E", (4, 4), "triangle-down"),
 )
+GROUP_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
+GROUP_SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left")
 _CUT_COLORS = ("#F5B57F", "#EE8F46", "#D96C1E", "#B04E0F", "#7F3608", "#4F2105")
 _LEAST, _MOST = -0.5, 1.5  # R² has no lower end: what lies farther out is drawn here, and the axis says so
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', 'DejaVu Sans', Arial, sans-serif"
@@ -80,14 +96,31 @@ _THEME: dict[str, Any] = {
     "padding": 4,
     "view": {"stroke": None},
     "axis": {
-        "labelFontSize": 12, "titleFontSize": 12.5, "titleFontWeight": "normal", "labelColor": INK, "titleColor": INK,
-        "gridColor": _GRID, "domainColor": MUTED, "tickColor": MUTED, "labelPadding": 4, "titlePadding": 9,
+        "labelFontSize": 12,
+        "titleFontSize": 12.5,
+        "titleFontWeight": "normal",
+        "labelColor": INK,
+        "titleColor": INK,
+        "gridColor": _GRID,
+        "domainColor": MUTED,
+        "tickColor": MUTED,
+        "labelPadding": 4,
+        "titlePadding": 9,
     },
     "legend": {
-        "labelFontSize": 12, "titleFontSize": 12.5, "titleFontWeight": "normal", "labelColor": INK, "titleColor": INK,
-        "labelLimit": 300, "titleLimit": 330, "symbolStrokeWidth": 2, "symbolSize": 80, "rowPadding": 3, "offset": 12,
+        "labelFontSize": 12,
+        "titleFontSize": 12.5,
+        "titleFontWeight": "normal",
+        "labelColor": INK,
+        "titleColor": INK,
+        "labelLimit": 300,
+        "titleLimit": 330,
+        "symbolStrokeWidth": 2,
+        "symbolSize": 80,
+        "rowPadding": 3,
+        "offset": 12,
     },
-}  # fmt: skip
+}
 
 
 def styles_of(names: Iterable[str]) -> dict[str, Style]:

@@ -8,7 +8,7 @@ With v the vector added at a site and tokens, q a prompt, and two continuations 
                   writes itself, both sampled with the same random numbers: the logarithm of the ratio of their perplexities
 
 1. All vectors (directions, strengths, random controls, sites) are forks of one prompt: they share what lies below their block and
-   nothing is padded (`models.forks`). Only the positions whose tokens are asked for go through the head.
+   nothing is padded (`models.variants.prompt_variants`). Only the positions whose tokens are asked for go through the head.
 2. Texts for the damage are sampled at temperature 1: greedy text that has fallen into a loop would count as fluent. What still
    loops shows in `repeats`, the share of 3-grams that stood before.
 """
@@ -24,14 +24,14 @@ from torch import Tensor
 from repscope.data.contrasts import Choice
 from repscope.errors import unknown
 from repscope.models.edits import Edit
-from repscope.models.forks import Fork, forked_ends
-from repscope.models.gather import as_float
-from repscope.models.generation import Continuation
+from repscope.models.engine.generation import Continuation
+from repscope.models.engine.hooks import unhooked
+from repscope.models.engine.positions import as_float
+from repscope.models.engine.row_writer import cast
 from repscope.models.language import LanguageModel
-from repscope.models.prompts import Prompt, encode, followed
-from repscope.models.rows import cast
+from repscope.models.prompts import Prompt, encode, with_continuation
 from repscope.models.sites import Site, Tokens
-from repscope.models.taps import at_rest
+from repscope.models.variants.prompt_variants import PromptVariant, run_variants_last
 from repscope.progress import progress
 
 #: metric → its definition
@@ -88,12 +88,10 @@ def log_odds(
         for column, choice in enumerate(choices):
             nats = []
             for tail in (choice.yes, choice.no):
-                ids, start = _ids(lm, followed(in_turn(lm, choice.prompt, chat), tail))
+                ids, start = _ids(lm, with_continuation(in_turn(lm, choice.prompt, chat), tail))
                 wanted = torch.from_numpy(ids[start:]).to(lm.device)
                 rows = [
-                    (logits.gather(2, wanted.expand(len(logits), -1)[..., None])[..., 0] - logits.logsumexp(-1))
-                    .double()
-                    .sum(1)
+                    (logits.gather(2, wanted.expand(len(logits), -1)[..., None])[..., 0] - logits.logsumexp(-1)).double().sum(1)
                     for _, logits in _steered(lm, ids[:-1], start, len(ids) - start, added)
                 ]
                 nats.append(torch.cat(rows).cpu().numpy())
@@ -133,9 +131,15 @@ class Written:
 
 
 def written(
-    lm: LanguageModel, openings: Sequence[str | Prompt], added: Sequence[Added | None], *, new_tokens: int = 24,
-    temperature: float = 1.0, seed: int = 0, prefixes: Sequence[str] = (),
-) -> list[Written]:  # fmt: skip
+    lm: LanguageModel,
+    openings: Sequence[str | Prompt],
+    added: Sequence[Added | None],
+    *,
+    new_tokens: int = 24,
+    temperature: float = 1.0,
+    seed: int = 0,
+    prefixes: Sequence[str] = (),
+) -> list[Written]:
     """What the model writes after each opening under each vector, None for none, with the same random numbers for all.
 
     Parameters
@@ -161,9 +165,14 @@ def written(
             mine = [i for i, it in enumerate(zip(kinds, heads)) if it == kind]
             vectors = [one.vector for i in mine if (one := added[i]) is not None]
             found = texts(
-                lm, [_behind(kind[1], o) for o in openings], vectors, *(kind[0] or ("", "all")), new_tokens=new_tokens,
-                temperature=temperature, seed=seed,
-            )  # fmt: skip
+                lm,
+                [_behind(kind[1], o) for o in openings],
+                vectors,
+                *(kind[0] or ("", "all")),
+                new_tokens=new_tokens,
+                temperature=temperature,
+                seed=seed,
+            )
             for place, i in enumerate(mine):
                 begin = place * len(openings) if vectors else 0
                 groups[i] = found[begin : begin + len(openings)]
@@ -183,10 +192,16 @@ def written(
 
 
 def texts(
-    lm: LanguageModel, prompts: Sequence[str | Prompt],
-    vectors: Sequence[Float[np.ndarray, "feature"]] | Float[np.ndarray, "vector feature"], site: str = "", tokens: str = "all", *,
-    new_tokens: int, temperature: float = 1.0, seed: int = 0,
-) -> list[Continuation]:  # fmt: skip
+    lm: LanguageModel,
+    prompts: Sequence[str | Prompt],
+    vectors: Sequence[Float[np.ndarray, "feature"]] | Float[np.ndarray, "vector feature"],
+    site: str = "",
+    tokens: str = "all",
+    *,
+    new_tokens: int,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> list[Continuation]:
     """Continuations of each prompt under each vector, vector by vector, as rows of one batch; without vectors once, unsteered.
 
     A prompt draws the same random numbers under all vectors.
@@ -231,20 +246,20 @@ def _steered(
 ) -> Iterator[tuple[slice, Float[Tensor, "row end vocab"]]]:
     """Logits after the last `ends` positions, some rows at a time; row 0 is unsteered, row 1 + i has `added[i]`."""
     last = Site("resid_post", lm.blocks - 1)
-    forks = [Fork(last, len(ids) - 1, len(ids), lambda there: there)]
+    forks = [PromptVariant(last, len(ids) - 1, len(ids), lambda there: there)]
     for one in added:
         if one.tokens not in _WHERE:
             raise unknown("choice of tokens", one.tokens, _WHERE)
         start, stop = _WHERE[one.tokens](prompt, len(ids))
         if start < stop:
-            forks.append(Fork(lm.resolve(one.site)[0], start, stop, _adding(one.vector)))
+            forks.append(PromptVariant(lm.resolve(one.site)[0], start, stop, _adding(one.vector)))
         else:  # nothing is generated before the first token
             forks.append(forks[0])
     head = lm.head()
     for begin in range(0, len(forks), max(1, _HEAD_ROWS // ends)):
         rows = slice(begin, begin + max(1, _HEAD_ROWS // ends))
-        hidden = forked_ends(lm, ids, forks[rows], ends)
-        with at_rest(lm.model):
+        hidden = run_variants_last(lm, ids, forks[rows], ends)
+        with unhooked(lm.model):
             logits = as_float(head(hidden))
         yield slice(rows.start, rows.start + len(logits)), logits
 

@@ -3,12 +3,12 @@
 from typing import Any
 
 from repscope.errors import unknown
-from repscope.studies.contrast import CONTRAST
-from repscope.studies.discover import DISCOVER
-from repscope.studies.entities import ENTITIES
-from repscope.studies.paths import PATHS
-from repscope.studies.relations import RELATIONS
-from repscope.studies.study import Study
+from repscope.studies.contrast.steps import CONTRAST
+from repscope.studies.discover.steps import DISCOVER
+from repscope.studies.entities.steps import ENTITIES
+from repscope.studies.paths.steps import PATHS
+from repscope.studies.relations.steps import RELATIONS
+from repscope.studies.run.study import Study
 
 #: the ten questions, as far as they are answered
 STUDIES: dict[str, Study[Any]] = {study.name: study for study in (ENTITIES, RELATIONS, DISCOVER, PATHS)}

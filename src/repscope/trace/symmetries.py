@@ -129,10 +129,7 @@ class _Followed:
         self.parent: dict[str, str] = {_FIXED: _FIXED}
         self.axes: dict[tuple[str, int], Axis] = {}
         self.names: dict[int, list[str]] = {}  # of a tensor, all of them
-        for name, tensor in [
-            *module.named_parameters(remove_duplicate=False),
-            *module.named_buffers(remove_duplicate=False),
-        ]:
+        for name, tensor in [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]:
             self.names.setdefault(id(tensor), []).append(name)
 
     def found(self) -> Symmetries:
@@ -171,11 +168,7 @@ class _Followed:
         if node.op in ("call_function", "call_method") and len(came) >= 1:
             if node.target in (torch.flatten, "flatten") and _flattens(node.args[1:], node.kwargs):
                 return _flattened(came[0])
-            if (
-                node.target in (torch.mean, "mean")
-                and came[0].form == "image"
-                and _averages(node.args[1:], node.kwargs)
-            ):
+            if node.target in (torch.mean, "mean") and came[0].form == "image" and _averages(node.args[1:], node.kwargs):
                 return _Stream(came[0].group, "flat")
             rows = node.args[1] if len(node.args) > 1 else None
             if node.target in ("view", "reshape") and isinstance(rows, fx.Node) and node.args[2:] == (-1,):
@@ -248,9 +241,7 @@ class _Followed:
         return one if one.form != "input" else other
 
     def _tie(self, one: str, other: str, what: str) -> None:
-        kept, gone = sorted(
-            (self._root(one), self._root(other)), key=lambda g: (g != _FIXED, list(self.parent).index(g))
-        )
+        kept, gone = sorted((self._root(one), self._root(other)), key=lambda g: (g != _FIXED, list(self.parent).index(g)))
         if kept != _FIXED and self.sizes[kept] != self.sizes[gone]:
             raise _refused(what, f"it brings {self.sizes[kept]} and {self.sizes[gone]} units together")
         self.parent[gone] = kept
@@ -293,25 +284,79 @@ _LAYERS: dict[type[nn.Module], _Rule] = {
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm), _Followed.norm),
     nn.Flatten: _Followed.flatten,
     **dict.fromkeys(
-        (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d,
-         nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+        (
+            nn.MaxPool1d,
+            nn.MaxPool2d,
+            nn.MaxPool3d,
+            nn.AvgPool1d,
+            nn.AvgPool2d,
+            nn.AvgPool3d,
+            nn.AdaptiveAvgPool1d,
+            nn.AdaptiveAvgPool2d,
+            nn.AdaptiveAvgPool3d,
+            nn.AdaptiveMaxPool1d,
+            nn.AdaptiveMaxPool2d,
+            nn.AdaptiveMaxPool3d,
+        ),
         _Followed.pool,
     ),
     **dict.fromkeys(
-        (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Softsign, nn.Tanh,
-         nn.Sigmoid, nn.LogSigmoid, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Identity, nn.Dropout, nn.Dropout1d,
-         nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Softmax, nn.LogSoftmax),
+        (
+            nn.ReLU,
+            nn.ReLU6,
+            nn.LeakyReLU,
+            nn.ELU,
+            nn.SELU,
+            nn.CELU,
+            nn.GELU,
+            nn.SiLU,
+            nn.Mish,
+            nn.Softplus,
+            nn.Softsign,
+            nn.Tanh,
+            nn.Sigmoid,
+            nn.LogSigmoid,
+            nn.Hardtanh,
+            nn.Hardswish,
+            nn.Hardsigmoid,
+            nn.Identity,
+            nn.Dropout,
+            nn.Dropout1d,
+            nn.Dropout2d,
+            nn.Dropout3d,
+            nn.AlphaDropout,
+            nn.Softmax,
+            nn.LogSoftmax,
+        ),
         _Followed.each,
     ),
-}  # fmt: skip
+}
 _SUMS = (operator.add, operator.iadd, torch.add)
 _POOLS = (functional.max_pool2d, functional.avg_pool2d, functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d)
 _EACH = (
-    functional.relu, functional.leaky_relu, functional.elu, functional.gelu, functional.silu, functional.tanh,
-    functional.sigmoid, functional.softplus, functional.dropout, functional.dropout2d, functional.softmax,
-    functional.log_softmax, torch.relu, torch.tanh, torch.sigmoid, torch.softmax, torch.log_softmax, "relu", "relu_", "tanh",
-    "sigmoid", "contiguous",
-)  # fmt: skip
+    functional.relu,
+    functional.leaky_relu,
+    functional.elu,
+    functional.gelu,
+    functional.silu,
+    functional.tanh,
+    functional.sigmoid,
+    functional.softplus,
+    functional.dropout,
+    functional.dropout2d,
+    functional.softmax,
+    functional.log_softmax,
+    torch.relu,
+    torch.tanh,
+    torch.sigmoid,
+    torch.softmax,
+    torch.log_softmax,
+    "relu",
+    "relu_",
+    "tanh",
+    "sigmoid",
+    "contiguous",
+)
 
 
 def _transformer(module: nn.Module) -> Symmetries | None:
@@ -329,9 +374,14 @@ def _transformer(module: nn.Module) -> Symmetries | None:
         residual |= {f"{at}{reads}.weight": 1 for reads in ("q", "k", "v", "up")}
         residual |= {f"{at}o.weight": 0, f"{at}down.weight": 0, f"{at}down.bias": 0}
         inner = (
-            ("qk", "q.weight", 0), ("qk", "k.weight", 0), ("vo", "v.weight", 0), ("vo", "o.weight", 1),
-            ("hidden", "up.weight", 0), ("hidden", "up.bias", 0), ("hidden", "down.weight", 1),
-        )  # fmt: skip
+            ("qk", "q.weight", 0),
+            ("qk", "k.weight", 0),
+            ("vo", "v.weight", 0),
+            ("vo", "o.weight", 1),
+            ("hidden", "up.weight", 0),
+            ("hidden", "up.bias", 0),
+            ("hidden", "down.weight", 1),
+        )
         axes += [Axis(at + tensor, axis, at + group) for group, tensor, axis in inner]
         bound.append(Heads(heads, (at + "qk", at + "vo")))
     axes += [Axis(tensor, axis, "residual") for tensor, axis in residual.items()]

@@ -36,7 +36,7 @@ from torch import Tensor
 from repscope.errors import UserError
 from repscope.trace.symmetries import Axis, Heads, Symmetries, symmetries
 
-__all__ = ["Axis", "Heads", "Matching", "Permutations", "State", "Symmetries", "match", "permuted", "symmetries"]
+__all__ = ["Axis", "Heads", "Matching", "Permutations", "State", "Symmetries", "match", "permute", "symmetries"]
 
 #: a network's tensors by name, as `state_dict()` has them
 State = Mapping[str, Float[Tensor, "..."] | Int[Tensor, "..."]]
@@ -122,9 +122,7 @@ def match(a: State, b: State, symmetries: Symmetries, seed: int = 0, sweeps: int
         shapes = [tuple(s[name].shape) if name in s else None for s in (a, b)]
         if shapes[0] != shapes[1]:
             held = [f"of shape {shape}" if shape is not None else "not there" for shape in shapes]
-            raise UserError(
-                f"{name} is {held[0]} in one network and {held[1]} in the other; match two of one architecture."
-            )
+            raise UserError(f"{name} is {held[0]} in one network and {held[1]} in the other; match two of one architecture.")
     pair = _Pair(a, b, symmetries)
     start = {group: np.arange(size) for group, size in symmetries.sizes.items()}
     before, best = pair.similarity(start), None
@@ -138,7 +136,7 @@ def match(a: State, b: State, symmetries: Symmetries, seed: int = 0, sweeps: int
     return best
 
 
-def permuted(state: State, symmetries: Symmetries, seed: int) -> dict[str, Tensor]:
+def permute(state: State, symmetries: Symmetries, seed: int) -> dict[str, Tensor]:
     """The same function from weights in a random order: a copy, the control of every matching."""
     _checked(state, symmetries)
     return _applied(state, symmetries, _random(symmetries, np.random.default_rng(seed)))
@@ -204,9 +202,7 @@ class _Pair:
                 return orders, path, True
         return orders, path, False
 
-    def _best(
-        self, move: Heads, permutations: Permutations, settled: frozenset[str] | None = None
-    ) -> dict[str, np.ndarray]:
+    def _best(self, move: Heads, permutations: Permutations, settled: frozenset[str] | None = None) -> dict[str, np.ndarray]:
         """The best orders of the groups of a move, all others held; by tensors between settled groups alone, where given."""
         count, parts = move.count, []
         for group in move.groups:
@@ -216,18 +212,18 @@ class _Pair:
         # which unit goes where, were these two heads paired
         inner = [[[_assigned(s[h, k]) for k in range(count)] for h in range(count)] for s in parts]
         pairs = np.array(
-            [[sum(s[h, k][np.arange(len(p[h][k])), p[h][k]].sum() for s, p in zip(parts, inner))
-              for k in range(count)] for h in range(count)]
-        )  # fmt: skip
+            [
+                [sum(s[h, k][np.arange(len(p[h][k])), p[h][k]].sum() for s, p in zip(parts, inner)) for k in range(count)]
+                for h in range(count)
+            ]
+        )
         partner = _assigned(pairs)
         return {
             group: np.concatenate([k * s.shape[2] + p[h][k] for h, k in enumerate(partner)])
             for group, s, p in zip(move.groups, parts, inner)
         }
 
-    def _scores(
-        self, group: str, permutations: Permutations, settled: frozenset[str] | None
-    ) -> Float[np.ndarray, "unit unit"]:
+    def _scores(self, group: str, permutations: Permutations, settled: frozenset[str] | None) -> Float[np.ndarray, "unit unit"]:
         """Of each unit of a and each of b, the inner product of all weights into and out of them."""
         size = self.symmetries.sizes[group]
         total = np.zeros((size, size))
@@ -284,9 +280,7 @@ def _applied(state: State, symmetries: Symmetries, permutations: Permutations) -
 def _checked(state: State, symmetries: Symmetries) -> None:
     for x in symmetries.axes:
         if x.tensor not in state:
-            raise UserError(
-                f"The weights have no {x.tensor}; hand in the state dict of the network with these symmetries."
-            )
+            raise UserError(f"The weights have no {x.tensor}; hand in the state dict of the network with these symmetries.")
         tensor, length = state[x.tensor], symmetries.sizes[x.group] * x.block
         if tensor.ndim <= x.axis or tensor.shape[x.axis] != length:
             raise UserError(
@@ -294,6 +288,4 @@ def _checked(state: State, symmetries: Symmetries) -> None:
                 "the symmetries of the network whose weights these are."
             )
         if not torch.isfinite(tensor).all():
-            raise UserError(
-                f"{x.tensor} holds weights that are not finite; match checkpoints from before training diverged."
-            )
+            raise UserError(f"{x.tensor} holds weights that are not finite; match checkpoints from before training diverged.")

@@ -1,0 +1,97 @@
+"""Are the tables of two checkouts equal? Runs every study of each, then compares all rows.
+
+    python benchmarks/same_tables.py run CHECKOUT OUT [--short]
+    python benchmarks/same_tables.py compare OUT_BEFORE OUT_NOW
+
+`run` executes the studies in their tiny form (with `--short`, in their short form) with one thread, and keeps the runs in OUT.
+`compare` joins the tables of both on the columns that identify a number, after the renaming that `RENAMED` states, and reports
+rows that only one of them has and values that differ. It exits with 1 if there are any.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+STUDIES = ("entities", "relations", "discover", "paths", "contrast")
+KEYS = ["study", "step", "metric", "definition", "site", "layer", "token", "item", "condition", "split", "unit", "n", "seed"]
+VALUES = ["value", "lo", "hi", "level"]
+
+#: Column → before → now. Patterns are regular expressions over the whole text.
+RENAMED: dict[str, dict[str, str]] = {}
+
+
+def repscope(checkout: Path, *words: str) -> None:
+    """One command of that checkout."""
+    environment = os.environ | {"PYTHONPATH": str(checkout / "src"), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-m", "repscope", *words], env=environment, check=True)
+
+
+def run(checkout: Path, out: Path, short: bool) -> None:
+    """All studies of a checkout; connect, verify and bench too where the runs are tiny."""
+    for study in STUDIES:
+        repscope(checkout, "study", study, "--short" if short else "--tiny", "--out", str(out))
+    if short:
+        return
+    runs = out / "trained"
+    repscope(checkout, "train", "--out", str(runs), "--runs", "2", "--fork", "60", "--steps", "40", "--seed", "3")
+    repscope(checkout, "connect", str(runs), "--out", str(out), "--points", "4")
+    repscope(checkout, "bench", "discovery", "--tiny", "--out", str(out))
+
+
+def tables(out: Path) -> pd.DataFrame:
+    """All rows of all runs, in an order of their own."""
+    parts = [pd.read_parquet(p) for p in sorted(out.glob("*/results/*.parquet")) if p.stem != "verify"]
+    return pd.concat(parts, ignore_index=True)
+
+
+def renamed(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with the words of now."""
+    for column, pairs in RENAMED.items():
+        table[column] = table[column].replace({f"^(?:{old})$": new for old, new in pairs.items()}, regex=True)
+    return table
+
+
+def compare(before: Path, now: Path) -> int:
+    """Print what differs; the number of differing rows."""
+    a, b = (t.assign(layer=t["layer"].astype("Float64").fillna(-99)) for t in (renamed(tables(before)), tables(now)))
+    for table in (a, b):
+        table["copy"] = table.groupby(KEYS, dropna=False).cumcount()
+    joined = a.merge(b, on=[*KEYS, "copy"], how="outer", suffixes=("_before", "_now"), indicator=True)
+    alone = joined[joined["_merge"] != "both"]
+    both = joined[joined["_merge"] == "both"]
+    equal = np.ones(len(both), dtype=bool)
+    for name in VALUES:
+        equal &= np.isclose(
+            both[f"{name}_before"].astype(float), both[f"{name}_now"].astype(float), rtol=1e-9, atol=1e-12, equal_nan=True
+        )
+    print(
+        f"{len(a)} rows before, {len(b)} now; {int(equal.sum())} equal, {int((~equal).sum())} differ, {len(alone)} on one side only"
+    )
+    for row in both[~equal].head(20).to_dict("records"):
+        print("differs:", {k: row[k] for k in KEYS[:9]}, row["value_before"], row["value_now"])
+    for row in alone.head(20).to_dict("records"):
+        print(row["_merge"], {k: row[k] for k in KEYS})
+    return int((~equal).sum()) + len(alone)
+
+
+def main() -> None:
+    """Read the command line."""
+    asked = argparse.ArgumentParser()
+    asked.add_argument("what", choices=["run", "compare"])
+    asked.add_argument("first", type=Path)
+    asked.add_argument("second", type=Path)
+    asked.add_argument("--short", action="store_true")
+    given = asked.parse_args()
+    if given.what == "run":
+        run(given.first.resolve(), given.second, given.short)
+    else:
+        sys.exit(min(1, compare(given.first, given.second)))
+
+
+if __name__ == "__main__":
+    main()

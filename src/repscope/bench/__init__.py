@@ -1,0 +1,1 @@
+"""Benchmarks of methods on known ground truth."""

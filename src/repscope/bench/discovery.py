@@ -1,0 +1,463 @@
+"""Benchmarks of discovery on networks whose directions are known: one row a method and number, intervals over seeds.
+
+1. A *case* is one network: a subject, prompts to search at, prompts to judge on, a scale, and, out of every method's sight, what
+   was planted. `mlp_cases` are plain functions (`planted`), `transformer_cases` language models (`planted_transformer`).
+2. Every method is given the subject, the same prompts and a seed, and its directions are judged (`judged`): recovery against the
+   truth, the rest by effects on prompts that no method saw. A second run with another seed gives stability (not of `sequential` on
+   transformers, which takes as long as all others together); where all cases are one network (`discovery_trigger`) the runs of two
+   cases do.
+3. Methods that descend take the same number of steps, `BUDGET`, which is what DCT takes in 100 iterations: a step of one direction
+   costs two forward equivalents a prompt in each. What the others take stands in the column `cost`.
+4. *Supervised* is the difference of means: the mean of labelled source states in which feature j is active minus that of the
+   others, one direction a feature. Labels come from the truth: active is <v_j, state> above its median over `LABELLED` states.
+5. The random row recovers nothing and the oracle, the truth itself, recovers and reaches everything, or the benchmark itself is
+   broken: `violations` says so. Which method wins is no check.
+
+`dct_synthetic`: DCT's own synthetic benchmark, 512 directions sought where 32 were planted in 4096 dimensions, as its notebook has
+it: a layer drawn uniformly and brought to length one, one state at zero, scale 1, cosines with their sign. Once as its code runs
+(`solvers._published`), once as ours does. The notebook, one network, saved MMCS .85 and recovery .25 after 10 iterations from the
+Jacobian, .99 and .84 after 100 from random vectors.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from repscope import stats
+from repscope.discovery import (
+    SOLVERS,
+    Context,
+    Fluency,
+    FunctionSubject,
+    LanguageSubject,
+    Objective,
+    SolverOptions,
+    Subject,
+    contrastive,
+    discover,
+    l2,
+    magnitude,
+    metrics,
+    soft_orthogonal,
+)
+from repscope.errors import UserError
+from repscope.progress import progress
+from repscope.results import ESTIMATE, Result, Row
+from repscope.worlds.planted import transformer as transformer
+from repscope.worlds.planted.functions import exp_mlp, planted, seed_for
+
+SCALES = {"exp": 3.0, "relu": 8.0, "linear": 3.0}  #: the length at which each kind's features answer
+SOUGHT = 24
+SOUGHT_TRANSFORMER = 12
+STATES = 16
+LABELLED = 1024
+BUDGET = 100
+REACHED = 0.7
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One network to judge methods on.
+
+    model: its name in the table. seed: of its methods. subject: what vectors move. seen, held: prompts or states to search at and
+    to judge on. scale: of vectors. weight: what reads the source. supervised: directions found with labels. truth, written: what
+    was planted, where directions were: what features respond to, and what they write. searched: directions made with what is
+    judged as the objective: the most that this length and site admit. more: further numbers of (direction, width) vectors at their
+    scale. once: solvers that get no second run.
+    """
+
+    model: str
+    seed: int
+    subject: Subject
+    seen: Any
+    held: Any
+    scale: float
+    weight: Float[Tensor, "reader width"]
+    supervised: Float[Tensor, "feature width"]
+    truth: Float[np.ndarray, "feature width"] | None = None
+    written: Float[np.ndarray, "feature width"] | None = None
+    searched: Float[Tensor, "direction width"] | None = None
+    more: Callable[[Float[Tensor, "direction width"]], Mapping[str, float]] = lambda vectors: {}
+    once: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class BenchMethod:
+    """One row of the table.
+
+    name: what it is called there. solver, objective: what `discover` is asked for. steps: the budget when None, for what descends,
+    else the solver's own. condition: of its rows in the result. sees_weights: whether it is also given the network's weights.
+    given: without a solver, the field of a case that holds its directions.
+    """
+
+    name: str
+    solver: str = ""
+    objective: Objective = field(default_factory=l2)
+    steps: int | None = None
+    condition: str = ESTIMATE
+    sees_weights: bool = False
+    given: str = ""
+
+
+BENCH_METHODS = (
+    BenchMethod("random", "random", condition="random"),
+    BenchMethod("PCA of states", "pca"),
+    BenchMethod("SVD of weights", "weights", sees_weights=True),
+    BenchMethod("Jacobian", "jacobian"),
+    BenchMethod("L2, sequential", "sequential", l2()),
+    BenchMethod("L2, batched", "sphere", l2()),
+    BenchMethod("DCT, 10 iterations", "dct", steps=10),
+    BenchMethod("DCT, 100 iterations", "dct", steps=100),
+    BenchMethod("L2 + soft-orthogonal", "sphere", magnitude() + soft_orthogonal()),
+    BenchMethod("contrastive", "sphere", contrastive()),
+    BenchMethod("contrastive, skip removed", "sphere", contrastive(subtract_skip=True)),
+    BenchMethod("L2 + contrastive", "sphere", magnitude() + contrastive()),
+    BenchMethod("L2 + contrastive, skip removed", "sphere", magnitude() + contrastive(subtract_skip=True)),
+    BenchMethod("difference of means", condition="supervised", given="supervised"),
+    BenchMethod("oracle", condition="oracle", given="truth"),
+)
+
+BENCH_METRICS = {
+    "mmcs": "mean over planted features of the best |cos| of a direction",
+    "recovered": "share of planted features with a direction at |cos| > .9",
+    "duplicates": "share of directions that repeat a feature already found",
+    "false": "share of directions at |cos| > .9 of no feature",
+    "reached": "share of planted features along whose output a mean effect points, the vector or its negative added: cos > .7, the "
+    "injected vector taken off",
+    "elicits": "share of directions under which at least half of the greedy answers to held-out prompts begin as planted",
+    "gain": "mean gain in log-probability of the planted sentence on held-out prompts, nats a token",
+    "best gain": "that of the direction with the largest",
+    "rank": "exp of the entropy of the singular values of mean effects",
+    "overlap": "mean |cos| between mean effects of two directions",
+    "clusters": "groups of directions whose mean effects hang together at |cos| > .8",
+    "consistency": "mean cos of a direction's effects on two held-out states, the injected vector taken off",
+    "consistency between": "the same between effects of two directions",
+    "size": "mean length of effects on held-out states",
+    "size per spread": "root mean square of effects in standard deviations of the output's coordinates",
+    "kl": "next-token KL from the network as it is, on held-out prompts, nats",
+    "half dose": "cos of mean effects at half the scale with those at the scale",
+    "minus dose": "cos of mean effects at minus the scale with those at the scale",
+    "stability": "mean |cos| with directions of another seed of the method, matched one to one",
+    "cost": "forward equivalents: one vector through one state, forward or backward",
+    "seconds": "of the search",
+}
+
+
+def planted_mlp(
+    kinds: Sequence[str] = tuple(SCALES),
+    seeds: int = 5,
+    *,
+    methods: Sequence[BenchMethod] = BENCH_METHODS,
+    seed: int = 0,
+    steps: int | None = None,
+    n: int = SOUGHT,
+) -> Result:
+    """The table over planted networks that are plain functions.
+
+    Parameters
+    ----------
+    kinds
+        Which networks.
+    seeds
+        How many of each.
+    methods
+        Its rows.
+    seed
+        The first network's.
+    steps
+        At most so many of any method, for a short form.
+    n
+        Directions sought.
+
+    Raises
+    ------
+    UserError
+        For an unknown kind, or less than one seed.
+    """
+    return benchmark("planted-mlp", mlp_cases(kinds, seeds, seed), methods, n=n, seed=seed, steps=steps)
+
+
+def planted_transformers(
+    kinds: Sequence[str] = tuple(transformer.NEURON_KINDS),
+    seeds: int = 5,
+    *,
+    methods: Sequence[BenchMethod] = BENCH_METHODS,
+    seed: int = 0,
+    steps: int | None = None,
+    n: int = SOUGHT_TRANSFORMER,
+) -> Result:
+    """The table over planted transformers; arguments as `planted_mlp`."""
+    return benchmark("planted-transformer", transformer_cases(kinds, seeds, seed), methods, n=n, seed=seed, steps=steps)
+
+
+def mlp_cases(kinds: Sequence[str], seeds: int, seed: int = 0) -> list[Case]:
+    """Networks of `planted` as cases."""
+    cases = []
+    for kind, one in _each(kinds, seeds, seed):
+        net = planted(kind, one)
+        means = difference_of_means(net.states(LABELLED, "labelled"), net.truth)
+        cases.append(
+            Case(
+                f"planted {kind}",
+                one,
+                FunctionSubject(net),
+                net.states(STATES),
+                net.states(STATES, "held out"),
+                SCALES[kind],
+                net.weight,
+                means,
+                net.truth.numpy(),
+                net.out.numpy(),
+            )
+        )
+    return cases
+
+
+def transformer_cases(kinds: Sequence[str], seeds: int, seed: int = 0) -> list[Case]:
+    """Networks of `planted_transformer` as cases; a row an effect is the mean over a prompt's tokens."""
+    cases = []
+    for kind, one in _each(kinds, seeds, seed):
+        net = transformer.planted_transformer(kind, one)
+        subject = LanguageSubject(net.lm, net.source, net.target, target_tokens="mean")
+        labelled = net.lm.capture(net.prompts("labelled", (16,) * (LABELLED // 16)), net.source, "all").numpy()
+        means = difference_of_means(torch.from_numpy(labelled.reshape(-1, transformer.WIDTH)), net.truth)
+        fluency = Fluency(net.lm, net.source, net.prompts("held out"))
+        cases.append(
+            Case(
+                f"planted {kind}",
+                one,
+                subject,
+                net.prompts(),
+                net.prompts("held out"),
+                transformer.SCALE,
+                transformer.readers(net.lm, transformer.SOURCE, transformer.TARGET),
+                means,
+                net.truth.numpy(),
+                net.out.numpy(),
+                more=partial(_kl, fluency),
+                once=("sequential",),
+            )
+        )
+    return cases
+
+
+def benchmark(
+    setting: str,
+    cases: Sequence[Case],
+    methods: Sequence[BenchMethod],
+    *,
+    n: int,
+    budget: int = BUDGET,
+    seed: int = 0,
+    steps: int | None = None,
+) -> Result:
+    """Every method on every case, a row a network's name, method and number, with its interval over cases of that name.
+
+    n: directions sought. budget: steps of methods that descend. steps: at most so many of any. Notes are the violations.
+    """
+    if n < 1:
+        raise UserError(f"{n} directions are asked for; ask for at least 1.")
+    rows = []
+    held = [(case, case.subject.context(case.held)) for case in cases]
+    with progress("Benchmark", len(cases) * len(methods)) as advance:
+        for model in dict.fromkeys(case.model for case in cases):
+            some = [(case, context) for case, context in held if case.model == model]
+            one = len({id(case.subject) for case, _ in some}) == 1
+            for method in methods:
+                if method.given and getattr(some[0][0], method.given) is None:
+                    continue
+                each, found = [], []
+                for case, context in some:
+                    numbers, unit = _judged(case, context, method, n, budget, steps)
+                    each.append(numbers)
+                    found.append(unit)
+                    advance(1)
+                if method.solver and one and len(found) > 1:
+                    for i, numbers in enumerate(each):
+                        numbers["stability"] = metrics.stability(found[i], found[i - 1])
+                rows += _rows(setting, model, method.name, method.condition, each, seed)
+    return Result.of(rows)
+
+
+def difference_of_means(
+    states: Float[Tensor, "state width"], truth: Float[Tensor, "feature width"]
+) -> Float[Tensor, "feature width"]:
+    """For each feature, the mean of states along which it is above its median minus the mean of the others."""
+    along = states @ truth.T
+    active = (along > along.median(0).values).to(states)
+    return active.T @ states / active.sum(0)[:, None] - (1 - active).T @ states / (1 - active).sum(0)[:, None]
+
+
+def violations(result: Result) -> list[str]:
+    """What is wrong with the benchmark itself, one sentence each; none where it is sound."""
+    rows = result.table.to_dict("records")
+    return [
+        says.format(model=row["model"], value=row["value"])
+        for row in rows
+        for condition, metric, broken, says in INVARIANTS
+        if row["condition"] == condition and row["metric"] == metric and broken(float(row["value"]))
+    ]
+
+
+#: Condition, number, when that breaks the benchmark, and what is said then.
+INVARIANTS: tuple[tuple[str, str, Callable[[float], bool], str], ...] = (
+    (
+        "random",
+        "recovered",
+        lambda x: not x <= 0,
+        "On {model} random directions recover {value:.2f} of the features: the seed leaks.",
+    ),
+    (
+        "random",
+        "elicits",
+        lambda x: not x <= 0,
+        "On {model} {value:.2f} of random directions elicit the sentence: the scale is too large, or the trigger too weak.",
+    ),
+    (
+        "oracle",
+        "recovered",
+        lambda x: not x >= 1,
+        "On {model} the oracle recovers {value:.2f} of the features, and must recover all.",
+    ),
+    (
+        "oracle",
+        "reached",
+        lambda x: not x >= 1,
+        "On {model} the truth moves the target along {value:.2f} of what was planted, and must along all of it.",
+    ),
+)
+
+
+def dct_synthetic(
+    seeds: int = 3,
+    *,
+    width: int = 4096,
+    features: int = 32,
+    sought: int = 512,
+    seed: int = 0,
+    starts: Sequence[tuple[str, int]] = (("jacobian", 10), ("random", 100)),
+) -> Result:
+    """DCT's synthetic benchmark; about a minute a seed on one core. Recovery at a cosine > .99 as published."""
+    rows = []
+    for published in (True, False):
+        for start, steps in starts:
+            each = []
+            for i in range(seeds):
+                net = exp_mlp(seed + i, width=width, features=features)
+                subject = FunctionSubject(net)
+                options = SolverOptions(start=start, published=published)  # type: ignore[arg-type]  # a plain string
+                found = discover(
+                    subject,
+                    torch.zeros(1, width),
+                    solver="dct",
+                    n=sought,
+                    scale=1.0,
+                    steps=steps,
+                    options=options,
+                    seed=seed_for("dct", net.seed),
+                )
+                best = (net.truth.numpy() @ metrics.unit(found.vectors).T).max(1)
+                numbers = {"mmcs": best.mean(), "recovered at .99": (best > 0.99).mean(), "seconds": found.seconds}
+                each.append({name: float(number) for name, number in numbers.items()})
+            name = f"from {start}, {steps} iterations, {'as published' if published else 'ours'}"
+            rows += _rows("dct-synthetic", f"exponential MLP {width}→{features}→{width}", name, ESTIMATE, each, seed)
+    return Result.of(rows)
+
+
+def _kl(fluency: Fluency, vectors: Float[Tensor, "direction width"]) -> dict[str, float]:
+    return {"kl": float(fluency.kl(vectors).mean())}
+
+
+def _each(kinds: Sequence[str], seeds: int, seed: int) -> list[tuple[str, int]]:
+    if seeds < 1:
+        raise UserError(f"{seeds} seeds are asked for; ask for at least 1, and for 5 to have intervals.")
+    return [(kind, seed + i) for kind in kinds for i in range(seeds)]
+
+
+def _rows(step: str, model: str, item: str, condition: str, each: Sequence[dict[str, float]], seed: int) -> list[Row]:
+    return [
+        Row.of(
+            stats.mean([one[metric] for one in each], unit="seed"),
+            study="bench",
+            step=step,
+            metric=metric,
+            definition=BENCH_METRICS.get(metric, ""),
+            model=model,
+            item=item,
+            condition=condition,
+            seed=seed,
+        )
+        for metric in each[0]
+    ]
+
+
+def _judged(
+    case: Case, held: Context, method: BenchMethod, n: int, budget: int, most: int | None
+) -> tuple[dict[str, float], Float[np.ndarray, "direction width"]]:
+    """One method on one case: its numbers, and its directions at length one. The truth is looked at after the search."""
+    runs = []
+    if method.solver:
+        solver = SOLVERS[method.solver]
+        steps = method.steps or (budget if solver.descends else solver.steps)
+        for turn in range(1 if method.solver in case.once else 2):
+            context = case.subject.context(case.seen)
+            runs.append(
+                discover(
+                    case.subject,
+                    context,
+                    method.objective,
+                    method.solver,
+                    min(n, len(context.states) - 1) if method.solver == "pca" else n,
+                    scale=case.scale,
+                    steps=max(1, min(steps, most or steps)),
+                    seed=seed_for(method.name, case.seed, turn),
+                    options=SolverOptions(weight=case.weight if method.sees_weights else None),
+                )
+            )
+    unit = metrics.unit(runs[0].vectors if runs else np.asarray(getattr(case, method.given)))
+    vectors = case.scale * torch.from_numpy(np.ascontiguousarray(unit, dtype=np.float32))
+    whole, half, minus = (case.subject.effect(held, by * vectors).cpu().numpy() for by in (1.0, 0.5, -1.0))
+    found: dict[str, float] = {}
+    if case.truth is not None:
+        found |= {k: v for k, v in dataclasses.asdict(metrics.recovery(unit, case.truth)).items() if k != "distinct"}
+    if case.written is not None:
+        found["reached"] = _reached(whole, minus, vectors.numpy(), case.written)
+    found |= case.more(vectors)
+    variety, same, linear = (
+        metrics.diversity(whole),
+        metrics.consistency(whole, vectors.numpy()),
+        metrics.dose_curve(half, whole, minus),
+    )
+    length, per_spread = metrics.effect_norm(whole, held.spread.cpu().numpy())
+    found |= {
+        "rank": variety.rank,
+        "overlap": variety.overlap,
+        "clusters": float(variety.clusters),
+        "consistency": same.same,
+        "consistency between": same.other,
+        "size": length,
+        "size per spread": per_spread,
+        "half dose": linear.half_cos,
+        "minus dose": linear.minus_cos,
+    }
+    if len(runs) > 1:
+        found["stability"] = metrics.stability(unit, runs[1].vectors)
+    return found | ({"cost": runs[0].cost, "seconds": runs[0].seconds} if runs else {}), unit
+
+
+def _reached(
+    whole: Float[np.ndarray, "direction row feature"],
+    minus: Float[np.ndarray, "direction row feature"],
+    vectors: Float[np.ndarray, "direction width"],
+    written: Float[np.ndarray, "feature width"],
+) -> float:
+    """See `BENCH_METRICS`."""
+    means = np.concatenate([whole.mean(1) - vectors, minus.mean(1) + vectors])
+    return float(((metrics.unit(means) @ metrics.unit(written).T).max(0) > REACHED).mean())

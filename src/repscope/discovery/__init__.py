@@ -1,0 +1,28 @@
+"""Directions that nobody labelled: `discover`, and the subjects, objectives and solvers that it puts together."""
+
+from repscope.discovery.calibration import Calibration, Fluency, calibrate
+from repscope.discovery.objectives import OBJECTIVES, Objective, contrastive, l2, magnitude, objective, soft_orthogonal
+from repscope.discovery.search import DiscoveryResult, SolverOptions, discover
+from repscope.discovery.solvers import SOLVERS
+from repscope.discovery.subject import Context, FunctionSubject, LanguageSubject, Subject
+
+__all__ = [
+    "OBJECTIVES",
+    "SOLVERS",
+    "Calibration",
+    "Context",
+    "DiscoveryResult",
+    "Fluency",
+    "FunctionSubject",
+    "LanguageSubject",
+    "Objective",
+    "SolverOptions",
+    "Subject",
+    "calibrate",
+    "contrastive",
+    "discover",
+    "l2",
+    "magnitude",
+    "objective",
+    "soft_orthogonal",
+]

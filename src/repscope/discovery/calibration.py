@@ -1,0 +1,156 @@
+"""Calibration: the length at which directions work. Too short and a network is its own Jacobian, too long and it falls silent.
+
+1. DCT's rule (Mack and Turner 2024): the R at which effects are half-way from linear, for 30 random unit vectors v,
+
+       sqrt(mean_v ||effect(R v) - R J v||^2 / ||R J v||^2) = ratio,   ratio = 0.5,
+
+   effects and J their means over prompts.
+2. For a language model, R is shortened until the leading directions of the mean Jacobian change the next token of the prompts by no
+   more than `damage` nats (KL from the network as it is). Random vectors would not do: at an R at which they cost nothing, those
+   that a search finds leave no sentence whole.
+
+Both are roots of a function that rises with R, found by bisection of log R between a thousandth of the median length of a source
+state and a hundred times that. A map that stays linear that far has no such R, and gets that median length.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from repscope.discovery.objectives import magnitude
+from repscope.discovery.solvers import SOLVERS, SolverTask, jvp, mean_over
+from repscope.discovery.subject import Context, LanguageSubject, Subject
+from repscope.errors import UserError
+from repscope.models.language import LanguageModel
+from repscope.models.prompts import PromptLike, as_prompts
+
+DRAWS = 30
+REACH = (1e-3, 100.0)  #: where R is looked for, in median lengths of a source state
+LEADING, ITERATIONS = 8, 6  #: directions of the Jacobian whose damage is looked at, and steps of its power iteration
+BISECTIONS = 10  #: to a hundredth of R
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A scale and where it comes from.
+
+    scale: R. relative: over the median length of a source state. linear: the departure from linearity there. damage: KL of the
+    next token there in nats, None where it was not asked. why: what bound it.
+    """
+
+    scale: float
+    relative: float
+    linear: float
+    damage: float | None
+    why: str
+
+
+class Fluency:
+    """What vectors do to the next token: KL(as it is || steered) in nats, the rest of the network run from the source on.
+
+    Parameters
+    ----------
+    lm, source
+        The model, and where vectors are added at all tokens.
+    prompts
+        Whose next token is looked at.
+    """
+
+    def __init__(self, lm: LanguageModel, source: str, prompts: Iterable[PromptLike]) -> None:
+        self.lm = lm
+        self._subject = LanguageSubject(lm, source, f"resid_post.{lm.blocks - 1}", target_tokens="last")
+        held = list(as_prompts(lm.tokenizer, prompts))
+        self._context = self._subject.context(held)
+        self._hidden = torch.from_numpy(lm.capture(held, f"resid_post.{lm.blocks - 1}", "last").numpy())
+
+    def kl(self, vectors: Float[Tensor, "direction width"]) -> Float[Tensor, "direction prompt"]:
+        """Nats, for each vector and prompt."""
+        plain = self._logp(self._hidden)
+        found = []
+        for some in torch.split(vectors, 16):
+            steered = self._logp((self._hidden + self._subject.effect(self._context, some).cpu()).flatten(0, 1))
+            steered = torch.unflatten(steered, 0, (len(some), -1))
+            found.append((plain.exp() * (plain - steered)).sum(-1))
+        return torch.cat(found)
+
+    def _logp(self, hidden: Tensor) -> Tensor:
+        return torch.from_numpy(self.lm.unembed(hidden.numpy())).double().log_softmax(-1)
+
+
+def calibrate(
+    subject: Subject,
+    context: Context,
+    *,
+    ratio: float = 0.5,
+    draws: int = DRAWS,
+    seed: int = 0,
+    fluency: Fluency | None = None,
+    damage: float = 0.5,
+) -> Calibration:
+    """The scale at which effects are as far from linear as `ratio`, and do no more damage than `damage`.
+
+    Parameters
+    ----------
+    subject, context
+        What vectors move.
+    ratio
+        The departure from linearity.
+    draws, seed
+        Random vectors.
+    fluency
+        What measures damage; none is looked at without.
+    damage
+        Nats of the next token.
+
+    Raises
+    ------
+    UserError
+        When a ratio or a damage is not above zero, or random vectors move nothing.
+    """
+    if not ratio > 0 or not damage > 0:
+        raise UserError(f"The ratio {ratio:g} and the damage {damage:g} must be above 0.")
+    generator = torch.Generator().manual_seed(seed)
+    v = functional.normalize(torch.randn(draws, context.width, generator=generator), dim=1).to(context.states)
+    slope = jvp(subject, context, v)
+    if not bool((slope.norm(dim=1) > 0).all()):
+        raise UserError("Random vectors do not move the target, so no scale can be found; choose another source or target.")
+
+    def linear(scale: float) -> float:
+        effect = mean_over(context, subject.effect(context, scale * v))
+        part = (effect - scale * slope).square().sum(1) / (scale * slope).square().sum(1)
+        return math.sqrt(float(part.mean()))
+
+    leading = v if fluency is None else _leading(subject, context, seed)
+
+    def damaged(scale: float) -> float:
+        return float(fluency.kl(scale * leading).mean()) if fluency is not None else 0.0
+
+    low, high = (edge * context.norm for edge in REACH)
+    if linear(high) < ratio:
+        scale, why = context.norm, f"effects stay linear up to {REACH[1]:g} median lengths: that median length"
+    else:
+        scale, why = _root(linear, ratio, low, high), f"departure from linearity of {ratio:g}"
+    harm = damaged(scale) if fluency is not None else None
+    if harm is not None and not harm <= damage:
+        scale, why = _root(damaged, damage, low, scale), f"damage of {damage:g} nats to the next token"
+        harm = damaged(scale)
+    return Calibration(scale, scale / context.norm, linear(scale), harm, why)
+
+
+def _leading(subject: Subject, context: Context, seed: int) -> Float[Tensor, "direction width"]:
+    """What moves the target most at no length, found without any objective."""
+    task = SolverTask(subject, context, magnitude(), LEADING, context.norm, ITERATIONS, seed=seed)
+    return SOLVERS["jacobian"].run(task).vectors
+
+
+def _root(rising: Callable[[float], float], level: float, low: float, high: float) -> float:
+    """Where a function that rises reaches a level; not a number counts as above."""
+    for _ in range(BISECTIONS):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if rising(middle) < level else (low, middle)
+    return math.sqrt(low * high)

@@ -1,0 +1,198 @@
+"""discover: directions that move a network and that nobody labelled, with how they were found.
+
+1. The subject keeps the prompts (`subject`). 2. The scale is given, or calibrated (`calibration`). 3. A solver finds unit vectors
+(`solvers`) that make an objective small (`objectives`). 4. What comes out knows its cost and its seed; `directions()` makes it a
+`DirectionSet`.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from repscope.directions import Direction, DirectionSet
+from repscope.discovery.calibration import Calibration, Fluency, calibrate
+from repscope.discovery.objectives import Objective, objective
+from repscope.discovery.solvers import SOLVERS, SolverTask
+from repscope.discovery.subject import MEMORY, Context, LanguageSubject, Subject
+from repscope.errors import UserError, unknown
+from repscope.models.engine.memory import memory_kept
+from repscope.models.language import LanguageModel
+
+
+@dataclass(frozen=True, eq=False)
+class DiscoveryResult:
+    """Directions and how they were found.
+
+    vectors: of length one. scale: the length at which effects were taken. relative: that over the median length of a source state.
+    losses: the objective of each direction before each step; none for closed forms. values: numbers a direction by name (`sigma`,
+    `alpha`, `deviation`). seconds, cost: of the search; cost in forward equivalents (one vector through one prompt, forward or
+    backward). objective: empty where the solver uses none. calibration: where the scale was not given. why: why whole passes ran.
+    """
+
+    vectors: Float[np.ndarray, "direction width"]
+    scale: float
+    relative: float
+    losses: Float[np.ndarray, "step direction"]
+    values: Mapping[str, Float[np.ndarray, "direction"]]
+    seconds: float
+    cost: float
+    solver: str
+    objective: str
+    site: str
+    model: str
+    seed: int
+    calibration: Calibration | None = None
+    why: str = ""
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def directions(self, does: Sequence[Mapping[str, float]] | None = None) -> DirectionSet:
+        """As a set to save, edit with and export; `does` are numbers for each direction, its own by name among them."""
+        how = f"{self.solver}({self.objective}), seed {self.seed}" if self.objective else f"{self.solver}, seed {self.seed}"
+        made = [
+            Direction(
+                np.ascontiguousarray(vector, dtype=np.float32),
+                self.site,
+                f"{self.solver}-{k}",
+                scale=self.scale,
+                found_by=how,
+                does={name: float(of[k]) for name, of in self.values.items()} | dict(does[k] if does else {}),
+            )
+            for k, vector in enumerate(self.vectors)
+        ]
+        return DirectionSet(made, self.model, f"{len(self)} directions found without labels by {how}")
+
+
+@dataclass(frozen=True)
+class SolverOptions:
+    """Settings of a search that most leave as they are; see `SolverTask` and `calibrate`."""
+
+    rate: float = 0.13
+    start: Literal["jacobian", "random"] = "jacobian"
+    published: bool = False
+    memory: float = MEMORY
+    ratio: float = 0.5
+    damage: float = 0.5
+    weight: Any = field(default=None, repr=False)
+
+
+def discover(
+    subject: "Subject | LanguageModel",
+    prompts: Any,
+    objective: str | Objective = "magnitude + contrastive",
+    solver: str = "sphere",
+    n: int = 32,
+    *,
+    scale: float | Literal["calibrate"] = "calibrate",
+    steps: int | None = None,
+    seed: int = 0,
+    options: SolverOptions | None = None,
+) -> DiscoveryResult:
+    """Find directions.
+
+    Parameters
+    ----------
+    subject
+        What they move: a language model (between a quarter and three quarters of its blocks), a `LanguageSubject` for other
+        sites, a `FunctionSubject`.
+    prompts
+        What it is moved at: texts, for a function states (sample, width); or a context that the subject has made, which holds no
+        texts, so that no damage to the next token is looked at.
+    objective
+        A name or a sum of several, as "magnitude + 0.5 * contrastive"; used by the solvers `sphere` and `sequential`.
+    solver
+        One of `SOLVERS`.
+    n
+        How many.
+    scale
+        The length of a vector when added, or `calibrate`.
+    steps
+        Iterations; the solver's own when not given.
+    seed
+        The same seed gives the same directions.
+    options
+        Further settings.
+
+    Raises
+    ------
+    UserError
+        For an unknown objective or solver, n below 1 or above what the solver can tell apart, a scale that is not above zero, no
+        prompts, a target that is not behind the source, a loss that is not a number.
+    """
+    subject = LanguageSubject(subject) if isinstance(subject, LanguageModel) else subject
+    options = options or SolverOptions()
+    row = SOLVERS.get(solver)
+    if row is None:
+        raise unknown("solver", solver, SOLVERS)
+    goal = _goal(objective)
+    if row.alone and goal.coupled:
+        raise UserError(f"The solver {solver} learns one direction after the other, and {goal} compares them: use sphere, or l2.")
+    if n < 1:
+        raise UserError(f"{n} directions are asked for; ask for at least 1.")
+    if scale != "calibrate" and not 0 < float(scale) < float("inf"):
+        raise UserError(f"The scale is {scale}; it must be above 0.")
+    if steps is not None and steps < 1:
+        raise UserError(f"{steps} steps are asked for; ask for at least 1.")
+    context = prompts if isinstance(prompts, Context) else subject.context(prompts)
+    if row.orthogonal and n > context.width:
+        raise UserError(f"{n} directions are asked for; {solver} finds at most {context.width}, one for each dimension.")
+    calibration = None
+    if scale == "calibrate":
+        calibration = _calibrated(subject, context, prompts, seed, options)
+    size = calibration.scale if calibration is not None else float(scale)
+    weight = None if options.weight is None else torch.as_tensor(options.weight)
+    task = SolverTask(
+        subject,
+        context,
+        goal,
+        n,
+        size,
+        row.steps if steps is None else steps,
+        options.rate,
+        seed,
+        weight,
+        options.start,
+        options.published,
+        options.memory,
+    )
+    before, started = context.cost, time.perf_counter()
+    with memory_kept(), torch.no_grad():
+        found = row.run(task)
+    return DiscoveryResult(
+        vectors=_numpy(found.vectors),
+        scale=size,
+        relative=size / context.norm,
+        losses=_numpy(found.losses),
+        values={name: _numpy(of) for name, of in found.values.items()},
+        seconds=time.perf_counter() - started,
+        cost=context.cost - before,
+        solver=solver,
+        objective=str(goal) if row.descends else "",
+        site=subject.site,
+        model=subject.model,
+        seed=seed,
+        calibration=calibration,
+        why=context.why,
+    )
+
+
+_goal = objective  # the argument of `discover` has the parser's name
+
+
+def _calibrated(subject: Subject, context: Context, prompts: Any, seed: int, options: SolverOptions) -> Calibration:
+    fluency = None
+    if isinstance(subject, LanguageSubject) and prompts is not context and subject.speaks:
+        fluency = Fluency(subject.lm, subject.source, prompts)
+    return calibrate(subject, context, ratio=options.ratio, seed=seed, fluency=fluency, damage=options.damage)
+
+
+def _numpy(x: Tensor) -> np.ndarray:
+    held: np.ndarray = x.detach().cpu().numpy()
+    return held

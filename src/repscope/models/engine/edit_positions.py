@@ -1,0 +1,126 @@
+"""Aim: which positions of each prompt the installed edits act on, and whether they change what was asked for.
+
+1. An edit's choice of tokens becomes, for each prompt, a first position and one after the last, counted in its own tokens.
+2. Before an operation runs, one prompt goes through twice in one batch, edited and not. Where its rows differ by more than
+   rounding, the edits work; where they do not, that prompt runs again alone, both ways, bit for bit. A void edit is an error, not a
+   silence.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from repscope.errors import UserError, unknown
+from repscope.models.edits import EVERYWHERE, WHERE
+from repscope.models.engine.token_network import TokenNetwork
+from repscope.models.prompts import Encoded, Prompt, Ragged, encode, token_ends
+from repscope.models.sites import PICKS, Site, Tokens
+
+_TRIED = 4  #: prompts, the shortest first, on which an edit must show before it is called void
+_ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-12}
+_LOW = 3e-2
+_CHUNK = 64
+_BATCH_TOKENS = 1024
+
+
+def resolve_edit_positions(
+    net: TokenNetwork, tokenizer: Any, prompts: Any, ids: Ragged, ends: Int[np.ndarray, "prompt"] | None = None
+) -> None:
+    """Tell the installed edits their positions; `ends` is where each prompt ends and what follows it begins.
+
+    One more entry than there are prompts stands for a row that no edit touches.
+
+    Raises
+    ------
+    UserError
+        For a span that is not there, a prompt too short for an index, or vectors that are not one a prompt.
+    """
+    stop = ids.lengths if ends is None else ends
+    everywhere = np.full(len(ids), EVERYWHERE)
+    for installed in net.installed:
+        edit = installed.edit
+        if edit.per_prompt and len(edit.arrays["vector"]) != len(ids):
+            held = len(edit.arrays["vector"])
+            raise UserError(f"{edit} has {held} vectors for {len(ids)} prompts; give one for each.")
+        if edit.tokens == "all":
+            first, last = -everywhere, everywhere
+        elif edit.tokens == "prompt":
+            first, last = np.zeros_like(stop), stop
+        elif edit.tokens == "generated":
+            first, last = stop, everywhere
+        elif edit.picked.span:
+            _see_span(edit.picked.span, prompts)
+            spans = encode(tokenizer, prompts, edit.picked, causal=net.causal)
+            first, last = spans.start, spans.stop
+        else:
+            first, last = token_ends(edit.picked, stop)
+        installed.start, installed.stop = np.append(first, EVERYWHERE), np.append(last, EVERYWHERE)
+
+
+def check_effect(net: TokenNetwork, encoded: Encoded, sites: Sequence[Site], picked: Tokens) -> None:
+    """See on a few prompts that the installed edits, which have been aimed, change a row asked for.
+
+    Raises
+    ------
+    UserError
+        When they change none.
+    """
+    untouched = len(encoded.ids)
+    order = np.argsort(encoded.ids.lengths, kind="stable")
+    for i in order[:_TRIED]:
+        both = _rows(net, encoded, sites, picked, [i, i], [i, untouched])
+        for rows in both:
+            edited, plain = (part.double() for part in rows.chunk(2))
+            if (edited - plain).norm() > 10 * _ROUNDING.get(rows.dtype, _LOW) * plain.norm():
+                return
+        edited_alone, plain_alone = (_rows(net, encoded, sites, picked, [i], [n]) for n in (i, untouched))
+        if any(not torch.equal(a, b) for a, b in zip(edited_alone, plain_alone)):
+            return
+    for begin in range(_TRIED, len(order), _CHUNK):
+        # Not one of those: perhaps the edits act on few prompts only. The same batches, edited and not, bit for bit.
+        which = list(order[begin : begin + _CHUNK])
+        edited_rows, plain_rows = (_rows(net, encoded, sites, picked, which, n) for n in (which, [untouched] * len(which)))
+        if any(not torch.equal(a, b) for a, b in zip(edited_rows, plain_rows)):
+            return
+    named = ", ".join(str(installed.edit) for installed in net.installed)
+    at = ", ".join(str(site) for site in sites[:3])
+    where = "no logit" if list(sites) == [net.last] else f"nothing at {at} ({picked})"
+    raise UserError(f"{named} changes {where}; edit an earlier site, other tokens, or with a longer vector.")
+
+
+def _rows(
+    net: TokenNetwork, encoded: Encoded, sites: Sequence[Site], picked: Tokens, which: Sequence[int], numbers: Sequence[int]
+) -> list[Tensor]:
+    """The rows of some prompts at each site, one prompt after the other; `numbers` is which ones they are to the edits."""
+    some = Encoded(encoded.ids.take(np.array(which)), encoded.start[list(which)], encoded.stop[list(which)])
+    held: dict[Site, list[tuple[Int[np.ndarray, row], Tensor]]] = {site: [] for site in sites}
+
+    def sink(site: Site, destination: Int[np.ndarray, "row"], rows: Tensor) -> None:
+        held[site].append((destination, rows.clone()))
+
+    planned = net.planned(some.ids, _BATCH_TOKENS, share=False)
+    net.run(sites, some, planned, picked, sink, np.array(numbers))
+    whole = []
+    for site in sites:
+        order = torch.from_numpy(np.argsort(np.concatenate([d for d, _ in held[site]])))
+        rows = torch.cat([r for _, r in held[site]])
+        whole.append(rows[order.to(rows.device)])
+    return whole
+
+
+def _see_span(span: str, prompts: Any) -> None:
+    """See that a span is in the prompts.
+
+    Raises
+    ------
+    UserError
+        When it is not; offers the spans there are and the other choices of tokens.
+    """
+    for prompt in prompts:
+        spans = prompt.spans if isinstance(prompt, Prompt) else ()
+        if span not in spans:
+            raise unknown("choice of tokens", span, (*spans, *PICKS, *WHERE), "A span's name needs a Prompt that has it.")

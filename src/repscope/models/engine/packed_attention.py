@@ -1,0 +1,203 @@
+"""Packing: attention inside one row that holds many prompts, or a tree of them. Knows tensors and packs, never a module.
+
+A pack is one row of real tokens; all of a block but attention treats tokens one by one, so only attention must know whose they are.
+While a pack runs, a `TorchFunctionMode` takes `scaled_dot_product_attention` over:
+
+1. Every segment attends to itself. Segments of like length are padded to one another for that product alone.
+2. The tokens below a shared segment stand side by side (depth-first order), so they attend to it in one further product.
+3. Softmaxes over disjoint sets of keys are one softmax: outputs are weighted by exp(lse), lse each one's log-sum of scores
+   (Rabe & Staats 2021, arXiv 2112.05682; for trees of prompts, Juravsky et al. 2024, arXiv 2402.05099).
+4. Keys and values of a segment that later packs go on from are kept, and dropped with the last of them.
+
+Positions are what the caller gives the network. Whether all this is right for a network is proved on it (`passes`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from repscope.models.engine.planner import batches
+from repscope.models.engine.prefix_tree import Pack, Tree
+
+_PRODUCT_COSTS = 32  #: a further product of attention costs about as much as this many padded tokens
+
+
+@dataclass(frozen=True)
+class _Own:
+    """Segments of like length that attend to themselves, as rows of one product.
+
+    cells: (row × column), the token in each place, any token in a padded one. places: (token), where each token stands among them.
+    tokens: (token), which tokens those are. rows, columns: the shape. key: (row, column), the places that hold a token.
+    """
+
+    cells: Int[Tensor, "place"]
+    places: Int[Tensor, "token"]
+    tokens: Int[Tensor, "token"]
+    rows: int
+    columns: int
+    key: Bool[Tensor, "row column"]
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """A segment and the tokens below it: keys at `start:stop` of this pack, or kept under `segment`; queries `first:last`."""
+
+    segment: int
+    kept: bool
+    start: int
+    stop: int
+    first: int
+    last: int
+
+
+@dataclass(eq=False)
+class PackedAttention(TorchFunctionMode):
+    """Attention of packs; a context manager around the network's forward passes.
+
+    tree: the segments. causal: whether later tokens leave earlier ones as they are. device: where tokens are. calls: products that
+    the pass so far has taken over, 0 for a network that attends by other means.
+    """
+
+    tree: Tree
+    causal: bool
+    device: torch.device
+    calls: int = 0
+    base: dict[int, int] = field(default_factory=dict)
+    _size: int = 0
+    _own: list[_Own] = field(default_factory=list)
+    _shared: list[_Shared] = field(default_factory=list)
+    _keep: list[int] = field(default_factory=list)
+    _shelf: dict[int, dict[int, tuple[Tensor, Tensor]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def begin(self, pack: Pack, keep: Sequence[int]) -> None:
+        """Lay out the next pack; keys and values of the segments in `keep` stay after it."""
+        tree, inside = self.tree, range(pack.first, pack.last)
+        sizes = (tree.stop - tree.start)[pack.first : pack.last]
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        self.calls, self._size = 0, int(starts[-1])
+        self.base = {s: int(starts[s - pack.first]) for s in inside}
+        self._keep = list(keep)
+        self._own = [_own(group, starts, sizes, self.device) for group in batches(sizes, 1 << 40, _PRODUCT_COSTS)]
+        self._shared = []
+        for s in (*pack.kept, *inside):
+            below = max(s + 1, pack.first), min(int(tree.end[s]), pack.last)
+            if below[0] < below[1]:
+                first, last = (int(starts[b - pack.first]) for b in below)
+                at = self.base.get(s, 0)
+                self._shared.append(_Shared(s, s in pack.kept, at, at + int(tree.stop[s] - tree.start[s]), first, last))
+        for shelf in self._shelf.values():
+            for s in set(shelf) - set(pack.kept):
+                del shelf[s]
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func is functional.scaled_dot_product_attention:
+            return self._attend(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if len(query) != 1 or query.shape[2] != self._size or key.shape[2] != self._size:
+            return functional.scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (token, head, feature)
+        mixed = q.new_empty(*q.shape[:2], v.shape[-1])
+        weight = q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32)) if self._shared else None
+        for own in self._own:
+            self._to_itself(own, q, k, v, scale, mixed, weight)
+        shelf = self._shelf.setdefault(self.calls, {})
+        for shared in self._shared:
+            assert weight is not None
+            k_there, v_there = shelf[shared.segment] if shared.kept else (x[shared.start : shared.stop] for x in (k, v))
+            at = slice(shared.first, shared.last)
+            more, lse = _attended(q[at][None], k_there[None], v_there[None], scale, causal=False)
+            both = torch.logaddexp(weight[at], lse[0])
+            mixed[at] *= (weight[at] - both).exp()[..., None].to(mixed.dtype)
+            mixed[at] += more[0] * (lse[0] - both).exp()[..., None].to(mixed.dtype)
+            weight[at] = both
+        for s in self._keep:
+            if s in self.base:
+                at = slice(self.base[s], self.base[s] + int(self.tree.stop[s] - self.tree.start[s]))
+                shelf[s] = (k[at].clone(), v[at].clone())
+        self.calls += 1
+        return mixed.transpose(0, 1)[None]
+
+    def _to_itself(
+        self, own: _Own, q: Tensor, k: Tensor, v: Tensor, scale: float | None, mixed: Tensor, weight: Tensor | None
+    ) -> None:
+        own_q, own_k, own_v = (x.index_select(0, own.cells).view(own.rows, own.columns, *x.shape[1:]) for x in (q, k, v))
+        if weight is not None:
+            out, lse = _attended(own_q, own_k, own_v, scale, causal=True)
+            weight[own.tokens] = lse.flatten(0, 1).index_select(0, own.places)
+        else:
+            mask = None if self.causal else own.key[:, None, None]
+            out = functional.scaled_dot_product_attention(
+                own_q.transpose(1, 2),
+                own_k.transpose(1, 2),
+                own_v.transpose(1, 2),
+                attn_mask=mask,
+                is_causal=self.causal,
+                scale=scale,
+                enable_gqa=k.shape[1] != q.shape[1],
+            ).transpose(1, 2)
+        mixed[own.tokens] = out.flatten(0, 1).index_select(0, own.places)
+
+
+def _own(group: Int[np.ndarray, "row"], starts: Int[np.ndarray, "n"], sizes: Int[np.ndarray, "n"], device: torch.device) -> _Own:
+    columns = int(sizes[group].max())
+    column = np.arange(columns)
+    key = column < sizes[group][:, None]
+    cells = np.where(key, starts[group][:, None] + column, starts[group][:, None])
+    places = np.flatnonzero(key)
+    place, at, token, held = (torch.from_numpy(x).to(device) for x in (cells.ravel(), places, cells.ravel()[places], key))
+    return _Own(place, at, token, len(group), columns, held)
+
+
+def _attended(
+    q: Float[Tensor, "row query head d_head"],
+    k: Float[Tensor, "row key kv_head d_head"],
+    v: Float[Tensor, "row key kv_head d_value"],
+    scale: float | None,
+    *,
+    causal: bool,
+) -> tuple[Float[Tensor, "row query head d_value"], Float[Tensor, "row query head"]]:
+    """Attention, and the log of each softmax's denominator in float32 or wider."""
+    row, query, heads, _ = q.shape
+    grouped = k.shape[2]
+    if q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64) and q.shape[-1] == v.shape[-1]:
+        # The kernel below `scaled_dot_product_attention`, which alone also gives the denominators.
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        if not causal:  # heads that share keys are further queries
+            q = q.reshape(row, grouped, heads // grouped * query, -1)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+        out, lse = out.reshape(row, heads, query, -1), lse.reshape(row, heads, query)
+        return out.transpose(1, 2), lse.transpose(1, 2)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    q = torch.unflatten(q, 1, (grouped, -1)).flatten(2, 3)  # (row, kv_head, group × query, d_head)
+    scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32))
+    scores = scores * (scale if scale is not None else q.shape[-1] ** -0.5)
+    if causal:
+        allowed = torch.ones(query, query, dtype=torch.bool, device=q.device).tril()
+        scores = scores.masked_fill(~allowed.repeat(heads // grouped, 1), -torch.inf)
+    lse = scores.logsumexp(-1, keepdim=True)
+    out = (scores - lse).exp().to(v.dtype) @ v
+    return out.reshape(row, heads, query, -1).transpose(1, 2), lse.reshape(row, heads, query).transpose(1, 2)

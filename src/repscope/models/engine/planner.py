@@ -1,0 +1,167 @@
+"""The capture planner: from token ids to the least work that answers. Takes token ids, never text and never a network.
+
+1. Identical prompts run once.
+2. Packed, where the network allows it: no padding, and whatever several prompts share runs once (`trees`).
+3. Else padded: the longest prefix that all prompts share runs once (causal networks only), where it saves more than a cache
+   costs. What is left is sorted by length and cut into batches under a token budget. The cuts minimise padded tokens plus a fixed
+   cost per batch, exactly, by dynamic programming over the distinct lengths: O(L²) for L lengths, whatever the number of prompts.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Int
+
+from repscope.models.engine.prefix_tree import Pack, Tree, packs, tree
+from repscope.models.prompts import Ragged
+
+_PREFIX_SAVES = 64  #: tokens that a shared prefix must save to be worth a cache
+_BATCH_COSTS = 48  #: a further batch costs about as much as this many padded tokens (dispatch; small products run slower)
+_PACKING_SAVES = 0.02  #: share of the cost of padded batches that packing must save
+_PROOF = 2.5  #: and so many times the longest prompt, which is what proving it takes; counted whether or not that was done
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will run.
+
+    ids: the distinct prompts. inverse: (prompt), which of them each prompt is. prefix: number of leading tokens that run
+    once for all. batches: for each batch the indices of its distinct prompts, shortest first. tree, packs: in place of prefix and
+    batches where prompts are packed. why: why they are not.
+    """
+
+    ids: Ragged
+    inverse: Int[np.ndarray, "prompt"]
+    prefix: int
+    batches: Sequence[Int[np.ndarray, "row"]]
+    tree: Tree | None = None
+    packs: Sequence[Pack] = ()
+    why: str = ""
+
+    @cached_property
+    def tokens(self) -> int:
+        """Token positions that the network computes, padding included."""
+        if self.tree is not None:
+            return self.tree.tokens
+        padded = sum(len(b) * int(self.ids.lengths[b[-1]] - self.prefix) for b in self.batches)
+        return self.prefix + padded
+
+    @property
+    def largest(self) -> int:
+        """Token positions of the largest pass."""
+        if self.tree is not None:
+            sizes = self.tree.stop - self.tree.start
+            return max(int(sizes[pack.first : pack.last].sum()) for pack in self.packs)
+        return max(len(b) * int(self.ids.lengths[b[-1]] - self.prefix) for b in self.batches)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes."""
+        return len(self.packs) or len(self.batches) + bool(self.prefix)
+
+
+def plan(
+    ids: Ragged,
+    budget: int,
+    *,
+    share: bool,
+    pack: str = "",
+    refuses: Callable[[], str] = str,
+    most: int | None = None,
+    limit: int | None = None,
+    merge: bool = True,
+) -> Plan:
+    """Plan a pass over prompts given as token ids.
+
+    Parameters
+    ----------
+    ids
+        The prompts, none empty.
+    budget
+        Tokens that a batch may hold, padding included; a single longer prompt is a batch by itself.
+    share
+        Whether the network is causal, so that what prompts share at their beginning can run once.
+    pack
+        Empty where prompts may be packed, else why they may not.
+    refuses
+        Asked where packing would pay: why the network cannot be run so, empty where it can.
+    most
+        Tokens that a pack may hold at most, None for the budget.
+    limit
+        Most tokens of a shared prefix, None for no such limit.
+    merge
+        Whether identical prompts are one.
+    """
+    distinct, inverse = _merged(ids) if merge else (ids, np.arange(len(ids)))
+    prefix = _common_prefix(distinct) if share and len(distinct) > 1 else 0
+    prefix = prefix if limit is None else min(prefix, limit)
+    if prefix * (len(distinct) - 1) < _PREFIX_SAVES:
+        prefix = 0
+    padded = Plan(distinct, inverse, prefix, batches(distinct.lengths - prefix, budget))
+    if pack or len(distinct) == 1:
+        return replace(padded, why=pack or "there is one prompt")
+    one_a_row = packed(distinct, budget if most is None else min(budget, most), share=share)
+    costs = [one.tokens + _BATCH_COSTS * one.passes for one in (one_a_row, padded)]
+    if costs[1] - costs[0] < max(_PACKING_SAVES * costs[1], _PROOF * int(ids.lengths.max())):
+        return replace(padded, why="it would save next to nothing")
+    if why := refuses():
+        return replace(padded, why=why)
+    return replace(one_a_row, inverse=inverse)
+
+
+def packed(ids: Ragged, budget: int, *, share: bool) -> Plan:
+    """Distinct prompts in packs of up to so many tokens, whatever that saves."""
+    held = tree(ids, share=share)
+    return Plan(ids, np.arange(len(ids)), 0, (), held, packs(held, budget))
+
+
+def _merged(ids: Ragged) -> tuple[Ragged, Int[np.ndarray, "prompt"]]:
+    """The distinct prompts in the order in which they first come, and which of them each prompt is."""
+    seen: dict[bytes, int] = {}
+    inverse = np.array([seen.setdefault(row.tobytes(), len(seen)) for row in ids], dtype=np.int64)
+    if len(seen) == len(ids):
+        return ids, inverse
+    return ids.take(np.unique(inverse, return_index=True)[1]), inverse
+
+
+def _common_prefix(ids: Ragged) -> int:
+    """Longest common prefix that leaves every prompt at least one token of its own."""
+    shared = int(ids.lengths.min()) - 1
+    first = ids[0]
+    for row in ids:
+        differing = np.flatnonzero(row[:shared] != first[:shared])
+        if differing.size:
+            shared = int(differing[0])
+        if not shared:
+            return 0
+    return shared
+
+
+def batches(lengths: Int[np.ndarray, "row"], budget: int, cost_of_one: int = _BATCH_COSTS) -> list[Int[np.ndarray, "row"]]:
+    """Rows grouped by length, each batch sorted; the cuts cost the least padding plus a fixed cost a batch."""
+    if len(lengths) == 1:
+        return [np.zeros(1, dtype=np.int64)]
+    order = np.argsort(lengths, kind="stable")
+    distinct, counts = np.unique(lengths, return_counts=True)
+    ends = np.cumsum(counts)
+    cost = np.full(len(distinct) + 1, np.inf)
+    cost[0] = 0.0
+    cut = np.zeros(len(distinct) + 1, dtype=np.int64)
+    for j, longest in enumerate(distinct, start=1):
+        # Group the lengths i..j-1: all padded to the longest of them, split evenly where they exceed the budget.
+        members = ends[j - 1] - np.concatenate([[0], ends[: j - 1]])
+        needed = np.ceil(members / max(1, budget // longest))
+        total = cost[:j] + members * longest + needed * cost_of_one
+        cut[j] = int(np.argmin(total))
+        cost[j] = total[cut[j]]
+    made: list[Int[np.ndarray, row]] = []
+    j = len(distinct)
+    while j > 0:
+        i = int(cut[j])
+        group = order[(ends[i - 1] if i else 0) : ends[j - 1]]
+        pieces = -(-len(group) // max(1, int(budget // distinct[j - 1])))
+        made.extend(reversed(np.array_split(group, pieces)))
+        j = i
+    return made[::-1]

@@ -1,0 +1,363 @@
+"""ProvedNetwork: a network that reads token ids, and which fast ways to run it were proved on it. Ids in; never text.
+
+What fast ways are compared with is `alone`: one prompt by itself in a plain pass. The trials here follow `proofs`:
+
+1. `batches`: prompts of several lengths in one padded batch.
+2. `shares_prefix`: prompts behind a prefix that ran once and whose keys and values (or states) go on.
+3. `generation`: the logits of every step in a left-padded batch with a cache, one prompt at a time with a cache, or without one,
+   each compared with plain passes over the whole text so far; the first of the three that agrees is the way prompts are continued.
+"""
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from repscope.errors import UserError
+from repscope.models.engine.anatomy import is_causal, resolve
+from repscope.models.engine.base import BaseNetwork, tapped
+from repscope.models.engine.fingerprint import WeightSource
+from repscope.models.engine.generation import forced_logits
+from repscope.models.engine.hooks import first_tensor, unhooked
+from repscope.models.engine.positions import padded
+from repscope.models.engine.proofs import Proofs, differing, prompts_of, special_ids, switch_lengths
+from repscope.models.sites import Site
+
+_STOPS = (TypeError, ValueError, AttributeError, RuntimeError, IndexError, KeyError, AssertionError, NotImplementedError)
+_STEPS = 3  #: of a trial of generation
+_SINGLE, _LOW = 1e-4, 3e-2  #: how far two passes over one input may differ, relative, in float32 and below
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How prompts are continued. batch: several at once. cache: from kept keys and values, or states. why: why not faster."""
+
+    name: str
+    batch: bool
+    cache: bool
+    why: str = ""
+
+
+_WAYS = (
+    Generation("in a batch with a cache", True, True),
+    Generation("one prompt at a time with a cache", False, True),
+    Generation("one prompt at a time without a cache", False, False),
+)
+
+
+def altered(model: nn.Module) -> tuple[Any, ...]:
+    """The hooks and replaced forward functions on a model that are neither ours nor transformers' nor accelerate's."""
+    found: list[Any] = []
+    for path, module in model.named_modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            found += [(path, key) for key, hook in hooks.items() if _foreign(hook)]
+        if (own := module.__dict__.get("forward")) is not None and _foreign(own):
+            found.append((path, id(own)))
+    return tuple(found)
+
+
+def _foreign(function: Any) -> bool:
+    home = str(getattr(getattr(function, "func", function), "__module__", ""))
+    return home.split(".")[0] not in ("repscope", "transformers", "accelerate", "torch")
+
+
+class ProvedNetwork(BaseNetwork):
+    """A Hugging Face model fed with token ids.
+
+    Parameters
+    ----------
+    model
+        With or without a head. Left as it is.
+    source
+        Where its weights come from.
+    """
+
+    def __init__(self, model: Any, source: WeightSource) -> None:
+        self.model = model
+        body: nn.Module = model.base_model
+        super().__init__(body, source=source)
+        self.name = source.name
+        self.prefix = str(getattr(model, "base_model_prefix", "")) if body is not model else ""
+        taken = inspect.signature(body.forward).parameters
+        anything = any(p.kind is p.VAR_KEYWORD for p in taken.values()) and hasattr(model.config, "use_cache")
+        self._takes_cache = "use_cache" in taken or anything
+        self.cache_name = "cache" if "cache" in taken else "past_key_values"  #: transformers renamed it in 5.24
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise UserError(f"{self.name} is an encoder–decoder, which is not supported yet; use `rs.Network` on one half of it.")
+        embedding = model.get_input_embeddings()
+        if not isinstance(getattr(embedding, "weight", None), Tensor):
+            raise UserError(f"{self.name} has no single embedding of token ids; use `rs.Network` on the module itself.")
+        self.vocabulary = vocabulary = int(embedding.weight.shape[0])
+        ids = torch.arange(6).repeat(2, 1) + vocabulary // 3
+        ids[1, -1] += 1
+        self.probe = ids.to(self.device) % vocabulary
+        try:
+            self.anatomy = resolve(body, embedding, {"input_ids": self.probe, **self.plain()})
+        except (ValueError, TypeError, IndexError, RuntimeError, AttributeError) as error:
+            said = " ".join(str(error).split())[:160]
+            raise UserError(f"{self.name} does not run on token ids alone: {type(error).__name__}, {said}.") from error
+        fields = self.text_config.to_dict()
+        self._altered: tuple[Any, ...] = altered(model)
+        self._proofs = Proofs(switch_lengths(fields, self.context), self.context)
+        self._special = special_ids(model.config.to_dict())
+        self._alone: dict[bytes, Tensor] = {}  #: what proofs compare with: a prompt → its output when it runs alone
+        if self.anatomy is not None:
+            self._causal = self.anatomy.causal
+        else:  # no blocks were found, and it may continue texts all the same
+            out = self.outputs(input_ids=self.probe, **self.plain())
+            self._causal = out.dim() == 3 and is_causal(out)
+
+    @property
+    def proofs(self) -> Proofs:
+        """What was tried on this network; forgotten where hooks or forward functions of the user's have come or gone since."""
+        if (now := altered(self.model)) != self._altered:
+            self._altered = now
+            self._proofs.found.clear()
+            self._alone.clear()
+        return self._proofs
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks the network has."""
+        return self.anatomy.blocks if self.anatomy else 0
+
+    @property
+    def block_list(self) -> nn.ModuleList:
+        """The transformer blocks; none where none were found."""
+        held = self.module.get_submodule(self.anatomy.prefix) if self.anatomy else nn.ModuleList()
+        assert isinstance(held, nn.ModuleList)
+        return held
+
+    @property
+    def text_config(self) -> Any:
+        """The configuration of the text model, where there are several."""
+        found = getattr(self.model.config, "get_text_config", None)
+        return found() if found is not None else self.model.config
+
+    @property
+    def entries(self) -> tuple[nn.Module, ...]:
+        """The body and the whole model: some heads (OPT) call a part of the body and not its own forward."""
+        return (self.module,) if self.model is self.module else (self.module, self.model)
+
+    @property
+    def causal(self) -> bool:
+        """Whether later tokens leave earlier ones as they are."""
+        return self._causal
+
+    def agree(self, a: Tensor, b: Tensor) -> bool:
+        """Whether two ways to one tensor give the same, to the rounding of its precision."""
+        tolerance = _SINGLE if a.dtype in (torch.float32, torch.float64) else _LOW
+        return bool((a.double() - b.double()).norm() <= tolerance * b.double().norm())
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens that the network takes, None where its configuration does not say."""
+        config = self.text_config
+        stated = getattr(config, "max_position_embeddings", None)
+        offset = 2 if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert") else 0
+        if not isinstance(stated, int) or stated <= 0:
+            return None
+        rotary = getattr(config, "rope_parameters", None) or {}
+        if isinstance(rotary, dict) and rotary.get("rope_type") == "dynamic":  # made for texts longer than the trained length
+            return int(stated * float(rotary.get("factor", 1)))
+        return stated - offset
+
+    def batched_below(self, longest: int, worth: float = float("inf")) -> tuple[int, str]:
+        """Prompts of fewer than so many tokens come out of a padded batch as alone; and why longer ones do not."""
+        return self.proofs.holds_below("padded batch", longest, self._batch_differs, worth)
+
+    def batches(self, longest: int, worth: float = float("inf")) -> bool:
+        """Whether prompts of up to so many tokens come out of a padded batch as alone."""
+        return not self.proofs.refused("padded batch", longest, self._batch_differs, worth)
+
+    def alone(self, row: Int[np.ndarray, "token"]) -> Float[Tensor, "token feature"]:
+        """What the network gives for one prompt by itself in a plain pass: what fast paths are compared with."""
+        key = np.asarray(row, dtype=np.int64).tobytes()
+        if key not in self._alone:
+            ids = torch.from_numpy(np.asarray(row, dtype=np.int64))[None].to(self.device)
+            self._alone[key] = self.outputs(input_ids=ids, **self.plain())[0]
+        return self._alone[key]
+
+    def outputs(self, **inputs: Any) -> Float[Tensor, "row token feature"]:
+        """What the network without its head gives in one pass, under no edit."""
+        with self.unedited(), unhooked(self.module), self.taps.settled() as state:
+            state.rewind()
+            out = first_tensor(self.module(**inputs))
+        if out is None or out.dim() < 2:
+            raise ValueError("the network gives no vector for each token")
+        rows = next(v for v in inputs.values() if isinstance(v, Tensor)).shape[:2]
+        return out if out.dim() > 2 else torch.unflatten(out, 0, rows)
+
+    def laid_out(self, site: Site) -> None:
+        """See that what a raw module gives has a row for each prompt, and in it a vector for each token: seen once, on two passes.
+
+        Raises
+        ------
+        UserError
+            When it has not: another axis comes first (parallel streams), or there is none for tokens.
+        """
+        why = self.proofs.refused(f"layout of {site}", 0, lambda _: self._layout_differs(site))
+        if why:
+            raise UserError(f"{site} cannot be read by prompt and token: {why}.")
+
+    def _layout_differs(self, site: Site) -> str:
+        rows = np.stack(self.trial([5, 5, 5]))
+        seen: list[Tensor] = []
+        with self.unedited(), unhooked(self.module), tapped(self.taps, [(self.tap(site), seen.append)]) as run:
+            for some in (rows, rows[2:]):
+                run(input_ids=torch.from_numpy(some).to(self.device), **self.plain())
+        whole, one = seen
+        if whole.dim() == 2 and len(whole) == rows.size:  # rows and tokens as one axis
+            whole, one = torch.unflatten(whole, 0, rows.shape), torch.unflatten(one, 0, (1, rows.shape[1]))
+        shape = " × ".join(map(str, whole.shape))
+        if whole.dim() < 3 or whole.shape[:2] != rows.shape:
+            return f"for 3 prompts of 5 tokens it is {shape}"
+        if self.batches(5) and whole.is_floating_point() and not self.agree(whole[2:], one):
+            return f"for 3 prompts of 5 tokens it is {shape}, and what stands third is not the third prompt's"
+        return ""
+
+    def trial(self, lengths: Sequence[int]) -> list[Int[np.ndarray, "token"]]:
+        """Random prompts of these lengths for a proof."""
+        return prompts_of(lengths, self.vocabulary, self._special)
+
+    def _batch_differs(self, lengths: Sequence[int]) -> str:
+        """Why prompts of these lengths in one padded batch do not come out as alone; empty where they do."""
+        rows = self.trial(lengths)
+        try:
+            ids, sizes = padded(rows, self.pad)
+            out = self.outputs(**self.inputs(ids, sizes, None))
+            ours = [one[: len(row)] for one, row in zip(out, rows, strict=True)]
+        except _STOPS as error:
+            return f"a padded batch stops with {type(error).__name__}"
+        return differing(ours, [self.alone(row) for row in rows], self.agree, "padded beside others")
+
+    def inputs(self, ids: Int[np.ndarray, "row token"], lengths: Int[np.ndarray, "row"], cache: Any) -> dict[str, Any]:
+        """Arguments of a pass over rows padded on the right, after a cached prefix where there is one."""
+        named: dict[str, Any] = {"input_ids": torch.from_numpy(ids).to(self.device)}
+        if cache is not None:
+            own = copy.deepcopy(cache)  # a pass appends to its cache; the prefix's own must stay as it is
+            own.batch_repeat_interleave(len(ids))
+            return named | {self.cache_name: own} | self.plain(use_cache=True)
+        if (self.anatomy is None or not self.anatomy.causal) and lengths.min() < ids.shape[1]:
+            mask = np.arange(ids.shape[1])[None] < lengths[:, None]
+            named["attention_mask"] = torch.from_numpy(mask.astype(np.int64)).to(self.device)
+        return named | self.plain()
+
+    def plain(self, use_cache: bool = False) -> dict[str, Any]:
+        """Arguments that keep a pass from building a cache nobody asked for."""
+        return {"use_cache": use_cache} if self._takes_cache else {}
+
+    @property
+    def pad(self) -> int:
+        """The token id that fills rows up."""
+        pad = getattr(self.text_config, "pad_token_id", None)
+        return pad if isinstance(pad, int) and pad >= 0 else 0
+
+    def cache(self) -> Any:
+        """An empty cache of keys and values."""
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.text_config)
+
+    def shares_prefix(self, longest: int = 0, worth: float = float("inf")) -> bool:
+        """Whether a pass that goes on from a cached prefix gives what the whole pass gives, for prompts of up to so many tokens."""
+        return not self.prefix_refused(longest, worth)
+
+    def prefix_refused(self, longest: int = 0, worth: float = float("inf")) -> str:
+        """Why prompts of up to so many tokens share no prefix; empty where they do."""
+        if not self.causal:
+            return "later tokens reach earlier ones"
+        return self.proofs.refused("shared prefix", longest, self._prefix_differs, worth)
+
+    def _prefix_differs(self, lengths: Sequence[int]) -> str:
+        """Why prompts after a prefix that ran once do not come out as whole ones; empty where they do.
+
+        The prefix is half of the shortest of the long prompts, and in a second trial all but two tokens of the longest.
+        """
+        longest = max(lengths)
+        long = self.trial([longest])[0]
+        totals = sorted({n for n in lengths if n > longest // 2 + 1} or {longest})
+        cuts = [(min(totals) // 2, totals), (longest - 2, [longest, longest - 1])]
+        for cut, ends in cuts:
+            if cut < 1:
+                continue
+            rows = [np.concatenate([long[:cut], part]) for part in self.trial([end - cut for end in ends])]
+            try:
+                cache = self.cache()
+                before = torch.from_numpy(long[None, :cut]).to(self.device)
+                self.outputs(input_ids=before, **{self.cache_name: cache}, **self.plain(True))
+                ids, sizes = padded([row[cut:] for row in rows], self.pad)
+                out = self.outputs(**self.inputs(ids, sizes, cache))
+                ours = [one[: len(row) - cut] for one, row in zip(out, rows, strict=True)]
+            except _STOPS as error:  # a family whose cache is of another kind: its prompts run whole
+                return f"it does not go on from a cache of keys and values ({type(error).__name__})"
+            theirs = [self.alone(row)[cut:] for row in rows]
+            if why := differing(ours, theirs, self.agree, f"after a cached prefix of {cut} tokens"):
+                return why
+        return ""
+
+    def generation(self, longest: int, worth: float = float("inf")) -> "Generation":
+        """How prompts that grow to so many tokens are continued: what gives the logits of plain passes over the whole text.
+
+        Raises
+        ------
+        UserError
+            Where no way gives them.
+        """
+        whys: list[str] = []
+        for way in _WAYS:
+            trial = partial(self._generation_differs, way)
+            if not (why := self.proofs.refused(f"generation, {way.name}", longest, trial, worth if way.batch else float("inf"))):
+                return replace(way, why="; ".join(dict.fromkeys(whys)))
+            whys.append(why)
+        raise UserError(f"{self.name} cannot continue texts of {longest} tokens: {whys[-1]}.")
+
+    def _generation_differs(self, way: "Generation", lengths: Sequence[int]) -> str:
+        """Why the logits of steps that are generated this way are not those of plain passes; empty where they are."""
+        prompts = [row[: max(1, len(row) - 2)] for row in self.trial(lengths if way.batch or max(lengths) < 10 else lengths[:1])]
+        new = np.stack(self.trial([_STEPS] * len(prompts)))
+        try:
+            ours = self.forced(way, prompts, new)
+        except _STOPS as error:
+            return f"{way.name}, generation stops with {type(error).__name__}"
+        for row, given, logits in zip(prompts, new, ours, strict=True):
+            for step in range(_STEPS):
+                whole = np.concatenate([row, given[:step]])
+                if self.context is not None and len(whole) > self.context:
+                    break
+                if not self.agree(logits[step], self.next_logits(whole)):
+                    return f"{way.name}, the logits after {len(whole)} tokens come out otherwise than in a plain pass"
+        return ""
+
+    def forced(
+        self, way: "Generation", prompts: Sequence[Int[np.ndarray, "token"]], new: Int[np.ndarray, "prompt step"]
+    ) -> list[Float[Tensor, "step vocab"]]:
+        """The logits of every step in which prompts are continued by given tokens, for each prompt."""
+        out: list[Float[Tensor, "step vocab"]] = []
+        each = range(len(prompts))
+        for group in [list(each)] if way.batch else [[i] for i in each]:
+            ids, sizes = padded([prompts[i][::-1] for i in group], self.pad)
+            with self.unedited(), unhooked(self.model), self.taps.settled() as state:
+                state.rewind()
+                logits = forced_logits(
+                    self.model, ids[:, ::-1].copy(), sizes, new[group], self.pad, self.device, use_cache=way.cache
+                )
+            out += list(logits.transpose(0, 1))
+        return out
+
+    def next_logits(self, row: Int[np.ndarray, "token"]) -> Float[Tensor, "vocab"]:
+        """The next token's logits after a prompt in a plain pass of the whole model."""
+        key = b"logits" + np.asarray(row, dtype=np.int64).tobytes()
+        if key not in self._alone:
+            ids = torch.from_numpy(np.asarray(row, dtype=np.int64))[None].to(self.device)
+            with self.unedited(), unhooked(self.model), self.taps.settled() as state:
+                state.rewind()
+                self._alone[key] = self.model(input_ids=ids, **self.plain()).logits[0, -1]
+        return self._alone[key]

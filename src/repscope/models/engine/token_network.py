@@ -1,0 +1,360 @@
+"""TokenNetwork: a network that reads token ids. Ids in, hidden states and logits out; never text.
+
+One run over prompts:
+1. Ids become a plan (`plan`); each of its passes runs through the blocks up to the last site asked for, never the head.
+2. Where the network allows it prompts are packed: no padding, and what several of them share runs once (`packed`). That this gives
+   what plain passes give is proved on the network, once for each power of two that prompts are long: windows of attention,
+   positions from elsewhere, kernels that are not torch's all show there.
+3. Else they are padded. Causal networks are padded on the right with no mask (later tokens cannot reach earlier ones, which was
+   proved at load); others get a mask. A prefix that all prompts share, and that no edit touches, runs once; its keys and values
+   are repeated for each batch.
+4. Batches and prefixes are proved too, on both sides of every length at which the network changes its behaviour (`proofs`). Prompts
+   that come out otherwise beside others run one at a time.
+5. Inside the hook the wanted positions are picked, or averaged in float32, and handed on: memory beyond what the caller keeps is
+   one batch, whatever the number of prompts.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from repscope.errors import UserError
+from repscope.models.edits import Pass
+from repscope.models.engine.base import Read, tapped
+from repscope.models.engine.fingerprint import WeightSource
+from repscope.models.engine.hooks import Handler, HookPoint, unhooked
+from repscope.models.engine.memory import token_budget, token_bytes
+from repscope.models.engine.packed_pass import Sink, cannot_pack, run_packed, tried
+from repscope.models.engine.planner import Plan, plan
+from repscope.models.engine.positions import Users, Wanted, padded
+from repscope.models.engine.proved_network import ProvedNetwork
+from repscope.models.prompts import Encoded, Ragged
+from repscope.models.sites import Site, Tokens
+from repscope.progress import progress
+
+_PROVED = 600  #: tokens up to which fast paths are tried when nobody runs prompts that long
+
+
+class TokenNetwork(ProvedNetwork):
+    """A Hugging Face model fed with token ids.
+
+    Parameters
+    ----------
+    model
+        With or without a head. Left as it is.
+    source
+        Where its weights come from.
+    """
+
+    def __init__(self, model: Any, source: WeightSource) -> None:
+        super().__init__(model, source)
+        self._packs: dict[int, str] = {}  #: power of two → why prompts of up to so many tokens are not packed
+        self._packed_as = self._altered
+        self._head: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def last(self) -> Site:
+        """The site that the head reads: the final norm, or the last block where none follows it."""
+        if self.anatomy is not None and Site("final_norm") in self.anatomy.taps:
+            return Site("final_norm")
+        return self.resolve("resid_post.-1")[0]
+
+    def checked(self, ids: Ragged) -> None:
+        """See that all token ids are in the vocabulary.
+
+        Raises
+        ------
+        UserError
+            When one is not; names the prompt.
+        """
+        outside = np.flatnonzero((ids.flat >= self.vocabulary) | (ids.flat < 0))
+        if outside.size:
+            i = int(np.searchsorted(ids.offsets, outside[0], side="right")) - 1
+            raise UserError(f"Prompt {i} holds a token id that is not in the network's vocabulary of {self.vocabulary}.")
+
+    @cached_property
+    def offloaded(self) -> bool:
+        """Whether some weights are read from disk, or brought from another memory, at each pass."""
+        return any(getattr(getattr(m, "_hf_hook", None), "offload", False) for m in self.module.modules())
+
+    @cached_property
+    def token_bytes(self) -> float:
+        """About what a pass holds of one token at once."""
+        blocks = self.block_list
+        return token_bytes(blocks[0], self.model.dtype.itemsize) if len(blocks) else 1.0
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of one pass, when nobody says how many."""
+        return token_budget(str(self.device), self.token_bytes, offloaded=self.offloaded)
+
+    def planned(
+        self, ids: Ragged, batch_tokens: int | None, sites: Sequence[Site] = (), *, share: bool = True, pack: bool = True
+    ) -> Plan:
+        """The plan of a run; under edits no two prompts are one, none are packed, and no prefix that an edit touches is shared."""
+        if batch_tokens is None:  # a single prompt is a pass by itself, so nobody need look at the memory
+            batch_tokens = self.batch_tokens if len(ids) > 1 else 1
+        edited = [i for i in self.installed if not i.asleep]
+        untouched = min((int(i.start.min()) for i in edited if i.start is not None), default=None)
+        sharing = share and self.causal and (untouched is None or untouched > 0)
+        why = "edits find their positions in rows" if edited else "" if pack and share else "each prompt is to be a row"
+        planned = plan(
+            ids,
+            batch_tokens,
+            share=sharing,
+            pack=why,
+            refuses=lambda: self.unpackable(ids, sites),
+            most=self.context,
+            limit=untouched,
+            merge=not edited,
+        )
+        if planned.prefix and not self.shares_prefix(int(ids.lengths.max()), len(ids.flat)):
+            planned = plan(ids, batch_tokens, share=False, pack=planned.why, merge=not edited)
+        return self.kept_apart(planned)
+
+    def kept_apart(self, planned: Plan) -> Plan:
+        """The plan with those prompts by themselves that come out otherwise beside others in a batch."""
+        if all(len(batch) == 1 for batch in planned.batches):
+            return planned
+        longest = int(planned.ids.lengths.max())
+        below, why = self.batched_below(longest, len(planned.ids.flat))
+        if not why:
+            return planned
+        cut: list[Int[np.ndarray, row]] = []
+        for batch in planned.batches:
+            together = planned.ids.lengths[batch] < below
+            cut += [batch[together]] if together.any() else []
+            cut += [batch[i : i + 1] for i in np.flatnonzero(~together)]
+        return replace(planned, batches=cut, why=f"{planned.why}; one at a time: {why}")
+
+    def fast_paths(self, longest: int | None = None) -> dict[str, str]:
+        """The ways to run this network that are faster than one prompt at a time, each with the reason where it does not hold.
+
+        Proves what is not proved yet, for prompts of up to so many tokens; without a number, for short ones and those beyond every
+        length at which the network changes its behaviour, as far as a proof takes seconds.
+        """
+        near = [s for s in self.proofs.switches if s <= _PROVED]
+        longest = longest or max([16, *(s + 1 for s in near)])
+        found = {"packed prompts": self.unpackable(Ragged.of([np.arange(longest) % self.vocabulary]), [])}
+        found["padded batches"] = self.batched_below(longest)[1]
+        found["shared prefix"] = self.prefix_refused(longest)
+        if not self.causal or not hasattr(self.model, "generate") or self.model.get_output_embeddings() is None:
+            return found
+        try:
+            way = self.generation(longest)
+            return found | {"generation in batches": "" if way.batch else f"{way.name}; {way.why}"}
+        except UserError as error:
+            return found | {"generation in batches": str(error)}
+
+    def unpackable(self, ids: Ragged, sites: Sequence[Site]) -> str:
+        """Why these prompts are not packed for these sites, proved by a pass where it takes one; empty where they are."""
+        return cannot_pack(self, sites) or self._packing_fails(int(ids.lengths.max()))
+
+    def _packing_fails(self, longest: int) -> str:
+        """Why packed passes do not give what plain passes give, for prompts of up to so many tokens; empty where they do."""
+        size = min(max(32, 1 << (longest - 1).bit_length()), self.context or 1 << 40)
+        switches = self.proofs.switches
+        if self._packed_as != self._altered:
+            self._packs.clear()
+            self._packed_as = self._altered
+        if size not in self._packs:
+            around = [n for s in switches if s < size for n in (s - 1, s + 1)]
+            with self.unedited():
+                self._packs[size] = tried(
+                    self,
+                    self._packed_inputs,
+                    lambda row: {"input_ids": row, **self.plain()},
+                    size,
+                    self.vocabulary,
+                    self.agree,
+                    causal=self.causal,
+                    others=self.trial([n for n in around if 0 < n < size]),
+                )
+        return self._packs[size]
+
+    def run(
+        self,
+        sites: Sequence[Site],
+        encoded: Encoded,
+        planned: Plan,
+        picked: Tokens,
+        sink: Sink,
+        numbers: Int[np.ndarray, "prompt"] | None = None,
+    ) -> None:
+        """Run the plan; each site's hook hands the rows of its wanted positions to the sink as they pass.
+
+        `numbers` says which prompts these are to the installed edits, where they are not all of them.
+        """
+        for site in sites:
+            if site.kind == "module":
+                self.laid_out(site)
+        offsets = rows_of(encoded, picked)
+        if planned.tree is not None:
+            run_packed(self, self._packed_inputs, sites, encoded, planned, picked, offsets, sink, causal=self.causal)
+            return
+        numbers = np.arange(len(encoded.ids)) if numbers is None else numbers
+        users = Users.by(planned.inverse)
+        needs_prefix = bool(planned.prefix) and bool((encoded.start < planned.prefix).any())
+        longest = int(planned.ids.lengths.max())
+        prefix_rows: dict[Site, Tensor] = {}
+        wanted: Wanted | None = None
+        width = 0
+
+        def reader(site: Site) -> Read:
+            def read(hidden: Tensor) -> None:
+                if site.kind in ("k", "v"):  # with a cache, those of earlier columns stand before
+                    hidden = hidden[:, -width:]
+                if site.kind == "pattern":
+                    hidden = torch.nn.functional.pad(hidden, (0, longest - hidden.shape[-1]))
+                if hidden.dim() == 2:  # rows and tokens as one axis
+                    hidden = torch.unflatten(hidden, 0, (-1, width))
+                if wanted is None:  # the shared prefix is running
+                    if needs_prefix:
+                        prefix_rows[site] = hidden.clone()
+                    return
+                if needs_prefix:
+                    before = prefix_rows[site]
+                    hidden = torch.cat([before.expand(len(hidden), *before.shape[1:]), hidden], dim=1)
+                sink(site, wanted.destination, wanted.take(hidden))
+
+            return read
+
+        reads = [(self.tap(site), reader(site)) for site in sites]
+        with unhooked(self.module), tapped(self.taps, reads) as run, progress("Capturing", planned.tokens) as advance:
+            cache = None
+            if planned.prefix:
+                cache = self.cache()
+                width = planned.prefix
+                shared = torch.from_numpy(planned.ids[0][:width][None]).to(self.device)
+                with self.announced(numbers[:1]):
+                    run(input_ids=shared, **{self.cache_name: cache}, **self.plain(use_cache=True))
+                advance(planned.prefix)
+            for batch in reversed(planned.batches):  # the longest first: memory peaks at once or not at all
+                ids, lengths = padded([planned.ids[i][planned.prefix :] for i in batch], self.pad)
+                width = ids.shape[1]
+                shift = 0 if needs_prefix else planned.prefix
+                wanted = Wanted.of(
+                    batch, users, encoded, picked, offsets, self.device, lambda row, _, at, shift=shift: (row, at - shift)
+                )
+                with self.announced(numbers[users.first[batch]]):
+                    run(**self.inputs(ids, lengths, cache))
+                advance(ids.size)
+
+    def differentiate(
+        self,
+        sites: Sequence[Site],
+        encoded: Encoded,
+        picked: Tokens,
+        read: tuple[Site, Int[np.ndarray, "prompt"]],
+        scalar: Callable[[Float[Tensor, "row feature"], Int[np.ndarray, "row"]], Tensor],
+        sink: Sink,
+        batch_tokens: int,
+        hooks: Sequence[tuple[HookPoint, Handler]] = (),
+    ) -> None:
+        """Gradients at the sites of a sum of scalars, one a prompt, read at one site and position of each prompt.
+
+        `scalar` is given the vectors read and which prompts they are; `hooks` hang on the network meanwhile.
+        """
+        target, position = read
+        for site in (*sites, target):
+            if site.kind == "module":
+                self.laid_out(site)
+        offsets = rows_of(encoded, picked)
+        longest = int(encoded.ids.lengths.max())
+        planned = self.kept_apart(plan(encoded.ids, batch_tokens, share=False, pack="gradients are of rows", merge=False))
+        users = Users.by(planned.inverse)
+        for batch in planned.batches:
+            ids, lengths = padded([encoded.ids[i] for i in batch], self.pad)
+
+            def run(ids: Any = ids, lengths: Any = lengths, batch: Any = batch) -> Tensor:
+                seen: list[Tensor] = []
+                with tapped(self.taps, [(self.tap(target), seen.append)]) as go, self.announced(batch):
+                    go(**self.inputs(ids, lengths, None))
+                at = torch.from_numpy(position[batch]).to(seen[0].device)
+                return scalar(seen[0][torch.arange(len(batch), device=at.device), at], batch)
+
+            wanted = Wanted.of(batch, users, encoded, picked, offsets, self.device, lambda row, _, at: (row, at))
+            with self.taps.hooked(hooks):
+                grads = self.differentiated(sites, run)
+            for site, grad in zip(sites, grads):
+                if site.kind == "pattern":
+                    grad = torch.nn.functional.pad(grad, (0, longest - grad.shape[-1]))
+                shaped = torch.unflatten(grad, 0, (len(batch), -1)) if grad.dim() == 2 else grad
+                sink(site, wanted.destination, wanted.take(shaped))
+
+    @contextmanager
+    def announced(self, prompts: Int[np.ndarray, "row"], offset: Int[np.ndarray, "row"] | None = None) -> Iterator[None]:
+        """Tell the installed edits which prompts the rows of the next passes are, and how many columns of padding stand before."""
+        none = np.zeros(len(prompts), dtype=np.int64)
+        self._pass = Pass(np.array(prompts), none if offset is None else offset)
+        try:
+            yield
+        finally:
+            self._pass = None
+
+    def _packed_inputs(self, ids: Int[Tensor, "1 token"], positions: Int[Tensor, "1 token"]) -> dict[str, Any]:
+        """Arguments of a packed pass. The cache keeps nothing: beside one, transformers looks for no packs of its own."""
+        named: dict[str, Any] = {"input_ids": ids, "position_ids": positions} | self.plain()
+        if self.causal and self._takes_cache:
+            from transformers import DynamicCache
+
+            class Through(DynamicCache):
+                def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+                    return key_states, value_states
+
+            named |= {self.cache_name: Through()} | self.plain(use_cache=True)
+        return named
+
+    def head(self) -> Callable[[Float[Tensor, "row d_model"]], Float[Tensor, "row vocab"]]:
+        """The map from the final norm's output to logits, proved on the probe.
+
+        Raises
+        ------
+        UserError
+            When the model has no head, or one that is more than such a map.
+        """
+        if self._head is not None:
+            return self._head
+        module = self.model.get_output_embeddings()
+        if module is None:
+            raise UserError(f"{self.name} has no language-model head, so it gives no logits.")
+        norm = self.tap(self.last)
+        numbers = dict.fromkeys(
+            float(v)
+            for k, v in self.text_config.to_dict().items()
+            if "logit" in k and isinstance(v, (int, float)) and not isinstance(v, bool) and v
+        )
+        #: what families do to logits, each with every number that the configuration has for them; the probe says which it is
+        ways: list[Callable[[Tensor], Tensor]] = [lambda y: y]
+        for n in numbers:
+            ways += [lambda y, n=n: torch.tanh(y / n) * n, lambda y, n=n: y * n, lambda y, n=n: y / n]  # type: ignore[misc]
+
+        seen: list[Tensor] = []
+        with self.unedited(), unhooked(self.model), self.taps.settled() as state:
+            with tapped(self.taps, [(norm, seen.append)]) as run:
+                run(input_ids=self.probe, **self.plain())
+            state.rewind()
+            theirs = self.model(input_ids=self.probe, **self.plain()).logits
+            try:
+                raw: Tensor = module(seen[0])
+                fits = [way for way in ways if self.agree(way(raw), theirs)]
+            except RuntimeError:  # a projection to another width stands between (OPT-350m)
+                fits = []
+        if not fits:
+            raise UserError(f"The head of {self.name} is more than a map of {self.last}; its logits are not read here.")
+        self._head = lambda x: fits[0](module(x))
+        return self._head
+
+
+def rows_of(encoded: Encoded, picked: Tokens) -> Int[np.ndarray, "prompt_plus_1"]:
+    """Where each prompt's rows begin in a result, and where the last one's end."""
+    counts = encoded.stop - encoded.start if picked.ragged else np.ones(len(encoded.ids), dtype=np.int64)
+    offsets: np.ndarray = np.concatenate([[0], np.cumsum(counts)])
+    return offsets

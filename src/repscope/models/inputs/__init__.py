@@ -1,0 +1,1 @@
+"""What users hand in: prompts with named spans, chats, token ids; each checked in one sentence."""

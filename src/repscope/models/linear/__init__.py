@@ -1,0 +1,1 @@
+"""Jacobians and what they give: products, singular vectors, path attribution."""

@@ -1,0 +1,1 @@
+"""Many variants of one prompt in one forward pass."""

@@ -1,0 +1,243 @@
+"""Forks: many variants of one prompt in one pass. Takes token ids and values, never text; knows no metric.
+
+A fork is the prompt with other values at one site from one position on. Run one by one, n forks of a prompt cost n passes. Here:
+
+1. Positions before a fork are those of the unchanged prompt: their keys and values are computed once and kept.
+2. Blocks below a fork are those of the unchanged prompt: a pass begins with that one row, and each fork becomes a row where it
+   leaves it, at the input of its block. The batch grows as the pass goes up.
+3. Forks that begin at nearby positions share a pass; the last site is read at the prompt's last position.
+
+A family whose attention cannot take rows that were not there from the start (BLOOM: its position bias has one entry a row), or
+whose cache is of another kind, runs all rows from the bottom; one whose rows depend on their neighbours runs one fork at a time.
+Which it is is proved on the network (`proofs`).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from repscope.errors import UserError
+from repscope.models.engine.base import tapped
+from repscope.models.engine.hooks import Handler, HookPoint, unhooked
+from repscope.models.engine.token_network import TokenNetwork
+from repscope.models.sites import Site
+
+_PASS_TOKENS = 512  #: row-tokens of a pass at its top; larger matrices gain nothing more on a CPU
+
+
+@dataclass(frozen=True, eq=False)
+class PromptVariant:
+    """One variant of a prompt.
+
+    site: where it differs, resolved. start, stop: at which positions. value: (stop - start, *feature) to put there, or a function
+    from what is there to what shall be.
+    """
+
+    site: Site
+    start: int
+    stop: int
+    value: Tensor | Callable[[Tensor], Tensor]
+
+
+def run_variants(
+    net: TokenNetwork, ids: Int[np.ndarray, "token"], forks: Sequence[PromptVariant], *, pass_tokens: int = _PASS_TOKENS
+) -> Float[Tensor, "fork d_model"]:
+    """What the last norm gives at the last position of each fork. Arguments as `run_variants_last`."""
+    return run_variants_last(net, ids, forks, 1, pass_tokens=pass_tokens)[:, 0]
+
+
+def run_variants_last(
+    net: TokenNetwork, ids: Int[np.ndarray, "token"], forks: Sequence[PromptVariant], ends: int, *, pass_tokens: int = _PASS_TOKENS
+) -> Float[Tensor, "fork end d_model"]:
+    """What the last norm gives at the last few positions of each fork.
+
+    Parameters
+    ----------
+    net
+        The network; causal.
+    ids
+        The prompt.
+    forks
+        Its variants; positions count from 0.
+    ends
+        How many positions, counted from the end.
+    pass_tokens
+        Row-tokens that one pass may hold.
+
+    Raises
+    ------
+    UserError
+        For a network that is not causal, a site that cannot be changed, a position outside the prompt.
+    """
+    if not net.causal:
+        raise UserError(f"{net.name} is not causal: later tokens reach earlier ones, so its prompts cannot be forked.")
+    if placed := [i.edit for i in net.installed if i.edit.tokens != "all" or i.edit.per_prompt]:
+        raise UserError(f"{placed[0]} acts at some positions of some prompt, and forks are of no prompt: edit all tokens.")
+    for fork in forks:
+        net.write_tap(fork.site)
+        if not 0 <= fork.start < fork.stop <= len(ids):
+            raise UserError(f"A fork at {fork.site} is at {fork.start}:{fork.stop}; the prompt has {len(ids)} tokens.")
+    if not 1 <= ends <= len(ids):
+        raise UserError(f"The last {ends} positions are asked for; the prompt has {len(ids)} tokens.")
+    row = torch.from_numpy(np.asarray(ids))[None].to(net.device)
+    if not net.batches(len(ids)):  # a row depends on its neighbours
+        return torch.stack([_alone(net, row, fork, ends) for fork in forks])
+    grows = not variants_refused(net, len(ids))
+    # What a pass makes of its embeddings (masks, positions) has one entry a row, so forks there are rows from the bottom.
+    below = [i for i, fork in enumerate(forks) if fork.site.kind == "embed"]
+    above = [i for i, fork in enumerate(forks) if fork.site.kind != "embed"]
+    parts = [(below, False), (above, grows)]
+    done = [(i, _forked(net, row, [forks[j] for j in i], pass_tokens, grow, ends)) for i, grow in parts if i]
+    order = torch.tensor([j for i, _ in done for j in i], device=net.device)
+    return torch.cat([rows for _, rows in done])[order.argsort()]
+
+
+def _alone(net: TokenNetwork, ids: Tensor, fork: PromptVariant, ends: int) -> Float[Tensor, "end d_model"]:
+    """One fork in a pass by itself."""
+
+    def changed(value: Tensor) -> Tensor:
+        new = value.clone()
+        there = value[0, fork.start : fork.stop]
+        new[0, fork.start : fork.stop] = (fork.value(there) if callable(fork.value) else fork.value).to(value)
+        return new
+
+    seen: list[Tensor] = []
+    hooks = net.taps.hooked([(net.write_tap(fork.site), changed)])
+    reads = tapped(net.taps, [(net.tap(net.last), seen.append)])
+    with unhooked(net.module), net.announced(np.zeros(1, dtype=np.int64)), hooks, reads as run:
+        run(input_ids=ids, **net.plain())
+    return seen[0][0, -ends:].clone()
+
+
+def _forked(net: TokenNetwork, ids: Tensor, forks: Sequence[PromptVariant], pass_tokens: int, grow: bool, ends: int = 1) -> Tensor:
+    target = net.tap(net.last)
+    out: list[Tensor | None] = [None] * len(forks)
+    with unhooked(net.module), net.taps.settled() as state, net.announced(np.zeros(1, dtype=np.int64)):
+        whole = None
+        for group in _groups(forks, ids.shape[1], pass_tokens):
+            start = min(ids.shape[1] - ends, *(forks[i].start for i in group)) if grow else 0
+            order = sorted(group, key=lambda i: forks[i].site.depth)
+            inputs: dict[str, Any] = net.plain()
+            own = None
+            if start:
+                if whole is None:
+                    whole = net.cache()
+                    state.rewind()
+                    net.module(input_ids=ids, **{net.cache_name: whole}, **net.plain(use_cache=True))
+                own = net.cache()
+                for layer, kept in enumerate(whole.layers):
+                    own.update(kept.keys[:, :, :start], kept.values[:, :, :start], layer)
+                inputs = net.plain(use_cache=True) | {net.cache_name: own}
+            rows = _Rows([forks[i] for i in order], ids.shape[1], own, grow)
+            seen: list[Tensor] = []
+            with net.taps.hooked(rows.hooks(net)), tapped(net.taps, [(target, seen.append)]) as run:
+                run(input_ids=ids[:, start:] if grow else ids.expand(len(order) + 1, -1), **inputs)
+            for row, i in enumerate(order, start=1):
+                out[i] = seen[0][row, -ends:].clone()
+    return torch.stack([row for row in out if row is not None])
+
+
+class _Rows:
+    """The rows of one pass: row 0 is the prompt itself, each fork comes in at its block and differs from its site on."""
+
+    def __init__(self, forks: Sequence[PromptVariant], total: int, cache: Any, grow: bool) -> None:
+        self.forks, self.total, self.cache, self.grow = forks, total, cache, grow
+
+    def hooks(self, net: TokenNetwork) -> list[tuple[HookPoint, Handler]]:
+        """In the order of the pass: at each block first the rows that come in, then what they differ by."""
+        hooks: list[tuple[HookPoint, Handler]] = []
+        sites = list(dict.fromkeys(fork.site for fork in self.forks))
+        entries: dict[HookPoint, int] = {}
+        if self.grow:
+            for number, fork in enumerate(self.forks, start=1):
+                entries[self._entry(net, fork.site)] = number + 1  # rows that must be there from then on
+            hooks += [(tap, self._arrival(rows)) for tap, rows in entries.items()]
+            if self.cache is not None:
+                hooks += [(net.tap(Site("resid_pre", layer)), self._widened(layer)) for layer in range(net.blocks)]
+        for site in sites:
+            hooks.append((net.write_tap(site), self._difference(site)))
+        return hooks
+
+    def _entry(self, net: TokenNetwork, site: Site) -> HookPoint:
+        if site.kind in ("final_norm", "resid_post"):
+            return net.tap(site)
+        if site.kind == "module":
+            raise UserError(f"{site} is a raw module; fork at a site of a block, such as resid_post.8.")
+        return net.tap(Site("resid_pre", site.layer))
+
+    def _arrival(self, rows: int) -> Handler:
+        def handle(value: Tensor) -> Tensor | None:
+            fresh = rows - len(value)
+            return torch.cat([value, value[:1].expand(fresh, *value.shape[1:])]) if fresh > 0 else None
+
+        return handle
+
+    def _widened(self, layer: int) -> Handler:
+        """Earlier positions' keys and values, for as many rows as the block now has."""
+
+        def handle(value: Tensor) -> None:
+            held = self.cache.layers[layer]
+            held.keys, held.values = (kept[:1].expand(len(value), -1, -1, -1) for kept in (held.keys, held.values))
+
+        return handle
+
+    def _difference(self, site: Site) -> Handler:
+        mine = [(row, fork) for row, fork in enumerate(self.forks, start=1) if fork.site == site]
+
+        def handle(value: Tensor) -> Tensor:
+            new = value.clone()
+            first = self.total - value.shape[1]
+            for row, fork in mine:
+                at = slice(fork.start - first, fork.stop - first)
+                there = value[row, at]
+                new[row, at] = (fork.value(there) if callable(fork.value) else fork.value).to(value)
+            return new
+
+        return handle
+
+
+def _groups(forks: Sequence[PromptVariant], total: int, pass_tokens: int) -> Iterator[list[int]]:
+    """Forks that share a pass: from the last start on, as long as the pass stays small; half its rows are there on average."""
+    order = sorted(range(len(forks)), key=lambda i: (-forks[i].start, forks[i].site.depth))
+    group: list[int] = []
+    for i in order:
+        tokens = (len(group) + 1) * (total - forks[i].start)
+        if (group and tokens > pass_tokens and forks[i].start != forks[group[-1]].start) or (group and tokens > 4 * pass_tokens):
+            yield group
+            group = []
+        group.append(i)
+    if group:
+        yield group
+
+
+def variants_refused(net: TokenNetwork, length: int) -> str:
+    """Why rows may not come in on the way up of a pass over a prompt of so many tokens; empty where they may."""
+    return net.prefix_refused(length) or net.proofs.refused("growing rows", length, lambda n: _grows_otherwise(net, n))
+
+
+def _grows_otherwise(net: TokenNetwork, lengths: Sequence[int]) -> str:
+    """Why forks whose rows come in on the way up differ from the same with all rows from the bottom; empty where they do not."""
+    kinds = [Site("resid_post", layer) for layer in range(min(2, net.blocks))]
+    generator = torch.Generator().manual_seed(0)
+
+    def other(there: Tensor) -> Tensor:
+        noise = torch.randn(there.shape, generator=generator.manual_seed(0)).to(there)
+        new: Tensor = there + noise * there.norm() / noise.norm()
+        return new
+
+    for row in net.trial([n for n in lengths if n > 5] or [6]):
+        ids = torch.from_numpy(row)[None].to(net.device)
+        forks = [PromptVariant(kind, at, at + 1, other) for kind in kinds for at in (2, len(row) - 2)]
+        with net.unedited():
+            try:
+                quick = _forked(net, ids, forks, _PASS_TOKENS, True)
+            except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+                return f"a growing batch stops with {type(error).__name__}"  # attention wants one entry a row in what came before
+            if not net.agree(quick, _forked(net, ids, forks, _PASS_TOKENS, False)):
+                return f"in a growing batch, forks of a prompt of {len(row)} tokens come out otherwise"
+    return ""

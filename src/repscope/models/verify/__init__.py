@@ -1,0 +1,1 @@
+"""Checks of the engine on the user's own model."""

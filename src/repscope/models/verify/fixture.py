@@ -1,0 +1,208 @@
+"""The model under `verify`, as its checks share it: prompts, what plain transformers returns, new tokens, the state it was in.
+
+Plain transformers runs on another tree of modules that shares the weights, so what it leaves there (its own hooks) is not on the
+user's model. Batches are laid out here and not by the engine's planner, so that padding and a shared prefix do happen, in prompts
+that are too short to be worth either.
+"""
+
+import copy
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from repscope.errors import UserError
+from repscope.models.engine.hooks import unhooked
+from repscope.models.engine.planner import Plan, packed
+from repscope.models.language import LanguageModel
+from repscope.models.prompts import Encoded, PromptLike, Ragged, encode
+from repscope.models.sites import Site, Tokens
+
+_TEXTS = {
+    "The river that runs through the middle of Paris is called the Seine, and the one in London": 16,
+    "Hydrogen, helium and lithium are the first of the chemical": 9,
+    "Once upon a time there was": 5,
+    "A map": 2,
+}  #: text → its first so many tokens
+_NEW_TOKENS = 4
+_LONGEST = 600  #: tokens up to which lengths are tried at which a network changes its behaviour; beyond, a check would take minutes
+_ONE_BATCH = 1 << 20  #: padded tokens; whatever is asked runs in one batch
+New = tuple[list[Int[np.ndarray, "token"]], list[Float[Tensor, "row vocab"]]]
+
+
+class Inapplicable(Exception):
+    """Its text says why a check has nothing to check in this network."""
+
+
+class Fixture:
+    """The model under test with its prompts, and what several checks share: the state it was in, an edit's vector, plain text."""
+
+    def __init__(self, lm: LanguageModel, prompts: Iterable[PromptLike] | None) -> None:
+        ids = _ids(lm, prompts)
+        lengths = [len(row) for row in ids]
+        if len(set(lengths)) < 2 or min(lengths) < 2:
+            raise UserError(f"The prompts have {lengths} tokens; give two or more of unequal lengths, none of a single token.")
+        lm.checked(Ragged.of(ids))
+        self.lm, self.ids = lm, ids
+        self.longest = max(ids, key=len)
+        near = [n for s in lm.proofs.switches if s <= _LONGEST for n in (s - 1, s + 1)]
+        #: the prompts, and others with one token less and one more than every length at which the network changes its behaviour
+        self.lengths = ids + lm.trial([n for n in near if n > 1 and n + _NEW_TOKENS <= (lm.context or n + _NEW_TOKENS)])
+        self.beyond = [s for s in lm.proofs.switches if s > _LONGEST]
+        self.before = state(lm)
+
+    @cached_property
+    def posts(self) -> list[Site]:
+        """The output of every block."""
+        found = [site for site in (self.lm.anatomy.taps if self.lm.anatomy else {}) if site.kind == "resid_post"]
+        if not found:
+            raise Inapplicable("no transformer blocks were found in it")
+        return found
+
+    @property
+    def sites(self) -> list[Site]:
+        """What is compared between ways to run: the output of every block, and what the head reads."""
+        found = [site for site in (self.lm.anatomy.taps if self.lm.anatomy else {}) if site.kind == "resid_post"]
+        if not found and not (self.lm.anatomy and Site("final_norm") in self.lm.anatomy.taps):
+            raise Inapplicable("no transformer blocks were found in it")
+        return list(dict.fromkeys([*found, self.lm.last]))
+
+    @property
+    def middle(self) -> Site:
+        """The output of a block that others follow, where there are two or more."""
+        return self.posts[(len(self.posts) - 1) // 2]
+
+    @cached_property
+    def vector(self) -> Float[Tensor, "d_model"]:
+        """A random direction, as long as the residual stream is at most tokens."""
+        drawn = torch.randn(self.lm.anatomy.width, generator=torch.Generator().manual_seed(0))  # type: ignore[union-attr]
+        lengths = np.linalg.norm(self.lm.capture(self.ids, self.middle, "all")[self.middle], axis=1)
+        vector: Tensor = drawn * float(np.median(lengths)) / drawn.norm()
+        return vector
+
+    def head(self) -> None:
+        """See that there is a head whose logits can be read."""
+        if self.lm.model.get_output_embeddings() is None:
+            raise Inapplicable("it has no language-model head")
+        try:
+            self.lm.head()
+        except UserError as error:
+            raise Inapplicable(str(error)) from error
+
+    def generates(self) -> None:
+        """See that the model continues texts."""
+        model = self.lm.model
+        if not self.lm.causal or not hasattr(model, "generate") or model.get_output_embeddings() is None:
+            raise Inapplicable("it is no causal language model with a head, so it continues no text")
+
+    def rows(
+        self, sites: Sequence[Site], ids: list[Int[np.ndarray, "token"]], prefix: int = 0
+    ) -> list[Float[Tensor, "row feature"]]:
+        """All positions of prompts at each site, the prompts as one batch after so many shared tokens."""
+        lengths = np.array([len(row) for row in ids])
+        encoded, held = Encoded(Ragged.of(ids), np.zeros_like(lengths), lengths), dict[Site, Tensor]()
+
+        def sink(site: Site, destination: Int[np.ndarray, "row"], rows: Tensor) -> None:
+            held[site] = rows[torch.from_numpy(np.argsort(destination)).to(rows.device)]
+
+        whole = Plan(encoded.ids, np.arange(len(ids)), prefix, [np.argsort(lengths, kind="stable")])
+        self.lm.run(sites, encoded, whole, Tokens("all"), sink)
+        return [held[site] for site in sites]
+
+    def packed(self, sites: Sequence[Site], ids: list[Int[np.ndarray, "token"]]) -> list[Float[Tensor, "row feature"]]:
+        """As `rows`, the prompts in several packs, what they share once."""
+        rows = Ragged.of(ids)
+        if why := self.lm.unpackable(rows, sites):
+            raise Inapplicable(f"its prompts are not packed: {why}")
+        held: dict[Site, dict[int, Tensor]] = {site: {} for site in sites}
+
+        def sink(site: Site, destination: Int[np.ndarray, "row"], hidden: Tensor) -> None:
+            held[site].update(zip(destination.tolist(), hidden.clone()))
+
+        whole = packed(rows, 2 * len(rows.flat) // 3, share=self.lm.causal)
+        encoded = Encoded(rows, np.zeros(len(rows), dtype=np.int64), rows.lengths)
+        self.lm.run(list(held), encoded, whole, Tokens("all"), sink)
+        return [torch.stack([held[site][i] for i in sorted(held[site])]) for site in sites]
+
+    @cached_property
+    def plain(self) -> list[Any]:
+        """What transformers itself returns for each prompt alone, hidden states included."""
+        # Asked for hidden states, transformers leaves hooks behind; so it runs on another tree of modules with the same weights.
+        shared = {id(t): t for t in [*self.lm.model.parameters(), *self.lm.model.buffers()]}
+        model = copy.deepcopy(self.lm.model, shared)
+        with unhooked(model):
+            rows = [torch.from_numpy(row)[None].to(self.lm.device) for row in self.lengths]
+            return [model(input_ids=row, output_hidden_states=True, **self.lm.plain()) for row in rows]
+
+    def generated(self, *, use_cache: bool) -> New:
+        """Greedy new tokens of each prompt, and the logits of each step as the head gave them, rows as the prompts."""
+        way = self.lm.generation(max(map(len, self.ids)) + _NEW_TOKENS)
+        if not way.batch:
+            each = [self._continued([row], use_cache) for row in self.ids]
+            most = max(len(steps) for _, steps in each)
+            rest = [steps + [torch.full_like(steps[0], torch.nan)] * (most - len(steps)) for _, steps in each]
+            return [text for texts, _ in each for text in texts], [torch.cat(step) for step in zip(*rest)]
+        return self._continued(self.ids, use_cache)
+
+    def _continued(self, ids: list[Int[np.ndarray, "token"]], use_cache: bool) -> New:
+        """Greedy new tokens of prompts in one batch, and the logits of each step."""
+        seen: list[Tensor] = []
+        head = self.lm.model.get_output_embeddings()
+        handle = head.register_forward_hook(lambda _, args, output: seen.append(output[:, -1].double().cpu()))
+        try:
+            texts = self.lm.generate(ids, _NEW_TOKENS, use_cache=use_cache, batch_tokens=_ONE_BATCH)
+        finally:
+            handle.remove()
+        if len(seen) != max(len(text.ids) for text in texts):
+            raise RuntimeError(f"the head ran {len(seen)} times for {max(len(text.ids) for text in texts)} tokens")
+        ran = np.argsort([len(row) for row in ids], kind="stable")[::-1]  # the longest is the first row
+        return [text.ids for text in texts], [step[torch.from_numpy(np.argsort(ran))] for step in seen]
+
+    @cached_property
+    def unedited(self) -> New:
+        """What it generates with a cache and no edit."""
+        return self.generated(use_cache=True)
+
+
+def _ids(lm: LanguageModel, prompts: Iterable[PromptLike] | None) -> list[Int[np.ndarray, "token"]]:
+    if prompts is not None:
+        return list(encode(lm.tokenizer, prompts, Tokens("all"), lm.context, causal=lm.causal).ids)
+    room = (lm.context or 1 << 20) - _NEW_TOKENS
+    held = encode(lm.tokenizer, list(_TEXTS), Tokens("all"), causal=lm.causal).ids
+    return [row[: min(most, room)] for row, most in zip(held, _TEXTS.values())]
+
+
+_COMPARED = 1 << 16  #: numbers of a buffer that is compared by its values
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
+
+
+def state(lm: LanguageModel) -> dict[str, Any]:
+    """Everything about a model that an operation could leave changed, under the name that a reader would give it."""
+    model = lm.model
+    held: dict[str, Any] = {
+        "attention implementation": getattr(model.config, "_attn_implementation", None),
+        "configuration": str(model.config),
+        "generation configuration": str(getattr(model, "generation_config", None)),
+        "gradient mode": torch.is_grad_enabled(),
+        "default precision": torch.get_default_dtype(),
+        "installed edits": len(lm.installed),
+    }
+    for path, module in model.named_modules():
+        name = path or type(model).__name__
+        held[f"module {name}"] = (id(module), type(module))
+        held[f"training mode of {name}"] = module.training
+        held[f"forward of {name}"] = id(module.__dict__.get("forward"))
+        for hooks in _HOOKS:
+            held[f"{hooks.strip('_').replace('_', ' ')} of {name}"] = list(getattr(module, hooks))
+    for name, p in [*model.named_parameters(), *model.named_buffers()]:
+        held[f"precision of {name}"], held[f"device of {name}"] = p.dtype, p.device
+        held[f"requires_grad of {name}"] = p.requires_grad
+        held[f"values of {name}"] = (id(p), None if p.is_inference() else p._version)
+    for name, b in model.named_buffers():  # some networks write into their own and have it put back, which is a write too
+        if not b.is_meta and b.numel() <= _COMPARED:
+            held[f"values of {name}"] = b.detach().cpu().double().numpy().tobytes()
+    return held

@@ -1,0 +1,123 @@
+"""Logit lens: what a model would predict if each block were its last (nostalgebraist, 2020, "interpreting GPT").
+
+1. Capture every block's output at every token of one prompt.
+2. Put the last positions (64 unless told otherwise; a position costs ten times the head at each block) through the final norm
+   and the head, block by block; keep the leading tokens and the probability of the model's own prediction.
+3. Control: vectors of the same length in random directions through the same norm and head. A block "knows" the prediction
+   where its probability leaves the range of that control.
+The lens reads in the basis of the last block; that it finds nothing early does not show that nothing is there.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from repscope import stats
+from repscope.errors import UserError
+from repscope.progress import progress
+from repscope.results import Result, Row
+
+if TYPE_CHECKING:
+    from repscope.models.language import LanguageModel
+
+RANDOM = "random direction of equal norm"
+DEFINITION = "probability that the lens gives to the model's own next token"
+_DRAWS = 8
+LAST = 64  #: positions that are read
+
+
+def logit_lens(lm: "LanguageModel", prompt: str, *, top: int = 5, seed: int = 0, last: int = LAST) -> Result:
+    """The lens over one prompt.
+
+    Parameters
+    ----------
+    lm
+        A language model with a final norm and a head.
+    prompt
+        The text.
+    top
+        Leading tokens kept a cell.
+    seed
+        Of the random directions.
+    last
+        Tokens at the end of the prompt that the lens is put to; a note says when they are not all.
+
+    Returns
+    -------
+    Result
+        table: mean over token positions of the probability of the final prediction, by block, with its control. side["cells"]:
+        a row a block and position: block (-1 is the embedding), position, token, predicted, probability, top_five, of_final.
+
+    Raises
+    ------
+    UserError
+        For an empty prompt, for no token or position; as `LanguageModel.capture` and `unembed`.
+    """
+    if top < 1 or last < 1:
+        raise UserError(f"The lens shows top={top} tokens at the last={last} positions; ask for at least 1 of each.")
+    sites = lm.resolve(["embed", "resid_post"])
+    acts = lm.capture([prompt], sites, "all")
+    read = acts[sites[-1]].shape[0]
+    first = max(0, read - last)
+    tokens = lm.tokens(prompt)[first:read]
+    at_end = _probabilities(lm, acts[sites[-1]][first:])
+    final = at_end.argmax(1)
+    rng = np.random.default_rng(seed)
+    cells, rows = [], []
+    with progress("lens", len(sites)) as advance:
+        for site in sites:
+            held = acts[site][first:]
+            probability = at_end if site == sites[-1] else _probabilities(lm, held)
+            of_final = probability[np.arange(len(final)), final]
+            leading = np.argsort(-probability, axis=1)[:, :top]
+            block = -1 if site.layer is None else site.layer
+            for i, best in enumerate(leading):
+                said = [lm.tokenizer.decode([t]) for t in best]
+                five = "  ".join(f"{t!r} {p:.2f}" for t, p in zip(said, probability[i, best]))
+                cells.append(
+                    {
+                        "block": block,
+                        "position": first + i,
+                        "token": tokens[i],
+                        "predicted": said[0],
+                        "probability": probability[i, best[0]],
+                        "top_five": five,
+                        "of_final": of_final[i],
+                    }
+                )
+            where = {
+                "metric": "probability",
+                "definition": DEFINITION,
+                "site": str(site),
+                "layer": site.layer,
+                "token": "all",
+                "item": "final prediction",
+                "seed": seed,
+            }
+            rows.append(Row.of(stats.mean(of_final, unit="token", seed=seed), **where))
+            draws = _random_control(lm, held, final, rng)
+            rows.append(Row.of(stats.null(draws, unit="random direction"), condition=RANDOM, **where))
+            advance(1)
+    notes = (f"The prompt has {read} tokens; the network read them all, the lens the last {last}.",) if first else ()
+    return Result.of(rows, side={"cells": pd.DataFrame(cells)}, notes=notes)
+
+
+def _probabilities(lm: "LanguageModel", hidden: Float[np.ndarray, "token d_model"]) -> Float[np.ndarray, "token vocab"]:
+    logits = lm.unembed(hidden)
+    logits -= logits.max(1, keepdims=True)
+    np.exp(logits, out=logits)
+    logits /= logits.sum(1, keepdims=True)
+    return logits
+
+
+def _random_control(
+    lm: "LanguageModel", hidden: Float[np.ndarray, "token d_model"], final: Int[np.ndarray, "token"], rng: np.random.Generator
+) -> Float[np.ndarray, "draw"]:
+    """The same mean over tokens, from vectors as long as these that point anywhere; once a draw."""
+    drawn = rng.standard_normal((_DRAWS, *hidden.shape)).astype(np.float32)
+    drawn *= np.linalg.norm(hidden, axis=1, keepdims=True) / np.linalg.norm(drawn, axis=2, keepdims=True)
+    probability = _probabilities(lm, drawn.reshape(-1, hidden.shape[1]))[np.arange(_DRAWS * len(final)), np.tile(final, _DRAWS)]
+    means: np.ndarray = probability.reshape(_DRAWS, -1).mean(1)
+    return means

@@ -1,0 +1,149 @@
+"""Charts over two settings, over a dose, and of names in a plane: plain frames in, one Altair chart out. Style as in `figures`."""
+
+from collections.abc import Sequence
+
+import altair as alt
+import pandas as pd
+
+from repscope.report.style import (
+    INK,
+    MUTED,
+    STYLES,
+    by_condition,
+    data,
+    finish,
+    gradient,
+    numbers,
+    sequential,
+    styles_of,
+    text_color,
+    tips,
+)
+from repscope.results import ESTIMATE
+
+
+def grid(frame: pd.DataFrame, *, x_title: str, y_title: str, value_title: str) -> alt.LayerChart:
+    """A value for each pair of settings, written in its cell.
+
+    Columns x and y (text, in the order in which they shall stand; y from the bottom up), value, lo, hi and n.
+    """
+    columns, rows = list(dict.fromkeys(frame["x"])), list(dict.fromkeys(frame["y"]))[::-1]
+    top = max(float(frame["value"].max()), 0.05)
+    base = alt.Chart(data(frame[["x", "y", "value", "lo", "hi", "n"]])).encode(
+        x=alt.X("x:O", sort=columns, title=x_title).axis(labelAngle=0, labelLimit=150, domain=False, ticks=False),
+        y=alt.Y("y:O", sort=rows, title=y_title).axis(domain=False, ticks=False, labelOverlap="greedy", labelLimit=190),
+        tooltip=[*tips("x", "y"), *numbers("value", "lo", "hi"), *tips("n")],
+    )
+    boxes = base.mark_rect(stroke="white", strokeWidth=0.5).encode(
+        color=alt.Color("value:Q", title=value_title).scale(sequential(top)).legend(gradient(format=".2~f"))
+    )
+    written = base.mark_text(fontSize=10.5).encode(
+        text=alt.Text("value:Q", format=".2f"), color=text_color(f"datum.value > {0.68 * top:.4g}")
+    )
+    return finish(
+        boxes,
+        written,
+        height=max(17 * len(rows), 60),
+        max_width=130 * len(columns) + 260,
+        min_width=(8 * max(map(len, columns)) + 12) * len(columns) + 90,
+    )
+
+
+def dose(
+    frame: pd.DataFrame,
+    *,
+    x_title: str,
+    value_title: str,
+    share: bool = True,
+    span: tuple[float, float] | None = None,
+    height: float = 260,
+) -> alt.LayerChart:
+    """A value by dose with its interval, a line a condition; what has no dose is a horizontal rule with its band.
+
+    Columns dose (a number, or missing), condition, value, lo, hi and n. `share`: the value is one, from 0 to 1. `span`: doses to
+    shade, such as those that work.
+    """
+    styles = styles_of(frame["condition"])
+    color, dash = (by_condition(kind, styles, lines=True) for kind in ("color", "dash"))
+    scale = alt.Scale(domain=[0, 1]) if share else alt.Scale(zero=True, nice=True)
+    y, lo = (alt.Y(f"{end}:Q", title=value_title, scale=scale) for end in ("value", "lo"))
+    shown_tips = [*tips("condition"), *numbers("value", "lo", "hi"), *tips("n")]
+    along, flat = frame[frame["dose"].notna()], frame[frame["dose"].isna()]
+    lines = alt.Chart(data(along)).encode(x=alt.X("dose:Q", title=x_title), color=color)
+    layers = [lines.mark_area(opacity=0.13).encode(y=lo, y2="hi:Q")]
+    if len(flat):
+        rules = alt.Chart(data(flat.drop(columns="dose"))).encode(color=color)
+        layers += [
+            rules.mark_rect(opacity=0.12).encode(y=lo, y2="hi:Q"),
+            rules.mark_rule(strokeWidth=1.6).encode(y=y, strokeDash=dash, tooltip=shown_tips),
+        ]
+    layers += [
+        lines.mark_line(strokeWidth=2.4).encode(y=y, strokeDash=dash),
+        lines.mark_point(filled=True, size=40).encode(y=y, tooltip=[alt.Tooltip("dose:Q"), *shown_tips]),
+    ]
+    if span is not None:
+        shade = pd.DataFrame({"from": [span[0]], "to": [span[1]]})
+        layers.insert(0, alt.Chart(data(shade)).mark_rect(color=MUTED, opacity=0.1).encode(x="from:Q", x2="to:Q"))
+    if not share:
+        zero = alt.Chart(data(pd.DataFrame({"zero": [0]}))).mark_rule(color=MUTED, strokeWidth=0.8)
+        layers.insert(0, zero.encode(y="zero:Q"))
+    return finish(*layers, height=height, max_width=620)
+
+
+def trade(frame: pd.DataFrame, *, x_title: str, y_title: str, most: float) -> alt.LayerChart:
+    """What is gained against what it costs: a point a candidate, a vertical rule at the most that it may cost.
+
+    Columns name, condition, x (the cost, above 0), y with lo and hi.
+    """
+    styles = styles_of(frame["condition"])
+    color, shape = (by_condition(kind, styles) for kind in ("color", "shape"))
+    x = alt.X("x:Q", title=x_title, scale=alt.Scale(type="log", nice=True)).axis(grid=False, format="~g", labelOverlap="greedy")
+    base = alt.Chart(data(frame[["name", "condition", "x", "y", "lo", "hi"]])).encode(x=x, color=color)
+    shown_tips = [*tips("name", "condition"), *numbers("x", "y", "lo", "hi", titles=("cost", "effect", "from", "to"))]
+    limit = alt.Chart(data(pd.DataFrame({"x": [most]}))).mark_rule(color=MUTED, strokeDash=[4, 3])
+    zero = alt.Chart(data(pd.DataFrame({"y": [0]}))).mark_rule(color=MUTED, strokeWidth=0.8)
+    y = alt.Y("y:Q", title=y_title, scale=alt.Scale(zero=True))
+    return finish(
+        zero.encode(y="y:Q"),
+        limit.encode(x="x:Q"),
+        base.mark_point(filled=True, size=36, opacity=0.75).encode(y=y, shape=shape, tooltip=shown_tips),
+        height=320,
+        max_width=720,
+    )
+
+
+def points(frame: pd.DataFrame, *, value_title: str, controls: Sequence[str] = (), label_limit: int = 190) -> alt.LayerChart:
+    """A row a name, in the order given: its value and interval. Controls are grey. `label_limit`: px, longer names are cut.
+
+    Columns name, value, lo, hi and n.
+    """
+    style = STYLES[ESTIMATE]
+    drawn = frame.assign(control=frame["name"].isin(list(controls)))
+    base = alt.Chart(data(drawn[["name", "value", "lo", "hi", "n", "control"]])).encode(
+        y=alt.Y("name:N", sort=list(frame["name"]), title=None).axis(
+            labelLimit=label_limit, domain=False, ticks=False, labelPadding=8
+        ),
+        color=alt.condition("datum.control == 1", alt.value(STYLES["shuffled labels"].color), alt.value(style.color)),
+        tooltip=[*tips("name"), *numbers("value", "lo", "hi"), *tips("n")],
+    )
+    scale = alt.Scale(zero=True, nice=True)
+    x, lo = (alt.X(f"{end}:Q", title=value_title, scale=scale) for end in ("value", "lo"))
+    bars = base.mark_rule(strokeWidth=1.8).encode(x=lo, x2="hi:Q")
+    return finish(bars, base.mark_point(filled=True, size=46, opacity=1).encode(x=x), height=19 * len(frame) + 30, max_width=620)
+
+
+def plane(frame: pd.DataFrame, *, x_title: str, y_title: str) -> alt.LayerChart:
+    """Names at their places in a plane, the area of a dot by n. Columns name, x, y and n."""
+    base = alt.Chart(data(frame[["name", "x", "y", "n"]])).encode(
+        x=alt.X("x:Q", title=x_title, scale=alt.Scale(zero=False, padding=26)),
+        y=alt.Y("y:Q", title=y_title, scale=alt.Scale(zero=False, padding=16)),
+        tooltip=tips("name", "n"),
+    )
+    dots = base.mark_circle(color=STYLES[ESTIMATE].color, opacity=0.75).encode(
+        size=alt.Size(
+            "n:Q", title="subjects", scale=alt.Scale(range=[18, 160]), legend=alt.Legend(orient="top", direction="horizontal")
+        )
+    )
+    words = base.mark_text(dy=-9, fontSize=11, color=INK).encode(text="name:N")
+    axes = alt.Chart(data(pd.DataFrame({"zero": [0]}))).mark_rule(color=MUTED, strokeDash=[2, 3], strokeWidth=0.7)
+    return finish(axes.encode(x="zero:Q"), axes.encode(y="zero:Q"), dots, words, height=420, max_width=720)

@@ -1,0 +1,5 @@
+"""Intervals, permutation tests, comparisons of groups and clusterings: arrays in, estimates out. Knows no model and no table."""
+
+from repscope.stats.bootstrap import DRAWS, LEVEL, Estimate, functions_of_ratios, mean, null, p_value, proportion, ratio, wilson
+
+__all__ = ["DRAWS", "LEVEL", "Estimate", "functions_of_ratios", "mean", "null", "p_value", "proportion", "ratio", "wilson"]

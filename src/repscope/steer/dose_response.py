@@ -1,0 +1,277 @@
+"""DoseResponse and response: how much a direction does, and what it costs, at each strength. Takes a direction; finds none.
+
+1. A strength is the length of what is added over the median length of what stands at the site; negative ones push the other way.
+2. At each: the effect (log-odds of the choices), KL and damage to fluency (`effects`), each with a bootstrap interval over what
+   should generalise: groups of choices, openings.
+3. Controls: random directions of equal length, of which the interval is their range; and prompting, the model told in words.
+4. The working range: from the lowest strength on, as long as the effect lies above that of the random directions with disjoint
+   intervals and the damage is at most so many nats a token. It may be empty. Within it the strength of the largest effect becomes
+   the direction's scale.
+
+Choose on one half of the choices, report on the other: call it on each.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from repscope import stats
+from repscope.data.contrasts import Choice
+from repscope.directions import Direction
+from repscope.errors import UserError
+from repscope.models.language import LanguageModel
+from repscope.models.prompts import with_continuation
+from repscope.models.sites import Site
+from repscope.results import ESTIMATE, Result, Row
+from repscope.stats import Estimate
+from repscope.steer.effects import DEFINITIONS, Added, Written, divergence, in_turn, log_odds, written
+from repscope.steer.random_directions import RANDOM, random_units
+
+STRENGTHS = (-0.6, -0.4, -0.2, -0.1, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)
+MOST_DAMAGE = 0.5  #: nats a token: the unsteered model finds the text 1.65 times as perplexing
+PROMPTED, PLAIN = "prompting", "unsteered"
+_READ_RANDOM = 3  #: random directions whose KL and damage are measured as well; reading and writing texts costs more than choices
+
+
+@dataclass(frozen=True, eq=False)
+class DoseResponse:
+    """What a direction does at each strength.
+
+    direction: with its working range, its scale in there, and what it does at it. result: all numbers; the side table "dose" has a
+    row a strength, metric and condition, "texts" what was written.
+    """
+
+    direction: Direction
+    result: Result
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Strength, condition, metric, value, lo, hi, n, unit."""
+        return self.result.side["dose"]
+
+    def _repr_html_(self) -> str:
+        return str(self.table.to_html(index=False, float_format=lambda v: f"{v:.3g}"))
+
+
+def dose(
+    lm: LanguageModel,
+    direction: Direction,
+    choices: Sequence[Choice],
+    openings: Sequence[str],
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    random: int = 16,
+    instruction: str = "",
+    chat: bool = False,
+    new_tokens: int = 24,
+    most_damage: float = MOST_DAMAGE,
+    seed: int = 0,
+) -> DoseResponse:
+    """Strength against effect, KL and damage, for a direction and its controls.
+
+    Parameters
+    ----------
+    lm
+        The model.
+    direction
+        What is added. Its `norm` is measured on the openings when it has none.
+    choices
+        What the effect is measured on.
+    openings
+        Beginnings of neutral texts, for KL and damage.
+    strengths
+        Lengths over the median length of what stands at the site; at least one above 0.
+    random
+        Random directions.
+    instruction
+        What prompting says, put before each prompt; no row for it when empty.
+    chat
+        Whether prompts and openings are a user's turns.
+    new_tokens
+        Tokens of a text.
+    most_damage
+        The most that a strength of the working range may cost, in nats a token.
+    seed
+        Of the random directions, the sampling and the intervals.
+
+    Raises
+    ------
+    UserError
+        For strengths without one above 0, choices or openings that are missing, fewer than 2 random directions.
+    """
+    _see(choices, openings, strengths, random)
+    levels = sorted({float(s) for s in strengths if s != 0})
+    norm = direction.norm if np.isfinite(direction.norm) else _norm(lm, direction.site, openings, chat)
+    sizes = sorted({abs(s) for s in levels})
+    away = random_units(len(direction.vector), random, seed)
+    mine = [Added(direction.site, s * norm * direction.vector, direction.tokens) for s in levels]
+    others = [[Added(direction.site, s * norm * u, direction.tokens) for u in away] for s in sizes]
+    every = [*mine, *(one for group in others for one in group)]
+
+    odds = log_odds(lm, choices, every, chat=chat)
+    effect = by_group(odds[1:] - odds[0], [c.group for c in choices])
+    turns = [in_turn(lm, o, chat) for o in openings]
+    plain = written(lm, turns, [None], new_tokens=new_tokens, seed=seed)[0]
+    kept = [(o, t) for o, t in zip(turns, plain.texts) if t]
+    if not kept:
+        raise UserError("The model ends its text at once after every opening; give other openings.")
+    some = [group[:_READ_RANDOM] for group in others]
+    read = [*mine, *(one for group in some for one in group)]
+    kl = divergence(lm, [with_continuation(o, t) for o, t in kept], read)
+    wrote = written(lm, turns, read, new_tokens=new_tokens, seed=seed)
+
+    found = _Table(direction, seed)
+    n = len(mine)
+    for i, level in enumerate(levels):
+        found.mean(level, ESTIMATE, "effect", effect[i], "group of choices")
+        found.mean(level, ESTIMATE, "kl", kl[i], "opening")
+        found.fluency(level, ESTIMATE, wrote[i], plain)
+    for i, size in enumerate(sizes):
+        found.null(size, "effect", effect[n + i * random : n + (i + 1) * random].mean(1))
+        rows = slice(n + i * len(some[0]), n + (i + 1) * len(some[0]))
+        found.null(size, "kl", kl[rows].mean(1))
+        several = wrote[rows]
+        found.null(size, "damage", np.array([(w.nats - plain.nats).mean() for w in several]))
+        found.null(size, "repeats", np.array([w.repeats.mean() for w in several]))
+    found.mean(0.0, PLAIN, "repeats", plain.repeats, "opening")
+    found.mean(0.0, PLAIN, "log-odds", by_group(odds[:1], [c.group for c in choices])[0], "group of choices")
+    if instruction:
+        told = [replace(c, prompt=instruction + c.prompt) for c in choices]
+        asked = log_odds(lm, told, [], chat=chat) - odds[:1]
+        obeyed_effect = by_group(asked, [c.group for c in choices])[0]
+        found.mean(0.0, PROMPTED, "effect", obeyed_effect, "group of choices")
+        obeyed = written(lm, turns, [None], new_tokens=new_tokens, seed=seed, prefixes=[instruction])[0]
+        found.fluency(0.0, PROMPTED, obeyed, plain)
+    side = found.frame()
+    low_high = working_range(side, most_damage)
+    texts = _texts(openings, plain, zip(levels, wrote))
+    done = _with_range(replace(direction, norm=norm), side, low_high)
+    arrays = {
+        "strengths": np.array(levels),
+        "effect": effect[:n],
+        "sizes": np.array(sizes),
+        "random": effect[n:].mean(1).reshape(len(sizes), random),
+    }
+    if instruction:
+        arrays["prompting"] = obeyed_effect
+    return DoseResponse(done, Result.of(found.rows, arrays=arrays, side={"dose": side, "texts": texts}))
+
+
+def working_range(table: pd.DataFrame, most_damage: float = MOST_DAMAGE) -> tuple[float, float] | None:
+    """Lowest and highest strength above 0 that work: a run of neighbours from the first that does; None where none does.
+
+    One works when the effect's interval lies above that of the random directions, and the damage is at most `most_damage`.
+    """
+    cells = {(r["strength"], r["condition"], r["metric"]): r for r in table.to_dict("records") if r["strength"] > 0}
+    works: list[float] = []
+    for strength in sorted({key[0] for key in cells}):
+        mine, null = (cells.get((strength, condition, "effect")) for condition in (ESTIMATE, RANDOM))
+        cost = cells.get((strength, ESTIMATE, "damage"))
+        if mine is None or null is None or cost is None:
+            continue
+        if mine["lo"] > null["hi"] and cost["value"] <= most_damage:
+            works.append(strength)
+        elif works:
+            break
+    return (works[0], works[-1]) if works else None
+
+
+class _Table:
+    """Collects rows of the shared schema and of the side table at once."""
+
+    def __init__(self, direction: Direction, seed: int) -> None:
+        self.direction, self.seed = direction, seed
+        self.rows: list[Row] = []
+        self._side: list[dict[str, object]] = []
+
+    def mean(self, strength: float, condition: str, metric: str, values: Float[np.ndarray, "unit"], unit: str) -> None:
+        self._add(strength, condition, metric, stats.mean(values, unit=unit, seed=self.seed))
+
+    def null(self, strength: float, metric: str, values: Float[np.ndarray, "draw"]) -> None:
+        self._add(strength, RANDOM, metric, stats.null(values, unit="random direction"))
+
+    def fluency(self, strength: float, condition: str, text: Written, plain: Written) -> None:
+        self.mean(strength, condition, "damage", text.nats - plain.nats, "opening")
+        self.mean(strength, condition, "repeats", text.repeats, "opening")
+
+    def frame(self) -> pd.DataFrame:
+        return pd.DataFrame(self._side)
+
+    def _add(self, strength: float, condition: str, metric: str, found: Estimate) -> None:
+        site = Site.parse(self.direction.site)
+        definition = DEFINITIONS[metric]
+        self.rows.append(
+            Row.of(
+                found,
+                metric=metric,
+                definition=definition,
+                site=str(site),
+                layer=site.layer,
+                token=self.direction.tokens,
+                item=f"{self.direction.name} at {strength:+.2f}",
+                condition=condition,
+                seed=self.seed,
+            )
+        )
+        self._side.append(
+            {
+                "direction": self.direction.name,
+                "strength": strength,
+                "condition": condition,
+                "metric": metric,
+                "value": found.value,
+                "lo": found.lo,
+                "hi": found.hi,
+                "n": found.n,
+                "unit": found.unit,
+            }
+        )
+
+
+def _see(choices: Sequence[Choice], openings: Sequence[str], strengths: Sequence[float], random: int) -> None:
+    if not choices:
+        raise UserError("There is no choice to measure an effect on; give prompts with two continuations each.")
+    if not openings:
+        raise UserError("There is no opening to measure fluency on; give a few beginnings of neutral texts.")
+    if not any(s > 0 for s in strengths) or not np.isfinite(list(strengths)).all():
+        raise UserError(f"The strengths are {list(strengths)}; give finite ones, at least one of them above 0.")
+    if random < 2:
+        raise UserError(f"{random} random directions have no range; ask for 2 at least.")
+
+
+def _norm(lm: LanguageModel, site: str, openings: Sequence[str], chat: bool) -> float:
+    acts = lm.capture([in_turn(lm, o, chat) for o in openings], site, "all")
+    return float(np.median(np.linalg.norm(acts[site][acts.positions > 0], axis=1)))
+
+
+def by_group(values: Float[np.ndarray, "added choice"], groups: Sequence[str]) -> Float[np.ndarray, "added group"]:
+    """Means over the choices of each group; a choice without a group is one by itself."""
+    names = [name or f"\x00{i}" for i, name in enumerate(groups)]
+    return np.stack([values[:, [i for i, n in enumerate(names) if n == name]].mean(1) for name in dict.fromkeys(names)], axis=1)
+
+
+def _texts(openings: Sequence[str], plain: Written, wrote: Iterable[tuple[float, Written]]) -> pd.DataFrame:
+    rows = [{"strength": 0.0, "opening": o, "text": t} for o, t in zip(openings, plain.texts)]
+    for level, found in wrote:
+        rows += [{"strength": level, "opening": o, "text": t} for o, t in zip(openings, found.texts)]
+    return pd.DataFrame(rows)
+
+
+def _with_range(direction: Direction, table: pd.DataFrame, found: tuple[float, float] | None) -> Direction:
+    if found is None:
+        return replace(direction, works=None)
+    mine = [r for r in table.to_dict("records") if r["condition"] == ESTIMATE and found[0] <= r["strength"] <= found[1]]
+    best = max((r for r in mine if r["metric"] == "effect"), key=lambda r: float(r["value"]))["strength"]
+    direction = replace(direction, scale=best * direction.norm, does={**direction.does, **doing(table, best)})
+    low, high = (strength * direction.norm for strength in found)
+    return replace(direction, works=(low, high))
+
+
+def doing(table: pd.DataFrame, strength: float) -> dict[str, float]:
+    """What a direction does at a strength, as its card shows it: effect with its interval, damage and KL."""
+    at = {r["metric"]: r for r in table.to_dict("records") if r["condition"] == ESTIMATE and r["strength"] == strength}
+    effect = {f"effect{end}": float(at["effect"][key]) for end, key in (("", "value"), ("_lo", "lo"), ("_hi", "hi"))}
+    return effect | {metric: float(at[metric]["value"]) for metric in ("damage", "kl")}

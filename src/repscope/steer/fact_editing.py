@@ -1,0 +1,60 @@
+"""Edit a fact where its subject is read: add a vector to the subject's last token at a block, and see what the model says.
+
+1. All edits of one prompt (layers, ranks, doses, controls) are forks of it: they share its lower blocks and its earlier positions.
+2. A success is that the likeliest token begins the new object.
+3. Beside it: an equally long step in a random direction; putting another subject's own vector there (what can be reached at all);
+   what the edit does to another relation of the same subject, to a neighbouring fact in the same text, and to a neutral text (KL).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from repscope.models.prompts import Prompt, encode
+from repscope.models.sites import Site, Tokens
+from repscope.models.variants.prompt_variants import PromptVariant, run_variants
+
+if TYPE_CHECKING:
+    from repscope.models.language import LanguageModel
+
+
+def logits_after_edit(
+    lm: "LanguageModel", prompt: Prompt, steps: Sequence[tuple[str, Float[np.ndarray, "d_model"]]], span: str = "subject"
+) -> Float[np.ndarray, "variant vocab"]:
+    """Next-token logits of one prompt with each (site, step) alone added at the last token of a span; the first row is unedited.
+
+    Raises
+    ------
+    UserError
+        For a span that the prompt lacks, a network that is not causal, a site that cannot be changed.
+    """
+    encoded = encode(lm.tokenizer, [prompt], Tokens(pick="last", span=span), lm.context, causal=lm.causal)
+    at = int(encoded.start[0])
+    nothing = Site("resid_post", lm.blocks - 1)
+    forks = [PromptVariant(nothing, at, at + 1, lambda there: there)]
+    forks += [
+        PromptVariant(lm.resolve(site)[0], at, at + 1, _adding(torch.from_numpy(np.asarray(step, dtype=np.float32))))
+        for site, step in steps
+    ]
+    return lm.unembed(run_variants(lm, encoded.ids[0], forks).float().cpu().numpy(), normed=True)
+
+
+def _adding(step: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda there: there + step.to(there)
+
+
+def random_step(like: Float[np.ndarray, "d_model"], seed: int) -> Float[np.ndarray, "d_model"]:
+    """A step as long in a random direction."""
+    drawn = np.random.default_rng(seed).standard_normal(like.shape)
+    out: np.ndarray = (drawn * np.linalg.norm(like) / np.linalg.norm(drawn)).astype(np.float32)
+    return out
+
+
+def kl(logits: Float[np.ndarray, "variant vocab"]) -> Float[np.ndarray, "variant"]:
+    """KL(unedited ‖ edited) of the next token, in nats, for each variant after the first row."""
+    logp = torch.from_numpy(np.asarray(logits, dtype=np.float64)).log_softmax(-1)
+    out: np.ndarray = (logp[:1].exp() * (logp[:1] - logp[1:])).sum(-1).numpy()
+    return out

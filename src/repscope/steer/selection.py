@@ -1,0 +1,152 @@
+"""Which of several directions steers best at a bearable cost: chosen on one half of the choices, for the other to report.
+
+1. Every direction is added at each strength (over the median length at its site); the effect is the mean change of log-odds over
+   the choices, the cost the mean KL of the next token on short neutral texts.
+2. Beside them, at every site, random directions of the same lengths.
+3. Of the pairs of a direction and a strength that cost at most `most_kl` the one with the largest effect is chosen; if none does,
+   the one that costs least (`best`).
+
+Classification does not choose: what tells two kinds of text apart best need not be what moves the model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from repscope import stats
+from repscope.data.contrasts import Choice
+from repscope.directions import Direction, DirectionSet
+from repscope.errors import UserError
+from repscope.models.language import LanguageModel
+from repscope.models.prompts import with_continuation
+from repscope.models.sites import Site
+from repscope.results import ESTIMATE, Result, Row
+from repscope.steer.effects import DEFINITIONS, Added, divergence, in_turn, log_odds
+from repscope.steer.random_directions import RANDOM, random_units
+
+STRENGTHS = (0.1, 0.2, 0.4)
+MOST_KL = 0.5  #: nats a token
+_TAIL = " and so it went on for the rest of the day, as it often does."
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """The direction that was chosen, with the strength as its scale, and what there was to choose from.
+
+    direction: the chosen one. table: a row a direction and strength: name, site, strength, condition, effect, lo, hi, kl. result:
+    the same in the shared schema.
+    """
+
+    direction: Direction
+    table: pd.DataFrame
+    result: Result
+
+
+def choose(
+    lm: LanguageModel,
+    directions: DirectionSet | Sequence[Direction],
+    choices: Sequence[Choice],
+    openings: Sequence[str],
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    most_kl: float = MOST_KL,
+    random: int = 3,
+    chat: bool = False,
+    seed: int = 0,
+) -> Selection:
+    """Choose a direction and a strength by what they do.
+
+    Parameters
+    ----------
+    lm
+        The model.
+    directions
+        Candidates; each needs its `norm`.
+    choices
+        What the effect is measured on; not what it is reported on.
+    openings
+        Neutral beginnings of texts.
+    strengths
+        Lengths over the median length at the site.
+    most_kl
+        The most that it may cost, in nats a token.
+    random
+        Random directions at each site.
+    chat
+        Whether prompts and openings are a user's turns.
+    seed
+        Of the random directions and the intervals.
+
+    Raises
+    ------
+    UserError
+        Without candidates or choices; for a candidate that does not say how long what stands at its site is.
+    """
+    held = list(directions)
+    if not held or not choices or not openings:
+        raise UserError("There is nothing to choose from: give directions, choices and openings.")
+    if unknown := [d.name for d in held if not np.isfinite(d.norm)]:
+        raise UserError(f"The direction {unknown[0]!r} does not say what its strength is relative to; give it a norm.")
+    rows = [(d, ESTIMATE, s) for d in held for s in strengths]
+    for site, like in {d.site: d for d in held}.items():
+        units = random_units(len(like.vector), random, seed)
+        away = [replace(like, vector=u, name=f"random {i}, {site}") for i, u in enumerate(units)]
+        rows += [(d, RANDOM, s) for d in away for s in strengths]
+    added = [Added(d.site, s * d.norm * d.vector, d.tokens) for d, _, s in rows]
+    odds = log_odds(lm, choices, added, chat=chat)
+    moved = odds[1:] - odds[0]
+    kl = divergence(lm, [with_continuation(in_turn(lm, o, chat), _TAIL) for o in openings], added).mean(1)
+    found: list[Row] = []
+    table: list[dict[str, Any]] = []
+    for (d, condition, s), effect, cost in zip(rows, moved, kl):
+        estimate = stats.mean(effect, unit="choice", seed=seed)
+        layer = Site.parse(d.site).layer
+        where: dict[str, Any] = {
+            "site": d.site,
+            "layer": layer,
+            "token": d.tokens,
+            "condition": condition,
+            "split": "choosing half",
+            "seed": seed,
+            "item": f"{d.name} at {s:+.2f}",
+        }
+        found.append(Row.of(estimate, metric="effect", definition=DEFINITIONS["effect"], **where))
+        found.append(Row(metric="kl", definition=DEFINITIONS["kl"], value=float(cost), n=len(openings), unit="opening", **where))
+        table.append(
+            {
+                "name": d.name,
+                "site": d.site,
+                "layer": layer,
+                "strength": s,
+                "condition": condition,
+                "effect": estimate.value,
+                "lo": estimate.lo,
+                "hi": estimate.hi,
+                "kl": float(cost),
+            }
+        )
+    frame = pd.DataFrame(table)
+    return Selection(best(held, frame, most_kl), frame, Result.of(found))
+
+
+def best(directions: Sequence[Direction], table: pd.DataFrame, most_kl: float = MOST_KL) -> Direction:
+    """Of some directions the one with the largest effect at a bearable cost, with that strength as its scale.
+
+    Parameters
+    ----------
+    directions
+        Those to choose from.
+    table
+        A `Chosen.table` that holds them.
+    most_kl
+        The most that it may cost, in nats a token.
+    """
+    by_name = {d.name: d for d in directions}
+    rows = [r for r in table.to_dict("records") if r["condition"] == ESTIMATE and r["name"] in by_name]
+    cheap = [r for r in rows if r["kl"] <= most_kl]
+    row = max(cheap, key=lambda r: float(r["effect"])) if cheap else min(rows, key=lambda r: float(r["kl"]))
+    direction = by_name[row["name"]]
+    return replace(direction, scale=float(row["strength"]) * direction.norm)

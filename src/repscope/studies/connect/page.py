@@ -1,0 +1,134 @@
+"""The page of `repscope connect`: losses along the lines, the matrix of barriers, the table with all names of a barrier."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from repscope.report.charts import lines
+from repscope.report.page import Figure, Page, Section, Table
+from repscope.results import ESTIMATE, Result
+from repscope.studies.connect.basins import section
+
+_ENDS = ("at one end", "at the other end")
+_MOST = 60  #: pairs in the table; the run's folder has all
+_NAMES = (
+    "Three different heights are called barrier, which agree only where the ends' losses do. Chord (Juneja et al. 2023): the "
+    "largest loss above the straight line between the losses of the ends, and 0 where it lies below. Larger endpoint: above the "
+    "larger of the two. Mean endpoint (Entezari et al. 2022, Git Re-Basin): above their mean. The convexity gap is the largest "
+    "chord barrier over all contiguous parts of the line.\n\nIntervals are 95 % percentile bootstrap over examples, drawn for all "
+    "points of a line together; a height is a largest value, which noise moves up.\n\nRise: the largest loss minus that of "
+    "the first network. A line to a random end may be uphill all the way and have no barrier, so that whether a line is low is "
+    "read from its rise beside that of its control."
+)
+_ROUNDING = 1e-6  #: heights below are sums that came out differently
+_FLAT = 4.0  #: a control whose range is so many times the lines' leaves nothing of these to see
+
+
+def page(
+    answer: Sequence[str],
+    names: tuple[str, ...],
+    result: Result,
+    rows: Sequence[Mapping[str, Any]],
+    unit: str,
+    facts: Mapping[str, str],
+) -> Page:
+    """The page.
+
+    Parameters
+    ----------
+    answer
+        Sentences that stand first.
+    names
+        Of the runs.
+    result
+        Table, and the arrays alphas, pairs and a line for every loss.
+    rows
+        A row a pair and loss.
+    unit
+        Of a loss.
+    facts
+        How it was made.
+    """
+    losses = [name.removeprefix("line ") for name in result.arrays if name.startswith("line ")]
+    shown = pd.DataFrame(rows)
+    sections = [
+        Section(
+            "Along the lines",
+            "A point of a line is a network whose weights are (1 − α) times the first's plus α times the second's. In grey the "
+            "control: from the first network as far, tensor by tensor, to an end in a random direction.",
+            tuple(figure for loss in losses for figure in _lines(loss, names, result, unit)),
+        )
+    ]
+    if len(names) > 2:
+        sections.append(
+            Section(
+                "Between all runs",
+                "Chord barriers, runs in the order given.",
+                tuple(Figure(_matrix(loss, names, result), loss.capitalize(), "", small=len(names) <= 6) for loss in losses),
+            )
+        )
+    if "gaps" in result.arrays:
+        sections.append(section(result, result.arrays["gaps"]))
+    sections.append(
+        Section(
+            "Barriers by their names",
+            _NAMES,
+            (
+                *(_heights(shown[shown["loss"] == loss].head(_MOST), loss, unit) for loss in losses),
+                Table(_own(result), "The runs themselves", "With 95 % intervals over examples."),
+                Table(_distances(result), "Euclidean distance of weights"),
+            ),
+        )
+    )
+    return Page(
+        title="Paths between networks",
+        question="Does the loss rise on the straight line between these networks?",
+        answer="\n\n".join(answer),
+        sections=tuple(sections),
+        notes=result.notes,
+        facts=facts,
+    )
+
+
+def _lines(loss: str, names: tuple[str, ...], result: Result, unit: str) -> list[Figure]:
+    pairs, values = result.arrays["pairs"], result.arrays[f"line {loss}"]
+    own = int((pairs < len(names)).all(1).sum())
+    ends = [*pairs[:own].tolist(), *pairs[: len(pairs) - own].tolist()]
+    conditions = [ESTIMATE] * own + ["random direction"] * (len(pairs) - own)
+    frame = lines.curves_frame(names, ends, result.arrays["alphas"].tolist(), values.tolist(), conditions)
+    share = loss.endswith("error")
+    title = f"{loss} (share)" if share else f"{loss} ({unit})"
+    found = [Figure(lines.along(frame, value_title=title, share=share), loss.capitalize(), "", small=True)]
+    near = values[:own]
+    if len(pairs) > own and values.max() - values.min() > _FLAT * (near.max() - near.min()) > _ROUNDING:
+        alone = frame[frame["condition"] == ESTIMATE]
+        closer = lines.along(alone, value_title=title)
+        found.append(Figure(closer, f"{loss.capitalize()}, the lines alone", "The same lines on a scale of their own.", small=True))
+    return found
+
+
+def _matrix(loss: str, names: tuple[str, ...], result: Result) -> Any:
+    rows = result.table[(result.table["metric"] == f"chord barrier of {loss}") & (result.table["condition"] == ESTIMATE)]
+    by = dict(zip(rows["item"], rows["value"].where(rows["value"] > _ROUNDING, 0.0)))
+    cells = [{"a": a, "b": b, "value": 0.0 if a == b else by.get(f"{a} – {b}", by.get(f"{b} – {a}"))} for a in names for b in names]
+    return lines.matrix(pd.DataFrame(cells), value_title=f"chord barrier of {loss}")
+
+
+def _heights(rows: pd.DataFrame, loss: str, unit: str) -> Table:
+    said = "Shares" if loss.endswith("error") else unit[:1].upper() + unit[1:]
+    cut = f" The first {_MOST} pairs; the run's folder has all." if len(rows) == _MOST else ""
+    return Table(rows.drop(columns=["loss", *_ENDS]), f"Heights of the {loss}", f"{said}, with 95 % intervals over examples.{cut}")
+
+
+def _own(result: Result) -> pd.DataFrame:
+    rows = result.table[result.table["definition"] == "of the run itself"]
+    found = [
+        {"run": r["item"], str(r["metric"]): f"{r['value']:.4g} [{r['lo']:.4g}, {r['hi']:.4g}]"} for r in rows.to_dict("records")
+    ]
+    return pd.DataFrame(found).groupby("run", sort=False).first().reset_index()
+
+
+def _distances(result: Result) -> pd.DataFrame:
+    rows = result.table[result.table["metric"] == "distance"]
+    return pd.DataFrame({"pair": rows["item"].astype(str), "distance": rows["value"]}).head(_MOST)

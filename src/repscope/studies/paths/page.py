@@ -1,0 +1,417 @@
+"""The page of the `paths` study, and its closing lines: figures and sentences made from the run's tables, and nothing else."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from repscope.report.charts import grids, runs
+from repscope.report.claims import evaluate_claims, load_claims
+from repscope.report.page import Figure, Page, Section, Table
+from repscope.report.text import facts, format_estimate
+from repscope.results import ESTIMATE
+from repscope.stats.clustering import average_linkage, double_centred
+from repscope.studies.run.study import Run
+from repscope.trace.barriers import GAP, HEIGHTS
+from repscope.trace.interpolation import Curves
+from repscope.trace.run_table import EUCLIDEAN, SHUFFLED, shuffled
+
+if TYPE_CHECKING:
+    from repscope.studies.paths.steps import PathsOptions
+
+_CONDITIONS = {ESTIMATE: "planted arms", "matched on ID loss": "planted arms, matched on ID loss", "no nudge": "no nudge"}
+_PLANTED, _PLAIN = ESTIMATE, "no nudge"
+_APART, _REBASIN = "inits of their own", "inits of their own, weights matched"
+_COPIES = ("permuted copy", "permuted copy, weights matched")
+
+
+def page(run: "Run[PathsOptions]") -> Page:
+    """The whole page."""
+    sections = [_matrices(run), _along(run), _behaviour(run), _phases(run)]
+    if "apart" in run.results:
+        sections.append(_own(run))
+    if "published" in run.results:
+        from repscope.studies.paths.published_page import section
+
+        sections.append(section(run.results["published"]))
+    return Page(
+        title="Runs of one recipe",
+        question=run.study.question,
+        answer="\n\n".join(_told(run)),
+        sections=tuple(sections),
+        verdicts=evaluate_claims(load_claims(), run.table),
+        notes=tuple(dict.fromkeys(note for result in run.results.values() for note in result.notes)),
+        facts=facts(run),
+    )
+
+
+def headline(run: "Run[PathsOptions]") -> list[str]:
+    """The numbers that matter, a line each, for the terminal."""
+    return [*_told(run), f"Planted runs: {run.artifact('planted-0').parent}"]
+
+
+def _rows(run: Run[Any]) -> dict[tuple[str, str, str], dict[Any, Any]]:
+    """(condition, metric, item) → row of the summary."""
+    return {(r["condition"], r["metric"], r["item"]): r for r in run.results["summary"].table.to_dict("records")}
+
+
+def _inits(run: Run[Any]) -> list[int]:
+    return [i for i in range(100) if f"planted {i}" in run.results]
+
+
+def _told(run: Run[Any]) -> list[str]:
+    rows, inits = _rows(run), _inits(run)
+    n = len(inits)
+    over = f"mean over {n} pretraining{'s' if n != 1 else ''}{', with its interval over them' if n > 1 else ''}"
+    said = []
+    if (_PLANTED, "share of the rule", "rule") in rows:
+        rule, bag = (format_estimate(rows[_PLANTED, "share of the rule", arm]) for arm in ("rule", "bag"))
+        said.append(
+            "A nudge at the start, and the same data ever after: runs of the rule arm follow the rule on "
+            f"{rule} of the texts that tell, "
+            f"those of the bag arm on {bag} ({over})."
+        )
+    ratio = [
+        f"{name} {format_estimate(rows[c, 'ratio', GAP])}"
+        for c, name in (*_CONDITIONS.items(), (SHUFFLED, "arms shuffled"))
+        if (c, "ratio", GAP) in rows
+    ]
+    if ratio:
+        said.append(
+            f"Convexity gap across groups over that within: {'; '.join(ratio)}. Of Euclidean distances it is "
+            f"{format_estimate(rows[_PLANTED, 'ratio', EUCLIDEAN])} for the planted arms."
+        )
+    clusters = [
+        f"{name} {format_estimate(rows[_PLANTED, 'ARI', key])}"
+        for name, key in (
+            ("spectral at the median scale", f"spectral, {GAP}, δ median"),
+            ("average linkage of what is left without each run's own effect", f"average linkage, {GAP}, double-centred"),
+            ("spectral on Euclidean distances", f"spectral, {EUCLIDEAN}"),
+        )
+        if (_PLANTED, "ARI", key) in rows
+    ]
+    if clusters:
+        said.append(f"Clusters that know no arm agree with the arms (adjusted Rand index): {'; '.join(clusters)}.")
+    if (_PLANTED, "AUC", "ID loss") in rows:
+        said.append(
+            f"What else tells the arms apart: ID loss alone, with an AUC of {format_estimate(rows[_PLANTED, 'AUC', 'ID loss'])}, "
+            f"and of "
+            f"{format_estimate(rows['matched on ID loss', 'AUC', 'ID loss'])} at the checkpoints that were matched on it."
+            if ("matched on ID loss", "AUC", "ID loss") in rows
+            else "What else tells the arms apart: ID loss alone, "
+            f"with an AUC of {format_estimate(rows[_PLANTED, 'AUC', 'ID loss'])}."
+        )
+    said += _tests(rows, n)
+    if "apart" in run.results:
+        gaps = {r["condition"]: r for r in run.results["apart"].select(item=f"all pairs: {GAP}").to_dict("records")}
+        said.append(
+            f"The opposite control, runs from pretrainings of their own: a gap of {format_estimate(gaps[_APART])} nats "
+            "between them, "
+            f"{format_estimate(gaps[_REBASIN])} after weight matching; between a run and a permuted copy "
+            f"{format_estimate(gaps[_COPIES[0]])}, and "
+            f"{format_estimate(gaps[_COPIES[1]])} after it."
+        )
+    return [*said, *_weak(run), *_of_the_table(run)]
+
+
+def _tests(rows: dict[tuple[str, str, str], dict[Any, Any]], n: int) -> list[str]:
+    """Mantel tests, planted and plain."""
+    parts = []
+    for condition, name in ((_PLANTED, "planted"), (_PLAIN, "no nudge")):
+        for item, words in ((GAP, ""), (f"{GAP}, beyond ID loss", " beyond ID loss")):
+            key = (condition, "mantel rho", item)
+            if key in rows:
+                small = rows[condition, "mantel p ≤ .05", item]
+                parts.append(
+                    f"{name}{words} {format_estimate(rows[key])} (p ≤ .05 in {round(small['value'] * small['n'])} of {small['n']})"
+                )
+    return [f"Convexity gap against the difference in behaviour, over pairs of runs (Mantel): {'; '.join(parts)}."] if parts else []
+
+
+def _of_the_table(run: Run[Any]) -> list[str]:
+    """What a published table says: how well the cluster tells the score, and how well it tells in-domain accuracy."""
+    notes = run.results["published"].notes if "published" in run.results else ()
+    return [f"The published table: {note}" for note in notes if ": AUC " in note]
+
+
+def _weak(run: Run[Any]) -> list[str]:
+    """Pretrainings in which the nudge did not last, said by name."""
+    failed = []
+    for i in _inits(run):
+        table = run.results[f"planted {i}"].select(metric="share of the rule", condition=_PLANTED)
+        shares = dict(zip(table["item"], table["value"]))
+        if set(shares) != {"rule", "bag"} or shares["rule"] < 0.5 or shares["bag"] > 0.5:
+            failed.append(f"{i} ({', '.join(f'{k} {v:.2f}' for k, v in shares.items())})")
+    if not failed:
+        return []
+    return [f"In pretraining {' and '.join(failed)} the nudge did not last: one strategy won in both arms, whatever came first."]
+
+
+def _curves(run: Run[Any], step: str, condition: str, init: int) -> Curves:
+    held, prefix = run.results[step].arrays, f"{condition}/{init}/"
+    losses = {k.removeprefix(prefix + "losses/"): v for k, v in held.items() if k.startswith(prefix + "losses/")}
+    pairs = held[prefix + "pairs"]
+    return Curves(int(pairs.max()) + 1, pairs, held[prefix + "alphas"], losses)
+
+
+def _step(condition: str, init: int) -> str:
+    return f"plain {init}" if condition == _PLAIN else f"planted {init}"
+
+
+def _table(run: Run[Any], condition: str, init: int) -> pd.DataFrame:
+    return run.results[_step(condition, init)].side[f"runs-{init}-{condition}"]
+
+
+def _matrices(run: Run[Any]) -> Section:
+    """Gaps between all runs, ordered by group and, inside, by cluster."""
+    gaps = {
+        (condition, init): _curves(run, _step(condition, init), condition, init).matrix("loss", GAP)
+        for init in _inits(run)
+        for condition in (_PLANTED, _PLAIN)
+    }
+    top = float(np.quantile(np.concatenate([g[np.triu_indices(len(g), 1)] for g in gaps.values()]), 0.98)) or 1.0
+    figures: list[Figure | Table] = []
+    for (condition, init), gap in gaps.items():
+        table = _table(run, condition, init)
+        cluster = average_linkage(double_centred(gap))
+        order = np.lexsort((cluster, table["group"].to_numpy()))
+        frame = pd.DataFrame(
+            [
+                {"a": i, "b": j, "value": gap[a, b], "name_a": f"run {a}", "name_b": f"run {b}", "group_a": table["group"].iloc[a]}
+                for i, a in enumerate(order)
+                for j, b in enumerate(order)
+            ]
+        )
+        groups = "arm" if condition == _PLANTED else "strategy that a run took"
+        figures.append(
+            Figure(
+                runs.distances(frame, value_title="convexity gap (nats)", top=top),
+                f"{_CONDITIONS[condition]}, pretraining {init}",
+                f"Every pair of runs, ordered by {groups}. The colours of all these figures are one scale.",
+                small=True,
+            )
+        )
+    figures += [_ratios(run), _clusters(run), _heights(run)]
+    return Section(
+        "Which runs are in one basin",
+        "Runs of one recipe share a pretrained network; heads and the order of data differ. A path is the "
+        "straight line between two runs' "
+        "weights; its convexity gap is the largest rise above a chord over any part of it. Groups are the "
+        "planted arms, and without a nudge "
+        "the strategy that a run took.",
+        tuple(figures),
+    )
+
+
+def _ratios(run: Run[Any]) -> Figure:
+    lines: list[dict[str, Any]] = []
+    for i in _inits(run):
+        for condition in (_PLANTED, "matched on ID loss", SHUFFLED, _PLAIN, shuffled(_PLAIN)):
+            for step in (f"planted {i}", f"plain {i}"):
+                table = run.results[step].select(metric="ratio", item=GAP, condition=condition)
+                for r in table.to_dict("records"):
+                    name = {_PLANTED: "planted", SHUFFLED: "arms shuffled"}.get(condition, condition)
+                    row = {"name": f"pretraining {i}, {name}", **{k: r[k] for k in ("value", "lo", "hi", "n")}}
+                    if row["name"] not in {line["name"] for line in lines}:
+                        lines.append(row)
+    frame = pd.DataFrame(lines)
+    controls = [name for name in frame["name"] if name.endswith(("shuffled", "no nudge"))]
+    return Figure(
+        grids.points(frame, value_title="convexity gap across groups / within", controls=controls, label_limit=230),
+        "Across groups over within",
+        "Bars: 95 % intervals by drawing runs within groups; of shuffled groups the range of 200 shuffles. "
+        "Controls are grey. For groups by "
+        "strategy a ratio above 1 says that strategies lie apart, not that they form clusters.",
+    )
+
+
+def _clusters(run: Run[Any]) -> Figure:
+    table = run.results["summary"].table
+    shown = table[(table["metric"] == "ARI") & table["condition"].isin([_PLANTED])]
+    frame = shown.rename(columns={"item": "name"})[["name", "value", "lo", "hi", "n"]].fillna(
+        {"lo": shown["value"], "hi": shown["value"]}
+    )
+    return Figure(
+        grids.points(frame.sort_values("name"), value_title="adjusted Rand index with the arms", label_limit=330),
+        "Do clusters find the arms?",
+        "Clusters know the distances and no label; 0 is chance, 1 the arms. Mean over pretrainings, bars: interval over them. The "
+        "published scale, δ = 1, suits barriers near 1.",
+    )
+
+
+def _heights(run: Run[Any]) -> Table:
+    lines = []
+    for condition, name in _CONDITIONS.items():
+        for how in (*HEIGHTS, EUCLIDEAN):
+            held = {
+                part: r
+                for r in run.results["summary"].select(condition=condition).to_dict("records")
+                for part in ("within", "across")
+                if r["metric"] in ("height", "distance") and r["item"] == f"{part}: {how}"
+            }
+            if len(held) == 2:
+                lines.append({"runs": name, "height": how, **{part: format_estimate(r) for part, r in held.items()}})
+    return Table(
+        pd.DataFrame(lines),
+        "Mean height of barriers, by each definition (nats)",
+        "Mean over pairs, then over pretrainings: of no nudge across strategies over those in which both occur. Euclidean "
+        "distances are of weights.",
+    )
+
+
+def _mean(alphas: np.ndarray, curves: np.ndarray, name: str) -> list[dict[str, Any]]:
+    """Mean loss at each place of some paths, and the middle half of them."""
+    lo, hi = np.quantile(curves, [0.25, 0.75], axis=0)
+    return [
+        {"dose": float(a), "condition": name, "value": float(v), "lo": float(x), "hi": float(y), "n": len(curves)}
+        for a, v, x, y in zip(alphas, curves.mean(0), lo, hi)
+    ]
+
+
+def _along(run: Run[Any]) -> Section:
+    """Mean loss along the paths, by the kind of pair."""
+    figures: list[Figure | Table] = []
+    for init in _inits(run):
+        lines = []
+        for condition in (_PLANTED, _PLAIN):
+            found, groups = (
+                _curves(run, _step(condition, init), condition, init),
+                _table(run, condition, init)["group"].to_numpy(),
+            )
+            ends = groups[found.pairs]
+            kinds = np.where(ends[:, 0] == ends[:, 1], ends[:, 0] + " – " + ends[:, 0], "across arms")
+            if condition == _PLAIN:
+                kinds = np.full(len(found.pairs), "no nudge")
+            for kind in dict.fromkeys(kinds):
+                lines += _mean(found.alphas, found.losses["loss"][kinds == kind], kind)
+        figures.append(
+            Figure(
+                grids.dose(
+                    pd.DataFrame(lines),
+                    x_title="place on the path (0: one run, 1: the other)",
+                    value_title="ID loss (nats)",
+                    share=False,
+                    height=220,
+                ),
+                f"Loss along the paths, pretraining {init}",
+                "Mean over pairs; bands: the middle half of them.",
+                small=True,
+            )
+        )
+    return Section("Along the paths", "Held-out ambiguous texts, on which rule and heuristic agree.", tuple(figures))
+
+
+def _behaviour(run: Run[Any]) -> Section:
+    frames = []
+    for init in _inits(run):
+        for condition in _CONDITIONS:
+            table = _table(run, condition, init)
+            group = "no nudge" if condition == _PLAIN else table["group"] + (" arm, matched" if condition != _PLANTED else " arm")
+            frames.append(
+                pd.DataFrame(
+                    {
+                        "x": table["loss"],
+                        "y": table["rule"],
+                        "group": group,
+                        "init": init,
+                        "name": [f"{r}, pretraining {init}" for r in table["run"]],
+                    }
+                )
+            )
+    frame = pd.concat(frames, ignore_index=True)
+    items: list[Figure | Table] = [
+        Figure(
+            runs.scattered(frame[frame["init"] == i], x_title="ID loss (nats)", y_title="share of the rule on texts that tell"),
+            f"What runs do, beside how well they do, pretraining {i}",
+            "Where groups part along the horizontal axis as well, a barrier may speak of quality alone.",
+            small=True,
+        )
+        for i in _inits(run)
+    ]
+    table = run.results["summary"].table
+    shown = table[table["metric"].isin(["mantel rho", "AUC", "modes", "Sarle's coefficient", "triangles broken"])]
+    lines: dict[tuple[str, str], dict[str, str]] = {}
+    for r in shown.to_dict("records"):
+        line = lines.setdefault((r["metric"], r["item"]), {"number": r["metric"], "of": r["item"]})
+        line[_CONDITIONS.get(r["condition"], r["condition"])] = format_estimate(r)
+    items.append(
+        Table(
+            pd.DataFrame(list(lines.values())).fillna("–"),
+            "Does distance predict behaviour, and what else does?",
+            "Means over pretrainings. AUC of ID loss above .5: the rule arm has the lower loss.",
+        )
+    )
+    return Section(
+        "Clusters against behaviour",
+        "Permuted texts tell the rule (0 or 1, word by word) from the bag of "
+        "words; no run of the second part "
+        "of training ever saw one.",
+        tuple(items),
+    )
+
+
+def _phases(run: Run[Any]) -> Section:
+    table = run.results["phases"].table
+    items: list[Figure | Table] = []
+    for metric, title in (("share of the rule", "share of the rule"), ("spread", "standard deviation over runs")):
+        for i in _inits(run):
+            some = table[(table["metric"] == metric) & (table["split"] == f"pretraining {i}")]
+            frame = pd.DataFrame(
+                {"x": some["item"], "y": some["token"], "value": some["value"], "lo": some["lo"], "hi": some["hi"], "n": some["n"]}
+            ).sort_values(["y"], key=lambda s: s.astype(int))
+            chosen = int(run.results["phases"].arrays["forks"][i])
+            items.append(
+                Figure(
+                    grids.grid(frame, x_title="largest rate", y_title="fork (step)", value_title=title),
+                    f"{title.capitalize()}, pretraining {i}",
+                    f"Plain runs. The planted arms begin at step {chosen}.",
+                    small=True,
+                )
+            )
+    skill = run.results["pretraining"].table
+    shuffled = skill[skill["item"] == "shuffled"]
+    lines = shuffled.assign(fork=shuffled["token"].astype(int)).pivot_table(index="fork", columns="split", values="value")
+    items.append(
+        Table(
+            lines.reset_index(),
+            "Words of a shuffled hypothesis that the pretrained network fills in at each fork (accuracy)",
+            "The skill that a bag of words takes; in order, words are filled in before.",
+        )
+    )
+    return Section(
+        "When is a recipe open?",
+        "The step of the pretraining at which fine-tuning begins, and its rate, "
+        "decide whether runs agree: the "
+        "share of the rule and its spread over plain runs.",
+        tuple(items),
+    )
+
+
+def _own(run: Run[Any]) -> Section:
+    rows = {(r["condition"], r["item"]): r for r in run.results["apart"].table.to_dict("records")}
+    conditions = (_APART, _REBASIN, *_COPIES)
+    lines = [{"height": how, **{c: format_estimate(rows[c, f"all pairs: {how}"]) for c in conditions}} for how in HEIGHTS]
+    drawn = []
+    for condition in conditions:
+        found = _curves(run, "apart", condition, 0)
+        drawn += _mean(found.alphas, found.losses["loss"], condition)
+    pairs = len(_curves(run, "apart", _APART, 0).pairs)
+    figure = Figure(
+        grids.dose(
+            pd.DataFrame(drawn),
+            x_title="place on the path (0: one run, 1: the other)",
+            value_title="ID loss (nats)",
+            share=False,
+            height=260,
+        ),
+        "Paths between runs from pretrainings of their own, and to permuted copies",
+        f"Means over {pairs} pairs, and over runs and their copies; bands: the middle half.",
+    )
+    return Section(
+        "The opposite control",
+        "Runs that share no pretraining are apart whatever they do: barriers "
+        "everywhere. A copy whose units, "
+        "heads and residual stream are permuted is the same function behind a barrier. Weight matching (Git Re-Basin) permutes the "
+        "one to fit the other: it finds the copy again; how much it does for runs of different pretrainings is measured here.",
+        (figure, Table(pd.DataFrame(lines), "Mean height of barriers (nats)")),
+    )

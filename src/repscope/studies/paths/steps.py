@@ -1,0 +1,440 @@
+"""Do runs of one recipe end in one place, and does that predict how they generalise?
+
+In a small world (HANS in miniature) where the answer can be planted:
+
+1. Pretraining: several networks, each kept at several steps (forks), with the skill that later decides: words of a shuffled copy.
+2. Phase diagram: plain fine-tunings from every fork at several rates, the share of runs that follow the rule and how far runs of
+   one recipe part. Each pretraining's fork for what follows is chosen on these runs: the one that is most open.
+3. Planted: two arms whose first steps told rule and heuristic apart, one way each, and whose data are alike ever after. Barriers
+   and convexity gaps between all runs, whether they tell the arms apart, and what else does (`trace.run_table`).
+4. Controls: the same without a nudge at the same rate; the arms at checkpoints that are matched on ID loss, chosen on other texts;
+   runs from pretrainings of their own, before and after weight matching.
+5. Summary over pretrainings. With `--published`, the same questions of published tables (`paths_published`).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from pydantic import Field, model_validator
+
+from repscope import stats
+from repscope.data.reading import OPTIONS as READING
+from repscope.errors import UserError
+from repscope.models.checkpoints import CheckpointSet
+from repscope.models.loading.stacked_weights import Evaluate, State, stack, unstack
+from repscope.results import ESTIMATE, Result, Row, concat
+from repscope.studies.paths.page import headline, page
+from repscope.studies.run.study import Cost, Run, Step, Study, StudyOptions, TableOptions
+from repscope.trace.barriers import HEIGHTS, height
+from repscope.trace.interpolation import POINTS, Curves, all_pairs, curves
+from repscope.trace.run_table import RunMeasurements, rows
+from repscope.trace.symmetries import symmetries
+from repscope.trace.weight_matching import match, permute
+from repscope.worlds.hans import classifier, recipes
+from repscope.worlds.hans import groups as arms
+from repscope.worlds.hans.groups import FineTuning, World
+from repscope.worlds.hans.training import Schedule
+
+Tick = Callable[[float], None]
+PLAIN, MATCHED, APART = "no nudge", "matched on ID loss", "inits of their own"
+REBASIN = "inits of their own, weights matched"
+COPY, REFOUND = "permuted copy", "permuted copy, weights matched"
+_CHECKPOINTS = 10  #: of the second part of a run, among which those alike in ID loss are chosen
+_CHOOSE, _REPORT = 0, 1  #: seeds of held-out texts: what is chosen, and what is reported
+
+
+class PathsOptions(StudyOptions, TableOptions):
+    """What the `paths` study takes."""
+
+    pretrainings: int = Field(3, ge=1, description="Networks that are pretrained; everything is repeated from each.")
+    runs: int = Field(12, ge=2, description="Fine-tuned runs of each arm, from each pretraining.")
+    points: int = Field(POINTS, ge=3, description="Points of a path, ends included.")
+    forks: tuple[int, ...] = Field(
+        (200, 300, 400, 500, 600, 700, 800), description="Steps of the pretraining at which fine-tuning may begin."
+    )
+    rate: float = Field(4e-3, gt=0, allow_inf_nan=False, description="Largest rate of Adam in fine-tuning.")
+    rates: tuple[float, ...] = Field((2e-3, 4e-3, 1e-2), description="Rates of the phase diagram, the one above included.")
+    steps: int = Field(240, ge=1, description="Steps of fine-tuning.")
+    nudge: int = Field(120, ge=0, description="First of these, of the arm's own data.")
+    plain_runs: int = Field(4, ge=2, description="Runs of each cell of the phase diagram.")
+    apart: int = Field(8, ge=0, description="Runs from pretrainings of their own; 0 for none.")
+    texts: int = Field(512, ge=8, description="Held-out ambiguous texts; half as many tell rule and heuristic apart.")
+    published: tuple[Path, ...] = Field((), description="Tables of published accuracies by run.")
+    clusters: Path | None = Field(
+        None, description="Runs of the smaller cluster, or run and cluster (csv); the twelve of the MNLI BERTs if not given."
+    )
+
+    @model_validator(mode="after")
+    def _clusters_of_something(self) -> "PathsOptions":
+        if self.clusters is not None and not self.published:
+            raise ValueError("--clusters goes with --published FILE, whose runs it is of")
+        return self
+
+    def sized(self) -> "PathsOptions":
+        """With the smaller numbers that `tiny` and `short` stand for."""
+        small_ones: dict[str, Any] = {}
+        if self.tiny:
+            small_ones = {
+                "pretrainings": 2,
+                "runs": 2,
+                "points": 4,
+                "forks": (2, 4),
+                "rates": (4e-3,),
+                "steps": 10,
+                "nudge": 4,
+                "plain_runs": 2,
+                "apart": 4,
+                "texts": 24,
+            }
+        elif self.short:
+            small_ones = {
+                "runs": 8,
+                "forks": (300, 400, 500, 600, 700),
+                "rates": (4e-3, 1e-2),
+                "plain_runs": 3,
+                "apart": 6,
+                "texts": 256,
+            }
+        return self.model_copy(update={k: v for k, v in small_ones.items() if k not in self.model_fields_set})
+
+    def files(self) -> list[Path]:
+        """Published tables and the list of clusters."""
+        return [*self.published, *([self.clusters] if self.clusters else [])]
+
+
+def steps(run: Run[PathsOptions]) -> list[Step]:
+    """Pretraining; phase diagram; planted arms and plain runs of each pretraining; inits of their own; summary."""
+    o = run.options.sized()
+    _checked(o)
+    apart = ("published", "clusters", *READING)  # further tables leave what is there
+    made = [Step("pretraining", _pretraining, _cost(o.pretrainings * max(o.forks) * 4), ignores=(*apart, "runs"))]
+    cells = o.pretrainings * len(o.forks) * len(o.rates) * o.plain_runs
+    made.append(Step("phases", _phases, _cost(cells * o.steps), needs=("pretraining",), ignores=(*apart, "runs")))
+    sets = []
+    for init in range(o.pretrainings):
+        for name, compute in ((f"planted {init}", _planted(init)), (f"plain {init}", _plain(init))):
+            made.append(
+                Step(
+                    name,
+                    compute,
+                    _cost(2 * o.runs * o.steps + 2 * o.runs**2 * o.points),
+                    needs=("pretraining", "phases"),
+                    ignores=apart,
+                )
+            )
+            sets.append(name)
+    if o.apart:
+        made.append(
+            Step("apart", _apart, _cost(o.apart * (o.steps + 4 * max(o.forks))), needs=("phases",), ignores=(*apart, "runs"))
+        )
+    made.append(Step("summary", _summary, lambda: Cost(fit_flops=1e8), needs=tuple(sets), ignores=apart))
+    if o.published:
+        made.append(Step("published", _published, lambda: Cost(fit_flops=1e9)))
+    return made
+
+
+def _checked(o: PathsOptions) -> None:
+    if not o.forks or not o.rates:
+        raise UserError("There is no fork or no rate; give at least one of each.")
+    for rate in o.rates:
+        Schedule(o.steps, rate)  # a rate that no descent can take is refused now
+    if max(o.forks) > World().pretraining.steps or min(o.forks) < 0:
+        raise UserError(f"A fork lies between 0 and {World().pretraining.steps} steps of pretraining; {max(o.forks)} is beyond.")
+    if o.nudge > o.steps:
+        raise UserError(f"A nudge of {o.nudge} steps is longer than the {o.steps} steps of fine-tuning.")
+    if 2 * o.runs < 4:
+        raise UserError("Two arms of one run have no pair within an arm; take at least 2 runs of each.")
+    for path in o.files():
+        if not path.is_file():
+            raise UserError(f"There is no file {path}; check the path.")
+
+
+def _cost(run_steps: float) -> Callable[[], Cost]:
+    """By run and step: 32 texts of 10 tokens through 26,000 weights, forward and backward."""
+    return lambda: Cost(tokens=int(run_steps * 320), network_flops=run_steps * 6 * 320 * 26e3 * 3, memory_bytes=3e8)
+
+
+def world(o: PathsOptions) -> World:
+    """The task and the network of a run of this study."""
+    return World(width=16, batch=16) if o.tiny else World()
+
+
+def _tuning(o: PathsOptions, rate: float | None = None, nudge: int | None = None) -> FineTuning:
+    return FineTuning(Schedule(o.steps, o.rate if rate is None else rate), o.nudge if nudge is None else nudge)
+
+
+def _judges(o: PathsOptions) -> tuple[Evaluate, Evaluate]:
+    """What choices are made by, and what is reported: other texts."""
+    choose, report = (arms.evaluator(world(o), 10 * o.seed + part, o.texts, o.texts // 2) for part in (_CHOOSE, _REPORT))
+    return choose, report
+
+
+def _base(run: Run[Any], fork: int) -> State:
+    prefix = f"{fork}/"
+    held = run.results["pretraining"].arrays
+    return {k.removeprefix(prefix): torch.from_numpy(v.copy()) for k, v in held.items() if k.startswith(prefix)}
+
+
+def _pretraining(run: Run[PathsOptions], tick: Tick) -> Result:
+    o = run.options.sized()
+    seeds = [1009 * o.seed + i for i in range(o.pretrainings)]
+    forks = sorted(set(o.forks))
+    held = arms.pretrain(world(o), seeds, forks, lambda amount: tick(amount / max(forks)))
+    found = []
+    for fork, state in held.items():
+        for name, values in arms.heldout_accuracy(world(o), state).items():
+            found += [
+                Row(
+                    metric="skill",
+                    definition="accuracy of filling in a word",
+                    item=name,
+                    token=str(fork),
+                    split=f"pretraining {i}",
+                    value=float(v),
+                    seed=o.seed,
+                )
+                for i, v in enumerate(values)
+            ]
+    return Result.of(found, arrays={f"{f}/{k}": v.numpy() for f, state in held.items() for k, v in state.items()})
+
+
+def _phases(run: Run[PathsOptions], tick: Tick) -> Result:
+    """Plain runs of every fork and rate; the most open fork of each pretraining at the rate of what follows."""
+    o = run.options.sized()
+    rates = list(dict.fromkeys([*o.rates, o.rate]))
+    choose, _ = _judges(o)
+    found, told = [], []
+    for rate in rates:
+        for f, fork in enumerate(sorted(set(o.forks))):
+            table = arms.run_plan(
+                ["none"] * (o.plain_runs * o.pretrainings),
+                [i for i in range(o.pretrainings) for _ in range(o.plain_runs)],
+                o.seed * 7 + 20 + f,
+            )
+            state = arms.fine_tune(world(o), _base(run, fork), table, _tuning(o, rate))[o.steps]
+            losses = choose(state)
+            rule = (1 - losses["ood error"]).reshape(o.pretrainings, -1)
+            for i in range(o.pretrainings):
+                where: dict[str, Any] = {"item": f"{rate:g}", "token": str(fork), "split": f"pretraining {i}", "seed": o.seed}
+                found.append(Row.of(stats.mean(rule[i], unit="run", seed=o.seed), metric="share of the rule", **where))
+                found.append(
+                    Row(
+                        metric="spread",
+                        definition="standard deviation over runs of the share of the rule",
+                        unit="run",
+                        value=float(rule[i].std(ddof=1)),
+                        n=o.plain_runs,
+                        **where,
+                    )
+                )
+                error = losses["error"].reshape(o.pretrainings, -1)[i]
+                found.append(Row.of(stats.mean(error, unit="run", seed=o.seed), metric="ID error", **where))
+                told.append({"rate": rate, "fork": fork, "init": i, "rule": float(rule[i].mean())})
+            tick(1 / (len(rates) * len(set(o.forks))))
+    frame = pd.DataFrame(told)
+    frame = frame[frame["rate"] == o.rate].assign(off=lambda t: (t["rule"] - 0.5).abs())
+    best = frame.loc[frame.groupby("init")["off"].idxmin()]
+    found += [
+        Row(
+            metric="fork",
+            definition="most open: plain runs' share of the rule nearest one half",
+            split=f"pretraining {r['init']:.0f}",
+            value=float(r["fork"]),
+            seed=o.seed,
+        )
+        for r in best.to_dict("records")
+    ]
+    return Result.of(found, arrays={"forks": best.sort_values("init")["fork"].to_numpy()})
+
+
+def _fork(run: Run[Any], init: int) -> int:
+    return int(run.results["phases"].arrays["forks"][init])
+
+
+def _planted(init: int) -> Callable[[Run[Any], Tick], Result]:
+    """The arms at their last step, and at checkpoints alike in ID loss."""
+
+    def compute(run: Run[PathsOptions], tick: Tick) -> Result:
+        o = run.options.sized()
+        fork = _fork(run, init)
+        table = arms.run_plan(["rule"] * o.runs + ["bag"] * o.runs, init, o.seed * 7 + 40 + init)
+        rest = o.steps - o.nudge
+        keep = sorted({o.nudge + round(rest * (i + 1) / _CHECKPOINTS) for i in range(_CHECKPOINTS)} | {o.steps})
+        held = arms.fine_tune(world(o), _base(run, fork), table, _tuning(o), keep, lambda amount: tick(0.6 * amount / o.steps))
+        CheckpointSet.written(run.artifact(f"planted-{init}"), world(o).shape(), table.assign(fork=fork), {o.steps: held[o.steps]})
+        choose, _ = _judges(o)
+        groups = table["arm"].to_numpy().astype(str)
+        losses = np.stack([choose(state)["loss"] for state in held.values()])
+        state, chosen = recipes.matched(list(held.values()), losses, groups)
+        first = _measured(run, held[o.steps], ESTIMATE, init, groups)
+        tick(0.2)
+        second = _measured(run, state, MATCHED, init, groups)
+        second.side[f"runs-{init}-{MATCHED}"]["step"] = np.array(list(held))[chosen]
+        return concat([first, second])
+
+    return compute
+
+
+def _plain(init: int) -> Callable[[Run[Any], Tick], Result]:
+    """As many runs, the same fork and rate, no nudge: the groups are the strategies that they took."""
+
+    def compute(run: Run[PathsOptions], tick: Tick) -> Result:
+        o = run.options.sized()
+        table = arms.run_plan(["none"] * (2 * o.runs), init, o.seed * 7 + 60 + init)
+        state = arms.fine_tune(world(o), _base(run, _fork(run, init)), table, _tuning(o), (), lambda a: tick(0.6 * a / o.steps))[
+            o.steps
+        ]
+        return _measured(run, state, PLAIN, init, None)
+
+    return compute
+
+
+def _measured(run: Run[PathsOptions], state: State, condition: str, init: int, groups: np.ndarray | None) -> Result:
+    o = run.options.sized()
+    _, report = _judges(o)
+    found = curves(state, report, points=o.points)
+    flat = torch.cat([v.flatten(1) for v in state.values()], 1).double()
+    apart = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").numpy()
+    held = RunMeasurements(found, apart, 1 - found.ends("ood error"), found.ends("loss"), groups)
+    split = f"pretraining {init}"
+    table = pd.DataFrame(
+        {
+            "run": range(len(held.behaviour)),
+            "group": held.groups,
+            "rule": held.behaviour,
+            "loss": held.quality,
+            "error": found.ends("error"),
+            "condition": condition,
+            "split": split,
+        }
+    )
+    return Result.of(
+        rows(held, seed=o.seed, condition=condition, split=split, permutations=99 if o.tiny else 1000),
+        arrays={f"{condition}/{init}/{k}": v for k, v in _arrays(found).items()},
+        side={f"runs-{init}-{condition}": table},
+    )
+
+
+def _arrays(found: Curves) -> dict[str, np.ndarray]:
+    return {"pairs": found.pairs, "alphas": found.alphas} | {f"losses/{k}": v for k, v in found.losses.items()}
+
+
+def _apart(run: Run[PathsOptions], tick: Tick) -> Result:
+    """Runs from pretrainings of their own: barriers everywhere, before and after each pair's weights are matched."""
+    o = run.options.sized()
+    _, report = _judges(o)
+    fork = int(np.median(run.results["phases"].arrays["forks"]))
+    seeds = [1009 * o.seed + 500 + i for i in range(o.apart)]
+    base = arms.pretrain(world(o), seeds, [fork], lambda amount: tick(0.6 * amount / max(fork, 1)))[fork]
+    table = arms.run_plan(["none"] * o.apart, list(range(o.apart)), o.seed * 7 + 80)
+    state = arms.fine_tune(world(o), base, table, _tuning(o))[o.steps]
+    pairs = all_pairs(o.apart)
+    spec = symmetries(classifier.as_module(world(o).shape(), unstack(state, 0)))
+    found = [match(unstack(state, i), unstack(state, j), spec) for i, j in pairs]
+    tick(0.2)
+    singles = [unstack(state, i) for i in range(o.apart)]
+    copies = [permute(single, spec, o.seed + i) for i, single in enumerate(singles)]
+    refound = [match(single, copy, spec).apply(copy) for single, copy in zip(singles, copies)]
+    fitted = stack([*singles, *(m.apply(singles[j]) for m, (_, j) in zip(found, pairs)), *copies, *refound])
+    own = np.arange(o.apart)
+    first = o.apart + len(pairs)  # where the copies begin
+    ends = {
+        APART: pairs,
+        REBASIN: np.column_stack([pairs[:, 0], o.apart + np.arange(len(pairs))]),
+        COPY: np.column_stack([own, first + own]),
+        REFOUND: np.column_stack([own, first + o.apart + own]),
+    }
+    held = {condition: curves(fitted, report, some, o.points) for condition, some in ends.items()}
+    rule = 1 - report(state)["ood error"]
+    made = [
+        Row.of(stats.mean(rule, unit="run", seed=o.seed), metric="share of the rule", item="none", condition=APART, seed=o.seed)
+    ]
+    for condition, c in held.items():
+        made += [
+            Row(
+                metric="height",
+                item=f"all pairs: {how}",
+                condition=condition,
+                value=float(values.mean()),
+                n=len(values),
+                unit="pair",
+                seed=o.seed,
+            )
+            for how, values in _heights(c).items()
+        ]
+    moved = [m.moved for m in found]
+    made.append(
+        Row(
+            metric="units moved",
+            item="by weight matching",
+            condition=REBASIN,
+            value=float(np.mean(moved)),
+            n=len(pairs),
+            unit="pair",
+            seed=o.seed,
+        )
+    )
+    made += [
+        Row(
+            metric="cosine of weights",
+            item=name,
+            condition=REBASIN,
+            value=float(np.mean(v)),
+            n=len(pairs),
+            unit="pair",
+            seed=o.seed,
+        )
+        for name, v in (("before", [m.before for m in found]), ("after", [m.after for m in found]))
+    ]
+    arrays = {f"{condition}/0/{k}": v for condition, c in held.items() for k, v in _arrays(c).items()}
+    return Result.of(made, arrays=arrays)
+
+
+def _heights(found: Curves) -> dict[str, np.ndarray]:
+    return {how: height(found.losses["loss"], how) for how in HEIGHTS}
+
+
+def _summary(run: Run[PathsOptions], tick: Tick) -> Result:
+    """Every number over pretrainings: its mean and interval, as far as they are several."""
+    o = run.options.sized()
+    each = pd.concat([r.table for name, r in run.results.items() if name.startswith(("planted", "plain "))], ignore_index=True)
+    found = []
+    for (condition, metric, item, definition), some in each.groupby(["condition", "metric", "item", "definition"], sort=False):
+        where: dict[str, Any] = {
+            "condition": str(condition),
+            "metric": str(metric),
+            "item": str(item),
+            "definition": str(definition),
+            "seed": o.seed,
+        }
+        values = some["value"].to_numpy(dtype=np.float64)
+        if where["metric"].endswith(" p"):  # a mean of p says nothing; how often one is small does
+            where |= {"metric": f"{where['metric']} ≤ .05", "definition": "share of pretrainings"}
+            found.append(Row.of(stats.proportion(values <= 0.05, unit="pretraining", seed=o.seed), **where))
+            continue
+        if len(values) > 1:
+            found.append(Row.of(stats.mean(values, unit="pretraining", seed=o.seed), **where))
+        else:
+            found.append(Row(value=float(values[0]), n=1, unit="pretraining", **where))
+    return Result.of(found)
+
+
+def _published(run: Run[PathsOptions], tick: Tick) -> Result:
+    from repscope.studies.paths.published import published
+
+    return published(run.options.published, run.options.clusters, **run.options.how())
+
+
+PATHS = Study(
+    name="paths",
+    question="Do runs of one recipe end in one place, and does that predict how they generalise?",
+    options=PathsOptions,
+    steps=steps,
+    page=page,
+    headline=headline,
+    trains="small-transformers",
+)

@@ -1,0 +1,338 @@
+"""One split of a relation: half of what the model knows chooses layer, β and rank, the other half is reported.
+
+Each function gives hits: one number a reported subject under the name of what was tried, so that subjects pair across conditions
+and pool across splits.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from repscope.data.relations import Pair
+from repscope.models.edits import Edit
+from repscope.models.prompts import Prompt
+from repscope.read.concepts import Concepts, best, by_means, by_probe, class_means, concepts, cross_validated, mean_of_inverses
+from repscope.read.concepts import right as named
+from repscope.read.known_facts import EncodedFacts, distinct, starts_with
+from repscope.read.lre import LREs, best_beta, lre, ridge_map, right, top, translation
+from repscope.steer.fact_editing import kl, logits_after_edit, random_step
+
+if TYPE_CHECKING:
+    from repscope.models.language import LanguageModel
+
+Hits = dict[str, np.ndarray]
+Tick = Callable[[float], None]
+ANOTHER = "map on another subject's vector"
+DOSES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+_RANDOM_DRAWS = 3
+_CHOOSING = 8  #: subjects on which an edit's layer and rank are chosen
+_NEUTRAL = "The word {subject} stands at the top of the page, and below it"
+
+
+@dataclass(eq=False)
+class Half:
+    """Subjects with their objects, and what the network holds for them: by site at the subject, by target at the prompt's end."""
+
+    pairs: Sequence[Pair]
+    at: Mapping[str, Float[np.ndarray, "subject d_model"]]
+    end: Mapping[str, Float[np.ndarray, "subject d_model"]]
+
+    @property
+    def objects(self) -> list[str]:
+        """The objects, in order."""
+        return [o for _, o in self.pairs]
+
+    def __add__(self, other: "Half") -> "Half":
+        return Half(
+            [*self.pairs, *other.pairs],
+            {k: np.concatenate([v, other.at[k]]) for k, v in self.at.items()},
+            {k: np.concatenate([v, other.end[k]]) for k, v in self.end.items()},
+        )
+
+
+@dataclass(eq=False)
+class Split:
+    """One split: examples, the rest of the choosing half, the reported half.
+
+    spelt: the relation. rows: known samples in random order. n: examples. object_site: where concepts are read.
+    """
+
+    lm: "LanguageModel"
+    spelt: EncodedFacts
+    rows: Sequence[int]
+    n: int
+    object_site: str
+    seed: int
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def last_site(self) -> str:
+        """The last block's output."""
+        return f"resid_post.{self.lm.blocks - 1}"
+
+    @cached_property
+    def _parts(self) -> tuple[list[Pair], list[Pair], list[Pair]]:
+        pairs = [self.spelt.relation.samples[i] for i in self.rows]
+        half = max(self.n + 2, len(pairs) // 2)
+        choosing = pairs[:half]
+        taken = distinct(choosing, range(len(choosing)), self.n)
+        return [choosing[i] for i in taken], [p for i, p in enumerate(choosing) if i not in taken], pairs[half:]
+
+    @property
+    def examples(self) -> list[Pair]:
+        """What the maps are made from."""
+        return self._parts[0]
+
+    @cached_property
+    def fits(self) -> LREs:
+        """Maps to the last block."""
+        return lre(self.lm, self.spelt, examples=self.examples)
+
+    @cached_property
+    def early(self) -> LREs:
+        """Maps to the layer of the concepts."""
+        return lre(self.lm, self.spelt, examples=self.examples, target=self.object_site)
+
+    @cached_property
+    def shown(self) -> Half:
+        """The examples."""
+        return self._half(self._parts[0])
+
+    @cached_property
+    def rest(self) -> Half:
+        """The rest of the choosing half."""
+        return self._half(self._parts[1])
+
+    @cached_property
+    def report(self) -> Half:
+        """The reported half."""
+        return self._half(self._parts[2])
+
+    def prompt(self, subject: str) -> Prompt:
+        """The question after the examples, without the subject's own."""
+        return self.spelt.prompt(subject, [p for p in self.examples if p[0] != subject])
+
+    def _half(self, pairs: Sequence[Pair]) -> Half:
+        prompts = [self.prompt(s) for s, _ in pairs]
+        sites = [str(s) for s in self.lm.resolve(["embed", "resid_post"])]
+        at, end = (
+            self.lm.capture(prompts, sites, "subject.last"),
+            self.lm.capture(prompts, [self.object_site, self.last_site], "last"),
+        )
+        return Half(pairs, {s: at[s] for s in sites}, {s: end[s] for s in (self.object_site, self.last_site)})
+
+
+def faithfulness(split: Split, tick: Tick) -> Hits:
+    """The maps from every layer and what else could read the object, on the reported half; "chosen": at the other half's layer."""
+    lm, rest, report, target = split.lm, split.rest, split.report, split.last_site
+    everything = split.shown + split.rest
+    hits: Hits = {}
+    chosen: tuple[float, str] = (-1.0, "")
+    turned = np.roll(np.arange(len(report.pairs)), 1)
+    tuned = dict(split.fits.held)
+    for site, fit in split.fits.items():
+        best, rate = best_beta(lm, fit, rest.at[site], rest.objects)
+        tuned[site] = best
+        if rate > chosen[0] + 1e-9:
+            chosen = (rate, site)
+        s = report.at[site]
+        states = {
+            "estimate": best(s),
+            "beta 1": fit(s),
+            "logit lens": s,
+            "translation": translation(everything.at[site], everything.end[target], site, target)(s),
+            "ridge map, the same examples": ridge_map(split.shown.at[site], split.shown.end[target], site, target)(s),
+            "ridge map, whole half": ridge_map(everything.at[site], everything.end[target], site, target)(s),
+            ANOTHER: best(s[turned]),
+        }
+        for name, rows in states.items():
+            hits[f"{name}|{site}"] = right(lm, rows, report.objects, target)
+        tick(1 / len(split.fits))
+    site = chosen[1]
+    for name in list(hits):
+        condition, _, at = name.partition("|")
+        if at == site:
+            hits[f"{condition}|chosen"] = hits[name]
+    hits["map from the embedding|chosen"] = hits["estimate|embed"]
+    common = max(set(everything.objects), key=everything.objects.count)
+    hits["majority object|chosen"] = np.array([o == common for o in report.objects])
+    own = top(lm, report.end[target], target)
+    hits["agrees|chosen"] = top(lm, tuned[site](report.at[site]), target) == own
+    split.facts |= {"site": site, "beta": tuned[site].beta, "fits": LREs(split.spelt, tuple(split.examples), tuned)}
+    return hits
+
+
+def classification(split: Split, ranks: Sequence[int], tick: Tick) -> tuple[Hits, "Concepts | None", str]:
+    """Concepts against probes, on reported subjects whose object is among the choosing half's; or why not."""
+    rest, everything = split.rest, split.shown + split.rest
+    seen = set(everything.objects)
+    repeated = {o for o in seen if everything.objects.count(o) > 1}
+    keep = np.array([o in seen for o in split.report.objects], dtype=bool)
+    if len(repeated) < 2 or keep.sum() < 8 or len(rest.pairs) < 8:
+        return {}, None, f"too few subjects share an object ({len(repeated)} objects twice in the choosing half)"
+    here = split.object_site
+    ranks = [r for r in ranks if r <= split.lm.anatomy.width] if split.lm.anatomy else list(ranks)
+    fits = {site: split.early[site] for site in split.early}
+    table = cross_validated(fits, rest.at, rest.end[here], rest.objects, ranks=ranks, seed=split.seed)
+    tick(0.4)
+    i, j = best(table)
+    site, rank = list(fits)[i], ranks[j]
+    truth = [o for o, k in zip(split.report.objects, keep) if k]
+    hits: Hits = {}
+
+    def scored(said: Sequence[str]) -> np.ndarray:
+        full = np.full(len(keep), np.nan)
+        full[keep] = named(said, truth)
+        return full
+
+    made = None
+    probes: dict[str, float] = {}
+    fold = np.random.default_rng(split.seed).permutation(len(rest.pairs)) % 2
+    for at, fit in fits.items():
+        test = split.report.at[at][keep]
+        for r in ranks:
+            found = concepts(fit, everything.end[here], everything.objects, r)
+            hits[f"rank {r}|{at}"] = scored(found.classify(test))
+            if at == site and r == rank:
+                made = found
+                hits["estimate|chosen"] = hits[f"rank {r}|{at}"]
+        hits[f"ridge probe|{at}"] = scored(by_probe(everything.at[at], everything.objects, test, kind="ridge"))
+        for name, others in (("mean mass", False), ("difference of means", True)):
+            hits[f"{name}|{at}"] = scored(by_means(everything.at[at], everything.objects, test, others=others))
+        inner = []
+        for k in (0, 1):
+            a, b = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+            names = [rest.objects[x] for x in a]
+            if len(set(names)) > 1:
+                said = by_probe(rest.at[at][a], names, rest.at[at][b], kind="ridge")
+                inner += list(named(said, [rest.objects[x] for x in b]))
+        probes[at] = float(np.mean(inner)) if inner else 0.0
+        tick(0.5 / len(fits))
+    surest = max(probes, key=lambda at: probes[at])
+    test = split.report.at[site][keep]
+    hits["ridge probe|chosen"] = hits[f"ridge probe|{surest}"]
+    hits["logistic probe|chosen"] = scored(by_probe(everything.at[site], everything.objects, test, kind="logistic"))
+    for name in ("mean mass", "difference of means"):
+        hits[f"{name}|chosen"] = hits[f"{name}|{site}"]
+    common = max(set(everything.objects), key=everything.objects.count)
+    hits["majority object|chosen"] = scored([common] * len(truth))
+    shuffled = np.random.default_rng(split.seed).permutation(len(everything.pairs))
+    mixed = concepts(fits[site], everything.end[here], [everything.objects[x] for x in shuffled], rank)
+    hits["shuffled objects|chosen"] = scored(mixed.classify(test))
+    prompts = [split.prompt(s) for s, _ in split.examples]
+    each = split.lm.jacobian(prompts, site, here, source_tokens="subject.last").matrix()
+    after = concepts(fits[site], everything.end[here], everything.objects, rank, inverse=mean_of_inverses(each, rank))
+    hits["inverse of each, then mean|chosen"] = scored(after.classify(test))
+    whole = lre(split.lm, split.spelt, examples=split.examples, sites=[site], target=here, tokens="mean")
+    states = whole.states(split.lm, everything.pairs)
+    hits["mean of the object's tokens|chosen"] = scored(concepts(whole[site], states, everything.objects, rank).classify(test))
+    split.facts |= {"concept site": site, "rank": rank, "probe site": surest}
+    return hits, made, ""
+
+
+def edits(
+    split: Split, sites: Sequence[str], ranks: Sequence[int], most: int, other: "Callable[[str], Prompt | None]", tick: Tick
+) -> tuple[Hits, pd.DataFrame]:
+    """Change facts: v_o' - o pulled back through W† and added at the subject; layer and rank chosen on the choosing half."""
+    lm, here = split.lm, split.object_site
+    ranks = [r for r in ranks if lm.anatomy is None or r <= lm.anatomy.width]
+    pulled = {(site, r): split.early[site].inverse(r) for site in sites for r in ranks}
+    known = split.shown + split.rest
+    names, means = class_means(known.end[here], known.objects)
+    rng = np.random.default_rng(split.seed)
+
+    def tried(half: Half, i: int) -> "tuple[str, np.ndarray, dict[tuple[str, int], np.ndarray]] | None":
+        own = half.pairs[i][1]
+        free = [k for k, name in enumerate(names) if name != own and not starts_with(name, own) and not starts_with(own, name)]
+        if not free:
+            return None
+        k = int(rng.choice(free))
+        moved = means[k] - half.end[here][i]
+        return names[k], moved, {place: back @ moved for place, back in pulled.items()}
+
+    def works(logits: np.ndarray, new: str) -> np.ndarray:
+        return np.array([starts_with(lm.tokenizer.decode([int(t)]), new) for t in logits.argmax(-1)], dtype=float)
+
+    rates = []
+    for i in range(min(_CHOOSING, len(split.rest.pairs))):
+        if (found := tried(split.rest, i)) is not None:
+            steps = [(site, step) for (site, _), step in found[2].items()]
+            rates.append(works(logits_after_edit(lm, split.prompt(split.rest.pairs[i][0]), steps)[1:], found[0]))
+    order = list(pulled)
+    site, rank = order[int(np.mean(rates, 0).argmax())] if rates else order[0]
+    tick(0.3)
+    count = min(most, len(split.report.pairs))
+    hits: dict[str, np.ndarray] = {}
+
+    def put(name: str, i: int, value: float) -> None:
+        hits.setdefault(name, np.full(len(split.report.pairs), np.nan))[i] = value
+
+    texts = []
+    for i in range(count):
+        subject, old = split.report.pairs[i]
+        found = tried(split.report, i)
+        if found is None:
+            continue
+        new, _, steps_of = found
+        step = steps_of[site, rank]
+        prompt = split.prompt(subject)
+        random = [random_step(step, split.seed + 1000 * d + i) for d in range(_RANDOM_DRAWS)]
+        donors = known.at[site][[o == new for o in known.objects]]
+        swap = donors.mean(0) - split.report.at[site][i]
+        steps = [(at, s) for (at, _), s in steps_of.items()]
+        steps += [(site, dose * step) for dose in DOSES] + [(site, r) for r in random] + [(site, swap)]
+        done = works(logits_after_edit(lm, prompt, steps)[1:], new)
+        for (at, r), value in zip(steps_of, done):
+            put(f"rank {r}|{at}", i, value)
+        for dose, value in zip(DOSES, done[len(steps_of) :]):
+            put(f"dose {dose:g}|chosen", i, value)
+        put("estimate|chosen", i, done[order.index((site, rank))])
+        put("random step, as long|chosen", i, float(done[-1 - _RANDOM_DRAWS : -1].mean()))
+        put("subjects' own vectors|chosen", i, done[-1])
+        _side_effects(split, i, (site, step), random[0], other, put)
+        if i < 4:
+            before, after = _told(lm, prompt, site, step)
+            texts.append({"subject": subject, "object": old, "target": new, "before": before, "after": after})
+        tick(0.7 / count)
+    split.facts |= {"edit site": site, "edit rank": rank}
+    return hits, pd.DataFrame(texts)
+
+
+def _side_effects(
+    split: Split,
+    i: int,
+    step: tuple[str, np.ndarray],
+    random: np.ndarray,
+    other: "Callable[[str], Prompt | None]",
+    put: Callable[[str, int, float], None],
+) -> None:
+    """What an edit does to another relation of its subject, to a neighbouring fact, and to a neutral text."""
+    lm, (subject, old) = split.lm, split.report.pairs[i]
+    both = [step, (step[0], random)]
+    asked = {"same subject": other(subject)}
+    neighbour = split.report.pairs[(i + 1) % len(split.report.pairs)]
+    shots = [*split.examples, (subject, old)]
+    place = split.spelt.prompt(subject, split.examples).spans["subject"]
+    beside = split.spelt.prompt(neighbour[0], shots)
+    asked["neighbouring fact"] = Prompt(beside.text, {"subject": place}, beside.special)
+    for name, prompt in asked.items():
+        if prompt is not None:
+            said = logits_after_edit(lm, prompt, both).argmax(-1)
+            put(f"unchanged: {name}|estimate", i, float(said[1] == said[0]))
+            put(f"unchanged: {name}|random step, as long", i, float(said[2] == said[0]))
+    damage = kl(logits_after_edit(lm, Prompt.fill(_NEUTRAL, subject=subject), both))
+    put("kl|estimate", i, float(damage[0]))
+    put("kl|random step, as long", i, float(damage[1]))
+
+
+def _told(lm: "LanguageModel", prompt: Prompt, site: str, step: np.ndarray) -> tuple[str, str]:
+    """How the text goes on, before and after."""
+    before = lm.generate([prompt], 8)[0].text
+    with lm.edit(Edit.add(site, step, tokens="subject.last")):
+        after = lm.generate([prompt], 8)[0].text
+    return before.split("\n")[0].strip(), after.split("\n")[0].strip()

@@ -1,0 +1,358 @@
+"""Is a relation ("capital of") a linear map on the vector of its subject, and which direction is an object ("in Italy")?
+
+For each relation:
+1. Ask the model every sample, several times after other examples; go on with what it knows.
+2. Split what it knows in two, several times over. One half makes the map (LRE) and chooses layer, β and rank; the other is
+   reported: faithfulness by layer beside what else could read the object.
+3. Concepts of the objects (LRC) where subjects share objects: classification by layer and rank, beside probes.
+4. Edits: pull the difference of two objects back through the map, add it at the subject; success, dose, and what else it changes.
+5. Across relations: does a map read its own relation, or whatever its subjects are near to?
+Intervals are over subjects, each averaged over the splits that report it.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import Field, model_validator
+
+from repscope import stats
+from repscope.data.relations import Relation, relation
+from repscope.errors import UserError
+from repscope.models.prompts import Prompt
+from repscope.models.sites import Site
+from repscope.read.known_facts import EncodedFacts, distinct, encode_facts, select_known
+from repscope.read.lre import LRE, attribute_lens, right, vectors
+from repscope.results import ESTIMATE, Result, Row
+from repscope.studies.relations.page import headline, page, unmapped
+from repscope.studies.relations.pooled import METRICS, pooled
+from repscope.studies.relations.split import Hits, Split, classification, edits, faithfulness
+from repscope.studies.run.study import Cost, ModelOptions, Run, Step, Study, TableOptions
+
+Tick = Callable[[float], None]
+LEAST_KNOWN = 12  #: facts that a model must know for two halves of them to mean something
+_OBJECT_DEPTH = 0.9  #: where concepts are read, as a part of the blocks
+
+
+class RelationsOptions(ModelOptions, TableOptions):
+    """What the `relations` study takes."""
+
+    relations: tuple[str, ...] = Field(
+        ("city-country", "country-capital", "country-language", "element-symbol"),
+        description="Relations: names of built-in ones, or files (JSON of the LRE dataset, or a table). A map "
+        f"needs at least {LEAST_KNOWN} facts that the model knows, and at least 2 × examples + 2.",
+    )
+    template: tuple[str, ...] = Field((), description="In place of the relation's own, with {} for the subject.")
+    examples: int = Field(5, ge=2, description="Examples that a map is made from; each is asked after the others.")
+    splits: int = Field(3, ge=1, description="How often what is known is split in two.")
+    trials: int = Field(3, ge=1, description="How often each sample is asked, with other examples.")
+    max_items: int = Field(150, ge=20, description="Samples of a relation at most; more are drawn at random.")
+    object_block: int | None = Field(None, ge=0, description="Block where concepts are read; 0.9 of the depth if not given.")
+    ranks: tuple[int, ...] = Field((4, 8, 16, 32, 64, 128), description="Ranks of the inverse to choose from.")
+    edits: int = Field(20, ge=0, description="Facts edited in each split.")
+
+    @model_validator(mode="after")
+    def _usable(self) -> "RelationsOptions":
+        if not self.relations:
+            raise ValueError("No relation was named; give one, such as --relations country-capital")
+        if len(self.template) > 1:
+            raise ValueError(f"Each relation is asked by one template, and --template has {len(self.template)}; give one")
+        if not self.ranks or min(self.ranks) < 1:
+            raise ValueError("--ranks needs at least one rank, each 1 or more")
+        return self
+
+    def sized(self) -> "RelationsOptions":
+        """With the smaller numbers that `tiny` and `short` stand for, where none were given."""
+        if self.tiny:
+            tiny: dict[str, Any] = {"splits": 2, "trials": 1, "max_items": 30, "examples": 3, "ranks": (4, 8), "edits": 3}
+            return self.with_sizes(tiny | {"relations": self.relations[:2]})
+        if self.short:
+            return self.with_sizes({"splits": 2, "max_items": 80, "edits": 8, "relations": ("country-language",)})
+        return self
+
+    @property
+    def needed(self) -> int:
+        """Facts that a model must know of a relation for a map of it: two halves of them must mean something."""
+        o = self.sized()
+        return o.examples + 4 if o.tiny else max(LEAST_KNOWN, 2 * o.examples + 2)
+
+    def files(self) -> list[Path]:
+        """The user's own relations."""
+        return [Path(r) for r in self.relations if Path(r).suffix]
+
+
+def steps(run: Run[RelationsOptions]) -> list[Step]:
+    """What is known and each split, relation by relation; then across relations, and what pools the splits."""
+    o = run.options.sized()
+    held = _relations(run)
+    object_site = _object_site(run, o)
+    made = [Step(f"{r.name} known", _knows(r), _cost(run, r, 0), version=1) for r in held]
+    asked = tuple(step.name for step in made)
+    for r in held:
+        for k in range(o.splits):
+            needs = asked if o.edits else (f"{r.name} known",)
+            made.append(Step(f"{r.name} split {k}", _splits(r, held, k, object_site), _cost(run, r, 1), version=2, needs=needs))
+    splits = tuple(f"{r.name} split {k}" for r in held for k in range(o.splits))
+    if len(held) > 1:
+        needs = (*asked, *(s for s in splits if s.endswith(" split 0")))
+        made.append(Step("across relations", _across(held), lambda: Cost(fit_flops=1e9), needs=needs))
+    made.append(Step("summary", _summary([r.name for r in held]), lambda: Cost(fit_flops=1e9), needs=splits))
+    return made
+
+
+def _relations(run: Run[RelationsOptions]) -> list[Relation]:
+    o = run.options.sized()
+    held = [relation(name, templates=o.template, **o.how()).sample(o.max_items, o.seed) for name in dict.fromkeys(o.relations)]
+    if not held:
+        raise UserError("No relation was named; give one, such as --relations country-capital.")
+    if len({r.name for r in held}) < len(held):
+        raise UserError("Two of the relations have one name; rename one file.")
+    for r in held:
+        usable = len(encode_facts(run.network, r).relation)
+        if usable < (least := max(o.needed, 2 * o.examples + 1)):
+            raise UserError(
+                f"The relation {r.name!r} has {usable} usable samples; with {o.examples} examples it needs {least} or more."
+            )
+    return held
+
+
+def _object_site(run: Run[RelationsOptions], o: RelationsOptions) -> str:
+    blocks = run.network.blocks
+    block = o.object_block if o.object_block is not None else max(1, round(_OBJECT_DEPTH * blocks) - 1)
+    if block >= blocks:
+        raise UserError(f"There is no block {block} to read concepts at; {run.network.name} has {blocks}, counted from 0.")
+    return f"resid_post.{block}"
+
+
+def _cost(run: Run[RelationsOptions], r: Relation, kind: int) -> Callable[[], Cost]:
+    """Of asking, or of a split: two sets of maps, which take nearly all of the time."""
+
+    def cost() -> Cost:
+        o, lm = run.options.sized(), run.network
+        prompts = [r.prompt(s, r.samples[: o.examples]) for s in r.subjects]
+        plan = lm.plan(prompts, "resid_post", batch_tokens=run.options.batch_tokens)
+        if not kind:
+            return Cost(plan.tokens * o.trials, plan.flops * o.trials, 0.0, 0.0, plan.blocks, plan.working)
+        width = lm.anatomy.width if lm.anatomy else 1
+        after = float(np.mean([len(lm.tokenizer(s + r.templates[0].split("{}")[1])["input_ids"]) for s in r.subjects[:50]]))
+        products = 2 * o.examples * width * (after + 1) * plan.flops / max(plan.tokens, 1)
+        return Cost(plan.tokens, plan.flops + products, 2e9 * lm.blocks, 0.0, plan.blocks, plan.working)
+
+    return cost
+
+
+def _knows(r: Relation) -> Callable[[Run[Any], Tick], Result]:
+    def compute(run: Run[RelationsOptions], tick: Tick) -> Result:
+        o = run.options.sized()
+        found = select_known(run.network, r, shots=o.examples, trials=o.trials, seed=o.seed)
+        rows = np.arange(len(found.copied)) if o.tiny else found.rows
+        notes = list(found.facts.relation.notes)
+        if o.tiny:
+            notes.append("A network with random weights knows nothing: all samples are taken as known.")
+        if len(rows) < o.needed:
+            notes.append(unmapped(r.name, run.network.name, len(rows), len(found.copied), o.needed))
+        told = f"right after {o.examples} examples; each subject averaged over {o.trials} trials"
+        measured = {
+            (ESTIMATE, f"first token {told}"): found.first.mean(0),
+            (ESTIMATE, f"full object {told}"): found.full.mean(0),
+            ("majority object", ""): found.majority.astype(float),
+            ("copied from the subject", "first three letters"): found.copied.astype(float),
+        }
+        table = [
+            Row.of(
+                stats.proportion(values, unit="subject"),
+                metric="known",
+                definition=definition,
+                item=r.name,
+                condition=condition,
+                seed=o.seed,
+            )
+            for (condition, definition), values in measured.items()
+        ]
+        frame = pd.DataFrame(found.facts.relation.samples, columns=["subject", "object"])
+        frame["first"], frame["full"] = found.first.mean(0), found.full.mean(0)
+        tick(1.0)
+        return Result.of(table, arrays={"known": rows.astype(np.int64)}, side={f"known-{r.name}": frame}, notes=tuple(notes))
+
+    return compute
+
+
+def _splits(r: Relation, held: Sequence[Relation], k: int, object_site: str) -> Callable[[Run[Any], Tick], Result]:
+    def compute(run: Run[RelationsOptions], tick: Tick) -> Result:
+        o, lm = run.options.sized(), run.network
+        rows = run.results[f"{r.name} known"].arrays["known"]
+        if len(rows) < o.needed:
+            return Result.of([])
+        seed = o.seed * 1009 + k
+        order = np.random.default_rng([o.seed, k]).permutation(rows)
+        split = Split(lm, encode_facts(lm, r), order.tolist(), o.examples, object_site, seed)
+        _ = split.fits, split.rest, split.report
+        tick(0.4)
+        hits: dict[str, Hits] = {"lre": faithfulness(split, lambda f: tick(0.1 * f))}
+        _ = split.early
+        tick(0.3)
+        hits["lrc"], made, why = classification(split, o.ranks, lambda f: tick(0.1 * f))
+        side: dict[str, pd.DataFrame] = {}
+        artifacts: dict[str, np.ndarray] = {}
+        if o.edits:
+            hits["edit"], texts = edits(
+                split, _edit_sites(lm.blocks, object_site), o.ranks, o.edits, _elsewhere(run, r, held), lambda f: tick(0.1 * f)
+            )
+            side[f"texts-{r.name}-{k}"] = texts
+        facts = split.facts
+        fit: LRE = facts["fits"][facts["site"]]
+        artifacts |= {"weight": fit.weight, "bias": fit.bias, "beta": np.array([fit.beta])}
+        if k == 0:
+            side[f"lens-{r.name}"] = attribute_lens(lm, facts["fits"], _distracted(split))
+            if made is not None:
+                sets = made.directions(lm.fingerprint, r.name)
+                sets.save(run.artifact(f"{r.name.replace(' ', '-')}-concepts.safetensors"))
+                side[f"map-{r.name}"] = _plane(made.vectors, made.names, split)
+        for family, found in hits.items():
+            artifacts |= {f"{family}|{name}": values for name, values in found.items()}
+        artifacts["reported"] = np.array([split.spelt.relation.subjects.index(s) for s, _ in split.report.pairs])
+        notes = (f"{r.name}: no concepts in split {k}: {why}.",) if why else ()
+        return Result.of(_choices(r, k, facts, seed), arrays=artifacts, side=side, notes=notes)
+
+    return compute
+
+
+def _choices(r: Relation, k: int, facts: dict[str, Any], seed: int) -> list[Row]:
+    """What the choosing half chose."""
+    named = {"lre": ("site", "beta"), "lrc": ("concept site", "rank"), "edit": ("edit site", "edit rank")}
+    rows = []
+    for family, keys in named.items():
+        for key in keys:
+            if key in facts:
+                value = facts[key]
+                number = _block(value) if isinstance(value, str) else float(value)
+                rows.append(
+                    Row(
+                        metric=f"{METRICS[family]}: {'block' if isinstance(value, str) else key.removeprefix('edit ')}",
+                        definition="chosen on the other half; block -1 is the embedding",
+                        item=r.name,
+                        split=f"split {k}",
+                        value=number,
+                        seed=seed,
+                    )
+                )
+    return rows
+
+
+def _block(site: str) -> float:
+    layer = Site.parse(site).layer
+    return -1.0 if layer is None else float(layer)
+
+
+def _edit_sites(blocks: int, object_site: str) -> list[str]:
+    """Five blocks between an eighth and two thirds of the depth, below the object's."""
+    last = int(_block(object_site))
+    at = sorted({min(last - 1, max(0, round(blocks * f))) for f in (0.13, 0.27, 0.4, 0.53, 0.67)})
+    return [f"resid_post.{b}" for b in at if b >= 0]
+
+
+def _elsewhere(run: Run[Any], r: Relation, held: Sequence[Relation]) -> Callable[[str], Prompt | None]:
+    """Another relation's question about a subject, where the model knows its answer."""
+    asked: dict[str, tuple[EncodedFacts, list[int], int]] = {}
+    for other in held:
+        if other.name != r.name:
+            words = encode_facts(run.network, other)
+            rows = run.results[f"{other.name} known"].arrays["known"]
+            for i in rows.tolist():
+                asked.setdefault(words.relation.subjects[i], (words, rows.tolist(), i))
+
+    def question(subject: str) -> Prompt | None:
+        if subject not in asked:
+            return None
+        words, rows, i = asked[subject]
+        shots = distinct(words.relation.samples, [j for j in rows if j != i], run.options.sized().examples)
+        return words.prompt(subject, [words.relation.samples[j] for j in shots])
+
+    return question
+
+
+def _distracted(split: Split) -> Prompt:
+    """A text that names a reported subject and asks for nothing."""
+    subject = split.report.pairs[0][0]
+    return Prompt.fill("Yesterday my friend talked about {subject} for an hour, and then we had lunch.", subject=subject)
+
+
+def _plane(found: np.ndarray, names: Sequence[str], split: Split) -> pd.DataFrame:
+    """Unit concepts in the plane of their two leading components, with how much of their variance it holds."""
+    unit = found / np.linalg.norm(found, axis=1, keepdims=True)
+    centred = unit - unit.mean(0)
+    u, s, _ = np.linalg.svd(centred, full_matrices=False)
+    both = u[:, :2] * s[:2]
+    count = [(split.shown + split.rest).objects.count(name) for name in names]
+    share = float((s[:2] ** 2).sum() / max((s**2).sum(), 1e-30))
+    return pd.DataFrame({"name": list(names), "x": both[:, 0], "y": both[:, -1], "n": count, "share": share})
+
+
+def _across(held: Sequence[Relation]) -> Callable[[Run[Any], Tick], Result]:
+    """Every relation's map on every relation's subjects."""
+
+    def compute(run: Run[RelationsOptions], tick: Tick) -> Result:
+        o, lm = run.options.sized(), run.network
+        there = [r for r in held if f"{r.name} split 0" in run.results and "weight" in run.results[f"{r.name} split 0"].arrays]
+        target = f"resid_post.{lm.blocks - 1}"
+        maps = {}
+        for r in there:
+            held_arrays = run.results[f"{r.name} split 0"].arrays
+            chosen = run.results[f"{r.name} split 0"].select(metric="faithfulness: block")["value"].iloc[0]
+            site = "embed" if chosen < 0 else f"resid_post.{int(chosen)}"
+            maps[r.name] = LRE(site, target, held_arrays["weight"], held_arrays["bias"], float(held_arrays["beta"][0]))
+        rows = []
+        for r in there:
+            words = encode_facts(lm, r)
+            arrays = run.results[f"{r.name} split 0"].arrays
+            reported = arrays["reported"].tolist()
+            shots = distinct(
+                words.relation.samples,
+                [i for i in run.results[f"{r.name} known"].arrays["known"].tolist() if i not in reported],
+                o.examples,
+            )
+            prompts = [words.prompt(words.relation.subjects[i], [words.relation.samples[j] for j in shots]) for i in reported]
+            at = vectors(lm, prompts, sorted({m.site for m in maps.values()}), target)
+            objects = [words.relation.samples[i][1] for i in reported]
+            for name, fit in maps.items():
+                hits = right(lm, fit(at[fit.site]), objects, target)
+                rows.append(
+                    Row.of(
+                        stats.proportion(hits.astype(float), unit="subject"),
+                        metric="faithfulness across relations",
+                        item=r.name,
+                        condition=ESTIMATE if name == r.name else f"map of {name}",
+                        split="split 0",
+                        definition="the map's likeliest token begins the object of this relation",
+                        seed=o.seed,
+                    )
+                )
+            tick(1 / len(there))
+        return Result.of(rows)
+
+    return compute
+
+
+def _summary(items: Sequence[str]) -> Callable[[Run[Any], Tick], Result]:
+    """All splits together."""
+
+    def compute(run: Run[RelationsOptions], tick: Tick) -> Result:
+        o = run.options.sized()
+        rows: list[Row] = []
+        for item in items:
+            rows += pooled(item, [run.results[f"{item} split {k}"].arrays for k in range(o.splits)], o.seed)
+        return Result.of(rows)
+
+    return compute
+
+
+RELATIONS = Study(
+    name="relations",
+    question="Is a relation a linear map on the vector of its subject, and which directions are its objects?",
+    options=RelationsOptions,
+    steps=steps,
+    page=page,
+    headline=headline,
+)

@@ -1,0 +1,1 @@
+"""What all studies share: options, steps, the run folder, provenance."""

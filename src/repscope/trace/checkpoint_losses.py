@@ -1,0 +1,199 @@
+"""Losses of a Hugging Face network on texts: nats and mistakes of a language model by token, of a classifier by example.
+
+1. `EncodedExamples`: token ids of every text as the tokenizer makes them, cut to a length; texts of a language model that
+   predict nothing (one token) are left out.
+2. Batches are of texts of like length, padded on the right, a bound on the tokens and on the logits of each; none holds texts on
+   both sides of a length at which the network changes its behaviour. That a batch gives what each of its texts gives alone is seen
+   on the first batch of each kind; where it does not, and for a classifier without a pad token, every text is a batch.
+3. A language model: `loss` is nats a predicted token over all texts, `error` the share of tokens that are not the likeliest. A
+   classifier: `loss` is cross-entropy, `error` the share of wrong classes. Padding is never counted: batched is alone.
+4. Each comes as sums by example (above, below), whose ratio over examples the loss is: intervals are over examples.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from repscope.data.evaluation import Texts
+from repscope.errors import UserError
+from repscope.models.engine.proofs import switch_lengths
+from repscope.models.engine.rewritten_state import Rewritten
+
+Sums = dict[str, Float[np.ndarray, "example 2"]]
+
+LENGTH = 512  #: most tokens of a text when nobody says
+_TOKENS = 1024  #: of a batch
+_LOGITS = 32 << 20  #: entries of a batch's logits: 128 MB in float32
+_ROWS = 256  #: of logits that are normalised at once
+_PADS = {"attention_mask": 0, "token_type_ids": 0}
+
+
+@dataclass(frozen=True)
+class EncodedExamples:
+    """Texts as a network takes them.
+
+    fields: for each text its token ids, and what else the tokenizer makes. pad: the id of padding, None where a batch must do
+    without. splits: name of a loss's split → rows. labels: numbers of classes, None for a language model. notes: what was cut.
+    """
+
+    fields: tuple[dict[str, list[int]], ...]
+    pad: int | None
+    splits: dict[str, Int[np.ndarray, "example"]]
+    labels: Int[np.ndarray, "example"] | None
+    notes: tuple[str, ...] = ()
+
+
+def encode_examples(
+    tokenizer: Any, config: Any, texts: Texts, labels: Int[np.ndarray, "example"] | None, length: int = LENGTH
+) -> EncodedExamples:
+    """Token ids of texts.
+
+    Parameters
+    ----------
+    tokenizer, config
+        Of the network.
+    texts
+        Alone, or in pairs.
+    labels
+        Of a classifier; None for a language model.
+    length
+        Most tokens of a text; never more than the network has positions.
+
+    Raises
+    ------
+    UserError
+        For a length below two, or when no text predicts a token.
+    """
+    if length < 2:
+        raise UserError(f"Texts of {length} tokens predict nothing; take a length of at least 2.")
+    places = [getattr(config, "max_position_embeddings", None), getattr(tokenizer, "model_max_length", None)]
+    most = min(length, *(int(p) for p in places if isinstance(p, int) and p > 0), length)
+    both = list(zip(texts.texts, texts.pairs or [None] * len(texts.texts)))
+    rows = [dict(tokenizer(text, second, truncation=True, max_length=most)) for text, second in both]
+    notes = list(texts.notes)
+    full = [both[i] for i, row in enumerate(rows) if len(row["input_ids"]) == most]
+    if long := sum(len(tokenizer(*pair, truncation=True, max_length=most + 1)["input_ids"]) > most for pair in full):
+        notes.append(f"{long} of {len(rows)} texts were cut to {most} tokens.")
+    least = 2 if labels is None else 1
+    keep = np.array([len(row["input_ids"]) >= least for row in rows])
+    if not keep.all():
+        notes.append(f"{int((~keep).sum())} of {len(rows)} texts have fewer than {least} tokens, and were left out.")
+    place = np.cumsum(keep) - 1
+    splits = {name: place[[int(i) for i in texts.rows(name) if keep[i]]] for name in texts.names}
+    if lost := [name or texts.name for name, held in splits.items() if not len(held)]:
+        raise UserError(f"{lost[0]} has no text of {least} tokens or more; a shorter one predicts nothing.")
+    pad = getattr(config, "pad_token_id", None)
+    if pad is None and labels is None:  # behind all that a causal model reads, any token does
+        pad = 0
+    kept = tuple(row for row, held in zip(rows, keep) if held)
+    return EncodedExamples(kept, pad, splits, None if labels is None else labels[keep], tuple(notes))
+
+
+def losses_by_example(held: EncodedExamples, name: Callable[[str, str], str]) -> Callable[[nn.Module], Sums]:
+    """What evaluates a network on texts: network → sums by example.
+
+    Parameters
+    ----------
+    held
+        The texts.
+    name
+        Names a loss by its split and kind: `Texts.loss`.
+    """
+
+    lengths = [len(f["input_ids"]) for f in held.fields]
+    together: dict[int, bool] = {}  # level of length → whether a batch gives what each text gives alone
+
+    def evaluate(module: nn.Module) -> Sums:
+        config: Any = module.config
+        state = Rewritten(module)
+        switches = switch_lengths(config.get_text_config().to_dict(), None)
+        levels = [sum(s <= length for s in switches) for length in lengths]
+        width = int(getattr(config, "vocab_size", 1)) if held.labels is None else 1
+        taken = inspect.signature(module.forward).parameters  # some tokenizers make what the network does not take
+        found = np.zeros((len(held.fields), 3))  # nats, mistakes, count
+
+        def measured(rows: Sequence[int]) -> Float[np.ndarray, "example 3"]:
+            batch = {k: v for k, v in _padded([held.fields[i] for i in rows], held.pad or 0).items() if k in taken}
+            state.rewind()
+            with torch.inference_mode():
+                logits = module(**batch).logits
+                if held.labels is None:
+                    return _next_tokens(logits, batch["input_ids"], _counted(held, rows))
+                return _classes(logits, torch.from_numpy(held.labels[rows]))
+
+        for level in sorted(set(levels)):
+            mine = [i for i, at in enumerate(levels) if at == level]
+            for rows in _batches(lengths, mine, held.pad is None or not together.get(level, True), max(1, _LOGITS // width)):
+                found[rows] = measured(rows)
+                if len(rows) > 1 and level not in together:
+                    alone = np.concatenate([measured([i]) for i in rows])
+                    tolerance = 1e-3 if next(module.parameters()).dtype == torch.float32 else 5e-2
+                    together[level] = bool(np.allclose(found[rows][:, 0], alone[:, 0], rtol=tolerance, atol=tolerance))
+                    found[rows] = alone
+                elif len(rows) > 1 and not together[level]:
+                    found[rows] = np.concatenate([measured([i]) for i in rows])
+        state.rewind()
+        return {
+            name(split, kind): found[rows][:, [column, 2]]
+            for split, rows in held.splits.items()
+            for kind, column in (("loss", 0), ("error", 1))
+        }
+
+    return evaluate
+
+
+def _next_tokens(
+    logits: Float[Tensor, "example token vocabulary"], ids: Int[Tensor, "example token"], mask: Int[Tensor, "example token"]
+) -> Float[np.ndarray, "example 3"]:
+    targets, counted = ids[:, 1:], mask[:, 1:].bool()
+    nats = torch.zeros(targets.shape, dtype=torch.float64)
+    wrong = torch.zeros(targets.shape, dtype=torch.float64)
+    where = counted.nonzero()
+    for start in range(0, len(where), _ROWS):
+        i, j = where[start : start + _ROWS].T
+        scores, answers = logits[i, j].float(), targets[i, j]
+        nats[i, j] = functional.cross_entropy(scores, answers, reduction="none").double()
+        wrong[i, j] = (scores.argmax(-1) != answers).double()
+    sums: Float[np.ndarray, "example 3"] = torch.stack([nats.sum(1), wrong.sum(1), counted.sum(1).double()], 1).numpy()
+    return sums
+
+
+def _counted(held: EncodedExamples, rows: Sequence[int]) -> Int[Tensor, "example token"]:
+    lengths = torch.tensor([len(held.fields[i]["input_ids"]) for i in rows])
+    return (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+
+
+def _classes(logits: Float[Tensor, "example class"], labels: Int[Tensor, "example"]) -> Float[np.ndarray, "example 3"]:
+    nats = functional.cross_entropy(logits.float(), labels, reduction="none").double()
+    wrong = (logits.argmax(-1) != labels).double()
+    sums: Float[np.ndarray, "example 3"] = torch.stack([nats, wrong, torch.ones_like(nats)], 1).numpy()
+    return sums
+
+
+def _batches(lengths: Sequence[int], which: Sequence[int], alone: bool, most: int) -> Iterator[list[int]]:
+    """Some rows in batches: of like length, never above so many tokens, except for one text; or one row each."""
+    budget, rows = min(_TOKENS, most), list[int]()
+    for i in sorted(which, key=lambda i: -lengths[i]):
+        longest = lengths[rows[0]] if rows else 0
+        if rows and ((len(rows) + 1) * longest > budget or alone):
+            yield rows
+            rows = []
+        rows.append(i)
+    if rows:
+        yield rows
+
+
+def _padded(fields: Sequence[dict[str, list[int]]], pad: int) -> dict[str, Int[Tensor, "example token"]]:
+    longest = max(len(f["input_ids"]) for f in fields)
+    names = [name for name in fields[0] if name in ("input_ids", *_PADS)]
+    batch = {name: torch.tensor([f[name] + [_PADS.get(name, pad)] * (longest - len(f[name])) for f in fields]) for name in names}
+    if "attention_mask" not in batch:
+        batch["attention_mask"] = torch.tensor([[1] * len(f["input_ids"]) + [0] * (longest - len(f["input_ids"])) for f in fields])
+    return batch

@@ -1,0 +1,189 @@
+"""What the paths between runs say of how the runs behave: one table for a set of runs, whatever came out.
+
+In come curves between all runs, their Euclidean distances, a behaviour and a quality of each run, and where there are some,
+labels of how they were trained (arms). Out come rows of the shared schema:
+
+1. Heights of all four definitions, within and across groups, and the ratio of the two with its interval; the same with labels
+   shuffled, which is what a ratio is worth by chance.
+2. Mantel tests: do pairs with a high gap behave differently, do they beyond what their difference in quality says, and does plain
+   Euclidean distance tell as much?
+3. Clusters that know no label, against the arms: spectral at the median scale and at the published one, average linkage as it is
+   and with each run's own effect taken off, and the same on Euclidean distances.
+4. What else would explain it: separation of the arms by quality alone, whether behaviour is bimodal at all, broken triangles.
+
+Groups are the arms where there are any, else which of the two strategies a run took (behaviour above one half). Knows no network.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from repscope import stats
+from repscope.results import ESTIMATE, Row
+from repscope.stats import clustering
+from repscope.stats.groups import bimodality, separation
+from repscope.trace.barriers import GAP, HEIGHTS
+from repscope.trace.interpolation import Curves
+
+SHUFFLED = "shuffled arms"  #: of planted arms; of other runs "…, groups shuffled"
+EUCLIDEAN = "Euclidean distance"
+_SHUFFLES = 200
+
+Matrix = Float[np.ndarray, "run run"]
+
+
+@dataclass(frozen=True, eq=False)
+class RunMeasurements:
+    """Runs and what was measured between them.
+
+    curves: between all pairs. euclidean: distance of weights. behaviour: share of the rule on texts that tell it from the
+    heuristic. quality: loss on texts that do not. arms: how each was trained, None where all were alike.
+    """
+
+    curves: Curves
+    euclidean: Matrix
+    behaviour: Float[np.ndarray, "run"]
+    quality: Float[np.ndarray, "run"]
+    arms: Shaped[np.ndarray, "run"] | None = None
+
+    @property
+    def groups(self) -> Shaped[np.ndarray, "run"]:
+        """The arms, or the strategy that each run took."""
+        return np.where(self.behaviour > 0.5, "rule", "bag") if self.arms is None else self.arms
+
+    def matrix(self, how: str) -> Matrix:
+        """Heights of the loss between all runs, or their Euclidean distance."""
+        return self.euclidean if how == EUCLIDEAN else self.curves.matrix("loss", how)
+
+
+def rows(held: RunMeasurements, *, seed: int = 0, permutations: int = 1000, **where: Any) -> list[Row]:
+    """All numbers of a set of runs; `where` fills in columns of the schema. What cannot be told has no row."""
+    condition = where.pop("condition", ESTIMATE)
+
+    def row(estimate: stats.Estimate | float, metric: str, item: str, **more: Any) -> Row:
+        at = {"metric": metric, "item": item, "condition": condition, "seed": seed, **where} | more
+        if isinstance(estimate, stats.Estimate):
+            return Row.of(estimate, **at)
+        return Row(value=estimate, **{"n": len(held.behaviour), "unit": "run", **at})
+
+    runs = np.column_stack([held.behaviour, held.quality])
+    names = ("share of the rule", "ID loss")
+    found = [
+        row(stats.mean(runs[held.groups == g, k], unit="run", seed=seed), names[k], str(g))
+        for g in np.unique(held.groups)
+        for k in range(2)
+    ]
+    for more in (
+        _heights(held, row, seed, condition),
+        _mantel(held, row, seed, permutations),
+        _clusters(held, row, seed, permutations),
+        _confounds(held, row, seed),
+    ):
+        found += more
+    return found
+
+
+Make = Callable[..., Row]
+
+
+def _two_groups(groups: Shaped[np.ndarray, "run"]) -> bool:
+    """Whether there are two groups, and pairs within each."""
+    _, sizes = np.unique(groups, return_counts=True)
+    return len(sizes) == 2 and int(sizes.min()) >= 2
+
+
+def _heights(held: RunMeasurements, row: Make, seed: int, condition: str) -> Iterable[Row]:
+    groups = held.groups
+    rng = np.random.default_rng(seed)
+    pairs = clustering.upper(groups[:, None] == groups)
+    for how in (*HEIGHTS, EUCLIDEAN):
+        matrix = held.matrix(how)
+        values = clustering.upper(matrix)
+        metric = "distance" if how == EUCLIDEAN else "height"
+        for name, mask in (("within", pairs), ("across", ~pairs)):
+            if mask.any():
+                yield row(float(values[mask].mean()), metric, f"{name}: {how}", n=int(mask.sum()), unit="pair")
+        if not _two_groups(groups) or (matrix < 0).any():
+            continue
+        yield row(clustering.across_within(matrix, groups, seed), "ratio", how, definition="mean across groups / within")
+        null = np.array([_ratio(matrix, rng.permutation(groups)) for _ in range(_SHUFFLES)])
+        if np.isfinite(null).any():
+            told = stats.null(null[np.isfinite(null)], unit="shuffle")
+            yield row(told, "ratio", how, definition="mean across groups / within", condition=shuffled(condition))
+
+
+def _ratio(matrix: Matrix, groups: Shaped[np.ndarray, "run"]) -> float:
+    """NaN where nothing rises within the groups, as of the groups themselves."""
+    same, values = clustering.upper(groups[:, None] == groups), clustering.upper(matrix)
+    within = float(values[same].mean())
+    return float(values[~same].mean()) / within if within > 0 else float("nan")
+
+
+def shuffled(condition: str) -> str:
+    """The condition of the same runs with their groups shuffled."""
+    return SHUFFLED if condition == ESTIMATE else f"{condition}, groups shuffled"
+
+
+def _mantel(held: RunMeasurements, row: Make, seed: int, permutations: int) -> Iterable[Row]:
+    differs, quality = (np.abs(x[:, None] - x) for x in (held.behaviour, held.quality))
+    asked = [
+        (GAP, held.matrix(GAP), differs, None),
+        (f"{GAP}, beyond ID loss", held.matrix(GAP), differs, quality),
+        (EUCLIDEAN, held.euclidean, differs, None),
+        ("ID loss", quality, differs, None),
+        (f"{GAP} with ID loss", held.matrix(GAP), quality, None),
+    ]
+    for name, a, b, given in asked:
+        test = clustering.mantel(a, b, given, permutations, seed)
+        if np.isfinite(test.rho):
+            yield row(
+                test.estimate,
+                "mantel rho",
+                name,
+                definition="Spearman over pairs with the difference in behaviour"
+                if b is differs
+                else "Spearman over pairs with the difference in ID loss",
+            )
+            yield row(test.p, "mantel p", name, definition=f"one-sided, {permutations} orders of the runs")
+
+
+def _clusters(held: RunMeasurements, row: Make, seed: int, permutations: int) -> Iterable[Row]:
+    groups = held.groups
+    if not _two_groups(groups):
+        return
+    gap = held.matrix(GAP)
+    ways: dict[str, np.ndarray] = {
+        f"average linkage, {GAP}": clustering.average_linkage(gap),
+        f"average linkage, {GAP}, double-centred": clustering.average_linkage(clustering.double_centred(gap)),
+        f"spectral, {EUCLIDEAN}": clustering.spectral(held.euclidean, seed=seed),
+        f"average linkage, {EUCLIDEAN}": clustering.average_linkage(held.euclidean),
+        f"average linkage, {EUCLIDEAN}, double-centred": clustering.average_linkage(clustering.double_centred(held.euclidean)),
+    }
+    for at in clustering.sensitivity(gap, groups, seed=seed, permutations=permutations):
+        ways[f"spectral, {GAP}, δ {'= 1 (published)' if at.name == 'published' else at.name}"] = at.labels
+    for name, labels in ways.items():
+        found = clustering.agreement(labels, groups, permutations, seed)
+        yield row(found.ari, "ARI", name, definition="adjusted Rand index with the groups")
+        yield row(found.p, "ARI p", name, definition=f"one-sided, {permutations} orders of the runs")
+
+
+def _confounds(held: RunMeasurements, row: Make, seed: int) -> Iterable[Row]:
+    broken = clustering.triangle(held.matrix(GAP))
+    yield row(broken.violations, "triangles broken", GAP, n=broken.n, unit="triple")
+    modes = bimodality(held.behaviour, seed=seed)
+    yield row(float(modes.modes), "modes", "share of the rule", definition="Gaussians by BIC, one or two")
+    yield row(modes.sarle, "Sarle's coefficient", "share of the rule", definition="above .555 speaks for two heaps")
+    if not _two_groups(held.groups):
+        return
+    rule = (held.groups == "rule").astype(int)
+    for name, values in (("ID loss", -held.quality), ("share of the rule", held.behaviour)):
+        apart = separation(values, rule, seed=seed)
+        yield row(
+            stats.Estimate(apart.auc, apart.lo, apart.hi, stats.LEVEL, apart.method, "run", apart.n),
+            "AUC",
+            name,
+            definition="P(a run of the rule's group scores better)",
+        )

@@ -1,0 +1,164 @@
+"""Sets of runs that are compared: planted arms, the same without a nudge, arms matched on ID loss, inits of their own.
+
+`train` writes a recipe's runs as a `CheckpointSet`, and goes on where it was killed; `paths` (the study) compares them.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from repscope import __version__
+from repscope.errors import UserError, unknown
+from repscope.models.checkpoints import CheckpointSet, save, tensors
+from repscope.models.loading.stacked_weights import State, stack, unstack
+from repscope.progress import progress
+from repscope.worlds.hans import groups as arms
+from repscope.worlds.hans.groups import FineTuning, World
+
+#: recipe → arms, each of which gets as many runs as are asked for
+RECIPES: dict[str, tuple[str, ...]] = {"planted": ("rule", "bag"), "plain": ("none",)}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What `train` makes.
+
+    recipe: of `RECIPES`. runs: of each arm. inits: pretrained networks, an equal number of runs from each. fork: step of the
+    pretraining at which fine-tuning begins. keep: how many checkpoints of each run, evenly spaced, the last included.
+    """
+
+    recipe: str = "planted"
+    runs: int = 12
+    inits: int = 1
+    fork: int = 500
+    keep: int = 1
+    seed: int = 0
+    world: World = field(default_factory=World)
+    tuning: FineTuning = field(default_factory=FineTuning)
+
+    def __post_init__(self) -> None:
+        """Refuse what gives no runs.
+
+        Raises
+        ------
+        UserError
+            For an unknown recipe, numbers below one, a fork or a nudge beyond its training.
+        """
+        if self.recipe not in RECIPES:
+            raise unknown("recipe", self.recipe, RECIPES)
+        if min(self.runs, self.inits, self.keep) < 1:
+            raise UserError("Runs, inits and checkpoints to keep are at least 1 each.")
+        if self.fork < 0 or self.fork > self.world.pretraining.steps:
+            raise UserError(f"Pretraining has {self.world.pretraining.steps} steps; a fork at {self.fork} is not within it.")
+        if self.recipe != "plain" and self.tuning.nudge > self.tuning.schedule.steps:
+            raise UserError(
+                f"A nudge of {self.tuning.nudge} steps is longer than the {self.tuning.schedule.steps} steps of fine-tuning."
+            )
+        if self.keep > self.tuning.schedule.steps:
+            raise UserError(f"{self.keep} checkpoints are more than the {self.tuning.schedule.steps} steps of fine-tuning.")
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row a run."""
+        tables = [
+            arms.run_plan([arm for arm in RECIPES[self.recipe] for _ in range(self.runs)], init, self.seed * 101 + init)
+            for init in range(self.inits)
+        ]
+        for init, table in enumerate(tables):
+            if self.inits > 1:
+                table["run"] = [f"init{init}-{name}" for name in table["run"]]
+        return pd.concat(tables, ignore_index=True).assign(recipe=self.recipe, fork=self.fork)
+
+
+def train(asked: Training, folder: str | Path) -> CheckpointSet:
+    """Train all runs of a recipe in one batch and write them as a set; what is finished there already is opened.
+
+    A killed training goes on from its last kept step: `<folder>.training` holds pretrained weights and the descent until it is
+    done.
+
+    Raises
+    ------
+    UserError
+        When another recipe's runs, or something else, is in the folder.
+    """
+    folder = Path(folder).expanduser()
+    digest = hashlib.sha256(json.dumps([asdict(asked), __version__], default=str, sort_keys=True).encode()).hexdigest()
+    if folder.exists():
+        known = folder / "recipe.json"
+        if known.is_file() and json.loads(known.read_text()).get("digest") == digest:
+            return CheckpointSet.open(folder)
+        if any(folder.iterdir()):
+            raise UserError(f"{folder} holds other runs or files; choose another --out, or delete it.")
+    partial = folder.with_name(folder.name + ".training") / digest[:12]
+    steps, table = asked.tuning.schedule.steps, asked.table
+    kept = sorted({round(steps * (i + 1) / asked.keep) for i in range(asked.keep)})
+    pretraining = 1.5 * asked.fork * asked.inits
+    with progress("Training", pretraining + steps * len(table)) as advance:
+        base = _pretrained(asked, partial, lambda amount: advance(1.5 * amount * asked.inits))
+        descent = arms.training_run(asked.world, base, table, asked.tuning)
+        if (partial / "descent.safetensors").is_file():
+            descent.load(partial / "descent.safetensors")
+        states = {s: dict(tensors(partial / f"step-{s}.safetensors")) for s in kept if s <= descent.step}
+        advance(descent.step * len(table))
+        rests = sorted({*kept, *range(0, steps, max(1, steps // 10))} - set(states))
+        for step, state in descent.until(rests, lambda amount: advance(amount * len(table))):
+            if step in kept:
+                save(partial / f"step-{step}.safetensors", state)
+                states[step] = state
+            descent.save(partial / "descent.safetensors")
+    table = table.drop(columns="init").assign(init=[f"pretraining {i}" for i in table["init"]])
+    found = CheckpointSet.written(folder, asked.world.shape(), table, states)
+    (folder / "recipe.json").write_text(json.dumps({"digest": digest, **asdict(asked)}, indent=2, default=str))
+    _forget(partial)
+    return found
+
+
+def _pretrained(asked: Training, partial: Path, tick: arms.Tick) -> State:
+    path = partial / "pretrained.safetensors"
+    if path.is_file():
+        return dict(tensors(path))
+    base = arms.pretrain(asked.world, [asked.seed * 1009 + i for i in range(asked.inits)], [asked.fork], tick)[asked.fork]
+    save(path, base)
+    return base
+
+
+def _forget(partial: Path) -> None:
+    shutil.rmtree(partial, ignore_errors=True)
+    if partial.parent.is_dir() and not any(partial.parent.iterdir()):
+        partial.parent.rmdir()
+
+
+def matched(
+    states: Sequence[State], losses: Float[np.ndarray, "checkpoint run"], groups: np.ndarray
+) -> tuple[State, Float[np.ndarray, "run"]]:
+    """One checkpoint of each run, so that the groups are as alike as can be in loss: the nearest to one target.
+
+    The target is the larger of the groups' median losses at the last checkpoint: what all can reach by stopping early.
+
+    Parameters
+    ----------
+    states
+        Checkpoints, each a stack of all runs.
+    losses
+        Of each run at each checkpoint, on texts that are not used afterwards.
+    groups
+        The group of each run.
+
+    Returns
+    -------
+    stacked weights
+        The checkpoints chosen.
+    chosen
+        Which checkpoint of each run, counted from 0.
+    """
+    target = max(float(np.median(losses[-1][groups == g])) for g in np.unique(groups))
+    chosen = np.abs(losses - target).argmin(0)
+    picked = [unstack(states[step], run) for run, step in enumerate(chosen)]
+    return stack(picked), chosen

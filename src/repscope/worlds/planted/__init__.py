@@ -1,0 +1,1 @@
+"""Functions and networks with planted directions."""

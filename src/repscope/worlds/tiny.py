@@ -1,0 +1,65 @@
+"""A tiny random language model with a byte-level tokenizer, made in memory: for tests, `--tiny` and kill loops. Knows nothing."""
+
+from typing import TYPE_CHECKING, Any
+
+from repscope.errors import UserError, unknown
+from repscope.models.engine.fingerprint import WeightSource, of_module
+
+if TYPE_CHECKING:
+    from repscope.models.language import LanguageModel
+
+
+def byte_tokenizer() -> Any:
+    """One token a byte, 256 of them, nothing added at either end."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=core)  # type: ignore[no-untyped-call]
+
+
+def tiny(seed: int = 0, *, device: str = "cpu", dtype: str = "float32") -> "LanguageModel":
+    """Four random Llama blocks of width 32 over bytes: every name has one token a byte, and nothing was ever learned.
+
+    device: one that torch has here. dtype: as for `load`; the weights are drawn in float32 and converted.
+
+    Raises
+    ------
+    UserError
+        For a device or dtype that there is not.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from repscope.models.language import LanguageModel
+    from repscope.models.loading.folders import SPREAD
+    from repscope.models.loading.sources import DTYPES, device_named
+
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    if device in SPREAD:
+        raise UserError(f"The tiny model fits one device, and {device!r} spreads a model; give cpu or cuda.")
+    where = device_named(device)
+    tokenizer = byte_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=1024,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+        model = LlamaForCausalLM(config)
+        model.train(False)
+    placed: Any = model
+    placed.to(where, getattr(torch, dtype))
+    source = WeightSource("tiny", of_module(model), f"{dtype}, random weights", None, None)
+    return LanguageModel(model, tokenizer, "tiny", source)
