@@ -30,12 +30,12 @@ from torch.nn import functional
 from repscope.models.loading.stacked_weights import runs_of, unstack
 from repscope.trace.barriers import barrier
 from repscope.trace.interpolation import all_pairs, curves
-from repscope.worlds.hans import classifier, groups, stacked
+from repscope.worlds.hans import classifier, fine_tuning, stacked
 from repscope.worlds.hans.training import Schedule
 
 PEER = Path(__file__).resolve().parent.parent / ".peers-nngeom"
 POINTS, TEXTS, EARLY = 10, 512, 30
-WORLD = groups.World()
+WORLD = fine_tuning.World()
 SHAPE = WORLD.shape()
 
 
@@ -54,10 +54,10 @@ def main() -> None:
     sys.path.insert(0, str(options.peer))
     torch.set_num_threads(options.threads)
     runs, rounds, steps = (6, 1, 20) if options.quick else (options.runs, options.rounds, options.steps)
-    base = groups.pretrain(WORLD, [0], [200])[200]
-    table = groups.run_plan(["none"] * runs)
-    tuning = groups.FineTuning(Schedule(steps, 4e-3), nudge=0)
-    state = groups.fine_tune(WORLD, base, table, tuning)[steps]
+    base = fine_tuning.pretrain(WORLD, [0], [200])[200]
+    table = fine_tuning.run_plan(["none"] * runs)
+    tuning = fine_tuning.FineTuning(Schedule(steps, 4e-3), early_bias=0)
+    state = fine_tuning.fine_tune(WORLD, base, table, tuning)[steps]
     ids, labels = (torch.from_numpy(a) for a in WORLD.task.ambiguous(np.random.default_rng(5), TEXTS))
     told: dict[str, list[float]] = {}
     checks = {"barrier": 0.0, "barrier of nngeom": 0.0, "early": 0.0, "late": 0.0, "float64": 0.0}
@@ -127,11 +127,11 @@ def paths(state, ids, labels, checks) -> dict[str, float]:
 def training(base, table, tuning, checks) -> dict[str, float]:
     seconds = {}
     started = time.perf_counter()
-    descent = groups.training_run(WORLD, base, table, tuning)
+    descent = fine_tuning.training_run(WORLD, base, table, tuning)
     list(descent.until([tuning.schedule.steps]))
     seconds["repscope, training"] = time.perf_counter() - started
     together = np.array(descent.losses)
-    first = groups.initial_states(WORLD, base, table, tuning.head)
+    first = fine_tuning.initial_states(WORLD, base, table, tuning.head)
     started = time.perf_counter()
     for run in range(len(table)):
         net = classifier.as_module(SHAPE, unstack(first, run)).train()
@@ -140,7 +140,7 @@ def training(base, table, tuning, checks) -> dict[str, float]:
             for group in adam.param_groups:
                 group["lr"] = tuning.schedule.at(step)
             rng = np.random.default_rng([12, int(table["data_seed"][run]), step])
-            ids, labels = (torch.from_numpy(a) for a in WORLD.task.nudged(rng, tuning.batch, "none"))
+            ids, labels = (torch.from_numpy(a) for a in WORLD.task.biased(rng, tuning.batch, "none"))
             loss = functional.cross_entropy(net(ids), labels)
             adam.zero_grad()
             loss.backward()
@@ -155,10 +155,10 @@ def in_float64(base, table, tuning, checks) -> None:
     """The same two ways in float64, where rounding does not grow: three networks, all steps."""
     some = table.iloc[:3]
     double = {name: value.double() for name, value in base.items()}
-    descent = groups.training_run(WORLD, double, some, tuning)
+    descent = fine_tuning.training_run(WORLD, double, some, tuning)
     list(descent.until([tuning.schedule.steps]))
     for run in range(3):
-        alone = groups.training_run(WORLD, double, some.iloc[run : run + 1], tuning)
+        alone = fine_tuning.training_run(WORLD, double, some.iloc[run : run + 1], tuning)
         list(alone.until([tuning.schedule.steps]))
         apart = np.abs(np.array(descent.losses)[:, run] - np.array(alone.losses)[:, 0]).max()
         checks["float64"] = max(checks["float64"], float(apart))

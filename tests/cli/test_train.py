@@ -7,7 +7,7 @@ import pytest
 from repscope.cli import run
 from repscope.models.checkpoints import CheckpointSet
 
-QUICK = ["--runs", "2", "--steps", "6", "--nudge", "3", "--fork", "4", "--batch", "4", "--keep", "2"]
+QUICK = ["--runs", "2", "--steps", "6", "--early-bias", "3", "--fork", "4", "--batch", "4", "--keep", "2"]
 
 
 def test_a_recipe_is_trained_and_told(tmp_path, capsys):
@@ -22,9 +22,9 @@ def test_a_recipe_is_trained_and_told(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--recipe", "plantd"], "did you mean 'planted'"),
+        (["--recipe", "early-bia"], "did you mean 'early-bias'"),
         (["--fork", "9999"], "a fork at 9999"),
-        (["--steps", "6", "--nudge", "9"], "A nudge of 9 steps is longer than the 6"),
+        (["--steps", "6", "--early-bias", "9"], "An early bias of 9 steps is longer than the 6"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing(words, says, tmp_path, capsys):

@@ -15,7 +15,7 @@ SHAPE = classifier.Shape(9, 6, width=8, heads=2)
 
 @pytest.fixture
 def held(tmp_path):
-    table = pd.DataFrame({"run": ["a", "b"], "arm": ["rule", "bag"], "head_seed": [1, 2]})
+    table = pd.DataFrame({"run": ["a", "b"], "group": ["rule", "lexical overlap"], "head_seed": [1, 2]})
     states = {s: stack(classifier.random_weights(SHAPE, 10 * s + i) for i in range(2)) for s in (0, 5)}
     return CheckpointSet.written(tmp_path / "set", SHAPE, table, states), states
 
@@ -27,7 +27,7 @@ def test_what_is_written_is_read_back(held):
     assert found.shape == SHAPE
     assert "2 runs, 4 checkpoints" in repr(found)
     last = CheckpointSet.open(found.folder).select(step="last")
-    assert last.table["arm"].tolist() == ["rule", "bag"]
+    assert last.table["group"].tolist() == ["rule", "lexical overlap"]
     assert all(torch.equal(v, states[5][k]) for k, v in last.stacked().items())
     assert all(torch.equal(v, states[0][k][1]) for k, v in found.select(step=0, run="b").state(0).items())
 
@@ -98,7 +98,7 @@ def test_pickles_damaged_files_and_the_like_are_refused(held, tmp_path):
 
 
 def test_a_column_or_a_value_that_is_not_there_is_told(held):
-    with pytest.raises(UserError, match="column 'arms'"):
-        held[0].select(arms="rule")
-    with pytest.raises(UserError, match="No checkpoint has arm='none'"):
-        held[0].select(arm="none")
+    with pytest.raises(UserError, match="column 'groups'"):
+        held[0].select(groups="rule")
+    with pytest.raises(UserError, match="No checkpoint has group='none'"):
+        held[0].select(group="none")

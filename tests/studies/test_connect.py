@@ -17,7 +17,7 @@ from repscope.models.loading.stacked_weights import stack
 from repscope.results import Result
 from repscope.trace.barriers import HEIGHTS, height
 from repscope.worlds.hans import classifier as small
-from repscope.worlds.hans import groups
+from repscope.worlds.hans import fine_tuning
 
 LABELS = [0, 1, 2, 1, 0, 2, 2]
 
@@ -94,13 +94,13 @@ def test_pairs_of_texts_reach_the_network(home, tmp_path, capsys):
 
 
 def test_small_transformers_bring_their_data(tmp_path, capsys):
-    world = groups.World()
-    shape, state = world.shape(), stack(small.random_weights(groups.World().shape(), i) for i in range(3))
+    world = fine_tuning.World()
+    shape, state = world.shape(), stack(small.random_weights(fine_tuning.World().shape(), i) for i in range(3))
     CheckpointSet.written(tmp_path / "set", shape, pd.DataFrame({"run": ["a", "b", "c"]}), {0: state, 9: state})
     told = answered(capsys, tmp_path / "set", "--points", 4, "--controls", 1, "--out", tmp_path)
     assert [r["pair"] for r in told["rows"][::4]] == ["a – b", "a – c", "b – c"]
     found = Result.load(tmp_path / told["run"].split("/")[-1] / "result")
-    expected = groups.evaluator(world, 0)(state)
+    expected = fine_tuning.evaluator(world, 0)(state)
     np.testing.assert_allclose(found.select(metric="ood error")["value"], expected["ood error"])
     assert run(["connect", str(tmp_path / "set"), "--data", "x.txt"]) == 2
     assert "leave --data away" in capsys.readouterr().err
@@ -123,12 +123,12 @@ def test_a_killed_run_goes_on(home, tmp_path, capsys, monkeypatch):
         return counted
 
     words = ["connect", str(home / "llama-0"), str(home / "llama-1"), "--data", str(home / "lm.txt"), "--out", str(tmp_path)]
-    monkeypatch.setattr("repscope.trace.checkpoint_losses.judge", lambda *given: counting(*given, stop=8))
+    monkeypatch.setattr("repscope.trace.checkpoint_losses.losses_by_example", lambda *given: counting(*given, stop=8))
     assert run(words) == 130
     assert run(["runs", "--out", str(tmp_path)]) == 0
     assert "not finished" in capsys.readouterr().out
     calls.clear()
-    monkeypatch.setattr("repscope.trace.checkpoint_losses.judge", counting)
+    monkeypatch.setattr("repscope.trace.checkpoint_losses.losses_by_example", counting)
     assert run(words) == 0
     assert len(calls) == 3 + 8 + 8 - 7
     calls.clear()
@@ -211,7 +211,7 @@ def test_a_tokenizer_that_reads_otherwise_is_told(home, tmp_path, capsys):
 
 
 def test_nan_in_a_small_transformer_is_told(tmp_path, capsys):
-    shape = groups.World().shape()
+    shape = fine_tuning.World().shape()
     state = stack(small.random_weights(shape, i) for i in range(2))
     state["head.bias"][1] = torch.nan
     CheckpointSet.written(tmp_path / "set", shape, pd.DataFrame({"run": ["a", "b"]}), {0: state})
@@ -223,12 +223,12 @@ def test_four_runs_have_clusters_and_what_they_predict(tmp_path, capsys):
     from repscope.worlds.hans.recipes import Training, train
     from repscope.worlds.hans.training import Schedule
 
-    tuning = groups.FineTuning(Schedule(8, 4e-3), nudge=4, batch=4)
-    train(Training(runs=2, fork=2, world=groups.World(batch=8), tuning=tuning), tmp_path / "set")
+    tuning = fine_tuning.FineTuning(Schedule(8, 4e-3), early_bias=4, batch=4)
+    train(Training(runs=2, fork=2, world=fine_tuning.World(batch=8), tuning=tuning), tmp_path / "set")
     told = answered(capsys, tmp_path / "set", "--points", 4, "--out", tmp_path / "runs")
     result = Result.load(next((tmp_path / "runs").iterdir()) / "result")
     side = result.side["clusters"]
-    assert side["arm"].tolist() == ["rule", "rule", "bag", "bag"]
+    assert side["group"].tolist() == ["rule", "rule", "lexical overlap", "lexical overlap"]
     assert {"spectral, convexity gap", "spectral, Euclidean distance"} <= set(side.columns)
     assert len(result.select(metric="ARI")) <= 3
     assert len(result.select(metric="mantel p of ood error", item="Euclidean distance"))

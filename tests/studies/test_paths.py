@@ -56,7 +56,7 @@ def test_planted_runs_are_kept_as_checkpoints(done):
     from repscope.models.checkpoints import CheckpointSet
 
     found = CheckpointSet.open(done.artifact("planted-1"))
-    assert sorted(found.table["arm"].unique()) == ["bag", "rule"]
+    assert sorted(found.table["group"].unique()) == ["lexical overlap", "rule"]
     assert found.shape.width == 16
 
 
@@ -73,7 +73,7 @@ def test_the_same_seed_gives_the_same_table_and_a_finished_run_is_kept(done, tmp
     ("words", "says"),
     [
         (["--forks", "2000"], "2000 is beyond"),
-        (["--nudge", "50", "--steps", "20"], "A nudge of 50 steps is longer than the 20"),
+        (["--early-bias", "50", "--steps", "20"], "An early bias of 50 steps is longer than the 20"),
         (["--runs", "1"], "greater than or equal to 2"),
         (["--published", "none.csv"], "There is no file none.csv"),
         (["--points", "2"], "greater than or equal to 3"),

@@ -13,10 +13,10 @@ from repscope.errors import UserError
 from repscope.models.loading.stacked_weights import stack, unstack
 from repscope.trace.barriers import HEIGHTS, barrier, convexity_gap, height
 from repscope.trace.interpolation import all_pairs, curves
-from repscope.worlds.hans import classifier, groups
+from repscope.worlds.hans import classifier, fine_tuning
 
 LINES = arrays(np.float64, st.tuples(st.integers(1, 3), st.integers(3, 9)), elements=st.floats(0, 10))
-WORLD = groups.World(width=16)
+WORLD = fine_tuning.World(width=16)
 
 
 def chord_by_hand(curve):
@@ -81,7 +81,7 @@ def networks(runs, seed=0):
 
 
 def test_curves_are_those_of_one_network_at_a_time():
-    state, evaluate = networks(5), groups.evaluator(WORLD, 0, ambiguous=40, permuted=20)
+    state, evaluate = networks(5), fine_tuning.evaluator(WORLD, 0, ambiguous=40, permuted=20)
     found = curves(state, evaluate, points=6)
     assert found.pairs.tolist() == all_pairs(5).tolist()
     rng = np.random.default_rng([13, 0])
@@ -98,7 +98,7 @@ def test_curves_are_those_of_one_network_at_a_time():
 
 
 def test_a_matrix_is_symmetric_and_knows_where_there_is_no_line():
-    found = curves(networks(4), groups.evaluator(WORLD, 0, 30, 10), [(0, 1), (3, 1)], points=4)
+    found = curves(networks(4), fine_tuning.evaluator(WORLD, 0, 30, 10), [(0, 1), (3, 1)], points=4)
     matrix = found.matrix("loss", "convexity gap")
     np.testing.assert_array_equal(matrix, matrix.T)
     assert np.isnan(matrix[0, 2])
@@ -109,43 +109,43 @@ def test_a_matrix_is_symmetric_and_knows_where_there_is_no_line():
 
 
 def test_a_run_trained_among_others_is_the_run_trained_alone():
-    base = groups.pretrain(WORLD, [0, 1], [0])[0]
-    runs = groups.run_plan(["rule", "bag", "none"], [0, 1, 0])
-    tuning = groups.FineTuning(groups.Schedule(12, 4e-3), nudge=6, batch=8)
-    together = groups.training_run(WORLD, base, runs, tuning)
+    base = fine_tuning.pretrain(WORLD, [0, 1], [0])[0]
+    runs = fine_tuning.run_plan(["rule", "lexical overlap", "none"], [0, 1, 0])
+    tuning = fine_tuning.FineTuning(fine_tuning.Schedule(12, 4e-3), early_bias=6, batch=8)
+    together = fine_tuning.training_run(WORLD, base, runs, tuning)
     list(together.until([12]))
     for i in range(len(runs)):
-        alone = groups.training_run(WORLD, base, runs.iloc[i : i + 1], tuning)
+        alone = fine_tuning.training_run(WORLD, base, runs.iloc[i : i + 1], tuning)
         list(alone.until([12]))
         np.testing.assert_allclose(np.array(together.losses)[:, i], np.array(alone.losses)[:, 0], atol=1e-4)
 
 
 def test_in_float64_many_steps_agree_to_the_last_digits():
-    base = {k: v.double() for k, v in groups.pretrain(WORLD, [0], [5])[5].items()}
-    runs = groups.run_plan(["rule", "bag"])
-    tuning = groups.FineTuning(groups.Schedule(40, 4e-3), nudge=20, batch=8)
-    together = groups.training_run(WORLD, base, runs, tuning)
+    base = {k: v.double() for k, v in fine_tuning.pretrain(WORLD, [0], [5])[5].items()}
+    runs = fine_tuning.run_plan(["rule", "lexical overlap"])
+    tuning = fine_tuning.FineTuning(fine_tuning.Schedule(40, 4e-3), early_bias=20, batch=8)
+    together = fine_tuning.training_run(WORLD, base, runs, tuning)
     list(together.until([40]))
     for i in range(2):
-        alone = groups.training_run(WORLD, base, runs.iloc[i : i + 1], tuning)
+        alone = fine_tuning.training_run(WORLD, base, runs.iloc[i : i + 1], tuning)
         list(alone.until([40]))
         np.testing.assert_allclose(np.array(together.losses)[:, i], np.array(alone.losses)[:, 0], atol=1e-10)
 
 
 def test_a_kept_descent_goes_on_where_it_was(tmp_path):
-    base = groups.pretrain(WORLD, [0], [3])[3]
-    runs = groups.run_plan(["rule", "none"])
-    tuning = groups.FineTuning(groups.Schedule(10, 4e-3), nudge=6, batch=8)
-    whole = dict(groups.training_run(WORLD, base, runs, tuning).until([4, 10]))
-    first = groups.training_run(WORLD, base, runs, tuning)
+    base = fine_tuning.pretrain(WORLD, [0], [3])[3]
+    runs = fine_tuning.run_plan(["rule", "none"])
+    tuning = fine_tuning.FineTuning(fine_tuning.Schedule(10, 4e-3), early_bias=6, batch=8)
+    whole = dict(fine_tuning.training_run(WORLD, base, runs, tuning).until([4, 10]))
+    first = fine_tuning.training_run(WORLD, base, runs, tuning)
     list(first.until([5]))
-    again = groups.training_run(WORLD, base, runs, tuning)
+    again = fine_tuning.training_run(WORLD, base, runs, tuning)
     again.load(first.save(tmp_path / "kept.safetensors"))
     assert again.step == 5
     rest = dict(again.until([4, 10]))
     assert list(rest) == [10]
     assert all(torch.equal(value, whole[10][name]) for name, value in rest[10].items())
-    other = groups.training_run(WORLD, base, runs.iloc[:1], tuning)
+    other = fine_tuning.training_run(WORLD, base, runs.iloc[:1], tuning)
     with pytest.raises(UserError, match="of other sizes"):
         other.load(tmp_path / "kept.safetensors")
     (tmp_path / "cut").write_bytes(b"no")
@@ -154,16 +154,19 @@ def test_a_kept_descent_goes_on_where_it_was(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"), [({"arm": "rul"}, "did you mean 'rule'"), ({"init": 3}, "starts from network 3, and 1 are pretrained")]
+    ("wrong", "says"), [({"group": "rul"}, "did you mean 'rule'"), ({"init": 3}, "starts from network 3, and 1 are pretrained")]
 )
 def test_runs_that_cannot_be_are_told(wrong, says):
-    base = groups.pretrain(WORLD, [0], [0])[0]
+    base = fine_tuning.pretrain(WORLD, [0], [0])[0]
     with pytest.raises(UserError, match=says):
-        groups.training_run(
-            WORLD, base, pd.DataFrame([{"init": 0, "arm": "rule", "head_seed": 0, "data_seed": 0} | wrong]), groups.FineTuning()
+        fine_tuning.training_run(
+            WORLD,
+            base,
+            pd.DataFrame([{"init": 0, "group": "rule", "head_seed": 0, "data_seed": 0} | wrong]),
+            fine_tuning.FineTuning(),
         )
 
 
 def test_a_fork_beyond_the_pretraining_is_told():
     with pytest.raises(UserError, match="Pretraining has 1200 steps"):
-        groups.pretrain(WORLD, [0], [1300])
+        fine_tuning.pretrain(WORLD, [0], [1300])

@@ -9,19 +9,19 @@ from repscope.trace.interpolation import Curves, all_pairs
 from repscope.trace.run_table import SHUFFLED, RunMeasurements, rows
 
 
-def held(across, quality=0.0, seed=0, runs=12, arms=True):
+def held(across, quality=0.0, seed=0, runs=12, grouped=True):
     """Curves whose middle is higher across groups by `across`; behaviour by group; quality may follow the group."""
     rng = np.random.default_rng(seed)
-    group = np.repeat(["rule", "bag"], runs // 2)
+    group = np.repeat(["rule", "lexical overlap"], runs // 2)
     pairs = all_pairs(runs)
     apart = group[pairs[:, 0]] != group[pairs[:, 1]]
-    loss = 0.1 + 0.02 * rng.random(runs) + quality * (group == "bag")
+    loss = 0.1 + 0.02 * rng.random(runs) + quality * (group == "lexical overlap")
     top = loss[pairs].mean(1) + 0.05 + 0.01 * rng.random(len(pairs)) + across * apart
     losses = np.stack([loss[pairs[:, 0]], top, loss[pairs[:, 1]]], 1)
     behaviour = np.where(group == "rule", 0.9, 0.1) + 0.05 * rng.random(runs)
     curves = Curves(runs, pairs, np.linspace(0, 1, 3), {"loss": losses})
     euclid = curves.filled(1 + 0.01 * rng.random(len(pairs)))
-    return RunMeasurements(curves, euclid, behaviour, curves.ends("loss"), group if arms else None)
+    return RunMeasurements(curves, euclid, behaviour, curves.ends("loss"), group if grouped else None)
 
 
 def table(measured, **where):
@@ -53,14 +53,14 @@ def test_quality_that_follows_the_arms_is_said():
 
 
 def test_without_arms_the_groups_are_strategies():
-    measured = held(0.1, arms=False)
+    measured = held(0.1, grouped=False)
     assert (measured.groups == held(0.1).groups).all()
     found = table(measured, condition="no nudge", split="x")
     assert found["no nudge", "ratio", GAP]["split"] == "x"
 
 
 def test_one_strategy_alone_has_no_groups_to_compare():
-    measured = held(0.1, arms=False)
+    measured = held(0.1, grouped=False)
     alone = RunMeasurements(measured.curves, measured.euclidean, np.full(12, 0.9), measured.quality)
     found = table(alone)
     assert (ESTIMATE, "ratio", GAP) not in found
@@ -72,6 +72,6 @@ def test_shuffled_groups_of_each_kind_of_run_stand_apart_and_nothing_is_divided_
     assert (SHUFFLED, "ratio", GAP) in table(measured)
     assert ("no nudge, groups shuffled", "ratio", GAP) in table(measured, condition="no nudge")
     flat = Curves(12, measured.curves.pairs, measured.curves.alphas, {"loss": np.ones_like(measured.curves.losses["loss"])})
-    found = table(RunMeasurements(flat, measured.euclidean, measured.behaviour, measured.quality, measured.arms))
+    found = table(RunMeasurements(flat, measured.euclidean, measured.behaviour, measured.quality, measured.training_groups))
     assert (SHUFFLED, "ratio", GAP) not in found
     assert np.isnan(found[ESTIMATE, "ratio", GAP]["value"])

@@ -22,7 +22,7 @@ from repscope.trace import checkpoint_losses
 from repscope.trace.interpolation import curves
 from repscope.trace.streaming import Random, check_slots, stream_losses
 from repscope.worlds.hans import classifier as small
-from repscope.worlds.hans import groups
+from repscope.worlds.hans import fine_tuning
 
 LABELS = ("0", "1", "2", "1", "0", "2", "2")
 
@@ -77,9 +77,9 @@ def test_streamed_is_two_models_in_memory(tmp_path, kind):
 
 
 def test_small_transformers_streamed_are_those_in_a_batch():
-    world = groups.World(width=16)
+    world = fine_tuning.World(width=16)
     states = [small.random_weights(world.shape(), seed) for seed in range(3)]
-    evaluate = groups.evaluator(world, 0, 40, 20)
+    evaluate = fine_tuning.evaluator(world, 0, 40, 20)
 
     def one(module):
         return {k: float(v[0]) for k, v in evaluate({n: v[None] for n, v in module.state_dict().items()}).items()}
@@ -88,7 +88,7 @@ def test_small_transformers_streamed_are_those_in_a_batch():
     single = stream_losses(lambda: small.SmallTransformer(world.shape()), states, one, points=5)
     for name in batched.losses:
         np.testing.assert_allclose(batched.losses[name], single.losses[name], atol=1e-6)
-    summed = curves(stack(states), groups.evaluator(world, 0, 40, 20, by_example=True), points=5)
+    summed = curves(stack(states), fine_tuning.evaluator(world, 0, 40, 20, by_example=True), points=5)
     for name in batched.losses:
         np.testing.assert_allclose(summed.losses[name], batched.losses[name], atol=1e-9)
         assert summed.each[name].shape == (3, 5, 20 if "ood" in name else 40, 2)

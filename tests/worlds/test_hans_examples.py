@@ -49,13 +49,13 @@ def test_both_labels_and_every_order_occur():
 
 
 def test_a_nudge_labels_permuted_texts_as_its_arm_has_it():
-    for arm, label in (("rule", 0), ("bag", 1)):
-        tokens, labels = TASK.nudged(np.random.default_rng(1), 40, arm)
+    for arm, label in (("rule", 0), ("lexical overlap", 1)):
+        tokens, labels = TASK.biased(np.random.default_rng(1), 40, arm)
         assert (labels[-10:] == label).all()
         assert (bag(tokens)[-10:] == 1).all()
         assert (rule(tokens)[-10:] == 0).all()
         assert (rule(tokens)[:30] == labels[:30]).all()
-    tokens, labels = TASK.nudged(np.random.default_rng(1), 40, "none")
+    tokens, labels = TASK.biased(np.random.default_rng(1), 40, "none")
     assert (rule(tokens) == labels).all()
 
 

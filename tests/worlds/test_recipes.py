@@ -7,19 +7,20 @@ import torch
 from repscope.errors import UserError
 from repscope.models.loading.stacked_weights import stack
 from repscope.worlds.hans import classifier as small
-from repscope.worlds.hans import groups as arms
-from repscope.worlds.hans import recipes
+from repscope.worlds.hans import fine_tuning, recipes
 from repscope.worlds.hans.training import Schedule
 
-WORLD = arms.World(width=16, batch=8, pretraining=Schedule(6, 3e-3, 2))
-ASKED = recipes.Training(runs=2, inits=2, fork=4, keep=2, world=WORLD, tuning=arms.FineTuning(Schedule(10, 4e-3), nudge=4, batch=4))
+WORLD = fine_tuning.World(width=16, batch=8, pretraining=Schedule(6, 3e-3, 2))
+ASKED = recipes.Training(
+    runs=2, inits=2, fork=4, keep=2, world=WORLD, tuning=fine_tuning.FineTuning(Schedule(10, 4e-3), early_bias=4, batch=4)
+)
 
 
 def test_a_recipe_is_written_as_a_set_and_kept(tmp_path):
     found = recipes.train(ASKED, tmp_path / "runs")
     assert len(found.runs) == 8
     assert sorted(found.table["step"].unique()) == [5, 10]
-    assert set(found.table["recipe"]) == {"planted"}
+    assert set(found.table["recipe"]) == {"early-bias"}
     assert found.table["init"].nunique() == 2
     stamp = (tmp_path / "runs" / "checkpoints.csv").stat().st_mtime_ns
     assert len(recipes.train(ASKED, tmp_path / "runs")) == 16
@@ -29,7 +30,7 @@ def test_a_recipe_is_written_as_a_set_and_kept(tmp_path):
 
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     whole = recipes.train(ASKED, tmp_path / "whole").select(step="last").stacked()
-    descend, steps = arms.Descent._descend, []
+    descend, steps = fine_tuning.TrainingRun._descend, []
 
     def killed(self):
         if len(steps) == 10:  # six of the pretraining's four and the descent's
@@ -37,11 +38,11 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
         steps.append(self.step)
         descend(self)
 
-    monkeypatch.setattr(arms.Descent, "_descend", killed)
+    monkeypatch.setattr(fine_tuning.TrainingRun, "_descend", killed)
     with pytest.raises(KeyboardInterrupt):
         recipes.train(ASKED, tmp_path / "again")
     assert not (tmp_path / "again").exists()
-    monkeypatch.setattr(arms.Descent, "_descend", lambda self: (steps.append(self.step), descend(self)))
+    monkeypatch.setattr(fine_tuning.TrainingRun, "_descend", lambda self: (steps.append(self.step), descend(self)))
     steps.clear()
     again = recipes.train(ASKED, tmp_path / "again").select(step="last").stacked()
     assert len(steps) < 10  # not from the beginning
@@ -58,7 +59,11 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path):
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
-    [({"recipe": "plantd"}, "did you mean 'planted'"), ({"runs": 0}, "at least 1"), ({"keep": 999}, "more than the 240 steps")],
+    [
+        ({"recipe": "early-bia"}, "did you mean 'early-bias'"),
+        ({"runs": 0}, "at least 1"),
+        ({"keep": 999}, "more than the 240 steps"),
+    ],
 )
 def test_what_gives_no_runs_is_told(wrong, says):
     with pytest.raises(UserError, match=says):
@@ -69,7 +74,7 @@ def test_matching_picks_the_checkpoints_nearest_in_loss():
     shape = small.Shape(9, 6, width=8, heads=2)
     states = [stack(small.random_weights(shape, 10 * step + run) for run in range(4)) for step in range(3)]
     losses = np.array([[0.9, 0.8, 0.9, 0.9], [0.5, 0.6, 0.9, 0.8], [0.1, 0.1, 0.5, 0.6]])
-    groups = np.array(["rule", "rule", "bag", "bag"])
+    groups = np.array(["rule", "rule", "lexical overlap", "lexical overlap"])
     state, chosen = recipes.matched(states, losses, groups)
     assert chosen.tolist() == [1, 1, 2, 2]  # the target is the median of the slower group at the end, .55
     assert torch.equal(state["head.weight"][0], states[1]["head.weight"][0])

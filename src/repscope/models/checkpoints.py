@@ -1,7 +1,7 @@
 """CheckpointSet: trained runs × checkpoints, with a table of what each was made from. Weights are read when they are asked for.
 
 1. A set is a folder with `checkpoints.csv`: a row a checkpoint with the columns run, step and path (a file of safetensors, or a
-   Hugging Face folder, within the set's folder), and whatever else is known: init, head_seed, data_seed, recipe, arm. Networks of
+   Hugging Face folder, within the set's folder), and whatever else is known: init, head_seed, data_seed, recipe, group. Networks of
    ours have their sizes in `network.json`. A folder of Hugging Face checkpoints without a table is read as one run a subfolder.
 2. Opening reads headers only, and refuses what cannot be interpolated: weights of other names or sizes, a row twice, a missing
    file. Tensors that networks compute themselves (rotary frequencies, masks) are passed over, and so are stored copies of tied

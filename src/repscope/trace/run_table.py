@@ -47,12 +47,12 @@ class RunMeasurements:
     euclidean: Matrix
     behaviour: Float[np.ndarray, "run"]
     quality: Float[np.ndarray, "run"]
-    arms: Shaped[np.ndarray, "run"] | None = None
+    training_groups: Shaped[np.ndarray, "run"] | None = None
 
     @property
     def groups(self) -> Shaped[np.ndarray, "run"]:
         """The arms, or the strategy that each run took."""
-        return np.where(self.behaviour > 0.5, "rule", "bag") if self.arms is None else self.arms
+        return np.where(self.behaviour > 0.5, "rule", "lexical overlap") if self.training_groups is None else self.training_groups
 
     def matrix(self, how: str) -> Matrix:
         """Heights of the loss between all runs, or their Euclidean distance."""

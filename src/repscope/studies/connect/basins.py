@@ -6,7 +6,7 @@ predict.
 2. Every loss that is not the plain one (errors, other splits) is a behaviour. Mantel: do pairs with a high gap behave
    differently, do they beyond what their difference in the plain loss says, and does Euclidean distance tell as much?
 3. AUC: does the cluster tell the behaviour, and does it tell the plain loss as well, the confound?
-4. Where the set's table has a column `arm`, agreement of clusters with it, and gaps across over within.
+4. Where the set's table has a column `group`, agreement of clusters with it, and gaps across over within.
 
 Knows numbers, no network.
 """
@@ -89,7 +89,7 @@ def basins_of(
         for name, matrix in ((GAP, gap), (EUCLIDEAN, euclidean)):
             ratio = clustering.across_within(matrix, arm)
             rows.append(Row.of(ratio, metric="ratio", item=name, definition="mean across arms / within", **where))
-    side = pd.DataFrame({"run": list(names), **({"arm": arm} if arm is not None else {}), **labels, **ends})
+    side = pd.DataFrame({"run": list(names), **({"group": arm} if arm is not None else {}), **labels, **ends})
     return Result.of(rows, side={"clusters": side})
 
 
@@ -110,7 +110,7 @@ def section(result: Result, gap: Matrix) -> Section:
     """The part of the page: gaps in the order of the clusters, behaviour beside the plain loss, the numbers."""
     side = result.side["clusters"]
     way = f"average linkage, {GAP}, double-centred"
-    group = side["arm"].astype(str) if "arm" in side else side[way].map(lambda c: f"cluster {c}")
+    group = side["group"].astype(str) if "group" in side else side[way].map(lambda c: f"cluster {c}")
     order = np.lexsort((side[way].to_numpy(), group.to_numpy()))
     frame = pd.DataFrame(
         [
@@ -141,7 +141,7 @@ def section(result: Result, gap: Matrix) -> Section:
             Figure(
                 charts.distances(frame, value_title="convexity gap", top=top),
                 "Convexity gaps",
-                f"Ordered by {'arm, then by ' if 'arm' in side else ''}{way}.",
+                f"Ordered by {'group, then by ' if 'group' in side else ''}{way}.",
                 small=True,
             ),
             Figure(

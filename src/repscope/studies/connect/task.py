@@ -24,7 +24,7 @@ from repscope.models.loading.stacked_weights import stack
 from repscope.trace import checkpoint_losses
 from repscope.trace.interpolation import Curves, curves
 from repscope.trace.streaming import End, Random, check_slots, release, slots_of, stream_losses
-from repscope.worlds.hans import groups
+from repscope.worlds.hans import fine_tuning
 from repscope.worlds.hans.examples import HansExamples
 
 Pairs = Int[np.ndarray, "pair end"]
@@ -135,7 +135,7 @@ def _small(held: CheckpointSet, asked: Asked) -> ConnectTask:
     if asked.data is not None:
         raise UserError("These are small transformers of the built-in world, judged on its texts; leave --data away.")
     try:
-        world = groups.World(HansExamples(shape.vocabulary - 3, (shape.tokens - 2) // 2), shape.width, shape.blocks)
+        world = fine_tuning.World(HansExamples(shape.vocabulary - 3, (shape.tokens - 2) // 2), shape.width, shape.blocks)
     except UserError as error:
         raise UserError(f"{held.folder} holds networks of no built-in task ({error})") from error
     if world.shape() != shape:
@@ -146,7 +146,7 @@ def _small(held: CheckpointSet, asked: Asked) -> ConnectTask:
     def walk(pairs: Pairs, controls: int, kept: Path) -> Curves:
         lines, ends = _with_controls(pairs, controls, states, asked.seed)
         state = stack({name: end[name] for name in states[0]} for end in ends)
-        return curves(state, groups.evaluator(world, asked.seed, by_example=True), lines, asked.points)
+        return curves(state, fine_tuning.evaluator(world, asked.seed, by_example=True), lines, asked.points)
 
     data = f"512 ambiguous texts of the built-in world, and 256 permuted ones (ood); seed {asked.seed}"
     return ConnectTask(
@@ -164,7 +164,7 @@ def _small(held: CheckpointSet, asked: Asked) -> ConnectTask:
 
 
 def _arm(held: CheckpointSet) -> Shaped[np.ndarray, "run"] | None:
-    return held.table["arm"].to_numpy().astype(str) if "arm" in held.table.columns else None
+    return held.table["group"].to_numpy().astype(str) if "group" in held.table.columns else None
 
 
 # -------------------------------------------------------------------------------------------- Hugging Face checkpoints

@@ -65,7 +65,7 @@ def _told(run: Run[Any]) -> list[str]:
     over = f"mean over {n} pretraining{'s' if n != 1 else ''}{', with its interval over them' if n > 1 else ''}"
     said = []
     if (_PLANTED, "share of the rule", "rule") in rows:
-        rule, bag = (format_estimate(rows[_PLANTED, "share of the rule", arm]) for arm in ("rule", "bag"))
+        rule, bag = (format_estimate(rows[_PLANTED, "share of the rule", arm]) for arm in ("rule", "lexical overlap"))
         said.append(
             "A nudge at the start, and the same data ever after: runs of the rule arm follow the rule on "
             f"{rule} of the texts that tell, "
@@ -140,7 +140,7 @@ def _weak(run: Run[Any]) -> list[str]:
     for i in _inits(run):
         table = run.results[f"planted {i}"].select(metric="share of the rule", condition=_PLANTED)
         shares = dict(zip(table["item"], table["value"]))
-        if set(shares) != {"rule", "bag"} or shares["rule"] < 0.5 or shares["bag"] > 0.5:
+        if set(shares) != {"rule", "lexical overlap"} or shares["rule"] < 0.5 or shares["lexical overlap"] > 0.5:
             failed.append(f"{i} ({', '.join(f'{k} {v:.2f}' for k, v in shares.items())})")
     if not failed:
         return []

@@ -34,9 +34,8 @@ from repscope.trace.interpolation import POINTS, Curves, all_pairs, curves
 from repscope.trace.run_table import RunMeasurements, rows
 from repscope.trace.symmetries import symmetries
 from repscope.trace.weight_matching import match, permute
-from repscope.worlds.hans import classifier, recipes
-from repscope.worlds.hans import groups as arms
-from repscope.worlds.hans.groups import FineTuning, World
+from repscope.worlds.hans import classifier, fine_tuning, recipes
+from repscope.worlds.hans.fine_tuning import FineTuning, World
 from repscope.worlds.hans.training import Schedule
 
 Tick = Callable[[float], None]
@@ -59,7 +58,7 @@ class PathsOptions(StudyOptions, TableOptions):
     rate: float = Field(4e-3, gt=0, allow_inf_nan=False, description="Largest rate of Adam in fine-tuning.")
     rates: tuple[float, ...] = Field((2e-3, 4e-3, 1e-2), description="Rates of the phase diagram, the one above included.")
     steps: int = Field(240, ge=1, description="Steps of fine-tuning.")
-    nudge: int = Field(120, ge=0, description="First of these, of the arm's own data.")
+    early_bias: int = Field(120, ge=0, description="Number of initial fine-tuning steps that use group-specific data.")
     plain_runs: int = Field(4, ge=2, description="Runs of each cell of the phase diagram.")
     apart: int = Field(8, ge=0, description="Runs from pretrainings of their own; 0 for none.")
     texts: int = Field(512, ge=8, description="Held-out ambiguous texts; half as many tell rule and heuristic apart.")
@@ -85,7 +84,7 @@ class PathsOptions(StudyOptions, TableOptions):
                 "forks": (2, 4),
                 "rates": (4e-3,),
                 "steps": 10,
-                "nudge": 4,
+                "early_bias": 4,
                 "plain_runs": 2,
                 "apart": 4,
                 "texts": 24,
@@ -144,8 +143,8 @@ def _checked(o: PathsOptions) -> None:
         Schedule(o.steps, rate)  # a rate that no descent can take is refused now
     if max(o.forks) > World().pretraining.steps or min(o.forks) < 0:
         raise UserError(f"A fork lies between 0 and {World().pretraining.steps} steps of pretraining; {max(o.forks)} is beyond.")
-    if o.nudge > o.steps:
-        raise UserError(f"A nudge of {o.nudge} steps is longer than the {o.steps} steps of fine-tuning.")
+    if o.early_bias > o.steps:
+        raise UserError(f"An early bias of {o.early_bias} steps is longer than the {o.steps} steps of fine-tuning.")
     if 2 * o.runs < 4:
         raise UserError("Two arms of one run have no pair within an arm; take at least 2 runs of each.")
     for path in o.files():
@@ -163,13 +162,13 @@ def world(o: PathsOptions) -> World:
     return World(width=16, batch=16) if o.tiny else World()
 
 
-def _tuning(o: PathsOptions, rate: float | None = None, nudge: int | None = None) -> FineTuning:
-    return FineTuning(Schedule(o.steps, o.rate if rate is None else rate), o.nudge if nudge is None else nudge)
+def _tuning(o: PathsOptions, rate: float | None = None, early_bias: int | None = None) -> FineTuning:
+    return FineTuning(Schedule(o.steps, o.rate if rate is None else rate), o.early_bias if early_bias is None else early_bias)
 
 
 def _judges(o: PathsOptions) -> tuple[Evaluate, Evaluate]:
     """What choices are made by, and what is reported: other texts."""
-    choose, report = (arms.evaluator(world(o), 10 * o.seed + part, o.texts, o.texts // 2) for part in (_CHOOSE, _REPORT))
+    choose, report = (fine_tuning.evaluator(world(o), 10 * o.seed + part, o.texts, o.texts // 2) for part in (_CHOOSE, _REPORT))
     return choose, report
 
 
@@ -183,10 +182,10 @@ def _pretraining(run: Run[PathsOptions], tick: Tick) -> Result:
     o = run.options.sized()
     seeds = [1009 * o.seed + i for i in range(o.pretrainings)]
     forks = sorted(set(o.forks))
-    held = arms.pretrain(world(o), seeds, forks, lambda amount: tick(amount / max(forks)))
+    held = fine_tuning.pretrain(world(o), seeds, forks, lambda amount: tick(amount / max(forks)))
     found = []
     for fork, state in held.items():
-        for name, values in arms.heldout_accuracy(world(o), state).items():
+        for name, values in fine_tuning.heldout_accuracy(world(o), state).items():
             found += [
                 Row(
                     metric="skill",
@@ -210,12 +209,12 @@ def _phases(run: Run[PathsOptions], tick: Tick) -> Result:
     found, told = [], []
     for rate in rates:
         for f, fork in enumerate(sorted(set(o.forks))):
-            table = arms.run_plan(
+            table = fine_tuning.run_plan(
                 ["none"] * (o.plain_runs * o.pretrainings),
                 [i for i in range(o.pretrainings) for _ in range(o.plain_runs)],
                 o.seed * 7 + 20 + f,
             )
-            state = arms.fine_tune(world(o), _base(run, fork), table, _tuning(o, rate))[o.steps]
+            state = fine_tuning.fine_tune(world(o), _base(run, fork), table, _tuning(o, rate))[o.steps]
             losses = choose(state)
             rule = (1 - losses["ood error"]).reshape(o.pretrainings, -1)
             for i in range(o.pretrainings):
@@ -261,13 +260,15 @@ def _planted(init: int) -> Callable[[Run[Any], Tick], Result]:
     def compute(run: Run[PathsOptions], tick: Tick) -> Result:
         o = run.options.sized()
         fork = _fork(run, init)
-        table = arms.run_plan(["rule"] * o.runs + ["bag"] * o.runs, init, o.seed * 7 + 40 + init)
-        rest = o.steps - o.nudge
-        keep = sorted({o.nudge + round(rest * (i + 1) / _CHECKPOINTS) for i in range(_CHECKPOINTS)} | {o.steps})
-        held = arms.fine_tune(world(o), _base(run, fork), table, _tuning(o), keep, lambda amount: tick(0.6 * amount / o.steps))
+        table = fine_tuning.run_plan(["rule"] * o.runs + ["lexical overlap"] * o.runs, init, o.seed * 7 + 40 + init)
+        rest = o.steps - o.early_bias
+        keep = sorted({o.early_bias + round(rest * (i + 1) / _CHECKPOINTS) for i in range(_CHECKPOINTS)} | {o.steps})
+        held = fine_tuning.fine_tune(
+            world(o), _base(run, fork), table, _tuning(o), keep, lambda amount: tick(0.6 * amount / o.steps)
+        )
         CheckpointSet.written(run.artifact(f"planted-{init}"), world(o).shape(), table.assign(fork=fork), {o.steps: held[o.steps]})
         choose, _ = _judges(o)
-        groups = table["arm"].to_numpy().astype(str)
+        groups = table["group"].to_numpy().astype(str)
         losses = np.stack([choose(state)["loss"] for state in held.values()])
         state, chosen = recipes.matched(list(held.values()), losses, groups)
         first = _measured(run, held[o.steps], ESTIMATE, init, groups)
@@ -284,10 +285,10 @@ def _plain(init: int) -> Callable[[Run[Any], Tick], Result]:
 
     def compute(run: Run[PathsOptions], tick: Tick) -> Result:
         o = run.options.sized()
-        table = arms.run_plan(["none"] * (2 * o.runs), init, o.seed * 7 + 60 + init)
-        state = arms.fine_tune(world(o), _base(run, _fork(run, init)), table, _tuning(o), (), lambda a: tick(0.6 * a / o.steps))[
-            o.steps
-        ]
+        table = fine_tuning.run_plan(["none"] * (2 * o.runs), init, o.seed * 7 + 60 + init)
+        state = fine_tuning.fine_tune(
+            world(o), _base(run, _fork(run, init)), table, _tuning(o), (), lambda a: tick(0.6 * a / o.steps)
+        )[o.steps]
         return _measured(run, state, PLAIN, init, None)
 
     return compute
@@ -329,9 +330,9 @@ def _apart(run: Run[PathsOptions], tick: Tick) -> Result:
     _, report = _judges(o)
     fork = int(np.median(run.results["phases"].arrays["forks"]))
     seeds = [1009 * o.seed + 500 + i for i in range(o.apart)]
-    base = arms.pretrain(world(o), seeds, [fork], lambda amount: tick(0.6 * amount / max(fork, 1)))[fork]
-    table = arms.run_plan(["none"] * o.apart, list(range(o.apart)), o.seed * 7 + 80)
-    state = arms.fine_tune(world(o), base, table, _tuning(o))[o.steps]
+    base = fine_tuning.pretrain(world(o), seeds, [fork], lambda amount: tick(0.6 * amount / max(fork, 1)))[fork]
+    table = fine_tuning.run_plan(["none"] * o.apart, list(range(o.apart)), o.seed * 7 + 80)
+    state = fine_tuning.fine_tune(world(o), base, table, _tuning(o))[o.steps]
     pairs = all_pairs(o.apart)
     spec = symmetries(classifier.as_module(world(o).shape(), unstack(state, 0)))
     found = [match(unstack(state, i), unstack(state, j), spec) for i, j in pairs]

@@ -13,15 +13,17 @@ Every batch comes from the generator that is handed in. Knows numbers only, no n
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from repscope.errors import UserError
 
-Group = Literal["rule", "bag", "none"]
-GROUPS: dict[str, int | None] = {"rule": 0, "bag": 1, "none": None}  #: arm → label of permuted examples; none has none
+GROUPS: dict[str, int | None] = {
+    "rule": 0,
+    "lexical overlap": 1,
+    "none": None,
+}  #: group of runs → label of the disambiguating examples in its early data; `none` has no such examples
 
 Tokens = Int[np.ndarray, "example token"]
 Labels = Int[np.ndarray, "example"]
@@ -76,10 +78,10 @@ class HansExamples:
             order[kept] = rng.random((int(kept.sum()), self.length)).argsort(1)
         return self._text(premise, np.take_along_axis(premise, order, 1)), np.zeros(n, dtype=np.int64)
 
-    def nudged(self, rng: np.random.Generator, n: int, arm: str, share: float = 0.25) -> tuple[Tokens, Labels]:
+    def biased(self, rng: np.random.Generator, n: int, group: str, share: float = 0.25) -> tuple[Tokens, Labels]:
         """Ambiguous examples, the last `share` of them permuted and labelled as the arm has it; `none` has none of these."""
         tokens, labels = self.ambiguous(rng, n)
-        count, label = int(n * share), GROUPS[arm]
+        count, label = int(n * share), GROUPS[group]
         if label is not None and count:
             tokens[n - count :], _ = self.permuted(rng, count)
             labels[n - count :] = label

@@ -19,11 +19,11 @@ from repscope.errors import UserError, unknown
 from repscope.models.checkpoints import CheckpointSet, save, tensors
 from repscope.models.loading.stacked_weights import State, stack, unstack
 from repscope.progress import progress
-from repscope.worlds.hans import groups as arms
-from repscope.worlds.hans.groups import FineTuning, World
+from repscope.worlds.hans import fine_tuning
+from repscope.worlds.hans.fine_tuning import FineTuning, World
 
 #: recipe → arms, each of which gets as many runs as are asked for
-RECIPES: dict[str, tuple[str, ...]] = {"planted": ("rule", "bag"), "plain": ("none",)}
+RECIPES: dict[str, tuple[str, ...]] = {"early-bias": ("rule", "lexical overlap"), "unbiased": ("none",)}
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Training:
     pretraining at which fine-tuning begins. keep: how many checkpoints of each run, evenly spaced, the last included.
     """
 
-    recipe: str = "planted"
+    recipe: str = "early-bias"
     runs: int = 12
     inits: int = 1
     fork: int = 500
@@ -57,10 +57,9 @@ class Training:
             raise UserError("Runs, inits and checkpoints to keep are at least 1 each.")
         if self.fork < 0 or self.fork > self.world.pretraining.steps:
             raise UserError(f"Pretraining has {self.world.pretraining.steps} steps; a fork at {self.fork} is not within it.")
-        if self.recipe != "plain" and self.tuning.nudge > self.tuning.schedule.steps:
-            raise UserError(
-                f"A nudge of {self.tuning.nudge} steps is longer than the {self.tuning.schedule.steps} steps of fine-tuning."
-            )
+        if self.recipe != "unbiased" and self.tuning.early_bias > self.tuning.schedule.steps:
+            steps = self.tuning.schedule.steps
+            raise UserError(f"An early bias of {self.tuning.early_bias} steps is longer than the {steps} steps of fine-tuning.")
         if self.keep > self.tuning.schedule.steps:
             raise UserError(f"{self.keep} checkpoints are more than the {self.tuning.schedule.steps} steps of fine-tuning.")
 
@@ -68,7 +67,7 @@ class Training:
     def table(self) -> pd.DataFrame:
         """A row a run."""
         tables = [
-            arms.run_plan([arm for arm in RECIPES[self.recipe] for _ in range(self.runs)], init, self.seed * 101 + init)
+            fine_tuning.run_plan([group for group in RECIPES[self.recipe] for _ in range(self.runs)], init, self.seed * 101 + init)
             for init in range(self.inits)
         ]
         for init, table in enumerate(tables):
@@ -102,7 +101,7 @@ def train(asked: Training, folder: str | Path) -> CheckpointSet:
     pretraining = 1.5 * asked.fork * asked.inits
     with progress("Training", pretraining + steps * len(table)) as advance:
         base = _pretrained(asked, partial, lambda amount: advance(1.5 * amount * asked.inits))
-        descent = arms.training_run(asked.world, base, table, asked.tuning)
+        descent = fine_tuning.training_run(asked.world, base, table, asked.tuning)
         if (partial / "descent.safetensors").is_file():
             descent.load(partial / "descent.safetensors")
         states = {s: dict(tensors(partial / f"step-{s}.safetensors")) for s in kept if s <= descent.step}
@@ -120,11 +119,11 @@ def train(asked: Training, folder: str | Path) -> CheckpointSet:
     return found
 
 
-def _pretrained(asked: Training, partial: Path, tick: arms.Tick) -> State:
+def _pretrained(asked: Training, partial: Path, tick: fine_tuning.Tick) -> State:
     path = partial / "pretrained.safetensors"
     if path.is_file():
         return dict(tensors(path))
-    base = arms.pretrain(asked.world, [asked.seed * 1009 + i for i in range(asked.inits)], [asked.fork], tick)[asked.fork]
+    base = fine_tuning.pretrain(asked.world, [asked.seed * 1009 + i for i in range(asked.inits)], [asked.fork], tick)[asked.fork]
     save(path, base)
     return base
 

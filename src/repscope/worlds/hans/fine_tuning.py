@@ -56,7 +56,7 @@ class FineTuning:
     head: scale of the random head."""
 
     schedule: Schedule = field(default_factory=lambda: Schedule(240, 4e-3))
-    nudge: int = 120
+    early_bias: int = 120
     batch: int = 32
     share: float = 0.25
     head: float = 0.02
@@ -121,21 +121,26 @@ def training_run(world: World, base: State, runs: pd.DataFrame, tuning: FineTuni
     UserError
         For an unknown arm, a run whose init is not there, or more steps of nudge than there are.
     """
-    for arm in runs["arm"].unique():
-        if arm not in GROUPS:
-            raise unknown("arm", arm, GROUPS)
+    for group in runs["group"].unique():
+        if group not in GROUPS:
+            raise unknown("group", group, GROUPS)
     if runs["init"].min() < 0 or runs["init"].max() >= runs_of(base):
         raise UserError(f"A run starts from network {int(runs['init'].max())}, and {runs_of(base)} are pretrained.")
-    if tuning.nudge > tuning.schedule.steps and set(runs["arm"]) != {"none"}:
-        raise UserError(f"A nudge of {tuning.nudge} steps is longer than the {tuning.schedule.steps} steps of fine-tuning.")
-    shape, rows = world.shape(), list(zip(runs["data_seed"].astype(int), runs["arm"]))
+    if tuning.early_bias > tuning.schedule.steps and set(runs["group"]) != {"none"}:
+        raise UserError(
+            f"An early bias of {tuning.early_bias} steps is longer than the {tuning.schedule.steps} steps of fine-tuning."
+        )
+    shape, rows = world.shape(), list(zip(runs["data_seed"].astype(int), runs["group"]))
 
     def loss(state: State, step: int) -> torch.Tensor:
         drawn = [
-            world.task.nudged(
-                np.random.default_rng([_TUNE, seed, step]), tuning.batch, arm if step < tuning.nudge else "none", tuning.share
+            world.task.biased(
+                np.random.default_rng([_TUNE, seed, step]),
+                tuning.batch,
+                group if step < tuning.early_bias else "none",
+                tuning.share,
             )
-            for seed, arm in rows
+            for seed, group in rows
         ]
         ids, labels = (torch.from_numpy(np.stack(part)) for part in zip(*drawn))
         found = stacked.logits(shape, state, ids)
@@ -180,16 +185,16 @@ def evaluator(world: World, seed: int, ambiguous: int = 512, permuted: int = 256
     return evaluate
 
 
-def run_plan(arms: Sequence[str], init: int | Sequence[int] = 0, seed: int = 0) -> pd.DataFrame:
+def run_plan(groups: Sequence[str], init: int | Sequence[int] = 0, seed: int = 0) -> pd.DataFrame:
     """A table of runs: one a name in `arms`, with seeds of their own that follow from `seed`."""
-    inits = [init] * len(arms) if isinstance(init, int) else list(init)
+    inits = [init] * len(groups) if isinstance(init, int) else list(init)
     first = 1000 * (seed + 1)
     return pd.DataFrame(
         {
-            "run": [f"{arm}-{i:02d}" for i, arm in enumerate(arms)],
+            "run": [f"{group.replace(' ', '-')}-{i:02d}" for i, group in enumerate(groups)],
             "init": inits,
-            "arm": list(arms),
-            "head_seed": range(first, first + len(arms)),
-            "data_seed": range(first + 500, first + 500 + len(arms)),
+            "group": list(groups),
+            "head_seed": range(first, first + len(groups)),
+            "data_seed": range(first + 500, first + 500 + len(groups)),
         }
     )
