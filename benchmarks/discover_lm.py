@@ -27,7 +27,7 @@ from repscope import stats
 from repscope.discovery import Fluency, LanguageSubject, calibrate
 from repscope.discovery import metrics as judged
 from repscope.discovery.comparison import DISCOVERY_METHODS, DISCOVERY_METRICS, TestBed
-from repscope.steer.random_directions import RANDOM
+from repscope.discovery.comparison import RANDOM_METHOD as RANDOM
 
 SEEN = [
     "What should I do this weekend?",

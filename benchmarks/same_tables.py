@@ -22,7 +22,23 @@ KEYS = ["study", "step", "metric", "definition", "site", "layer", "token", "item
 VALUES = ["value", "lo", "hi", "level"]
 
 #: Column → before → now. Patterns are regular expressions over the whole text.
-RENAMED: dict[str, dict[str, str]] = {}
+RENAMED: dict[str, dict[str, str]] = {
+    "condition": {
+        r"(over )?(random|random directions?( of equal (norm|length))?|random step, as long)": r"\1random direction",
+        r"over the best of (\d+) random directions": r"over best of \1 random directions",
+        r"(over )?bag of tokens": r"\1bag of token embeddings",
+        r"(over )?mean mass": r"\1class means",
+        r"(over )?inverse of each, then mean": r"\1mean of the inverses",
+        r"(over )?subjects' own vectors": r"\1mean vector of other subjects",
+        "shuffled arms": "shuffled groups",
+        "matched on ID loss, groups shuffled": "matched on ID loss, shuffled groups",
+        "no nudge": "no early bias",
+        "no nudge, groups shuffled": "no early bias, shuffled groups",
+        "inits of their own(, weights matched)?": r"independent pretrainings\1",
+        "edited against not": "edited compared with unedited",
+        "the sum without the MLP": "sum without the MLP",
+    }
+}
 
 
 def repscope(checkout: Path, *words: str) -> None:
@@ -44,9 +60,10 @@ def run(checkout: Path, out: Path, short: bool) -> None:
 
 
 def tables(out: Path) -> pd.DataFrame:
-    """All rows of all runs, in an order of their own."""
+    """All rows of all runs but those of wall time."""
     parts = [pd.read_parquet(p) for p in sorted(out.glob("*/results/*.parquet")) if p.stem != "verify"]
-    return pd.concat(parts, ignore_index=True)
+    whole = pd.concat(parts, ignore_index=True)
+    return whole[(whole["metric"] != "seconds") & (whole["definition"] != "seconds")]  # wall time differs between any two runs
 
 
 def renamed(table: pd.DataFrame) -> pd.DataFrame:

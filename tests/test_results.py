@@ -9,7 +9,7 @@ from repscope.results import COLUMNS, Result, Row, concat, identified, table_of
 def rows(step="cities"):
     return [
         Row(step=step, metric="accuracy", site="resid_post.1", layer=1, item="cities.continent", value=0.8, lo=0.7, hi=0.9),
-        Row(step=step, metric="accuracy", item="cities.continent", condition="bag of tokens", value=0.5),
+        Row(step=step, metric="accuracy", item="cities.continent", condition="bag of token embeddings", value=0.5),
     ]
 
 
@@ -75,7 +75,7 @@ def test_results_join_and_draw_and_print():
     assert len(both.table) == 4
     assert both.notes == ("n",)
     assert "layer" in both.figure().to_json()
-    assert "bag of tokens" in both._repr_html_()
+    assert "bag of token embeddings" in both._repr_html_()
 
 
 def test_nothing_there_is_one_sentence(tmp_path):

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from repscope.conditions import ESTIMATE as ESTIMATE
+from repscope.conditions import condition as known_condition
 from repscope.disk import whole_folder
 from repscope.errors import UserError, unknown
 from repscope.stats import Estimate
 
 if TYPE_CHECKING:
     import altair as alt
-
-ESTIMATE = "estimate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class Row:
     layer: int | None = None  #: block of that site
     token: str = ""  #: which token positions: last, first, mean, -2 …
     item: str = ""  #: what was asked: an attribute, a relation, a direction
-    condition: str = ESTIMATE  #: "estimate" or the name of a control
+    condition: str = ESTIMATE  #: one of `repscope.conditions`
     split: str = ""  #: how train and test were kept apart
     value: float
     lo: float = float("nan")
@@ -48,6 +48,9 @@ class Row:
     unit: str = ""  #: what was resampled for the interval, and what n counts
     n: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        known_condition(self.condition)
 
     @classmethod
     def of(cls, estimate: Estimate, **where: Any) -> "Row":

@@ -96,7 +96,7 @@ def test_contrastive_alone_is_met_by_the_skip_path():
 
 def test_a_broken_benchmark_is_told():
     rows = [
-        Row(metric="recovered", condition="random", value=0.5, model="planted exp"),
+        Row(metric="recovered", condition="random direction", value=0.5, model="planted exp"),
         Row(metric="recovered", condition="oracle", value=0.9, model="planted exp"),
         Row(metric="recovered", condition="estimate", value=0.1),
     ]

@@ -55,10 +55,10 @@ def test_runs_show_and_query(runs, capsys):
     assert run(["runs", "--out", str(runs)]) == 0
     assert "entities-tiny" in capsys.readouterr().out
     assert run(["show", "entities-t", "--out", str(runs)]) == 0
-    assert "over bag of tokens" in capsys.readouterr().out
+    assert "over bag of token embeddings" in capsys.readouterr().out
     sql = "select distinct condition from results where metric = 'gain' order by condition"
     assert run(["query", sql, "--out", str(runs), "--json"]) == 0
-    assert {"condition": "over bag of tokens"} in json.loads(capsys.readouterr().out)
+    assert {"condition": "over bag of token embeddings"} in json.loads(capsys.readouterr().out)
     assert run(["claims", "--out", str(runs)]) == 0
     assert "undecided" in capsys.readouterr().out or True
 

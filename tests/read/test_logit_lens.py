@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from repscope.conditions import RANDOM
 from repscope.errors import UserError
-from repscope.read.logit_lens import RANDOM, logit_lens
+from repscope.read.logit_lens import logit_lens
 from repscope.results import ESTIMATE
 from repscope.studies.lens.page import print_lens, write_lens
 

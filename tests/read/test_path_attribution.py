@@ -5,10 +5,11 @@ import pytest
 import torch
 
 from families import FORMS, build
+from repscope.conditions import RANDOM
 from repscope.errors import UserError
 from repscope.models.edits import Edit
 from repscope.models.language import LanguageModel
-from repscope.read.path_attribution import RANDOM, path_attribution
+from repscope.read.path_attribution import path_attribution
 from repscope.results import ESTIMATE
 
 PROMPTS = [[7, 8, 9, 10, 11], [5, 8, 9, 10], [9, 3, 20, 21]]

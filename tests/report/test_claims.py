@@ -19,14 +19,14 @@ def claim(**changes) -> Claim:
         "supported_when": "lo > threshold",
         "refuted_when": "hi < threshold",
         "refutation": "it adds nothing.",
-        "test": {"metric": "gain", "condition": "over bag of tokens", "items": ["cities.*"]},
+        "test": {"metric": "gain", "condition": "over bag of token embeddings", "items": ["cities.*"]},
     }
     return Claim.model_validate(held | changes)
 
 
 def rows(*intervals, study="entities", **where):
     """One row an interval (value, lo, hi), each of an item of its own."""
-    held = {"metric": "gain", "condition": "over bag of tokens", "level": 0.95, "n": 50} | where
+    held = {"metric": "gain", "condition": "over bag of token embeddings", "level": 0.95, "n": 50} | where
     return table_of(Row(study=study, item=f"cities.a{i}", value=v, lo=lo, hi=hi, **held) for i, (v, lo, hi) in enumerate(intervals))
 
 
@@ -65,7 +65,7 @@ def test_the_threshold_and_the_side_count():
 def test_the_sentence_holds_the_numbers_and_says_what_was_joined():
     (one,) = evaluate_claims([claim()], rows(UP))
     assert one.sentence == (
-        "Gain over bag of tokens against 0 (95 % interval): cities.a0 0.20 [0.10, 0.30], n 50. Judged on this one item."
+        "Gain over bag of token embeddings against 0 (95 % interval): cities.a0 0.20 [0.10, 0.30], n 50. Judged on this one item."
     )
     (two,) = evaluate_claims([claim()], rows(UP, DOWN))
     assert "cities.a1 −0.20 [−0.30, −0.10], n 50, refuted; cities.a0 0.20" in two.sentence
@@ -78,13 +78,13 @@ def test_the_sentence_holds_the_numbers_and_says_what_was_joined():
 def test_a_claim_without_rows_is_not_tested_and_other_studies_say_nothing():
     (verdict,) = evaluate_claims([claim()], rows(UP, metric="accuracy"))
     assert verdict.verdict == "not tested"
-    assert "did not measure gain over bag of tokens of cities.*" in verdict.sentence
+    assert "did not measure gain over bag of token embeddings of cities.*" in verdict.sentence
     assert evaluate_claims([claim()], rows(UP, study="drift")) == ()
     assert evaluate_claims([claim()], table_of([])) == ()
 
 
 def test_filters_pick_only_their_rows():
-    test = {"metric": "gain", "condition": "over bag of tokens", "items": ["cities.*"], "split": "entity"}
+    test = {"metric": "gain", "condition": "over bag of token embeddings", "items": ["cities.*"], "split": "entity"}
     (verdict,) = evaluate_claims([claim(test=test)], rows(DOWN, split="shared token"))
     assert verdict.verdict == "not tested"
     (verdict,) = evaluate_claims([claim(test=test)], rows(UP, split="entity"))
@@ -106,7 +106,7 @@ def test_the_claims_of_relations_are_tested_by_rows_as_the_study_writes_them():
         Row(metric="faithfulness", item="a", value=0.8, lo=0.7, hi=0.9, **at),
         Row(metric="faithfulness", item="b", value=0.3, lo=0.2, hi=0.4, **at),
         Row(metric="gain", definition="concept accuracy", condition="over ridge probe", item="a", value=0, lo=-0.1, hi=0.1, **at),
-        Row(metric="gain", definition="edit success", condition="over random step, as long", item="a", value=1, lo=0.9, hi=1, **at),
+        Row(metric="gain", definition="edit success", condition="over random direction", item="a", value=1, lo=0.9, hi=1, **at),
     ]
     verdicts = {v.claim.id: v.verdict for v in evaluate_claims(load_claims(), table_of(cases))}
     assert verdicts == {

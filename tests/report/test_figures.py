@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 
 from report import synthetic
+from repscope.conditions import CONDITIONS, ESTIMATE, PARAMETRISED, SHARED
 from repscope.errors import UserError
 from repscope.report.charts import grids, layers
-from repscope.report.style import SHARED, STYLES, spec_of, styles_of
+from repscope.report.style import STYLES, Style, spec_of, styles_of
 from repscope.results import Row, table_of
 
 TABLE = synthetic.table(blocks=6)
@@ -28,7 +29,7 @@ METHODS = table_of(
     Row(metric="recovered", model="planted", item=item, condition=condition, value=value, lo=value - 0.1, hi=value + 0.1, n=5)
     for item, condition, value in (
         ("ours", "estimate", 1.9),
-        ("random", "random", 0.1),
+        ("random", "random direction", 0.1),
         ("truth", "oracle", 2.5),
         ("b", "estimate", 2.0),
     )
@@ -65,14 +66,24 @@ def test_save_refuses_other_formats(tmp_path):
 
 def test_every_condition_of_the_study_has_a_style_and_keeps_it():
     layered = [c for c in CITY["condition"].unique() if not c.startswith(("context:", "over "))]
-    assert set(layered) | {SHARED} == set(STYLES)
-    assert len({s.color for s in STYLES.values()}) == len({s.dash for s in STYLES.values()}) == len(STYLES)
-    assert styles_of(["over bag of tokens"])["over bag of tokens"] == STYLES["bag of tokens"]
-    alone, together = styles_of(["my control"]), styles_of(["my control", *STYLES])
+    shown = styles_of([*layered, SHARED])
+    assert len({s.color for s in shown.values()}) == len({s.dash for s in shown.values()}) == len(layered) + 1
+    assert styles_of(["over bag of token embeddings"])["over bag of token embeddings"] == shown["bag of token embeddings"]
+    alone, together = styles_of(["my control"]), styles_of(["my control", *shown])
     assert alone["my control"] == together["my control"]
     unknown = styles_of([f"control {i}" for i in range(5)])
     assert len({s.color for s in unknown.values()}) == 5
     assert not {s.color for s in unknown.values()} & {s.color for s in STYLES.values()}
+
+
+def test_each_condition_has_one_style_and_only_the_estimate_a_solid_line():
+    for known in (*CONDITIONS.values(), *PARAMETRISED.values()):
+        assert (known.style in STYLES) != (known.style == "ramp"), known
+    solid = [c.name for c in CONDITIONS.values() if STYLES[c.style].dash == Style("").dash]
+    assert solid == [ESTIMATE]
+    assert {STYLES[c.style].color for c in CONDITIONS.values() if c.name.startswith(("random direction", "shuffled"))} == {
+        "#8C8C8C"
+    }
 
 
 @pytest.mark.parametrize(
@@ -92,13 +103,13 @@ def test_every_condition_of_the_study_has_a_style_and_keeps_it():
             "estimate",
             "ridge probe",
             "logistic probe",
-            "mean mass",
+            "class means",
             "difference of means",
             "shuffled objects",
-            "inverse of each, then mean",
+            "mean of the inverses",
             "majority object",
         ],
-        ["estimate", "random step, as long", "subjects' own vectors"],
+        ["estimate", "random direction", "mean vector of other subjects"],
     ],
 )
 def test_controls_of_relations_that_stand_together_look_different(together):
@@ -124,7 +135,7 @@ def test_a_dose_curve_draws_its_controls_as_rules():
     frame = pd.DataFrame(
         {
             "dose": [1.0, 2.0, None],
-            "condition": ["estimate", "estimate", "random step, as long"],
+            "condition": ["estimate", "estimate", "random direction"],
             "value": [0.5, 0.7, 0.1],
             "lo": [0.4, 0.6, 0.0],
             "hi": [0.6, 0.8, 0.2],
@@ -132,7 +143,7 @@ def test_a_dose_curve_draws_its_controls_as_rules():
         }
     )
     drawn = rows(grids.dose(frame, x_title="dose", value_title="success"))
-    assert {r["condition"] for r in drawn if "dose" not in r} == {"random step, as long"}
+    assert {r["condition"] for r in drawn if "dose" not in r} == {"random direction"}
     assert {r["dose"] for r in drawn if "dose" in r} == {1, 2}
 
 
@@ -152,7 +163,7 @@ def test_cut_contexts_are_ordered_by_length_and_darken():
 
 def test_by_layer_draws_all_controls_with_intervals_and_nothing_else():
     drawn = rows(CHARTS["by_layer"]())
-    assert {r["condition"] for r in drawn} == set(STYLES)
+    assert {r["condition"] for r in drawn} == {ESTIMATE, SHARED, *synthetic.FLAT, *synthetic.LAYERED}
     assert all(r["lo"] < r["value"] < r["hi"] for r in drawn)
     blocks = sorted(r["block"] for r in drawn if r["condition"] == "estimate")
     assert blocks == [-1, 0, 1, 2, 3, 4, 5], "other tokens and the chosen-layer score stay out"

@@ -97,10 +97,10 @@ def test_the_null_is_of_the_same_model_and_place():
         ("concepts-beat-probes", "concept accuracy", {"estimate": 0.7, "ridge probe": 0.5, "majority object": 0.9}, "undecided"),
         ("concepts-beat-probes", "concept accuracy", {"estimate": 0.5, "ridge probe": 0.7, "shuffled objects": 0.1}, "refuted"),
         ("concepts-beat-probes", "concept accuracy", {"estimate": 0.1, "ridge probe": 0.3, "shuffled objects": 0.4}, "undecided"),
-        ("facts-edited-through-the-map", "edit success", {"estimate": 0.6, "random step, as long": 0.0}, "supported"),
-        ("prompting-steers-more", "effect", {"estimate": 0.5, "prompting": 2.0, "random directions": 0.1}, "supported"),
-        ("prompting-steers-more", "effect", {"estimate": -0.5, "prompting": 0.0, "random directions": 0.1}, "undecided"),
-        ("prompting-steers-more", "effect", {"estimate": 2.0, "prompting": 0.5, "random directions": 0.1}, "refuted"),
+        ("facts-edited-through-the-map", "edit success", {"estimate": 0.6, "random direction": 0.0}, "supported"),
+        ("prompting-steers-more", "effect", {"estimate": 0.5, "prompting": 2.0, "random direction": 0.1}, "supported"),
+        ("prompting-steers-more", "effect", {"estimate": -0.5, "prompting": 0.0, "random direction": 0.1}, "undecided"),
+        ("prompting-steers-more", "effect", {"estimate": 2.0, "prompting": 0.5, "random direction": 0.1}, "refuted"),
     ],
 )
 def test_the_rule_holds_in_every_study(claim, where, values, expected):
@@ -128,7 +128,7 @@ def test_a_gain_of_a_named_score_is_compared_with_that_scores_null():
     at = AT | {"study": "contrast", "split": "halves", "token": "all"}
 
     def rows(means, probe):
-        held = {"difference of means": means, "logistic regression": probe, "random directions": 0.2}
+        held = {"difference of means": means, "logistic regression": probe, "random direction": 0.2}
         made = [Row(metric="effect", item="s", condition=k, value=v, lo=v - 0.05, hi=v + 0.05, **at) for k, v in held.items()]
         gain = means - probe
         return [

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from repscope.conditions import RANDOM
 from repscope.data.contrasts import Choice, Contrast
 from repscope.directions import Direction
 from repscope.errors import UserError
@@ -14,7 +15,6 @@ from repscope.results import COLUMNS, ESTIMATE
 from repscope.steer.dose_response import PROMPTED, by_group, dose, working_range
 from repscope.steer.effects import Added, log_odds
 from repscope.steer.quick import learn
-from repscope.steer.random_directions import RANDOM
 from repscope.steer.selection import best, choose
 from repscope.worlds.tiny import tiny
 

@@ -5,10 +5,10 @@ import pytest
 from sklearn.covariance import ledoit_wolf
 from sklearn.metrics import roc_auc_score
 
+from repscope.conditions import ESTIMATE, SWAPPED
 from repscope.data.contrasts import Contrast
 from repscope.errors import UserError
-from repscope.results import ESTIMATE
-from repscope.steer.from_texts import METHODS, SHUFFLED, _arranged, _swapped, fit, placed
+from repscope.steer.from_texts import METHODS, _arranged, _swapped, fit, placed
 from repscope.worlds.tiny import tiny
 
 
@@ -94,7 +94,7 @@ def test_reading_is_held_out_and_has_its_control(lm, texts):
     first, second = texts.halves(0)
     found = fit(lm, first, held_out=second, swaps=3)
     table = found.result.table
-    assert set(table["condition"]) == {ESTIMATE, SHUFFLED}
+    assert set(table["condition"]) == {ESTIMATE, SWAPPED}
     for name in METHODS:
         at = table[(table["item"] == name) & (table["condition"] == ESTIMATE)]
         assert list(at["layer"]) == [0, 1, 2, 3]

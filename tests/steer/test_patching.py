@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from families import CAUSAL, build
+from repscope.conditions import RANDOM
 from repscope.errors import UserError
 from repscope.models.edits import Edit
 from repscope.models.language import LanguageModel
 from repscope.models.prompts import Prompt
 from repscope.steer.patching.methods import ablation, activation_patching, attribution_patching, logit_difference
-from repscope.steer.patching.result import RANDOM
 
 CLEAN = ["The map of Xqzwk shows it", "A name of Kzwqx in the map"]
 CORRUPT = ["The map of Kzwqx shows it", "A name of Xqzwk in the map"]

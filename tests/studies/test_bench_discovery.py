@@ -45,11 +45,11 @@ def test_json_is_one_object(tmp_path, capsys):
     assert said["rows"][0]["method"] == "random"
 
 
-@pytest.mark.parametrize(("condition", "says"), [("random", "the seed leaks"), ("oracle", "must recover all")])
+@pytest.mark.parametrize(("condition", "says"), [("random direction", "the seed leaks"), ("oracle", "must recover all")])
 def test_a_violation_exits_with_one(tmp_path, capsys, monkeypatch, condition, says):
     """The random row told the truth; the oracle told something else."""
-    method = next(m for m in BENCH_METHODS if m.name == condition)
-    given = "truth" if condition == "random" else "supervised"
+    method = next(m for m in BENCH_METHODS if m.condition == condition)
+    given = "truth" if condition == "random direction" else "supervised"
     broken = discovery.BenchMethod(method.name, condition=condition, given=given)
     monkeypatch.setattr(discovery, "difference_of_means", lambda states, truth: truth.flip(1))
     monkeypatch.setattr(discovery.planted_mlp, "__kwdefaults__", {"methods": (broken,), "seed": 0, "steps": None, "n": 4})

@@ -7,12 +7,11 @@ import pytest
 
 import repscope as rs
 from repscope.cli import run as main
+from repscope.conditions import ESTIMATE, RANDOM, SWAPPED
 from repscope.directions import DirectionSet
 from repscope.errors import UserError
 from repscope.report.charts.layers import CHOSEN
-from repscope.results import ESTIMATE
-from repscope.steer.from_texts import METHODS, SHUFFLED
-from repscope.steer.random_directions import RANDOM
+from repscope.steer.from_texts import METHODS
 from repscope.studies.contrast.steps import CONTRAST, ContrastOptions, halves
 from repscope.studies.run.study import Run
 from repscope.worlds.tiny import tiny
@@ -29,7 +28,7 @@ def run(tmp_path_factory):
 
 def test_every_step_has_its_controls(run):
     table = run.table
-    assert {ESTIMATE, SHUFFLED} == set(table[table["step"] == "fit"]["condition"])
+    assert {ESTIMATE, SWAPPED} == set(table[table["step"] == "fit"]["condition"])
     assert {ESTIMATE, RANDOM} == set(table[table["step"] == "choose"]["condition"])
     dosed = table[(table["step"] == "dose") & (table["split"] == "reporting half")]
     assert {ESTIMATE, RANDOM, "prompting"} <= set(dosed[dosed["metric"] == "effect"]["condition"])

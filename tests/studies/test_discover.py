@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from repscope.cli import run as command_line
+from repscope.conditions import ESTIMATE, RANDOM
 from repscope.data.requests import requests
 from repscope.directions import DirectionSet
-from repscope.discovery.comparison import DISCOVERY_METHODS, DISCOVERY_METRICS, clusters
+from repscope.discovery.comparison import DISCOVERY_METHODS, DISCOVERY_METRICS, RANDOM_METHOD, clusters
 from repscope.errors import UserError
-from repscope.results import ESTIMATE
-from repscope.steer.random_directions import RANDOM
 from repscope.studies.discover.steps import DISCOVER, DiscoverOptions
 from repscope.studies.run.study import Run
 
@@ -27,10 +26,10 @@ def run(tmp_path_factory):
 
 def test_every_method_has_every_number_and_chance_beside_it(run):
     table = run.results["summary"].table
-    for item in (RANDOM, "L2", "L2 + contrastive", "Jacobian"):
+    for item in (RANDOM_METHOD, "L2", "L2 + contrastive", "Jacobian"):
         rows = table[(table["item"] == item) & (table["metric"] != "gain")]
         assert set(rows["metric"]) == {*DISCOVERY_METRICS, "stability"}
-        assert set(rows["condition"]) == {RANDOM if item == RANDOM else ESTIMATE}
+        assert set(rows["condition"]) == {RANDOM if item == RANDOM_METHOD else ESTIMATE}
         assert (rows["n"] == 2).all()
     gains = table[table["metric"] == "gain"]
     assert set(gains["condition"]) == {"over L2"}
@@ -70,7 +69,10 @@ def test_a_further_seed_leaves_the_cells_that_are_there(run, tmp_path):
     shutil.copytree(run.folder / ".steps", more.folder / ".steps")
     more.answer()
     assert more.folder != run.folder  # 3 is what is taken when nobody says, but tiny takes 2 then
-    assert set(more.took) == {f"{m} seed 2" for m in (RANDOM, "L2", "L2 + contrastive", "Jacobian")} | {"summary", "clusters"}
+    assert set(more.took) == {f"{m} seed 2" for m in (RANDOM_METHOD, "L2", "L2 + contrastive", "Jacobian")} | {
+        "summary",
+        "clusters",
+    }
     again = Run(DISCOVER, more.options, out=tmp_path)
     again.answer()
     assert not again.took

@@ -17,7 +17,14 @@ from repscope.studies.entities.steps import ENTITIES, EntitiesOptions
 from repscope.studies.run.study import Run
 from repscope.worlds.tiny import tiny
 
-CONTROLS = {"shuffled labels", "bag of tokens", "random weights", "first token alone", "character n-grams", "majority class"}
+CONTROLS = {
+    "shuffled labels",
+    "bag of token embeddings",
+    "random weights",
+    "first token alone",
+    "character n-grams",
+    "majority class",
+}
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +135,7 @@ def test_planted_composition_is_found_where_it_was_planted(tmp_path):
     by_site = here[here["metric"] == "accuracy"].set_index("site")["value"]
     assert by_site["resid_post.1"] < 0.75
     assert by_site["resid_post.2"] > 0.95
-    bag = table[(table["condition"] == "over bag of tokens")]
+    bag = table[(table["condition"] == "over bag of token embeddings")]
     assert (bag["lo"] > 0.2).all()
 
 
@@ -175,7 +182,7 @@ def test_labelled_text(tmp_path):
     chosen = run.table[(run.table["site"] == "chosen on the other half") & (run.table["metric"] == "accuracy")]
     scores = chosen[chosen["split"] == "entity"].set_index("condition")["value"]
     assert scores[ESTIMATE] > 0.9
-    assert scores["bag of tokens"] > 0.9, "and the control says that no network is needed"
+    assert scores["bag of token embeddings"] > 0.9, "and the control says that no network is needed"
     assert scores["shuffled labels"] < 0.7
 
 

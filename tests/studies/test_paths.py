@@ -27,7 +27,13 @@ def done(tmp_path_factory):
 
 def test_the_page_has_figures_controls_and_how_it_was_made(done):
     page = (done.folder / "report.html").read_text()
-    for said in ("Which runs are in one basin", "When is a recipe open?", "The opposite control", "arms shuffled", "no nudge"):
+    for said in (
+        "Which runs are in one basin",
+        "When is a recipe open?",
+        "The opposite control",
+        "shuffled groups",
+        "no early bias",
+    ):
         assert said in page
     known = json.loads((done.folder / "study.json").read_text())
     assert known["model"] == "small-transformers"
@@ -36,11 +42,11 @@ def test_the_page_has_figures_controls_and_how_it_was_made(done):
 
 def test_every_number_has_its_control(done):
     table = done.table
-    for condition in (ESTIMATE, "matched on ID loss", "no nudge"):
+    for condition in (ESTIMATE, "matched on ID loss", "no early bias"):
         assert set(table[(table["condition"] == condition) & (table["metric"] == "height")]["item"]) >= {
             f"across: {h}" for h in HEIGHTS
         }
-    assert len(done.results["summary"].select(metric="ratio", condition="shuffled arms"))
+    assert len(done.results["summary"].select(metric="ratio", condition="shuffled groups"))
     ari = done.results["summary"].select(metric="ARI", condition=ESTIMATE)
     assert {"spectral, Euclidean distance", f"spectral, {GAP}, δ = 1 (published)"} <= set(ari["item"])
 

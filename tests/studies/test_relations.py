@@ -42,8 +42,8 @@ def test_every_estimate_has_its_controls_and_intervals_over_subjects(run):
     for item in ("city-continent", "country-continent"):
         rows = at[at["item"] == item]
         assert set(rows[rows["metric"] == "faithfulness"]["condition"]) >= MAPS
-        assert {"ridge probe", "mean mass", "shuffled objects"} <= set(rows[rows["metric"] == "concept accuracy"]["condition"])
-        assert {"random step, as long", "subjects' own vectors"} <= set(rows[rows["metric"] == "edit success"]["condition"])
+        assert {"ridge probe", "class means", "shuffled objects"} <= set(rows[rows["metric"] == "concept accuracy"]["condition"])
+        assert {"random direction", "mean vector of other subjects"} <= set(rows[rows["metric"] == "edit success"]["condition"])
     scored = table[table["unit"].fillna("") != ""]
     assert set(scored["unit"]) == {"subject"}
     assert (scored["lo"] <= scored["value"] + 1e-9).all()

@@ -30,8 +30,14 @@ def out(tmp_path):
     rows = [
         Row(value=0.2, token="last", **same, **AT),
         Row(value=0.3, token="first", **same, **AT),
-        Row(value=-0.0001, condition="bag of tokens", **same, **AT),
-        Row(value=0.4, metric="gain", condition="over bag of tokens", **same, **{k: v for k, v in AT.items() if k != "metric"}),
+        Row(value=-0.0001, condition="bag of token embeddings", **same, **AT),
+        Row(
+            value=0.4,
+            metric="gain",
+            condition="over bag of token embeddings",
+            **same,
+            **{k: v for k, v in AT.items() if k != "metric"},
+        ),
     ]
     write_run(tmp_path / "runs", "entities-m-1", rows)
     return tmp_path / "runs"
@@ -128,7 +134,9 @@ def test_claims_are_text_with_whole_addresses(out, capsys):
 
 def test_intervals_in_brackets_are_printed_whole(tmp_path, capsys):
     where = {"site": "s", "split": "entity", "study": "entities", "model": "m"}
-    rows = [Row(value=0.4, lo=0.3, hi=0.5, metric="gain", item="cities.continent", condition="over bag of tokens", **where)]
+    rows = [
+        Row(value=0.4, lo=0.3, hi=0.5, metric="gain", item="cities.continent", condition="over bag of token embeddings", **where)
+    ]
     write_run(tmp_path, "entities-m-1", rows)
     assert run(["claims", "--out", str(tmp_path)]) == 0
     assert "cities.continent 0.40 [0.30, 0.50]" in capsys.readouterr().out

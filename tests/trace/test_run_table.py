@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from repscope.results import ESTIMATE, table_of
+from repscope.conditions import ESTIMATE, SHUFFLED_GROUPS
+from repscope.results import table_of
 from repscope.trace.barriers import GAP
 from repscope.trace.interpolation import Curves, all_pairs
-from repscope.trace.run_table import SHUFFLED, RunMeasurements, rows
+from repscope.trace.run_table import RunMeasurements, rows
 
 
 def held(across, quality=0.0, seed=0, runs=12, grouped=True):
@@ -33,7 +34,7 @@ def test_planted_basins_are_found():
     found = table(held(0.1))
     ratio = found[ESTIMATE, "ratio", GAP]
     assert ratio["value"] == pytest.approx(0.155 / 0.055, rel=0.05)
-    assert ratio["lo"] > found[SHUFFLED, "ratio", GAP]["hi"]
+    assert ratio["lo"] > found[SHUFFLED_GROUPS, "ratio", GAP]["hi"]
     assert found[ESTIMATE, "ARI", f"spectral, {GAP}, δ median"]["value"] == 1
     assert found[ESTIMATE, "mantel p", GAP]["value"] < 0.05
     assert found[ESTIMATE, "ARI", "spectral, Euclidean distance"]["value"] < 0.5
@@ -55,8 +56,8 @@ def test_quality_that_follows_the_arms_is_said():
 def test_without_arms_the_groups_are_strategies():
     measured = held(0.1, grouped=False)
     assert (measured.groups == held(0.1).groups).all()
-    found = table(measured, condition="no nudge", split="x")
-    assert found["no nudge", "ratio", GAP]["split"] == "x"
+    found = table(measured, condition="no early bias", split="x")
+    assert found["no early bias", "ratio", GAP]["split"] == "x"
 
 
 def test_one_strategy_alone_has_no_groups_to_compare():
@@ -69,9 +70,9 @@ def test_one_strategy_alone_has_no_groups_to_compare():
 
 def test_shuffled_groups_of_each_kind_of_run_stand_apart_and_nothing_is_divided_by_nothing():
     measured = held(0.1)
-    assert (SHUFFLED, "ratio", GAP) in table(measured)
-    assert ("no nudge, groups shuffled", "ratio", GAP) in table(measured, condition="no nudge")
+    assert (SHUFFLED_GROUPS, "ratio", GAP) in table(measured)
+    assert ("no early bias, shuffled groups", "ratio", GAP) in table(measured, condition="no early bias")
     flat = Curves(12, measured.curves.pairs, measured.curves.alphas, {"loss": np.ones_like(measured.curves.losses["loss"])})
     found = table(RunMeasurements(flat, measured.euclidean, measured.behaviour, measured.quality, measured.training_groups))
-    assert (SHUFFLED, "ratio", GAP) not in found
+    assert (SHUFFLED_GROUPS, "ratio", GAP) not in found
     assert np.isnan(found[ESTIMATE, "ratio", GAP]["value"])

@@ -31,6 +31,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from repscope import stats
+from repscope.conditions import ESTIMATE, RANDOM
 from repscope.discovery import (
     SOLVERS,
     Context,
@@ -49,7 +50,7 @@ from repscope.discovery import (
 )
 from repscope.errors import UserError
 from repscope.progress import progress
-from repscope.results import ESTIMATE, Result, Row
+from repscope.results import Result, Row
 from repscope.worlds.planted import transformer as transformer
 from repscope.worlds.planted.functions import exp_mlp, planted, seed_for
 
@@ -107,7 +108,7 @@ class BenchMethod:
 
 
 BENCH_METHODS = (
-    BenchMethod("random", "random", condition="random"),
+    BenchMethod("random", "random", condition=RANDOM),
     BenchMethod("PCA of states", "pca"),
     BenchMethod("SVD of weights", "weights", sees_weights=True),
     BenchMethod("Jacobian", "jacobian"),
@@ -309,13 +310,13 @@ def violations(result: Result) -> list[str]:
 #: Condition, number, when that breaks the benchmark, and what is said then.
 INVARIANTS: tuple[tuple[str, str, Callable[[float], bool], str], ...] = (
     (
-        "random",
+        RANDOM,
         "recovered",
         lambda x: not x <= 0,
         "On {model} random directions recover {value:.2f} of the features: the seed leaks.",
     ),
     (
-        "random",
+        RANDOM,
         "elicits",
         lambda x: not x <= 0,
         "On {model} {value:.2f} of random directions elicit the sentence: the scale is too large, or the trigger too weak.",

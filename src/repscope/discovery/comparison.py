@@ -33,7 +33,6 @@ from repscope.models.engine.generation import Continuation
 from repscope.models.language import LanguageModel
 from repscope.models.prompts import Prompt
 from repscope.steer.effects import repeated, texts
-from repscope.steer.random_directions import RANDOM
 
 
 @dataclass(frozen=True)
@@ -49,9 +48,10 @@ class DiscoveryMethod:
     budget: float = 1.0
 
 
+RANDOM_METHOD = "random directions"
 #: name → method; tau as in the pilot on a language model
 DISCOVERY_METHODS: dict[str, DiscoveryMethod] = {
-    RANDOM: DiscoveryMethod("random"),
+    RANDOM_METHOD: DiscoveryMethod("random"),
     "PCA of states": DiscoveryMethod("pca"),
     "Jacobian": DiscoveryMethod("jacobian", budget=0.4),
     "DCT": DiscoveryMethod("dct"),

@@ -8,7 +8,7 @@ v_o' - v_o to a subject changes the fact.
 
 1. The rank is chosen on subjects that do not count in the score: at full rank, noise along small singular values is all there is.
 2. The inverse is that of the mean of the examples' Jacobians, or the mean of their inverses.
-3. What else would classify: ridge and logistic regression on the same subjects, class means ("mean mass"), differences of means.
+3. What else would classify: ridge and logistic regression on the same subjects, class means, differences of means.
 """
 
 import warnings
@@ -125,7 +125,7 @@ def class_means(
 def by_means(
     train: Float[np.ndarray, "row d"], objects: Sequence[str], test: Float[np.ndarray, "row d"], *, others: bool
 ) -> list[str]:
-    """Classify along unit class means ("mean mass"), or with `others` along each mean less the mean of all other rows
+    """Classify along unit class means, or with `others` along each mean less the mean of all other rows
     ("difference of means"). With the mean of all taken off the first would be the second: what they differ by is that common part.
     """
     names, means = class_means(train, objects)

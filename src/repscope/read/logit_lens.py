@@ -15,6 +15,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from repscope import stats
+from repscope.conditions import RANDOM
 from repscope.errors import UserError
 from repscope.progress import progress
 from repscope.results import Result, Row
@@ -22,7 +23,6 @@ from repscope.results import Result, Row
 if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
 
-RANDOM = "random direction of equal norm"
 DEFINITION = "probability that the lens gives to the model's own next token"
 _DRAWS = 8
 LAST = 64  #: positions that are read

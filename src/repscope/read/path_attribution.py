@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from repscope import stats
+from repscope.conditions import ESTIMATE, RANDOM
 from repscope.errors import UserError
 from repscope.models.engine.hooks import head_outputs
 from repscope.models.jacobian import Jacobian, as_numpy
@@ -33,9 +34,8 @@ from repscope.models.language import LanguageModel
 from repscope.models.linear.jacobian_passes import plan_jacobian
 from repscope.models.prompts import PromptLike
 from repscope.models.sites import Site
-from repscope.results import ESTIMATE, Result, Row
+from repscope.results import Result, Row
 
-RANDOM = "random directions of equal length"
 _STREAM = ("resid_pre", "resid_mid", "resid_post")
 _ADDED = (*_STREAM, "attn_out", "mlp_out")  #: what reaches the stream of later blocks unchanged
 _DEFINITIONS = {

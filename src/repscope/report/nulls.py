@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from repscope.results import ESTIMATE
+from repscope.conditions import ESTIMATE, RANDOM, SHUFFLED_GROUPS, SHUFFLED_LABELS, compared
 
-OVER = "over "  #: what the condition of a gain begins with
 GAIN = "gain"
 
 
@@ -33,13 +32,13 @@ class Null:
 
 #: (study, metric) → its null
 NULLS: dict[tuple[str, str], Null] = {
-    ("entities", "accuracy"): Null(("shuffled labels", "majority class")),
-    ("entities", "r2"): Null(("shuffled labels",), ("the mean of the training values", 0.0)),
+    ("entities", "accuracy"): Null((SHUFFLED_LABELS, "majority class")),
+    ("entities", "r2"): Null((SHUFFLED_LABELS,), ("the mean of the training values", 0.0)),
     ("relations", "faithfulness"): Null(("majority object", "map on another subject's vector")),
     ("relations", "concept accuracy"): Null(("majority object", "shuffled objects")),
-    ("relations", "edit success"): Null(("random step, as long",)),
-    ("contrast", "effect"): Null(("random directions",)),
-    ("paths", "ratio"): Null(("arms shuffled",), ("no difference", 1.0)),
+    ("relations", "edit success"): Null((RANDOM,)),
+    ("contrast", "effect"): Null((RANDOM,)),
+    ("paths", "ratio"): Null((SHUFFLED_GROUPS,), ("no difference", 1.0)),
     ("paths", "ARI"): Null((), ("clusters at random", 0.0)),
     ("paths", "mantel rho"): Null((), ("no correlation", 0.0)),
 }
@@ -58,7 +57,7 @@ def below_null(row: Mapping[Any, Any], table: pd.DataFrame, favoured: str) -> st
     favoured
         Which side the decision speaks for: "estimate" (it is better, or high) or "control" (it is as good, or better).
     """
-    control = str(row["condition"]).removeprefix(OVER) if row["metric"] == GAIN else None
+    control = compared(str(row["condition"])) if row["metric"] == GAIN else None
     held, null = _scores(row, table)
     if null is None:
         return ""

@@ -14,10 +14,9 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from repscope.results import ESTIMATE
+from repscope.conditions import condition
 
 BLOCK_TITLE = "block (emb = input embedding)"
-SHARED = "estimate, no shared token"
 
 
 @dataclass(frozen=True)
@@ -30,52 +29,20 @@ class Style:
     wide: bool = False
 
 
+#: Colours of Okabe & Ito (2008). Only the estimate has a solid line.
 STYLES: dict[str, Style] = {
-    ESTIMATE: Style("#0072B2", wide=True),
-    SHARED: Style("#56B4E9", (10, 2), "diamond"),
-    "random weights": Style("#009E73", (8, 2, 2, 2), "triangle-up"),
-    "bag of tokens": Style("#D55E00", (6, 3), "square"),
-    "first token alone": Style("#CC79A7", (4, 2), "diamond"),
-    "character n-grams": Style("#E69F00", (2, 2), "triangle-down"),
-    "majority class": Style("#000000", (3, 5), "cross"),
-    "shuffled labels": Style("#8C8C8C", (1, 2), "triangle-right"),
+    "blue": Style("#0072B2", wide=True),
+    "blue dashed": Style("#0072B2", (5, 2), wide=True),
+    "sky": Style("#56B4E9", (10, 2), "diamond"),
+    "green": Style("#009E73", (8, 2, 2, 2), "triangle-up"),
+    "vermillion": Style("#D55E00", (6, 3), "square"),
+    "purple": Style("#CC79A7", (4, 2), "diamond"),
+    "orange": Style("#E69F00", (2, 2), "triangle-down"),
+    "black": Style("#000000", (3, 5), "cross"),
+    "grey": Style("#8C8C8C", (1, 2), "triangle-right"),
 }
-#: Controls of other studies, each drawn like the one of `STYLES` named; those that share one never stand in one figure.
-LIKE = {
-    "ridge map, whole half": "bag of tokens",
-    "ridge map, the same examples": "character n-grams",
-    "translation": "random weights",
-    "logit lens": "first token alone",
-    "map on another subject's vector": "shuffled labels",
-    "map from the embedding": SHARED,
-    "majority object": "majority class",
-    "ridge probe": "bag of tokens",
-    "logistic probe": "character n-grams",
-    "mean mass": "random weights",
-    "difference of means": "first token alone",
-    "shuffled objects": "shuffled labels",
-    "PCA of differences": SHARED,
-    "logistic regression": "character n-grams",
-    "linear discriminant": "random weights",
-    "swapped labels": "shuffled labels",
-    "random directions": "shuffled labels",
-    "prompting": "bag of tokens",
-    "inverse of each, then mean": SHARED,
-    "random step, as long": "shuffled labels",
-    "subjects' own vectors": "random weights",
-    "random": "shuffled labels",
-    "random direction": "shuffled labels",
-    "oracle": "majority class",
-    "supervised": "bag of tokens",
-    "rule – rule": ESTIMATE,
-    "bag – bag": "bag of tokens",
-    "across arms": "majority class",
-    "no nudge": "shuffled labels",
-    "inits of their own": "majority class",
-    "inits of their own, weights matched": ESTIMATE,
-    "permuted copy": "shuffled labels",
-    "permuted copy, weights matched": "random weights",
-}
+#: Kinds of pairs of runs, which figures draw in place of a condition.
+_PAIRS = {"rule – rule": "blue", "bag – bag": "vermillion", "across arms": "black"}
 _SPARE = (
     Style("#7A5195", (12, 3), "triangle-left"),
     Style("#8B6D31", (5, 2, 1, 2), "triangle-up"),
@@ -123,21 +90,32 @@ _THEME: dict[str, Any] = {
 }
 
 
+def style_of(name: str) -> Style | None:
+    """The style of a condition, or of a kind of pairs; None of another name."""
+    if name in _PAIRS:
+        return STYLES[_PAIRS[name]]
+    try:
+        return STYLES.get(condition(name).style)
+    except ValueError:
+        return None
+
+
 def styles_of(names: Iterable[str]) -> dict[str, Style]:
-    """The style of each condition; "over X" looks like X. A condition without a style gets a spare one that no other has here.
+    """The style of each condition; "over X" looks like X. Another name gets a spare style that no other name here has.
 
     The order is that of `STYLES`, then cut contexts from short to long, then the rest by name.
     """
-    order = {name: i for i, name in enumerate(STYLES)}
-    asked = sorted(set(names), key=lambda n: (order.get(_alike(n), len(order)), _context_length(n), n))
+    known = {name: style for name in set(names) if (style := style_of(name)) is not None}
+    order = {style: i for i, style in enumerate(STYLES.values())}
+    asked = sorted(set(names), key=lambda n: (order[known[n]] if n in known else len(order), _context_length(n), n))
     cuts = [n for n in asked if _context_length(n)]
     spare, found = list(_SPARE), {}
     for name in asked:
         if name in cuts:
             shade = round(cuts.index(name) * (len(_CUT_COLORS) - 1) / max(len(cuts) - 1, 1))
             found[name] = Style(_CUT_COLORS[shade], (1.5 + 2 * cuts.index(name), 2))
-        elif _alike(name) in STYLES:
-            found[name] = STYLES[_alike(name)]
+        elif name in known:
+            found[name] = known[name]
         else:  # by the name's checksum, so that it looks the same in the next figure as well
             spare = spare or list(_SPARE)
             found[name] = spare.pop(zlib.crc32(name.encode()) % len(spare))
@@ -159,7 +137,8 @@ def legend(names: Sequence[str], **more: Any) -> alt.Legend:
     for k in range(2, len(names) + 1):
         needed = sum(max(widths[c::k]) for c in range(k))
         columns = f"width > {needed:.0f} ? {k} : ({columns})"
-    return alt.Legend(orient="top", columns=alt.ExprRef(columns), symbolOpacity=1, **more)
+    limit = alt.ExprRef("max(90, width - 22)")  # a label wider than the plot is cut, not drawn beyond the figure
+    return alt.Legend(orient="top", columns=alt.ExprRef(columns), labelLimit=limit, symbolOpacity=1, **more)
 
 
 def value_scale(drawn: pd.DataFrame, title: str, *, share: bool = True) -> tuple[alt.Scale, list[str]]:
@@ -235,13 +214,8 @@ def gradient(**more: Any) -> alt.Legend:
     return alt.Legend(orient="top", direction="horizontal", gradientLength=220, gradientThickness=10, **more)
 
 
-def _alike(condition: str) -> str:
-    bare = condition.removeprefix("over ")
-    return LIKE.get(bare, bare)
-
-
-def _context_length(condition: str) -> int:
-    return int("".join(filter(str.isdigit, condition)) or 0) if condition.startswith("context:") else 0
+def _context_length(name: str) -> int:
+    return int("".join(filter(str.isdigit, name)) or 0) if name.startswith("context:") else 0
 
 
 def visible(token: object, longest: int = 16) -> str:

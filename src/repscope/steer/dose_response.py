@@ -19,20 +19,21 @@ import pandas as pd
 from jaxtyping import Float
 
 from repscope import stats
+from repscope.conditions import ESTIMATE, PROMPTING, RANDOM
 from repscope.data.contrasts import Choice
 from repscope.directions import Direction
 from repscope.errors import UserError
 from repscope.models.language import LanguageModel
 from repscope.models.prompts import with_continuation
 from repscope.models.sites import Site
-from repscope.results import ESTIMATE, Result, Row
+from repscope.results import Result, Row
 from repscope.stats import Estimate
 from repscope.steer.effects import DEFINITIONS, Added, Written, divergence, in_turn, log_odds, written
-from repscope.steer.random_directions import RANDOM, random_units
+from repscope.steer.random_directions import random_units
 
 STRENGTHS = (-0.6, -0.4, -0.2, -0.1, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)
 MOST_DAMAGE = 0.5  #: nats a token: the unsteered model finds the text 1.65 times as perplexing
-PROMPTED, PLAIN = "prompting", "unsteered"
+PROMPTED, PLAIN = PROMPTING, "unsteered"
 _READ_RANDOM = 3  #: random directions whose KL and damage are measured as well; reading and writing texts costs more than choices
 
 

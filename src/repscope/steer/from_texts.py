@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
 from repscope import stats
+from repscope.conditions import SWAPPED
 from repscope.data.contrasts import Contrast
 from repscope.directions import Direction, DirectionSet
 from repscope.errors import UserError, unknown
@@ -36,7 +37,6 @@ from repscope.results import Result, Row
 from repscope.steer.effects import in_turn
 
 Rows = Float[np.ndarray, "text d_model"]
-SHUFFLED = "swapped labels"
 
 
 def _means(x: Rows, positive: Bool[np.ndarray, "text"], paired: bool) -> Float[np.ndarray, "d_model"]:
@@ -167,7 +167,7 @@ def fit(
                 other = METHODS[name](*_arranged(x, flip, texts.paired), texts.paired)
                 null.append(float(placed(test[site] @ other, theirs).mean()))
             if null:
-                rows.append(Row.of(stats.null(null, unit="swap"), condition=SHUFFLED, **where))
+                rows.append(Row.of(stats.null(null, unit="swap"), condition=SWAPPED, **where))
     config = lm.model.config
     note = f"{texts.positive} against {texts.negative} ({texts.name})"
     found_set = DirectionSet(made, lm.fingerprint, note, architecture=str(getattr(config, "model_type", "")), blocks=lm.blocks)

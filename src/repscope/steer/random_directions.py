@@ -3,8 +3,6 @@
 import numpy as np
 from jaxtyping import Float
 
-RANDOM = "random directions"  #: what the control is called in tables
-
 
 def random_units(width: int, count: int, seed: int) -> Float[np.ndarray, "direction feature"]:
     """Directions of length one, uniform on the sphere.

@@ -22,13 +22,13 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from repscope import stats
-from repscope.results import ESTIMATE, Row
+from repscope.conditions import ESTIMATE, shuffled
+from repscope.results import Row
 from repscope.stats import clustering
 from repscope.stats.groups import bimodality, separation
 from repscope.trace.barriers import GAP, HEIGHTS
 from repscope.trace.interpolation import Curves
 
-SHUFFLED = "shuffled arms"  #: of planted arms; of other runs "…, groups shuffled"
 EUCLIDEAN = "Euclidean distance"
 _SHUFFLES = 200
 
@@ -120,11 +120,6 @@ def _ratio(matrix: Matrix, groups: Shaped[np.ndarray, "run"]) -> float:
     same, values = clustering.upper(groups[:, None] == groups), clustering.upper(matrix)
     within = float(values[same].mean())
     return float(values[~same].mean()) / within if within > 0 else float("nan")
-
-
-def shuffled(condition: str) -> str:
-    """The condition of the same runs with their groups shuffled."""
-    return SHUFFLED if condition == ESTIMATE else f"{condition}, groups shuffled"
 
 
 def _mantel(held: RunMeasurements, row: Make, seed: int, permutations: int) -> Iterable[Row]:

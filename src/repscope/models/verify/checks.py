@@ -351,7 +351,7 @@ def _relative(ours: Sequence[_Vectors], theirs: Sequence[_Vectors]) -> Float[Ten
     return torch.stack([(gap / size.clamp_min(1e-30)).square().mean().sqrt().cpu() for gap, size in parts])
 
 
-_SHIFTED, _EDITED = "rows shifted by one", "edited against not"
+_SHIFTED, _EDITED = "rows shifted by one", "edited compared with unedited"
 CHECKS = (
     _Kind(
         "hidden states",
@@ -363,7 +363,7 @@ CHECKS = (
     _Kind(
         "block identities",
         "a block's input plus what attention and MLP add, against its output",
-        "the sum without the MLP",
+        "sum without the MLP",
         _identities,
     ),
     _Kind("padded batch", "every block in one padded batch, against each prompt alone", _SHIFTED, _padded),

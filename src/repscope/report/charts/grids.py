@@ -19,7 +19,6 @@ from repscope.report.style import (
     text_color,
     tips,
 )
-from repscope.results import ESTIMATE
 
 
 def grid(frame: pd.DataFrame, *, x_title: str, y_title: str, value_title: str) -> alt.LayerChart:
@@ -117,13 +116,13 @@ def points(frame: pd.DataFrame, *, value_title: str, controls: Sequence[str] = (
 
     Columns name, value, lo, hi and n.
     """
-    style = STYLES[ESTIMATE]
+    style = STYLES["blue"]
     drawn = frame.assign(control=frame["name"].isin(list(controls)))
     base = alt.Chart(data(drawn[["name", "value", "lo", "hi", "n", "control"]])).encode(
         y=alt.Y("name:N", sort=list(frame["name"]), title=None).axis(
             labelLimit=label_limit, domain=False, ticks=False, labelPadding=8
         ),
-        color=alt.condition("datum.control == 1", alt.value(STYLES["shuffled labels"].color), alt.value(style.color)),
+        color=alt.condition("datum.control == 1", alt.value(STYLES["grey"].color), alt.value(style.color)),
         tooltip=[*tips("name"), *numbers("value", "lo", "hi"), *tips("n")],
     )
     scale = alt.Scale(zero=True, nice=True)
@@ -139,7 +138,7 @@ def plane(frame: pd.DataFrame, *, x_title: str, y_title: str) -> alt.LayerChart:
         y=alt.Y("y:Q", title=y_title, scale=alt.Scale(zero=False, padding=16)),
         tooltip=tips("name", "n"),
     )
-    dots = base.mark_circle(color=STYLES[ESTIMATE].color, opacity=0.75).encode(
+    dots = base.mark_circle(color=STYLES["blue"].color, opacity=0.75).encode(
         size=alt.Size(
             "n:Q", title="subjects", scale=alt.Scale(range=[18, 160]), legend=alt.Legend(orient="top", direction="horizontal")
         )

@@ -13,6 +13,7 @@ from pathlib import Path
 import altair as alt
 import pandas as pd
 
+from repscope.conditions import ESTIMATE, SHARED
 from repscope.disk import whole_file
 from repscope.errors import unknown
 from repscope.report.style import (
@@ -21,7 +22,6 @@ from repscope.report.style import (
     GROUP_SHAPES,
     INK,
     MUTED,
-    SHARED,
     STYLES,
     block_name,
     by_condition,
@@ -40,7 +40,6 @@ from repscope.report.style import (
     vega_lite_version,
     visible,
 )
-from repscope.results import ESTIMATE
 
 CHOSEN = "chosen on the other half"  #: site of a score whose block was chosen on entities that do not count in it
 PAPER_WIDTH = 680  #: px, what `save` takes for a container
@@ -226,7 +225,7 @@ def predicted_against_true(frame: pd.DataFrame, unit: str) -> alt.LayerChart:
     scale = alt.Scale(domain=ends, nice=False, zero=False)
     x, y = (alt.X("true:Q", title=f"true ({unit})", scale=scale), alt.Y("predicted:Q", title=f"predicted ({unit})", scale=scale))
     line = alt.Chart(data(pd.DataFrame({"true": ends, "predicted": ends})))
-    style = STYLES[ESTIMATE]
+    style = STYLES["blue"]
     points = alt.Chart(data(shown)).mark_point(filled=True, size=30, opacity=0.55, color=style.color, shape=style.shape)
     both = (
         line.mark_line(color=MUTED, strokeDash=[4, 3], strokeWidth=1).encode(x=x, y=y),

@@ -3,8 +3,8 @@
 import altair as alt
 import pandas as pd
 
+from repscope.conditions import ESTIMATE
 from repscope.report.style import by_condition, data, finish, gradient, numbers, sequential, styles_of, text_color, tips
-from repscope.results import ESTIMATE
 
 _WRITTEN = 12  #: runs up to which a matrix has its numbers written in
 

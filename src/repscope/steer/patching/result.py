@@ -8,13 +8,13 @@ import pandas as pd
 from jaxtyping import Float
 
 from repscope import stats
+from repscope.conditions import ESTIMATE, RANDOM
 from repscope.models.sites import Site
-from repscope.results import ESTIMATE, Result, Row
+from repscope.results import Result, Row
 
 if TYPE_CHECKING:
     import altair as alt
 
-RANDOM = "random direction of equal norm"
 DEFINITIONS = {
     "activation patching": "metric with the clean activation in the corrupt run, less the corrupt run's",
     "attribution patching": "(clean - corrupt) · gradient at the corrupt run",

@@ -17,11 +17,12 @@ import pandas as pd
 
 from repscope import __version__
 from repscope.bench import discovery, trigger
+from repscope.conditions import ESTIMATE, RANDOM
 from repscope.disk import whole_file
 from repscope.errors import UserError, unknown
 from repscope.report.charts import layers
 from repscope.report.page import Figure, Page, Section, Table, write
-from repscope.results import ESTIMATE, Result
+from repscope.results import Result
 from repscope.worlds.planted import functions, transformer
 from repscope.worlds.planted.trigger import Recipe
 
@@ -204,7 +205,7 @@ def _leading(found: Benched) -> list[str]:
     for model, some in table.groupby("model", sort=False):
         rows = sorted(some.to_dict("records"), key=lambda row: -row["value"])
         without = [row for row in rows if row["condition"] == ESTIMATE]
-        others = [row for row in rows if row["condition"] in ("random", "supervised", "oracle")]
+        others = [row for row in rows if row["condition"] in (RANDOM, "supervised", "oracle")]
         if without:
             told = "; ".join(f"{row['item']} {_interval(row)}" for row in [*without[:3], *others])
             said.append(f"{_said(str(model))}, {title}, the largest and the controls: {told}.")

@@ -5,9 +5,10 @@ from typing import Any
 
 import pandas as pd
 
+from repscope.conditions import ESTIMATE, RANDOM
 from repscope.report.charts import lines
 from repscope.report.page import Figure, Page, Section, Table
-from repscope.results import ESTIMATE, Result
+from repscope.results import Result
 from repscope.studies.connect.basins import section
 
 _ENDS = ("at one end", "at the other end")
@@ -95,7 +96,7 @@ def _lines(loss: str, names: tuple[str, ...], result: Result, unit: str) -> list
     pairs, values = result.arrays["pairs"], result.arrays[f"line {loss}"]
     own = int((pairs < len(names)).all(1).sum())
     ends = [*pairs[:own].tolist(), *pairs[: len(pairs) - own].tolist()]
-    conditions = [ESTIMATE] * own + ["random direction"] * (len(pairs) - own)
+    conditions = [ESTIMATE] * own + [RANDOM] * (len(pairs) - own)
     frame = lines.curves_frame(names, ends, result.arrays["alphas"].tolist(), values.tolist(), conditions)
     share = loss.endswith("error")
     title = f"{loss} (share)" if share else f"{loss} ({unit})"

@@ -26,10 +26,11 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from repscope import __version__, stats
+from repscope.conditions import ESTIMATE, RANDOM
 from repscope.disk import whole_file
 from repscope.errors import UserError
 from repscope.report.page import write
-from repscope.results import ESTIMATE, Result, Row, concat
+from repscope.results import Result, Row, concat
 from repscope.studies.connect.basins import LEAST, basins_of, sentence
 from repscope.studies.connect.page import page
 from repscope.studies.connect.task import Asked, ConnectTask, Pairs, subject
@@ -37,7 +38,6 @@ from repscope.trace.barriers import GAP, HEIGHTS, height
 from repscope.trace.interpolation import Curves, all_pairs
 
 STEP = "connect"
-RANDOM = "random direction"
 OWN = "of the run itself"
 RISE = "rise"
 UNIT = "example"

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from repscope.conditions import RANDOM, SWAPPED
 from repscope.report.charts import grids, layers
 from repscope.report.charts.layers import CHOSEN
 from repscope.report.claims import evaluate_claims, load_claims
@@ -12,8 +13,6 @@ from repscope.report.page import Figure, Page, Section, Table
 from repscope.report.text import facts, format_estimate, format_gain
 from repscope.results import ESTIMATE
 from repscope.steer.dose_response import PROMPTED
-from repscope.steer.from_texts import SHUFFLED
-from repscope.steer.random_directions import RANDOM
 from repscope.steer.selection import MOST_KL
 from repscope.studies.run.study import Run
 
@@ -220,7 +219,7 @@ def _reading(run: Run[Any]) -> Section:
     if table.empty:
         return Section("How well it reads", "No texts were held out.")
     mine = table[table["condition"] == ESTIMATE]
-    null = table[(table["condition"] == SHUFFLED) & (table["item"] == mine["item"].iloc[0])]
+    null = table[(table["condition"] == SWAPPED) & (table["item"] == mine["item"].iloc[0])]
     drawn = pd.concat([mine.assign(condition=mine["item"]), null]).assign(item="auc", token="")
     best = max(mine.to_dict("records"), key=lambda r: float(r["value"]))
     figure = Figure(

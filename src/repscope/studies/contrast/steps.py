@@ -20,6 +20,7 @@ import pandas as pd
 from pydantic import Field
 
 from repscope import stats
+from repscope.conditions import RANDOM, over
 from repscope.data.contrasts import Contrast, contrast
 from repscope.directions import Direction, DirectionSet
 from repscope.errors import UserError, unknown
@@ -28,7 +29,6 @@ from repscope.results import Result, Row
 from repscope.steer.dose_response import MOST_DAMAGE, PROMPTED, STRENGTHS, by_group, doing, dose
 from repscope.steer.effects import DEFINITIONS, Added, log_odds
 from repscope.steer.from_texts import METHODS, fit
-from repscope.steer.random_directions import RANDOM
 from repscope.steer.selection import best as best_of
 from repscope.steer.selection import choose
 from repscope.studies.contrast.page import headline, page
@@ -262,7 +262,7 @@ def _at_scale(name: str, arrays: dict[str, np.ndarray], at: int, seed: int) -> l
     effect = arrays["effect"][at]
     away = arrays["random"][int(np.argmin(np.abs(arrays["sizes"] - abs(arrays["strengths"][at]))))]
     null = stats.null(away, unit="random direction")
-    measured = {f"over {RANDOM}": effect - null.value, f"over the best of {len(away)} {RANDOM}": effect - away.max()}
+    measured = {over(RANDOM): effect - null.value, over(f"best of {len(away)} random directions"): effect - away.max()}
     rows = [
         Row.of(stats.mean(effect, unit=_GROUP, seed=seed), metric="effect", **where),
         Row.of(null, metric="effect", condition=RANDOM, **where),
@@ -270,7 +270,7 @@ def _at_scale(name: str, arrays: dict[str, np.ndarray], at: int, seed: int) -> l
     if "prompting" in arrays:
         told = arrays["prompting"]
         rows.append(Row.of(stats.mean(told, unit=_GROUP, seed=seed), metric="effect", condition=PROMPTED, **where))
-        measured[f"over {PROMPTED}"] = effect - told
+        measured[over(PROMPTED)] = effect - told
     for condition, values in measured.items():
         gained = stats.mean(values, unit=_GROUP, seed=seed)
         rows.append(Row.of(gained, metric="gain", condition=condition, **where))
@@ -315,7 +315,7 @@ def _methods(run: Run[ContrastOptions], tick: Tick) -> Result:
         if name != "difference of means" and "difference of means" in effect:
             gained = stats.mean(effect["difference of means"] - effect[name], unit=_GROUP, seed=o.seed)
             item = f"{second.name}: difference of means"
-            rows.append(Row.of(gained, metric="gain", item=item, condition=f"over {name}", **where))
+            rows.append(Row.of(gained, metric="gain", item=item, condition=over(name), **where))
     return Result.of(rows)
 
 

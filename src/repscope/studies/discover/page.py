@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from repscope.data.requests import requests
-from repscope.discovery.comparison import DISCOVERY_METRICS
+from repscope.discovery.comparison import DISCOVERY_METRICS, RANDOM_METHOD
 from repscope.report.charts import grids
 from repscope.report.claims import evaluate_claims, load_claims
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.report.text import facts, format_estimate, format_gain
-from repscope.steer.random_directions import RANDOM
 from repscope.studies.run.study import Run
 
 if TYPE_CHECKING:
@@ -82,11 +81,11 @@ def _told(run: Run[Any]) -> list[str]:
             f"{'KL' if m == 'kl' else m} {format_gain(gains[f'{name}: {m}'])}" for m in _ANSWERED if f"{name}: {m}" in gains
         )
         said.append(f"{words} ({name} less L2, paired by seed): {changes}.")
-    if ("L2", "kl") in values and (RANDOM, "kl") in values:
+    if ("L2", "kl") in values and (RANDOM_METHOD, "kl") in values:
         said.append(
             f"At this scale L2's directions cost {format_estimate(values['L2', 'kl'])} nats of KL on held-out prompts, "
             "random directions of equal norm "
-            f"{format_estimate(values[RANDOM, 'kl'])}."
+            f"{format_estimate(values[RANDOM_METHOD, 'kl'])}."
         )
     return said
 
@@ -103,7 +102,7 @@ def _compared(run: Run[Any]) -> Section:
         said = said[0].upper() + said[1:]
         items.append(
             Figure(
-                grids.points(frame, value_title=title, controls=[RANDOM]),
+                grids.points(frame, value_title=title, controls=[RANDOM_METHOD]),
                 metric.capitalize() if metric != "kl" else "KL",
                 f"{said}. Interval over {int(rows['n'].max())} seeds; grey: random directions as long.",
                 small=True,
@@ -126,7 +125,7 @@ def _compared(run: Run[Any]) -> Section:
 def _behaviours(run: Run[Any]) -> Section:
     held = run.results["clusters"].side
     members, texts = held["members"], held["texts"]
-    mine = members[members["method"] != RANDOM]
+    mine = members[members["method"] != RANDOM_METHOD]
     asked = requests(run.options.prompts, **run.options.how())[1]
 
     def wrote(some: pd.DataFrame) -> dict[str, str]:

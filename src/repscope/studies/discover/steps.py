@@ -18,18 +18,18 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from repscope import stats
+from repscope.conditions import ESTIMATE, RANDOM, over
 from repscope.data.contrasts import contrast
 from repscope.data.requests import requests
 from repscope.directions import Direction, DirectionSet
 from repscope.discovery import Fluency, LanguageSubject, calibrate
 from repscope.discovery import metrics as judged
-from repscope.discovery.comparison import DISCOVERY_METHODS, DISCOVERY_METRICS, TestBed, clusters
+from repscope.discovery.comparison import DISCOVERY_METHODS, DISCOVERY_METRICS, RANDOM_METHOD, TestBed, clusters
 from repscope.errors import UserError, unknown
 from repscope.models.prompts import Prompt
-from repscope.results import ESTIMATE, Result, Row
+from repscope.results import Result, Row
 from repscope.steer.effects import in_turn, texts
 from repscope.steer.from_texts import fit
-from repscope.steer.random_directions import RANDOM
 from repscope.studies.discover.page import headline, page
 from repscope.studies.run.study import Cost, ModelOptions, Run, Step, Study, TableOptions
 
@@ -49,7 +49,16 @@ class DiscoverOptions(ModelOptions, TableOptions):
     target: int | None = Field(None, ge=1, description="Block at whose output effects are read; three quarters up if not given.")
     tokens: str = Field("last 6", description="Where effects are read: last, mean, all, or the mean of the last 6.")
     methods: tuple[str, ...] = Field(
-        (RANDOM, "L2", "L2 + contrastive", "contrastive, skip removed", "L2 + soft-orthogonal", "contrastive", "DCT", "Jacobian"),
+        (
+            RANDOM_METHOD,
+            "L2",
+            "L2 + contrastive",
+            "contrastive, skip removed",
+            "L2 + soft-orthogonal",
+            "contrastive",
+            "DCT",
+            "Jacobian",
+        ),
         description="Ways to directions.",
     )
     vectors: int = Field(12, ge=2, description="Directions of each method.")
@@ -78,10 +87,10 @@ class DiscoverOptions(ModelOptions, TableOptions):
         small: dict[str, Any] = {}
         if self.tiny:
             small = {"vectors": 4, "steps": 3, "seeds": 2, "new_tokens": 3, "tokens": "last 3", "plain": True}
-            small["methods"] = (RANDOM, "L2", "L2 + contrastive", "Jacobian")
+            small["methods"] = (RANDOM_METHOD, "L2", "L2 + contrastive", "Jacobian")
         elif self.short:
             small = {"vectors": 4, "steps": 10, "seeds": 2, "new_tokens": 12}
-            small["methods"] = (RANDOM, "L2", "L2 + contrastive", "Jacobian")
+            small["methods"] = (RANDOM_METHOD, "L2", "L2 + contrastive", "Jacobian")
         return self.model_copy(update={k: v for k, v in small.items() if k not in given})
 
     def files(self) -> list[Path]:
@@ -228,7 +237,7 @@ def _cell(name: str, seed: int) -> Callable[[Run[Any], Tick], Result]:
                 item=name,
                 value=value,
                 split="held-out prompts",
-                condition=RANDOM if name == RANDOM else ESTIMATE,
+                condition=RANDOM if name == RANDOM_METHOD else ESTIMATE,
                 seed=seed,
             )
             for metric, value in numbers.items()
@@ -260,7 +269,7 @@ def _clusters(names: list[str]) -> Callable[[Run[Any], Tick], Result]:
         ]
         frame = pd.DataFrame(found)
         asked = ground.held[:_SHOWN]
-        heads = [r for r in found if r["method"] != RANDOM]
+        heads = [r for r in found if r["method"] != RANDOM_METHOD]
         best: dict[int, dict[str, Any]] = {}
         for row in sorted(heads, key=lambda r: -r["consistency"]):  # a cluster is shown by its most consistent member
             best.setdefault(row["cluster"], row)
@@ -348,12 +357,12 @@ def _summary(names: list[str], seeds: int) -> Callable[[Run[Any], Tick], Result]
             where: dict[str, Any] = {"split": "held-out prompts", "token": o.tokens, "seed": o.seed}
             for metric, values in metrics.items():
                 definition = DISCOVERY_METRICS.get(metric, "mean |cos| with the directions of other seeds, matched one to one")
-                condition = RANDOM if name == RANDOM else ESTIMATE
+                condition = RANDOM if name == RANDOM_METHOD else ESTIMATE
                 rows.append(_row(values, metric=metric, definition=definition, item=name, condition=condition, **where))
                 if name != _COMPARED and _COMPARED in held and metric in held[_COMPARED]:
                     paired = [a - b for a, b in zip(values, held[_COMPARED][metric])]
                     item = f"{name}: {metric}"
-                    rows.append(_row(paired, metric="gain", definition=metric, item=item, condition=f"over {_COMPARED}", **where))
+                    rows.append(_row(paired, metric="gain", definition=metric, item=item, condition=over(_COMPARED), **where))
         return Result.of(rows)
 
     return compute

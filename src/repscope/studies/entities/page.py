@@ -138,7 +138,7 @@ def _closer(here: pd.DataFrame, item: str, metric: str) -> list[Figure | Table]:
         )
     apart = here[here["split"] == "shared token"]
     if len(apart):
-        bag = select(apart, condition="bag of tokens").assign(split="entity")
+        bag = select(apart, condition="bag of token embeddings").assign(split="entity")
         items.append(
             Figure(
                 layers.by_layer(pd.concat([full, select(apart, condition=ESTIMATE), bag]), metric_title=metric),
@@ -204,14 +204,14 @@ def _told(table: pd.DataFrame, item: str, name: str) -> list[str]:
     what = f"{_spelt(item)} of {ours['n']} {name if name in ('cities', 'countries', 'elements') else 'items'}"
     where = " and ".join("the embedding" if b < 0 else f"block {b:.0f}" for b in sorted(set(blocks)))
     named = {
-        "bag of tokens": "a bag of the name's token embeddings",
+        "bag of token embeddings": "a bag of the name's token embeddings",
         "random weights": "the network with random weights",
         "shuffled labels": "shuffled labels",
     }
     controls = ", ".join(f"{format_estimate(at[c])} for {label}" for c, label in named.items() if c in at)
     metric = "accuracy" if ours["metric"] == "accuracy" else "R²"
     first = f"{what}: {metric} {format_estimate(ours)} at {where} (chosen on the other half), against {controls}."
-    bag = gains.get("over bag of tokens")
+    bag = gains.get("over bag of token embeddings")
     if bag is None:
         return [first]
     span = f"{bag['value']:+.2f} [{bag['lo']:+.2f}, {bag['hi']:+.2f}]"

@@ -244,7 +244,7 @@ def _trained(subject: EntityTask, tick: Tick) -> Result:
                 if panel is subject.panels[0]:
                     rows += _earlier_tokens(subject, held, panel, one, where)
             flat = {
-                "bag of tokens": sweep_probes(held.bag(), panel, seed=o.seed),
+                "bag of token embeddings": sweep_probes(held.bag(), panel, seed=o.seed),
                 "character n-grams": sweep_probes(letters, panel, seed=o.seed),
             }
             for condition, swept in flat.items():
@@ -348,7 +348,7 @@ def _shared(subject: EntityTask, tick: Tick) -> Result:
             found = sweep_probes(held.at(-1), purged, seed=o.seed, tick=one)
             rows += rows_of(found, subject.items.name, ESTIMATE, token="last", split="shared token", seed=o.seed)
             bag = sweep_probes(held.bag(), purged, seed=o.seed)
-            rows += rows_of(bag, subject.items.name, "bag of tokens", split="shared token", seed=o.seed)
+            rows += rows_of(bag, subject.items.name, "bag of token embeddings", split="shared token", seed=o.seed)
     return Result.of(rows, notes=tuple(notes))
 
 

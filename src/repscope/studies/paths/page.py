@@ -5,24 +5,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from repscope.conditions import COPY, COPY_MATCHED, ESTIMATE, INDEPENDENT, MATCHED, NO_BIAS, REBASIN, SHUFFLED_GROUPS, shuffled
 from repscope.report.charts import grids, runs
 from repscope.report.claims import evaluate_claims, load_claims
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.report.text import facts, format_estimate
-from repscope.results import ESTIMATE
 from repscope.stats.clustering import average_linkage, double_centred
 from repscope.studies.run.study import Run
 from repscope.trace.barriers import GAP, HEIGHTS
 from repscope.trace.interpolation import Curves
-from repscope.trace.run_table import EUCLIDEAN, SHUFFLED, shuffled
+from repscope.trace.run_table import EUCLIDEAN
 
 if TYPE_CHECKING:
     from repscope.studies.paths.steps import PathsOptions
 
-_CONDITIONS = {ESTIMATE: "planted arms", "matched on ID loss": "planted arms, matched on ID loss", "no nudge": "no nudge"}
-_PLANTED, _PLAIN = ESTIMATE, "no nudge"
-_APART, _REBASIN = "inits of their own", "inits of their own, weights matched"
-_COPIES = ("permuted copy", "permuted copy, weights matched")
+_CONDITIONS = {ESTIMATE: "planted arms", MATCHED: "planted arms, matched on ID loss", NO_BIAS: NO_BIAS}
+_PLANTED, _PLAIN = ESTIMATE, NO_BIAS
 
 
 def page(run: "Run[PathsOptions]") -> Page:
@@ -73,7 +71,7 @@ def _told(run: Run[Any]) -> list[str]:
         )
     ratio = [
         f"{name} {format_estimate(rows[c, 'ratio', GAP])}"
-        for c, name in (*_CONDITIONS.items(), (SHUFFLED, "arms shuffled"))
+        for c, name in (*_CONDITIONS.items(), (SHUFFLED_GROUPS, SHUFFLED_GROUPS))
         if (c, "ratio", GAP) in rows
     ]
     if ratio:
@@ -96,8 +94,8 @@ def _told(run: Run[Any]) -> list[str]:
         said.append(
             f"What else tells the arms apart: ID loss alone, with an AUC of {format_estimate(rows[_PLANTED, 'AUC', 'ID loss'])}, "
             f"and of "
-            f"{format_estimate(rows['matched on ID loss', 'AUC', 'ID loss'])} at the checkpoints that were matched on it."
-            if ("matched on ID loss", "AUC", "ID loss") in rows
+            f"{format_estimate(rows[MATCHED, 'AUC', 'ID loss'])} at the checkpoints that were matched on it."
+            if (MATCHED, "AUC", "ID loss") in rows
             else "What else tells the arms apart: ID loss alone, "
             f"with an AUC of {format_estimate(rows[_PLANTED, 'AUC', 'ID loss'])}."
         )
@@ -105,11 +103,11 @@ def _told(run: Run[Any]) -> list[str]:
     if "apart" in run.results:
         gaps = {r["condition"]: r for r in run.results["apart"].select(item=f"all pairs: {GAP}").to_dict("records")}
         said.append(
-            f"The opposite control, runs from pretrainings of their own: a gap of {format_estimate(gaps[_APART])} nats "
+            f"The opposite control, runs from pretrainings of their own: a gap of {format_estimate(gaps[INDEPENDENT])} nats "
             "between them, "
-            f"{format_estimate(gaps[_REBASIN])} after weight matching; between a run and a permuted copy "
-            f"{format_estimate(gaps[_COPIES[0]])}, and "
-            f"{format_estimate(gaps[_COPIES[1]])} after it."
+            f"{format_estimate(gaps[REBASIN])} after weight matching; between a run and a permuted copy "
+            f"{format_estimate(gaps[COPY])}, and "
+            f"{format_estimate(gaps[COPY_MATCHED])} after it."
         )
     return [*said, *_weak(run), *_of_the_table(run)]
 
@@ -117,7 +115,7 @@ def _told(run: Run[Any]) -> list[str]:
 def _tests(rows: dict[tuple[str, str, str], dict[Any, Any]], n: int) -> list[str]:
     """Mantel tests, planted and plain."""
     parts = []
-    for condition, name in ((_PLANTED, "planted"), (_PLAIN, "no nudge")):
+    for condition, name in ((_PLANTED, "planted"), (_PLAIN, NO_BIAS)):
         for item, words in ((GAP, ""), (f"{GAP}, beyond ID loss", " beyond ID loss")):
             key = (condition, "mantel rho", item)
             if key in rows:
@@ -206,16 +204,16 @@ def _matrices(run: Run[Any]) -> Section:
 def _ratios(run: Run[Any]) -> Figure:
     lines: list[dict[str, Any]] = []
     for i in _inits(run):
-        for condition in (_PLANTED, "matched on ID loss", SHUFFLED, _PLAIN, shuffled(_PLAIN)):
+        for condition in (_PLANTED, MATCHED, SHUFFLED_GROUPS, _PLAIN, shuffled(_PLAIN)):
             for step in (f"planted {i}", f"plain {i}"):
                 table = run.results[step].select(metric="ratio", item=GAP, condition=condition)
                 for r in table.to_dict("records"):
-                    name = {_PLANTED: "planted", SHUFFLED: "arms shuffled"}.get(condition, condition)
+                    name = {_PLANTED: "planted"}.get(condition, condition)
                     row = {"name": f"pretraining {i}, {name}", **{k: r[k] for k in ("value", "lo", "hi", "n")}}
                     if row["name"] not in {line["name"] for line in lines}:
                         lines.append(row)
     frame = pd.DataFrame(lines)
-    controls = [name for name in frame["name"] if name.endswith(("shuffled", "no nudge"))]
+    controls = [name for name in frame["name"] if name.endswith((SHUFFLED_GROUPS, NO_BIAS))]
     return Figure(
         grids.points(frame, value_title="convexity gap across groups / within", controls=controls, label_limit=230),
         "Across groups over within",
@@ -281,7 +279,7 @@ def _along(run: Run[Any]) -> Section:
             ends = groups[found.pairs]
             kinds = np.where(ends[:, 0] == ends[:, 1], ends[:, 0] + " – " + ends[:, 0], "across arms")
             if condition == _PLAIN:
-                kinds = np.full(len(found.pairs), "no nudge")
+                kinds = np.full(len(found.pairs), NO_BIAS)
             for kind in dict.fromkeys(kinds):
                 lines += _mean(found.alphas, found.losses["loss"][kinds == kind], kind)
         figures.append(
@@ -306,7 +304,7 @@ def _behaviour(run: Run[Any]) -> Section:
     for init in _inits(run):
         for condition in _CONDITIONS:
             table = _table(run, condition, init)
-            group = "no nudge" if condition == _PLAIN else table["group"] + (" arm, matched" if condition != _PLANTED else " arm")
+            group = NO_BIAS if condition == _PLAIN else table["group"] + (" arm, matched" if condition != _PLANTED else " arm")
             frames.append(
                 pd.DataFrame(
                     {
@@ -389,13 +387,13 @@ def _phases(run: Run[Any]) -> Section:
 
 def _own(run: Run[Any]) -> Section:
     rows = {(r["condition"], r["item"]): r for r in run.results["apart"].table.to_dict("records")}
-    conditions = (_APART, _REBASIN, *_COPIES)
+    conditions = (INDEPENDENT, REBASIN, COPY, COPY_MATCHED)
     lines = [{"height": how, **{c: format_estimate(rows[c, f"all pairs: {how}"]) for c in conditions}} for how in HEIGHTS]
     drawn = []
     for condition in conditions:
         found = _curves(run, "apart", condition, 0)
         drawn += _mean(found.alphas, found.losses["loss"], condition)
-    pairs = len(_curves(run, "apart", _APART, 0).pairs)
+    pairs = len(_curves(run, "apart", INDEPENDENT, 0).pairs)
     figure = Figure(
         grids.dose(
             pd.DataFrame(drawn),

@@ -22,11 +22,12 @@ import torch
 from pydantic import Field, model_validator
 
 from repscope import stats
+from repscope.conditions import COPY, COPY_MATCHED, ESTIMATE, INDEPENDENT, MATCHED, NO_BIAS, REBASIN
 from repscope.data.reading import OPTIONS as READING
 from repscope.errors import UserError
 from repscope.models.checkpoints import CheckpointSet
 from repscope.models.loading.stacked_weights import Evaluate, State, stack, unstack
-from repscope.results import ESTIMATE, Result, Row, concat
+from repscope.results import Result, Row, concat
 from repscope.studies.paths.page import headline, page
 from repscope.studies.run.study import Cost, Run, Step, Study, StudyOptions, TableOptions
 from repscope.trace.barriers import HEIGHTS, height
@@ -39,9 +40,6 @@ from repscope.worlds.hans.fine_tuning import FineTuning, World
 from repscope.worlds.hans.training import Schedule
 
 Tick = Callable[[float], None]
-PLAIN, MATCHED, APART = "no nudge", "matched on ID loss", "inits of their own"
-REBASIN = "inits of their own, weights matched"
-COPY, REFOUND = "permuted copy", "permuted copy, weights matched"
 _CHECKPOINTS = 10  #: of the second part of a run, among which those alike in ID loss are chosen
 _CHOOSE, _REPORT = 0, 1  #: seeds of held-out texts: what is chosen, and what is reported
 
@@ -106,7 +104,7 @@ class PathsOptions(StudyOptions, TableOptions):
 
 
 def steps(run: Run[PathsOptions]) -> list[Step]:
-    """Pretraining; phase diagram; planted arms and plain runs of each pretraining; inits of their own; summary."""
+    """Pretraining; phase diagram; planted arms and plain runs of each pretraining; independent pretrainings; summary."""
     o = run.options.sized()
     _checked(o)
     apart = ("published", "clusters", *READING)  # further tables leave what is there
@@ -289,7 +287,7 @@ def _plain(init: int) -> Callable[[Run[Any], Tick], Result]:
         state = fine_tuning.fine_tune(
             world(o), _base(run, _fork(run, init)), table, _tuning(o), (), lambda a: tick(0.6 * a / o.steps)
         )[o.steps]
-        return _measured(run, state, PLAIN, init, None)
+        return _measured(run, state, NO_BIAS, init, None)
 
     return compute
 
@@ -344,15 +342,17 @@ def _apart(run: Run[PathsOptions], tick: Tick) -> Result:
     own = np.arange(o.apart)
     first = o.apart + len(pairs)  # where the copies begin
     ends = {
-        APART: pairs,
+        INDEPENDENT: pairs,
         REBASIN: np.column_stack([pairs[:, 0], o.apart + np.arange(len(pairs))]),
         COPY: np.column_stack([own, first + own]),
-        REFOUND: np.column_stack([own, first + o.apart + own]),
+        COPY_MATCHED: np.column_stack([own, first + o.apart + own]),
     }
     held = {condition: curves(fitted, report, some, o.points) for condition, some in ends.items()}
     rule = 1 - report(state)["ood error"]
     made = [
-        Row.of(stats.mean(rule, unit="run", seed=o.seed), metric="share of the rule", item="none", condition=APART, seed=o.seed)
+        Row.of(
+            stats.mean(rule, unit="run", seed=o.seed), metric="share of the rule", item="none", condition=INDEPENDENT, seed=o.seed
+        )
     ]
     for condition, c in held.items():
         made += [

@@ -228,7 +228,7 @@ def _edits(run: "Run[RelationsOptions]", here: pd.DataFrame, item: str) -> list[
             )
         )
     dosed = rows[rows["condition"].str.startswith("dose ")]
-    controls = rows[(rows["site"] == CHOSEN) & rows["condition"].isin(["random step, as long", "subjects' own vectors"])]
+    controls = rows[(rows["site"] == CHOSEN) & rows["condition"].isin(["random direction", "mean vector of other subjects"])]
     if len(dosed):
         frame = pd.concat(
             [
@@ -307,7 +307,7 @@ def _told(table: pd.DataFrame, item: str) -> list[str]:
     if ESTIMATE in edit:
         said.append(
             f"Edits succeed on {format_estimate(edit[ESTIMATE])} of facts, "
-            f"random steps of equal norm on {format_estimate(edit['random step, as long'])}."
+            f"random steps of equal norm on {format_estimate(edit['random direction'])}."
         )
     return said
 

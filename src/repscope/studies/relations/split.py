@@ -202,7 +202,7 @@ def classification(split: Split, ranks: Sequence[int], tick: Tick) -> tuple[Hits
                 made = found
                 hits["estimate|chosen"] = hits[f"rank {r}|{at}"]
         hits[f"ridge probe|{at}"] = scored(by_probe(everything.at[at], everything.objects, test, kind="ridge"))
-        for name, others in (("mean mass", False), ("difference of means", True)):
+        for name, others in (("class means", False), ("difference of means", True)):
             hits[f"{name}|{at}"] = scored(by_means(everything.at[at], everything.objects, test, others=others))
         inner = []
         for k in (0, 1):
@@ -217,7 +217,7 @@ def classification(split: Split, ranks: Sequence[int], tick: Tick) -> tuple[Hits
     test = split.report.at[site][keep]
     hits["ridge probe|chosen"] = hits[f"ridge probe|{surest}"]
     hits["logistic probe|chosen"] = scored(by_probe(everything.at[site], everything.objects, test, kind="logistic"))
-    for name in ("mean mass", "difference of means"):
+    for name in ("class means", "difference of means"):
         hits[f"{name}|chosen"] = hits[f"{name}|{site}"]
     common = max(set(everything.objects), key=everything.objects.count)
     hits["majority object|chosen"] = scored([common] * len(truth))
@@ -227,7 +227,7 @@ def classification(split: Split, ranks: Sequence[int], tick: Tick) -> tuple[Hits
     prompts = [split.prompt(s) for s, _ in split.examples]
     each = split.lm.jacobian(prompts, site, here, source_tokens="subject.last").matrix()
     after = concepts(fits[site], everything.end[here], everything.objects, rank, inverse=mean_of_inverses(each, rank))
-    hits["inverse of each, then mean|chosen"] = scored(after.classify(test))
+    hits["mean of the inverses|chosen"] = scored(after.classify(test))
     whole = lre(split.lm, split.spelt, examples=split.examples, sites=[site], target=here, tokens="mean")
     states = whole.states(split.lm, everything.pairs)
     hits["mean of the object's tokens|chosen"] = scored(concepts(whole[site], states, everything.objects, rank).classify(test))
@@ -292,8 +292,8 @@ def edits(
         for dose, value in zip(DOSES, done[len(steps_of) :]):
             put(f"dose {dose:g}|chosen", i, value)
         put("estimate|chosen", i, done[order.index((site, rank))])
-        put("random step, as long|chosen", i, float(done[-1 - _RANDOM_DRAWS : -1].mean()))
-        put("subjects' own vectors|chosen", i, done[-1])
+        put("random direction|chosen", i, float(done[-1 - _RANDOM_DRAWS : -1].mean()))
+        put("mean vector of other subjects|chosen", i, done[-1])
         _side_effects(split, i, (site, step), random[0], other, put)
         if i < 4:
             before, after = _told(lm, prompt, site, step)
@@ -324,10 +324,10 @@ def _side_effects(
         if prompt is not None:
             said = logits_after_edit(lm, prompt, both).argmax(-1)
             put(f"unchanged: {name}|estimate", i, float(said[1] == said[0]))
-            put(f"unchanged: {name}|random step, as long", i, float(said[2] == said[0]))
+            put(f"unchanged: {name}|random direction", i, float(said[2] == said[0]))
     damage = kl(logits_after_edit(lm, Prompt.fill(_NEUTRAL, subject=subject), both))
     put("kl|estimate", i, float(damage[0]))
-    put("kl|random step, as long", i, float(damage[1]))
+    put("kl|random direction", i, float(damage[1]))
 
 
 def _told(lm: "LanguageModel", prompt: Prompt, site: str, step: np.ndarray) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Sets of runs that are compared: planted arms, the same without a nudge, arms matched on ID loss, inits of their own.
+"""Sets of runs that are compared: planted arms, the same without a nudge, arms matched on ID loss, independent pretrainings.
 
 `train` writes a recipe's runs as a `CheckpointSet`, and goes on where it was killed; `paths` (the study) compares them.
 """

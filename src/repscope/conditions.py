@@ -1,0 +1,187 @@
+"""Conditions: the closed list of what a number was measured under. `Row.condition` is one of them; figures draw each in one style.
+
+A condition is the estimate, a control (what remains when the effect is removed), a baseline (another way to the same number), a
+bound (what no method can pass), or a setting of the estimate. Some take a parameter, such as "rank 8". A gain names what it is
+compared with: "over shuffled labels".
+"""
+
+import re
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Literal
+
+from repscope.errors import unknown
+
+Role = Literal["estimate", "control", "baseline", "bound", "setting"]
+
+ESTIMATE = "estimate"
+SHARED = "estimate, no shared token"
+RANDOM = "random direction"
+SHUFFLED_LABELS = "shuffled labels"
+BAG = "bag of token embeddings"
+FIRST_TOKEN = "first token alone"
+PROMPTING = "prompting"
+SWAPPED = "swapped labels"
+NO_BIAS = "no early bias"
+MATCHED = "matched on ID loss"
+SHUFFLED_GROUPS = "shuffled groups"
+INDEPENDENT = "independent pretrainings"
+REBASIN = "independent pretrainings, weights matched"
+COPY = "permuted copy"
+COPY_MATCHED = "permuted copy, weights matched"
+OTHER_SUBJECTS = "mean vector of other subjects"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition.
+
+    name: as in tables. meaning: one sentence. role: what it is for. style: how figures draw it, a key of `report.style.STYLES`;
+    conditions that share a style never stand in one figure.
+    """
+
+    name: str
+    meaning: str
+    role: Role
+    style: str
+
+
+CONDITIONS: dict[str, Condition] = {
+    c.name: c
+    for c in (
+        # all studies
+        Condition(ESTIMATE, "The number that the study is about.", "estimate", "blue"),
+        Condition(
+            RANDOM, "A direction of equal norm, drawn uniformly on the sphere (of weights: for each tensor).", "control", "grey"
+        ),
+        Condition("random weights", "The same architecture with random weights.", "control", "green"),
+        # entities
+        Condition(SHARED, "The estimate where no tested name shares a token with a name in training.", "setting", "sky"),
+        Condition(SHUFFLED_LABELS, "The same probe, trained on permuted labels.", "control", "grey"),
+        Condition(BAG, "A probe on the mean of the name's token embeddings, without the network.", "baseline", "vermillion"),
+        Condition(FIRST_TOKEN, "A probe at the first token of the name.", "baseline", "purple"),
+        Condition("character n-grams", "A probe on the letters of the name.", "baseline", "orange"),
+        Condition("majority class", "The most common class of the training folds.", "control", "black"),
+        # relations
+        Condition("copied from the subject", "The object begins like the subject.", "baseline", "purple"),
+        Condition("majority object", "The most common object of the choosing half.", "control", "black"),
+        Condition("beta 1", "The map without its scale β.", "baseline", "sky"),
+        Condition("translation", "The subject's vector plus the mean difference of object and subject.", "baseline", "green"),
+        Condition("logit lens", "The subject's vector through the final norm and the unembedding.", "baseline", "purple"),
+        Condition("ridge map, whole half", "Ridge regression on all facts of the choosing half.", "baseline", "vermillion"),
+        Condition("ridge map, the same examples", "Ridge regression on the examples of the map.", "baseline", "orange"),
+        Condition("map from the embedding", "The map of the subject's token embedding.", "baseline", "sky"),
+        Condition("map on another subject's vector", "The map applied to the vector of another subject.", "control", "grey"),
+        Condition("ridge probe", "A ridge classifier on the same subjects.", "baseline", "vermillion"),
+        Condition("logistic probe", "Logistic regression on the same subjects.", "baseline", "orange"),
+        Condition("class means", "The class whose mean points most along the subject's vector.", "baseline", "green"),
+        Condition("difference of means", "A direction: mean of one class minus the mean of the others.", "baseline", "purple"),
+        Condition("shuffled objects", "Concepts of permuted objects.", "control", "grey"),
+        Condition(
+            "mean of the inverses",
+            "Concepts by the mean of the examples' inverses, not the inverse of their mean.",
+            "baseline",
+            "sky",
+        ),
+        Condition("mean of the object's tokens", "Concepts from the mean over all tokens of the object.", "baseline", "sky"),
+        Condition(
+            OTHER_SUBJECTS, "The subject's vector replaced by the mean vector of subjects with the new object.", "bound", "green"
+        ),
+        # contrast
+        Condition("unsteered", "The model without a direction.", "baseline", "black"),
+        Condition(PROMPTING, "The model asked in words.", "baseline", "vermillion"),
+        Condition("PCA of differences", "A direction: first component of the differences of pairs.", "baseline", "sky"),
+        Condition("logistic regression", "A direction: weights of a logistic regression.", "baseline", "orange"),
+        Condition("linear discriminant", "A direction: weights of a linear discriminant.", "baseline", "green"),
+        Condition(SWAPPED, "The same fit with half of the labels swapped.", "control", "grey"),
+        # discover, bench
+        Condition("L2", "Directions that maximise the L2 norm of their effect.", "baseline", "vermillion"),
+        Condition("supervised", "Directions fitted with labels.", "baseline", "vermillion"),
+        Condition("oracle", "The planted directions, or directions optimised for what is measured.", "bound", "black"),
+        Condition("planted", "The network in which the behaviour was planted, without a direction.", "baseline", "green"),
+        # paths
+        Condition(
+            NO_BIAS, "Runs of one recipe without an early bias; groups are the strategies that they took.", "control", "grey"
+        ),
+        Condition(MATCHED, "The estimate at checkpoints of equal in-distribution (ID) loss.", "setting", "sky"),
+        Condition(SHUFFLED_GROUPS, "The same runs with permuted groups.", "control", "grey"),
+        Condition(INDEPENDENT, "Runs from independent pretrainings.", "control", "black"),
+        Condition(REBASIN, "Runs from independent pretrainings, after weight matching.", "setting", "blue dashed"),
+        Condition(COPY, "A run and a copy with permuted units.", "control", "grey"),
+        Condition(COPY_MATCHED, "A run and a copy with permuted units, after weight matching.", "bound", "green"),
+        Condition("in-domain accuracy", "The published in-domain accuracy in place of the score.", "control", "grey"),
+        Condition("in-domain accuracy regressed out", "The score's residual, one slope for all runs.", "setting", "sky"),
+        Condition(
+            "in-domain accuracy regressed out, slope within clusters",
+            "The score's residual, slope within clusters.",
+            "setting",
+            "green",
+        ),
+        # verify
+        Condition("tolerance", "The largest error at which a check passes.", "bound", "black"),
+        Condition("not applicable", "The model has nothing that the check could test.", "setting", "grey"),
+        Condition("rows shifted by one", "The error when each row is compared with the next one.", "control", "grey"),
+        Condition("edited compared with unedited", "The error that an edit makes.", "control", "grey"),
+        Condition("sum without the MLP", "The error when the output of the MLP is left out of the sum.", "control", "grey"),
+    )
+}
+#: Conditions with a parameter: pattern of the whole name → the condition, with the pattern as its name.
+PARAMETRISED: dict[str, Condition] = {
+    c.name: c
+    for c in (
+        Condition(
+            r"context: last \d+ tokens", "The network reads only the first token and this many last ones.", "setting", "ramp"
+        ),
+        Condition(r"rank \d+", "The estimate at this rank of the inverse.", "setting", "sky"),
+        Condition(r"dose [\d.e+-]+", "The estimate at this multiple of the step.", "setting", "sky"),
+        Condition(r"map of .+", "The map of another relation on these subjects.", "control", "grey"),
+        Condition(r"best of \d+ random directions", "The most effective of several random directions.", "control", "grey"),
+    )
+}
+_OVER, _SHUFFLED = "over ", f", {SHUFFLED_GROUPS}"
+
+
+def over(name: str) -> str:
+    """The condition of a gain: the estimate minus this condition."""
+    return _OVER + name
+
+
+def compared(name: str) -> str:
+    """What a gain is over; other names as they are.
+
+    >>> compared("over shuffled labels"), compared("estimate")
+    ('shuffled labels', 'estimate')
+    """
+    return name.removeprefix(_OVER)
+
+
+def shuffled(name: str) -> str:
+    """The condition of the same runs with permuted groups."""
+    return SHUFFLED_GROUPS if name == ESTIMATE else name + _SHUFFLED
+
+
+@cache
+def condition(name: str) -> Condition:
+    """The condition of that name.
+
+    Raises
+    ------
+    ValueError
+        For a name that is not a condition; names the nearest.
+
+    >>> condition("over rank 8").style == condition("rank 8").style
+    True
+    """
+    if name in CONDITIONS:
+        return CONDITIONS[name]
+    if name.startswith(_OVER):
+        base = condition(compared(name))
+        return replace(base, name=name, meaning=f"The estimate minus: {base.meaning}")
+    if name.endswith(_SHUFFLED):
+        return replace(
+            CONDITIONS[SHUFFLED_GROUPS], name=name, meaning=f"Permuted groups; {condition(name.removesuffix(_SHUFFLED)).meaning}"
+        )
+    for pattern, base in PARAMETRISED.items():
+        if re.fullmatch(pattern, name):
+            return replace(base, name=name)
+    raise unknown("condition", name, CONDITIONS)
