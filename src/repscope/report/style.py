@@ -42,7 +42,7 @@ STYLES: dict[str, Style] = {
     "grey": Style("#8C8C8C", (1, 2), "triangle-right"),
 }
 #: Kinds of pairs of runs, which figures draw in place of a condition.
-_PAIRS = {"rule – rule": "blue", "bag – bag": "vermillion", "across arms": "black"}
+_PAIRS = {"rule – rule": "blue", "lexical overlap – lexical overlap": "vermillion", "across groups": "black"}
 _SPARE = (
     Style("#7A5195", (12, 3), "triangle-left"),
     Style("#8B6D31", (5, 2, 1, 2), "triangle-up"),

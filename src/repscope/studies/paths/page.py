@@ -277,7 +277,7 @@ def _along(run: Run[Any]) -> Section:
                 _table(run, condition, init)["group"].to_numpy(),
             )
             ends = groups[found.pairs]
-            kinds = np.where(ends[:, 0] == ends[:, 1], ends[:, 0] + " – " + ends[:, 0], "across arms")
+            kinds = np.where(ends[:, 0] == ends[:, 1], ends[:, 0] + " – " + ends[:, 0], "across groups")
             if condition == _PLAIN:
                 kinds = np.full(len(found.pairs), NO_BIAS)
             for kind in dict.fromkeys(kinds):
