@@ -37,7 +37,8 @@ RENAMED: dict[str, dict[str, str]] = {
         "inits of their own(, weights matched)?": r"independent pretrainings\1",
         "edited against not": "edited compared with unedited",
         "the sum without the MLP": "sum without the MLP",
-    }
+    },
+    "item": {"bag": "lexical overlap"},
 }
 
 

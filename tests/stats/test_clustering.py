@@ -6,18 +6,9 @@ from scipy.stats import kstest, spearmanr
 from sklearn.metrics import adjusted_rand_score
 
 from repscope.errors import UserError
-from repscope.stats.clustering import (
-    across_within,
-    agreement,
-    average_linkage,
-    checked,
-    double_centred,
-    mantel,
-    sensitivity,
-    spectral,
-    triangle,
-    upper,
-)
+from repscope.stats.clustering import agreement, average_linkage, double_centred, sensitivity, spectral
+from repscope.stats.distances import checked, triangle, upper
+from repscope.stats.permutation import across_within, across_within_null, mantel
 
 
 def symmetric(n, rng):
@@ -238,6 +229,18 @@ def test_across_within_and_its_slow_twin():
     assert np.isnan(none.value)
 
 
+def test_the_null_of_across_within_is_that_of_permuted_labels():
+    d = symmetric(8, np.random.default_rng(5))
+    labels = np.repeat([0, 1], 4)
+    found = across_within_null(d, labels, 200, np.random.default_rng(6))
+    again = np.random.default_rng(6)
+    drawn = [across_within(d, again.permutation(labels), draws=1).value for _ in range(200)]
+    assert found.value == pytest.approx(np.mean(drawn))
+    assert (found.lo, found.hi) == pytest.approx(np.quantile(drawn, [0.025, 0.975]))
+    assert (found.unit, found.n, found.method) == ("shuffle", 200, "draws")
+    assert across_within_null(np.zeros((8, 8)), labels, 3, again) is None
+
+
 def test_agreement_is_rands_and_its_p_counts_permutations():
     a, b = np.repeat([0, 1], 6), np.array([0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 0])
     told = agreement(a, b, permutations=400, seed=2)
@@ -274,7 +277,7 @@ def spoilt(i, j, value, both=True):
     ("matrix", "says"),
     [
         (np.zeros((3, 4)), "shape"),
-        (np.zeros((3, 3)), "3 runs; 4 are"),
+        (np.zeros((3, 3)), "3 runs; at least 4"),
         (np.zeros(5), "shape"),
         (spoilt(1, 2, np.nan), "runs 1 and 2 are not a finite number"),
         (spoilt(0, 5, np.inf), "runs 0 and 5 are not a finite number"),
@@ -306,8 +309,8 @@ def test_small_asymmetry_is_rounding_and_signed_matrices_are_taken_where_they_ma
         (lambda: mantel(GOOD, blocks((3, 4))[0]), "6 and 7 runs"),
         (lambda: across_within(GOOD, [0] * 6), "6 runs in 1 groups"),
         (lambda: across_within(GOOD, range(6)), "6 runs in 6 groups"),
-        (lambda: across_within(GOOD, [0, 1]), "one label a run"),
-        (lambda: agreement([0, 1], [0, 1, 1]), "one label a run"),
+        (lambda: across_within(GOOD, [0, 1]), "one label per run"),
+        (lambda: agreement([0, 1], [0, 1, 1]), "one label per run"),
     ],
 )
 def test_mistakes_are_told(call, says):

@@ -5,7 +5,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.mixture import GaussianMixture
 
 from repscope.errors import UserError
-from repscope.stats.groups import UNIFORM, bimodality, rank_correlations, ranks, separation, separation_given, spearman
+from repscope.stats.clustering import UNIFORM, bimodality
+from repscope.stats.groups import rank_correlations, ranks, separation, separation_given
+from repscope.stats.permutation import spearman
 
 
 def test_separation_is_the_auc_and_its_slow_twin():
@@ -152,13 +154,13 @@ def test_equal_scores_are_one_heap():
     ("call", "says"),
     [
         (lambda: separation([1.0, np.nan, 2], [0, 1, 1]), "score of run 1 is nan"),
-        (lambda: separation([1.0, 2, 3], [0, 0, 0]), "two groups of runs; the labels name 1"),
-        (lambda: separation([1.0, 2, 3], [0, 1, 2]), "the labels name 3"),
-        (lambda: separation([1.0, 2, 3], [0, 1]), "one label a run"),
+        (lambda: separation([1.0, 2, 3], [0, 0, 0]), "labels name 1 groups of runs; a separation needs two"),
+        (lambda: separation([1.0, 2, 3], [0, 1, 2]), "labels name 3"),
+        (lambda: separation([1.0, 2, 3], [0, 1]), "one label per run"),
         (lambda: separation([1.0], [0]), "at least 2 runs"),
-        (lambda: separation_given([1.0, 2, 3], [0, 1, 1], [1.0, 2]), "3 scores and 2 of the other"),
+        (lambda: separation_given([1.0, 2, 3], [0, 1, 1], [1.0, 2]), "3 values of one score and 2 of the other"),
         (lambda: bimodality([1.0, 2, 3]), "at least 4 runs"),
-        (lambda: spearman([1.0, 2, 3, 4], [1.0, 2, 3, 4, 5]), "4 scores of one and 5"),
+        (lambda: spearman([1.0, 2, 3, 4], [1.0, 2, 3, 4, 5]), "4 scores of one kind and 5"),
     ],
 )
 def test_mistakes_are_told(call, says):

@@ -1,11 +1,11 @@
-"""Intervals: every estimate of repscope gets its interval here. Takes arrays of numbers, never a model or a table.
+"""Bootstrap: resampling of units, percentile intervals, `Estimate`. Takes arrays of numbers, never a model or a table.
 
-1. The caller names the *unit* over which the result should generalise (entities, prompts, seeds); values come one row a unit.
+1. The caller names the *unit* over which the result should generalise (entities, prompts, seeds). There is one value per unit.
 2. Units are drawn with replacement (the bootstrap of Efron, 1979; percentile interval). A draw is a vector of multinomial
-   counts, so that `draws` resamples of `m` columns are one matrix product, and columns that share a seed share the draws:
+   counts. So `draws` resamples of `m` columns are one matrix product, and columns that share a seed share the draws:
    differences between them are paired.
-3. Where every unit agrees the bootstrap has no width. That is what there is to say of a number such as an effect, which may be
-   zero because nothing reaches it; a proportion of units gets Wilson's score interval then (Wilson, 1927).
+3. If all units agree, the bootstrap interval has zero width. For an effect that is the right answer. A proportion of units
+   gets Wilson's score interval then (Wilson, 1927).
 """
 
 from collections.abc import Callable, Mapping
@@ -15,20 +15,20 @@ from math import sqrt
 from statistics import NormalDist
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 DRAWS = 2000
 LEVEL = 0.95
-_HELD_COUNTS = 4_000_000
+_HELD_COUNTS = 4_000_000  # numbers in one block of draws
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A number with its interval.
 
-    value: the estimate. lo, hi: ends of the interval. level: its nominal coverage. method: how it was made.
-    unit: what was resampled. n: how many units.
+    value: the estimate. lo, hi: ends of the interval. level: its nominal coverage. method: of the interval. unit: what was
+    resampled. n: number of units.
     """
 
     value: float
@@ -52,11 +52,11 @@ def mean(values: Float[ArrayLike, "unit"], *, unit: str, seed: int = 0, level: f
     """
     x = _rows(values)
     sampled = _resampled(x[:, None], draws, seed)[:, 0] / x.size
-    return _percentile(float(x.mean()), sampled, level, unit, x.size)
+    return _estimate(float(x.mean()), sampled, level, unit, x.size)
 
 
 def proportion(hits: Float[ArrayLike, "unit"], *, unit: str, seed: int = 0, level: float = LEVEL, draws: int = DRAWS) -> Estimate:
-    """The share of units that are 1 and not 0: its bootstrap interval, Wilson's where all units agree.
+    """The share of units that are 1 (others are 0), with its bootstrap interval; Wilson's where all units agree.
 
     >>> e = proportion([1.0] * 10, unit="entity")
     >>> (e.value, round(e.lo, 3), e.method)
@@ -78,13 +78,13 @@ def ratio(
     level: float = LEVEL,
     draws: int = DRAWS,
 ) -> Estimate:
-    """Sum over units of `top` over the sum of `bottom`, with its bootstrap interval. A value is NaN where bottom sums to 0."""
+    """Sum of `top` over sum of `bottom`, with its bootstrap interval. NaN where bottom sums to 0."""
     a, b = _rows(top), _rows(bottom)
     sums = _resampled(np.stack([a, b], axis=1), draws, seed)
     with np.errstate(divide="ignore", invalid="ignore"):
         sampled = sums[:, 0] / sums[:, 1]
         value = float(a.sum() / b.sum()) if b.sum() else float("nan")
-    return _percentile(value, sampled[np.isfinite(sampled)], level, unit, a.size)
+    return _estimate(value, sampled, level, unit, a.size)
 
 
 def functions_of_ratios(
@@ -97,10 +97,10 @@ def functions_of_ratios(
     level: float = LEVEL,
     draws: int = DRAWS,
 ) -> dict[str, Estimate]:
-    """Functions, by name, of several ratios: each the sum of a column of `top` over that of `bottom`, units drawn for all together.
+    """Functions, by name, of several ratios. A ratio is the sum of a column of `top` over that of `bottom`; columns share draws.
 
-    >>> e = of_ratios([[1.0, 3.0], [2.0, 4.0]], np.ones((2, 2)), {"rise": lambda r: r[:, 1] - r[:, 0]}, unit="example")
-    >>> (e["rise"].value, e["rise"].lo, e["rise"].hi)
+    >>> e = functions_of_ratios([[1.0, 3.0], [2.0, 4.0]], np.ones((2, 2)), {"up": lambda r: r[:, 1] - r[:, 0]}, unit="example")
+    >>> (e["up"].value, e["up"].lo, e["up"].hi)
     (2.0, 2.0, 2.0)
     """
     a, b = np.asarray(top, dtype=np.float64), np.asarray(bottom, dtype=np.float64)
@@ -109,25 +109,16 @@ def functions_of_ratios(
         drawn = sums[:, : a.shape[1]] / sums[:, a.shape[1] :]
     drawn, whole = drawn[np.isfinite(drawn).all(1)], (a.sum(0) / b.sum(0))[None]
     return {
-        name: _percentile(float(of(whole)[0]), of(drawn) if len(drawn) else drawn.ravel(), level, unit, len(a))
+        name: _estimate(float(of(whole)[0]), of(drawn) if len(drawn) else drawn.ravel(), level, unit, len(a))
         for name, of in functions.items()
     }
 
 
 def null(draws: Float[ArrayLike, "draw"], *, unit: str, level: float = LEVEL) -> Estimate:
-    """A control that was run several times (shuffled labels, random directions): its mean and the range of its draws."""
+    """A control with several random draws (shuffled labels, random directions): the mean and range of its draws."""
     x = _rows(draws)
-    return _percentile(float(x.mean()), x, level, unit, x.size, "draws")
-
-
-def p_value(observed: float, null_draws: Float[ArrayLike, "draw"]) -> float:
-    """One-sided permutation p: how often the control does at least as well, counting the observed run itself.
-
-    >>> p_value(0.9, [0.1, 0.2, 0.3])
-    0.25
-    """
-    x = _rows(null_draws)
-    return float((1 + np.count_nonzero(x >= observed)) / (1 + x.size))
+    lo, hi = percentile_interval(x, level) if np.isfinite(x).all() else (float("nan"), float("nan"))
+    return Estimate(float(x.mean()), lo, hi, level, "draws", unit, x.size)
 
 
 def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
@@ -150,27 +141,45 @@ def _rows(values: ArrayLike) -> Float[np.ndarray, "unit"]:
     return x
 
 
+def percentile_interval(sampled: Float[np.ndarray, "draw"], level: float = LEVEL) -> tuple[float, float]:
+    """Ends of the percentile interval of the finite draws; NaN where no draw is finite."""
+    finite = sampled[np.isfinite(sampled)]
+    if not finite.size:
+        return float("nan"), float("nan")
+    lo, hi = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
+    return float(lo), float(hi)
+
+
+def draw_weights(n: int, draws: int, rng: np.random.Generator) -> Int[np.ndarray, "draw unit"]:
+    """How often each of n units is drawn: n times with replacement, per draw."""
+    return rng.multinomial(n, np.full(n, 1 / n), size=draws)
+
+
+def weights_within_groups(codes: Int[np.ndarray, "unit"], draws: int, seed: int) -> Float[np.ndarray, "draw unit"]:
+    """How often each unit is drawn when units are drawn within groups, so that every group keeps its size."""
+    rng = np.random.default_rng(seed)
+    weights = np.zeros((draws, len(codes)))
+    for group in range(int(codes.max()) + 1):
+        members = np.flatnonzero(codes == group)
+        weights[:, members] = draw_weights(len(members), draws, rng)
+    return weights
+
+
 def _resampled(columns: Float[np.ndarray, "unit column"], draws: int, seed: int) -> Float[np.ndarray, "draw column"]:
-    """Sums of each column over units drawn with replacement, once a draw."""
+    """Sums of each column over units drawn with replacement, per draw."""
     n = len(columns)
     if n * draws <= _HELD_COUNTS:
-        held: np.ndarray = _counts(n, draws, seed) @ columns
-        return held
+        sums: np.ndarray = _cached_weights(n, draws, seed) @ columns
+        return sums
     rng = np.random.default_rng(seed)  # many units: a few draws at a time, so that memory does not grow with n × draws
     step = max(1, _HELD_COUNTS // n)
-    parts = [rng.multinomial(n, np.full(n, 1 / n), size=min(step, draws - i)) @ columns for i in range(0, draws, step)]
-    return np.concatenate(parts)
+    return np.concatenate([draw_weights(n, min(step, draws - i), rng) @ columns for i in range(0, draws, step)])
 
 
 @lru_cache(maxsize=4)
-def _counts(n: int, draws: int, seed: int) -> Float[np.ndarray, "draw unit"]:
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
+def _cached_weights(n: int, draws: int, seed: int) -> Float[np.ndarray, "draw unit"]:
+    return draw_weights(n, draws, np.random.default_rng(seed)).astype(np.float64)
 
 
-def _percentile(
-    value: float, sampled: Float[np.ndarray, "draw"], level: float, unit: str, n: int, method: str = "bootstrap"
-) -> Estimate:
-    if not sampled.size:
-        return Estimate(value, float("nan"), float("nan"), level, method, unit, n)
-    lo, hi = np.quantile(sampled, [(1 - level) / 2, (1 + level) / 2])
-    return Estimate(value, float(lo), float(hi), level, method, unit, n)
+def _estimate(value: float, sampled: Float[np.ndarray, "draw"], level: float, unit: str, n: int) -> Estimate:
+    return Estimate(value, *percentile_interval(sampled, level), level, "bootstrap", unit, n)

@@ -4,7 +4,7 @@
 that predicts behaviour; `symmetries` and `match` permute one network's units to fit another's.
 """
 
-from repscope.stats.clustering import mantel
+from repscope.stats.permutation import mantel
 from repscope.trace.barriers import barrier, convexity_gap
 from repscope.trace.interpolation import curves
 from repscope.trace.symmetries import symmetries

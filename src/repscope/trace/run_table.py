@@ -24,8 +24,9 @@ from jaxtyping import Float, Shaped
 from repscope import stats
 from repscope.conditions import ESTIMATE, shuffled
 from repscope.results import Row
-from repscope.stats import clustering
-from repscope.stats.groups import bimodality, separation
+from repscope.stats import clustering, permutation
+from repscope.stats.distances import triangle, upper
+from repscope.stats.groups import separation
 from repscope.trace.barriers import GAP, HEIGHTS
 from repscope.trace.interpolation import Curves
 
@@ -98,28 +99,20 @@ def _two_groups(groups: Shaped[np.ndarray, "run"]) -> bool:
 def _heights(held: RunMeasurements, row: Make, seed: int, condition: str) -> Iterable[Row]:
     groups = held.groups
     rng = np.random.default_rng(seed)
-    pairs = clustering.upper(groups[:, None] == groups)
+    pairs = upper(groups[:, None] == groups)
     for how in (*HEIGHTS, EUCLIDEAN):
         matrix = held.matrix(how)
-        values = clustering.upper(matrix)
+        values = upper(matrix)
         metric = "distance" if how == EUCLIDEAN else "height"
         for name, mask in (("within", pairs), ("across", ~pairs)):
             if mask.any():
                 yield row(float(values[mask].mean()), metric, f"{name}: {how}", n=int(mask.sum()), unit="pair")
         if not _two_groups(groups) or (matrix < 0).any():
             continue
-        yield row(clustering.across_within(matrix, groups, seed), "ratio", how, definition="mean across groups / within")
-        null = np.array([_ratio(matrix, rng.permutation(groups)) for _ in range(_SHUFFLES)])
-        if np.isfinite(null).any():
-            told = stats.null(null[np.isfinite(null)], unit="shuffle")
-            yield row(told, "ratio", how, definition="mean across groups / within", condition=shuffled(condition))
-
-
-def _ratio(matrix: Matrix, groups: Shaped[np.ndarray, "run"]) -> float:
-    """NaN where nothing rises within the groups, as of the groups themselves."""
-    same, values = clustering.upper(groups[:, None] == groups), clustering.upper(matrix)
-    within = float(values[same].mean())
-    return float(values[~same].mean()) / within if within > 0 else float("nan")
+        yield row(permutation.across_within(matrix, groups, seed), "ratio", how, definition="mean across groups / within")
+        null = permutation.across_within_null(matrix, groups, _SHUFFLES, rng)
+        if null is not None:
+            yield row(null, "ratio", how, definition="mean across groups / within", condition=shuffled(condition))
 
 
 def _mantel(held: RunMeasurements, row: Make, seed: int, permutations: int) -> Iterable[Row]:
@@ -132,7 +125,7 @@ def _mantel(held: RunMeasurements, row: Make, seed: int, permutations: int) -> I
         (f"{GAP} with ID loss", held.matrix(GAP), quality, None),
     ]
     for name, a, b, given in asked:
-        test = clustering.mantel(a, b, given, permutations, seed)
+        test = permutation.mantel(a, b, given, permutations, seed)
         if np.isfinite(test.rho):
             yield row(
                 test.estimate,
@@ -166,9 +159,9 @@ def _clusters(held: RunMeasurements, row: Make, seed: int, permutations: int) ->
 
 
 def _confounds(held: RunMeasurements, row: Make, seed: int) -> Iterable[Row]:
-    broken = clustering.triangle(held.matrix(GAP))
+    broken = triangle(held.matrix(GAP))
     yield row(broken.violations, "triangles broken", GAP, n=broken.n, unit="triple")
-    modes = bimodality(held.behaviour, seed=seed)
+    modes = clustering.bimodality(held.behaviour, seed=seed)
     yield row(float(modes.modes), "modes", "share of the rule", definition="Gaussians by BIC, one or two")
     yield row(modes.sarle, "Sarle's coefficient", "share of the rule", definition="above .555 speaks for two heaps")
     if not _two_groups(held.groups):

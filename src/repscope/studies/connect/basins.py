@@ -20,7 +20,7 @@ from jaxtyping import Float, Shaped
 from repscope.report.charts import runs as charts
 from repscope.report.page import Figure, Section, Table
 from repscope.results import Result, Row
-from repscope.stats import clustering
+from repscope.stats import clustering, permutation
 from repscope.stats.groups import separation
 from repscope.trace.barriers import GAP
 from repscope.trace.interpolation import Curves
@@ -68,7 +68,7 @@ def basins_of(
             continue
         differs = np.abs(values[:, None] - values)
         for name, a, given in ((GAP, gap, None), (f"{GAP}, beyond {PLAIN}", gap, quality), (EUCLIDEAN, euclidean, None)):
-            test = clustering.mantel(a, differs, given, _PERMUTATIONS)
+            test = permutation.mantel(a, differs, given, _PERMUTATIONS)
             if np.isfinite(test.rho):
                 told = where | {"item": name, "definition": f"with the difference in {loss}, over pairs of runs"}
                 rows.append(Row.of(test.estimate, metric=f"mantel rho of {loss}", **told))
@@ -87,7 +87,7 @@ def basins_of(
             rows.append(Row(value=agreed.p, metric="ARI p", definition=f"{_PERMUTATIONS} orders of the runs", **told))
     if arm is not None and 1 < len(np.unique(arm)) < len(arm):
         for name, matrix in ((GAP, gap), (EUCLIDEAN, euclidean)):
-            ratio = clustering.across_within(matrix, arm)
+            ratio = permutation.across_within(matrix, arm)
             rows.append(Row.of(ratio, metric="ratio", item=name, definition="mean across arms / within", **where))
     side = pd.DataFrame({"run": list(names), **({"group": arm} if arm is not None else {}), **labels, **ends})
     return Result.of(rows, side={"clusters": side})

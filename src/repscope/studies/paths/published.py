@@ -33,7 +33,9 @@ from repscope.data.published import clusters as read_clusters
 from repscope.data.reading import How
 from repscope.errors import UserError, unknown
 from repscope.results import Result, Row
-from repscope.stats.groups import UNIFORM, Bimodality, Separation, bimodality, separation, separation_given, spearman
+from repscope.stats.clustering import UNIFORM, Bimodality, bimodality
+from repscope.stats.groups import Separation, separation, separation_given
+from repscope.stats.permutation import spearman
 
 STUDY, STEP = "paths", "published"
 IN_DOMAIN = "in-domain accuracy"
