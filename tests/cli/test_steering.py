@@ -7,7 +7,7 @@ import pytest
 
 from repscope.cli import run
 from repscope.directions import Direction, DirectionSet
-from repscope.report.terminal import beside
+from repscope.report.terminal import side_by_side
 from repscope.worlds.tiny import tiny
 
 
@@ -92,7 +92,7 @@ def test_what_does_not_fit_the_model_is_refused(folder, kept, tmp_path, capsys):
 def test_a_pair_is_shown_once_where_there_is_no_terminal(capsys):
     import sys
 
-    with beside(sys.stdout) as told:
+    with side_by_side(sys.stdout) as told:
         for i in range(4):
             told.grow("A prompt", "left" * i, "right" * i)
         told.grow("Another", "x", "y")

@@ -7,7 +7,7 @@ import pytest
 from report import synthetic
 from repscope.conditions import CONDITIONS, ESTIMATE, PARAMETRISED, SHARED
 from repscope.errors import UserError
-from repscope.report.charts import grids, layers
+from repscope.report.charts import grids, layers, runs
 from repscope.report.style import STYLES, Style, spec_of, styles_of
 from repscope.results import Row, table_of
 
@@ -18,7 +18,6 @@ CHARTS = {
     "context_cut": lambda: layers.context_cut(CITY),
     "heat_map": lambda: layers.heat_map(CITY),
     "gains": lambda: layers.gains(TABLE),
-    "chosen": lambda: layers.chosen(TABLE),
     "places": lambda: layers.places(*synthetic.places(synthetic.HOSTILE)),
     "predicted_against_true": lambda: layers.predicted_against_true(synthetic.numbers(), "log10 people"),
     "lens": lambda: layers.lens(synthetic.lens()),
@@ -180,7 +179,7 @@ def test_context_cut_draws_full_and_cut():
     }
 
 
-@pytest.mark.parametrize("name", ["by_layer", "context_cut", "heat_map", "gains", "chosen"])
+@pytest.mark.parametrize("name", ["by_layer", "context_cut", "heat_map", "gains"])
 def test_the_index_of_a_table_means_nothing(name, monkeypatch):
     expected = rows(CHARTS[name]())
     monkeypatch.setitem(globals(), "CITY", CITY.set_axis([7] * len(CITY)))
@@ -194,6 +193,35 @@ def test_figures_of_one_item_refuse_two(figure):
         figure(TABLE)
 
 
+def test_values_beyond_the_axis_are_named_in_its_title():
+    far = TABLE.assign(value=TABLE["value"].mask((TABLE["metric"] == "gain") & (TABLE["item"] == "cities.latitude"), -1.7))
+    assert "−0.5 or below" in str(spec_of(layers.gains(far))["layer"][1]["encoding"]["x"]["title"])
+    assert "or below" not in str(spec_of(layers.gains(TABLE))["layer"][1]["encoding"]["x"]["title"])
+
+
+def runs_frame(groups):
+    """Distances between as many runs as there are groups."""
+    n = len(groups)
+    cells = [
+        {"a": i, "b": j, "value": abs(i - j), "name_a": f"run {i}", "name_b": f"run {j}", "group_a": groups[i]}
+        for i in range(n)
+        for j in range(n)
+    ]
+    return pd.DataFrame(cells)
+
+
+@pytest.mark.parametrize(
+    ("groups", "written"), [(["a"] * 3 + ["b"] * 2, True), (["a"] * 9 + ["b"] * 9, False), (list("abc"), True)]
+)
+def test_a_matrix_of_runs_labels_groups_and_writes_few_numbers(groups, written, tmp_path):
+    spec = spec_of(runs.distances(runs_frame(groups), value_title="gap"))
+    texts = [layer["encoding"]["text"] for layer in spec["layer"] if layer["mark"]["type"] == "text"]
+    assert sum(text["field"] == "value" for text in texts) == written
+    labels = [r["group"] for records in spec["datasets"].values() for r in records if "group" in r]
+    assert list(dict.fromkeys(labels)) == list(dict.fromkeys(groups))
+    assert layers.save(runs.distances(runs_frame(groups), value_title="gap"), tmp_path / "a.svg").read_text().startswith("<svg")
+
+
 def test_heat_map_shows_what_lies_above_shuffled_labels():
     chart = CHARTS["heat_map"]()
     drawn = rows(chart)
@@ -203,16 +231,6 @@ def test_heat_map_shows_what_lies_above_shuffled_labels():
     assert [label.split("\n") for label in x] == [[t, "n 300"] for t in ("first", "−3", "−2", "last")]
     with pytest.raises(ValueError, match="shuffled labels"):
         layers.heat_map(CITY[CITY["condition"] == "estimate"])
-
-
-def test_chosen_takes_each_control_once_and_sorts_items():
-    chart = CHARTS["chosen"]()
-    drawn = rows(chart)
-    assert len({(r["item"], r["condition"]) for r in drawn}) == len(drawn)
-    assert {r["condition"] for r in drawn if r["item"] == "cities.continent"} == {"estimate", *synthetic.LAYERED, *synthetic.FLAT}
-    best = {r["item"]: r["value"] for r in drawn if r["condition"] == "estimate"}
-    assert spec_of(chart)["layer"][0]["encoding"]["y"]["sort"] == sorted(best, key=best.get, reverse=True)
-    assert "−0.5 or below" in str(spec_of(chart)["layer"][0]["encoding"]["x"]["title"]), "an R² of −1.7 is told, not hidden"
 
 
 def test_gains_has_a_row_an_item_and_control_and_a_zero_line():

@@ -18,8 +18,9 @@ def build(names: tuple[str, ...] = synthetic.HOSTILE) -> Page:
     """A page with every figure, hostile names wherever a name can stand."""
     bad = " ".join(names)
     hostile = TABLE.assign(item=TABLE["item"].str.replace("elements.series", bad, regex=False))
+    at_chosen = hostile[(hostile["metric"] == "accuracy") & (hostile["site"] == layers.CHOSEN)]
     charts = {
-        "chosen": layers.chosen(hostile),
+        "ranked": layers.ranked(at_chosen, title="accuracy"),
         "gains": layers.gains(hostile),
         "by layer": layers.by_layer(CITY, metric_title="accuracy"),
         "context": layers.context_cut(CITY),

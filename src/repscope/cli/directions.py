@@ -69,14 +69,14 @@ def steer(
     """
     from repscope.cli.steering import directions_of, shown
     from repscope.models.loading.sources import load
-    from repscope.report.terminal import beside
+    from repscope.report.terminal import side_by_side
 
     if not prompt:
         raise UserError("There is nothing to continue; give --prompt 'I went to the new restaurant and'.")
     held = directions_of(direction, name, block, decimal=decimal, na=na, quote=quote)
     print_notes(getattr(held, "notes", ()))
     lm = load(model, revision=revision, device=device, dtype=dtype)
-    with beside(None if json else sys.stdout) as told:
+    with side_by_side(None if json else sys.stdout) as told:
         said = shown(
             lm,
             held,

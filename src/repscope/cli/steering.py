@@ -11,7 +11,7 @@ from repscope.data.tables import SUFFIXES
 from repscope.directions import DirectionSet
 from repscope.errors import UserError, unknown
 from repscope.models.language import LanguageModel
-from repscope.report.terminal import Told
+from repscope.report.terminal import PairWriter
 from repscope.steer.effects import in_turn
 from repscope.steer.quick import cached_path, learn
 from repscope.steer.steered_model import check, side_by_side
@@ -77,7 +77,7 @@ def shown(
     seed: int,
     chat: bool,
     anyway: bool,
-    told: Told,
+    told: PairWriter,
 ) -> dict[str, Any]:
     """Continue prompts with and without; tells the texts as they grow, and returns all that was said.
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 
-class Told(Protocol):
+class PairWriter(Protocol):
     """What is told of texts that are being written."""
 
     def say(self, line: str) -> None:
@@ -25,7 +25,7 @@ class Told(Protocol):
 
 
 @contextmanager
-def beside(out: TextIO | None, heads: tuple[str, str] = ("unsteered", "steered")) -> Iterator[Told]:
+def side_by_side(out: TextIO | None, heads: tuple[str, str] = ("unsteered", "steered")) -> Iterator[PairWriter]:
     """Yield what shows pairs of texts on a stream; None shows nothing."""
     shown = _Beside(out, heads) if out is not None else _Nothing()
     try:

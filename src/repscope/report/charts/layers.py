@@ -129,27 +129,6 @@ def gains(table: pd.DataFrame, *, title: str = "paired gain (accuracy or R²)", 
     return _forest(shown, items, title, [zero], share=share)
 
 
-def chosen(table: pd.DataFrame) -> alt.LayerChart:
-    """The score at the chosen block and all its controls, one group an item, best items first.
-
-    A control that has no layer and no chosen-layer row of its own comes in with its plain row.
-    """
-    rows = table[(table["metric"] != "gain") & (table["split"] != "shared token")]
-    at = rows[rows["site"] == CHOSEN]
-    if at.empty:
-        raise ValueError(f"no row has the site {CHOSEN!r}")
-    have = set(zip(at["item"], at["condition"], strict=True))
-    flat = rows[(rows["site"] == "") & (rows["condition"] != ESTIMATE) & rows["item"].isin(at["item"])]
-    flat = flat[[key not in have for key in zip(flat["item"], flat["condition"], strict=True)]]
-    shown = pd.concat([at, flat])
-    shown = shown.assign(item=shown["item"] + shown["metric"].map(lambda m: " (R²)" if m == "r2" else ""))
-    best = shown[shown["condition"] == ESTIMATE].sort_values("value", ascending=False)["item"]
-    items = list(dict.fromkeys([*best, *shown["item"]]))
-    titles = {"accuracy": "accuracy", "r2": "R²"}
-    title = " or ".join(titles.get(m, m) for m in sorted(shown["metric"].unique()))
-    return _forest(shown, items, title, [])
-
-
 def ranked(table: pd.DataFrame, *, title: str) -> alt.LayerChart:
     """One number of many methods: a row a method, best first, controls in their own colour and shape among them."""
     _one(table, "metric", "model")

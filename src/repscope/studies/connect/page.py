@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from repscope.conditions import ESTIMATE, RANDOM
-from repscope.report.charts import lines
+from repscope.report.charts import lines, runs
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.results import Result
 from repscope.studies.connect.basins import section
@@ -112,8 +112,13 @@ def _lines(loss: str, names: tuple[str, ...], result: Result, unit: str) -> list
 def _matrix(loss: str, names: tuple[str, ...], result: Result) -> Any:
     rows = result.table[(result.table["metric"] == f"chord barrier of {loss}") & (result.table["condition"] == ESTIMATE)]
     by = dict(zip(rows["item"], rows["value"].where(rows["value"] > _ROUNDING, 0.0)))
-    cells = [{"a": a, "b": b, "value": 0.0 if a == b else by.get(f"{a} – {b}", by.get(f"{b} – {a}"))} for a in names for b in names]
-    return lines.matrix(pd.DataFrame(cells), value_title=f"chord barrier of {loss}")
+    cells = [
+        {"a": i, "b": j, "name_a": a, "name_b": b, "group_a": a}
+        | {"value": 0.0 if a == b else by.get(f"{a} – {b}", by.get(f"{b} – {a}"))}
+        for i, a in enumerate(names)
+        for j, b in enumerate(names)
+    ]
+    return runs.distances(pd.DataFrame(cells), value_title=f"chord barrier of {loss}")
 
 
 def _heights(rows: pd.DataFrame, loss: str, unit: str) -> Table:
