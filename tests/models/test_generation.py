@@ -384,3 +384,10 @@ def test_a_score_is_held_to_show_its_edit(llama):
         llama.score(["San Francisco"], ["* *"])  # which shows it, and does not stand for another request
         with pytest.raises(UserError, match="changes no logit"):
             llama.score(["San Francisco"], ["*"])
+
+
+def test_a_hook_that_breaks_causality_is_named(tokenizer):
+    model = build("llama")
+    model.model.layers[1].register_forward_hook(lambda m, a, out: out + 0.1 * out.mean(1, keepdim=True))
+    with pytest.raises(UserError, match="hook or forward function set on .* later tokens change earlier ones"):
+        LanguageModel(model, tokenizer).generate(["Paris"])

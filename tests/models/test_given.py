@@ -191,6 +191,22 @@ def test_every_place_of_a_template_is_filled(template, values, says):
     whole(error)
 
 
+def test_a_template_is_quoted_as_it_was_written():
+    with pytest.raises(UserError, match=r"template '\{city\} \{\} \{x\}' has the place"):
+        Prompt.fill("{city} {} {x}", city="Paris")
+
+
+@pytest.mark.parametrize("tokens", ["generated", "prompt"])
+def test_tokens_of_edits_are_no_choice_of_rows(llama, tokens):
+    with pytest.raises(UserError, match=f"'{tokens}' is a choice of tokens for edits only"):
+        llama.logits(["Paris"], tokens)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(llama):
+    with pytest.raises(UserError, match="choose another folder"):
+        llama.capture(["Paris"], "embed", out="/proc/nothing/rows")
+
+
 def test_braces_that_are_no_place_are_text():
     assert Prompt.fill("f({a}) = {'k': 1}; {x, y}", a="{b}").text == "f({b}) = {'k': 1}; {x, y}"
 

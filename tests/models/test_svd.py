@@ -179,3 +179,9 @@ def test_what_cannot_be_asked_is_refused(options, told):
 def test_products_that_are_not_finite_are_refused():
     with pytest.raises(UserError, match="not finite"):
         Counted(np.full((5, 9), np.nan)).leading(2)
+
+
+@pytest.mark.parametrize("options", [{"k": 2.5}, {"k": True}, {"products": 9.5}, {"block": 1.5}])
+def test_counts_are_whole_numbers(options):
+    with pytest.raises(UserError, match=f"{next(iter(options))} is .*; it must be a whole number"):
+        leading(lambda v: v, lambda u: u, (4, 4), **options)

@@ -356,6 +356,10 @@ class LanguageModel(TokenNetwork):
             if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
                 raise UserError(f"{name} is {described(value)}; it must be a number.")
         sampling = Sampling(max_new_tokens, temperature, top_p, seed, alike)
+        if not self.causal and self._altered:
+            raise UserError(
+                f"A hook or forward function set on {self.name} lets later tokens change earlier ones; remove it to continue texts."
+            )
         if not self.causal or not hasattr(self.model, "generate") or self.model.get_output_embeddings() is None:
             raise UserError(f"{self.name} is no causal language model with a head, so it cannot continue a text.")
         _see_budget(batch_tokens)

@@ -357,6 +357,8 @@ def _no_choice(text: str, pick: str) -> UserError:
     """The error for a choice of tokens that is none: the nearest one, or how a span of that name is written."""
     if not re.fullmatch(r"\w[\w.]*", text) or not pick or get_close_matches(pick.casefold(), PICKS, n=1, cutoff=0.55):
         return unknown("choice of tokens", pick, PICKS, "An index such as -2 does as well.")
+    if text in ("prompt", "generated"):
+        return UserError(f"{text!r} is a choice of tokens for edits only; here use {', '.join(PICKS)} or an index such as -2.")
     return UserError(
         f"There is no choice of tokens {text!r}; for a span so named write {text}.last, {text}.first, {text}.mean or {text}.all, "
         f"and without a span {', '.join(PICKS)} or an index such as -2."

@@ -68,7 +68,7 @@ class Forecast:
             (
                 "tokens",
                 f"{self.tokens:,} in {plan.passes:,} passes, for {self.given:,} given ({abs(saved):.0%} "
-                f"{'saved' if saved >= 0 else 'of padding'})",
+                f"{'saved' if saved >= 0 else 'more than given, as padding'})",
             ),
             ("layout", layout),
             ("compute", f"{_scaled(self.flops)}FLOP"),

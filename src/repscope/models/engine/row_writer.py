@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from repscope.disk import need_space, whole_folder
+from repscope.disk import need_folder, need_space, whole_folder
 from repscope.errors import UserError, unknown
 from repscope.models.inputs.notices import warn_once
 from repscope.models.inputs.text_spans import described
@@ -57,6 +57,7 @@ class Rows:
         if self._folder is not None:
             if self._folder.exists() and (not self._folder.is_dir() or any(self._folder.iterdir())):
                 raise UserError(f"{self._folder} is there already and not an empty folder; name a new one.")
+            need_folder(self._folder)
             self._partial = self._stack.enter_context(whole_folder(self._folder))
         return self
 

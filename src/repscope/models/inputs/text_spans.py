@@ -51,16 +51,17 @@ class Prompt:
         """
         if not isinstance(template, str):
             raise UserError(f"A template is a text such as 'The capital of {{}}', and {described(template)} was given.")
+        written = template
         if len(values) == 1 and template.count("{}") == 1:
             template = template.replace("{}", "{" + next(iter(values)) + "}")
         found = sorted((template.find("{" + name + "}"), name) for name in values)
         if found and found[0][0] < 0:
-            raise UserError(f"The template {template!r} has no place {{{found[0][1]}}}.")
+            raise UserError(f"The template {written!r} has no place {{{found[0][1]}}}.")
         if twice := [name for name in values if template.count("{" + name + "}") > 1]:
-            raise UserError(f"The template {template!r} has the place {{{twice[0]}}} twice; a span is one place.")
+            raise UserError(f"The template {written!r} has the place {{{twice[0]}}} twice; a span is one place.")
         if left := [place for place in _PLACE.findall(template) if place[1:-1] not in values]:
             raise UserError(
-                f"The template {template!r} has the place {left[0]} and no value for it; give one, or write the text "
+                f"The template {written!r} has the place {left[0]} and no value for it; give one, or write the text "
                 "with its braces and its spans yourself: Prompt(text, spans)."
             )
         text, spans, done = "", {}, 0
@@ -68,7 +69,7 @@ class Prompt:
             if not isinstance(values[name], str):
                 raise UserError(f"The value for {{{name}}} is {described(values[name])}; give it as a text.")
             if not values[name].strip():
-                raise UserError(f"The value for {{{name}}} in the template {template!r} is empty.")
+                raise UserError(f"The value for {{{name}}} in the template {written!r} is empty.")
             text += template[done:at]
             spans[name] = (len(text), len(text) + len(values[name]))
             text += values[name]

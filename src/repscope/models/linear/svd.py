@@ -97,6 +97,9 @@ def leading(
     """
     d_target, d_source = shape
     small = min(shape)
+    for name, value in (("k", k), ("products", products), ("block", 1 if block is None else block)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise UserError(f"{name} is {value!r}; it must be a whole number.")
     if not 1 <= k <= small:
         raise UserError(f"A matrix of {d_target} × {d_source} has no {k} singular values; ask for 1 to {small}.")
     if not tolerance > 0:
