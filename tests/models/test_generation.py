@@ -389,5 +389,5 @@ def test_a_score_is_held_to_show_its_edit(llama):
 def test_a_hook_that_breaks_causality_is_named(tokenizer):
     model = build("llama")
     model.model.layers[1].register_forward_hook(lambda m, a, out: out + 0.1 * out.mean(1, keepdim=True))
-    with pytest.raises(UserError, match="hook or forward function set on .* later tokens change earlier ones"):
+    with pytest.raises(UserError, match=r"hook or forward function set on .* later tokens change earlier ones"):
         LanguageModel(model, tokenizer).generate(["Paris"])

@@ -205,3 +205,11 @@ def test_a_folder_without_a_tokenizer_says_what_to_copy(tmp_path, kind):
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
     with pytest.raises(UserError, match=r"^net has a tokenizer without a vocabulary"):
         load_parts(folder)
+
+
+def test_weights_beyond_float16_are_refused_at_load(tmp_path):
+    folder, _ = saved(tmp_path)
+    changed(folder, lambda state: state.update({"model.norm.weight": torch.full((32,), 1e5)}))
+    with pytest.raises(UserError, match=r"model.norm.weight of .* beyond float16.*dtype='float32'"):
+        load_parts(folder, dtype="float16", tokenizer=object())
+    assert load_parts(folder, dtype="bfloat16", tokenizer=object())

@@ -107,6 +107,12 @@ def read_model(
             hint = " Pass trust_remote_code=True only if you have read its code." if "trust_remote_code" in str(error) else ""
             reason = first_line(error)
             raise UserError(f"transformers {transformers.__version__} cannot load {name}: {reason}.{hint}") from error
+    if dtype == "float16":
+        for weight, value in model.named_parameters():
+            if not value.is_meta and value.dtype == torch.float16 and not bool(torch.isfinite(value).all()):
+                raise UserError(
+                    f"The weight {weight} of {name} is beyond float16, which ends at 65,504; load with dtype='float32'."
+                )
     taken = tensor_check.taken(model, name, digests, missing=info["missing_keys"], unexpected=info["unexpected_keys"])
     placed: Any = model.eval() if device in SPREAD else model.eval().to(device)
     return placed, of_digests(taken)
