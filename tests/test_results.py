@@ -79,7 +79,7 @@ def test_results_join_and_draw_and_print():
 
 
 def test_nothing_there_is_one_sentence(tmp_path):
-    with pytest.raises(UserError, match="holds no result"):
+    with pytest.raises(UserError, match="contains no result"):
         Result.load(tmp_path)
     with pytest.raises(ValueError, match="columns"):
         Result(pd.DataFrame({"a": [1]}))

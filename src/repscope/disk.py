@@ -1,6 +1,6 @@
-"""Files that are whole or not there at all: written under a temporary name in the same folder, then renamed.
+"""Files and folders that are complete or absent: written under a temporary name in the same folder, then renamed.
 
-Also the two folders of repscope: the cache (models, fingerprints) and the runs.
+Also the cache folder (models, fingerprints), and disk errors in one sentence.
 """
 
 import errno
@@ -23,12 +23,12 @@ def cache_home() -> Path:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; when the block ends well it becomes `path`, otherwise nothing remains.
+    """Yield a temporary path in the folder of `path`; it becomes `path` if the block succeeds, otherwise it is removed.
 
     Raises
     ------
     UserError
-        When the disk is full or the folder cannot be written.
+        If the disk is full or the folder cannot be written.
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """As `whole_file`, for a folder. A folder that is already there under the final name is replaced."""
+    """As `whole_file`, for a folder. An existing folder of the final name is replaced."""
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
@@ -60,7 +60,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def need_space(folder: Path, needed: int) -> None:
-    """Raise a `UserError` when the disk that holds `folder` has fewer than `needed` bytes free."""
+    """Raise a `UserError` if the disk of `folder` has fewer than `needed` bytes free."""
     existing = next(p for p in [folder, *folder.parents] if p.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
@@ -71,7 +71,7 @@ def need_space(folder: Path, needed: int) -> None:
 
 
 def need_folder(path: Path) -> None:
-    """Raise a `UserError` unless `path` is, or can become, a folder with files in it. Leaves nothing behind."""
+    """Raise a `UserError` unless `path` is, or can become, a folder that can be written to. Leaves nothing behind."""
     path = path.expanduser()
     with explained(path):
         there = next(p for p in [path, *path.parents] if p.exists() or p.is_symlink())
@@ -88,17 +88,17 @@ def need_folder(path: Path) -> None:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """What a disk says of `path` in the block, as one sentence: full, read-only, not a folder."""
+    """Disk errors of the block as one sentence about `path`: full, read-only, not a folder."""
     try:
         yield
     except Exception as error:
-        if (said := disk_error(error, path)) is None:
+        if (explanation := disk_error(error, path)) is None:
             raise
-        raise said from error
+        raise explanation from error
 
 
 def disk_error(error: Exception, path: Path | None = None) -> UserError | None:
-    """The sentence for an error of the disk; None for any other error."""
+    """The `UserError` for a disk error; None for any other error."""
     if _full(error):
         what = f"{path} was not written" if path is not None else "something was not written"
         return UserError(f"The disk is full: {what}; make room and run the same command.")
@@ -118,7 +118,7 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EI
 
 
 def _full(error: Exception) -> bool:
-    """Whether the disk is full; safetensors and pyarrow say so in the text of errors of their own."""
+    """Whether the disk is full; safetensors and pyarrow say so only in the text of their errors."""
     number = getattr(error, "errno", None)
     return number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
 

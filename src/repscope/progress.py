@@ -1,7 +1,7 @@
-"""Progress on standard error: a bar with time left on a terminal, a line now and then elsewhere.
+"""Progress on standard error: a bar with the remaining time on a terminal, an occasional line elsewhere.
 
-Work reports in whatever unit it counts (bytes, tokens). Nested work shows as further bars under the first. Nothing is
-printed by work that ends within a second, so that short calls in a notebook stay silent.
+Work reports in its own unit (bytes, tokens). Nested work shows as further bars under the first. Work of less than a second prints
+nothing, so that short calls in a notebook stay silent.
 """
 
 import sys
@@ -16,19 +16,19 @@ Advance = Callable[[float], None]
 
 _QUIET_SECONDS = 1.0
 _LINE_EVERY_SECONDS = 15.0
-_live: list[tuple[Progress, float]] = []  #: the bars on this terminal and when the outermost work began
+_live: list[tuple[Progress, float]] = []  #: the bars on this terminal and the start time of the outermost work
 
 
 @contextmanager
 def progress(label: str, total: float | None) -> Iterator[Advance]:
-    """Show the progress of the work in the block; yield the function to call with each amount done.
+    """Show the progress of the work in the block; yield a function to call with each amount of work done.
 
     Parameters
     ----------
     label
-        What is being done, in two or three words.
+        The kind of work, in two or three words.
     total
-        The amount of work in the caller's unit; None when it is not known.
+        The amount of work in the caller's unit; None if unknown.
     """
     with _bar(label, total) if sys.stderr.isatty() else _lines(label, total) as advance:
         yield advance

@@ -1,9 +1,9 @@
-"""Result: what an analysis returns. One tidy table in one schema for all studies, arrays, and side tables.
+"""Results of analyses: one tidy table in one schema for all studies, arrays, and side tables.
 
-Estimate and controls are rows of the same table: `condition` is "estimate" or the name of a control. What does not fit
-the schema goes into a side table. Nothing here knows a network; a model is a fingerprint in a column.
+Estimate and controls are rows of the same table: `condition` is one of `repscope.conditions`. What does not fit
+the schema goes into a side table. No network is known here; a model is a fingerprint in a column.
 
-On disk a result is a folder: `table.parquet`, `arrays.safetensors`, one Parquet a side table. It is written whole or not at all.
+On disk a result is a folder: `table.parquet`, `arrays.safetensors`, one Parquet file per side table; complete or absent.
 """
 
 import hashlib
@@ -27,25 +27,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One number of one analysis, in the schema that all studies share."""
+    """One number of one analysis, in the schema of all studies."""
 
     study: str = ""  #: the study's command-line name
     step: str = ""  #: the step of that study
     metric: str = ""  #: what was measured: accuracy, r2, cka …
-    definition: str = ""  #: which of the definitions in use that is
+    definition: str = ""  #: which definition of the metric
     model: str = ""  #: the model's fingerprint
-    site: str = ""  #: where in the network, "" where the number has no place there
+    site: str = ""  #: where in the network; "" if the number has no site
     layer: int | None = None  #: block of that site
     token: str = ""  #: which token positions: last, first, mean, -2 …
-    item: str = ""  #: what was asked: an attribute, a relation, a direction
+    item: str = ""  #: subject of the number: an attribute, a relation, a direction
     condition: str = ESTIMATE  #: one of `repscope.conditions`
-    split: str = ""  #: how train and test were kept apart
+    split: str = ""  #: how train and test data are separated
     value: float
     lo: float = float("nan")
     hi: float = float("nan")
     level: float = float("nan")  #: nominal coverage of [lo, hi]
     interval_method: str = ""
-    unit: str = ""  #: what was resampled for the interval, and what n counts
+    unit: str = ""  #: what was resampled for the interval; n is their number
     n: int = 0
     seed: int = 0
 
@@ -81,12 +81,12 @@ COLUMNS: dict[str, str] = {f.name: _KINDS.get(f.name, "string") for f in fields(
 
 
 def table_of(rows: Iterable[Row]) -> pd.DataFrame:
-    """The rows as a tidy table. `row_id` comes from the identifying columns: one question has one id in every run."""
+    """The rows as a tidy table. `row_id` is a hash of the identifying columns, so the same number has the same id in every run."""
     return identified(pd.DataFrame([asdict(row) for row in rows], columns=[c for c in COLUMNS if c != "row_id"]))
 
 
 def identified(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with its `row_id` made anew, for instance after its rows were told their study and step."""
+    """The table with new `row_id`s, for instance after study and step were filled in."""
     frame = frame.drop(columns="row_id", errors="ignore").astype({k: v for k, v in COLUMNS.items() if k != "row_id"})
     keys = frame[[c for c in frame.columns if c not in _MEASURED]].astype("object")
     frame["row_id"] = [
@@ -98,10 +98,10 @@ def identified(frame: pd.DataFrame) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Result:
-    """What one step of a study found.
+    """The result of one step of a study.
 
-    table: rows in the shared schema (`COLUMNS`). arrays: named arrays, kept as safetensors. side: tables of any other
-    shape. notes: sentences that the page must print (dropped rows, refusals).
+    table: rows in the shared schema (`COLUMNS`). arrays: named arrays, stored as safetensors. side: tables in other
+    schemas. notes: sentences that the page must print (dropped rows, refusals).
     """
 
     table: pd.DataFrame
@@ -116,7 +116,7 @@ class Result:
 
     def __post_init__(self) -> None:
         if list(self.table.columns) != list(COLUMNS):
-            raise ValueError(f"a result's table has the columns {list(COLUMNS)}, not {list(self.table.columns)}")
+            raise ValueError(f"The table of a result needs the columns {list(COLUMNS)}, not {list(self.table.columns)}.")
 
     def select(self, **equal: object) -> pd.DataFrame:
         """The rows in which each named column equals the value given.
@@ -124,12 +124,12 @@ class Result:
         Raises
         ------
         UserError
-            For a column that the schema does not have.
+            For a column that is not in the schema.
         """
         return select(self.table, **equal)
 
     def save(self, folder: Path) -> Path:
-        """Write the result as a folder, whole or not at all."""
+        """Write the result as a folder, completely or not at all."""
         from safetensors.numpy import save_file
 
         with whole_folder(folder) as partial:
@@ -142,17 +142,17 @@ class Result:
 
     @classmethod
     def load(cls, folder: Path) -> "Result":
-        """Read back what `save` wrote.
+        """Read a folder that `save` wrote.
 
         Raises
         ------
         UserError
-            When there is no result in that folder.
+            If the folder contains no result.
         """
         from safetensors.numpy import load_file
 
         if not (folder / "table.parquet").is_file():
-            raise UserError(f"{folder} holds no result (no table.parquet); `repscope runs` lists the runs there are.")
+            raise UserError(f"{folder} contains no result (no table.parquet); `repscope runs` lists all runs.")
         return cls(
             table=pd.read_parquet(folder / "table.parquet").astype(COLUMNS),
             arrays=load_file(folder / "arrays.safetensors"),
@@ -161,7 +161,7 @@ class Result:
         )
 
     def figure(self) -> "alt.LayerChart | alt.FacetChart":
-        """Value by layer with its interval, one line a condition, one panel an item and metric."""
+        """Value by layer with its interval: one line per condition, one panel per item and metric."""
         import altair as alt
 
         shown = self.table.dropna(subset=["layer"]).assign(panel=lambda t: t["item"] + " · " + t["metric"])
@@ -188,11 +188,11 @@ def select(table: pd.DataFrame, **equal: object) -> pd.DataFrame:
 
 
 def concat(results: Iterable[Result]) -> Result:
-    """Several results as one: rows one after the other; arrays, side tables and notes joined."""
-    held = list(results)
+    """Concatenate results: rows, arrays, side tables and notes."""
+    parts = list(results)
     return Result(
-        table=pd.concat([r.table for r in held], ignore_index=True).astype(COLUMNS) if held else table_of([]),
-        arrays={k: v for r in held for k, v in r.arrays.items()},
-        side={k: v for r in held for k, v in r.side.items()},
-        notes=tuple(note for r in held for note in r.notes),
+        table=pd.concat([r.table for r in parts], ignore_index=True).astype(COLUMNS) if parts else table_of([]),
+        arrays={k: v for r in parts for k, v in r.arrays.items()},
+        side={k: v for r in parts for k, v in r.side.items()},
+        notes=tuple(note for r in parts for note in r.notes),
     )

@@ -65,11 +65,11 @@ def test_the_threshold_and_the_side_count():
 def test_the_sentence_holds_the_numbers_and_says_what_was_joined():
     (one,) = evaluate_claims([claim()], rows(UP))
     assert one.sentence == (
-        "Gain over bag of token embeddings against 0 (95 % interval): cities.a0 0.20 [0.10, 0.30], n 50. Judged on this one item."
+        "Gain over bag of token embeddings against 0 (95 % interval): cities.a0 0.20 [0.10, 0.30], n 50. Decided by this one item."
     )
     (two,) = evaluate_claims([claim()], rows(UP, DOWN))
     assert "cities.a1 −0.20 [−0.30, −0.10], n 50, refuted; cities.a0 0.20" in two.sentence
-    assert "Each of 2 items judged by itself, not pooled (1 refuted, 1 supported); every one must" in two.sentence
+    assert "Each of 2 items evaluated separately, not pooled (1 refuted, 1 supported); every one must" in two.sentence
     (many,) = evaluate_claims([claim()], rows(*[UP] * 9, DOWN))
     assert "; and 4 more." in many.sentence
     assert "cities.a9" in many.sentence, "what decides is named first"
@@ -126,8 +126,8 @@ def test_a_network_that_adds_nothing_supports_no_claim_that_it_does():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[[claims]\n", "no list of claims"),
-        ("a = 1\n", "no list of claims"),
+        ("[[claims]\n", "not a list of claims"),
+        ("a = 1\n", "not a list of claims"),
         ('[[claims]]\nid = "x"\n', "wrong at claim"),
         (None, "the claim 'c' twice"),
         ("refuted_when", "two different rules"),

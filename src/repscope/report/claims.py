@@ -1,14 +1,14 @@
-"""Claims of the literature as data, and what a table of results says of each.
+"""Claims of the literature as data, and the verdict of a table of results on each.
 
 A claim (`claims.toml`) names its source, the rows that test it, and a rule on the interval [lo, hi] of one row:
-1. The rows of its study are picked by metric, condition, items (globs) and, where given, token, site and split.
-2. Each picked row is judged by itself: supported or refuted when its whole interval lies on one side of the threshold,
-   otherwise undecided. Nothing is pooled: pooled intervals would need the entities, which a table does not hold.
-3. A row decides only where the score that it speaks for is above its own null (`nulls`): of an attribute that nothing can read,
+1. Rows of its study are selected by metric, condition, items (globs) and, if given, token, site and split.
+2. Each selected row is evaluated separately: supported or refuted if its whole interval lies on one side of the threshold,
+   otherwise undecided. Nothing is pooled: pooled intervals would need the entities, which a table does not contain.
+3. A row decides only if the score that it supports is above its own null (`nulls`): for an attribute that no method can read,
    no comparison is evidence.
-4. `over` joins the rows. "every item": one refuted row refutes, all must support. "some item": the other way round.
-5. Without such a row the claim is not tested. A claim of a study that the table does not hold gives no verdict.
-Intervals are not widened for the number of items; the sentence says how many there were.
+4. `over` joins the rows. "every item": one refuted row refutes, all must support. "some item": the reverse.
+5. Without such a row the claim is not tested. A claim of a study that is not in the table gives no verdict.
+Intervals are not corrected for the number of items; the sentence states their number.
 """
 
 import tomllib
@@ -27,7 +27,7 @@ Rule = Literal["lo > threshold", "hi < threshold"]
 Decision = Literal["supported", "refuted", "undecided", "not tested"]
 
 _FILE = Path(__file__).with_name("claims.toml")
-_MOST_NAMED = 6  # rows whose numbers stand in a sentence
+_MOST_NAMED = 6  # most rows with numbers in a sentence
 
 
 class _Strict(BaseModel):
@@ -35,7 +35,7 @@ class _Strict(BaseModel):
 
 
 class Citation(_Strict):
-    """Who claims it. year: of publication."""
+    """The source of a claim. year: of publication."""
 
     authors: str
     year: int = Field(ge=1900, le=2100)
@@ -43,7 +43,7 @@ class Citation(_Strict):
 
 
 class Test(_Strict):
-    """Which rows test a claim. items: globs over `item`. token, site, split: None takes any."""
+    """The rows that test a claim. items: globs over `item`. token, site, split: None for any."""
 
     __test__ = False  # not one of pytest's
 
@@ -56,7 +56,7 @@ class Test(_Strict):
 
 
 class Claim(_Strict):
-    """What somebody claims, how it is tested, and what would refute it."""
+    """A claim, its test, and what would refute it."""
 
     id: str = Field(pattern=r"^[a-z0-9-]+$")
     claim: str
@@ -78,7 +78,7 @@ class Claim(_Strict):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a table says of a claim. sentence: the numbers behind it. row_ids: the rows that were judged."""
+    """The verdict of a table on a claim. sentence: the numbers behind it. row_ids: of the evaluated rows."""
 
     claim: Claim
     verdict: Decision
@@ -87,30 +87,32 @@ class Verdict:
 
 
 def load_claims(path: Path = _FILE) -> tuple[Claim, ...]:
-    """The claims of a file. A file that is wrong is a fault of the package, not of its user: RuntimeError says where."""
+    """The claims of a file. An invalid file is a bug of the package, not a user's mistake: RuntimeError says where."""
     try:
-        held = tomllib.loads(path.read_text(encoding="utf-8"))
-        claims = tuple(Claim.model_validate(entry) for entry in held["claims"])
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        claims = tuple(Claim.model_validate(entry) for entry in content["claims"])
     except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
-        raise RuntimeError(f"{path} is no list of claims: {error!r}") from error
+        raise RuntimeError(f"{path} is not a list of claims: {error!r}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = " → ".join(str(part) for part in first["loc"])
         which = first["input"].get("id") if isinstance(first["input"], dict) else first["input"]
-        raise RuntimeError(f"{path} holds a claim that is wrong at {where or 'its rules'} ({which!r}): {first['msg']}") from error
+        raise RuntimeError(
+            f"{path} contains a claim that is wrong at {where or 'its rules'} ({which!r}): {first['msg']}"
+        ) from error
     ids = [claim.id for claim in claims]
     if twice := sorted({i for i in ids if ids.count(i) > 1}):
-        raise RuntimeError(f"{path} holds the claim {twice[0]!r} twice")
+        raise RuntimeError(f"{path} contains the claim {twice[0]!r} twice")
     return claims
 
 
 def evaluate_claims(claims: Iterable[Claim], table: pd.DataFrame) -> tuple[Verdict, ...]:
-    """What the rows of a table say of each claim of their studies, in the order of the claims."""
+    """The verdicts on the claims of the studies in a table, in the order of the claims."""
     studies = set(table["study"])
-    return tuple(_judge(claim, _picked(claim, table), table) for claim in claims if claim.study in studies)
+    return tuple(_verdict(claim, _selected(claim, table), table) for claim in claims if claim.study in studies)
 
 
-def _picked(claim: Claim, table: pd.DataFrame) -> pd.DataFrame:
+def _selected(claim: Claim, table: pd.DataFrame) -> pd.DataFrame:
     test = claim.test
     exact = {"study": claim.study, "metric": test.metric, "condition": test.condition}
     exact |= {c: v for c in ("token", "site", "split") if (v := getattr(test, c)) is not None}
@@ -121,7 +123,7 @@ def _picked(claim: Claim, table: pd.DataFrame) -> pd.DataFrame:
     return table[keep & items.astype(bool)]
 
 
-def _judge(claim: Claim, rows: pd.DataFrame, table: pd.DataFrame) -> Verdict:
+def _verdict(claim: Claim, rows: pd.DataFrame, table: pd.DataFrame) -> Verdict:
     measured = f"{claim.test.metric} {claim.test.condition}" if claim.test.metric == "gain" else claim.test.metric
     if rows.empty:
         return Verdict(
@@ -129,35 +131,35 @@ def _judge(claim: Claim, rows: pd.DataFrame, table: pd.DataFrame) -> Verdict:
             "not tested",
             f"This run did not measure {measured} of {' or '.join('anything' if i == '*' else i for i in claim.test.items)}.",
         )
-    judged = [_decide(claim, row, table) for row in rows.to_dict("records")]
-    each = [decision for decision, _ in judged]
+    decisions = [_decide(claim, row, table) for row in rows.to_dict("records")]
+    each = [decision for decision, _ in decisions]
     by_one: Decision = "refuted" if claim.over == "every item" else "supported"
     by_all: Decision = "supported" if claim.over == "every item" else "refuted"
     verdict: Decision = by_one if by_one in each else by_all if set(each) == {by_all} else "undecided"
-    return Verdict(claim, verdict, _sentence(claim, measured, rows, judged), tuple(rows["row_id"]))
+    return Verdict(claim, verdict, _sentence(claim, measured, rows, decisions), tuple(rows["row_id"]))
 
 
 def _decide(claim: Claim, row: dict[Any, Any], table: pd.DataFrame) -> tuple[Decision, str]:
-    """One row by itself, and why it decides nothing although its interval would. An interval of NaN decides nothing."""
+    """The decision of one row, and why it is undecided despite its interval. An interval of NaN decides nothing."""
     above, below = row["lo"] > claim.threshold, row["hi"] < claim.threshold
     if not (above or below):
         return "undecided", ""
-    if unread := below_null(row, table, "estimate" if above else "control"):
-        return "undecided", unread
+    if reason := below_null(row, table, "estimate" if above else "control"):
+        return "undecided", reason
     return ("supported" if above == (claim.supported_when == "lo > threshold") else "refuted"), ""
 
 
-def _sentence(claim: Claim, measured: str, rows: pd.DataFrame, judged: list[tuple[Decision, str]]) -> str:
-    """The numbers in words: of each row where they are few, else of those that decide, with the counts of all."""
-    each = [decision for decision, _ in judged]
+def _sentence(claim: Claim, measured: str, rows: pd.DataFrame, decisions: list[tuple[Decision, str]]) -> str:
+    """The numbers in words: of all rows if they are few, otherwise of the deciding ones, with counts."""
+    each = [decision for decision, _ in decisions]
     varying = [c for c in ("model", "token", "site", "split") if rows[c].nunique() > 1]
-    ranked = sorted(zip(rows.to_dict("records"), judged, strict=True), key=lambda pair: _ORDER[pair[1][0]])
+    ranked = sorted(zip(rows.to_dict("records"), decisions, strict=True), key=lambda pair: _ORDER[pair[1][0]])
     named = [
         f"{', '.join([row['item'], *(str(row[c])[:12] for c in varying if row[c])])} {_number(row['value'])} "
         f"[{_number(row['lo'])}, {_number(row['hi'])}], n {row['n']}"
         + ("" if len(set(each)) == 1 else f", {decision}")
-        + (f" ({unread})" if unread else "")
-        for row, (decision, unread) in ranked[:_MOST_NAMED]
+        + (f" ({reason})" if reason else "")
+        for row, (decision, reason) in ranked[:_MOST_NAMED]
     ]
     rest = len(ranked) - len(named)
     levels = rows["level"].dropna().unique()
@@ -165,10 +167,10 @@ def _sentence(claim: Claim, measured: str, rows: pd.DataFrame, judged: list[tupl
     text = f"{measured.replace('r2', 'R²').capitalize()} against {claim.threshold:g} ({level}): {'; '.join(named)}"
     text += f"; and {rest} more. " if rest else ". "
     if len(each) == 1:
-        return text + "Judged on this one item."
+        return text + "Decided by this one item."
     counts = ", ".join(f"{each.count(d)} {d}" for d in _ORDER if d in each)
-    need = "every one must support it" if claim.over == "every item" else "one that supports it is enough"
-    return text + f"Each of {len(each)} items judged by itself, not pooled ({counts}); {need}."
+    need = "every one must support it" if claim.over == "every item" else "one supporting item is enough"
+    return text + f"Each of {len(each)} items evaluated separately, not pooled ({counts}); {need}."
 
 
 _ORDER: dict[Decision, int] = {"refuted": 0, "undecided": 1, "supported": 2}

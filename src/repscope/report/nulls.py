@@ -1,12 +1,12 @@
-"""Whether a side of a comparison reads anything at all: a score must be above its own null before it counts as evidence.
+"""Nulls: a score counts as evidence only if it is above its own null.
 
-A gain says that one score is higher than another, not that either is any good: of an attribute that nothing can read, random
-weights can "do better" than the model. So for a row that decides a claim:
-1. The sides are the scores that the row compares: the estimate, and for "gain, over X" the score of X, in the same place.
+A gain says that one score is higher than another, not that either is above chance: for an attribute that no method can read,
+random weights can "beat" the model. So for a row that decides a claim:
+1. The sides are the scores that the row compares: the estimate, and for "gain, over X" the score of X at the same site.
 2. The null of a side is the largest of: the rows that `NULLS` names for its metric, and the floor of that metric (an R² of 0
-   is the mean of the training values). A null that the table does not hold is not asked for.
-3. A side is above its null when the lower end of its interval is above the null's value. Where X is itself one of the nulls,
-   the paired gain over it has said so already.
+   is the mean of the training values). Nulls that are not in the table are ignored.
+3. A side is above its null if the lower end of its interval is above the null's value. If X is itself one of the nulls,
+   the paired gain over it already tests this.
 Takes rows of the schema, knows no claim and no study's code.
 """
 
@@ -24,7 +24,7 @@ GAIN = "gain"
 
 @dataclass(frozen=True)
 class Null:
-    """What a score must exceed. conditions: of the rows that measure it. floor: of the metric itself, in words and as a number."""
+    """The value that a score must exceed. conditions: of the rows that measure it. floor: of the metric, as words and number."""
 
     conditions: tuple[str, ...]
     floor: tuple[str, float] | None = None
@@ -46,16 +46,16 @@ _PLACE = ("study", "model", "site", "token", "split")
 
 
 def below_null(row: Mapping[Any, Any], table: pd.DataFrame, favoured: str) -> str:
-    """Why a row is no evidence, in words; "" where it is.
+    """Why a row is no evidence, in words; "" if it is.
 
     Parameters
     ----------
     row
-        A row that decides something.
+        A row that decides a claim.
     table
-        All rows of the run or runs.
+        All rows of the runs.
     favoured
-        Which side the decision speaks for: "estimate" (it is better, or high) or "control" (it is as good, or better).
+        The side that the decision supports: "estimate" (it is better, or high) or "control" (it is as good, or better).
     """
     control = compared(str(row["condition"])) if row["metric"] == GAIN else None
     held, null = _scores(row, table)
@@ -63,15 +63,15 @@ def below_null(row: Mapping[Any, Any], table: pd.DataFrame, favoured: str) -> st
         return ""
     if control is None:
         return _below(str(row["condition"]), held, null) if favoured == "estimate" else ""
-    ours = str(row["item"]).partition(": ")[2] or ESTIMATE  # a gain's item may name the score that it is of behind a colon
-    if control in null.conditions:  # the null is what the estimate was compared with; what is as good as that needs no null
+    ours = str(row["item"]).partition(": ")[2] or ESTIMATE  # the item of a gain may name its score after a colon
+    if control in null.conditions:  # the null is the control itself
         return _below(ours, held, null, but=control) if favoured == "estimate" else ""
     sides = (control if favoured == "control" else ours, ours if row["value"] > 0 else control)
     return next((text for name in dict.fromkeys(sides) if (text := _below(name, held, null))), "")
 
 
 def _scores(row: Mapping[Any, Any], table: pd.DataFrame) -> tuple[pd.DataFrame, Null | None]:
-    """The scores of the same item in the same place by the same metric, and their null."""
+    """The scores of the same item, site and metric, and their null."""
     item, study = str(row["item"]), str(row["study"])
     equal: dict[str, set[Any]] = {column: {row[column]} for column in _PLACE} | {"item": {item}}
     if row["metric"] == GAIN:
@@ -85,7 +85,7 @@ def _scores(row: Mapping[Any, Any], table: pd.DataFrame) -> tuple[pd.DataFrame, 
 
 
 def _below(name: str, held: pd.DataFrame, null: Null, but: str = "") -> str:
-    """Why a score is not above its null, in words; "" where it is, or where the table does not hold it."""
+    """Why a score is not above its null, in words; "" if it is, or if it is not in the table."""
     at = {str(row["condition"]): row for row in held.to_dict("records")}
     nulls = [(c, at[c]["value"]) for c in null.conditions if c in at and c != but]
     nulls += [null.floor] if null.floor is not None else []

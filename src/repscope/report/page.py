@@ -1,11 +1,11 @@
-"""One self-contained HTML file from text, charts and tables: no network, no folder beside it, readable in ten years.
+"""One self-contained HTML file from text, charts and tables: no network access, no further files, readable in ten years.
 
 1. Each chart becomes its Vega-Lite specification as JSON inside the file; "<" is written as an escape, so that no name
-   in the data can end the element that holds it. All text goes through Jinja2's autoescape.
-2. Vega, Vega-Lite and vega-embed come once from vl-convert's bundle, in the version that Altair writes for.
+   in the data can end its element. All text goes through Jinja2's autoescape.
+2. Vega, Vega-Lite and vega-embed come from vl-convert's bundle, in Altair's version.
 3. A content security policy names the digests of exactly these scripts: nothing else runs, nothing is fetched, and
    Vega's expressions are interpreted rather than compiled.
-Knows no study: what stands in a section is the caller's choice.
+Knows no study: the content of sections is the caller's.
 """
 
 import base64
@@ -32,7 +32,7 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with a title above it and a caption below it; two small ones share a row where there is room."""
+    """A chart with a title above it and a caption below it; two small ones share a row if there is room."""
 
     chart: alt.TopLevelMixin
     title: str
@@ -51,7 +51,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, paragraphs (parted by empty lines), and what they speak of."""
+    """A heading, paragraphs (separated by empty lines), and their figures and tables."""
 
     title: str
     text: str
@@ -60,9 +60,9 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """What a page says: the question, the answer, how it was found, what the literature claims, how it was made.
+    """The content of a page: question, answer, sections, claims of the literature, notes, provenance.
 
-    facts: model, precision, fingerprint, versions, options, seed, command …, in the order in which they are printed.
+    facts: model, precision, fingerprint, versions, options, seed, command …, in print order.
     """
 
     title: str
@@ -75,7 +75,7 @@ class Page:
 
 
 def write(page: Page, path: Path) -> Path:
-    """Write the page, whole or not at all."""
+    """Write the page, completely or not at all."""
     text = render(page)
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -113,7 +113,7 @@ def render(page: Page) -> str:
 
 @lru_cache(maxsize=1)
 def _bundle() -> str:
-    """Vega, Vega-Lite and vega-embed as one script, about 0.9 MB; bundling takes seconds, hence kept."""
+    """Vega, Vega-Lite and vega-embed as one script, about 0.9 MB; cached, as bundling takes seconds."""
     import vl_convert as vlc
 
     if vega_lite_version() not in vlc.get_vegalite_versions():
@@ -123,7 +123,7 @@ def _bundle() -> str:
         )
     script = str(vlc.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=vega_lite_version())).replace("\r\n", "\n")
     if "</script" in script.lower() or "<!--" in script:
-        raise RuntimeError("the Vega bundle holds text that would end its script element")
+        raise RuntimeError("the Vega bundle contains text that would end its script element")
     return script
 
 
@@ -132,12 +132,12 @@ def _digest(script: str) -> str:
 
 
 def _json(spec: dict[str, Any]) -> Markup:
-    """JSON that no HTML parser takes for markup, whatever the names in it."""
+    """JSON that no HTML parser reads as markup, for any names in it."""
     return Markup(json.dumps(spec, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"))
 
 
 def _responsive(spec: dict[str, Any], title: str) -> dict[str, Any]:
-    """As wide as its box, where Vega-Lite can do that: single and layered charts."""
+    """As wide as its container, for single and layered charts, which Vega-Lite can resize."""
     if "width" not in spec and ("layer" in spec or "mark" in spec):
         spec["width"] = "container"
     return spec | {"description": title}
@@ -148,14 +148,14 @@ def _paragraphs(text: str) -> list[str]:
 
 
 def _cells(frame: pd.DataFrame) -> dict[str, Any]:
-    """Heads and rows of a table as text; a column of numbers is marked to stand right-aligned."""
+    """Heads and rows of a table as text; columns of numbers are marked for right alignment."""
     numeric = [pd.api.types.is_numeric_dtype(t) and not pd.api.types.is_bool_dtype(t) for t in frame.dtypes]
     rows = [[_text(value) for value in row] for row in frame.astype("object").itertuples(index=False, name=None)]
     return {"heads": [str(c) for c in frame.columns], "numeric": numeric, "rows": rows}
 
 
 def _text(value: Any) -> str:
-    """A cell: three digits for fractions, whole numbers whole, a dash for what is missing."""
+    """A cell: three digits for fractions, whole numbers whole, a dash for missing values."""
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and np.isnan(value)):

@@ -1,7 +1,7 @@
-"""How every figure looks: one colour, dash and shape a condition, one theme, legends that fit a phone, small data.
+"""The style of all figures: one colour, dash and shape per condition, one theme, legends that fit a phone, small data.
 
-The colours are those of Okabe & Ito (2008), told apart without red-green vision; dash and shape say the same again
-for print in grey. Knows encodings, not figures: what is drawn is the business of `figures`.
+The colours are those of Okabe & Ito (2008), which colour-blind readers can distinguish; dash and shape repeat them for print in
+grey. Figures are in `report.charts`.
 """
 
 import zlib
@@ -21,7 +21,7 @@ BLOCK_TITLE = "block (emb = input embedding)"
 
 @dataclass(frozen=True)
 class Style:
-    """How a condition is drawn. dash: lengths in px of line and gap. shape: a Vega symbol. wide: its line is drawn thicker."""
+    """The style of a condition. dash: lengths in px of line and gap. shape: a Vega symbol. wide: with a thicker line."""
 
     color: str
     dash: tuple[float, ...] = (1, 0)
@@ -53,7 +53,7 @@ _SPARE = (
 GROUP_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
 GROUP_SHAPES = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left")
 _CUT_COLORS = ("#F5B57F", "#EE8F46", "#D96C1E", "#B04E0F", "#7F3608", "#4F2105")
-_LEAST, _MOST = -0.5, 1.5  # R² has no lower end: what lies farther out is drawn here, and the axis says so
+_LEAST, _MOST = -0.5, 1.5  # R² has no lower bound: values beyond are drawn here, and the axis title says so
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', 'DejaVu Sans', Arial, sans-serif"
 INK, MUTED, _GRID = "#1a1a1a", "#555555", "#e8e8e8"
 _TIPS = {"lo": "interval from", "hi": "interval to", "above": "above shuffled labels", "control": "shuffled labels"}
@@ -123,7 +123,7 @@ def styles_of(names: Iterable[str]) -> dict[str, Style]:
 
 
 def by_condition(kind: str, styles: dict[str, Style], *, lines: bool = False) -> Any:
-    """The encoding of a condition by color, dash or shape; all share one legend, of lines or of symbols."""
+    """The encoding of a condition by color, dash or shape, with one shared legend of lines or symbols."""
     kinds: dict[str, Any] = {"color": alt.Color, "dash": alt.StrokeDash, "shape": alt.Shape}
     key = legend(list(styles), **({"symbolType": "stroke"} if lines else {}))
     domain = alt.Scale(domain=list(styles), range=[getattr(s, kind) for s in styles.values()])
@@ -131,7 +131,7 @@ def by_condition(kind: str, styles: dict[str, Style], *, lines: bool = False) ->
 
 
 def legend(names: Sequence[str], **more: Any) -> alt.Legend:
-    """A legend above the plot, filled row by row with as many columns as the width holds: it fits a phone as well."""
+    """A legend above the plot, filled row by row, with as many columns as fit the width."""
     widths = [31 + 6.2 * len(name) for name in names]
     columns = "1"
     for k in range(2, len(names) + 1):

@@ -1,4 +1,4 @@
-"""Two texts side by side in a terminal, as they grow; where there is no terminal, each pair once it is whole."""
+"""Pairs of texts side by side in a terminal while they are written; without a terminal, each pair when it is complete."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,29 +12,29 @@ from rich.text import Text
 
 
 class PairWriter(Protocol):
-    """What is told of texts that are being written."""
+    """Shows pairs of texts while they are written."""
 
     def say(self, line: str) -> None:
-        """A line above them."""
+        """Print a line above the texts."""
 
     def grow(self, prompt: str, left: str, right: str) -> None:
-        """Both texts of a prompt so far."""
+        """Show both texts of a prompt so far."""
 
     def done(self) -> None:
-        """The last text is whole."""
+        """The last text is complete."""
 
 
 @contextmanager
 def side_by_side(out: TextIO | None, heads: tuple[str, str] = ("unsteered", "steered")) -> Iterator[PairWriter]:
-    """Yield what shows pairs of texts on a stream; None shows nothing."""
-    shown = _Beside(out, heads) if out is not None else _Nothing()
+    """Yield a writer of pairs of texts to a stream; None shows nothing."""
+    shown = _StreamWriter(out, heads) if out is not None else _NullWriter()
     try:
         yield shown
     finally:
         shown.done()
 
 
-class _Nothing:
+class _NullWriter:
     def say(self, line: str) -> None:
         """Nothing is shown."""
 
@@ -45,7 +45,7 @@ class _Nothing:
         """Nothing is shown."""
 
 
-class _Beside:
+class _StreamWriter:
     def __init__(self, out: TextIO, heads: tuple[str, str]) -> None:
         self._console = Console(file=out, markup=False, highlight=False, width=None if out.isatty() else 120)
         self._heads, self._now, self._live = heads, ("", "", ""), None if not out.isatty() else self._console
@@ -66,7 +66,7 @@ class _Beside:
         self._screen.update(self._table(), refresh=True)
 
     def done(self) -> None:
-        """Leave the pair as it stands."""
+        """Finish the pair."""
         if not self._now[0]:
             return
         if self._screen is not None:

@@ -1,4 +1,4 @@
-"""What the pages of all studies say alike: numbers with their intervals, and how a run was made."""
+"""Text shared by the pages of all studies: numbers with their intervals, and the facts of a run."""
 
 from collections.abc import Mapping, Sequence
 from math import floor, isfinite, log10
@@ -8,27 +8,27 @@ from repscope.studies.run.study import Run
 
 
 def format_estimate(row: Mapping[Any, Any]) -> str:
-    """A value and its interval, to two decimals, or to two digits where that would be nothing; below 5e-7 it is nothing.
+    """A value and its interval, to two decimals, or to two significant digits if small; below 5e-7 it is 0.00.
 
-    >>> number({"value": 0.5, "lo": 0.4, "hi": 0.61}), number({"value": 0.0031, "lo": 0.0012, "hi": 0.0052})
+    >>> format_estimate({"value": 0.5, "lo": 0.4, "hi": 0.61}), format_estimate({"value": 0.0031, "lo": 0.0012, "hi": 0.0052})
     ('0.50 [0.40, 0.61]', '0.0031 [0.0012, 0.0052]')
     """
-    return _spelt(row, "")
+    return _formatted(row, "")
 
 
 def format_gain(row: Mapping[Any, Any]) -> str:
     """A difference and its interval, with signs."""
-    return _spelt(row, "+")
+    return _formatted(row, "+")
 
 
-def _spelt(row: Mapping[Any, Any], sign: str) -> str:
-    held = [float(row[key]) for key in ("value", "lo", "hi")]
-    if not isfinite(held[0]):
+def _formatted(row: Mapping[Any, Any], sign: str) -> str:
+    numbers = [float(row[key]) for key in ("value", "lo", "hi")]
+    if not isfinite(numbers[0]):
         return "not known"
-    largest = max((abs(x) for x in held if isfinite(x)), default=0.0)
+    largest = max((abs(x) for x in numbers if isfinite(x)), default=0.0)
     digits = 2 if largest >= 0.095 or largest < 5e-7 else min(6, 1 - floor(log10(largest)))
-    value, lo, hi = (f"{x:{sign}.{digits}f}" for x in held)
-    return f"{value} [{lo}, {hi}]" if isfinite(held[1]) else value
+    value, lo, hi = (f"{x:{sign}.{digits}f}" for x in numbers)
+    return f"{value} [{lo}, {hi}]" if isfinite(numbers[1]) else value
 
 
 def facts(run: Run[Any], **more: str) -> dict[str, str]:

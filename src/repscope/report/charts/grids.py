@@ -1,4 +1,4 @@
-"""Charts over two settings, over a dose, and of names in a plane: plain frames in, one Altair chart out. Style as in `figures`."""
+"""Charts over two settings, over a dose, and of names in a plane: frames in, one Altair chart out."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ from repscope.report.style import (
 def grid(frame: pd.DataFrame, *, x_title: str, y_title: str, value_title: str) -> alt.LayerChart:
     """A value for each pair of settings, written in its cell.
 
-    Columns x and y (text, in the order in which they shall stand; y from the bottom up), value, lo, hi and n.
+    Columns x and y (text, in order; y from the bottom up), value, lo, hi and n.
     """
     columns, rows = list(dict.fromkeys(frame["x"])), list(dict.fromkeys(frame["y"]))[::-1]
     top = max(float(frame["value"].max()), 0.05)
@@ -57,10 +57,10 @@ def dose(
     span: tuple[float, float] | None = None,
     height: float = 260,
 ) -> alt.LayerChart:
-    """A value by dose with its interval, a line a condition; what has no dose is a horizontal rule with its band.
+    """A value by dose with its interval, one line per condition; rows without a dose are horizontal rules with a band.
 
-    Columns dose (a number, or missing), condition, value, lo, hi and n. `share`: the value is one, from 0 to 1. `span`: doses to
-    shade, such as those that work.
+    Columns dose (a number, or missing), condition, value, lo, hi and n. `share`: values from 0 to 1. `span`: doses to
+    shade, such as the working range.
     """
     styles = styles_of(frame["condition"])
     color, dash = (by_condition(kind, styles, lines=True) for kind in ("color", "dash"))
@@ -90,7 +90,7 @@ def dose(
 
 
 def trade(frame: pd.DataFrame, *, x_title: str, y_title: str, most: float) -> alt.LayerChart:
-    """What is gained against what it costs: a point a candidate, a vertical rule at the most that it may cost.
+    """Effect against cost: one point per candidate, a vertical rule at the largest allowed cost.
 
     Columns name, condition, x (the cost, above 0), y with lo and hi.
     """
@@ -112,7 +112,7 @@ def trade(frame: pd.DataFrame, *, x_title: str, y_title: str, most: float) -> al
 
 
 def points(frame: pd.DataFrame, *, value_title: str, controls: Sequence[str] = (), label_limit: int = 190) -> alt.LayerChart:
-    """A row a name, in the order given: its value and interval. Controls are grey. `label_limit`: px, longer names are cut.
+    """One row per name, in the given order: its value and interval. Controls are grey. `label_limit`: px, longer names are cut.
 
     Columns name, value, lo, hi and n.
     """
@@ -132,7 +132,7 @@ def points(frame: pd.DataFrame, *, value_title: str, controls: Sequence[str] = (
 
 
 def plane(frame: pd.DataFrame, *, x_title: str, y_title: str) -> alt.LayerChart:
-    """Names at their places in a plane, the area of a dot by n. Columns name, x, y and n."""
+    """Names at positions in a plane, dot area by n. Columns name, x, y and n."""
     base = alt.Chart(data(frame[["name", "x", "y", "n"]])).encode(
         x=alt.X("x:Q", title=x_title, scale=alt.Scale(zero=False, padding=26)),
         y=alt.Y("y:Q", title=y_title, scale=alt.Scale(zero=False, padding=16)),

@@ -1,10 +1,9 @@
 """Charts from tidy tables: rows of `repscope.results` or plain frames in, one Altair chart out.
 
-Every chart is as wide as its container and carries only the columns and digits that it draws. What it shows besides the
-estimate: the interval (band or bar) and every control in the table, always. A condition has one colour, one dash and
-one shape in all figures (`STYLES`); the colours are those of Okabe & Ito (2008), told apart without red-green vision.
+Every chart is as wide as its container and contains only the columns and digits that it draws. It always shows the interval
+(band or bar) and every control in the table. A condition has one colour, dash and shape in all figures (`report.style`).
 Hints for the page go into `usermeta`: `min_width` (px; scrolls below it), `max_width` (px), `aspect` (width / height).
-Knows no study and no model: what a condition means is the caller's caption. `save` writes a chart for a paper.
+Knows no study and no model; captions are the caller's. `save` writes a chart for a paper.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,14 +40,14 @@ from repscope.report.style import (
     visible,
 )
 
-CHOSEN = "chosen on the other half"  #: site of a score whose block was chosen on entities that do not count in it
-PAPER_WIDTH = 680  #: px, what `save` takes for a container
+CHOSEN = "chosen on the other half"  #: site of a score whose block was chosen on other entities
+PAPER_WIDTH = 680  #: px, the container of `save`
 
 
 def by_layer(table: pd.DataFrame, *, metric_title: str, token: str = "last", share: bool = True) -> alt.LayerChart:
-    """Value by block for one item: the estimate and each control with their intervals. `share`: the value is one, or an R².
+    """Value by block for one item: the estimate and each control with their intervals. `share`: a value from 0 to 1, or an R².
 
-    Rows at other tokens, cut contexts and chosen-layer scores of the same item are left aside. A control without a
+    Rows at other tokens, cut contexts and chosen-layer scores of the same item are left out. A control without a
     layer is a horizontal rule with its band.
     """
     shown = table[
@@ -64,7 +63,7 @@ def by_layer(table: pd.DataFrame, *, metric_title: str, token: str = "last", sha
 
 
 def context_cut(table: pd.DataFrame, *, metric_title: str = "", token: str = "last") -> alt.LayerChart:
-    """Value by block for one item: the full context against the context cut to the last 1, 2, 3 … tokens."""
+    """Value by block for one item: the full context compared with the last 1, 2, 3 … tokens."""
     cut = table["condition"].str.startswith("context:")
     full = (table["condition"] == ESTIMATE) & (table["split"] != "shared token") & (table["site"] != CHOSEN)
     shown = table[(cut | full) & (table["token"].isin([token, ""]) | cut)]
@@ -76,7 +75,7 @@ def context_cut(table: pd.DataFrame, *, metric_title: str = "", token: str = "la
 
 
 def heat_map(table: pd.DataFrame, *, metric_title: str = "") -> alt.LayerChart:
-    """Block × token position for one item: how far the value lies above shuffled labels at the same place, n under each column."""
+    """Block × token position for one item: value minus that of shuffled labels at the same place, n under each column."""
     rows = table[(table["site"] != CHOSEN) & (table["split"] != "shared token") & (table["metric"] != "gain")]
     estimate = rows[(rows["condition"] == ESTIMATE) & rows["token"].ne("")]
     metric = _one(estimate, "item", "metric")[1]
@@ -120,7 +119,7 @@ def heat_map(table: pd.DataFrame, *, metric_title: str = "") -> alt.LayerChart:
 
 
 def gains(table: pd.DataFrame, *, title: str = "paired gain (accuracy or R²)", share: bool = True) -> alt.LayerChart:
-    """A forest plot of paired differences: one row an item and control, the point, its interval, a line at no gain."""
+    """A forest plot of paired differences: one row per item and control, with its interval and a line at 0."""
     shown = table[(table["metric"] == "gain") & (table["split"] != "shared token")]
     if shown.empty:
         raise ValueError("no row has the metric 'gain'")
@@ -130,7 +129,7 @@ def gains(table: pd.DataFrame, *, title: str = "paired gain (accuracy or R²)", 
 
 
 def ranked(table: pd.DataFrame, *, title: str) -> alt.LayerChart:
-    """One number of many methods: a row a method, best first, controls in their own colour and shape among them."""
+    """One number of many methods: one row per method, best first, controls in their own colour and shape."""
     _one(table, "metric", "model")
     styles = styles_of(table["condition"])
     drawn = table[["item", "condition", "value", "lo", "hi", "n"]].sort_values("value", ascending=False)
@@ -278,7 +277,7 @@ _PLACE = ("latitude", "longitude", "predicted latitude", "predicted longitude")
 
 
 def _lines(shown: pd.DataFrame, metric_title: str, names: dict[str, str] | None = None, *, share: bool = True) -> alt.LayerChart:
-    """Lines with bands by block, rules with bands for what has no layer; `names`: the label of a condition where it differs."""
+    """Lines with bands by block, rules with bands for what has no layer; `names`: labels of some conditions."""
     styles = {(names or {}).get(c, c): style for c, style in styles_of(shown["condition"]).items()}
     drawn = pd.DataFrame(
         {
@@ -322,7 +321,7 @@ def _lines(shown: pd.DataFrame, metric_title: str, names: dict[str, str] | None 
 
 
 def _forest(shown: pd.DataFrame, items: list[str], title: str, under: Sequence[alt.Chart], *, share: bool = True) -> alt.LayerChart:
-    """Points with intervals, one row a condition inside one band an item."""
+    """Points with intervals: one row per condition inside one band per item."""
     styles = styles_of(shown["condition"])
     drawn = shown[["item", "condition", "value", "lo", "hi", "n"]]
     scale, said = value_scale(drawn, title, share=share)
@@ -354,7 +353,7 @@ def _block(rows: pd.DataFrame) -> "pd.Series[float]":
 
 
 def _one(shown: pd.DataFrame, *columns: str) -> list[str]:
-    """The one value of each column; a figure of two items at once would draw one as the other's interval."""
+    """The only value of each column; two items in one figure would be drawn as one."""
     for column in columns:
         if shown[column].nunique() != 1:
             raise ValueError(f"this figure draws one {column}, not {sorted(shown[column].unique())}")
