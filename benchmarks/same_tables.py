@@ -39,6 +39,8 @@ RENAMED: dict[str, dict[str, str]] = {
         "the sum without the MLP": "sum without the MLP",
     },
     "item": {"bag": "lexical overlap"},
+    "metric": {r"rise of (.*)": r"loss increase of \1"},
+    "study": {"bench": "bench-discovery"},
 }
 
 
@@ -55,7 +57,7 @@ def run(checkout: Path, out: Path, short: bool) -> None:
     if short:
         return
     runs = out / "trained"
-    repscope(checkout, "train", "--out", str(runs), "--runs", "2", "--fork", "60", "--steps", "40", "--seed", "3")
+    repscope(checkout, "train", "--out", str(runs), "--runs", "2", "--fork", "60", "--steps", "130", "--seed", "3")
     repscope(checkout, "connect", str(runs), "--out", str(out), "--points", "4")
     repscope(checkout, "bench", "discovery", "--tiny", "--out", str(out))
 

@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from repscope.studies.verify.kept import verified
 
 from repscope.cli import run
 from repscope.errors import UserError
 from repscope.models.verify.checks import CHECKS
 from repscope.studies.entities.steps import ENTITIES, EntitiesOptions
 from repscope.studies.run.study import Run
-from repscope.studies.verify.kept import verified
 from repscope.worlds.tiny import tiny
 
 

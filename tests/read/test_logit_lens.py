@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from repscope.studies.lens.page import print_lens, write_lens
 
 from repscope.conditions import RANDOM
 from repscope.errors import UserError
 from repscope.read.logit_lens import logit_lens
 from repscope.results import ESTIMATE
-from repscope.studies.lens.page import print_lens, write_lens
 
 PROMPT = "The place called San Diego"
 

@@ -8,9 +8,9 @@ from repscope.cli.shared import RUNS, Json, Out, app, print_table
 @app.command
 def runs(*, out: Out = RUNS, json: Json = False) -> None:
     """List the runs: study, model, whether it is done, when."""
-    from repscope.studies.run.folder import listed
+    from repscope.studies.run.history import run_rows
 
-    rows = listed(out)
+    rows = run_rows(out)
     if json:
         print(jsonlib.dumps(rows))
     elif rows:
@@ -28,29 +28,30 @@ def show(run: str, *, out: Out = RUNS, json: Json = False) -> None:
     run
         A run's name, the beginning of it, or its folder.
     """
-    from repscope.studies.run.folder import found, summary
+    from repscope.studies.run.folder import find_run
+    from repscope.studies.run.history import run_summary
 
-    folder = found(run, out)
-    rows = summary(folder)
+    folder = find_run(run, out)
+    rows = run_summary(folder)
     if json:
-        print(jsonlib.dumps({"run": str(folder), "page": str(folder / "report.html"), "rows": rows}))
+        print(jsonlib.dumps({"run": str(folder.path), "page": str(folder.page), "rows": rows}))
         return
-    print_table(rows, title=folder.name)
-    print(folder / "report.html")
+    print_table(rows, title=folder.path.name)
+    print(folder.page)
 
 
 @app.command
 def query(sql: str, *, out: Out = RUNS, json: Json = False) -> None:
-    """Ask SQL (DuckDB) of all runs at once: the table is called `results`, one row a number.
+    """Query all runs at once with SQL (DuckDB): the table is called `results`, one row per number.
 
     Parameters
     ----------
     sql
         Such as "select item, condition, value from results where site = 'resid_post.8'".
     """
-    from repscope.studies.run.folder import asked
+    from repscope.studies.run.history import query as run_query
 
-    frame = asked(sql, out)
+    frame = run_query(sql, out)
     if json:
         print(frame.to_json(orient="records"))
     else:
@@ -59,10 +60,10 @@ def query(sql: str, *, out: Out = RUNS, json: Json = False) -> None:
 
 @app.command
 def claims(*, out: Out = RUNS, json: Json = False) -> None:
-    """What the literature claims, and what the runs at hand say of each."""
-    from repscope.studies.run.folder import verdicts
+    """What the literature claims, and what these runs say of each."""
+    from repscope.studies.run.history import claim_rows
 
-    rows = verdicts(out)
+    rows = claim_rows(out)
     if json:
         print(jsonlib.dumps(rows))
         return

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,10 +21,6 @@ app = App(
     # read as JSON: [a].csv is a file.
     default_parameter=Parameter(consume_multiple=True, negative_iterable=(), json_dict=False, json_list=False),
 )
-study_app = App(name="study", help="Answer one of the ten questions about a network.")
-app.command(study_app)
-bench_app = App(name="bench", help="Judge methods where the answer is known.")
-app.command(bench_app)
 
 _RUN = Group("Run")
 Out = Annotated[Path, Parameter(group=_RUN, help="Folder of all runs.")]
@@ -57,7 +53,7 @@ def print_notes(notes: Sequence[str]) -> None:
         print(f"note: {note}", file=sys.stderr)
 
 
-def print_table(rows: Sequence[dict[str, Any]], title: str) -> None:
+def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     """Print rows as a table, numbers to four digits."""
     from rich.console import Console
     from rich.table import Table

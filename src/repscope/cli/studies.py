@@ -1,56 +1,121 @@
-"""Commands that answer: a study each, made when one is asked for, and the tour."""
+"""Commands that answer: one per study of the catalogue, made when it is asked for; `tour`; `report`."""
 
+import inspect
 import json as jsonlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Group, Parameter
+from cyclopts import App, Group, Parameter
+from cyclopts.validators import Number
+from pydantic_core import PydanticUndefined
 
-from repscope.cli.shared import RUNS, Fresh, Json, ModelName, Out, Plan, Seed, app, print_notes, print_table, study_app
+from repscope.cli.shared import RUNS, Fresh, Json, ModelName, Out, Plan, Seed, app, print_notes, print_table
+from repscope.studies.catalogue import ALL, ANSWERED, Entry, study
+
+_GROUPS = {"study": "Answer one of the ten questions about a network.", "bench": "Benchmark methods where the answer is known."}
+_OPTIONS = Group("Options")
 
 
 def register(arguments: Sequence[str]) -> None:
-    """Make a command of each study, when one is asked for."""
-    if not arguments or arguments[0] != "study":
-        return
-    from repscope.studies.catalogue import ALL
+    """Make the command that these words name, from its study's options; the others with their question alone, for `--help`."""
+    for entry in ALL.values():
+        asked = tuple(arguments[: len(entry.command)]) == entry.command
+        parent = _parent(entry)
+        name = entry.command[-1]
+        if asked and entry.module:
+            if name in parent:
+                del parent[name]
+            parent.command(_study_command(study(entry.name)), name=name)
+        elif name not in parent:
+            parent.command(_stub(entry), name=name)
 
-    for study in ALL.values():
-        if study.name not in study_app:
-            study_app.command(_study_command(study), name=study.name)
+
+def _parent(entry: Entry) -> App:
+    if len(entry.command) == 1:
+        return app
+    group = entry.command[0]
+    if group not in app:
+        app.command(App(name=group, help=_GROUPS[group]))
+    return app[group]
 
 
-def _study_command(study: Any) -> Callable[..., None]:
-    def command(*, options: Any = None, out: Out = RUNS, plan: Plan = False, fresh: Fresh = False, json: Json = False) -> None:
-        _answer(study, options or study.options(), out, plan, fresh, json)
+def _stub(entry: Entry) -> Callable[..., None]:
+    def command(*words: str) -> None:
+        study(entry.name)  # of a planned one: says so
 
-    command.__doc__ = study.question
-    command.__annotations__["options"] = Annotated[study.options, Parameter(name="*", group=Group("Options"))]
+    command.__doc__ = entry.question if entry.module else f"Planned: {entry.question}"
     return command
 
 
-def _answer(study: Any, options: Any, out: Path, plan: bool, fresh: bool, json: bool) -> None:
-    from repscope.studies.run.study import Run
+def _study_command(found: Any) -> Callable[..., None]:
+    """A function with a parameter for each option of a study, as cyclopts reads it."""
 
-    this = Run(study, options, out=out, fresh=fresh)
+    def command(*tokens: Any, out: Path = RUNS, plan: bool = False, fresh: bool = False, json: bool = False, **given: Any) -> None:
+        if variadic and tokens:
+            given[variadic] = tokens
+        else:
+            given |= dict(zip(found.positional, tokens))
+        _answer(found, found.options(**given), out, plan, fresh, json)
+
+    parameters, variadic = [], ""
+    for name, field in found.options.model_fields.items():
+        if name in found.unused:
+            continue
+        default = inspect.Parameter.empty if field.default is PydanticUndefined else field.default
+        kind: Any = inspect.Parameter.KEYWORD_ONLY
+        if name in found.positional:
+            kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+            if str(field.annotation).startswith("tuple"):
+                kind, variadic, default = inspect.Parameter.VAR_POSITIONAL, name, inspect.Parameter.empty
+        type_: Any = str if kind is inspect.Parameter.VAR_POSITIONAL else field.annotation
+        annotation = Annotated[type_, Parameter(help=field.description, group=_OPTIONS, validator=_bounds(field))]
+        parameters.append(inspect.Parameter(name, kind, default=default, annotation=annotation))
+    for name, type_, default in (("out", Out, RUNS), ("plan", Plan, False), ("fresh", Fresh, False), ("json", Json, False)):
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=type_))
+    parameters.sort(key=lambda p: p.kind)
+    required = max(
+        (i for i, p in enumerate(parameters) if p.kind.name == "POSITIONAL_OR_KEYWORD" and p.default is p.empty), default=0
+    )
+    parameters[:required] = [p.replace(default=p.empty) for p in parameters[:required]]  # what comes before is required too
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__doc__ = found.question
+    return command
+
+
+def _bounds(field: Any) -> tuple[Any, ...]:
+    """The bounds of a number, so that the command line refuses with them."""
+    limits = {key: getattr(m, key) for m in field.metadata for key in ("ge", "gt", "le", "lt") if getattr(m, key, None) is not None}
+    names = {"ge": "gte", "gt": "gt", "le": "lte", "lt": "lt"}
+    return (Number(**{names[key]: value for key, value in limits.items()}),) if limits else ()
+
+
+def _answer(found: Any, options: Any, out: Path, plan: bool, fresh: bool, json: bool) -> None:
+    from repscope.studies.run.runner import Run
+
+    run = Run(found, options, out=out, fresh=fresh)
     if plan:
-        _print_plan(this, json)
+        _print_plan(run, json)
         return
-    page = this.answer()
-    lines = list(study.headline(this))
-    print_notes(this.notes)
+    page = run.answer()
+    answer, notes = run.headline(), run.notes
+    print_notes(notes)
     if json:
-        print(jsonlib.dumps({"page": str(page), "run": str(this.folder), "answer": lines, "notes": list(this.notes)}))
-        return
-    for line in lines:
-        print(line)
-    print(page)
+        told = {"page": str(page), "run": str(run.folder), "answer": list(answer.lines), "notes": list(notes), **answer.more}
+        print(jsonlib.dumps(told))
+    else:
+        if answer.rows:
+            print_table(answer.rows, title=answer.title)
+        for line in [*answer.lines, page]:
+            print(line)
+    if not answer.passed:
+        raise SystemExit(1)
 
 
-def _print_plan(this: Any, json: bool) -> None:
+def _print_plan(run: Any, json: bool) -> None:
     from repscope.models.engine.cost_estimate import product_rate
-    from repscope.studies.run.study import seconds
+    from repscope.studies.run.runner import forecast_seconds
 
     rate = product_rate()
     steps = [
@@ -60,25 +125,52 @@ def _print_plan(this: Any, json: bool) -> None:
             "blocks": cost.blocks,
             "tokens": cost.tokens,
             "gflop": round((cost.network_flops + cost.fit_flops) / 1e9, 1),
-            "minutes": round(seconds(cost, rate) / 60, 2),
+            "minutes": round(forecast_seconds(cost, rate) / 60, 2),
             "memory_mb": round(cost.memory_bytes / 1e6, 1),
             "disk_mb": round(cost.disk_bytes / 1e6, 1),
         }
-        for name, cost, done in this.plan()
+        for name, cost, done in run.plan()
     ]
     left = [s for s in steps if not s["done"]]
     total = {key: round(sum(float(s[key]) for s in left), 2) for key in ("tokens", "gflop", "minutes", "disk_mb")}
     if json:
-        print(jsonlib.dumps({"run": str(this.folder), "steps": steps, "left": total}))
+        print(jsonlib.dumps({"run": str(run.folder), "steps": steps, "left": total}))
         return
-    print_table([*steps, {"step": "left to do", "done": "", **total}], title=f"Plan of {this.folder}; nothing was run")
+    print_table([*steps, {"step": "left to do", "done": "", **total}], title=f"Plan of {run.folder}; nothing was run")
 
 
 @app.command
 def tour(*, model: ModelName = "", out: Out = RUNS, seed: Seed = 0, fresh: Fresh = False, json: Json = False) -> None:
     """The short form of the studies on the default model: what `make demo` runs."""
-    from repscope.studies.catalogue import STUDIES
+    for name in ANSWERED:
+        found = study(name)
+        chosen = {"model": model} if model and "model" in found.options.model_fields else {}
+        _answer(found, found.options(short=True, seed=seed, **chosen), out, False, fresh, json)
 
-    for study in STUDIES.values():
-        options = study.options(short=True, seed=seed, **({"model": model} if model else {}))
-        _answer(study, options, out, False, fresh, json)
+
+@app.command
+def report(run: str, *, pdf: Annotated[bool, Parameter(negative="")] = False, out: Out = RUNS, json: Json = False) -> None:
+    """Draw the page of a finished run again, from its files, without the model.
+
+    Parameters
+    ----------
+    run
+        A run's name, the beginning of it, or its folder.
+    pdf
+        Write the page as PDF too, printed by an installed Chromium or Chrome.
+    """
+    from repscope.report.page import write
+    from repscope.report.pdf import print_pdf
+    from repscope.studies.run.folder import find_run
+    from repscope.studies.run.runner import load_record
+
+    folder = find_run(run, out)
+    found = study(str(folder.facts().get("study", "")))
+    paths = [write(found.page(load_record(found, folder)), folder.page)]
+    if pdf:
+        paths.append(print_pdf(folder.page, folder.page.with_suffix(".pdf")))
+    if json:
+        print(jsonlib.dumps({"run": str(folder.path), "page": str(paths[0]), **({"pdf": str(paths[1])} if pdf else {})}))
+        return
+    for path in reversed(paths):
+        print(path)

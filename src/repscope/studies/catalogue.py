@@ -1,20 +1,58 @@
-"""The studies there are: what the command line, the README's table and the tests read."""
+"""The studies: what the command line, the README's table and the tests read. A study is imported when it is asked for."""
 
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-from repscope.errors import unknown
-from repscope.studies.contrast.steps import CONTRAST
-from repscope.studies.discover.steps import DISCOVER
-from repscope.studies.entities.steps import ENTITIES
-from repscope.studies.paths.steps import PATHS
-from repscope.studies.relations.steps import RELATIONS
+from repscope.errors import UserError, unknown
 from repscope.studies.run.study import Study
 
-#: the ten questions, as far as they are answered
-STUDIES: dict[str, Study[Any]] = {study.name: study for study in (ENTITIES, RELATIONS, DISCOVER, PATHS)}
-#: what else ends in a page, and what `repscope study` takes in all
-BESIDE: dict[str, Study[Any]] = {study.name: study for study in (CONTRAST,)}
-ALL = STUDIES | BESIDE
+
+@dataclass(frozen=True)
+class Entry:
+    """One study.
+
+    question: one line. module: where its `STUDY` is; empty while it is planned. command: its words on the command line.
+    """
+
+    name: str
+    question: str
+    module: str = ""
+    command: tuple[str, ...] = ()
+
+
+def _entry(name: str, question: str, module: str = "", command: str = "") -> tuple[str, Entry]:
+    module = f"repscope.studies.{module}" if module else ""
+    return name, Entry(name, question, module, tuple((command or f"study {name}").split()))
+
+
+#: the ten questions
+QUESTIONS: dict[str, Entry] = dict(
+    [
+        _entry("entities", "Do early MLPs turn the last few tokens of a name into one vector of its attributes?", "entities"),
+        _entry("relations", "Is a relation a linear map on the vector of its subject?", "relations"),
+        _entry("features", "Which sparse features does a layer hold, and which belong to a name?"),
+        _entry("discover", "Which unsupervised directions move the model, and what does each objective find?", "discover"),
+        _entry("drift", "What do fine-tuning, preference optimisation and RL change?"),
+        _entry("context", "Does a prompt full of examples do what fine-tuning on them does?"),
+        _entry("bayes", "Is in-context learning Bayesian inference?"),
+        _entry("paths", "Do runs of one recipe end in one place, and does that predict how they generalise?", "paths"),
+        _entry("emergence", "When does a skill appear, and how much compute is a trick worth?"),
+        _entry("brain", "Does the network represent things as a brain does?"),
+    ]
+)
+#: what else ends in a page
+TOOLS: dict[str, Entry] = dict(
+    [
+        _entry("contrast", "What is a direction between two kinds of text worth?", "contrast"),
+        _entry("connect", "Does the loss rise on the straight line between these networks?", "connect", "connect"),
+        _entry("verify", "Does the engine read and change this model as it says?", "verify", "verify"),
+        _entry("lens", "Which next token would each block predict, were it the last?", "lens", "lens"),
+        _entry("bench-discovery", "Which methods find directions that were planted?", "bench_discovery", "bench discovery"),
+    ]
+)
+ALL = QUESTIONS | TOOLS
+ANSWERED = tuple(name for name, entry in QUESTIONS.items() if entry.module)
 
 
 def study(name: str) -> Study[Any]:
@@ -23,8 +61,12 @@ def study(name: str) -> Study[Any]:
     Raises
     ------
     UserError
-        When there is none; offers the nearest names.
+        When there is none, or it is planned; offers the nearest names.
     """
     if name not in ALL:
-        raise unknown("study", name, ALL)
-    return ALL[name]
+        raise unknown("study", name, [n for n, entry in ALL.items() if entry.module])
+    entry = ALL[name]
+    if not entry.module:
+        raise UserError(f"The study {name} is planned and not there yet; answered today: {', '.join(ANSWERED)}.")
+    found: Study[Any] = import_module(entry.module).STUDY
+    return found

@@ -1,1 +1,18 @@
-"""The study `connect`."""
+"""Does the loss rise on the straight line between these networks?"""
+
+from repscope.studies.connect.options import ConnectOptions
+from repscope.studies.connect.page import answer, page
+from repscope.studies.connect.steps import steps, subject
+from repscope.studies.run.study import Study
+
+STUDY = Study(
+    name="connect",
+    question="Does the loss rise on the straight line between these networks?",
+    options=ConnectOptions,
+    steps=steps,
+    page=page,
+    answer=answer,
+    subject=subject,
+    positional=("models",),
+    unused=("short", "tiny"),
+)

@@ -1,5 +1,4 @@
-"""What the distances of a set of connected runs say, for `repscope connect` with four runs or more: clusters, and what they
-predict.
+"""What the distances between connected runs show, with four runs or more: clusters, and what they predict.
 
 1. Clusters that know no label: spectral at the median scale, average linkage of gaps without each run's own effect, spectral on
    Euclidean distances of the weights. Two clusters are always found; whether they are worth anything is what the rest asks.

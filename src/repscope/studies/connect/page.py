@@ -1,6 +1,5 @@
-"""The page of `repscope connect`: losses along the lines, the matrix of barriers, the table with all names of a barrier."""
+"""The page of `connect`: losses along the lines, the matrix of barriers, the table of barriers by definition."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,54 +9,37 @@ from repscope.report.charts import lines, runs
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.results import Result
 from repscope.studies.connect.basins import section
+from repscope.studies.connect.options import ConnectOptions
+from repscope.studies.connect.summary import height_rows, sentences
+from repscope.studies.run.provenance import page_facts
+from repscope.studies.run.study import Answer, Record
 
 _ENDS = ("at one end", "at the other end")
+_PRINTED = 24  #: rows that a terminal shows
 _MOST = 60  #: pairs in the table; the run's folder has all
 _NAMES = (
-    "Three different heights are called barrier, which agree only where the ends' losses do. Chord (Juneja et al. 2023): the "
+    "Three different heights are called barrier; they agree only where the ends' losses do. Chord (Juneja et al. 2023): the "
     "largest loss above the straight line between the losses of the ends, and 0 where it lies below. Larger endpoint: above the "
     "larger of the two. Mean endpoint (Entezari et al. 2022, Git Re-Basin): above their mean. The convexity gap is the largest "
     "chord barrier over all contiguous parts of the line.\n\nIntervals are 95 % percentile bootstrap over examples, drawn for all "
-    "points of a line together; a height is a largest value, which noise moves up.\n\nRise: the largest loss minus that of "
-    "the first network. A line to a random end may be uphill all the way and have no barrier, so that whether a line is low is "
-    "read from its rise beside that of its control."
+    "points of a line together; a height is a maximum, which noise moves up.\n\nLoss increase: the largest loss minus that "
+    "of the first network. A line to a random end may be uphill all the way and have no barrier; whether a line is low is "
+    "read from its loss increase compared with that of its control."
 )
 _ROUNDING = 1e-6  #: heights below are sums that came out differently
 _FLAT = 4.0  #: a control whose range is so many times the lines' leaves nothing of these to see
 
 
-def page(
-    answer: Sequence[str],
-    names: tuple[str, ...],
-    result: Result,
-    rows: Sequence[Mapping[str, Any]],
-    unit: str,
-    facts: Mapping[str, str],
-) -> Page:
-    """The page.
-
-    Parameters
-    ----------
-    answer
-        Sentences that stand first.
-    names
-        Of the runs.
-    result
-        Table, and the arrays alphas, pairs and a line for every loss.
-    rows
-        A row a pair and loss.
-    unit
-        Of a loss.
-    facts
-        How it was made.
-    """
+def page(record: Record[ConnectOptions]) -> Page:
+    """Losses along the lines, barriers between all runs, clusters, and barriers by each definition."""
+    names, result, unit = tuple(record.facts["names"]), record.results["connect"], record.facts["loss unit"]
     losses = [name.removeprefix("line ") for name in result.arrays if name.startswith("line ")]
-    shown = pd.DataFrame(rows)
+    heights = pd.DataFrame(height_rows(record))
     sections = [
         Section(
             "Along the lines",
-            "A point of a line is a network whose weights are (1 − α) times the first's plus α times the second's. In grey the "
-            "control: from the first network as far, tensor by tensor, to an end in a random direction.",
+            "A point of a line is a network whose weights are (1 − α) times the first's plus α times the second's. Grey: the "
+            "control, from the first network an equal distance, tensor by tensor, to an end in a random direction.",
             tuple(figure for loss in losses for figure in _lines(loss, names, result, unit)),
         )
     ]
@@ -73,10 +55,10 @@ def page(
         sections.append(section(result, result.arrays["gaps"]))
     sections.append(
         Section(
-            "Barriers by their names",
+            "Barriers by definition",
             _NAMES,
             (
-                *(_heights(shown[shown["loss"] == loss].head(_MOST), loss, unit) for loss in losses),
+                *(_heights(heights[heights["loss"] == loss].head(_MOST), loss, unit) for loss in losses),
                 Table(_own(result), "The runs themselves", "With 95 % intervals over examples."),
                 Table(_distances(result), "Euclidean distance of weights"),
             ),
@@ -84,12 +66,21 @@ def page(
     )
     return Page(
         title="Paths between networks",
-        question="Does the loss rise on the straight line between these networks?",
-        answer="\n\n".join(answer),
+        question=record.facts["question"],
+        answer="\n\n".join(sentences(record)),
         sections=tuple(sections),
-        notes=result.notes,
-        facts=facts,
+        notes=record.notes,
+        facts=page_facts(record.facts),
     )
+
+
+def answer(record: Record[ConnectOptions]) -> Answer:
+    """The sentences, and the heights of every line."""
+    rows = height_rows(record)
+    title = "Heights of losses between networks, with 95 % intervals over examples"
+    if len(rows) > _PRINTED:
+        title += f"; the first {_PRINTED} of {len(rows)} rows, the page and its run have all"
+    return Answer(sentences(record), rows[:_PRINTED], title, {"rows": rows})
 
 
 def _lines(loss: str, names: tuple[str, ...], result: Result, unit: str) -> list[Figure]:

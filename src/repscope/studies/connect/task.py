@@ -1,4 +1,4 @@
-"""What `repscope connect` goes between: our own small transformers, stacked, or Hugging Face checkpoints, streamed.
+"""The models that `connect` compares, and the data: our own small transformers, stacked, or Hugging Face checkpoints, streamed.
 
 1. A set's folder, or models one by one: names as for `--model`. Of a set each run's last checkpoint.
 2. Refused: networks of other sizes or configurations, tokenizers that read the data otherwise, weights that are not finite.
@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from repscope.errors import UserError
 from repscope.models.checkpoints import TABLE, CheckpointSet, Weights, config_of
 from repscope.models.loading.sources import folder_of, tokenizer_of, with_head
 from repscope.models.loading.stacked_weights import stack
+from repscope.studies.connect.options import ConnectOptions
+from repscope.studies.run.study import Cost
 from repscope.trace import checkpoint_losses
 from repscope.trace.interpolation import Curves, curves
 from repscope.trace.streaming import End, Random, check_slots, release, slots_of, stream_losses
@@ -28,7 +30,8 @@ from repscope.worlds.hans import fine_tuning
 from repscope.worlds.hans.examples import HansExamples
 
 Pairs = Int[np.ndarray, "pair end"]
-_SAME = 64  #: texts on which tokenizers must agree
+_SAME = 64  #: examples on which tokenizers must agree
+_WORLD_EXAMPLES = 512 + 256
 #: Fields of a configuration that do not decide what the network computes in evaluation.
 _IDLE = (
     "_",
@@ -49,38 +52,13 @@ _DROPPED = ("dropout", "pdrop")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What was asked for.
-
-    models: a set's folder, or two models or more. data, text, pair, label, split: the file and its columns. points: of a line.
-    examples: most of a split. length: most tokens of a text. controls: lines that get a random direction beside them. seed: of
-    these and of what is drawn. decimal, na, quote: how the file is read.
-    """
-
-    models: tuple[str, ...]
-    data: str | None = None
-    text: str = "text"
-    pair: str | None = None
-    label: str | None = None
-    split: str | None = None
-    points: int = 10
-    examples: int | None = None
-    length: int = checkpoint_losses.LENGTH
-    controls: int = 3
-    seed: int = 0
-    decimal: Literal[".", ","] | None = None
-    na: tuple[str, ...] | None = None
-    quote: bool | None = None
-
-
-@dataclass(frozen=True)
 class ConnectTask:
     """Runs and what they are judged on.
 
     names: of the runs. kind: of network. fingerprint: of all weights. data: what they are judged on, in words. digest: of
     it. notes: what was dropped. walk: lines (ends of each), how many of them get a control, a file to keep points in → losses along
     the lines and then along the controls. distances: lines → Euclidean lengths. unit: of a loss. arm: how each run was
-    trained, where the set's table says so.
+    trained, where the set's table says so. tokens: of the data. parameters: of one network.
     """
 
     names: tuple[str, ...]
@@ -93,9 +71,17 @@ class ConnectTask:
     distances: Callable[[Pairs], Float[np.ndarray, "pair"]]
     unit: str
     arm: Shaped[np.ndarray, "run"] | None = None
+    tokens: int = 0
+    parameters: int = 0
+
+    def cost(self, points: int) -> Cost:
+        """Of all lines: one forward pass over the data per point."""
+        lines = len(self.names) * (len(self.names) - 1) // 2
+        tokens = self.tokens * points * lines
+        return Cost(tokens, 2.0 * self.parameters * tokens, memory_bytes=4.0 * self.parameters)
 
 
-def subject(asked: Asked) -> ConnectTask:
+def connect_task(o: ConnectOptions) -> ConnectTask:
     """Find the networks and the data.
 
     Raises
@@ -103,14 +89,14 @@ def subject(asked: Asked) -> ConnectTask:
     UserError
         See the module.
     """
-    held = _set(asked.models)
+    held = _set(o.models)
     if len(held) < 2:
         raise UserError(f"{held.table['run'].iloc[0]} is one network, and a path has two ends; give two or more.")
     if held.shape is not None:
-        return _small(held, asked)
-    if asked.data is None:
+        return _small(held, o)
+    if o.data is None:
         raise UserError("There is nothing to judge the networks on; give --data FILE, with a text a row.")
-    return _hub(held, asked)
+    return _hub(held, o)
 
 
 def _set(models: Sequence[str]) -> CheckpointSet:
@@ -129,10 +115,10 @@ def _set(models: Sequence[str]) -> CheckpointSet:
 # ------------------------------------------------------------------------------------------------ small transformers
 
 
-def _small(held: CheckpointSet, asked: Asked) -> ConnectTask:
+def _small(held: CheckpointSet, o: ConnectOptions) -> ConnectTask:
     shape = held.shape
     assert shape is not None
-    if asked.data is not None:
+    if o.data is not None:
         raise UserError("These are small transformers of the built-in world, judged on its texts; leave --data away.")
     try:
         world = fine_tuning.World(HansExamples(shape.vocabulary - 3, (shape.tokens - 2) // 2), shape.width, shape.blocks)
@@ -144,11 +130,11 @@ def _small(held: CheckpointSet, asked: Asked) -> ConnectTask:
     _finite(held.runs, states)
 
     def walk(pairs: Pairs, controls: int, kept: Path) -> Curves:
-        lines, ends = _with_controls(pairs, controls, states, asked.seed)
+        lines, ends = _with_controls(pairs, controls, states, o.seed)
         state = stack({name: end[name] for name in states[0]} for end in ends)
-        return curves(state, fine_tuning.evaluator(world, asked.seed, by_example=True), lines, asked.points)
+        return curves(state, fine_tuning.evaluator(world, o.seed, by_example=True), lines, o.points)
 
-    data = f"512 ambiguous texts of the built-in world, and 256 permuted ones (ood); seed {asked.seed}"
+    data = f"512 ambiguous examples of the built-in world, and 256 permuted ones (ood); seed {o.seed}"
     return ConnectTask(
         held.runs,
         f"small transformers, {shape.blocks} blocks × {shape.width}",
@@ -160,6 +146,8 @@ def _small(held: CheckpointSet, asked: Asked) -> ConnectTask:
         lambda pairs: _distances(states, pairs),
         "nats",
         _arm(held),
+        tokens=_WORLD_EXAMPLES * shape.tokens,
+        parameters=sum(v.numel() for v in states[0].values()),
     )
 
 
@@ -170,33 +158,33 @@ def _arm(held: CheckpointSet) -> Shaped[np.ndarray, "run"] | None:
 # -------------------------------------------------------------------------------------------- Hugging Face checkpoints
 
 
-def _hub(held: CheckpointSet, asked: Asked) -> ConnectTask:
+def _hub(held: CheckpointSet, o: ConnectOptions) -> ConnectTask:
     folders = [Path(p) for p in held.table["path"]]
     if bare := [p for p in folders if not p.is_dir()]:
         raise UserError(f"{bare[0]} is weights without a configuration; give the folder that holds it and config.json.")
     _alike(held.runs, [_config(folder) for folder in folders])
-    file = Path(str(asked.data)).expanduser()
+    file = Path(str(o.data)).expanduser()
     module = with_head(folders[0])
     kind, config = type(module).__name__, module.config
     classifier = kind.endswith("ForSequenceClassification")
     if not classifier and not module.can_generate():
         raise UserError(f"{held.runs[0]} is a {kind}; connect takes language models that predict the next token, and classifiers.")
-    if not classifier and (asked.label or asked.pair):
+    if not classifier and (o.label or o.pair):
         raise UserError(f"{held.runs[0]} is a language model, which takes texts alone; leave --label and --pair away.")
     texts = read_texts(
         file,
-        text=asked.text,
-        pair=asked.pair,
-        label=(asked.label or LABEL) if classifier else None,
-        split=asked.split,
-        decimal=asked.decimal,
-        na=asked.na,
-        quote=asked.quote,
+        text=o.text,
+        pair=o.pair,
+        label=(o.label or LABEL) if classifier else None,
+        split=o.split,
+        decimal=o.decimal,
+        na=o.na,
+        quote=o.quote,
     )
-    texts = texts.first(asked.examples, asked.seed)
+    texts = texts.first(o.examples, o.seed)
     labels = resolved(texts, _classes(config, held.runs[0])) if classifier else None
     tokenizer = _tokenizer(folders, held.runs, texts)
-    data = checkpoint_losses.encode_examples(tokenizer, config, texts, labels, asked.length)
+    data = checkpoint_losses.encode_examples(tokenizer, config, texts, labels, o.length)
     ends = [Weights(folder) for folder in folders]
     _finite(held.runs, ends)
     check_slots(module, ends[0])
@@ -207,9 +195,9 @@ def _hub(held: CheckpointSet, asked: Asked) -> ConnectTask:
     config.use_cache = False  # one pass a text: keys and values of earlier tokens are of no use
 
     def walk(pairs: Pairs, controls: int, kept: Path) -> Curves:
-        lines, every = _with_controls(pairs, controls, ends, asked.seed)
+        lines, every = _with_controls(pairs, controls, ends, o.seed)
         return stream_losses(
-            lambda: module, every, checkpoint_losses.losses_by_example(data, texts.loss), lines, asked.points, kept=kept
+            lambda: module, every, checkpoint_losses.losses_by_example(data, texts.loss), lines, o.points, kept=kept
         )
 
     counts = ", ".join(f"{len(rows)} {name}".strip() for name, rows in data.splits.items())
@@ -223,8 +211,10 @@ def _hub(held: CheckpointSet, asked: Asked) -> ConnectTask:
         data.notes,
         walk,
         lambda pairs: _distances(ends, pairs),
-        "nats an example" if classifier else "nats a token",
+        "nats per example" if classifier else "nats per token",
         _arm(held),
+        tokens=sum(len(f["input_ids"]) for f in data.fields),
+        parameters=sum(p.numel() for p in module.parameters()),
     )
 
 

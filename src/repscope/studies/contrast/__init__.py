@@ -1,1 +1,15 @@
-"""The study `contrast`."""
+"""What is a direction between two kinds of text worth: does it move the model, at what cost, beyond chance and asking?"""
+
+from repscope.studies.contrast.options import ContrastOptions
+from repscope.studies.contrast.page import answer, page
+from repscope.studies.contrast.steps import steps
+from repscope.studies.run.study import Study
+
+STUDY = Study(
+    name="contrast",
+    question="What is a direction between two kinds of text worth: does it move the model, at what cost, beyond chance and asking?",
+    options=ContrastOptions,
+    steps=steps,
+    page=page,
+    answer=answer,
+)

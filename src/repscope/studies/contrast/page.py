@@ -1,6 +1,6 @@
 """The page of the `contrast` study, and its closing lines: figures and sentences made from the run's tables, and nothing else."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,66 +10,64 @@ from repscope.report.charts import grids, layers
 from repscope.report.charts.layers import CHOSEN
 from repscope.report.claims import evaluate_claims, load_claims
 from repscope.report.page import Figure, Page, Section, Table
-from repscope.report.text import facts, format_estimate, format_gain
+from repscope.report.text import format_estimate, format_gain
 from repscope.results import ESTIMATE
 from repscope.steer.dose_response import PROMPTED
 from repscope.steer.selection import MOST_KL
-from repscope.studies.run.study import Run
-
-if TYPE_CHECKING:
-    from repscope.studies.contrast.steps import ContrastOptions
+from repscope.studies.contrast.options import ContrastOptions
+from repscope.studies.run.provenance import page_facts
+from repscope.studies.run.study import Answer, Record
 
 _SHOWN = 6  #: openings whose continuations stand in the page
 _X = "strength: length added / median length at the site"
 
 
-def page(run: "Run[ContrastOptions]") -> Page:
+def page(record: Record[ContrastOptions]) -> Page:
     """The whole page."""
-    notes = [note for result in run.results.values() for note in result.notes]
     return Page(
-        title=f"A direction of {_name(run)}",
-        question=run.study.question,
-        answer="\n\n".join([*run.verification.warnings, " ".join(_told(run))]),
-        sections=(_dose(run), _texts(run), _choice(run), _reading(run)),
-        verdicts=evaluate_claims(load_claims(), run.table),
-        notes=tuple(dict.fromkeys(notes)),
-        facts=facts(run),
+        title=f"A direction of {_name(record)}",
+        question=record.facts["question"],
+        answer="\n\n".join([*record.warnings, " ".join(_told(record))]),
+        sections=(_dose(record), _texts(record), _choice(record), _reading(record)),
+        verdicts=evaluate_claims(load_claims(), record.table),
+        notes=record.notes,
+        facts=page_facts(record.facts),
     )
 
 
-def headline(run: "Run[ContrastOptions]") -> list[str]:
-    """The numbers that matter, a line each, for the terminal."""
-    return [*run.verification.warnings, *_told(run), *_files(run)]
+def answer(record: Record[ContrastOptions]) -> Answer:
+    """The numbers that matter, one line each, and where the direction is."""
+    return Answer([*record.warnings, *_told(record), *_files(record)])
 
 
-def _name(run: Run[Any]) -> str:
-    chosen = run.results["choose"].side["chosen"].iloc[0]["name"]
-    trained = run.results["fit"].side["directions"].set_index("name").loc[chosen, "trained_on"]
+def _name(record: Record[Any]) -> str:
+    chosen = record.results["choose"].side["chosen"].iloc[0]["name"]
+    trained = record.results["fit"].side["directions"].set_index("name").loc[chosen, "trained_on"]
     return str(trained).partition(":")[0]
 
 
-def _files(run: Run[Any]) -> list[str]:
-    kept = sorted(run.artifact("").glob("*"))
+def _files(record: Record[Any]) -> list[str]:
+    kept = sorted(record.artifacts.glob("*"))
     return [f"The direction: {', '.join(str(p) for p in kept)}"] if kept else []
 
 
-def _works(run: Run[Any]) -> tuple[float, float] | None:
+def _works(record: Record[Any]) -> tuple[float, float] | None:
     """The working range as strengths, None where there is none."""
-    arrays = run.results["dose"].arrays
+    arrays = record.results["dose"].arrays
     low, high = arrays["works"] / arrays["norm"]
     return None if np.isnan(low) else (float(low), float(high))
 
 
-def _told(run: Run[Any]) -> list[str]:
-    table = run.table
-    chosen = run.results["choose"].side["chosen"].iloc[0]["name"]
-    held = run.results["dose"].arrays
-    works = _works(run)
+def _told(record: Record[Any]) -> list[str]:
+    table = record.table
+    chosen = record.results["choose"].side["chosen"].iloc[0]["name"]
+    held = record.results["dose"].arrays
+    works = _works(record)
     said = [f"Chosen on the first half of the choices: {chosen}."]
     at = table[(table["site"] == CHOSEN) & (table["split"] == "halves")]
     if works is None:
-        return [*said, _none(run)]
-    at_scale = {r["condition"]: r for r in at[(at["metric"] == "effect") & at["item"].eq(_name(run))].to_dict("records")}
+        return [*said, _none(record)]
+    at_scale = {r["condition"]: r for r in at[(at["metric"] == "effect") & at["item"].eq(_name(record))].to_dict("records")}
     gains = {r["condition"]: r for r in at[at["metric"] == "gain"].to_dict("records")}
     mine, away = at_scale[ESTIMATE], at_scale[RANDOM]
     apart = "disjoint intervals" if mine["lo"] > away["hi"] else "intervals that overlap"
@@ -85,7 +83,7 @@ def _told(run: Run[Any]) -> list[str]:
             f"Asking in words moves them by {format_estimate(at_scale[PROMPTED])}; "
             f"steering minus asking {format_gain(gains[f'over {PROMPTED}'])}."
         )
-    dosed = run.results["dose"].side["dose"]
+    dosed = record.results["dose"].side["dose"]
     inside = dosed[(dosed.condition == ESTIMATE) & dosed.strength.between(*works)]
     null = {r["strength"]: r for r in dosed.to_dict("records") if r["condition"] == RANDOM and r["metric"] == "effect"}
     effects = inside[inside.metric == "effect"].to_dict("records")
@@ -101,7 +99,7 @@ def _told(run: Run[Any]) -> list[str]:
     return said
 
 
-def _none(run: Run[Any]) -> str:
+def _none(record: Record[Any]) -> str:
     return (
         "No strength works on that half: at none does its effect lie above that of the random directions with "
         "disjoint intervals while "
@@ -109,8 +107,8 @@ def _none(run: Run[Any]) -> str:
     )
 
 
-def _dose(run: Run[Any]) -> Section:
-    dosed, works = run.results["dose"].side["dose"], _works(run)
+def _dose(record: Record[Any]) -> Section:
+    dosed, works = record.results["dose"].side["dose"], _works(record)
 
     def curve(metric: str, title: str, height: float = 250) -> Any:
         rows = dosed[(dosed.metric == metric) & (dosed.condition != "unsteered")]
@@ -148,9 +146,9 @@ def _dose(run: Run[Any]) -> Section:
     )
 
 
-def _texts(run: Run[Any]) -> Section:
-    texts, works = run.results["dose"].side["texts"], _works(run)
-    held = run.results["dose"].arrays
+def _texts(record: Record[Any]) -> Section:
+    texts, works = record.results["dose"].side["texts"], _works(record)
+    held = record.results["dose"].arrays
     scale = float(held["scale"][0] / held["norm"][0])
     strengths = sorted(set(texts["strength"]))
     best = min((s for s in strengths if s > 0), key=lambda s: abs(s - (scale if works else s)))
@@ -163,9 +161,9 @@ def _texts(run: Run[Any]) -> Section:
     return Section("What it writes", "The first openings of the second half, not picked.", (Table(frame, "Continuations", note),))
 
 
-def _choice(run: Run[Any]) -> Section:
-    table = run.results["choose"].side["candidates"]
-    names = run.results["fit"].side["directions"].set_index("name")["method"]
+def _choice(record: Record[Any]) -> Section:
+    table = record.results["choose"].side["candidates"]
+    names = record.results["fit"].side["directions"].set_index("name")["method"]
     condition = table["name"].map(names).fillna(RANDOM)
     frame = pd.DataFrame(
         {
@@ -181,12 +179,12 @@ def _choice(run: Run[Any]) -> Section:
     by_block = table[table["strength"] == middle].assign(condition=condition)
     null = by_block[by_block["condition"] == RANDOM].groupby("layer")["effect"].agg(["mean", "min", "max"])
     lines = by_block[by_block["condition"] != RANDOM][["layer", "site", "condition", "effect", "lo", "hi"]]
-    lines = lines.rename(columns={"effect": "value"}).assign(n=run.results["choose"].table["n"].max())
+    lines = lines.rename(columns={"effect": "value"}).assign(n=record.results["choose"].table["n"].max())
     random = pd.DataFrame(
         {"layer": null.index, "site": "", "condition": RANDOM, "value": null["mean"], "lo": null["min"], "hi": null["max"], "n": 3}
     )
     drawn = pd.concat([lines, random]).assign(item="", metric="effect", token="", split="choosing half")
-    methods = run.results["methods"].table
+    methods = record.results["methods"].table
     forest = methods[methods["metric"] == "gain"]
     items: list[Figure | Table] = [
         Figure(
@@ -214,8 +212,8 @@ def _choice(run: Run[Any]) -> Section:
     return Section("How it was chosen", "What tells texts apart best need not be what moves the model most.", tuple(items))
 
 
-def _reading(run: Run[Any]) -> Section:
-    table = run.results["fit"].table
+def _reading(record: Record[Any]) -> Section:
+    table = record.results["fit"].table
     if table.empty:
         return Section("How well it reads", "No texts were held out.")
     mine = table[table["condition"] == ESTIMATE]

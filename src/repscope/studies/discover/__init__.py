@@ -1,1 +1,15 @@
-"""The study `discover`."""
+"""Which directions move the model that nobody labelled, and does a contrastive objective find others than L2 does?"""
+
+from repscope.studies.discover.options import DiscoverOptions
+from repscope.studies.discover.page import answer, page
+from repscope.studies.discover.steps import steps
+from repscope.studies.run.study import Study
+
+STUDY = Study(
+    name="discover",
+    question="Which directions move the model that nobody labelled, and does a contrastive objective find others than L2 does?",
+    options=DiscoverOptions,
+    steps=steps,
+    page=page,
+    answer=answer,
+)

@@ -1,7 +1,7 @@
 """The page of the `discover` study, and its closing lines: figures and sentences made from the run's tables, and nothing else."""
 
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -10,11 +10,10 @@ from repscope.discovery.comparison import DISCOVERY_METRICS, RANDOM_METHOD
 from repscope.report.charts import grids
 from repscope.report.claims import evaluate_claims, load_claims
 from repscope.report.page import Figure, Page, Section, Table
-from repscope.report.text import facts, format_estimate, format_gain
-from repscope.studies.run.study import Run
-
-if TYPE_CHECKING:
-    from repscope.studies.discover.steps import DiscoverOptions
+from repscope.report.text import format_estimate, format_gain
+from repscope.studies.discover.options import DiscoverOptions
+from repscope.studies.run.provenance import page_facts
+from repscope.studies.run.study import Answer, Record
 
 #: metric → title of its axis, in the order of the page
 _FIGURES = {
@@ -37,42 +36,41 @@ _BESIDE = {
 }
 
 
-def page(run: "Run[DiscoverOptions]") -> Page:
+def page(record: Record[DiscoverOptions]) -> Page:
     """The whole page."""
-    notes = [note for result in run.results.values() for note in result.notes]
     return Page(
         title="Directions that nobody labelled",
-        question=run.study.question,
-        answer="\n\n".join([*run.verification.warnings, *_told(run)]),
-        sections=(_compared(run), _behaviours(run), _dose(run)),
-        verdicts=evaluate_claims(load_claims(), run.table),
-        notes=tuple(dict.fromkeys(notes)),
-        facts=facts(run),
+        question=record.facts["question"],
+        answer="\n\n".join([*record.warnings, *_told(record)]),
+        sections=(_compared(record), _behaviours(record), _dose(record)),
+        verdicts=evaluate_claims(load_claims(), record.table),
+        notes=record.notes,
+        facts=page_facts(record.facts),
     )
 
 
-def headline(run: "Run[DiscoverOptions]") -> list[str]:
-    """The numbers that matter, a line each, for the terminal."""
-    kept = sorted(run.artifact("").glob("*.safetensors"))
-    return [*run.verification.warnings, *_told(run), *([f"Directions: {kept[0].parent}"] if kept else [])]
+def answer(record: Record[DiscoverOptions]) -> Answer:
+    """The numbers that matter, one line each, and where the directions are."""
+    kept = sorted(record.artifacts.glob("*.safetensors"))
+    return Answer([*record.warnings, *_told(record), *([f"Directions: {kept[0].parent}"] if kept else [])])
 
 
-def _rows(run: Run[Any]) -> pd.DataFrame:
-    return run.results["summary"].table
+def _rows(record: Record[Any]) -> pd.DataFrame:
+    return record.results["summary"].table
 
 
-def _scale(run: Run[Any]) -> str:
-    rows = {r["metric"]: r for r in run.results["scale"].table.to_dict("records")}
+def _scale(record: Record[Any]) -> str:
+    rows = {r["metric"]: r for r in record.results["scale"].table.to_dict("records")}
     why = str(rows["scale"]["definition"]).partition("; ")[2]
     return f"{rows['scale']['value']:.3g}, {rows['relative scale']['value']:.2g} of the median length at the source ({why})"
 
 
-def _told(run: Run[Any]) -> list[str]:
+def _told(record: Record[Any]) -> list[str]:
     """What contrastive objectives change against L2, paired by seed; every number is a cell of the table."""
-    table = _rows(run)
+    table = _rows(record)
     gains = {r["item"]: r for r in table[table["metric"] == "gain"].to_dict("records")}
-    source = str(run.results["scale"].table["site"].iloc[0])
-    said = [f"All vectors act at {source} and have the length {_scale(run)}."]
+    source = str(record.results["scale"].table["site"].iloc[0])
+    said = [f"All vectors act at {source} and have the length {_scale(record)}."]
     values = {(r["item"], r["metric"]): r for r in table[table["metric"] != "gain"].to_dict("records")}
     for name, words in _BESIDE.items():
         if f"{name}: overlap" not in gains:
@@ -90,8 +88,8 @@ def _told(run: Run[Any]) -> list[str]:
     return said
 
 
-def _compared(run: Run[Any]) -> Section:
-    table = _rows(run)
+def _compared(record: Record[Any]) -> Section:
+    table = _rows(record)
     items: list[Figure | Table] = []
     for metric, title in _FIGURES.items():
         rows = table[table["metric"] == metric]
@@ -122,11 +120,11 @@ def _compared(run: Run[Any]) -> Section:
     )
 
 
-def _behaviours(run: Run[Any]) -> Section:
-    held = run.results["clusters"].side
+def _behaviours(record: Record[Any]) -> Section:
+    held = record.results["clusters"].side
     members, texts = held["members"], held["texts"]
     mine = members[members["method"] != RANDOM_METHOD]
-    asked = requests(run.options.prompts, **run.options.how())[1]
+    asked = requests(record.options.prompts, **record.options.how())[1]
 
     def wrote(some: pd.DataFrame) -> dict[str, str]:
         return {textwrap.shorten(asked[int(row["prompt"])], 80): row["text"] or "(nothing)" for row in some.to_dict("records")}
@@ -170,8 +168,8 @@ def _behaviours(run: Run[Any]) -> Section:
     )
 
 
-def _dose(run: Run[Any]) -> Section:
-    dosed = run.results["clusters"].side["dose"].rename(columns={"method": "condition"})
+def _dose(record: Record[Any]) -> Section:
+    dosed = record.results["clusters"].side["dose"].rename(columns={"method": "condition"})
     titles = {"size": "size of the effect (median lengths)", "kl": "KL of the next token (nats)"}
     items = tuple(
         Figure(

@@ -1,7 +1,6 @@
 """The page of the `entities` study, and its closing lines: figures and sentences made from the run's table, and nothing else."""
 
 from functools import cache
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -9,56 +8,54 @@ from repscope.read.probe_sweep import NOT_PROBED
 from repscope.report.charts import layers
 from repscope.report.claims import evaluate_claims, load_claims
 from repscope.report.page import Figure, Page, Section, Table
-from repscope.report.text import facts, format_estimate
+from repscope.report.text import format_estimate
 from repscope.results import ESTIMATE, select
-from repscope.studies.run.study import Run
-
-if TYPE_CHECKING:
-    from repscope.studies.entities.steps import EntitiesOptions
+from repscope.studies.entities.options import EntitiesOptions
+from repscope.studies.run.provenance import page_facts
+from repscope.studies.run.study import Answer, Record
 
 CHOSEN = "chosen on the other half"
 _METRICS = {"accuracy": "accuracy (held-out entities)", "r2": "R² (held-out entities)"}
 
 
-def page(run: "Run[EntitiesOptions]") -> Page:
+def page(record: Record[EntitiesOptions]) -> Page:
     """The whole page."""
-    table = run.table
-    sets = _sets(run)
-    notes = [note for result in run.results.values() for note in result.notes]
-    sections = [_overview(table)] + [_section(run, table, name) for name in sets]
+    table = record.table
+    sets = _sets(record)
+    sections = [_overview(table)] + [_section(record, table, name) for name in sets]
     return Page(
         title="Where a name becomes one vector",
-        question=run.study.question,
-        answer="\n\n".join([*run.verification.warnings, *(" ".join(_answered(run, table, name)) for name in sets)]),
+        question=record.facts["question"],
+        answer="\n\n".join([*record.warnings, *(" ".join(_answered(record, table, name)) for name in sets)]),
         sections=tuple(sections),
         verdicts=evaluate_claims(load_claims(), table),
-        notes=tuple(dict.fromkeys(notes)),
-        facts=facts(run, Probe="ridge on standardised features; penalty by leave-one-out inside the training fold"),
+        notes=record.notes,
+        facts=page_facts(record.facts, Probe="ridge on standardised features; penalty by leave-one-out inside the training fold"),
     )
 
 
-def headline(run: "Run[EntitiesOptions]") -> list[str]:
-    """The numbers that matter, a line each, for the terminal."""
-    table = run.table
-    sets = _sets(run)
-    return [*run.verification.warnings, *(sentence for name in sets for sentence in _answered(run, table, name))]
+def answer(record: Record[EntitiesOptions]) -> Answer:
+    """The numbers that matter, one line each."""
+    table = record.table
+    sets = _sets(record)
+    return Answer([*record.warnings, *(sentence for name in sets for sentence in _answered(record, table, name))])
 
 
-def _sets(run: "Run[EntitiesOptions]") -> list[str]:
-    """The sets of a run, by name; a name may hold dots."""
-    return [name for name in run.results if f"{name} summary" in run.results]
+def _sets(record: Record[EntitiesOptions]) -> list[str]:
+    """The sets of a record, by name; a name may hold dots."""
+    return [name for name in record.results if f"{name} summary" in record.results]
 
 
-def _answered(run: "Run[EntitiesOptions]", table: pd.DataFrame, name: str) -> list[str]:
+def _answered(record: Record[EntitiesOptions], table: pd.DataFrame, name: str) -> list[str]:
     """What a set shows: of its first attribute all that matters, a line for each other one that was asked for, and what could not
     be probed with the reason."""
-    o = run.options
+    o = record.options
     asked = {f"{name}.{attribute}" for attribute in (*o.attribute, *o.label) if attribute != o.group}
     items = list(dict.fromkeys(table["item"][table["item"].str.startswith(f"{name}.")]))
     said = _told(table, items[0], name)
     for item in items[1:]:
         said += _told(table, item, name)[:1] if item in asked else []
-    return said + [note for note in run.results[name].notes if note.startswith(NOT_PROBED)]
+    return said + [note for note in record.results[name].notes if note.startswith(NOT_PROBED)]
 
 
 def _overview(table: pd.DataFrame) -> Section:
@@ -85,7 +82,7 @@ def _overview(table: pd.DataFrame) -> Section:
     return Section("What is there, beyond its controls", text, tuple(items))
 
 
-def _section(run: "Run[EntitiesOptions]", table: pd.DataFrame, name: str) -> Section:
+def _section(record: Record[EntitiesOptions], table: pd.DataFrame, name: str) -> Section:
     rows = table[table["item"].str.startswith(f"{name}.")]
     layered = rows[rows["layer"].notna() | (rows["site"] == "embed") | (rows["site"] == "")]
     items: list[Figure | Table] = []
@@ -107,7 +104,7 @@ def _section(run: "Run[EntitiesOptions]", table: pd.DataFrame, name: str) -> Sec
         )
         if item == attributes[0]:
             items += _closer(here, item, metric)
-    items += _places(run, name)
+    items += _places(record, name)
     return Section(name.capitalize(), "", tuple(items))
 
 
@@ -151,8 +148,8 @@ def _closer(here: pd.DataFrame, item: str, metric: str) -> list[Figure | Table]:
     return items
 
 
-def _places(run: "Run[EntitiesOptions]", name: str) -> list[Figure | Table]:
-    side = run.results[name].side
+def _places(record: Record[EntitiesOptions], name: str) -> list[Figure | Table]:
+    side = record.results[name].side
     items: list[Figure | Table] = []
     if {"predicted-latitude", "predicted-longitude"} <= set(side):
         north, east = side["predicted-latitude"], side["predicted-longitude"]

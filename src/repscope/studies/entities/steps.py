@@ -11,179 +11,47 @@ For each set of entities (or labelled texts):
 6. Report the block chosen on one half of the entities from the other half, and its paired gain over each control.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from pydantic import Field, model_validator
 
 from repscope import stats
-from repscope.data.entities import SETS, EntitySet, entity_set, labelled_text
 from repscope.data.splits import purged_folds
 from repscope.directions import Direction, DirectionSet
 from repscope.errors import UserError
 from repscope.models.prompts import encode
 from repscope.models.sites import Site, Tokens
+from repscope.progress import progress
 from repscope.read.probe_sweep import Panel, chosen_rows, rows_of, sweep_probes
 from repscope.read.probes import ProbeScores, ProbeTask, logistic, majority, probe_directions
 from repscope.results import ESTIMATE, Result, Row
-from repscope.studies.entities.page import headline, page
-from repscope.studies.entities.task import LONGEST_TEXT, SITES, Captured, EntityTask, ngrams
-from repscope.studies.run.study import Cost, ModelOptions, Run, Step, Study, TableOptions
-
-Tick = Callable[[float], None]
+from repscope.studies.entities.options import EntitiesOptions
+from repscope.studies.entities.task import SITES, Captured, EntityTask, entity_tasks, ngrams
+from repscope.studies.run.study import Context, Cost, Setup, Step
 
 
-class EntitiesOptions(ModelOptions, TableOptions):
-    """What the `entities` study takes."""
-
-    entities: tuple[str, ...] = Field(
-        ("cities", "countries", "elements"),
-        description="Sets of entities: cities, countries, elements, or a table (CSV, TSV, Parquet, JSON, JSONL).",
-    )
-    name: str | None = Field(None, description="Your file's column of names.")
-    attribute: tuple[str, ...] = Field((), description="Attributes to probe; all of them where none is named.")
-    template: tuple[str, ...] = Field((), description="Prompts with {} for the name; the set's own where none is given.")
-    data: Path | None = Field(None, description="A table of labelled texts instead of entities.")
-    text: str | None = Field(None, description="Its column of texts.")
-    label: tuple[str, ...] = Field((), description="Its columns of labels.")
-    tokens: Literal["last", "mean"] = Field("last", description="Where labelled texts are read: last token, or mean over tokens.")
-    group: str | None = Field(None, description="Attribute whose values stay on one side of every split: country, say.")
-    per_class: int = Field(60, ge=2, description="Cities of each continent.")
-    min_count: int = Field(6, ge=2, description="Classes with fewer members are left out.")
-    max_items: int = Field(20_000, ge=20, description="Entities or texts at most; more are drawn at random.")
-    folds: int = Field(5, ge=2, description="Folds over entities.")
-    shuffles: int = Field(20, ge=2, description="Label shuffles for the control.")
-    context: int = Field(4, ge=0, description="Cut the context to the last 1 … this many tokens; 0 leaves that out.")
-
-    @model_validator(mode="after")
-    def _belongs(self) -> "EntitiesOptions":
-        if self.data is not None and (self.text is None or not self.label):
-            raise ValueError("--data needs --text COLUMN and --label COLUMN")
-        if self.data is None and (self.text is not None or self.label):
-            raise ValueError("--text and --label go with --data FILE")
-        idle: tuple[str, ...] = ("entities", "name", "attribute", "template", "per_class", "context")
-        why = "a set of entities, and --data is texts"
-        if self.data is None:
-            idle, why = ("tokens",), "--data FILE, and names are read at each of their tokens"
-        if given := self.named(*idle):
-            raise ValueError(f"{given[0]} goes with {why}")
-        own = [name for name in self.entities if name not in SETS]
-        if self.data is None and self.name is not None and not own:
-            raise ValueError("--name goes with a file of yours; the built-in sets have their own names")
-        if self.named("per_class") and "cities" not in self.entities:
-            raise ValueError("--per-class goes with --entities cities")
-        if not self.entities:
-            raise ValueError("No set of entities was named; give one, such as --entities cities")
-        return self
-
-    def sized(self) -> "EntitiesOptions":
-        """With the smaller numbers that `tiny` stands for, where none were given."""
-        if not self.tiny:
-            return self
-        few: dict[str, Any] = {"entities": self.entities[:1], "folds": 3, "shuffles": 3, "context": 2, "max_items": 60}
-        if self.data is None and set(self.with_sizes(few).entities) <= {"cities", "countries"}:
-            few["attribute"] = ("continent", "latitude")
-        return self.with_sizes(few)
-
-    def files(self) -> list[Path]:
-        """The user's own tables."""
-        named = [Path(e) for e in self.entities if Path(e).is_file()] if self.data is None else []
-        return named + ([self.data] if self.data is not None else [])
-
-
-def subjects(run: Run[EntitiesOptions]) -> list[EntityTask]:
-    """The sets that the options name.
-
-    Raises
-    ------
-    UserError
-        For a set, file, column or attribute that is not there, and for a table with nothing to probe.
-    """
-    o = run.options.sized()
-    if o.data is not None:
-        assert o.text is not None
-        found = labelled_text(o.data, o.text, list(o.label), **o.how())
-        longest = min(LONGEST_TEXT, run.network.context or LONGEST_TEXT)
-        sampled = found.sample(o.max_items, o.seed)
-        sizes = [len(t) for t in run.network.tokenizer(list(sampled.frame["name"]))["input_ids"]]
-        cut = sum(s > longest for s in sizes)
-        note = (f"{cut} of {len(sizes)} texts have more than {longest} tokens; only their first {longest} were read.",)
-        return [EntityTask(run, sampled, True, note if cut else ())]
-
-    def token_count(text: str) -> int:
-        return len(run.network.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    wanted = (*o.attribute, *([o.group] if o.group and o.group not in o.attribute else [])) if o.attribute else ()
-    made = []
-    for name in dict.fromkeys(o.entities):
-        items = entity_set(
-            name,
-            name_column=None if name in SETS else o.name,
-            attributes=wanted,
-            templates=o.template or None,
-            per_class=o.per_class,
-            token_count=token_count,
-            **o.how(),
-        )
-        made.append(EntityTask(run, _within(items.sample(o.max_items, o.seed), run), False))
-    names = [subject.items.name for subject in made]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"Two of the sets have the name {twice[0]!r}, which their numbers go by; rename one file.")
-    return made
-
-
-def _within(items: EntitySet, run: Run[EntitiesOptions]) -> EntitySet:
-    """Without the names whose prompts the network could not take.
-
-    Raises
-    ------
-    UserError
-        When it takes none of the prompts.
-    """
-    limit = run.network.context
-    if limit is None:
-        return items
-    each = [[len(ids) for ids in run.network.tokenizer(items.prompts(t))["input_ids"]] for t in items.templates]
-    sizes = np.array(each).max(0)
-    if (sizes <= limit).all():
-        return items
-    long = items.templates[int(np.argmax(np.array(each).max(1)))]
-    if (sizes > limit).all():
-        raise UserError(
-            f"{run.network.name} takes {limit} tokens, and every prompt of {items.name} has more ({sizes.min()} or more, "
-            f"from the template {_cut(long)!r}); give a shorter --template or a model with a longer context."
-        )
-    return items.take(
-        np.flatnonzero(sizes <= limit),
-        f"{items.name}: {(sizes > limit).sum()} of {len(sizes)} names are dropped, as {run.network.name} takes {limit} tokens "
-        f"and their prompts have more, up to {sizes.max()}.",
-    )
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 60 else text[:40] + " … " + text[-16:]
-
-
-def steps(run: Run[EntitiesOptions]) -> list[Step]:
+def steps(setup: Setup[EntitiesOptions]) -> list[Step]:
     """Four or five steps a set; each set's last one puts the others together."""
     made = []
-    for subject in subjects(run):
+    for subject in entity_tasks(setup):
         name = subject.items.name
         _probed(subject)  # what cannot be probed is refused now, before anything runs
         parts = [(f"{name}", _trained, 3.0), (f"{name} random weights", _twin, 1.5)]
         if not subject.is_text:
             parts.append((f"{name} shared tokens", _shared, 1.0))
-            if run.options.sized().context and subject.causal:
-                parts.append((f"{name} context", _context, 0.7 * run.options.context))
+            if setup.options.context and subject.causal:
+                parts.append((f"{name} context", _context, 0.7 * setup.options.context))
         for step, compute, weight in parts:
-            made.append(Step(step, _bound(compute, subject), _cost(subject, weight), version=1))
+            made.append(Step(step, partial(compute, subject), _cost(subject, weight), version=1))
         needs = (parts[0][0], parts[1][0])
-        made.append(Step(f"{name} summary", _bound(_summary, subject), lambda: Cost(fit_flops=1e8), needs=needs))
+        made.append(Step(f"{name} summary", partial(_summary, subject), lambda: Cost(fit_flops=1e8), needs=needs))
     return made
 
 
@@ -195,10 +63,6 @@ def _probed(subject: EntityTask) -> None:
         if dropped := [note for note in subject.items.notes if "and their prompts have more" in note]:
             raise UserError(f"{dropped[0].rstrip('.')}; of the others: {error}") from error
         raise
-
-
-def _bound(compute: Callable[[EntityTask, Tick], Result], subject: EntityTask) -> Callable[[Run[Any], Tick], Result]:
-    return lambda run, tick: compute(subject, tick)
 
 
 def _cost(subject: EntityTask, weight: float) -> Callable[[], Cost]:
@@ -222,7 +86,7 @@ def _cost(subject: EntityTask, weight: float) -> Callable[[], Cost]:
     return cost
 
 
-def _trained(subject: EntityTask, tick: Tick) -> Result:
+def _trained(subject: EntityTask, context: Context) -> Result:
     """The trained network: estimate, shuffled labels, other tokens, and the controls that need no network."""
     o, name, rows = subject.options, subject.items.name, list[Row]()
     arrays: dict[str, np.ndarray] = {}
@@ -230,10 +94,10 @@ def _trained(subject: EntityTask, tick: Tick) -> Result:
     directions: list[Direction] = []
     where: dict[str, Any] = {"split": subject.split, "seed": o.seed}
     letters = {"": [ngrams(list(subject.items.frame["name"]))]}
-    with TemporaryDirectory(dir=subject.run.scratch) as folder:
+    with TemporaryDirectory(dir=context.scratch) as folder, ExitStack() as bars:
         held = subject.captured(subject.lm, Path(folder))
-        tick(0.2)
-        one = _share(tick, 0.8, len(held.rows) * (len(subject.panels) if subject.is_text else 2 * len(subject.panels) + 2))
+        sweeps = len(subject.panels) if subject.is_text else 2 * len(subject.panels) + 2
+        one = bars.enter_context(_probing(name, sweeps * len(held.rows)))
         for panel in subject.panels:
             last = sweep_probes(held.at(-1), panel, shuffles=o.shuffles, choose=True, seed=o.seed, tick=one)
             rows += rows_of(last, name, ESTIMATE, shuffled=True, token=o.tokens if subject.is_text else "last", **where)
@@ -265,9 +129,7 @@ def _trained(subject: EntityTask, tick: Tick) -> Result:
                 if task.kind == "number":
                     side[f"predicted-{task.name}"] = _predicted(subject, panel, last.scores[site][t])
     note = f"ridge probes of {name}"
-    DirectionSet(directions, subject.lm.fingerprint, note).save(
-        subject.run.artifact(f"{name.replace(' ', '-')}-probes.safetensors")
-    )
+    DirectionSet(directions, subject.lm.fingerprint, note).save(context.artifacts / f"{name.replace(' ', '-')}-probes.safetensors")
     return Result.of(rows, arrays=arrays, side=side, notes=subject.notes)
 
 
@@ -307,20 +169,22 @@ def _at_chosen(subject: EntityTask, panel: Panel, task: ProbeTask, picked: tuple
     return rows
 
 
-def _share(tick: Tick, whole: float, parts: int) -> Callable[[], None]:
-    return lambda: tick(whole / parts)
+@contextmanager
+def _probing(name: str, sites: int) -> Iterator[Callable[[], None]]:
+    """A bar over the sites that are probed; yields what moves it by one."""
+    with progress(f"probes of {name}", sites) as advance:
+        yield lambda: advance(1)
 
 
-def _twin(subject: EntityTask, tick: Tick) -> Result:
+def _twin(subject: EntityTask, context: Context) -> Result:
     """The same sweep over the same architecture with random weights."""
     o = subject.options
     twin = subject.lm.twin(o.seed)
     rows, arrays = list[Row](), dict[str, np.ndarray]()
-    with TemporaryDirectory(dir=subject.run.scratch) as folder:
+    with TemporaryDirectory(dir=context.scratch) as folder, ExitStack() as bars:
         held = subject.captured(twin, Path(folder))
-        tick(0.3)
         for panel in subject.panels:
-            one = _share(tick, 0.7, len(subject.panels) * len(held.rows))
+            one = bars.enter_context(_probing(subject.items.name, len(held.rows)))
             found = sweep_probes(held.at(-1), panel, choose=True, seed=o.seed, tick=one)
             rows += rows_of(found, subject.items.name, "random weights", token="last", split=subject.split, seed=o.seed)
             for t, task in enumerate(panel.tasks):
@@ -328,11 +192,11 @@ def _twin(subject: EntityTask, tick: Tick) -> Result:
     return Result.of(rows, arrays=arrays)
 
 
-def _shared(subject: EntityTask, tick: Tick) -> Result:
+def _shared(subject: EntityTask, context: Context) -> Result:
     """The same probes where no name in training shares a token with a tested name."""
     o, rows, notes = subject.options, list[Row](), list[str]()
     decoded = {t: subject.lm.tokenizer.decode([t]).strip().casefold() for t in {t for ts in subject.name_tokens for t in ts}}
-    with TemporaryDirectory(dir=subject.run.scratch) as folder:
+    with TemporaryDirectory(dir=context.scratch) as folder, ExitStack() as bars:
         held = subject.captured(subject.lm, Path(folder))
         for panel in subject.panels:
             classes = next((t.values for t in panel.tasks if t.kind == "class"), None)
@@ -343,7 +207,7 @@ def _shared(subject: EntityTask, tick: Tick) -> Result:
                 listed = ", ".join(t.name for t in panel.tasks)
                 notes.append(f"{subject.items.name} ({listed}) was not tested without shared tokens: {error}")
                 continue
-            one = _share(tick, 1.0, len(subject.panels) * len(held.rows))
+            one = bars.enter_context(_probing(subject.items.name, len(held.rows)))
             purged = panel.with_folds(pairs)
             found = sweep_probes(held.at(-1), purged, seed=o.seed, tick=one)
             rows += rows_of(found, subject.items.name, ESTIMATE, token="last", split="shared token", seed=o.seed)
@@ -352,7 +216,7 @@ def _shared(subject: EntityTask, tick: Tick) -> Result:
     return Result.of(rows, notes=tuple(notes))
 
 
-def _context(subject: EntityTask, tick: Tick) -> Result:
+def _context(subject: EntityTask, context: Context) -> Result:
     """The same probes where the network reads the prompt's first token and its last k tokens only."""
     o, rows = subject.options, list[Row]()
     template = subject.templates[0]
@@ -365,14 +229,13 @@ def _context(subject: EntityTask, tick: Tick) -> Result:
             found = sweep_probes(held, panel, seed=o.seed)
             condition = f"context: last {k} tokens"
             rows += rows_of(found, subject.items.name, condition, token="last", split=subject.split, seed=o.seed)
-        tick(1 / o.context)
     return Result.of(rows)
 
 
-def _summary(subject: EntityTask, tick: Tick) -> Result:
+def _summary(subject: EntityTask, context: Context) -> Result:
     """At the block chosen on the other half: the estimate, each control, and the paired gain over it."""
     name = subject.items.name
-    results = subject.run.results
+    results = context.inputs
     arrays = dict(results[name].arrays) | dict(results[f"{name} random weights"].arrays)
     rows = []
     for panel in subject.panels:
@@ -407,13 +270,3 @@ def _predicted(subject: EntityTask, panel: Panel, scores: ProbeScores) -> pd.Dat
             "group": frame[group].fillna("").to_numpy() if group else "",
         }
     )
-
-
-ENTITIES = Study(
-    name="entities",
-    question="Do early MLPs turn the last few tokens of a name into one vector from which its attributes read out linearly?",
-    options=EntitiesOptions,
-    steps=steps,
-    page=page,
-    headline=headline,
-)

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from repscope.data.entities import EntitySet
+from repscope.data.entities import SETS, EntitySet, entity_set, labelled_text
+from repscope.errors import UserError
 from repscope.models.prompts import Prompt, encode, shortened
 from repscope.models.sites import Tokens
 from repscope.read.probe_sweep import Panel, panels
+from repscope.studies.entities.options import EntitiesOptions
+from repscope.studies.run.study import Setup
 
 if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
-    from repscope.studies.entities.steps import EntitiesOptions
-    from repscope.studies.run.study import Run
 
 SITES = ("embed", "resid_post")
 LONGEST_TEXT = 512  #: tokens of a labelled text that are read
@@ -29,20 +30,11 @@ Held = Mapping[str, Sequence[Any]]  #: site → one (entity, feature) array a pr
 class EntityTask:
     """One set of entities with what the steps share: prompts, panels, captured rows."""
 
-    run: "Run[EntitiesOptions]"
+    options: EntitiesOptions
+    lm: "LanguageModel"
     items: EntitySet
     is_text: bool
     extra: tuple[str, ...] = ()
-
-    @cached_property
-    def options(self) -> "EntitiesOptions":
-        """The options in force."""
-        return self.run.options.sized()
-
-    @property
-    def lm(self) -> "LanguageModel":
-        """The network under study."""
-        return self.run.network
 
     @cached_property
     def templates(self) -> tuple[str, ...]:
@@ -148,3 +140,76 @@ def ngrams(names: Sequence[str]) -> Float[np.ndarray, "entity ngram"]:
     vectors = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), max_features=2000).fit_transform(list(names))
     dense: np.ndarray = vectors.toarray()
     return dense
+
+
+def entity_tasks(setup: Setup[EntitiesOptions]) -> list[EntityTask]:
+    """The sets that the options name.
+
+    Raises
+    ------
+    UserError
+        For a set, file, column or attribute that is not there, and for a table with nothing to probe.
+    """
+    o, lm = setup.options, setup.network
+    if o.data is not None:
+        assert o.text is not None
+        found = labelled_text(o.data, o.text, list(o.label), **o.how())
+        longest = min(LONGEST_TEXT, lm.context or LONGEST_TEXT)
+        sampled = found.sample(o.max_items, o.seed)
+        sizes = [len(t) for t in lm.tokenizer(list(sampled.frame["name"]))["input_ids"]]
+        cut = sum(s > longest for s in sizes)
+        note = (f"{cut} of {len(sizes)} texts have more than {longest} tokens; only their first {longest} were read.",)
+        return [EntityTask(o, lm, sampled, True, note if cut else ())]
+
+    def token_count(text: str) -> int:
+        return len(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    wanted = (*o.attribute, *([o.group] if o.group and o.group not in o.attribute else [])) if o.attribute else ()
+    made = []
+    for name in dict.fromkeys(o.entities):
+        items = entity_set(
+            name,
+            name_column=None if name in SETS else o.name,
+            attributes=wanted,
+            templates=o.template or None,
+            per_class=o.per_class,
+            token_count=token_count,
+            **o.how(),
+        )
+        made.append(EntityTask(o, lm, _within_context(items.sample(o.max_items, o.seed), lm), False))
+    names = [subject.items.name for subject in made]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"Two of the sets have the name {twice[0]!r}, which their numbers go by; rename one file.")
+    return made
+
+
+def _within_context(items: EntitySet, lm: "LanguageModel") -> EntitySet:
+    """Without the names whose prompts the network could not take.
+
+    Raises
+    ------
+    UserError
+        When it takes none of the prompts.
+    """
+    limit = lm.context
+    if limit is None:
+        return items
+    each = [[len(ids) for ids in lm.tokenizer(items.prompts(t))["input_ids"]] for t in items.templates]
+    sizes = np.array(each).max(0)
+    if (sizes <= limit).all():
+        return items
+    long = items.templates[int(np.argmax(np.array(each).max(1)))]
+    if (sizes > limit).all():
+        raise UserError(
+            f"{lm.name} takes {limit} tokens, and every prompt of {items.name} has more ({sizes.min()} or more, "
+            f"from the template {_cut(long)!r}); give a shorter --template or a model with a longer context."
+        )
+    return items.take(
+        np.flatnonzero(sizes <= limit),
+        f"{items.name}: {(sizes > limit).sum()} of {len(sizes)} names are dropped, as {lm.name} takes {limit} tokens "
+        f"and their prompts have more, up to {sizes.max()}.",
+    )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 60 else text[:40] + " … " + text[-16:]

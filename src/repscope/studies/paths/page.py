@@ -1,6 +1,6 @@
 """The page of the `paths` study, and its closing lines: figures and sentences made from the run's tables, and nothing else."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,56 +9,56 @@ from repscope.conditions import COPY, COPY_MATCHED, ESTIMATE, INDEPENDENT, MATCH
 from repscope.report.charts import grids, runs
 from repscope.report.claims import evaluate_claims, load_claims
 from repscope.report.page import Figure, Page, Section, Table
-from repscope.report.text import facts, format_estimate
-from repscope.stats.clustering import average_linkage, double_centred
-from repscope.studies.run.study import Run
+from repscope.report.text import format_estimate
+from repscope.studies.paths import published_page
+from repscope.studies.paths.options import PathsOptions
+from repscope.studies.run.provenance import page_facts
+from repscope.studies.run.study import Answer, Record
 from repscope.trace.barriers import GAP, HEIGHTS
 from repscope.trace.interpolation import Curves
 from repscope.trace.run_table import EUCLIDEAN
-
-if TYPE_CHECKING:
-    from repscope.studies.paths.steps import PathsOptions
 
 _CONDITIONS = {ESTIMATE: "planted arms", MATCHED: "planted arms, matched on ID loss", NO_BIAS: NO_BIAS}
 _PLANTED, _PLAIN = ESTIMATE, NO_BIAS
 
 
-def page(run: "Run[PathsOptions]") -> Page:
-    """The whole page."""
-    sections = [_matrices(run), _along(run), _behaviour(run), _phases(run)]
-    if "apart" in run.results:
-        sections.append(_own(run))
-    if "published" in run.results:
-        from repscope.studies.paths.published_page import section
-
-        sections.append(section(run.results["published"]))
+def page(record: Record[PathsOptions]) -> Page:
+    """The whole page: the study, a published table, or both."""
+    sections = [_matrices(record), _along(record), _behaviour(record), _phases(record)] if "summary" in record.results else []
+    if "apart" in record.results:
+        sections.append(_own(record))
+    if "published" in record.results:
+        sections.append(published_page.section(record.results["published"]))
     return Page(
         title="Runs of one recipe",
-        question=run.study.question,
-        answer="\n\n".join(_told(run)),
+        question=record.facts["question"],
+        answer="\n\n".join(_told(record)),
         sections=tuple(sections),
-        verdicts=evaluate_claims(load_claims(), run.table),
-        notes=tuple(dict.fromkeys(note for result in run.results.values() for note in result.notes)),
-        facts=facts(run),
+        verdicts=evaluate_claims(load_claims(), record.table),
+        notes=record.notes,
+        facts=page_facts(record.facts),
     )
 
 
-def headline(run: "Run[PathsOptions]") -> list[str]:
-    """The numbers that matter, a line each, for the terminal."""
-    return [*_told(run), f"Planted runs: {run.artifact('planted-0').parent}"]
+def answer(record: Record[PathsOptions]) -> Answer:
+    """The numbers that matter, one line each, and where the runs are."""
+    runs = record.artifacts / "planted-0"
+    return Answer([*_told(record), *([f"Runs: {record.artifacts}"] if runs.is_dir() else [])])
 
 
-def _rows(run: Run[Any]) -> dict[tuple[str, str, str], dict[Any, Any]]:
+def _rows(record: Record[Any]) -> dict[tuple[str, str, str], dict[Any, Any]]:
     """(condition, metric, item) → row of the summary."""
-    return {(r["condition"], r["metric"], r["item"]): r for r in run.results["summary"].table.to_dict("records")}
+    return {(r["condition"], r["metric"], r["item"]): r for r in record.results["summary"].table.to_dict("records")}
 
 
-def _inits(run: Run[Any]) -> list[int]:
-    return [i for i in range(100) if f"planted {i}" in run.results]
+def _inits(record: Record[Any]) -> list[int]:
+    return [int(name.removeprefix("planted ")) for name in record.results if name.startswith("planted ")]
 
 
-def _told(run: Run[Any]) -> list[str]:
-    rows, inits = _rows(run), _inits(run)
+def _told(record: Record[Any]) -> list[str]:
+    if "summary" not in record.results:
+        return _of_the_table(record)
+    rows, inits = _rows(record), _inits(record)
     n = len(inits)
     over = f"mean over {n} pretraining{'s' if n != 1 else ''}{', with its interval over them' if n > 1 else ''}"
     said = []
@@ -100,8 +100,8 @@ def _told(run: Run[Any]) -> list[str]:
             f"with an AUC of {format_estimate(rows[_PLANTED, 'AUC', 'ID loss'])}."
         )
     said += _tests(rows, n)
-    if "apart" in run.results:
-        gaps = {r["condition"]: r for r in run.results["apart"].select(item=f"all pairs: {GAP}").to_dict("records")}
+    if "apart" in record.results:
+        gaps = {r["condition"]: r for r in record.results["apart"].select(item=f"all pairs: {GAP}").to_dict("records")}
         said.append(
             f"The opposite control, runs from pretrainings of their own: a gap of {format_estimate(gaps[INDEPENDENT])} nats "
             "between them, "
@@ -109,7 +109,7 @@ def _told(run: Run[Any]) -> list[str]:
             f"{format_estimate(gaps[COPY])}, and "
             f"{format_estimate(gaps[COPY_MATCHED])} after it."
         )
-    return [*said, *_weak(run), *_of_the_table(run)]
+    return [*said, *_weak(record), *_of_the_table(record)]
 
 
 def _tests(rows: dict[tuple[str, str, str], dict[Any, Any]], n: int) -> list[str]:
@@ -126,17 +126,17 @@ def _tests(rows: dict[tuple[str, str, str], dict[Any, Any]], n: int) -> list[str
     return [f"Convexity gap against the difference in behaviour, over pairs of runs (Mantel): {'; '.join(parts)}."] if parts else []
 
 
-def _of_the_table(run: Run[Any]) -> list[str]:
+def _of_the_table(record: Record[Any]) -> list[str]:
     """What a published table says: how well the cluster tells the score, and how well it tells in-domain accuracy."""
-    notes = run.results["published"].notes if "published" in run.results else ()
+    notes = record.results["published"].notes if "published" in record.results else ()
     return [f"The published table: {note}" for note in notes if ": AUC " in note]
 
 
-def _weak(run: Run[Any]) -> list[str]:
+def _weak(record: Record[Any]) -> list[str]:
     """Pretrainings in which the nudge did not last, said by name."""
     failed = []
-    for i in _inits(run):
-        table = run.results[f"planted {i}"].select(metric="share of the rule", condition=_PLANTED)
+    for i in _inits(record):
+        table = record.results[f"planted {i}"].select(metric="share of the rule", condition=_PLANTED)
         shares = dict(zip(table["item"], table["value"]))
         if set(shares) != {"rule", "lexical overlap"} or shares["rule"] < 0.5 or shares["lexical overlap"] > 0.5:
             failed.append(f"{i} ({', '.join(f'{k} {v:.2f}' for k, v in shares.items())})")
@@ -145,8 +145,8 @@ def _weak(run: Run[Any]) -> list[str]:
     return [f"In pretraining {' and '.join(failed)} the nudge did not last: one strategy won in both arms, whatever came first."]
 
 
-def _curves(run: Run[Any], step: str, condition: str, init: int) -> Curves:
-    held, prefix = run.results[step].arrays, f"{condition}/{init}/"
+def _curves(record: Record[Any], step: str, condition: str, init: int) -> Curves:
+    held, prefix = record.results[step].arrays, f"{condition}/{init}/"
     losses = {k.removeprefix(prefix + "losses/"): v for k, v in held.items() if k.startswith(prefix + "losses/")}
     pairs = held[prefix + "pairs"]
     return Curves(int(pairs.max()) + 1, pairs, held[prefix + "alphas"], losses)
@@ -156,23 +156,22 @@ def _step(condition: str, init: int) -> str:
     return f"plain {init}" if condition == _PLAIN else f"planted {init}"
 
 
-def _table(run: Run[Any], condition: str, init: int) -> pd.DataFrame:
-    return run.results[_step(condition, init)].side[f"runs-{init}-{condition}"]
+def _table(record: Record[Any], condition: str, init: int) -> pd.DataFrame:
+    return record.results[_step(condition, init)].side[f"runs-{init}-{condition}"]
 
 
-def _matrices(run: Run[Any]) -> Section:
+def _matrices(record: Record[Any]) -> Section:
     """Gaps between all runs, ordered by group and, inside, by cluster."""
     gaps = {
-        (condition, init): _curves(run, _step(condition, init), condition, init).matrix("loss", GAP)
-        for init in _inits(run)
+        (condition, init): _curves(record, _step(condition, init), condition, init).matrix("loss", GAP)
+        for init in _inits(record)
         for condition in (_PLANTED, _PLAIN)
     }
     top = float(np.quantile(np.concatenate([g[np.triu_indices(len(g), 1)] for g in gaps.values()]), 0.98)) or 1.0
     figures: list[Figure | Table] = []
     for (condition, init), gap in gaps.items():
-        table = _table(run, condition, init)
-        cluster = average_linkage(double_centred(gap))
-        order = np.lexsort((cluster, table["group"].to_numpy()))
+        table = _table(record, condition, init)
+        order = np.lexsort((table["cluster"].to_numpy(), table["group"].to_numpy()))
         frame = pd.DataFrame(
             [
                 {"a": i, "b": j, "value": gap[a, b], "name_a": f"run {a}", "name_b": f"run {b}", "group_a": table["group"].iloc[a]}
@@ -189,7 +188,7 @@ def _matrices(run: Run[Any]) -> Section:
                 small=True,
             )
         )
-    figures += [_ratios(run), _clusters(run), _heights(run)]
+    figures += [_ratios(record), _clusters(record), _heights(record)]
     return Section(
         "Which runs are in one basin",
         "Runs of one recipe share a pretrained network; heads and the order of data differ. A path is the "
@@ -201,12 +200,12 @@ def _matrices(run: Run[Any]) -> Section:
     )
 
 
-def _ratios(run: Run[Any]) -> Figure:
+def _ratios(record: Record[Any]) -> Figure:
     lines: list[dict[str, Any]] = []
-    for i in _inits(run):
+    for i in _inits(record):
         for condition in (_PLANTED, MATCHED, SHUFFLED_GROUPS, _PLAIN, shuffled(_PLAIN)):
             for step in (f"planted {i}", f"plain {i}"):
-                table = run.results[step].select(metric="ratio", item=GAP, condition=condition)
+                table = record.results[step].select(metric="ratio", item=GAP, condition=condition)
                 for r in table.to_dict("records"):
                     name = {_PLANTED: "planted"}.get(condition, condition)
                     row = {"name": f"pretraining {i}, {name}", **{k: r[k] for k in ("value", "lo", "hi", "n")}}
@@ -223,8 +222,8 @@ def _ratios(run: Run[Any]) -> Figure:
     )
 
 
-def _clusters(run: Run[Any]) -> Figure:
-    table = run.results["summary"].table
+def _clusters(record: Record[Any]) -> Figure:
+    table = record.results["summary"].table
     shown = table[(table["metric"] == "ARI") & table["condition"].isin([_PLANTED])]
     frame = shown.rename(columns={"item": "name"})[["name", "value", "lo", "hi", "n"]].fillna(
         {"lo": shown["value"], "hi": shown["value"]}
@@ -237,13 +236,13 @@ def _clusters(run: Run[Any]) -> Figure:
     )
 
 
-def _heights(run: Run[Any]) -> Table:
+def _heights(record: Record[Any]) -> Table:
     lines = []
     for condition, name in _CONDITIONS.items():
         for how in (*HEIGHTS, EUCLIDEAN):
             held = {
                 part: r
-                for r in run.results["summary"].select(condition=condition).to_dict("records")
+                for r in record.results["summary"].select(condition=condition).to_dict("records")
                 for part in ("within", "across")
                 if r["metric"] in ("height", "distance") and r["item"] == f"{part}: {how}"
             }
@@ -266,15 +265,15 @@ def _mean(alphas: np.ndarray, curves: np.ndarray, name: str) -> list[dict[str, A
     ]
 
 
-def _along(run: Run[Any]) -> Section:
+def _along(record: Record[Any]) -> Section:
     """Mean loss along the paths, by the kind of pair."""
     figures: list[Figure | Table] = []
-    for init in _inits(run):
+    for init in _inits(record):
         lines = []
         for condition in (_PLANTED, _PLAIN):
             found, groups = (
-                _curves(run, _step(condition, init), condition, init),
-                _table(run, condition, init)["group"].to_numpy(),
+                _curves(record, _step(condition, init), condition, init),
+                _table(record, condition, init)["group"].to_numpy(),
             )
             ends = groups[found.pairs]
             kinds = np.where(ends[:, 0] == ends[:, 1], ends[:, 0] + " – " + ends[:, 0], "across groups")
@@ -286,7 +285,7 @@ def _along(run: Run[Any]) -> Section:
             Figure(
                 grids.dose(
                     pd.DataFrame(lines),
-                    x_title="place on the path (0: one run, 1: the other)",
+                    x_title="place on the path (0: one record, 1: the other)",
                     value_title="ID loss (nats)",
                     share=False,
                     height=220,
@@ -299,11 +298,11 @@ def _along(run: Run[Any]) -> Section:
     return Section("Along the paths", "Held-out ambiguous texts, on which rule and heuristic agree.", tuple(figures))
 
 
-def _behaviour(run: Run[Any]) -> Section:
+def _behaviour(record: Record[Any]) -> Section:
     frames = []
-    for init in _inits(run):
+    for init in _inits(record):
         for condition in _CONDITIONS:
-            table = _table(run, condition, init)
+            table = _table(record, condition, init)
             group = NO_BIAS if condition == _PLAIN else table["group"] + (" arm, matched" if condition != _PLANTED else " arm")
             frames.append(
                 pd.DataFrame(
@@ -324,9 +323,9 @@ def _behaviour(run: Run[Any]) -> Section:
             "Where groups part along the horizontal axis as well, a barrier may speak of quality alone.",
             small=True,
         )
-        for i in _inits(run)
+        for i in _inits(record)
     ]
-    table = run.results["summary"].table
+    table = record.results["summary"].table
     shown = table[table["metric"].isin(["mantel rho", "AUC", "modes", "Sarle's coefficient", "triangles broken"])]
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for r in shown.to_dict("records"):
@@ -348,16 +347,16 @@ def _behaviour(run: Run[Any]) -> Section:
     )
 
 
-def _phases(run: Run[Any]) -> Section:
-    table = run.results["phases"].table
+def _phases(record: Record[Any]) -> Section:
+    table = record.results["phases"].table
     items: list[Figure | Table] = []
     for metric, title in (("share of the rule", "share of the rule"), ("spread", "standard deviation over runs")):
-        for i in _inits(run):
+        for i in _inits(record):
             some = table[(table["metric"] == metric) & (table["split"] == f"pretraining {i}")]
             frame = pd.DataFrame(
                 {"x": some["item"], "y": some["token"], "value": some["value"], "lo": some["lo"], "hi": some["hi"], "n": some["n"]}
             ).sort_values(["y"], key=lambda s: s.astype(int))
-            chosen = int(run.results["phases"].arrays["forks"][i])
+            chosen = int(record.results["phases"].arrays["forks"][i])
             items.append(
                 Figure(
                     grids.grid(frame, x_title="largest rate", y_title="fork (step)", value_title=title),
@@ -366,7 +365,7 @@ def _phases(run: Run[Any]) -> Section:
                     small=True,
                 )
             )
-    skill = run.results["pretraining"].table
+    skill = record.results["pretraining"].table
     shuffled = skill[skill["item"] == "shuffled"]
     lines = shuffled.assign(fork=shuffled["token"].astype(int)).pivot_table(index="fork", columns="split", values="value")
     items.append(
@@ -385,19 +384,19 @@ def _phases(run: Run[Any]) -> Section:
     )
 
 
-def _own(run: Run[Any]) -> Section:
-    rows = {(r["condition"], r["item"]): r for r in run.results["apart"].table.to_dict("records")}
+def _own(record: Record[Any]) -> Section:
+    rows = {(r["condition"], r["item"]): r for r in record.results["apart"].table.to_dict("records")}
     conditions = (INDEPENDENT, REBASIN, COPY, COPY_MATCHED)
     lines = [{"height": how, **{c: format_estimate(rows[c, f"all pairs: {how}"]) for c in conditions}} for how in HEIGHTS]
     drawn = []
     for condition in conditions:
-        found = _curves(run, "apart", condition, 0)
+        found = _curves(record, "apart", condition, 0)
         drawn += _mean(found.alphas, found.losses["loss"], condition)
-    pairs = len(_curves(run, "apart", INDEPENDENT, 0).pairs)
+    pairs = len(_curves(record, "apart", INDEPENDENT, 0).pairs)
     figure = Figure(
         grids.dose(
             pd.DataFrame(drawn),
-            x_title="place on the path (0: one run, 1: the other)",
+            x_title="place on the path (0: one record, 1: the other)",
             value_title="ID loss (nats)",
             share=False,
             height=260,

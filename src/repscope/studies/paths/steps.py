@@ -13,13 +13,12 @@ In a small world (HANS in miniature) where the answer can be planted:
 """
 
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import Field, model_validator
 
 from repscope import stats
 from repscope.conditions import COPY, COPY_MATCHED, ESTIMATE, INDEPENDENT, MATCHED, NO_BIAS, REBASIN
@@ -27,11 +26,13 @@ from repscope.data.reading import OPTIONS as READING
 from repscope.errors import UserError
 from repscope.models.checkpoints import CheckpointSet
 from repscope.models.loading.stacked_weights import Evaluate, State, stack, unstack
+from repscope.progress import progress
 from repscope.results import Result, Row, concat
-from repscope.studies.paths.page import headline, page
-from repscope.studies.run.study import Cost, Run, Step, Study, StudyOptions, TableOptions
-from repscope.trace.barriers import HEIGHTS, height
-from repscope.trace.interpolation import POINTS, Curves, all_pairs, curves
+from repscope.stats.clustering import average_linkage, double_centred
+from repscope.studies.paths.options import PathsOptions
+from repscope.studies.run.study import Context, Cost, Setup, Step, Subject
+from repscope.trace.barriers import GAP, HEIGHTS, height
+from repscope.trace.interpolation import Curves, all_pairs, curves
 from repscope.trace.run_table import RunMeasurements, rows
 from repscope.trace.symmetries import symmetries
 from repscope.trace.weight_matching import match, permute
@@ -39,86 +40,42 @@ from repscope.worlds.hans import classifier, fine_tuning, recipes
 from repscope.worlds.hans.fine_tuning import FineTuning, World
 from repscope.worlds.hans.training import Schedule
 
-Tick = Callable[[float], None]
+_TRAINED = "small-transformers"
 _CHECKPOINTS = 10  #: of the second part of a run, among which those alike in ID loss are chosen
 _CHOOSE, _REPORT = 0, 1  #: seeds of held-out texts: what is chosen, and what is reported
 
 
-class PathsOptions(StudyOptions, TableOptions):
-    """What the `paths` study takes."""
-
-    pretrainings: int = Field(3, ge=1, description="Networks that are pretrained; everything is repeated from each.")
-    runs: int = Field(12, ge=2, description="Fine-tuned runs of each arm, from each pretraining.")
-    points: int = Field(POINTS, ge=3, description="Points of a path, ends included.")
-    forks: tuple[int, ...] = Field(
-        (200, 300, 400, 500, 600, 700, 800), description="Steps of the pretraining at which fine-tuning may begin."
-    )
-    rate: float = Field(4e-3, gt=0, allow_inf_nan=False, description="Largest rate of Adam in fine-tuning.")
-    rates: tuple[float, ...] = Field((2e-3, 4e-3, 1e-2), description="Rates of the phase diagram, the one above included.")
-    steps: int = Field(240, ge=1, description="Steps of fine-tuning.")
-    early_bias: int = Field(120, ge=0, description="Number of initial fine-tuning steps that use group-specific data.")
-    plain_runs: int = Field(4, ge=2, description="Runs of each cell of the phase diagram.")
-    apart: int = Field(8, ge=0, description="Runs from pretrainings of their own; 0 for none.")
-    texts: int = Field(512, ge=8, description="Held-out ambiguous texts; half as many tell rule and heuristic apart.")
-    published: tuple[Path, ...] = Field((), description="Tables of published accuracies by run.")
-    clusters: Path | None = Field(
-        None, description="Runs of the smaller cluster, or run and cluster (csv); the twelve of the MNLI BERTs if not given."
-    )
-
-    @model_validator(mode="after")
-    def _clusters_of_something(self) -> "PathsOptions":
-        if self.clusters is not None and not self.published:
-            raise ValueError("--clusters goes with --published FILE, whose runs it is of")
-        return self
-
-    def sized(self) -> "PathsOptions":
-        """With the smaller numbers that `tiny` and `short` stand for."""
-        small_ones: dict[str, Any] = {}
-        if self.tiny:
-            small_ones = {
-                "pretrainings": 2,
-                "runs": 2,
-                "points": 4,
-                "forks": (2, 4),
-                "rates": (4e-3,),
-                "steps": 10,
-                "early_bias": 4,
-                "plain_runs": 2,
-                "apart": 4,
-                "texts": 24,
-            }
-        elif self.short:
-            small_ones = {
-                "runs": 8,
-                "forks": (300, 400, 500, 600, 700),
-                "rates": (4e-3, 1e-2),
-                "plain_runs": 3,
-                "apart": 6,
-                "texts": 256,
-            }
-        return self.model_copy(update={k: v for k, v in small_ones.items() if k not in self.model_fields_set})
-
-    def files(self) -> list[Path]:
-        """Published tables and the list of clusters."""
-        return [*self.published, *([self.clusters] if self.clusters else [])]
-
-
-def steps(run: Run[PathsOptions]) -> list[Step]:
-    """Pretraining; phase diagram; planted arms and plain runs of each pretraining; independent pretrainings; summary."""
-    o = run.options.sized()
+def steps(setup: Setup[PathsOptions]) -> list[Step]:
+    """Pretraining; phase diagram; planted arms and plain runs of each pretraining; inits of their own; summary."""
+    o = setup.options
     _checked(o)
-    apart = ("published", "clusters", *READING)  # further tables leave what is there
-    made = [Step("pretraining", _pretraining, _cost(o.pretrainings * max(o.forks) * 4), ignores=(*apart, "runs"))]
+    published = [Step("published", partial(_published, setup), lambda: Cost(fit_flops=1e9))] if o.published else []
+    return [*([] if o.table_alone else _trained(setup, o)), *published]
+
+
+def subject(setup: Setup[PathsOptions]) -> Subject:
+    """The models that the study trains itself, or those of a published table."""
+    if setup.options.table_alone:
+        return Subject("published-table", "published table", {"model": "published table", "precision": ""})
+    facts = {"model": _TRAINED, "precision": "float32, trained in this run"}
+    return Subject("tiny" if setup.options.tiny else _TRAINED, _TRAINED, facts)
+
+
+def _trained(setup: Setup[PathsOptions], o: PathsOptions) -> list[Step]:
+    """The steps of the runs that the study trains."""
+    apart = ("published", "clusters", "train", *READING)  # further tables leave what is there
+    made = [Step("pretraining", partial(_pretraining, setup), _cost(o.pretrainings * max(o.forks) * 4), ignores=(*apart, "runs"))]
     cells = o.pretrainings * len(o.forks) * len(o.rates) * o.plain_runs
-    made.append(Step("phases", _phases, _cost(cells * o.steps), needs=("pretraining",), ignores=(*apart, "runs")))
+    made.append(Step("phases", partial(_phases, setup), _cost(cells * o.steps), needs=("pretraining",), ignores=(*apart, "runs")))
     sets = []
     for init in range(o.pretrainings):
-        for name, compute in ((f"planted {init}", _planted(init)), (f"plain {init}", _plain(init))):
+        for name, compute in ((f"planted {init}", _planted(setup, init)), (f"plain {init}", _plain(setup, init))):
             made.append(
                 Step(
                     name,
                     compute,
                     _cost(2 * o.runs * o.steps + 2 * o.runs**2 * o.points),
+                    version=2,
                     needs=("pretraining", "phases"),
                     ignores=apart,
                 )
@@ -126,11 +83,15 @@ def steps(run: Run[PathsOptions]) -> list[Step]:
             sets.append(name)
     if o.apart:
         made.append(
-            Step("apart", _apart, _cost(o.apart * (o.steps + 4 * max(o.forks))), needs=("phases",), ignores=(*apart, "runs"))
+            Step(
+                "apart",
+                partial(_apart, setup),
+                _cost(o.apart * (o.steps + 4 * max(o.forks))),
+                needs=("phases",),
+                ignores=(*apart, "runs"),
+            )
         )
-    made.append(Step("summary", _summary, lambda: Cost(fit_flops=1e8), needs=tuple(sets), ignores=apart))
-    if o.published:
-        made.append(Step("published", _published, lambda: Cost(fit_flops=1e9)))
+    made.append(Step("summary", partial(_summary, setup), lambda: Cost(fit_flops=1e8), needs=tuple(sets), ignores=apart))
     return made
 
 
@@ -170,17 +131,18 @@ def _judges(o: PathsOptions) -> tuple[Evaluate, Evaluate]:
     return choose, report
 
 
-def _base(run: Run[Any], fork: int) -> State:
+def _base(context: Context, fork: int) -> State:
     prefix = f"{fork}/"
-    held = run.results["pretraining"].arrays
+    held = context.inputs["pretraining"].arrays
     return {k.removeprefix(prefix): torch.from_numpy(v.copy()) for k, v in held.items() if k.startswith(prefix)}
 
 
-def _pretraining(run: Run[PathsOptions], tick: Tick) -> Result:
-    o = run.options.sized()
+def _pretraining(setup: Setup[PathsOptions], context: Context) -> Result:
+    o = setup.options
     seeds = [1009 * o.seed + i for i in range(o.pretrainings)]
     forks = sorted(set(o.forks))
-    held = fine_tuning.pretrain(world(o), seeds, forks, lambda amount: tick(amount / max(forks)))
+    with progress("pretraining", max(forks)) as advance:
+        held = fine_tuning.pretrain(world(o), seeds, forks, advance)
     found = []
     for fork, state in held.items():
         for name, values in fine_tuning.heldout_accuracy(world(o), state).items():
@@ -199,9 +161,9 @@ def _pretraining(run: Run[PathsOptions], tick: Tick) -> Result:
     return Result.of(found, arrays={f"{f}/{k}": v.numpy() for f, state in held.items() for k, v in state.items()})
 
 
-def _phases(run: Run[PathsOptions], tick: Tick) -> Result:
+def _phases(setup: Setup[PathsOptions], context: Context) -> Result:
     """Plain runs of every fork and rate; the most open fork of each pretraining at the rate of what follows."""
-    o = run.options.sized()
+    o = setup.options
     rates = list(dict.fromkeys([*o.rates, o.rate]))
     choose, _ = _judges(o)
     found, told = [], []
@@ -212,7 +174,7 @@ def _phases(run: Run[PathsOptions], tick: Tick) -> Result:
                 [i for i in range(o.pretrainings) for _ in range(o.plain_runs)],
                 o.seed * 7 + 20 + f,
             )
-            state = fine_tuning.fine_tune(world(o), _base(run, fork), table, _tuning(o, rate))[o.steps]
+            state = fine_tuning.fine_tune(world(o), _base(context, fork), table, _tuning(o, rate))[o.steps]
             losses = choose(state)
             rule = (1 - losses["ood error"]).reshape(o.pretrainings, -1)
             for i in range(o.pretrainings):
@@ -231,7 +193,6 @@ def _phases(run: Run[PathsOptions], tick: Tick) -> Result:
                 error = losses["error"].reshape(o.pretrainings, -1)[i]
                 found.append(Row.of(stats.mean(error, unit="run", seed=o.seed), metric="ID error", **where))
                 told.append({"rate": rate, "fork": fork, "init": i, "rule": float(rule[i].mean())})
-            tick(1 / (len(rates) * len(set(o.forks))))
     frame = pd.DataFrame(told)
     frame = frame[frame["rate"] == o.rate].assign(off=lambda t: (t["rule"] - 0.5).abs())
     best = frame.loc[frame.groupby("init")["off"].idxmin()]
@@ -248,52 +209,51 @@ def _phases(run: Run[PathsOptions], tick: Tick) -> Result:
     return Result.of(found, arrays={"forks": best.sort_values("init")["fork"].to_numpy()})
 
 
-def _fork(run: Run[Any], init: int) -> int:
-    return int(run.results["phases"].arrays["forks"][init])
+def _fork(context: Context, init: int) -> int:
+    return int(context.inputs["phases"].arrays["forks"][init])
 
 
-def _planted(init: int) -> Callable[[Run[Any], Tick], Result]:
+def _planted(setup: Setup[PathsOptions], init: int) -> Callable[[Context], Result]:
     """The arms at their last step, and at checkpoints alike in ID loss."""
 
-    def compute(run: Run[PathsOptions], tick: Tick) -> Result:
-        o = run.options.sized()
-        fork = _fork(run, init)
+    def compute(context: Context) -> Result:
+        o = setup.options
+        fork = _fork(context, init)
         table = fine_tuning.run_plan(["rule"] * o.runs + ["lexical overlap"] * o.runs, init, o.seed * 7 + 40 + init)
         rest = o.steps - o.early_bias
         keep = sorted({o.early_bias + round(rest * (i + 1) / _CHECKPOINTS) for i in range(_CHECKPOINTS)} | {o.steps})
-        held = fine_tuning.fine_tune(
-            world(o), _base(run, fork), table, _tuning(o), keep, lambda amount: tick(0.6 * amount / o.steps)
+        with progress("fine-tuning", o.steps) as advance:
+            held = fine_tuning.fine_tune(world(o), _base(context, fork), table, _tuning(o), keep, advance)
+        CheckpointSet.written(
+            context.artifacts / f"planted-{init}", world(o).shape(), table.assign(fork=fork), {o.steps: held[o.steps]}
         )
-        CheckpointSet.written(run.artifact(f"planted-{init}"), world(o).shape(), table.assign(fork=fork), {o.steps: held[o.steps]})
         choose, _ = _judges(o)
         groups = table["group"].to_numpy().astype(str)
         losses = np.stack([choose(state)["loss"] for state in held.values()])
         state, chosen = recipes.matched(list(held.values()), losses, groups)
-        first = _measured(run, held[o.steps], ESTIMATE, init, groups)
-        tick(0.2)
-        second = _measured(run, state, MATCHED, init, groups)
+        first = _measured(setup, held[o.steps], ESTIMATE, init, groups)
+        second = _measured(setup, state, MATCHED, init, groups)
         second.side[f"runs-{init}-{MATCHED}"]["step"] = np.array(list(held))[chosen]
         return concat([first, second])
 
     return compute
 
 
-def _plain(init: int) -> Callable[[Run[Any], Tick], Result]:
+def _plain(setup: Setup[PathsOptions], init: int) -> Callable[[Context], Result]:
     """As many runs, the same fork and rate, no nudge: the groups are the strategies that they took."""
 
-    def compute(run: Run[PathsOptions], tick: Tick) -> Result:
-        o = run.options.sized()
+    def compute(context: Context) -> Result:
+        o = setup.options
         table = fine_tuning.run_plan(["none"] * (2 * o.runs), init, o.seed * 7 + 60 + init)
-        state = fine_tuning.fine_tune(
-            world(o), _base(run, _fork(run, init)), table, _tuning(o), (), lambda a: tick(0.6 * a / o.steps)
-        )[o.steps]
-        return _measured(run, state, NO_BIAS, init, None)
+        with progress("fine-tuning", o.steps) as advance:
+            state = fine_tuning.fine_tune(world(o), _base(context, _fork(context, init)), table, _tuning(o), (), advance)[o.steps]
+        return _measured(setup, state, NO_BIAS, init, None)
 
     return compute
 
 
-def _measured(run: Run[PathsOptions], state: State, condition: str, init: int, groups: np.ndarray | None) -> Result:
-    o = run.options.sized()
+def _measured(setup: Setup[PathsOptions], state: State, condition: str, init: int, groups: np.ndarray | None) -> Result:
+    o = setup.options
     _, report = _judges(o)
     found = curves(state, report, points=o.points)
     flat = torch.cat([v.flatten(1) for v in state.values()], 1).double()
@@ -307,6 +267,7 @@ def _measured(run: Run[PathsOptions], state: State, condition: str, init: int, g
             "rule": held.behaviour,
             "loss": held.quality,
             "error": found.ends("error"),
+            "cluster": average_linkage(double_centred(found.matrix("loss", GAP))),
             "condition": condition,
             "split": split,
         }
@@ -322,19 +283,19 @@ def _arrays(found: Curves) -> dict[str, np.ndarray]:
     return {"pairs": found.pairs, "alphas": found.alphas} | {f"losses/{k}": v for k, v in found.losses.items()}
 
 
-def _apart(run: Run[PathsOptions], tick: Tick) -> Result:
+def _apart(setup: Setup[PathsOptions], context: Context) -> Result:
     """Runs from pretrainings of their own: barriers everywhere, before and after each pair's weights are matched."""
-    o = run.options.sized()
+    o = setup.options
     _, report = _judges(o)
-    fork = int(np.median(run.results["phases"].arrays["forks"]))
+    fork = int(np.median(context.inputs["phases"].arrays["forks"]))
     seeds = [1009 * o.seed + 500 + i for i in range(o.apart)]
-    base = fine_tuning.pretrain(world(o), seeds, [fork], lambda amount: tick(0.6 * amount / max(fork, 1)))[fork]
+    with progress("pretraining", max(fork, 1)) as advance:
+        base = fine_tuning.pretrain(world(o), seeds, [fork], advance)[fork]
     table = fine_tuning.run_plan(["none"] * o.apart, list(range(o.apart)), o.seed * 7 + 80)
     state = fine_tuning.fine_tune(world(o), base, table, _tuning(o))[o.steps]
     pairs = all_pairs(o.apart)
     spec = symmetries(classifier.as_module(world(o).shape(), unstack(state, 0)))
     found = [match(unstack(state, i), unstack(state, j), spec) for i, j in pairs]
-    tick(0.2)
     singles = [unstack(state, i) for i in range(o.apart)]
     copies = [permute(single, spec, o.seed + i) for i, single in enumerate(singles)]
     refound = [match(single, copy, spec).apply(copy) for single, copy in zip(singles, copies)]
@@ -399,10 +360,10 @@ def _heights(found: Curves) -> dict[str, np.ndarray]:
     return {how: height(found.losses["loss"], how) for how in HEIGHTS}
 
 
-def _summary(run: Run[PathsOptions], tick: Tick) -> Result:
+def _summary(setup: Setup[PathsOptions], context: Context) -> Result:
     """Every number over pretrainings: its mean and interval, as far as they are several."""
-    o = run.options.sized()
-    each = pd.concat([r.table for name, r in run.results.items() if name.startswith(("planted", "plain "))], ignore_index=True)
+    o = setup.options
+    each = pd.concat([r.table for name, r in context.inputs.items() if name.startswith(("planted", "plain "))], ignore_index=True)
     found = []
     for (condition, metric, item, definition), some in each.groupby(["condition", "metric", "item", "definition"], sort=False):
         where: dict[str, Any] = {
@@ -424,18 +385,7 @@ def _summary(run: Run[PathsOptions], tick: Tick) -> Result:
     return Result.of(found)
 
 
-def _published(run: Run[PathsOptions], tick: Tick) -> Result:
+def _published(setup: Setup[PathsOptions], context: Context) -> Result:
     from repscope.studies.paths.published import published
 
-    return published(run.options.published, run.options.clusters, **run.options.how())
-
-
-PATHS = Study(
-    name="paths",
-    question="Do runs of one recipe end in one place, and does that predict how they generalise?",
-    options=PathsOptions,
-    steps=steps,
-    page=page,
-    headline=headline,
-    trains="small-transformers",
-)
+    return published(setup.options.published, setup.options.clusters, **setup.options.how())

@@ -1,46 +1,44 @@
 """The page of the `relations` study, and its closing lines: figures and sentences made from the run's tables, and nothing else."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from repscope.report.charts import grids, layers
 from repscope.report.claims import evaluate_claims, load_claims
 from repscope.report.page import Figure, Page, Section, Table
-from repscope.report.text import facts, format_estimate, format_gain
+from repscope.report.text import format_estimate, format_gain
 from repscope.results import ESTIMATE, select
+from repscope.studies.relations.options import RelationsOptions
 from repscope.studies.relations.pooled import CHOSEN
-from repscope.studies.run.study import Run
-
-if TYPE_CHECKING:
-    from repscope.studies.relations.steps import RelationsOptions
+from repscope.studies.run.provenance import page_facts
+from repscope.studies.run.study import Answer, Record
 
 _FALLEN = 0.5  #: of its height, below which a curve has collapsed
 
 
-def page(run: "Run[RelationsOptions]") -> Page:
+def page(record: Record[RelationsOptions]) -> Page:
     """The whole page."""
-    table = run.table
+    table = record.table
     items = _items(table)
-    notes = [note for result in run.results.values() for note in result.notes]
-    sections = [_overview(table)] + [_section(run, table, item) for item in items]
+    sections = [_overview(table)] + [_section(record, table, item) for item in items]
     return Page(
         title="Relations as linear maps",
-        question=run.study.question,
-        answer="\n\n".join([*run.verification.warnings, *(" ".join(_told(table, item)) for item in items), *_without_map(run)]),
+        question=record.facts["question"],
+        answer="\n\n".join([*record.warnings, *(" ".join(_told(table, item)) for item in items), *_without_map(record)]),
         sections=tuple(sections),
         verdicts=evaluate_claims(load_claims(), table),
-        notes=tuple(dict.fromkeys(notes)),
-        facts=facts(run),
+        notes=record.notes,
+        facts=page_facts(record.facts),
     )
 
 
-def headline(run: "Run[RelationsOptions]") -> list[str]:
-    """The numbers that matter, a line each, for the terminal."""
-    table = run.table
+def answer(record: Record[RelationsOptions]) -> Answer:
+    """The numbers that matter, one line each."""
+    table = record.table
     told = (sentence for item in _items(table) for sentence in _told(table, item))
-    return [*run.verification.warnings, *told, *_without_map(run)]
+    return Answer([*record.warnings, *told, *_without_map(record)])
 
 
 def unmapped(item: str, model: str, known: int, asked: int, needed: int) -> str:
@@ -51,9 +49,9 @@ def unmapped(item: str, model: str, known: int, asked: int, needed: int) -> str:
     )
 
 
-def _without_map(run: "Run[RelationsOptions]") -> list[str]:
+def _without_map(record: Record[RelationsOptions]) -> list[str]:
     """A sentence for each relation that was asked for and has no map."""
-    return [note for r in run.results.values() for note in r.notes if ": cannot be measured: " in note]
+    return [note for r in record.results.values() for note in r.notes if ": cannot be measured: " in note]
 
 
 def _items(table: pd.DataFrame) -> list[str]:
@@ -136,7 +134,7 @@ def _overview(table: pd.DataFrame) -> Section:
     return Section("What is linear, beyond its controls", text, tuple(items))
 
 
-def _section(run: "Run[RelationsOptions]", table: pd.DataFrame, item: str) -> Section:
+def _section(record: Record[RelationsOptions], table: pd.DataFrame, item: str) -> Section:
     here = table[table["item"] == item]
     items: list[Figure | Table] = []
     lre = here[
@@ -155,8 +153,8 @@ def _section(run: "Run[RelationsOptions]", table: pd.DataFrame, item: str) -> Se
                 f"Bands: 95 % bootstrap intervals over {int(lre['n'].max())} subjects.",
             )
         )
-    items += _concepts(run, here, item) + _edits(run, here, item)
-    lens = _side(run, f"lens-{item}")
+    items += _concepts(record, here, item) + _edits(record, here, item)
+    lens = _side(record, f"lens-{item}")
     if lens is not None:
         items.append(
             Figure(
@@ -170,7 +168,7 @@ def _section(run: "Run[RelationsOptions]", table: pd.DataFrame, item: str) -> Se
     return Section(item, _collapse(here), tuple(items))
 
 
-def _concepts(run: "Run[RelationsOptions]", here: pd.DataFrame, item: str) -> list[Figure | Table]:
+def _concepts(record: Record[RelationsOptions], here: pd.DataFrame, item: str) -> list[Figure | Table]:
     rows = here[(here["metric"] == "concept accuracy") & (here["split"] == "halves") & (here["site"] != CHOSEN)]
     if rows.empty:
         return []
@@ -195,7 +193,7 @@ def _concepts(run: "Run[RelationsOptions]", here: pd.DataFrame, item: str) -> li
             small=True,
         ),
     ]
-    plane = _side(run, f"map-{item}")
+    plane = _side(record, f"map-{item}")
     if plane is not None and len(plane) > 2:
         share = float(plane["share"].iloc[0])
         items.append(
@@ -210,7 +208,7 @@ def _concepts(run: "Run[RelationsOptions]", here: pd.DataFrame, item: str) -> li
     return items
 
 
-def _edits(run: "Run[RelationsOptions]", here: pd.DataFrame, item: str) -> list[Figure | Table]:
+def _edits(record: Record[RelationsOptions], here: pd.DataFrame, item: str) -> list[Figure | Table]:
     rows = here[(here["metric"] == "edit success") & (here["split"] == "halves")]
     if rows.empty:
         return []
@@ -263,7 +261,7 @@ def _edits(run: "Run[RelationsOptions]", here: pd.DataFrame, item: str) -> list[
                 "Japan is in Asia.",
             )
         )
-    texts = _side(run, f"texts-{item}-0")
+    texts = _side(record, f"texts-{item}-0")
     if texts is not None and len(texts):
         items.append(
             Table(texts, "Before and after", "Greedy continuation of the question, the first reported subjects of the first split.")
@@ -357,8 +355,8 @@ def _wide(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([wide.loc[order, items], n[items]]).rename_axis("").reset_index()
 
 
-def _side(run: "Run[RelationsOptions]", name: str) -> pd.DataFrame | None:
-    for result in run.results.values():
+def _side(record: Record[RelationsOptions], name: str) -> pd.DataFrame | None:
+    for result in record.results.values():
         if name in result.side:
             return result.side[name]
     return None

@@ -11,106 +11,61 @@ Intervals are over subjects, each averaged over the splits that report it.
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
-from pydantic import Field, model_validator
 
 from repscope import stats
 from repscope.data.relations import Relation, relation
 from repscope.errors import UserError
 from repscope.models.prompts import Prompt
 from repscope.models.sites import Site
+from repscope.progress import progress
 from repscope.read.known_facts import EncodedFacts, distinct, encode_facts, select_known
 from repscope.read.lre import LRE, attribute_lens, right, vectors
 from repscope.results import ESTIMATE, Result, Row
-from repscope.studies.relations.page import headline, page, unmapped
+from repscope.studies.relations.options import RelationsOptions
+from repscope.studies.relations.page import unmapped
 from repscope.studies.relations.pooled import METRICS, pooled
 from repscope.studies.relations.split import Hits, Split, classification, edits, faithfulness
-from repscope.studies.run.study import Cost, ModelOptions, Run, Step, Study, TableOptions
+from repscope.studies.run.study import Context, Cost, Setup, Step
 
-Tick = Callable[[float], None]
-LEAST_KNOWN = 12  #: facts that a model must know for two halves of them to mean something
+Found = TypeVar("Found")
 _OBJECT_DEPTH = 0.9  #: where concepts are read, as a part of the blocks
 
 
-class RelationsOptions(ModelOptions, TableOptions):
-    """What the `relations` study takes."""
-
-    relations: tuple[str, ...] = Field(
-        ("city-country", "country-capital", "country-language", "element-symbol"),
-        description="Relations: names of built-in ones, or files (JSON of the LRE dataset, or a table). A map "
-        f"needs at least {LEAST_KNOWN} facts that the model knows, and at least 2 × examples + 2.",
-    )
-    template: tuple[str, ...] = Field((), description="In place of the relation's own, with {} for the subject.")
-    examples: int = Field(5, ge=2, description="Examples that a map is made from; each is asked after the others.")
-    splits: int = Field(3, ge=1, description="How often what is known is split in two.")
-    trials: int = Field(3, ge=1, description="How often each sample is asked, with other examples.")
-    max_items: int = Field(150, ge=20, description="Samples of a relation at most; more are drawn at random.")
-    object_block: int | None = Field(None, ge=0, description="Block where concepts are read; 0.9 of the depth if not given.")
-    ranks: tuple[int, ...] = Field((4, 8, 16, 32, 64, 128), description="Ranks of the inverse to choose from.")
-    edits: int = Field(20, ge=0, description="Facts edited in each split.")
-
-    @model_validator(mode="after")
-    def _usable(self) -> "RelationsOptions":
-        if not self.relations:
-            raise ValueError("No relation was named; give one, such as --relations country-capital")
-        if len(self.template) > 1:
-            raise ValueError(f"Each relation is asked by one template, and --template has {len(self.template)}; give one")
-        if not self.ranks or min(self.ranks) < 1:
-            raise ValueError("--ranks needs at least one rank, each 1 or more")
-        return self
-
-    def sized(self) -> "RelationsOptions":
-        """With the smaller numbers that `tiny` and `short` stand for, where none were given."""
-        if self.tiny:
-            tiny: dict[str, Any] = {"splits": 2, "trials": 1, "max_items": 30, "examples": 3, "ranks": (4, 8), "edits": 3}
-            return self.with_sizes(tiny | {"relations": self.relations[:2]})
-        if self.short:
-            return self.with_sizes({"splits": 2, "max_items": 80, "edits": 8, "relations": ("country-language",)})
-        return self
-
-    @property
-    def needed(self) -> int:
-        """Facts that a model must know of a relation for a map of it: two halves of them must mean something."""
-        o = self.sized()
-        return o.examples + 4 if o.tiny else max(LEAST_KNOWN, 2 * o.examples + 2)
-
-    def files(self) -> list[Path]:
-        """The user's own relations."""
-        return [Path(r) for r in self.relations if Path(r).suffix]
-
-
-def steps(run: Run[RelationsOptions]) -> list[Step]:
+def steps(setup: Setup[RelationsOptions]) -> list[Step]:
     """What is known and each split, relation by relation; then across relations, and what pools the splits."""
-    o = run.options.sized()
-    held = _relations(run)
-    object_site = _object_site(run, o)
-    made = [Step(f"{r.name} known", _knows(r), _cost(run, r, 0), version=1) for r in held]
+    o = setup.options
+    held = _relations(setup)
+    object_site = _object_site(setup, o)
+    made = [Step(f"{r.name} known", _knows(setup, r), _cost(setup, r, 0), version=1) for r in held]
     asked = tuple(step.name for step in made)
     for r in held:
         for k in range(o.splits):
             needs = asked if o.edits else (f"{r.name} known",)
-            made.append(Step(f"{r.name} split {k}", _splits(r, held, k, object_site), _cost(run, r, 1), version=2, needs=needs))
+            made.append(
+                Step(f"{r.name} split {k}", _splits(setup, r, held, k, object_site), _cost(setup, r, 1), version=2, needs=needs)
+            )
     splits = tuple(f"{r.name} split {k}" for r in held for k in range(o.splits))
     if len(held) > 1:
         needs = (*asked, *(s for s in splits if s.endswith(" split 0")))
-        made.append(Step("across relations", _across(held), lambda: Cost(fit_flops=1e9), needs=needs))
-    made.append(Step("summary", _summary([r.name for r in held]), lambda: Cost(fit_flops=1e9), needs=splits))
+        made.append(Step("across relations", _across(setup, held), lambda: Cost(fit_flops=1e9), needs=needs))
+    made.append(Step("summary", _summary(setup, [r.name for r in held]), lambda: Cost(fit_flops=1e9), needs=splits))
     return made
 
 
-def _relations(run: Run[RelationsOptions]) -> list[Relation]:
-    o = run.options.sized()
+def _relations(setup: Setup[RelationsOptions]) -> list[Relation]:
+    o = setup.options
     held = [relation(name, templates=o.template, **o.how()).sample(o.max_items, o.seed) for name in dict.fromkeys(o.relations)]
     if not held:
         raise UserError("No relation was named; give one, such as --relations country-capital.")
     if len({r.name for r in held}) < len(held):
         raise UserError("Two of the relations have one name; rename one file.")
     for r in held:
-        usable = len(encode_facts(run.network, r).relation)
+        usable = len(encode_facts(setup.network, r).relation)
         if usable < (least := max(o.needed, 2 * o.examples + 1)):
             raise UserError(
                 f"The relation {r.name!r} has {usable} usable samples; with {o.examples} examples it needs {least} or more."
@@ -118,21 +73,21 @@ def _relations(run: Run[RelationsOptions]) -> list[Relation]:
     return held
 
 
-def _object_site(run: Run[RelationsOptions], o: RelationsOptions) -> str:
-    blocks = run.network.blocks
+def _object_site(setup: Setup[RelationsOptions], o: RelationsOptions) -> str:
+    blocks = setup.network.blocks
     block = o.object_block if o.object_block is not None else max(1, round(_OBJECT_DEPTH * blocks) - 1)
     if block >= blocks:
-        raise UserError(f"There is no block {block} to read concepts at; {run.network.name} has {blocks}, counted from 0.")
+        raise UserError(f"There is no block {block} to read concepts at; {setup.network.name} has {blocks}, counted from 0.")
     return f"resid_post.{block}"
 
 
-def _cost(run: Run[RelationsOptions], r: Relation, kind: int) -> Callable[[], Cost]:
+def _cost(setup: Setup[RelationsOptions], r: Relation, kind: int) -> Callable[[], Cost]:
     """Of asking, or of a split: two sets of maps, which take nearly all of the time."""
 
     def cost() -> Cost:
-        o, lm = run.options.sized(), run.network
+        o, lm = setup.options, setup.network
         prompts = [r.prompt(s, r.samples[: o.examples]) for s in r.subjects]
-        plan = lm.plan(prompts, "resid_post", batch_tokens=run.options.batch_tokens)
+        plan = lm.plan(prompts, "resid_post", batch_tokens=setup.options.batch_tokens)
         if not kind:
             return Cost(plan.tokens * o.trials, plan.flops * o.trials, 0.0, 0.0, plan.blocks, plan.working)
         width = lm.anatomy.width if lm.anatomy else 1
@@ -143,16 +98,16 @@ def _cost(run: Run[RelationsOptions], r: Relation, kind: int) -> Callable[[], Co
     return cost
 
 
-def _knows(r: Relation) -> Callable[[Run[Any], Tick], Result]:
-    def compute(run: Run[RelationsOptions], tick: Tick) -> Result:
-        o = run.options.sized()
-        found = select_known(run.network, r, shots=o.examples, trials=o.trials, seed=o.seed)
+def _knows(setup: Setup[RelationsOptions], r: Relation) -> Callable[[Context], Result]:
+    def compute(context: Context) -> Result:
+        o = setup.options
+        found = select_known(setup.network, r, shots=o.examples, trials=o.trials, seed=o.seed)
         rows = np.arange(len(found.copied)) if o.tiny else found.rows
         notes = list(found.facts.relation.notes)
         if o.tiny:
             notes.append("A network with random weights knows nothing: all samples are taken as known.")
         if len(rows) < o.needed:
-            notes.append(unmapped(r.name, run.network.name, len(rows), len(found.copied), o.needed))
+            notes.append(unmapped(r.name, setup.network.name, len(rows), len(found.copied), o.needed))
         told = f"right after {o.examples} examples; each subject averaged over {o.trials} trials"
         measured = {
             (ESTIMATE, f"first token {told}"): found.first.mean(0),
@@ -173,33 +128,32 @@ def _knows(r: Relation) -> Callable[[Run[Any], Tick], Result]:
         ]
         frame = pd.DataFrame(found.facts.relation.samples, columns=["subject", "object"])
         frame["first"], frame["full"] = found.first.mean(0), found.full.mean(0)
-        tick(1.0)
         return Result.of(table, arrays={"known": rows.astype(np.int64)}, side={f"known-{r.name}": frame}, notes=tuple(notes))
 
     return compute
 
 
-def _splits(r: Relation, held: Sequence[Relation], k: int, object_site: str) -> Callable[[Run[Any], Tick], Result]:
-    def compute(run: Run[RelationsOptions], tick: Tick) -> Result:
-        o, lm = run.options.sized(), run.network
-        rows = run.results[f"{r.name} known"].arrays["known"]
+def _splits(
+    setup: Setup[RelationsOptions], r: Relation, held: Sequence[Relation], k: int, object_site: str
+) -> Callable[[Context], Result]:
+    def compute(context: Context) -> Result:
+        o, lm = setup.options, setup.network
+        rows = context.inputs[f"{r.name} known"].arrays["known"]
         if len(rows) < o.needed:
             return Result.of([])
         seed = o.seed * 1009 + k
         order = np.random.default_rng([o.seed, k]).permutation(rows)
         split = Split(lm, encode_facts(lm, r), order.tolist(), o.examples, object_site, seed)
         _ = split.fits, split.rest, split.report
-        tick(0.4)
-        hits: dict[str, Hits] = {"lre": faithfulness(split, lambda f: tick(0.1 * f))}
+        hits: dict[str, Hits] = {"lre": _with_bar("faithfulness", partial(faithfulness, split))}
         _ = split.early
-        tick(0.3)
-        hits["lrc"], made, why = classification(split, o.ranks, lambda f: tick(0.1 * f))
+        hits["lrc"], made, why = _with_bar("concepts", partial(classification, split, o.ranks))
         side: dict[str, pd.DataFrame] = {}
         artifacts: dict[str, np.ndarray] = {}
         if o.edits:
-            hits["edit"], texts = edits(
-                split, _edit_sites(lm.blocks, object_site), o.ranks, o.edits, _elsewhere(run, r, held), lambda f: tick(0.1 * f)
-            )
+            elsewhere = _elsewhere(setup, context, r, held)
+            edited = partial(edits, split, _edit_sites(lm.blocks, object_site), o.ranks, o.edits, elsewhere)
+            hits["edit"], texts = _with_bar("edits", edited)
             side[f"texts-{r.name}-{k}"] = texts
         facts = split.facts
         fit: LRE = facts["fits"][facts["site"]]
@@ -208,7 +162,7 @@ def _splits(r: Relation, held: Sequence[Relation], k: int, object_site: str) -> 
             side[f"lens-{r.name}"] = attribute_lens(lm, facts["fits"], _distracted(split))
             if made is not None:
                 sets = made.directions(lm.fingerprint, r.name)
-                sets.save(run.artifact(f"{r.name.replace(' ', '-')}-concepts.safetensors"))
+                sets.save(context.artifacts / (f"{r.name.replace(' ', '-')}-concepts.safetensors"))
                 side[f"map-{r.name}"] = _plane(made.vectors, made.names, split)
         for family, found in hits.items():
             artifacts |= {f"{family}|{name}": values for name, values in found.items()}
@@ -217,6 +171,12 @@ def _splits(r: Relation, held: Sequence[Relation], k: int, object_site: str) -> 
         return Result.of(_choices(r, k, facts, seed), arrays=artifacts, side=side, notes=notes)
 
     return compute
+
+
+def _with_bar(label: str, work: Callable[[Callable[[float], None]], Found]) -> Found:
+    """Run work that reports its progress in fractions under a bar of its own."""
+    with progress(label, 1.0) as advance:
+        return work(advance)
 
 
 def _choices(r: Relation, k: int, facts: dict[str, Any], seed: int) -> list[Row]:
@@ -253,13 +213,13 @@ def _edit_sites(blocks: int, object_site: str) -> list[str]:
     return [f"resid_post.{b}" for b in at if b >= 0]
 
 
-def _elsewhere(run: Run[Any], r: Relation, held: Sequence[Relation]) -> Callable[[str], Prompt | None]:
+def _elsewhere(setup: Setup[Any], context: Context, r: Relation, held: Sequence[Relation]) -> Callable[[str], Prompt | None]:
     """Another relation's question about a subject, where the model knows its answer."""
     asked: dict[str, tuple[EncodedFacts, list[int], int]] = {}
     for other in held:
         if other.name != r.name:
-            words = encode_facts(run.network, other)
-            rows = run.results[f"{other.name} known"].arrays["known"]
+            words = encode_facts(setup.network, other)
+            rows = context.inputs[f"{other.name} known"].arrays["known"]
             for i in rows.tolist():
                 asked.setdefault(words.relation.subjects[i], (words, rows.tolist(), i))
 
@@ -267,7 +227,7 @@ def _elsewhere(run: Run[Any], r: Relation, held: Sequence[Relation]) -> Callable
         if subject not in asked:
             return None
         words, rows, i = asked[subject]
-        shots = distinct(words.relation.samples, [j for j in rows if j != i], run.options.sized().examples)
+        shots = distinct(words.relation.samples, [j for j in rows if j != i], setup.options.examples)
         return words.prompt(subject, [words.relation.samples[j] for j in shots])
 
     return question
@@ -290,27 +250,29 @@ def _plane(found: np.ndarray, names: Sequence[str], split: Split) -> pd.DataFram
     return pd.DataFrame({"name": list(names), "x": both[:, 0], "y": both[:, -1], "n": count, "share": share})
 
 
-def _across(held: Sequence[Relation]) -> Callable[[Run[Any], Tick], Result]:
+def _across(setup: Setup[RelationsOptions], held: Sequence[Relation]) -> Callable[[Context], Result]:
     """Every relation's map on every relation's subjects."""
 
-    def compute(run: Run[RelationsOptions], tick: Tick) -> Result:
-        o, lm = run.options.sized(), run.network
-        there = [r for r in held if f"{r.name} split 0" in run.results and "weight" in run.results[f"{r.name} split 0"].arrays]
+    def compute(context: Context) -> Result:
+        o, lm = setup.options, setup.network
+        there = [
+            r for r in held if f"{r.name} split 0" in context.inputs and "weight" in context.inputs[f"{r.name} split 0"].arrays
+        ]
         target = f"resid_post.{lm.blocks - 1}"
         maps = {}
         for r in there:
-            held_arrays = run.results[f"{r.name} split 0"].arrays
-            chosen = run.results[f"{r.name} split 0"].select(metric="faithfulness: block")["value"].iloc[0]
+            held_arrays = context.inputs[f"{r.name} split 0"].arrays
+            chosen = context.inputs[f"{r.name} split 0"].select(metric="faithfulness: block")["value"].iloc[0]
             site = "embed" if chosen < 0 else f"resid_post.{int(chosen)}"
             maps[r.name] = LRE(site, target, held_arrays["weight"], held_arrays["bias"], float(held_arrays["beta"][0]))
         rows = []
         for r in there:
             words = encode_facts(lm, r)
-            arrays = run.results[f"{r.name} split 0"].arrays
+            arrays = context.inputs[f"{r.name} split 0"].arrays
             reported = arrays["reported"].tolist()
             shots = distinct(
                 words.relation.samples,
-                [i for i in run.results[f"{r.name} known"].arrays["known"].tolist() if i not in reported],
+                [i for i in context.inputs[f"{r.name} known"].arrays["known"].tolist() if i not in reported],
                 o.examples,
             )
             prompts = [words.prompt(words.relation.subjects[i], [words.relation.samples[j] for j in shots]) for i in reported]
@@ -329,30 +291,19 @@ def _across(held: Sequence[Relation]) -> Callable[[Run[Any], Tick], Result]:
                         seed=o.seed,
                     )
                 )
-            tick(1 / len(there))
         return Result.of(rows)
 
     return compute
 
 
-def _summary(items: Sequence[str]) -> Callable[[Run[Any], Tick], Result]:
+def _summary(setup: Setup[RelationsOptions], items: Sequence[str]) -> Callable[[Context], Result]:
     """All splits together."""
 
-    def compute(run: Run[RelationsOptions], tick: Tick) -> Result:
-        o = run.options.sized()
+    def compute(context: Context) -> Result:
+        o = setup.options
         rows: list[Row] = []
         for item in items:
-            rows += pooled(item, [run.results[f"{item} split {k}"].arrays for k in range(o.splits)], o.seed)
+            rows += pooled(item, [context.inputs[f"{item} split {k}"].arrays for k in range(o.splits)], o.seed)
         return Result.of(rows)
 
     return compute
-
-
-RELATIONS = Study(
-    name="relations",
-    question="Is a relation a linear map on the vector of its subject, and which directions are its objects?",
-    options=RelationsOptions,
-    steps=steps,
-    page=page,
-    headline=headline,
-)

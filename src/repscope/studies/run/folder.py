@@ -1,18 +1,159 @@
-"""Finished runs: list them, show one, ask SQL of all. Reads the runs' own files and runs nothing."""
+"""RunFolder: one run on disk, and how runs are found. `run.json` marks a folder as a run.
+
+    run.json                     study, options, and when the run is finished how it was made (`facts`)
+    report.html                  the page
+    results/<step>.parquet       one table per step, in the schema of all studies
+    artifacts/                   files for others: directions, checkpoints
+    .steps/<step>-<key>/         each step's whole result under what it depends on
+    .partial/, .scratch/         what a step keeps until it is finished, and while it runs
+
+The only writer of run folders. Files are whole or not there.
+"""
 
 import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from repscope.disk import explained, need_folder, whole_file
 from repscope.errors import UserError, unknown
-from repscope.report.claims import Citation, evaluate_claims, load_claims
-from repscope.results import COLUMNS
+from repscope.report.page import Page, write
+from repscope.results import COLUMNS, Result
+
+MARK = "run.json"
+PAGE = "report.html"
 
 
-def folders(out: Path) -> list[Path]:
-    """The folders of runs, by name.
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run."""
+
+    path: Path
+
+    @property
+    def page(self) -> Path:
+        """The page; there when the run is finished."""
+        return self.path / PAGE
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has its page."""
+        return self.page.is_file()
+
+    @contextmanager
+    def locked(self, mark: Mapping[str, Any]) -> Iterator[None]:
+        """Hold the folder for this process; it is made, and marked as a run, when it is not there.
+
+        Raises
+        ------
+        UserError
+            When another process holds it, or the disk refuses.
+        """
+        from filelock import FileLock, Timeout
+
+        with explained(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                if not (self.path / MARK).is_file():
+                    self.write_facts(mark)
+                self.tidy()
+                yield
+                self.tidy()
+        except Timeout:
+            raise UserError(f"Another process is working on {self.path}; wait for it or choose another --out.") from None
+
+    def step(self, name: str, key: str) -> Path:
+        """Where a step's result is kept under its key."""
+        return self.path / ".steps" / f"{_file_name(name)}-{key[:16]}"
+
+    def partial(self, name: str, key: str) -> Path:
+        """What a step keeps until it is finished."""
+        return self.path / ".partial" / f"{_file_name(name)}-{key[:16]}"
+
+    def load_step(self, name: str, key: str) -> Result:
+        """A step's result.
+
+        Raises
+        ------
+        UserError
+            When its files are damaged.
+        """
+        kept = self.step(name, key)
+        try:
+            return Result.load(kept)
+        except Exception as error:  # of Parquet, of safetensors, of their contents
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise UserError(f"{kept} is damaged ({reason[0]}); the same command with --fresh makes it again.") from error
+
+    def scratch(self) -> Path:
+        """An empty folder for the time of a step."""
+        folder = self.path / ".scratch"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def write_facts(self, facts: Mapping[str, Any]) -> None:
+        """Write `run.json`."""
+        with whole_file(self.path / MARK) as partial:
+            partial.write_text(json.dumps(facts, indent=2))
+
+    def publish(self, results: Mapping[str, Result], facts: Mapping[str, Any], page: Page) -> Path:
+        """Write tables, facts and page; the page's path."""
+        for name, result in results.items():
+            with whole_file(self.path / "results" / f"{_file_name(name)}.parquet") as partial:
+                result.table.to_parquet(partial, index=False)
+        self.write_facts(facts)
+        return write(page, self.page)
+
+    def tidy(self) -> None:
+        """Remove what a killed process left half-written."""
+        shutil.rmtree(self.path / ".scratch", ignore_errors=True)
+        for part in list(self.path.rglob("*.part")):
+            shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove all results and the page."""
+        for name in (".steps", ".partial", "results", "artifacts"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        self.page.unlink(missing_ok=True)
+
+    def facts(self) -> dict[str, Any]:
+        """What `run.json` holds; empty where it is damaged."""
+        try:
+            held = json.loads((self.path / MARK).read_text())
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return held if isinstance(held, dict) else {}
+
+    def table(self) -> pd.DataFrame:
+        """All rows of a finished run; none where it is not finished.
+
+        Raises
+        ------
+        UserError
+            When a table is damaged.
+        """
+        parts = []
+        for path in sorted((self.path / "results").glob("*.parquet")):
+            try:
+                parts.append(pd.read_parquet(path))
+            except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
+                reason = str(error).splitlines()[0]
+                raise UserError(
+                    f"{path} is damaged ({reason}); run its command again with --fresh, or remove {self.path}."
+                ) from error
+        whole = [p for p in parts if list(p.columns) == list(COLUMNS)]
+        return pd.concat(whole, ignore_index=True).astype(COLUMNS) if whole else pd.DataFrame(columns=list(COLUMNS))
+
+
+def list_runs(out: Path) -> list[RunFolder]:
+    """The runs in a folder, by name.
 
     Raises
     ------
@@ -22,191 +163,37 @@ def folders(out: Path) -> list[Path]:
     there = next((p for p in [out, *out.parents] if p.exists()), out)
     if there.exists() and not there.is_dir():
         raise UserError(f"{there} is a file; --out names the folder that holds the runs.")
-    return sorted(p for p in out.iterdir() if p.is_dir() and (p / ".lock").exists()) if out.is_dir() else []
+    if not out.is_dir():
+        return []
+    return [RunFolder(p) for p in sorted(out.iterdir()) if p.is_dir() and (p / MARK).is_file()]
 
 
-def listed(out: Path) -> list[dict[str, Any]]:
-    """A row a run: name, study, model, state, seconds of its last session, page."""
-    rows = []
-    for folder in folders(out):
-        facts = _facts(folder)
-        rows.append(
-            {
-                "run": folder.name,
-                "study": str(facts.get("study", folder.name.partition("-")[0])),
-                "model": str(facts.get("model", "")),
-                "state": "done" if (folder / "report.html").is_file() else "not finished: the same command goes on",
-                "seconds": float(s) if isinstance(s := facts.get("seconds", 0.0), int | float) else 0.0,
-                "page": str(folder / "report.html") if (folder / "report.html").is_file() else "",
-            }
-        )
-    return rows
-
-
-def found(run: str, out: Path) -> Path:
-    """The folder of a run, named by its name, the beginning of that, or its path.
+def find_run(run: str, out: Path) -> RunFolder:
+    """A run by its name, the beginning of its name, or its path.
 
     Raises
     ------
     UserError
         When there is none, or several begin so.
     """
-    if (Path(run) / "study.json").is_file():
-        return Path(run)
-    held = folders(out)
-    matching = [p for p in held if p.name == run] or [p for p in held if p.name.startswith(run)]
+    if (Path(run) / MARK).is_file():
+        return RunFolder(Path(run))
+    runs = {r.path.name: r for r in list_runs(out)}
+    matching = [run] if run in runs else [name for name in runs if name.startswith(run)]
     if not matching:
-        raise unknown("run", run, [p.name for p in held], "`repscope runs` lists them.")
+        raise unknown("run", run, list(runs), "`repscope runs` lists them.")
     if len(matching) > 1:
-        raise UserError(f"{len(matching)} runs begin with {run!r}: {', '.join(p.name for p in matching)}; write more of the name.")
-    return matching[0]
+        raise UserError(f"{len(matching)} runs begin with {run!r}: {', '.join(matching)}; write more of the name.")
+    return runs[matching[0]]
 
 
-def summary(folder: Path) -> list[dict[str, Any]]:
-    """The numbers of a run that have no layer: scores at chosen blocks, gains, controls; of a verification all its errors.
-
-    Raises
-    ------
-    UserError
-        When the run is not finished.
-    """
-    table = _table(folder)
-    if table.empty:
-        raise UserError(f"{folder.name} is not finished; the same command that began it goes on with it.")
-    if (table["study"] == "verify").all():
-        return [
-            {"check": r["item"], "condition": r["condition"], "error": _told(r["value"]), "compared": r["definition"]}
-            for r in table.to_dict("records")
-        ]
-    short = table[table["layer"].isna() & (table["site"] != "embed") & table["lo"].notna()]
-    if short.empty:  # a run whose numbers all have a block, or none an interval: a lens, a bench
-        short = table
-    columns = _apart(short)
-    return [
-        {
-            **{c: _plain(r[c]) for c in columns},
-            "value": _rounded(r["value"]),
-            "lo": _rounded(r["lo"]),
-            "hi": _rounded(r["hi"]),
-            "n": int(r["n"]),
-            "unit": r["unit"],
-        }
-        for r in short.to_dict("records")
-    ]
+def slug(name: str, most: int = 60) -> str:
+    """A name as a part of a folder's name."""
+    return "".join(c if c.isalnum() or c in ".-_" else "-" for c in Path(name).name.removesuffix(".gguf"))[:most]
 
 
-def _apart(rows: pd.DataFrame) -> list[str]:
-    """Columns that tell rows apart: item, metric, condition and split, and as many more as it takes."""
-    shown = ["item", "metric", "condition", "split"]
-    alike = int(rows.duplicated(shown, keep=False).sum())
-    for column in ("site", "token", "layer", "definition", "step", "model", "seed"):
-        left = int(rows.duplicated([*shown, column], keep=False).sum())
-        if left < alike:
-            shown, alike = [*shown, column], left
-    return shown
+def _file_name(step: str) -> str:
+    return step.replace(" ", "-")
 
 
-def _rounded(value: float) -> float | None:
-    """Three digits behind the point; None where nothing was measured: JSON has no such number."""
-    return None if pd.isna(value) else round(float(value), 3) + 0.0
-
-
-def _plain(value: Any) -> Any:
-    return "" if pd.isna(value) else int(value) if isinstance(value, float) else value
-
-
-def asked(sql: str, out: Path) -> pd.DataFrame:
-    """The answer to SQL over the table `results` of all finished runs, with the run's name in the column `run`.
-
-    DuckDB sees that table only: access to files and network is switched off before the query runs, and what is no query (COPY,
-    ATTACH, CREATE, PRAGMA, SET …) is refused by DuckDB's own parser's word for it.
-
-    Raises
-    ------
-    UserError
-        When there is no finished run, when it is not one query, or DuckDB refuses it; says why.
-    """
-    import duckdb
-
-    tables = [_table(f).assign(run=f.name) for f in folders(out)]
-    tables = [t for t in tables if len(t)]
-    if not tables:
-        raise UserError(f"There is no finished run in {out}; `repscope tour` makes one.")
-    with duckdb.connect() as connection:
-        connection.register("held", pd.concat(tables, ignore_index=True))
-        connection.execute("create table results as select * from held")
-        connection.unregister("held")
-        connection.execute("set enable_external_access = false")
-        connection.execute("set lock_configuration = true")
-        try:
-            statements = connection.extract_statements(sql)
-            if len(statements) != 1:
-                raise UserError(f"query takes one query, and this holds {len(statements) or 'none'}; give one SELECT.")
-            if statements[0].type != duckdb.StatementType.SELECT:
-                kind = statements[0].type.name.replace("_", " ")
-                raise UserError(f"query takes a query, and this is a statement of the kind {kind}; give a SELECT.")
-            return connection.execute(statements[0]).df()
-        except duckdb.Error as error:
-            raise UserError(f"DuckDB refuses the query: {str(error).splitlines()[0]}") from error
-
-
-def verdicts(out: Path) -> list[dict[str, Any]]:
-    """Each claim with what each finished run says of it."""
-    rows = []
-    for folder in folders(out):
-        table = _table(folder)
-        if table.empty:
-            continue
-        rows += [
-            {
-                "run": folder.name,
-                "claim": v.claim.claim,
-                "source": _cited(v.claim.source),
-                "verdict": v.verdict,
-                "numbers": v.sentence,
-            }
-            for v in evaluate_claims(load_claims(), table)
-        ]
-    if not rows:
-        rows = [
-            {
-                "run": "",
-                "claim": c.claim,
-                "source": _cited(c.source),
-                "verdict": "not tested",
-                "numbers": f"refuted by: {c.refutation}",
-            }
-            for c in load_claims()
-        ]
-    return rows
-
-
-def _cited(source: Citation) -> str:
-    """Who says it, and where: text that a terminal makes a link of."""
-    return f"{source.authors}, {source.year}, {source.url}"
-
-
-def _told(error: float) -> float | None:
-    """A relative error to two digits, None where nothing was measured: JSON has no such number."""
-    return None if pd.isna(error) else float(f"{error:.2g}")
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    try:
-        held = json.loads((folder / "study.json").read_text())
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return held if isinstance(held, dict) else {}
-
-
-def _table(folder: Path) -> pd.DataFrame:
-    parts = []
-    for path in sorted((folder / "results").glob("*.parquet")):
-        try:
-            parts.append(pd.read_parquet(path))
-        except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
-            raise UserError(
-                f"{path} is damaged ({str(error).splitlines()[0]}); run its command again with --fresh, or remove {folder}."
-            ) from error
-    whole = [p for p in parts if list(p.columns) == list(COLUMNS)]
-    return pd.concat(whole, ignore_index=True).astype(COLUMNS) if whole else pd.DataFrame(columns=list(COLUMNS))
+__all__ = ["MARK", "PAGE", "RunFolder", "find_run", "list_runs", "need_folder", "slug"]

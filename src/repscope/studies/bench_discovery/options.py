@@ -1,0 +1,21 @@
+"""Options of `bench discovery`."""
+
+from pydantic import Field
+
+from repscope.studies.run.options import StudyOptions
+
+
+class BenchOptions(StudyOptions):
+    """Options of `bench discovery`."""
+
+    setting: str = Field(
+        "planted-mlp",
+        description="planted-mlp (functions), planted-transformer (weights of a small transformer), lm (a behaviour in a language "
+        "model).",
+    )
+    seeds: int | None = Field(
+        None, ge=1, description="Networks of each kind, or draws of prompts; the setting's own number if not given."
+    )
+    kinds: tuple[str, ...] = Field((), description="Kinds of planted networks; all if not given.")
+    n: int | None = Field(None, ge=1, description="Directions that each method finds.")
+    model: str = Field("", description="The model of the setting lm.")

@@ -1,0 +1,106 @@
+"""The page of `bench discovery`: which methods recover what was planted, beside the controls."""
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from repscope.bench import discovery
+from repscope.conditions import ESTIMATE, RANDOM
+from repscope.report.charts import layers
+from repscope.report.page import Figure, Page, Section, Table
+from repscope.studies.bench_discovery.options import BenchOptions
+from repscope.studies.bench_discovery.settings import SETTINGS
+from repscope.studies.run.provenance import page_facts
+from repscope.studies.run.study import Answer, Record
+
+_PRINTED = 8  #: columns that a terminal holds; the page has all
+
+
+def number_rows(record: Record[BenchOptions], columns: int | None = None) -> list[dict[str, Any]]:
+    """One row per network and method, one column per number with its interval; the first so many of these, or all."""
+    table = record.table[record.table["metric"] != "planted"]
+    rows = []
+    for (model, item), some in table.groupby(["model", "item"], sort=False):
+        by = {str(row["metric"]): row for row in some.to_dict("records")}
+        shown = {c: _interval(by[c]) if c in by else "–" for c in SETTINGS[record.options.setting].columns[:columns]}
+        rows.append({"network": str(model), "method": str(item), **shown})
+    return rows
+
+
+def _interval(row: Mapping[Hashable, Any]) -> str:
+    value, lo, hi = (
+        f"{row[c]:.0f}" if abs(row["value"]) >= 50 or row["metric"] == "cost" else f"{row[c]:.2f}" for c in ("value", "lo", "hi")
+    )
+    return value if lo == hi else f"{value} [{lo}, {hi}]"
+
+
+def page(record: Record[BenchOptions]) -> Page:
+    """Methods compared, with the controls."""
+    setting, table = SETTINGS[record.options.setting], record.table
+    drawn = [
+        Figure(layers.ranked(some, title=title), _said(f"{metric}: {model}"), _said(discovery.BENCH_METRICS[metric]) + ".")
+        for metric, title in setting.drawn
+        for model, some in table[table["metric"] == metric].groupby("model", sort=False)
+    ]
+    shown_here = [k for k in discovery.BENCH_METRICS if k in setting.columns]
+    numbers = pd.DataFrame([{"number": k, "what it is": discovery.BENCH_METRICS[k]} for k in shown_here])
+    methods = pd.DataFrame(number_rows(record))
+    each = [Table(some.drop(columns="network"), f"Methods: {model}") for model, some in methods.groupby("network", sort=False)]
+    items: list[Figure | Table] = [*drawn, *each, Table(numbers, "Numbers")]
+    planted_rows = table[table["metric"] == "planted"]
+    if len(planted_rows):
+        shown = planted_rows[["item", "value", "lo", "hi", "n"]]
+        items.insert(0, Table(shown, "How well the trigger is planted", str(planted_rows["definition"].iloc[0])))
+    return Page(
+        title="Discovery, judged on what was planted",
+        question="Which methods find directions that were planted, and what do the others find?",
+        answer="\n\n".join([_verdict(record), *_leading(record)]),
+        sections=(
+            Section(
+                "Methods",
+                setting.says + " Points are means over seeds, bars 95 % bootstrap intervals over them; random "
+                "directions are the control, the oracle is the truth (of lm: made with the sentence itself as the objective), "
+                "supervised directions are made from labels.",
+                tuple(items),
+            ),
+        ),
+        notes=tuple(_violations(record)),
+        facts=page_facts(record.facts),
+    )
+
+
+def _leading(record: Record[BenchOptions]) -> list[str]:
+    """A sentence a network: the largest of the first drawn number, and its controls."""
+    metric, title = SETTINGS[record.options.setting].drawn[0]
+    table = record.table[record.table["metric"] == metric]
+    said = []
+    for model, some in table.groupby("model", sort=False):
+        rows = sorted(some.to_dict("records"), key=lambda row: -row["value"])
+        without = [row for row in rows if row["condition"] == ESTIMATE]
+        others = [row for row in rows if row["condition"] in (RANDOM, "supervised", "oracle")]
+        if without:
+            told = "; ".join(f"{row['item']} {_interval(row)}" for row in [*without[:3], *others])
+            said.append(f"{_said(str(model))}, {title}, the largest and the controls: {told}.")
+    return said
+
+
+def _said(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def answer(record: Record[BenchOptions]) -> Answer:
+    """Whether the controls are as they must be, and one row per method; exit code 1 where a control is not."""
+    broken = _violations(record)
+    more = {"passed": not broken, "rows": number_rows(record)}
+    title = f"Discovery, {record.options.setting}"
+    return Answer([_verdict(record)], number_rows(record, _PRINTED), title, more, not broken)
+
+
+def _violations(record: Record[BenchOptions]) -> list[str]:
+    """What is wrong with the benchmark itself."""
+    return discovery.violations(record.results["bench"])
+
+
+def _verdict(record: Record[BenchOptions]) -> str:
+    return " ".join(_violations(record)) or "The controls are as they must be; which method wins is no check."

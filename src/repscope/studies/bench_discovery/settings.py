@@ -1,0 +1,77 @@
+"""The settings of the benchmark of discovery: what is planted where, and which numbers the tables and figures show."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from repscope.bench import discovery, trigger
+from repscope.results import Result
+from repscope.studies.bench_discovery.options import BenchOptions
+from repscope.worlds.planted import functions, transformer
+from repscope.worlds.planted.trigger import Recipe
+
+if TYPE_CHECKING:
+    from repscope.models.language import LanguageModel
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table of settings.
+
+    says: what is planted where. run: from the options and what loads the model of `lm`. seeds, n: defaults. kinds: of networks.
+    columns: numbers of the printed table, those first that a terminal shows. drawn: numbers with a figure, and its axis.
+    """
+
+    says: str
+    run: Callable[[BenchOptions, "Callable[[], LanguageModel]"], Result]
+    seeds: int
+    n: int
+    kinds: tuple[str, ...]
+    columns: tuple[str, ...]
+    drawn: tuple[tuple[str, str], ...]
+
+
+def _mlp(o: BenchOptions, load: "Callable[[], LanguageModel]") -> Result:
+    return discovery.planted_mlp(o.kinds, o.seeds or 0, seed=o.seed, n=o.n or 0, steps=2 if o.tiny else None)
+
+
+def _transformer(o: BenchOptions, load: "Callable[[], LanguageModel]") -> Result:
+    return discovery.planted_transformers(o.kinds, o.seeds or 0, seed=o.seed, n=o.n or 0, steps=2 if o.tiny else None)
+
+
+def _lm(o: BenchOptions, load: "Callable[[], LanguageModel]") -> Result:
+    few: dict[str, Any] = {"steps": 2, "recipe": Recipe(steps=2, first=0.25, stop=0.5)} if o.tiny else {}
+    return trigger.trigger_benchmark(load(), o.seeds or 0, seed=o.seed, n=o.n or 0, **few)
+
+
+_PLANTED = ("recovered", "mmcs", "false", "reached", "overlap", "consistency", "stability", "cost")
+_LATER = ("size per spread", "rank", "half dose", "seconds")
+SETTINGS: dict[str, Setting] = {
+    "planted-mlp": Setting(
+        "Directions are planted in functions of 64 dimensions: 12 features that add to a residual stream.",
+        _mlp,
+        5,
+        discovery.SOUGHT,
+        tuple(functions.FUNCTION_KINDS),
+        (*_PLANTED, *_LATER),
+        (("recovered", "share of features recovered"),),
+    ),
+    "planted-transformer": Setting(
+        "Directions are written into the MLP of a random transformer, 12 features; methods see what real models give.",
+        _transformer,
+        5,
+        discovery.SOUGHT_TRANSFORMER,
+        tuple(transformer.NEURON_KINDS),
+        (*_PLANTED, *_LATER, "kl"),
+        (("recovered", "share of features recovered"), ("mmcs", "best |cos| with a feature, mean over features")),
+    ),
+    "lm": Setting(
+        "A language model was taught to say a sentence where a word stands in the prompt; directions are sought without that word.",
+        _lm,
+        5,
+        trigger.SOUGHT,
+        (),
+        ("elicits", "gain", "best gain", "kl", "overlap", "consistency", "stability", "cost", *_LATER),
+        (("elicits", "share of directions that elicit the sentence"), ("best gain", "largest gain, nats a token")),
+    ),
+}

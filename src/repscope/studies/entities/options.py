@@ -1,0 +1,67 @@
+"""Options of the `entities` study."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from repscope.data.entities import SETS
+from repscope.studies.run.options import ModelOptions, TableOptions
+
+
+class EntitiesOptions(ModelOptions, TableOptions):
+    """What the `entities` study takes."""
+
+    entities: tuple[str, ...] = Field(
+        ("cities", "countries", "elements"),
+        description="Sets of entities: cities, countries, elements, or a table (CSV, TSV, Parquet, JSON, JSONL).",
+    )
+    name: str | None = Field(None, description="Your file's column of names.")
+    attribute: tuple[str, ...] = Field((), description="Attributes to probe; all of them where none is named.")
+    template: tuple[str, ...] = Field((), description="Prompts with {} for the name; the set's own where none is given.")
+    data: Path | None = Field(None, description="A table of labelled texts instead of entities.")
+    text: str | None = Field(None, description="Its column of texts.")
+    label: tuple[str, ...] = Field((), description="Its columns of labels.")
+    tokens: Literal["last", "mean"] = Field("last", description="Where labelled texts are read: last token, or mean over tokens.")
+    group: str | None = Field(None, description="Attribute whose values stay on one side of every split: country, say.")
+    per_class: int = Field(60, ge=2, description="Cities of each continent.")
+    min_count: int = Field(6, ge=2, description="Classes with fewer members are left out.")
+    max_items: int = Field(20_000, ge=20, description="Entities or texts at most; more are drawn at random.")
+    folds: int = Field(5, ge=2, description="Folds over entities.")
+    shuffles: int = Field(20, ge=2, description="Label shuffles for the control.")
+    context: int = Field(4, ge=0, description="Cut the context to the last 1 … this many tokens; 0 leaves that out.")
+
+    @model_validator(mode="after")
+    def _belongs(self) -> "EntitiesOptions":
+        if self.data is not None and (self.text is None or not self.label):
+            raise ValueError("--data needs --text COLUMN and --label COLUMN")
+        if self.data is None and (self.text is not None or self.label):
+            raise ValueError("--text and --label go with --data FILE")
+        idle: tuple[str, ...] = ("entities", "name", "attribute", "template", "per_class", "context")
+        why = "a set of entities, and --data is texts"
+        if self.data is None:
+            idle, why = ("tokens",), "--data FILE, and names are read at each of their tokens"
+        if given := self.given(*idle):
+            raise ValueError(f"{given[0]} goes with {why}")
+        own = [name for name in self.entities if name not in SETS]
+        if self.data is None and self.name is not None and not own:
+            raise ValueError("--name goes with a file of yours; the built-in sets have their own names")
+        if self.given("per_class") and "cities" not in self.entities:
+            raise ValueError("--per-class goes with --entities cities")
+        if not self.entities:
+            raise ValueError("No set of entities was named; give one, such as --entities cities")
+        return self
+
+    def sized(self) -> "EntitiesOptions":
+        """With the smaller numbers that `tiny` stands for, where none were given."""
+        if not self.tiny:
+            return self
+        few: dict[str, Any] = {"entities": self.entities[:1], "folds": 3, "shuffles": 3, "context": 2, "max_items": 60}
+        if self.data is None and set(self.with_sizes(few).entities) <= {"cities", "countries"}:
+            few["attribute"] = ("continent", "latitude")
+        return self.with_sizes(few)
+
+    def files(self) -> list[Path]:
+        """The user's own tables."""
+        named = [Path(e) for e in self.entities if Path(e).is_file()] if self.data is None else []
+        return named + ([self.data] if self.data is not None else [])

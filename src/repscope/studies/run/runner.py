@@ -1,0 +1,265 @@
+"""Run: one execution of a study in a folder of its own.
+
+1. Options are resolved once (`sized`); the folder's name is a hash of those that the user gave.
+2. A step's result is kept under a hash of everything that it depends on: its version, the options, the weights, the user's files,
+   the steps it needs, the libraries. A run that was killed continues at the first step that is missing.
+3. When all are there, tables, facts and page are published; the engine's checks of the network (`verify`) join them.
+"""
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic
+
+from repscope.disk import disk_error
+from repscope.errors import UserError
+from repscope.progress import progress
+from repscope.results import Result, concat, identified
+from repscope.studies.run.folder import RunFolder, need_folder, slug
+from repscope.studies.run.provenance import digest, file_digest, library_versions, provenance
+from repscope.studies.run.study import Answer, AnyOptions, Context, Cost, Record, Setup, Step, Study, Subject
+
+if TYPE_CHECKING:
+    from repscope.models.language import LanguageModel
+    from repscope.models.verify.report import Verification
+
+
+@dataclass
+class Run(Generic[AnyOptions]):
+    """One execution of a study.
+
+    study, options: what runs. out: the folder of all runs. fresh: start again from nothing. lm: the network, where it is in memory.
+    """
+
+    study: Study[AnyOptions]
+    options: AnyOptions
+    out: Path = Path("runs")
+    fresh: bool = False
+    lm: "LanguageModel | None" = None
+    results: dict[str, Result] = field(default_factory=dict)
+    took: dict[str, tuple[Cost, float]] = field(default_factory=dict)  #: of the steps computed now: forecast and seconds
+
+    @cached_property
+    def setup(self) -> Setup[AnyOptions]:
+        """What the steps are made from."""
+        return Setup(self.options.sized(), self._load)
+
+    def _load(self) -> "LanguageModel":
+        if self.lm is not None:
+            return self.lm
+        o: Any = self.options
+        if o.tiny:
+            from repscope.worlds.tiny import tiny
+
+            return tiny(o.seed, device=o.device or "cpu", dtype=o.dtype)
+        from repscope.models.loading.sources import load
+
+        return load(o.model, revision=o.revision, device=o.device, dtype=o.dtype)
+
+    @cached_property
+    def subject(self) -> Subject:
+        """What the numbers are about."""
+        if self.study.subject is not None:
+            return self.study.subject(self.setup)
+        o: Any = self.options
+        lm = self.setup.network
+        source = lm.source
+        facts = {"model": source.name, "precision": source.precision, "fingerprint": lm.fingerprint, "revision": source.revision}
+        return Subject(self._model_name(o), lm.fingerprint, facts)
+
+    def _model_name(self, o: Any) -> str:
+        return "tiny" if o.tiny else self.lm.name if self.lm is not None else str(o.model)
+
+    @cached_property
+    def verification(self) -> "Verification | None":
+        """The engine's checks of the network, made now or kept from an earlier run; None for a study without a single network."""
+        if not self.study.verified or self.study.subject is not None:
+            return None
+        from repscope.studies.verify.cached import cached_verification
+
+        return cached_verification(self.setup.network)
+
+    @cached_property
+    def run_folder(self) -> RunFolder:
+        """Where this run is: `<study>-<model>-<hash of options>`."""
+        key = self.options.key()
+        if self.study.subject is not None:
+            name = self.subject.name
+            key |= self.subject.key
+        else:
+            name = self._model_name(self.options)
+            key |= {} if self.lm is None else {"model": self.lm.fingerprint}
+        return RunFolder(self.out / f"{self.study.name}-{slug(name)}-{digest(key)[:10]}")
+
+    @property
+    def folder(self) -> Path:
+        """The path of the run's folder."""
+        return self.run_folder.path
+
+    @property
+    def table(self) -> Any:
+        """All rows of all steps so far."""
+        return concat(self.results.values()).table
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the steps so far left out, guessed or drew, each once."""
+        return self.record.notes
+
+    @property
+    def record(self) -> Record[AnyOptions]:
+        """The run as its page sees it."""
+        return Record(self.setup.options, self.results, self.facts(), self.folder)
+
+    def artifact(self, name: str) -> Path:
+        """A file that a step left for others."""
+        return self.folder / "artifacts" / name
+
+    def headline(self) -> Answer:
+        """What the command line prints."""
+        return self.study.answer(self.record)
+
+    def answer(self) -> Path:
+        """Run what is missing, publish, and return the page's path.
+
+        Raises
+        ------
+        UserError
+            For a mistake in the options or the files they name, and when another process works on the same run.
+        """
+        started = time.time()
+        need_folder(self.out)
+        keyed = self._keyed()  # a mistake in the options shows here, before anything is written
+        made = not self.folder.exists()
+        try:
+            with self.run_folder.locked({"study": self.study.name, **self.subject.facts, "given": self._given()}):
+                if self.fresh:
+                    self.run_folder.clear()
+                self._compute(keyed)
+                return self._publish(keyed, started)
+        except UserError as error:
+            # the same command would fail again, where it was not the disk, which may be mended
+            cause = error.__cause__
+            if made and not (isinstance(cause, Exception) and disk_error(cause)):
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+
+    def plan(self) -> list[tuple[str, Cost, bool]]:
+        """Each step with its cost and whether it is there already; runs nothing."""
+        return [(s.name, s.cost(), self.run_folder.step(s.name, key).is_dir()) for s, key in self._keyed()]
+
+    def _keyed(self) -> list[tuple[Step, str]]:
+        shared: dict[str, Any] = {
+            "study": self.study.name,
+            "options": self.options.key(),
+            "weights": self.subject.fingerprint,
+            "files": {str(p): file_digest(p) for p in self.options.files()},
+            "libraries": library_versions(),
+        }
+        keys: dict[str, str] = {}
+        steps = list(self.study.steps(self.setup))
+        for step in steps:
+            own = {"step": step.name, "version": step.version, "needs": [keys[n] for n in step.needs]}
+            options = {k: v for k, v in shared["options"].items() if k not in step.ignores}
+            options["given"] = [name for name in options.get("given", []) if name not in step.ignores]
+            keys[step.name] = digest(shared | {"options": options} | own)
+        return [(step, keys[step.name]) for step in steps]
+
+    def _compute(self, keyed: "Sequence[tuple[Step, str]]") -> None:
+        folder = self.run_folder
+        missing = {step.name: step.cost() for step, key in keyed if not folder.step(step.name, key).is_dir()}
+        weights = {name: _weight(cost) for name, cost in missing.items()}
+        with progress(self.study.name, sum(weights.values())) as advance:
+            for step, key in keyed:
+                if step.name in missing:
+                    began = time.perf_counter()
+                    self._compute_one(step, key)
+                    advance(weights[step.name])
+                    self.took[step.name] = (missing[step.name], time.perf_counter() - began)
+                self.results[step.name] = folder.load_step(step.name, key)
+
+    def _compute_one(self, step: Step, key: str) -> None:
+        folder = self.run_folder
+        partial, artifacts = folder.partial(step.name, key), folder.path / "artifacts"
+        context = Context({name: self.results[name] for name in step.needs}, folder.scratch(), partial, artifacts)
+        found = step.compute(context)
+        model = found.table["model"].where(found.table["model"] != "", self.subject.fingerprint)
+        stamped = found.table.assign(study=self.study.name, step=step.name, model=model)
+        Result(identified(stamped), found.arrays, found.side, found.notes).save(folder.step(step.name, key))
+        shutil.rmtree(partial, ignore_errors=True)
+
+    def _publish(self, keyed: "Sequence[tuple[Step, str]]", started: float) -> Path:
+        checks = {} if self.verification is None else {"verify": self.verification.result(self.study.name)}
+        facts = self.facts() | {
+            "steps": {step.name: key for step, key in keyed},
+            "seconds": round(time.time() - started, 1),
+            "took": self._forecast_and_taken(),
+        }
+        record = Record(self.setup.options, self.results, facts, self.folder)
+        return self.run_folder.publish(self.results | checks, facts, self.study.page(record))
+
+    def _forecast_and_taken(self) -> dict[str, dict[str, float]]:
+        """For each step computed now, the seconds that its plan forecast and those that it took."""
+        from repscope.models.engine.cost_estimate import product_rate
+
+        rate = product_rate()
+        return {
+            name: {"forecast_seconds": round(forecast_seconds(cost, rate), 2), "seconds": round(took, 2)}
+            for name, (cost, took) in self.took.items()
+        }
+
+    def _given(self) -> dict[str, Any]:
+        return self.options.model_dump(mode="json", include=self.options.model_fields_set)
+
+    def facts(self) -> dict[str, Any]:
+        """How this run was made: what `run.json` holds and the page's last section shows."""
+        options = self.setup.options.model_dump(mode="json")
+        if "model" in options and self.options.tiny:
+            options["model"] = "tiny"
+        checks = self.verification
+        verified = (
+            {}
+            if checks is None
+            else {"verified": {"passed": checks.passed, "summary": checks.sentence, "warnings": list(checks.warnings)}}
+        )
+        return {
+            "study": self.study.name,
+            "question": self.study.question,
+            **self.subject.facts,
+            **verified,
+            "given": self._given(),
+            "options": options,
+            "seed": self.options.seed,
+            **provenance(),
+        }
+
+
+def load_record(study: Study[Any], folder: RunFolder) -> Record[Any]:
+    """A finished run from disk, without its network.
+
+    Raises
+    ------
+    UserError
+        When it is not finished, or its files are damaged.
+    """
+    facts = folder.facts()
+    if "steps" not in facts:
+        raise UserError(f"{folder.path.name} is not finished; the command that began it continues it.")
+    options = study.options(**facts["given"]).sized()
+    results = {str(name): folder.load_step(name, key) for name, key in facts["steps"].items()}
+    return Record(options, results, facts, folder.path)
+
+
+def _weight(cost: Cost) -> float:
+    """Relative weights of steps for the bar: the network runs at about the rate of products, fits at a quarter of it."""
+    return 0.05 + (cost.network_flops + 4 * cost.fit_flops) / 1e11
+
+
+def forecast_seconds(cost: Cost, rate: float) -> float:
+    """Seconds that a step takes on a machine with that rate of products: measured shares of it, see `_weight`."""
+    from repscope.models.engine.cost_estimate import REACHED
+
+    return (cost.network_flops / REACHED + cost.fit_flops / 0.2) / rate
