@@ -1,18 +1,21 @@
 """The command line: exit codes, what goes to which stream, and one sentence for a user's mistake."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from repscope.studies.verify.kept import verified
 
+from repscope import models
 from repscope.cli import run
 from repscope.errors import UserError
 from repscope.models.verify.checks import CHECKS
-from repscope.studies.entities.steps import ENTITIES, EntitiesOptions
-from repscope.studies.run.study import Run
+from repscope.studies.entities import STUDY as ENTITIES
+from repscope.studies.entities.options import EntitiesOptions
+from repscope.studies.run.runner import Run
+from repscope.studies.verify.cached import cached_verification, engine_digest
 from repscope.worlds.tiny import tiny
 
 
@@ -116,7 +119,7 @@ def test_verify_prints_a_table_and_a_folder_and_fails_where_a_check_does(tmp_pat
     monkeypatch.setattr("repscope.models.loading.sources.load", lambda *args, **kwargs: make())
     assert run(["verify", "tiny", "--out", str(tmp_path)]) == code
     said = capsys.readouterr().out
-    folder = said.splitlines()[-1]
+    folder = str(Path(said.splitlines()[-1]).parent)
     assert folder.startswith(str(tmp_path / "verify-tiny-"))
     assert "padded batch" in said
     assert ("failed: " in said) == bool(code)
@@ -146,8 +149,8 @@ def test_a_study_holds_the_checks_of_its_network(runs, capsys):
     rows = {row["item"]: row["value"] for row in json.loads(capsys.readouterr().out)}
     assert len(rows) == len(CHECKS)
     assert max(rows.values()) <= 1e-5
-    folder = next(p for p in runs.iterdir() if (p / "study.json").is_file())
-    assert json.loads((folder / "study.json").read_text())["verified"]["passed"]
+    folder = next(p for p in runs.iterdir() if (p / "run.json").is_file())
+    assert json.loads((folder / "run.json").read_text())["verified"]["passed"]
     page = (folder / "report.html").read_text()
     assert "Engine checked on this model" in page
     assert f"{len(CHECKS)} of {len(CHECKS)}, largest error" in page
@@ -157,24 +160,34 @@ def test_a_study_on_a_network_that_fails_says_so_first(tmp_path):
     made = Run(ENTITIES, EntitiesOptions(tiny=True, attribute=("continent",)), out=tmp_path, lm=mixed())
     page = made.answer().read_text()
     assert "The engine failed its check" in page
-    assert "failed its check" in ENTITIES.headline(made)[0]
-    assert not json.loads((made.folder / "study.json").read_text())["verified"]["passed"]
+    assert "failed its check" in made.headline().lines[0]
+    assert not json.loads((made.folder / "run.json").read_text())["verified"]["passed"]
 
 
 def test_checks_are_kept_for_weights_that_pass_and_for_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setenv("REPSCOPE_CACHE", str(tmp_path))
-    first, broken = verified(tiny()), mixed()
+    first, broken = cached_verification(tiny()), mixed()
     assert first.passed
-    assert not verified(broken).passed, "its weights are those that passed, its hooks are not"
+    assert not cached_verification(broken).passed, "its weights are those that passed, its hooks are not"
 
     def again(lm):
         raise UserError("checked again")
 
     monkeypatch.setattr("repscope.models.verify.checks.verify", again)
-    assert verified(tiny()) == first
+    assert cached_verification(tiny()) == first
     for changed in (tiny(1), broken, tiny().twin(3)):
         with pytest.raises(UserError, match="checked again"):
-            verified(changed)
-    monkeypatch.setattr("repscope.studies.verify.kept.__version__", "another")
-    with pytest.raises(UserError, match="checked again"):
-        verified(tiny())
+            cached_verification(changed)
+
+
+@pytest.mark.parametrize("source", ["language.py", "engine/hooks.py", "loading/gguf.py", "verify/checks.py"])
+def test_a_change_in_any_source_of_the_engine_makes_the_checks_again(tmp_path, monkeypatch, source):
+    shutil.copytree(Path(models.__file__).parent, tmp_path / "models")
+    monkeypatch.setattr(models, "__file__", str(tmp_path / "models" / "__init__.py"))
+    engine_digest.cache_clear()
+    before = engine_digest()
+    (tmp_path / "models" / source).open("a").write("# touched")
+    engine_digest.cache_clear()
+    assert engine_digest() != before
+    monkeypatch.undo()
+    engine_digest.cache_clear()

@@ -53,8 +53,11 @@ TINY = ["study", "entities", "--tiny"]
     ("words", "says"),
     [
         # options that all studies share are checked, tiny or not
-        ([*TINY, "--dtype", "flaot16"], "--dtype flaot16: input should be 'float32', 'bfloat16' or 'float16'."),
-        (["study", "relations", "--dtype", "float64"], "--dtype float64"),
+        ([*TINY, "--dtype", "flaot16"], '"flaot16" for --dtype. Choose from: "float32", "bfloat16", "float16". Did you mean'),
+            [*TINY, "--dtype", "flaot16"],
+            '"flaot16" for --dtype. Choose from: "float32", "bfloat16", "float16". Did you mean "float16"?',
+        ),
+        (["study", "relations", "--dtype", "float64"], '"float64" for --dtype'),
         (["study", "discover", "--tiny", "--dtype", ""], "--dtype"),
         ([*TINY, "--device", "meta"], "There is no device 'meta'"),
         ([*TINY, "--device", "cpu:3"], "There is no device 'cpu:3'"),
@@ -64,7 +67,7 @@ TINY = ["study", "entities", "--tiny"]
         (["study", "contrast", "--tiny", "--revision", "main"], "leave --revision away"),
         ([*TINY, "--short"], "--short and --tiny are two sizes"),
         ([*TINY, "--seed", "-1"], "--seed -1: input should be greater than or equal to 0."),
-        (["study", "paths", "--tiny", "--seed", "x"], "--seed x: input should be a valid integer"),
+        (["study", "paths", "--tiny", "--seed", "x"], '--seed: unable to convert "x" into int'),
         ([*TINY, "--batch-tokens", "0"], "--batch-tokens 0"),
         ([*TINY, "--modle", "x"], "--modle"),
         ([*TINY, "--seed", "1", "--seed", "2"], "--seed specified multiple times"),
@@ -103,8 +106,8 @@ TINY = ["study", "entities", "--tiny"]
         # texts without quotation marks, numbers that are none
         (["lens", "model", "The", "capital", "of"], "'capital of' is more than the command takes"),
         (["lens", "model", ""], "it has no token"),
-        (["lens", "model", "hi", "--top", "0"], "Must be >= 1"),
-        (["lens", "model", "hi", "--last", "0"], "Must be >= 1"),
+        (["lens", "model", "hi", "--top", "0"], "--top 0: input should be greater than or equal to 1"),
+        (["lens", "model", "hi", "--last", "0"], "--last 0: input should be greater than or equal to 1"),
         (["steer", "model", "sentiment", "--prompt", "hi", "--tokens", "0"], "Must be >= 1"),
         (["steer", "model", "sentiment", "--prompt", "hi", "--temperature", "-1"], "Must be >= 0"),
         (["steer", "model", "sentiment", "--prompt", "hi", "--scale", "nan"], "Must be a finite number"),

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from repscope.studies.lens.page import print_lens, write_lens
 
 from repscope.conditions import RANDOM
 from repscope.errors import UserError
@@ -32,17 +31,7 @@ def test_a_random_direction_gives_the_prediction_nothing(llama):
     assert set(table["unit"]) == {"token", "random direction"}
 
 
-def test_the_page_and_the_terminal(llama, tmp_path, capsys):
-    result = logit_lens(llama, PROMPT)
-    page = write_lens(llama, PROMPT, result, tmp_path)
-    assert PROMPT in page.read_text()
-    print_lens(result, every=2)
-    said = capsys.readouterr().out
-    assert "emb" in said
-    assert "San" in said
-
-
-def test_a_long_prompt_is_read_at_its_end_and_says_so(llama, tmp_path):
+def test_a_long_prompt_is_read_at_its_end_and_says_so(llama):
     prompt = "The place called San Diego " * 4
     whole, end = logit_lens(llama, prompt, last=10**6), logit_lens(llama, prompt, last=5)
     count = len(llama.tokenizer(prompt)["input_ids"])
@@ -55,7 +44,6 @@ def test_a_long_prompt_is_read_at_its_end_and_says_so(llama, tmp_path):
         == end.side["cells"].drop(columns=["probability", "of_final", "top_five"])
     ).all(None)
     np.testing.assert_allclose(kept["probability"], end.side["cells"]["probability"], rtol=1e-5)
-    assert end.notes[0] in write_lens(llama, prompt, end, tmp_path).read_text()
 
 
 @pytest.mark.parametrize("wrong", [{"top": 0}, {"last": 0}, {"last": -3}])

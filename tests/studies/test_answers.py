@@ -6,9 +6,11 @@ import pytest
 from families import build, build_tokenizer
 from repscope.errors import UserError
 from repscope.models.language import LanguageModel
-from repscope.studies.entities.steps import ENTITIES, EntitiesOptions
-from repscope.studies.relations.steps import LEAST_KNOWN, RELATIONS, RelationsOptions
-from repscope.studies.run.study import Run
+from repscope.studies.entities import STUDY as ENTITIES
+from repscope.studies.entities.options import EntitiesOptions
+from repscope.studies.relations import STUDY as RELATIONS
+from repscope.studies.relations.options import LEAST_KNOWN, RelationsOptions
+from repscope.studies.run.runner import Run
 from repscope.worlds.tiny import tiny
 
 
@@ -32,7 +34,7 @@ SMALL = {"tiny": True, "context": 0, "shuffles": 2, "folds": 2}
 def answered(study, options, out, lm=None):
     made = Run(study, options, out=out, lm=lm)
     page = made.answer().read_text()
-    return list(study.headline(made)), page
+    return list(made.headline().lines), page
 
 
 def test_every_attribute_that_was_asked_for_is_in_the_answer(towns, tmp_path):
@@ -68,17 +70,17 @@ def test_tiny_drops_nothing_that_was_named():
 
 def test_a_template_that_was_given_is_used_in_the_small_forms_too(towns, tmp_path):
     own = EntitiesOptions(entities=(towns,), template=("one {}", "two {}"), **SMALL)
-    from repscope.studies.entities.steps import subjects
+    from repscope.studies.entities.task import entity_tasks
 
-    (subject,) = subjects(Run(ENTITIES, own, out=tmp_path))
+    (subject,) = entity_tasks(Run(ENTITIES, own, out=tmp_path).setup)
     assert subject.templates == ("one {}", "two {}")
 
 
 @pytest.mark.parametrize(("dtype", "precision"), [("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "float16")])
 def test_tiny_runs_in_the_precision_that_it_states(dtype, precision, tmp_path):
     made = Run(ENTITIES, EntitiesOptions(tiny=True, dtype=dtype, device="cpu"), out=tmp_path)
-    assert next(made.network.model.parameters()).dtype.__str__() == f"torch.{precision}"
-    assert made.network.source.precision == f"{precision}, random weights"
+    assert next(made.setup.network.model.parameters()).dtype.__str__() == f"torch.{precision}"
+    assert made.setup.network.source.precision == f"{precision}, random weights"
 
 
 def short_context(length):

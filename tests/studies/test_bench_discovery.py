@@ -8,8 +8,10 @@ import pytest
 from repscope.bench import discovery
 from repscope.bench.discovery import BENCH_METHODS, BENCH_METRICS
 from repscope.cli import run
-from repscope.results import Result
-from repscope.studies.bench_discovery.steps import SETTINGS
+from repscope.studies.bench_discovery.settings import SETTINGS
+from repscope.studies.catalogue import study
+from repscope.studies.run.folder import RunFolder
+from repscope.studies.run.runner import load_record
 
 HERE = ["bench", "discovery", "--tiny", "--out"]
 
@@ -29,7 +31,7 @@ def test_a_setting_end_to_end(tmp_path, capsys, setting):
     assert all(method.name in said for method in BENCH_METHODS if method.given != "truth" and method.steps != 100)
     assert "L2 + contrastive" in text
     assert "the largest and the controls" in text
-    table = Result.load(page.parent / "result").table
+    table = load_record(study("bench-discovery"), RunFolder(page.parent)).table
     assert set(table["metric"]) <= {*BENCH_METRICS, "planted"}
     assert {m for m, _ in SETTINGS[setting].drawn} <= set(table["metric"])
     assert run(["runs", "--out", str(tmp_path)]) == 0
@@ -55,7 +57,7 @@ def test_a_violation_exits_with_one(tmp_path, capsys, monkeypatch, condition, sa
     monkeypatch.setattr(discovery.planted_mlp, "__kwdefaults__", {"methods": (broken,), "seed": 0, "steps": None, "n": 4})
     assert run([*HERE, str(tmp_path), "--kinds", "exp"]) == 1
     assert says in capsys.readouterr().out
-    assert next(tmp_path.glob("bench-*/study.json")).read_text().count('"passed": false') == 1
+    assert next(tmp_path.glob("bench-*/run.json")).read_text().count('"passed": false') == 1
 
 
 @pytest.mark.parametrize(
@@ -65,8 +67,8 @@ def test_a_violation_exits_with_one(tmp_path, capsys, monkeypatch, condition, sa
         (["--kinds", "cubic"], "no kind of network"),
         (["--setting", "planted-mlp", "--model", "x"], "draws its own networks"),
         (["--setting", "lm", "--model", "x"], "--tiny brings its own model"),
-        (["--seeds", "0"], "at least 1"),
-        (["--n", "0"], "at least 1"),
+        (["--seeds", "0"], "greater than or equal to 1"),
+        (["--n", "0"], "greater than or equal to 1"),
     ],
 )
 def test_a_users_mistake_is_one_sentence_and_two(tmp_path, capsys, arguments, says):

@@ -14,7 +14,9 @@ from checkpointed import TEXTS, saved
 from repscope.cli import run
 from repscope.models.checkpoints import CheckpointSet
 from repscope.models.loading.stacked_weights import stack
-from repscope.results import Result
+from repscope.studies.catalogue import study
+from repscope.studies.run.folder import RunFolder
+from repscope.studies.run.runner import load_record
 from repscope.trace.barriers import HEIGHTS, height
 from repscope.worlds.hans import classifier as small
 from repscope.worlds.hans import fine_tuning
@@ -52,7 +54,7 @@ def test_language_models(home, tmp_path, capsys):
     assert [row["loss"] for row in told["rows"]] == ["loss", "error"]
     assert run(["runs", "--out", str(tmp_path), "--json"]) == 0
     assert [(r["study"], r["state"]) for r in json.loads(capsys.readouterr().out)] == [("connect", "done")]
-    sql = "select value, lo, hi from results where metric = 'rise of loss' order by condition"
+    sql = "select value, lo, hi from results where metric = 'loss increase of loss' order by condition"
     assert run(["query", sql, "--out", str(tmp_path), "--json"]) == 0
     estimate, control = json.loads(capsys.readouterr().out)
     assert estimate["lo"] <= estimate["value"] <= estimate["hi"]
@@ -65,7 +67,7 @@ def test_a_set_of_classifiers_has_splits_and_a_matrix(home, tmp_path, capsys):
     told = answered(capsys, home / "set", "--data", home / "cls.csv", "--split", "part", "--points", 4, "--out", tmp_path)
     assert {row["loss"] for row in told["rows"]} == {"loss", "error", "ood loss", "ood error"}
     assert len(told["answer"]) == 2
-    found = Result.load(tmp_path / told["run"].split("/")[-1] / "result")
+    found = load_record(study("connect"), RunFolder(Path(told["run"]))).results["connect"]
     curves = found.arrays["line ood loss"]
     assert curves.shape == (3 + 3, 4)
     for how in HEIGHTS:
@@ -90,7 +92,7 @@ def test_pairs_of_texts_reach_the_network(home, tmp_path, capsys):
     alone, pairs = answered(capsys, *words), answered(capsys, *words, "--pair", "second")
     assert alone["run"] != pairs["run"]
     assert alone["rows"][0]["at one end"] != pairs["rows"][0]["at one end"]
-    assert alone["rows"][0]["rise, random direction"] == "–"
+    assert alone["rows"][0]["loss increase, random direction"] == "–"
 
 
 def test_small_transformers_bring_their_data(tmp_path, capsys):
@@ -99,7 +101,7 @@ def test_small_transformers_bring_their_data(tmp_path, capsys):
     CheckpointSet.written(tmp_path / "set", shape, pd.DataFrame({"run": ["a", "b", "c"]}), {0: state, 9: state})
     told = answered(capsys, tmp_path / "set", "--points", 4, "--controls", 1, "--out", tmp_path)
     assert [r["pair"] for r in told["rows"][::4]] == ["a – b", "a – c", "b – c"]
-    found = Result.load(tmp_path / told["run"].split("/")[-1] / "result")
+    found = load_record(study("connect"), RunFolder(Path(told["run"]))).results["connect"]
     expected = fine_tuning.evaluator(world, 0)(state)
     np.testing.assert_allclose(found.select(metric="ood error")["value"], expected["ood error"])
     assert run(["connect", str(tmp_path / "set"), "--data", "x.txt"]) == 2
@@ -168,7 +170,7 @@ def broken(home, name, change):
         (["llama-0", "llama-1", "--data", "empty.csv"], "is empty"),
         (["llama-0", "llama-1", "--data", "cls.csv", "--text", "sentence"], "There is no column of cls.csv 'sentence'"),
         (["llama-0", "llama-1", "--data", "cls.csv", "--label", "label"], "leave --label and --pair away"),
-        (["llama-0", "llama-1", "--data", "lm.txt", "--points", "2"], "2 points has no inside"),
+        (["llama-0", "llama-1", "--data", "lm.txt", "--points", "2"], "--points 2: input should be greater than or equal to 3"),
         (["llama-0", "llama-1", "--data", "lm.txt", "--length", "1"], "predict nothing"),
         (["set", "--data", "unlabelled.csv"], "There is no column of unlabelled.csv 'label'"),
         (["set", "--data", "beyond.csv"], "label '5', and the classifier has 3 classes"),
@@ -226,7 +228,7 @@ def test_four_runs_have_clusters_and_what_they_predict(tmp_path, capsys):
     tuning = fine_tuning.FineTuning(Schedule(8, 4e-3), early_bias=4, batch=4)
     train(Training(runs=2, fork=2, world=fine_tuning.World(batch=8), tuning=tuning), tmp_path / "set")
     told = answered(capsys, tmp_path / "set", "--points", 4, "--out", tmp_path / "runs")
-    result = Result.load(next((tmp_path / "runs").iterdir()) / "result")
+    result = load_record(study("connect"), RunFolder(Path(told["run"]))).results["connect"]
     side = result.side["clusters"]
     assert side["group"].tolist() == ["rule", "rule", "lexical overlap", "lexical overlap"]
     assert {"spectral, convexity gap", "spectral, Euclidean distance"} <= set(side.columns)
@@ -238,9 +240,9 @@ def test_four_runs_have_clusters_and_what_they_predict(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--points", "61"], "take at most 60"),
-        (["--controls", "-1"], "Controls are 0 or more"),
-        (["--examples", "0"], "examples at least 1"),
+        (["--points", "61"], "--points 61: input should be less than or equal to 60"),
+        (["--controls", "-1"], "--controls -1: input should be greater"),
+        (["--examples", "0"], "--examples 0: input should be greater"),
     ],
 )
 def test_numbers_out_of_range_are_told(home, tmp_path, capsys, words, says):

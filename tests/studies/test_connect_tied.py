@@ -118,11 +118,14 @@ def test_output_matrices_that_differ_in_both_ends_are_interpolated(home):
 def test_distances_count_tied_weights_once(home, capsys):
     a, b = (load_file(home / f"llama-{i}" / "model.safetensors") for i in (0, 1))
     want = float(np.sqrt(sum(float((a[name] - b[name]).square().sum()) for name in a)))
-    from repscope.studies.connect.task import Asked, subject
+    from repscope.studies.connect.options import ConnectOptions
+    from repscope.studies.connect.task import connect_task
 
     for name in ("llama-0", "llama-1"):
         changed(home, name, f"copied-{name}", copied)
-    told = subject(Asked((str(home / "copied-llama-0"), str(home / "copied-llama-1")), data=str(home / "lm.txt")))
+    told = connect_task(
+        ConnectOptions(models=(str(home / "copied-llama-0"), str(home / "copied-llama-1")), data=str(home / "lm.txt"))
+    )
     np.testing.assert_allclose(told.distances(np.array([[0, 1]])), want, rtol=1e-5)
 
 

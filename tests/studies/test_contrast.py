@@ -12,8 +12,10 @@ from repscope.directions import DirectionSet
 from repscope.errors import UserError
 from repscope.report.charts.layers import CHOSEN
 from repscope.steer.from_texts import METHODS
-from repscope.studies.contrast.steps import CONTRAST, ContrastOptions, halves
-from repscope.studies.run.study import Run
+from repscope.studies.contrast import STUDY as CONTRAST
+from repscope.studies.contrast.options import ContrastOptions
+from repscope.studies.contrast.steps import halves
+from repscope.studies.run.runner import Run
 from repscope.worlds.tiny import tiny
 
 
@@ -50,7 +52,7 @@ def test_the_page_the_direction_and_its_files(run):
         assert text in page
     kept = DirectionSet.load(run.folder / "artifacts" / "sentiment.safetensors")
     arrays = run.results["dose"].arrays
-    assert kept.model == run.network.fingerprint
+    assert kept.model == run.subject.fingerprint
     assert kept[0].scale == pytest.approx(float(arrays["scale"][0]))
     assert (kept[0].works is None) == bool(np.isnan(arrays["works"][0]))
     if kept[0].works is not None:
@@ -59,8 +61,8 @@ def test_the_page_the_direction_and_its_files(run):
         assert f"over {RANDOM}" in set(at[at["metric"] == "gain"]["condition"])
     gguf = DirectionSet.load(run.folder / "artifacts" / "sentiment.gguf")
     np.testing.assert_array_equal(gguf[0].weights, kept[0].weights)
-    assert json.loads((run.folder / "study.json").read_text())["study"] == "contrast"
-    assert CONTRAST.headline(run)
+    assert json.loads((run.folder / "run.json").read_text())["study"] == "contrast"
+    assert run.headline().lines
 
 
 def test_a_second_run_computes_nothing(run):
@@ -126,7 +128,7 @@ def test_steer_takes_a_file_as_python_does(pairs, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr("repscope.models.loading.sources.load", lambda *args, **how: tiny())
     assert main(["steer", "tiny", str(pairs), "--prompt", "The day", "--tokens", "3", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    found = rs.steer.learned(tiny(), rs.contrast(pairs), fresh=True)
+    found = rs.steer.learn(tiny(), rs.contrast(pairs), fresh=True)
     assert said["directions"] == [{"name": "dishes", "site": found[0].site, "scale": found[0].scale}]
     with rs.steer.steering(lm := tiny(), found):
         assert said["continuations"][0]["steered"].endswith(str(lm.generate(["The day"], max_new_tokens=3)[0]))

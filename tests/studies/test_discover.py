@@ -11,8 +11,9 @@ from repscope.data.requests import requests
 from repscope.directions import DirectionSet
 from repscope.discovery.comparison import DISCOVERY_METHODS, DISCOVERY_METRICS, RANDOM_METHOD, clusters
 from repscope.errors import UserError
-from repscope.studies.discover.steps import DISCOVER, DiscoverOptions
-from repscope.studies.run.study import Run
+from repscope.studies.discover import STUDY as DISCOVER
+from repscope.studies.discover.options import DiscoverOptions
+from repscope.studies.run.runner import Run
 
 TINY = {"tiny": True, "vectors": 4, "steps": 2, "new_tokens": 2}
 
@@ -54,12 +55,12 @@ def test_the_page_and_the_directions(run):
         assert text in page
     kept = DirectionSet.load(run.folder / "artifacts" / "L2.safetensors")
     assert len(kept) == 4
-    assert kept.model == run.network.fingerprint
+    assert kept.model == run.subject.fingerprint
     assert kept[0].scale == pytest.approx(float(run.results["scale"].arrays["scale"][0]))
     assert {"kl", "consistency", "cluster", "size"} <= set(kept[0].does)
     np.testing.assert_allclose(kept[1].vector, run.results["L2 seed 0"].arrays["vectors"][1], atol=1e-6)
-    assert json.loads((run.folder / "study.json").read_text())["study"] == "discover"
-    assert DISCOVER.headline(run)
+    assert json.loads((run.folder / "run.json").read_text())["study"] == "discover"
+    assert run.headline().lines
 
 
 def test_a_further_seed_leaves_the_cells_that_are_there(run, tmp_path):

@@ -13,8 +13,9 @@ from families import build
 from repscope.errors import UserError
 from repscope.models.language import LanguageModel
 from repscope.results import COLUMNS, ESTIMATE
-from repscope.studies.entities.steps import ENTITIES, EntitiesOptions
-from repscope.studies.run.study import Run
+from repscope.studies.entities import STUDY as ENTITIES
+from repscope.studies.entities.options import EntitiesOptions
+from repscope.studies.run.runner import Run
 from repscope.worlds.tiny import tiny
 
 CONTROLS = {
@@ -50,8 +51,8 @@ def test_every_estimate_has_its_controls_and_intervals_over_entities(run):
 def test_the_page_and_its_files(run):
     page = (run.folder / "report.html").read_text()
     assert "Continent" in page
-    facts = json.loads((run.folder / "study.json").read_text())
-    assert facts["fingerprint"] == run.network.fingerprint
+    facts = json.loads((run.folder / "run.json").read_text())
+    assert facts["fingerprint"] == run.subject.fingerprint
     assert facts["precision"] == "float32, random weights"
     assert (run.folder / "artifacts" / "cities-probes.safetensors").is_file()
     assert {p.stem for p in (run.folder / "results").glob("*.parquet")} == {
@@ -81,7 +82,7 @@ def test_the_page_in_a_real_browser(run, width):
 
 
 def test_the_answer_says_only_what_the_table_says(run):
-    said = " ".join(ENTITIES.headline(run))
+    said = " ".join(run.headline().lines)
     chosen = run.table[(run.table["site"] == "chosen on the other half") & (run.table["split"] == "entity")]
     row = chosen[(chosen["condition"] == ESTIMATE) & (chosen["item"] == "cities.continent") & (chosen["metric"] == "accuracy")]
     assert f"{row['value'].iloc[0]:.2f} [{row['lo'].iloc[0]:.2f}, {row['hi'].iloc[0]:.2f}]" in said

@@ -11,7 +11,7 @@ from repscope.cli import run as command
 from repscope.errors import UserError
 from repscope.results import ESTIMATE
 from repscope.studies.catalogue import study
-from repscope.studies.run.study import Run
+from repscope.studies.run.runner import Run
 from repscope.trace.barriers import GAP, HEIGHTS, height
 
 TINY = {"tiny": True}
@@ -35,7 +35,7 @@ def test_the_page_has_figures_controls_and_how_it_was_made(done):
         "no early bias",
     ):
         assert said in page
-    known = json.loads((done.folder / "study.json").read_text())
+    known = json.loads((done.folder / "run.json").read_text())
     assert known["model"] == "small-transformers"
     assert "verified" not in known
 

@@ -8,9 +8,10 @@ import pytest
 from repscope.directions import DirectionSet
 from repscope.errors import UserError
 from repscope.results import COLUMNS, ESTIMATE
+from repscope.studies.relations import STUDY as RELATIONS
+from repscope.studies.relations.options import RelationsOptions
 from repscope.studies.relations.pooled import CHOSEN, pooled
-from repscope.studies.relations.steps import RELATIONS, RelationsOptions
-from repscope.studies.run.study import Run
+from repscope.studies.run.runner import Run
 
 MAPS = {
     ESTIMATE,
@@ -66,7 +67,7 @@ def test_the_page_and_its_files(run):
     page = (run.folder / "report.html").read_text()
     for text in ("Faithfulness by block", "Edits by dose", "Before and after", "Every map on every relation"):
         assert text in page
-    facts = json.loads((run.folder / "study.json").read_text())
+    facts = json.loads((run.folder / "run.json").read_text())
     assert facts["study"] == "relations"
     kept = DirectionSet.load(run.folder / "artifacts" / "city-continent-concepts.safetensors")
     assert "Asia" in [d.name for d in kept]

@@ -8,17 +8,17 @@ import pytest
 from repscope.cli import run
 from repscope.errors import UserError
 from repscope.results import Row, table_of
-from repscope.studies.run.folder import asked, folders, listed, summary
+from repscope.studies.run.folder import RunFolder, list_runs
+from repscope.studies.run.history import query, run_rows, run_summary
 
 
 def write_run(out, name, rows, **facts):
     folder = out / name
     (folder / "results").mkdir(parents=True)
     table_of(rows).to_parquet(folder / "results" / "summary.parquet", index=False)
-    (folder / "study.json").write_text(json.dumps({"study": "entities", "model": "m", "seconds": 1.0} | facts))
+    (folder / "run.json").write_text(json.dumps({"study": "entities", "model": "m", "seconds": 1.0} | facts))
     (folder / "report.html").write_text("page")
-    (folder / ".lock").touch()
-    return folder
+    return RunFolder(folder)
 
 
 AT = {"study": "entities", "model": "m", "item": "cities.x", "metric": "accuracy", "lo": 0.1, "hi": 0.3, "n": 9}
@@ -44,7 +44,7 @@ def out(tmp_path):
 
 
 def test_show_prints_the_columns_that_tell_rows_apart_and_no_more(out, capsys):
-    rows = summary(out / "entities-m-1")
+    rows = run_summary(RunFolder(out / "entities-m-1"))
     assert list(rows[0]) == ["item", "metric", "condition", "split", "token", "value", "lo", "hi", "n", "unit"]
     keys = [tuple(r[c] for c in ("item", "metric", "condition", "split", "token")) for r in rows]
     assert len(set(keys)) == len(keys)
@@ -55,9 +55,9 @@ def test_show_prints_the_columns_that_tell_rows_apart_and_no_more(out, capsys):
 
 def test_show_of_numbers_that_all_have_a_block(tmp_path):
     rows = [Row(value=v, site=f"resid_post.{i}", layer=i, **AT) for i, v in enumerate((0.1, 0.2))]
-    found = summary(write_run(tmp_path, "lens-1", rows))
+    found = run_summary(write_run(tmp_path, "lens-1", rows))
     assert [r["site"] for r in found] == ["resid_post.0", "resid_post.1"]
-    bare = summary(write_run(tmp_path, "bench-1", [Row(value=1.0, metric="m")]))
+    bare = run_summary(write_run(tmp_path, "bench-1", [Row(value=1.0, metric="m")]))
     assert bare[0]["lo"] is None
     json.dumps(bare, allow_nan=False)
 
@@ -92,7 +92,7 @@ def test_show_of_numbers_that_all_have_a_block(tmp_path):
 )
 def test_what_is_no_query_is_refused(out, sql, says):
     with pytest.raises(UserError, match=says):
-        asked(sql, out)
+        query(sql, out)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_what_is_no_query_is_refused(out, sql, says):
     ],
 )
 def test_queries_in_any_form_are_answered(out, sql):
-    assert len(asked(sql, out)) == 1
+    assert len(query(sql, out)) == 1
 
 
 def test_json_of_a_query_holds_columns_of_one_name_and_missing_numbers(out, capsys):
@@ -143,9 +143,9 @@ def test_intervals_in_brackets_are_printed_whole(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("facts", ["", "{", "[]", "null", '{"seconds": "x", "model": 3}', "\x00"])
-def test_a_damaged_study_json_hides_no_run(out, capsys, facts):
-    (out / "entities-m-1" / "study.json").write_text(facts)
-    (row,) = listed(out)
+def test_a_damaged_run_json_hides_no_run(out, capsys, facts):
+    (out / "entities-m-1" / "run.json").write_text(facts)
+    (row,) = run_rows(out)
     assert (row["run"], row["state"], row["seconds"]) == ("entities-m-1", "done", 0.0)
     assert run(["runs", "--out", str(out)]) == 0
     assert run(["runs", "--out", str(out), "--json"]) == 0
@@ -157,7 +157,7 @@ def test_foreign_folders_and_files_are_no_runs(out):
     (out / "notes" / "results").mkdir()
     (out / "readme.txt").write_text("x")
     (out / ".lock").touch()
-    assert [p.name for p in folders(out)] == ["entities-m-1"]
+    assert [r.path.name for r in list_runs(out)] == ["entities-m-1"]
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", b"not parquet at all"])

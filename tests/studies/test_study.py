@@ -14,7 +14,9 @@ from pydantic import Field
 from repscope.errors import UserError
 from repscope.report.page import Page
 from repscope.results import Result, Row
-from repscope.studies.run.study import Cost, ModelOptions, Run, Step, Study
+from repscope.studies.run.options import ModelOptions
+from repscope.studies.run.runner import Run
+from repscope.studies.run.study import Answer, Cost, Step, Study
 
 
 class CountOptions(ModelOptions):
@@ -29,28 +31,29 @@ def counting(versions=(1, 1), ran=None, fail=False):
     """A study of two steps that notes which of them run."""
     ran = [] if ran is None else ran
 
-    def first(run, tick):
-        ran.append("first")
-        tick(0.5)
-        return Result.of([Row(metric="count", item="n", value=run.options.upto)], notes=("counted",))
+    def page(record):
+        return Page("Counting", "How many?", f"{record.table['value'].max():.0f}", (), (), (), {})
 
-    def second(run, tick):
-        if fail:
-            raise RuntimeError("bang")
-        ran.append("second")
-        return Result.of([Row(metric="count", item="twice", value=2 * run.results["first"].table["value"][0])])
+    def steps(setup):
+        def first(context):
+            ran.append("first")
+            with pytest.raises(KeyError):
+                context.inputs["second"]
+            return Result.of([Row(metric="count", item="n", value=setup.options.upto)], notes=("counted",))
 
-    def page(run):
-        return Page("Counting", "How many?", f"{run.table['value'].max():.0f}", (), (), (), {})
+        def second(context):
+            if fail:
+                raise RuntimeError("bang")
+            ran.append("second")
+            return Result.of([Row(metric="count", item="twice", value=2 * context.inputs["first"].table["value"][0])])
 
-    def steps(run):
         cost = lambda: Cost(tokens=10, network_flops=1e9)  # noqa: E731
         return [
             Step("first", first, cost, version=versions[0]),
             Step("second", second, cost, version=versions[1], needs=("first",)),
         ]
 
-    return Study("count", "How many?", CountOptions, steps, page, lambda run: ["done"]), ran
+    return Study("count", "How many?", CountOptions, steps, page, lambda record: Answer(["done"])), ran
 
 
 def answer(tmp_path, options=None, fresh=False, **how):
@@ -69,7 +72,7 @@ def test_a_second_run_computes_nothing(tmp_path):
     assert ran == []
     pd.testing.assert_frame_equal(again.table, run.table)
     assert set(again.table["study"]) == {"count"}
-    assert set(again.table["model"]) == {run.network.fingerprint}
+    assert set(again.table["model"]) == {run.subject.fingerprint}
 
 
 @pytest.mark.parametrize(

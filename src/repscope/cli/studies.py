@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, Group, Parameter
-from cyclopts.validators import Number
 from pydantic_core import PydanticUndefined
 
 from repscope.cli.shared import RUNS, Fresh, Json, ModelName, Out, Plan, Seed, app, print_notes, print_table
@@ -69,7 +68,7 @@ def _study_command(found: Any) -> Callable[..., None]:
             if str(field.annotation).startswith("tuple"):
                 kind, variadic, default = inspect.Parameter.VAR_POSITIONAL, name, inspect.Parameter.empty
         type_: Any = str if kind is inspect.Parameter.VAR_POSITIONAL else field.annotation
-        annotation = Annotated[type_, Parameter(help=field.description, group=_OPTIONS, validator=_bounds(field))]
+        annotation = Annotated[type_, Parameter(help=field.description, group=_OPTIONS)]
         parameters.append(inspect.Parameter(name, kind, default=default, annotation=annotation))
     for name, type_, default in (("out", Out, RUNS), ("plan", Plan, False), ("fresh", Fresh, False), ("json", Json, False)):
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=type_))
@@ -82,13 +81,6 @@ def _study_command(found: Any) -> Callable[..., None]:
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = found.question
     return command
-
-
-def _bounds(field: Any) -> tuple[Any, ...]:
-    """The bounds of a number, so that the command line refuses with them."""
-    limits = {key: getattr(m, key) for m in field.metadata for key in ("ge", "gt", "le", "lt") if getattr(m, key, None) is not None}
-    names = {"ge": "gte", "gt": "gt", "le": "lte", "lt": "lt"}
-    return (Number(**{names[key]: value for key, value in limits.items()}),) if limits else ()
 
 
 def _answer(found: Any, options: Any, out: Path, plan: bool, fresh: bool, json: bool) -> None:

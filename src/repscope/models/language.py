@@ -128,7 +128,7 @@ class LanguageModel(TokenNetwork):
 
         Under edits it is the plan of the edited network's run; that the edits change something is not looked at.
 
-        >>> from repscope.models.tiny import tiny
+        >>> from repscope.worlds.tiny import tiny
         >>> print(tiny().plan(["A map of Paris", "A map of Rome"], "resid_post.1"))  # doctest: +ELLIPSIS
         network  tiny: resid_post.1
         blocks   2 of 4
@@ -151,7 +151,7 @@ class LanguageModel(TokenNetwork):
         """As `Sited.edit`; inside, whatever leaves every row asked for as it was raises.
 
         >>> import repscope as rs
-        >>> from repscope.models.tiny import tiny
+        >>> from repscope.worlds.tiny import tiny
         >>> lm = tiny()
         >>> with lm.edit(rs.Edit.replace("mlp_out.1", 0.0, tokens="last")):
         ...     lm.logits(["A map of Paris"]).shape
@@ -511,7 +511,7 @@ class LanguageModel(TokenNetwork):
         UserError
             As `capture`; for a source behind the target, at a site or a token.
 
-        >>> from repscope.models.tiny import tiny
+        >>> from repscope.worlds.tiny import tiny
         >>> lm = tiny()
         >>> jac = lm.jacobian(["A map of Paris"], "resid_post.0", "resid_post.3", source_tokens=2)
         >>> jac.matrix().shape, jac.mean().svd(4, tolerance=0.1).s.shape

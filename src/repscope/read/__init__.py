@@ -1,6 +1,6 @@
 """Reading representations: linear probes, the logit lens, relations as linear maps and the concepts in them.
 
-`rs.read.lre`, `rs.read.concepts`, `rs.read.known` and `rs.read.attribute_lens` are the functions of the modules of those names.
+`rs.read.lre`, `rs.read.concepts`, `rs.read.select_known` and `rs.read.attribute_lens` are the functions of the modules of those names.
 """
 
 from repscope.read.concepts import concepts

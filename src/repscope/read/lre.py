@@ -185,7 +185,7 @@ def lre(
     UserError
         For more examples than samples, fewer than two, a template that there is not; as `encode_facts` and `lm.jacobian`.
 
-    >>> from repscope.models.tiny import tiny
+    >>> from repscope.worlds.tiny import tiny
     >>> from repscope.data.relations import relation
     >>> fits = lre(tiny(), relation("country-capital"), n=3)
     >>> fits["resid_post.1"].weight.shape, len(fits)

@@ -140,7 +140,7 @@ def path_attribution(
     UserError
         As `LanguageModel.jacobian`; for pairs that are not pairs, or no component between the two sites.
 
-    >>> from repscope.models.tiny import tiny
+    >>> from repscope.worlds.tiny import tiny
     >>> lm = tiny()
     >>> ends = ("resid_post.0", "resid_post.2")
     >>> found = lm.jacobian(["A map"], *ends).svd(2)

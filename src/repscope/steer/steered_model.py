@@ -49,7 +49,7 @@ def steering(
         For directions of another model or width, a site that is not there, a length that is 0 or not finite.
 
     >>> import numpy as np
-    >>> from repscope.models.tiny import tiny
+    >>> from repscope.worlds.tiny import tiny
     >>> lm = tiny()
     >>> with steering(lm, Direction.of(np.ones(32), "resid_post.2", "ones"), scale=3.0):
     ...     lm.logits(["A map of Paris"]).shape

@@ -91,7 +91,7 @@ def verify(lm: LanguageModel, prompts: Iterable[PromptLike] | None = None) -> Ve
         For prompts that are too few or of one length, and inside `lm.edit`. A check that fails is no error.
 
     >>> import repscope as rs
-    >>> from repscope.models.tiny import tiny
+    >>> from repscope.worlds.tiny import tiny
     >>> rs.verify(tiny()).passed
     True
     """

@@ -28,12 +28,12 @@ class LensOptions(ModelOptions):
 def steps(setup: Setup[LensOptions]) -> list[Step]:
     """The lens on one prompt."""
     o = setup.options
+    plan = setup.network.plan([o.prompt], "resid_post")  # a mistake in the prompt shows here
 
     def compute(context: Context) -> Result:
         return logit_lens(setup.network, o.prompt, top=o.top, last=o.last)
 
     def cost() -> Cost:
-        plan = setup.network.plan([o.prompt], "resid_post")
         width = setup.network.anatomy.width if setup.network.anatomy else 1
         heads = 2.0 * width * setup.network.vocabulary * min(o.last, plan.tokens) * (setup.network.blocks + 1)
         return Cost(plan.tokens, plan.flops + heads, blocks=plan.blocks, memory_bytes=plan.working)

@@ -54,10 +54,11 @@ class Run(Generic[AnyOptions]):
         if o.tiny:
             from repscope.worlds.tiny import tiny
 
-            return tiny(o.seed, device=o.device or "cpu", dtype=o.dtype)
+            return tiny(o.seed, device=getattr(o, "device", None) or "cpu", dtype=getattr(o, "dtype", "float32"))
         from repscope.models.loading.sources import load
 
-        return load(o.model, revision=o.revision, device=o.device, dtype=o.dtype)
+        how = {name: getattr(o, name) for name in ("revision", "device", "dtype") if hasattr(o, name)}
+        return load(o.model, **how) if o.model else load(**how)
 
     @cached_property
     def subject(self) -> Subject:
@@ -199,6 +200,8 @@ class Run(Generic[AnyOptions]):
             "took": self._forecast_and_taken(),
         }
         record = Record(self.setup.options, self.results, facts, self.folder)
+        answer = self.study.answer(record)
+        facts |= {"answer": list(answer.lines), "passed": answer.passed}
         return self.run_folder.publish(self.results | checks, facts, self.study.page(record))
 
     def _forecast_and_taken(self) -> dict[str, dict[str, float]]:
