@@ -33,7 +33,7 @@ def test_the_public_names_are_these():
             "contrast",
             "load",
             "logit_difference",
-            "pieces",
+            "path_attribution",
             "relation",
             "verify",
         ]

@@ -54,9 +54,6 @@ TINY = ["study", "entities", "--tiny"]
     [
         # options that all studies share are checked, tiny or not
         ([*TINY, "--dtype", "flaot16"], '"flaot16" for --dtype. Choose from: "float32", "bfloat16", "float16". Did you mean'),
-            [*TINY, "--dtype", "flaot16"],
-            '"flaot16" for --dtype. Choose from: "float32", "bfloat16", "float16". Did you mean "float16"?',
-        ),
         (["study", "relations", "--dtype", "float64"], '"float64" for --dtype'),
         (["study", "discover", "--tiny", "--dtype", ""], "--dtype"),
         ([*TINY, "--device", "meta"], "There is no device 'meta'"),

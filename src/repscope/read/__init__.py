@@ -1,6 +1,7 @@
 """Reading representations: linear probes, the logit lens, relations as linear maps and the concepts in them.
 
-`rs.read.lre`, `rs.read.concepts`, `rs.read.select_known` and `rs.read.attribute_lens` are the functions of the modules of those names.
+`lre` estimates a relation as a linear map, `concepts` gives one direction per object, `select_known` keeps the facts that a model
+knows, `attribute_lens` reads every token of a prompt through a map.
 """
 
 from repscope.read.concepts import concepts

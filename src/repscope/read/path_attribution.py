@@ -144,7 +144,7 @@ def path_attribution(
     >>> lm = tiny()
     >>> ends = ("resid_post.0", "resid_post.2")
     >>> found = lm.jacobian(["A map"], *ends).svd(2)
-    >>> parts = pieces(lm, ["A map"], *ends, found.u, found.v)
+    >>> parts = path_attribution(lm, ["A map"], *ends, found.u, found.v)
     >>> np.allclose(parts.total, found.s, rtol=0.01), len(parts.sites)
     (True, 12)
     """
