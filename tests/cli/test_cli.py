@@ -15,7 +15,7 @@ from repscope.models.verify.checks import CHECKS
 from repscope.studies.entities import STUDY as ENTITIES
 from repscope.studies.entities.options import EntitiesOptions
 from repscope.studies.run.runner import Run
-from repscope.studies.verify.cached import cached_verification, engine_digest
+from repscope.studies.run.verification import cached_verification, engine_digest
 from repscope.worlds.tiny import tiny
 
 

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from repscope.errors import UserError, unknown
-from repscope.studies.run.study import Study
+
+if TYPE_CHECKING:
+    from repscope.studies.run.study import Study
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ ALL = QUESTIONS | TOOLS
 ANSWERED = tuple(name for name, entry in QUESTIONS.items() if entry.module)
 
 
-def study(name: str) -> Study[Any]:
+def study(name: str) -> "Study[Any]":
     """The study of that name.
 
     Raises
@@ -68,5 +70,5 @@ def study(name: str) -> Study[Any]:
     entry = ALL[name]
     if not entry.module:
         raise UserError(f"The study {name} is planned and not there yet; answered today: {', '.join(ANSWERED)}.")
-    found: Study[Any] = import_module(entry.module).STUDY
+    found: "Study[Any]" = import_module(entry.module).STUDY
     return found

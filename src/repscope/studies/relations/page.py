@@ -41,14 +41,6 @@ def answer(record: Record[RelationsOptions]) -> Answer:
     return Answer([*record.warnings, *told, *_without_map(record)])
 
 
-def unmapped(item: str, model: str, known: int, asked: int, needed: int) -> str:
-    """Why a relation has no map."""
-    return (
-        f"{item}: cannot be measured: {model} knows {known} of {asked} facts in every trial, and a map needs {needed}, "
-        "for two halves of them."
-    )
-
-
 def _without_map(record: Record[RelationsOptions]) -> list[str]:
     """A sentence for each relation that was asked for and has no map."""
     return [note for r in record.results.values() for note in r.notes if ": cannot be measured: " in note]

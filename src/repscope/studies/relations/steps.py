@@ -26,8 +26,8 @@ from repscope.progress import progress
 from repscope.read.known_facts import EncodedFacts, distinct, encode_facts, select_known
 from repscope.read.lre import LRE, attribute_lens, right, vectors
 from repscope.results import ESTIMATE, Result, Row
+from repscope.studies.relations.names import unmapped
 from repscope.studies.relations.options import RelationsOptions
-from repscope.studies.relations.page import unmapped
 from repscope.studies.relations.pooled import METRICS, pooled
 from repscope.studies.relations.split import Hits, Split, classification, edits, faithfulness
 from repscope.studies.run.study import Context, Cost, Setup, Step

@@ -79,7 +79,7 @@ class Run(Generic[AnyOptions]):
         """The engine's checks of the network, made now or kept from an earlier run; None for a study without a single network."""
         if not self.study.verified or self.study.subject is not None:
             return None
-        from repscope.studies.verify.cached import cached_verification
+        from repscope.studies.run.verification import cached_verification
 
         return cached_verification(self.setup.network)
 

@@ -12,7 +12,7 @@ from repscope.results import Result
 from repscope.studies.run.options import ModelOptions
 from repscope.studies.run.provenance import page_facts
 from repscope.studies.run.study import Answer, Context, Cost, Record, Setup, Step, Study
-from repscope.studies.verify.cached import engine_digest
+from repscope.studies.run.verification import engine_digest
 
 _PROMPT_TOKENS = 10_000  #: about what all checks run
 
