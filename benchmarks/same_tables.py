@@ -4,8 +4,9 @@
     python benchmarks/same_tables.py compare OUT_BEFORE OUT_NOW
 
 `run` executes the studies in their tiny form (with `--short`, in their short form) with one thread, and keeps the runs in OUT.
-`compare` joins the tables of both on the columns that identify a number, after the renaming that `RENAMED` states, and reports
-rows that only one of them has and values that differ. It exits with 1 if there are any.
+`compare` joins the tables of both on the columns that identify a number (the wording of definitions aside, rows of one key in their
+order), after the renaming that `RENAMED` states, and reports rows that only one of them has and values that differ. It exits with 1
+if there are any.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 STUDIES = ("entities", "relations", "discover", "paths", "contrast")
-KEYS = ["study", "step", "metric", "definition", "site", "layer", "token", "item", "condition", "split", "unit", "n", "seed"]
+KEYS = ["study", "step", "metric", "site", "layer", "token", "item", "condition", "split", "unit", "n", "seed"]
 VALUES = ["value", "lo", "hi", "level"]
 
 #: Column → before → now. Patterns are regular expressions over the whole text.
@@ -38,9 +39,14 @@ RENAMED: dict[str, dict[str, str]] = {
         "edited against not": "edited compared with unedited",
         "the sum without the MLP": "sum without the MLP",
     },
-    "item": {"bag": "lexical overlap"},
+    "item": {
+        "bag": "lexical overlap",
+        r"bag-(\d+) – bag-(\d+)": r"lexical-overlap-\1 – lexical-overlap-\2",
+        r"(.* – )?bag-(\d+)": r"\1lexical-overlap-\2",
+    },
     "metric": {r"rise of (.*)": r"loss increase of \1"},
     "study": {"bench": "bench-discovery"},
+    "step": {r"planted-mlp|planted-transformer|lm": "bench"},
 }
 
 
@@ -93,7 +99,7 @@ def compare(before: Path, now: Path) -> int:
         f"{len(a)} rows before, {len(b)} now; {int(equal.sum())} equal, {int((~equal).sum())} differ, {len(alone)} on one side only"
     )
     for row in both[~equal].head(20).to_dict("records"):
-        print("differs:", {k: row[k] for k in KEYS[:9]}, row["value_before"], row["value_now"])
+        print("differs:", {k: row[k] for k in KEYS[:8]}, row["value_before"], row["value_now"])
     for row in alone.head(20).to_dict("records"):
         print(row["_merge"], {k: row[k] for k in KEYS})
     return int((~equal).sum()) + len(alone)

@@ -1,6 +1,6 @@
 """The tree of CONTRIBUTING.md, one line per file, from the first sentence of each module's docstring.
 
-    python tests/tree.py --write    put the tree of now into CONTRIBUTING.md
+python tests/tree.py --write    put the tree of now into CONTRIBUTING.md
 """
 
 import ast

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from repscope.cli import run
+from repscope.conditions import condition
+from repscope.report.style import STYLES
 from repscope.studies.catalogue import ANSWERED, study
 from repscope.studies.run.folder import MARK, RunFolder
 from repscope.studies.run.runner import Run, load_record
@@ -17,8 +19,11 @@ def forbidden(*args, **kwargs):
 
 @pytest.mark.parametrize("name", [*ANSWERED, "contrast", "verify", "bench-discovery"])
 def test_a_page_is_drawn_again_as_it_was(tmp_path, monkeypatch, capsys, name):
+    """And every condition of its table is one of the closed list, with a style."""
     found = study(name)
     page = Run(found, found.options(tiny=True), out=tmp_path).answer()
+    for name in load_record(found, RunFolder(page.parent)).table["condition"].unique():
+        assert condition(name).style in STYLES
     text = page.read_text()
     page.unlink()
     monkeypatch.setattr("repscope.worlds.tiny.tiny", forbidden)

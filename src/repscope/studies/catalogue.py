@@ -70,5 +70,5 @@ def study(name: str) -> "Study[Any]":
     entry = ALL[name]
     if not entry.module:
         raise UserError(f"The study {name} is planned and not there yet; answered today: {', '.join(ANSWERED)}.")
-    found: "Study[Any]" = import_module(entry.module).STUDY
+    found: Study[Any] = import_module(entry.module).STUDY
     return found

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from repscope.models.verify.report import Verification
 
 
+_SCHEMA = 2  #: raised when names in tables change, so that a page never mixes old and new ones
+
+
 @dataclass
 class Run(Generic[AnyOptions]):
     """One execution of a study.
@@ -154,6 +157,7 @@ class Run(Generic[AnyOptions]):
 
     def _keyed(self) -> list[tuple[Step, str]]:
         shared: dict[str, Any] = {
+            "schema": _SCHEMA,
             "study": self.study.name,
             "options": self.options.key(),
             "weights": self.subject.fingerprint,
