@@ -45,7 +45,7 @@ def test_the_public_names_are_these():
 
 
 def test_what_a_completion_offers_holds_all_that_can_be_typed():
-    assert {"read", "steer", "trace", *repscope.__all__} <= set(dir(repscope))
+    assert {"read", "steer", "trace", "discovery", "worlds", *repscope.__all__} <= set(dir(repscope))
     for name in dir(repscope):
         assert getattr(repscope, name) is not None
 
@@ -57,6 +57,15 @@ def test_importing_is_quick_and_brings_no_torch():
         "heavy = {'torch', 'transformers', 'pandas', 'sklearn'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("words", ["--help", "study --help", "runs", "study drift"])
+def test_commands_that_run_no_model_bring_no_torch(words, tmp_path):
+    code = (
+        f"import sys; from repscope.cli import run; run({words.split()!r});"
+        "heavy = {'torch', 'transformers', 'sklearn'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, capture_output=True)
 
 
 def _modules():

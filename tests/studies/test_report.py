@@ -23,7 +23,7 @@ def test_a_page_is_drawn_again_as_it_was(tmp_path, monkeypatch, capsys, name):
     found = study(name)
     page = Run(found, found.options(tiny=True), out=tmp_path).answer()
     for name in load_record(found, RunFolder(page.parent)).table["condition"].unique():
-        assert condition(name).style in STYLES
+        assert condition(name).style in {*STYLES, "ramp"}
     text = page.read_text()
     page.unlink()
     monkeypatch.setattr("repscope.worlds.tiny.tiny", forbidden)
