@@ -45,6 +45,11 @@ RENAMED: dict[str, dict[str, str]] = {
         r"(.* – )?bag-(\d+)": r"\1lexical-overlap-\2",
     },
     "metric": {r"rise of (.*)": r"loss increase of \1"},
+    "definition": {
+        "adjusted Rand index with the arms": "adjusted Rand index with the groups",
+        "mean across arms / within": "mean across groups / within",
+        r"most open: plain (runs' share of the rule) nearest one half": r"most open: the unbiased \1 is nearest one half",
+    },
     "study": {"bench": "bench-discovery"},
     "step": {r"planted-mlp|planted-transformer|lm": "bench"},
 }

@@ -76,7 +76,7 @@ TINY = ["study", "entities", "--tiny"]
         ([*TINY, "--data", "texts.csv", "--text", "text", "--label", "label", "--template", "{}"], "--template goes with a set"),
         ([*TINY, "--data", "texts.csv", "--text", "text", "--label", "label", "--entities", "cities"], "--entities goes with"),
         (["study", "discover", "--tiny", "--scale", "1", "--damage", "0.2"], "leave one of them away"),
-        (["study", "paths", "--tiny", "--clusters", "texts.csv"], "--clusters goes with --published"),
+        (["study", "paths", "--tiny", "--clusters", "texts.csv"], "--clusters needs --published"),
         (["study", "relations", "--tiny", "--template", "a {}", "b {}"], "Each relation is asked by one template"),
         # files and names
         ([*TINY, "--entities"], "No set of entities was named"),

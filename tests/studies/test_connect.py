@@ -105,7 +105,7 @@ def test_small_transformers_bring_their_data(tmp_path, capsys):
     expected = fine_tuning.evaluator(world, 0)(state)
     np.testing.assert_allclose(found.select(metric="ood error")["value"], expected["ood error"])
     assert run(["connect", str(tmp_path / "set"), "--data", "x.txt"]) == 2
-    assert "leave --data away" in capsys.readouterr().err
+    assert "omit --data" in capsys.readouterr().err
 
 
 def test_a_killed_run_goes_on(home, tmp_path, capsys, monkeypatch):
@@ -161,7 +161,7 @@ def broken(home, name, change):
     ("words", "says"),
     [
         ([], "There is no network; give two models"),
-        (["llama-0"], "one network, and a path has two ends"),
+        (["llama-0"], "one network, and a path needs two"),
         (["llama-0", "llama-0", "--data", "lm.txt"], "given twice"),
         (["llama-0", "nowhere", "--data", "lm.txt"], "nowhere"),
         (["llama-0", "set/bert-0", "--data", "lm.txt"], "not networks of one kind"),
@@ -169,14 +169,14 @@ def broken(home, name, change):
         (["llama-0", "llama-1", "--data", "nothing.txt"], "There is no file"),
         (["llama-0", "llama-1", "--data", "empty.csv"], "is empty"),
         (["llama-0", "llama-1", "--data", "cls.csv", "--text", "sentence"], "There is no column of cls.csv 'sentence'"),
-        (["llama-0", "llama-1", "--data", "cls.csv", "--label", "label"], "leave --label and --pair away"),
+        (["llama-0", "llama-1", "--data", "cls.csv", "--label", "label"], "omit --label and --pair"),
         (["llama-0", "llama-1", "--data", "lm.txt", "--points", "2"], "--points 2: input should be greater than or equal to 3"),
         (["llama-0", "llama-1", "--data", "lm.txt", "--length", "1"], "predict nothing"),
         (["set", "--data", "unlabelled.csv"], "There is no column of unlabelled.csv 'label'"),
         (["set", "--data", "beyond.csv"], "label '5', and the classifier has 3 classes"),
         (["set", "--data", "lm.txt"], "--label needs a table"),
         (["set", "llama-0", "--data", "lm.txt"], "config.json"),
-        (["llama-0/model.safetensors", "llama-1/model.safetensors", "--data", "lm.txt"], "without a configuration"),
+        (["llama-0/model.safetensors", "llama-1/model.safetensors", "--data", "lm.txt"], "no configuration"),
         (["llama-0", "theta", "--data", "lm.txt"], "rope_parameters"),
         (["llama-0", "nan", "--data", "lm.txt"], "not finite"),
         (["llama-0", "less", "--data", "lm.txt"], "not networks of one kind"),
@@ -209,7 +209,7 @@ def test_a_tokenizer_that_reads_otherwise_is_told(home, tmp_path, capsys):
     told["model"]["vocab"] = {word: (i + 1) % 22 for word, i in told["model"]["vocab"].items()}
     file.write_text(json.dumps(told))
     assert run(["connect", str(home / "llama-0"), str(folder), "--data", str(home / "lm.txt"), "--out", str(tmp_path)]) == 2
-    assert "split the texts into other tokens" in capsys.readouterr().err
+    assert "tokenize the texts differently" in capsys.readouterr().err
 
 
 def test_nan_in_a_small_transformer_is_told(tmp_path, capsys):

@@ -89,13 +89,13 @@ def test_scores_that_do_not_vary_or_hardly_do(found):
 
 def test_notes_say_what_holds(found):
     told = "\n".join(found.notes)
-    assert "50 runs, 8 in cluster 'odd' and 42 in 'rest', after: a test." in told
-    assert "The same for every run, so that nothing can be said of it: 'flat'." in told
+    assert "50 runs, 8 in cluster 'odd' and 42 in 'rest'; source: a test." in told
+    assert "Constant over all runs, and therefore not analysed: 'flat'." in told
     assert "cluster and quality are confounded" in told
-    assert "what it leaves still separates them" in told
+    assert "the residual still separates the clusters" in told
     assert "'Lexical (nonent)': one Gaussian is better by BIC" in told
-    assert "it is in one heap" in told
-    assert "no regression was made: 'piled'." in told
+    assert "it is unimodal" in told
+    assert "and therefore no regression: 'piled'." in told
 
 
 def test_one_row_an_id_and_a_side_table_that_survive_the_disk(found, tmp_path):
@@ -127,7 +127,7 @@ def test_a_table_in_which_nothing_separates_says_so(tmp_path):
     pd.DataFrame({"run": range(40), "id": rng.normal(size=40), "ood": rng.normal(size=40)}).to_csv(path, index=False)
     told = "\n".join(published(path, Clusters(dict.fromkeys(range(20), "a"), "b", "a test")).notes)
     assert "In-domain accuracy does not separate the clusters" in told
-    assert "what it leaves does not separate them" in told
+    assert "the residual does not separate the clusters" in told
     pd.DataFrame({"run": range(40), "id": 0.5, "ood": rng.normal(size=40)}).to_csv(path, index=False)
     flat = published(path, Clusters(dict.fromkeys(range(20), "a"), "b", "a test"))
     assert "spearman" not in set(flat.table["metric"])
@@ -143,11 +143,11 @@ def test_a_table_in_which_nothing_separates_says_so(tmp_path):
         (lambda p: published(table(p / "a.csv"), Clusters({99: "a"}, "b", "mine")), "run 99, which the table of 50"),
         (lambda p: published(table(p / "a.csv")), "names runs 56, 61"),
         (lambda p: published(table(p / "a.csv", columns=COLUMNS[2:])), "not the table of the BERTs of a feather"),
-        (lambda p: published(table(p / "a.csv", columns=COLUMNS[:1]), CLUSTERS), "no score beside it"),
+        (lambda p: published(table(p / "a.csv", columns=COLUMNS[:1]), CLUSTERS), "has only the score"),
         (lambda p: published(table(p / "a.csv"), CLUSTERS, id_column="MNLI"), "no column of a.csv 'MNLI'"),
         (lambda p: published([table(p / "a.csv"), table(p / "b.csv")], CLUSTERS), "both have 'Lexical"),
         (lambda p: published([table(p / "a.csv"), table(p / "b.csv", 49)], CLUSTERS), "run 49 is in one of them"),
-        (lambda p: published(table(p / "a.csv", 3), Clusters({1: "a"}, "b", "mine")), "holds 3 runs"),
+        (lambda p: published(table(p / "a.csv", 3), Clusters({1: "a"}, "b", "mine")), "has 3 runs"),
     ],
 )
 def test_mistakes_are_told(tmp_path, call, says):

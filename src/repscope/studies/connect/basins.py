@@ -1,13 +1,13 @@
-"""What the distances between connected runs show, with four runs or more: clusters, and what they predict.
+"""What the distances between four or more connected runs show: clusters, and what these predict.
 
-1. Clusters that know no label: spectral at the median scale, average linkage of gaps without each run's own effect, spectral on
-   Euclidean distances of the weights. Two clusters are always found; whether they are worth anything is what the rest asks.
-2. Every loss that is not the plain one (errors, other splits) is a behaviour. Mantel: do pairs with a high gap behave
-   differently, do they beyond what their difference in the plain loss says, and does Euclidean distance tell as much?
-3. AUC: does the cluster tell the behaviour, and does it tell the plain loss as well, the confound?
-4. Where the set's table has a column `group`, agreement of clusters with it, and gaps across over within.
+1. Unsupervised clusters: spectral at the median scale, average linkage of double-centred gaps, spectral on Euclidean distances
+   between the weights. There are always two clusters; the following tests show whether they are informative.
+2. Every loss except the main loss (errors, other splits) is a behaviour. Mantel: is a high gap correlated with a difference in
+   behaviour, also given the difference in the main loss, and is the Euclidean distance correlated as well?
+3. AUC: does the cluster predict the behaviour, and does it also predict the main loss, the confound?
+4. If the set's table has a column `group`: agreement of the clusters with it, and the ratio of gaps across and within groups.
 
-Knows numbers, no network.
+Uses numbers, no network.
 """
 
 from typing import Any
@@ -26,14 +26,14 @@ from repscope.trace.interpolation import Curves
 
 LEAST = 4  #: runs
 EUCLIDEAN = "Euclidean distance"
-PLAIN = "loss"
+MAIN = "loss"
 _PERMUTATIONS = 1000
 
 Matrix = Float[np.ndarray, "run run"]
 
 
 def clusters(gap: Matrix, euclidean: Matrix) -> dict[str, Shaped[np.ndarray, "run"]]:
-    """Two clusters of the runs by each way, 0 the larger."""
+    """Two clusters of the runs by each method; 0 is the larger."""
     return {
         f"spectral, {GAP}": clustering.spectral(gap),
         f"average linkage, {GAP}, double-centred": clustering.average_linkage(clustering.double_centred(gap)),
@@ -42,9 +42,9 @@ def clusters(gap: Matrix, euclidean: Matrix) -> dict[str, Shaped[np.ndarray, "ru
 
 
 def basins_of(
-    found: Curves, euclidean: Matrix, names: tuple[str, ...], arm: Shaped[np.ndarray, "run"] | None, where: dict[str, Any]
+    found: Curves, euclidean: Matrix, names: tuple[str, ...], groups: Shaped[np.ndarray, "run"] | None, where: dict[str, Any]
 ) -> Result:
-    """Rows of the steps above, and the side table `clusters`: a row a run, a column a way.
+    """Rows of the steps above, and the side table `clusters`: one row per run, one column per method.
 
     Parameters
     ----------
@@ -52,53 +52,54 @@ def basins_of(
         Curves between all runs.
     euclidean
         Distances of their weights.
-    names, arm
-        Of the runs; how each was trained, where that is known.
+    names, groups
+        Of the runs; groups if they are known.
     where
         Columns of every row.
     """
-    gap = found.matrix(PLAIN, GAP)
+    gap = found.matrix(MAIN, GAP)
     ends = {loss: found.ends(loss) for loss in found.losses}
     labels = clusters(gap, euclidean)
     rows: list[Row] = []
-    quality = np.abs(ends[PLAIN][:, None] - ends[PLAIN])
+    quality = np.abs(ends[MAIN][:, None] - ends[MAIN])
     for loss, values in ends.items():
-        if loss == PLAIN:
+        if loss == MAIN:
             continue
         differs = np.abs(values[:, None] - values)
-        for name, a, given in ((GAP, gap, None), (f"{GAP}, beyond {PLAIN}", gap, quality), (EUCLIDEAN, euclidean, None)):
+        for name, a, given in ((GAP, gap, None), (f"{GAP}, beyond {MAIN}", gap, quality), (EUCLIDEAN, euclidean, None)):
             test = permutation.mantel(a, differs, given, _PERMUTATIONS)
             if np.isfinite(test.rho):
-                told = where | {"item": name, "definition": f"with the difference in {loss}, over pairs of runs"}
-                rows.append(Row.of(test.estimate, metric=f"mantel rho of {loss}", **told))
-                rows.append(Row(value=test.p, metric=f"mantel p of {loss}", n=test.n, unit="run", **told))
-    for way, label in labels.items():
+                columns = where | {"item": name, "definition": f"with the difference in {loss}, over pairs of runs"}
+                rows.append(Row.of(test.estimate, metric=f"mantel rho of {loss}", **columns))
+                rows.append(Row(value=test.p, metric=f"mantel p of {loss}", n=test.n, unit="run", **columns))
+    for method, label in labels.items():
         if len(np.unique(label)) < 2:
             continue
         for loss, values in ends.items():
             apart = separation(values, label)
-            told = where | {"item": way, "definition": "P(a run of the smaller cluster has the higher)"}
-            rows.append(Row.of(apart.estimate, metric=f"AUC of {loss}", **told))
-        if arm is not None:
-            agreed = clustering.agreement(label, arm, _PERMUTATIONS)
-            told = where | {"item": way, "n": agreed.n, "unit": "run"}
-            rows.append(Row(value=agreed.ari, metric="ARI", definition="adjusted Rand index with the arms", **told))
-            rows.append(Row(value=agreed.p, metric="ARI p", definition=f"{_PERMUTATIONS} orders of the runs", **told))
-    if arm is not None and 1 < len(np.unique(arm)) < len(arm):
+            columns = where | {"item": method, "definition": "P(a run of the smaller cluster has the higher)"}
+            rows.append(Row.of(apart.estimate, metric=f"AUC of {loss}", **columns))
+        if groups is not None:
+            agreed = clustering.agreement(label, groups, _PERMUTATIONS)
+            columns = where | {"item": method, "n": agreed.n, "unit": "run"}
+            rows.append(Row(value=agreed.ari, metric="ARI", definition="adjusted Rand index with the groups", **columns))
+            rows.append(Row(value=agreed.p, metric="ARI p", definition=f"{_PERMUTATIONS} orders of the runs", **columns))
+    if groups is not None and 1 < len(np.unique(groups)) < len(groups):
         for name, matrix in ((GAP, gap), (EUCLIDEAN, euclidean)):
-            ratio = permutation.across_within(matrix, arm)
-            rows.append(Row.of(ratio, metric="ratio", item=name, definition="mean across arms / within", **where))
-    side = pd.DataFrame({"run": list(names), **({"group": arm} if arm is not None else {}), **labels, **ends})
+            ratio = permutation.across_within(matrix, groups)
+            rows.append(Row.of(ratio, metric="ratio", item=name, definition="mean across groups / within", **where))
+    side = pd.DataFrame({"run": list(names), **({"group": groups} if groups is not None else {}), **labels, **ends})
     return Result.of(rows, side={"clusters": side})
 
 
 def sentence(result: Result) -> str:
-    """What gaps and distances tell of the behaviour that is farthest from the plain loss."""
+    """Correlations of gaps and distances with the behaviour: an error if there is one."""
     behaviour = _behaviour(result.side["clusters"])
     rows = {r["item"]: r for r in result.select(metric=f"mantel rho of {behaviour}").to_dict("records")}
     p = {r["item"]: r["value"] for r in result.select(metric=f"mantel p of {behaviour}").to_dict("records")}
-    said = [f"{name} {r['value']:.2f} [{r['lo']:.2f}, {r['hi']:.2f}], p {p[name]:.3g}" for name, r in rows.items()]
-    return f"Against the difference in {behaviour}, over pairs of runs (Mantel's rho): {'; '.join(said)}." if said else ""
+    numbers = [f"{name} {r['value']:.2f} [{r['lo']:.2f}, {r['hi']:.2f}], p {p[name]:.3g}" for name, r in rows.items()]
+    text = f"Correlation with the difference in {behaviour}, over pairs of runs (Mantel's rho): {'; '.join(numbers)}."
+    return text if numbers else ""
 
 
 def _behaviour(side: pd.DataFrame) -> str:
@@ -106,11 +107,11 @@ def _behaviour(side: pd.DataFrame) -> str:
 
 
 def section(result: Result, gap: Matrix) -> Section:
-    """The part of the page: gaps in the order of the clusters, behaviour beside the plain loss, the numbers."""
+    """The part of the page: gaps in the order of the clusters, behaviour against the main loss, the numbers."""
     side = result.side["clusters"]
-    way = f"average linkage, {GAP}, double-centred"
-    group = side["group"].astype(str) if "group" in side else side[way].map(lambda c: f"cluster {c}")
-    order = np.lexsort((side[way].to_numpy(), group.to_numpy()))
+    method = f"average linkage, {GAP}, double-centred"
+    group = side["group"].astype(str) if "group" in side else side[method].map(lambda c: f"cluster {c}")
+    order = np.lexsort((side[method].to_numpy(), group.to_numpy()))
     frame = pd.DataFrame(
         [
             {"a": i, "b": j, "value": gap[a, b], "name_a": side["run"][a], "name_b": side["run"][b], "group_a": group[a]}
@@ -120,7 +121,7 @@ def section(result: Result, gap: Matrix) -> Section:
     )
     top = float(np.quantile(gap[np.triu_indices(len(gap), 1)], 0.98)) or 1.0
     behaviour = _behaviour(side)
-    points = pd.DataFrame({"x": side[PLAIN], "y": side[behaviour], "group": group, "name": side["run"]})
+    points = pd.DataFrame({"x": side[MAIN], "y": side[behaviour], "group": group, "name": side["run"]})
     table = result.table[result.table["metric"].str.contains("mantel|AUC|ARI|ratio")]
     lines = pd.DataFrame(
         [
@@ -134,26 +135,27 @@ def section(result: Result, gap: Matrix) -> Section:
     )
     return Section(
         "Are there basins, and do they predict anything?",
-        "Two clusters are always found. They mean something where they tell what runs do on data that they "
-        "were not clustered by, more than the plain loss does, and more than plain distances of weights tell.",
+        "Clustering always returns two clusters. They are informative if they predict behaviour that was not used for "
+        "clustering, and predict it better than the main loss and Euclidean distances between weights do.",
         (
             Figure(
                 charts.distances(frame, value_title="convexity gap", top=top),
                 "Convexity gaps",
-                f"Ordered by {'group, then by ' if 'group' in side else ''}{way}.",
+                f"Ordered by {'group, then by ' if 'group' in side else ''}{method}.",
                 small=True,
             ),
             Figure(
-                charts.scattered(points, x_title=PLAIN, y_title=behaviour),
-                "What runs do, beside how well they do",
-                "A point a run.",
+                charts.scattered(points, x_title=MAIN, y_title=behaviour),
+                "Behaviour and main loss of each run",
+                "One point per run.",
                 small=True,
             ),
             Table(
                 lines,
                 "Numbers",
-                "Mantel: with the difference in that number, over pairs of runs. AUC: P(a run of the smaller "
-                "cluster has the higher). Intervals over runs; p by permuting runs, one-sided, not corrected for their number.",
+                "Mantel: correlation with the difference in that number, over pairs of runs. AUC: P(a run of the smaller cluster "
+                "has the higher value). Intervals over runs; p-values by permuting runs, one-sided, "
+                "not corrected for multiple tests.",
             ),
         ),
     )

@@ -7,7 +7,7 @@ from pydantic import Field
 from repscope.studies.run.options import StudyOptions, TableOptions
 from repscope.trace.checkpoint_losses import LENGTH
 
-MOST_POINTS = 60  #: the convexity gap looks at every part of a line, for every draw of its interval
+MOST_POINTS = 60  #: the convexity gap is computed over every part of a line, for every bootstrap draw
 
 
 class ConnectOptions(StudyOptions, TableOptions):
@@ -25,9 +25,9 @@ class ConnectOptions(StudyOptions, TableOptions):
         None, description="Column of labels, for classifiers: names of classes or their numbers; label if not given."
     )
     split: str | None = Field(None, description="Column of splits, such as id and ood; losses are computed for each.")
-    points: int = Field(10, ge=3, le=MOST_POINTS, description="Points of a line, ends included.")
-    examples: int | None = Field(None, ge=1, description="Most examples of a split, drawn at random; all if not given.")
-    length: int = Field(LENGTH, ge=1, description="Most tokens of an example.")
+    points: int = Field(10, ge=3, le=MOST_POINTS, description="Points per line, ends included.")
+    examples: int | None = Field(None, ge=1, description="Maximum number of examples per split, drawn at random; all if not given.")
+    length: int = Field(LENGTH, ge=1, description="Maximum number of tokens per example.")
     controls: int = Field(3, ge=0, description="Number of lines with a random-direction control.")
 
     def files(self) -> list[Path]:

@@ -26,8 +26,8 @@ _NAMES = (
     "of the first network. A line to a random end may be uphill all the way and have no barrier; whether a line is low is "
     "read from its loss increase compared with that of its control."
 )
-_ROUNDING = 1e-6  #: heights below are sums that came out differently
-_FLAT = 4.0  #: a control whose range is so many times the lines' leaves nothing of these to see
+_ROUNDING = 1e-6  #: smaller heights are rounding errors
+_FLAT = 4.0  #: if the range of a control is so many times that of the lines, the lines are drawn on a scale of their own
 
 
 def page(record: Record[ConnectOptions]) -> Page:
@@ -38,8 +38,8 @@ def page(record: Record[ConnectOptions]) -> Page:
     sections = [
         Section(
             "Along the lines",
-            "A point of a line is a network whose weights are (1 − α) times the first's plus α times the second's. Grey: the "
-            "control, from the first network an equal distance, tensor by tensor, to an end in a random direction.",
+            "Each point of a line is a network with the weights (1 − α) a + α b. Grey: the control, a line of equal norm (tensor "
+            "by tensor) from the first network in a random direction.",
             tuple(figure for loss in losses for figure in _lines(loss, names, result, unit)),
         )
     ]
@@ -59,7 +59,7 @@ def page(record: Record[ConnectOptions]) -> Page:
             _NAMES,
             (
                 *(_heights(heights[heights["loss"] == loss].head(_MOST), loss, unit) for loss in losses),
-                Table(_own(result), "The runs themselves", "With 95 % intervals over examples."),
+                Table(_run_losses(result), "Losses of the runs", "With 95 % intervals over examples."),
                 Table(_distances(result), "Euclidean distance of weights"),
             ),
         )
@@ -79,7 +79,7 @@ def answer(record: Record[ConnectOptions]) -> Answer:
     rows = height_rows(record)
     title = "Heights of losses between networks, with 95 % intervals over examples"
     if len(rows) > _PRINTED:
-        title += f"; the first {_PRINTED} of {len(rows)} rows, the page and its run have all"
+        title += f"; the first {_PRINTED} of {len(rows)} rows; the page and the run folder contain all"
     return Answer(sentences(record), rows[:_PRINTED], title, {"rows": rows})
 
 
@@ -91,13 +91,13 @@ def _lines(loss: str, names: tuple[str, ...], result: Result, unit: str) -> list
     frame = lines.curves_frame(names, ends, result.arrays["alphas"].tolist(), values.tolist(), conditions)
     share = loss.endswith("error")
     title = f"{loss} (share)" if share else f"{loss} ({unit})"
-    found = [Figure(lines.along(frame, value_title=title, share=share), loss.capitalize(), "", small=True)]
+    figures = [Figure(lines.along(frame, value_title=title, share=share), loss.capitalize(), "", small=True)]
     near = values[:own]
     if len(pairs) > own and values.max() - values.min() > _FLAT * (near.max() - near.min()) > _ROUNDING:
         alone = frame[frame["condition"] == ESTIMATE]
         closer = lines.along(alone, value_title=title)
-        found.append(Figure(closer, f"{loss.capitalize()}, the lines alone", "The same lines on a scale of their own.", small=True))
-    return found
+        figures.append(Figure(closer, f"{loss.capitalize()}, the lines alone", "The same lines on their own scale.", small=True))
+    return figures
 
 
 def _matrix(loss: str, names: tuple[str, ...], result: Result) -> Any:
@@ -113,12 +113,12 @@ def _matrix(loss: str, names: tuple[str, ...], result: Result) -> Any:
 
 
 def _heights(rows: pd.DataFrame, loss: str, unit: str) -> Table:
-    said = "Shares" if loss.endswith("error") else unit[:1].upper() + unit[1:]
-    cut = f" The first {_MOST} pairs; the run's folder has all." if len(rows) == _MOST else ""
-    return Table(rows.drop(columns=["loss", *_ENDS]), f"Heights of the {loss}", f"{said}, with 95 % intervals over examples.{cut}")
+    unit = "Shares" if loss.endswith("error") else unit[:1].upper() + unit[1:]
+    cut = f" The first {_MOST} pairs; the run folder contains all." if len(rows) == _MOST else ""
+    return Table(rows.drop(columns=["loss", *_ENDS]), f"Heights of the {loss}", f"{unit}, with 95 % intervals over examples.{cut}")
 
 
-def _own(result: Result) -> pd.DataFrame:
+def _run_losses(result: Result) -> pd.DataFrame:
     rows = result.table[result.table["definition"] == "of the run itself"]
     found = [
         {"run": r["item"], str(r["metric"]): f"{r['value']:.4g} [{r['lo']:.4g}, {r['hi']:.4g}]"} for r in rows.to_dict("records")

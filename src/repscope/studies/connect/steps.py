@@ -31,7 +31,7 @@ _CELLS = "cells.jsonl"
 
 
 def subject(setup: Setup[ConnectOptions]) -> Subject:
-    """The networks together."""
+    """All networks."""
     task = _task(setup)
     names = task.names[:2] if len(task.names) == 2 else (task.names[0], f"{len(task.names)}-runs")
     facts = {
@@ -47,12 +47,12 @@ def subject(setup: Setup[ConnectOptions]) -> Subject:
 
 
 def steps(setup: Setup[ConnectOptions]) -> list[Step]:
-    """One step: all lines, and what the distances between runs show."""
+    """One step: all lines, and the analysis of distances between runs."""
     return [Step("connect", partial(_connect, setup), lambda: _task(setup).cost(setup.options.points))]
 
 
 def _task(setup: Setup[ConnectOptions]) -> ConnectTask:
-    """Found once per run."""
+    """The task, created once per run."""
     if "connect" not in setup.memo:
         setup.memo["connect"] = connect_task(setup.options)
     found: ConnectTask = setup.memo["connect"]
@@ -61,7 +61,7 @@ def _task(setup: Setup[ConnectOptions]) -> ConnectTask:
 
 def _connect(setup: Setup[ConnectOptions], context: Context) -> Result:
     o, task = setup.options, _task(setup)
-    pairs = _spread(all_pairs(len(task.names)), o.controls, task.arm)
+    pairs = _spread(all_pairs(len(task.names)), o.controls, task.groups)
     context.partial.mkdir(parents=True, exist_ok=True)
     found = task.walk(pairs, min(o.controls, len(pairs)), context.partial / _CELLS)
     distances = task.distances(pairs)
@@ -69,9 +69,9 @@ def _connect(setup: Setup[ConnectOptions], context: Context) -> Result:
     return _with_basins(result, task, found, pairs, distances) if len(task.names) >= LEAST else result
 
 
-def _spread(pairs: Pairs, first: int, arm: Shaped[np.ndarray, "run"] | None) -> Pairs:
-    """The pairs with those that get a control in front: evenly over all, where arms are known half of them across arms."""
-    across = np.zeros(len(pairs), dtype=bool) if arm is None else arm[pairs[:, 0]] != arm[pairs[:, 1]]
+def _spread(pairs: Pairs, first: int, groups: Shaped[np.ndarray, "run"] | None) -> Pairs:
+    """The pairs, first those with a control: evenly spaced, and if groups are known, half of them across groups."""
+    across = np.zeros(len(pairs), dtype=bool) if groups is None else groups[pairs[:, 0]] != groups[pairs[:, 1]]
     halves = [np.flatnonzero(across), np.flatnonzero(~across)]
     counts = [min(len(halves[0]), (first + 1) // 2), 0]
     counts[1] = min(len(halves[1]), first - counts[0])
@@ -91,41 +91,43 @@ def _result(task: ConnectTask, found: Curves, lines: int, distances: Float[np.nd
         for run, name in enumerate(names):
             line, end = next((i, e) for i, pair in enumerate(found.pairs) for e in (0, 1) if pair[e] == run)
             point = -1 if end else 0
-            told = where | {"metric": loss, "definition": OWN, "item": name}
+            columns = where | {"metric": loss, "definition": OWN, "item": name}
             if loss in found.each:
                 sums = found.each[loss][line, point]
-                rows.append(Row.of(stats.ratio(sums[:, 0], sums[:, 1], unit=UNIT), **told))
+                rows.append(Row.of(stats.ratio(sums[:, 0], sums[:, 1], unit=UNIT), **columns))
             else:
-                rows.append(Row(value=float(values[line, point]), **told))
+                rows.append(Row(value=float(values[line, point]), **columns))
         heights: dict[str, Any] = {how: partial(height, how=how) for how in HEIGHTS} | {RISE: _rise}
         for i, curve in enumerate(values):
-            a, b = found.pairs[i] if i < lines else found.pairs[i - lines]  # a control stands for the line it is beside
-            told = where | {"item": f"{names[a]} – {names[b]}", "condition": ESTIMATE if i < lines else RANDOM}
+            a, b = found.pairs[i] if i < lines else found.pairs[i - lines]  # a control belongs to the line with the same start
+            columns = where | {"item": f"{names[a]} – {names[b]}", "condition": ESTIMATE if i < lines else RANDOM}
             if loss in found.each:
                 sums = found.each[loss][i]  # point, example, 2
-                made = stats.functions_of_ratios(sums[..., 0].T, sums[..., 1].T, heights, unit=UNIT)
-                rows += [Row.of(e, **told, metric=metric_of(loss, how), definition=_said(how)) for how, e in made.items()]
+                estimates = stats.functions_of_ratios(sums[..., 0].T, sums[..., 1].T, heights, unit=UNIT)
+                rows += [
+                    Row.of(e, **columns, metric=metric_of(loss, how), definition=_definition(how)) for how, e in estimates.items()
+                ]
             else:
                 rows += [
-                    Row(value=float(of(curve)), **told, metric=metric_of(loss, how), definition=_said(how))
+                    Row(value=float(of(curve)), **columns, metric=metric_of(loss, how), definition=_definition(how))
                     for how, of in heights.items()
                 ]
     for (a, b), value in zip(found.pairs[:lines], distances):
-        told = where | {"item": f"{names[a]} – {names[b]}", "metric": "distance"}
-        rows.append(Row(value=float(value), **told, definition="Euclidean, of all weights"))
+        columns = where | {"item": f"{names[a]} – {names[b]}", "metric": "distance"}
+        rows.append(Row(value=float(value), **columns, definition="Euclidean, of all weights"))
     return Result.of(rows, arrays=arrays, notes=task.notes)
 
 
 def _with_basins(result: Result, task: ConnectTask, found: Curves, pairs: Pairs, distances: Float[np.ndarray, "pair"]) -> Result:
-    """With clusters of the runs, from the lines between them alone."""
+    """With clusters of the runs, from the lines without controls."""
     lines = Curves(len(task.names), pairs, found.alphas, {k: v[: len(pairs)] for k, v in found.losses.items()})
     where: dict[str, Any] = {}
-    more = basins_of(lines, lines.filled(distances), task.names, task.arm, where)
+    more = basins_of(lines, lines.filled(distances), task.names, task.groups, where)
     both = concat([result, more])
     return Result(both.table, {**both.arrays, "gaps": lines.matrix("loss", GAP)}, both.side, both.notes)
 
 
-def _said(how: str) -> str:
+def _definition(how: str) -> str:
     return {
         "chord": "max(0, largest loss above the straight line between the ends' losses)",
         "larger endpoint": "largest loss minus the larger of the ends' losses",

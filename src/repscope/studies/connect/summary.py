@@ -16,7 +16,7 @@ from repscope.trace.interpolation import all_pairs
 
 
 def sentences(record: Record[ConnectOptions]) -> list[str]:
-    """The plain loss first, then the losses of other splits, then what distances between runs predict."""
+    """The main loss first, then the losses of other splits, then what the distances between runs predict."""
     table, result = record.table, record.results["connect"]
     losses = [str(m) for m in table[table["definition"] == OWN]["metric"].unique() if m.endswith("loss")]
     lines = [_sentence(record, loss) for loss in losses]
@@ -56,22 +56,22 @@ def _sentence(record: Record[ConnectOptions], loss: str) -> str:
     risen, control = _pooled(result, metric_of(loss, RISE))
     if several:
         lines = len(all_pairs(len(names)))
-        said = f"Over {lines} lines between {len(names)} runs the chord barrier of the {loss} is {chord}"
+        text = f"Over {lines} lines between {len(names)} runs the chord barrier of the {loss} is {chord}"
     else:
-        said = f"From {' to '.join(names)} the chord barrier of the {loss} is {chord}"
+        text = f"From {' to '.join(names)} the chord barrier of the {loss} is {chord}"
     if not control:
-        return f"{said}."
+        return f"{text}."
     which = "; on those with a control it increases" if several else "; it increases"
     count = len(result.select(metric=metric_of(loss, RISE), condition=RANDOM))
     values = result.arrays[f"line {loss}"][:count]
     own = float(np.median(np.maximum(0.0, values[:, -1] - values[:, 0])))
     ends = f" ({own:.3g} of it the second network's own loss)" if own > 5e-7 else ""
-    return f"{said}{which} by {risen} above the first network's{ends}, and by {control} at an equal distance in a random direction."
+    return f"{text}{which} by {risen} above the first network's{ends}, and by {control} at an equal distance in a random direction."
 
 
 def _pooled(result: Result, metric: str, unit: str = "", *, matched: bool = True) -> tuple[str, str]:
     """A metric on the lines (`matched`: those with controls) and on the controls: of one its interval, of several the range."""
-    said = []
+    text = []
     controls = result.select(metric=metric, condition=RANDOM)["item"]
     for condition in (ESTIMATE, RANDOM):
         rows = result.select(metric=metric, condition=condition)
@@ -79,7 +79,7 @@ def _pooled(result: Result, metric: str, unit: str = "", *, matched: bool = True
             rows = rows[rows["item"].isin(controls)]
         values = rows["value"]
         if len(rows) < 2:
-            said.append(interval(rows.iloc[0].to_dict()) + unit if len(rows) else "")
+            text.append(interval(rows.iloc[0].to_dict()) + unit if len(rows) else "")
         else:
-            said.append(f"{values.median():.3g}{unit} in the median ({values.min():.3g} to {values.max():.3g})")
-    return said[0], said[1]
+            text.append(f"{values.median():.3g}{unit} (median; range {values.min():.3g} to {values.max():.3g})")
+    return text[0], text[1]

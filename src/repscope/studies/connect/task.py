@@ -1,8 +1,8 @@
 """The models that `connect` compares, and the data: our own small transformers, stacked, or Hugging Face checkpoints, streamed.
 
-1. A set's folder, or models one by one: names as for `--model`. Of a set each run's last checkpoint.
-2. Refused: networks of other sizes or configurations, tokenizers that read the data otherwise, weights that are not finite.
-3. Small transformers are judged on their own world's texts, ambiguous (ID) and permuted (OOD); others on the user's.
+1. The folder of a checkpoint set, or models one by one, named as for `--model`. Of a set, the last checkpoint of each run.
+2. Refused: networks of other sizes or configurations, tokenizers that disagree on the data, weights that are not finite.
+3. Small transformers are evaluated on examples of their world, ambiguous (ID) and permuted (OOD); others on the user's examples.
 """
 
 import hashlib
@@ -53,12 +53,12 @@ _DROPPED = ("dropout", "pdrop")
 
 @dataclass(frozen=True)
 class ConnectTask:
-    """Runs and what they are judged on.
+    """Runs and the examples on which they are evaluated.
 
-    names: of the runs. kind: of network. fingerprint: of all weights. data: what they are judged on, in words. digest: of
-    it. notes: what was dropped. walk: lines (ends of each), how many of them get a control, a file to keep points in → losses along
-    the lines and then along the controls. distances: lines → Euclidean lengths. unit: of a loss. arm: how each run was
-    trained, where the set's table says so. tokens: of the data. parameters: of one network.
+    names: of the runs. kind: of network. fingerprint: of all weights. data: a description of the examples. digest: of
+    the examples. notes: what was dropped. walk: lines (ends of each), the number of controls, a file that stores finished points →
+    losses along the lines and then along the controls. distances: lines → Euclidean distances. unit: of a loss. groups: of each
+    run, if the set's table has them. tokens: of the data. parameters: of one network.
     """
 
     names: tuple[str, ...]
@@ -70,12 +70,12 @@ class ConnectTask:
     walk: Callable[[Pairs, int, Path], Curves]
     distances: Callable[[Pairs], Float[np.ndarray, "pair"]]
     unit: str
-    arm: Shaped[np.ndarray, "run"] | None = None
+    groups: Shaped[np.ndarray, "run"] | None = None
     tokens: int = 0
     parameters: int = 0
 
     def cost(self, points: int) -> Cost:
-        """Of all lines: one forward pass over the data per point."""
+        """Forecast for all lines: one forward pass over the data per point."""
         lines = len(self.names) * (len(self.names) - 1) // 2
         tokens = self.tokens * points * lines
         return Cost(tokens, 2.0 * self.parameters * tokens, memory_bytes=4.0 * self.parameters)
@@ -89,45 +89,45 @@ def connect_task(o: ConnectOptions) -> ConnectTask:
     UserError
         See the module.
     """
-    held = _set(o.models)
-    if len(held) < 2:
-        raise UserError(f"{held.table['run'].iloc[0]} is one network, and a path has two ends; give two or more.")
-    if held.shape is not None:
-        return _small(held, o)
+    checkpoints = _set(o.models)
+    if len(checkpoints) < 2:
+        raise UserError(f"{checkpoints.table['run'].iloc[0]} is one network, and a path needs two; give two or more.")
+    if checkpoints.shape is not None:
+        return _small(checkpoints, o)
     if o.data is None:
-        raise UserError("There is nothing to judge the networks on; give --data FILE, with a text a row.")
-    return _hub(held, o)
+        raise UserError("There are no examples to evaluate the networks on; give --data FILE with one text per row.")
+    return _hub(checkpoints, o)
 
 
 def _set(models: Sequence[str]) -> CheckpointSet:
     if not models:
-        raise UserError("There is no network; give two models, or the folder of a set of checkpoints.")
+        raise UserError("No network was given; give two models, or the folder of a checkpoint set.")
     first = Path(models[0]).expanduser()
     if len(models) > 1:
         if lost := [m for m in models if (Path(m).expanduser() / TABLE).is_file()]:
-            raise UserError(f"{lost[0]} is a set of checkpoints; give it alone, or models one by one.")
+            raise UserError(f"{lost[0]} is a checkpoint set; give only this folder, or models one by one.")
         return CheckpointSet.of(p if p.suffix == ".safetensors" else folder_of(m) for m in models for p in [Path(m)])
     if first.is_dir() and not (first / "config.json").is_file():
         return CheckpointSet.open(first).select(step="last")
-    raise UserError(f"{models[0]} is one network, and a path has two ends; give a second, or the folder of a set.")
+    raise UserError(f"{models[0]} is one network, and a path needs two; give a second one, or the folder of a checkpoint set.")
 
 
 # ------------------------------------------------------------------------------------------------ small transformers
 
 
-def _small(held: CheckpointSet, o: ConnectOptions) -> ConnectTask:
-    shape = held.shape
+def _small(checkpoints: CheckpointSet, o: ConnectOptions) -> ConnectTask:
+    shape = checkpoints.shape
     assert shape is not None
     if o.data is not None:
-        raise UserError("These are small transformers of the built-in world, judged on its texts; leave --data away.")
+        raise UserError("Small transformers are evaluated on examples of the built-in world; omit --data.")
     try:
         world = fine_tuning.World(HansExamples(shape.vocabulary - 3, (shape.tokens - 2) // 2), shape.width, shape.blocks)
     except UserError as error:
-        raise UserError(f"{held.folder} holds networks of no built-in task ({error})") from error
+        raise UserError(f"{checkpoints.folder} contains networks of an unknown task ({error})") from error
     if world.shape() != shape:
-        raise UserError(f"{held.folder} holds networks of {shape}, and the built-in task takes {world.shape()}.")
-    states = [held.state(i) for i in range(len(held))]
-    _finite(held.runs, states)
+        raise UserError(f"{checkpoints.folder} contains networks of {shape}, but the built-in task needs {world.shape()}.")
+    states = [checkpoints.state(i) for i in range(len(checkpoints))]
+    _finite(checkpoints.runs, states)
 
     def walk(pairs: Pairs, controls: int, kept: Path) -> Curves:
         lines, ends = _with_controls(pairs, controls, states, o.seed)
@@ -136,41 +136,43 @@ def _small(held: CheckpointSet, o: ConnectOptions) -> ConnectTask:
 
     data = f"512 ambiguous examples of the built-in world, and 256 permuted ones (ood); seed {o.seed}"
     return ConnectTask(
-        held.runs,
+        checkpoints.runs,
         f"small transformers, {shape.blocks} blocks × {shape.width}",
-        str(held.fingerprint()),
+        str(checkpoints.fingerprint()),
         data,
         data,
         (),
         walk,
         lambda pairs: _distances(states, pairs),
         "nats",
-        _arm(held),
+        _groups(checkpoints),
         tokens=_WORLD_EXAMPLES * shape.tokens,
         parameters=sum(v.numel() for v in states[0].values()),
     )
 
 
-def _arm(held: CheckpointSet) -> Shaped[np.ndarray, "run"] | None:
-    return held.table["group"].to_numpy().astype(str) if "group" in held.table.columns else None
+def _groups(checkpoints: CheckpointSet) -> Shaped[np.ndarray, "run"] | None:
+    return checkpoints.table["group"].to_numpy().astype(str) if "group" in checkpoints.table.columns else None
 
 
 # -------------------------------------------------------------------------------------------- Hugging Face checkpoints
 
 
-def _hub(held: CheckpointSet, o: ConnectOptions) -> ConnectTask:
-    folders = [Path(p) for p in held.table["path"]]
+def _hub(checkpoints: CheckpointSet, o: ConnectOptions) -> ConnectTask:
+    folders = [Path(p) for p in checkpoints.table["path"]]
     if bare := [p for p in folders if not p.is_dir()]:
-        raise UserError(f"{bare[0]} is weights without a configuration; give the folder that holds it and config.json.")
-    _alike(held.runs, [_config(folder) for folder in folders])
+        raise UserError(f"{bare[0]} has weights but no configuration; give the folder that contains it and config.json.")
+    _same_configuration(checkpoints.runs, [_config(folder) for folder in folders])
     file = Path(str(o.data)).expanduser()
     module = with_head(folders[0])
     kind, config = type(module).__name__, module.config
     classifier = kind.endswith("ForSequenceClassification")
     if not classifier and not module.can_generate():
-        raise UserError(f"{held.runs[0]} is a {kind}; connect takes language models that predict the next token, and classifiers.")
+        raise UserError(
+            f"{checkpoints.runs[0]} is a {kind}; connect takes language models that predict the next token, and classifiers."
+        )
     if not classifier and (o.label or o.pair):
-        raise UserError(f"{held.runs[0]} is a language model, which takes texts alone; leave --label and --pair away.")
+        raise UserError(f"{checkpoints.runs[0]} is a language model and needs only texts; omit --label and --pair.")
     texts = read_texts(
         file,
         text=o.text,
@@ -182,11 +184,11 @@ def _hub(held: CheckpointSet, o: ConnectOptions) -> ConnectTask:
         quote=o.quote,
     )
     texts = texts.first(o.examples, o.seed)
-    labels = resolved(texts, _classes(config, held.runs[0])) if classifier else None
-    tokenizer = _tokenizer(folders, held.runs, texts)
+    labels = resolved(texts, _classes(config, checkpoints.runs[0])) if classifier else None
+    tokenizer = _tokenizer(folders, checkpoints.runs, texts)
     data = checkpoint_losses.encode_examples(tokenizer, config, texts, labels, o.length)
     ends = [Weights(folder) for folder in folders]
-    _finite(held.runs, ends)
+    _finite(checkpoints.runs, ends)
     check_slots(module, ends[0])
     for end in ends[1:]:
         slots_of(module, end)  # each is seen to fit
@@ -203,29 +205,29 @@ def _hub(held: CheckpointSet, o: ConnectOptions) -> ConnectTask:
     counts = ", ".join(f"{len(rows)} {name}".strip() for name, rows in data.splits.items())
     digest = hashlib.sha256(json.dumps([texts.digest, [f["input_ids"] for f in data.fields]]).encode()).hexdigest()
     return ConnectTask(
-        held.runs,
+        checkpoints.runs,
         kind,
-        str(held.fingerprint()),
+        str(checkpoints.fingerprint()),
         f"{texts.name}: {counts} texts",
         digest,
         data.notes,
         walk,
         lambda pairs: _distances(ends, pairs),
         "nats per example" if classifier else "nats per token",
-        _arm(held),
+        _groups(checkpoints),
         tokens=sum(len(f["input_ids"]) for f in data.fields),
         parameters=sum(p.numel() for p in module.parameters()),
     )
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    held = config_of(folder)
-    if all(str(name).startswith("LABEL_") for name in held.get("id2label", {}).values()):
-        held.pop("id2label", None)  # nobody named the classes
-    return {k: v for k, v in held.items() if not k.startswith(_IDLE) and not any(d in k for d in _DROPPED)}
+    config = config_of(folder)
+    if all(str(name).startswith("LABEL_") for name in config.get("id2label", {}).values()):
+        config.pop("id2label", None)  # default names of classes
+    return {k: v for k, v in config.items() if not k.startswith(_IDLE) and not any(d in k for d in _DROPPED)}
 
 
-def _alike(runs: Sequence[str], configs: Sequence[dict[str, Any]]) -> None:
+def _same_configuration(runs: Sequence[str], configs: Sequence[dict[str, Any]]) -> None:
     for run, config in zip(runs[1:], configs[1:]):
         for key in {**configs[0], **config}:
             a, b = configs[0].get(key), config.get(key)
@@ -240,7 +242,7 @@ def _classes(config: Any, run: str) -> dict[int, str]:
 
 
 def _tokenizer(folders: Sequence[Path], runs: Sequence[str], texts: Texts) -> Any:
-    """The tokenizer of the first folder that has one; others must read the first texts alike."""
+    """The tokenizer of the first folder that has one; all others must agree on the first texts."""
     found: list[tuple[str, Any]] = []
     first: UserError | None = None
     for run, folder in zip(runs, folders):
@@ -251,12 +253,12 @@ def _tokenizer(folders: Sequence[Path], runs: Sequence[str], texts: Texts) -> An
         except UserError as error:
             first = first or error
     if not found:
-        raise first or UserError(f"Neither of {', '.join(runs[:3])} has a tokenizer beside its weights; copy it there.")
+        raise first or UserError(f"None of {', '.join(runs[:3])} has a tokenizer in its folder; copy it there.")
     seen = list(texts.texts[:_SAME])
     ids = found[0][1](seen)["input_ids"]
     for run, tokenizer in found[1:]:
         if tokenizer(seen)["input_ids"] != ids:
-            raise UserError(f"{run} and {found[0][0]} split the texts into other tokens; give networks of one tokenizer.")
+            raise UserError(f"{run} and {found[0][0]} tokenize the texts differently; give networks with the same tokenizer.")
     return found[0][1]
 
 
@@ -267,12 +269,12 @@ def _finite(runs: Sequence[str], ends: Sequence[End]) -> None:
     for run, end in zip(runs, ends):
         for name in end:
             if not torch.isfinite(end[name]).all():
-                raise UserError(f"{name} of {run} holds values that are not finite; its training diverged.")
+                raise UserError(f"{name} of {run} contains values that are not finite; its training diverged.")
         release([end])
 
 
 def _with_controls(pairs: Pairs, controls: int, ends: Sequence[End], seed: int) -> tuple[Pairs, list[End]]:
-    """Lines and ends with, behind them, the controls of the first lines: from the same start, as far, to a random end."""
+    """Lines and ends, followed by the controls of the first lines: an equal distance from the same start, to a random end."""
     more = [(int(a), len(ends) + i) for i, (a, _) in enumerate(pairs[:controls])]
     every = [*ends, *(Random(ends[a], ends[b], 1 + seed + i) for i, (a, b) in enumerate(pairs[:controls].tolist()))]
     return np.concatenate([pairs, np.array(more, dtype=np.int64).reshape(-1, 2)]), every

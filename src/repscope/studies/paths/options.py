@@ -11,42 +11,47 @@ from repscope.trace.interpolation import POINTS
 
 
 class PathsOptions(StudyOptions, TableOptions):
-    """What the `paths` study takes."""
+    """Options of the `paths` study."""
 
-    pretrainings: int = Field(3, ge=1, description="Networks that are pretrained; everything is repeated from each.")
-    runs: int = Field(12, ge=2, description="Fine-tuned runs of each group, from each pretraining.")
-    points: int = Field(POINTS, ge=3, description="Points of a path, ends included.")
+    pretrainings: int = Field(3, ge=1, description="Number of pretrained networks; all runs are repeated from each.")
+    runs: int = Field(12, ge=2, description="Fine-tuned runs per group and pretraining.")
+    points: int = Field(POINTS, ge=3, description="Points per path, ends included.")
     forks: tuple[int, ...] = Field(
-        (200, 300, 400, 500, 600, 700, 800), description="Steps of the pretraining at which fine-tuning may begin."
+        (200, 300, 400, 500, 600, 700, 800), description="Pretraining steps at which fine-tuning may begin."
     )
-    rate: float = Field(4e-3, gt=0, allow_inf_nan=False, description="Largest rate of Adam in fine-tuning.")
-    rates: tuple[float, ...] = Field((2e-3, 4e-3, 1e-2), description="Rates of the phase diagram, the one above included.")
-    steps: int = Field(240, ge=1, description="Steps of fine-tuning.")
+    rate: float = Field(4e-3, gt=0, allow_inf_nan=False, description="Peak learning rate of Adam in fine-tuning.")
+    rates: tuple[float, ...] = Field(
+        (2e-3, 4e-3, 1e-2), description="Learning rates of the phase diagram; the rate above is always included."
+    )
+    steps: int = Field(240, ge=1, description="Number of fine-tuning steps.")
     early_bias: int = Field(120, ge=0, description="Number of initial fine-tuning steps that use group-specific data.")
-    plain_runs: int = Field(4, ge=2, description="Runs of each cell of the phase diagram.")
-    apart: int = Field(8, ge=0, description="Runs from pretrainings of their own; 0 for none.")
-    texts: int = Field(512, ge=8, description="Held-out ambiguous examples; half as many disambiguating examples.")
+    unbiased_runs: int = Field(4, ge=2, description="Unbiased runs per cell of the phase diagram.")
+    apart: int = Field(8, ge=0, description="Number of runs from independent pretrainings; 0 for none.")
+    texts: int = Field(
+        512, ge=8, description="Number of held-out ambiguous examples; half as many disambiguating examples are evaluated too."
+    )
     published: tuple[Path, ...] = Field(
-        (), description="Tables of published accuracies by run; alone, only these are analysed and nothing is trained."
+        (), description="Tables of published accuracies by run. Given alone, only these are analysed and nothing is trained."
     )
     train: bool = Field(False, description="With --published: train the study's own runs too. Other options of training imply it.")
     clusters: Path | None = Field(
-        None, description="Runs of the smaller cluster, or run and cluster (csv); the twelve of the MNLI BERTs if not given."
+        None,
+        description="The runs of the smaller cluster, or a csv of runs and clusters; default: the twelve runs of the MNLI BERTs.",
     )
 
     @model_validator(mode="after")
     def _clusters_of_something(self) -> "PathsOptions":
         if self.clusters is not None and not self.published:
-            raise ValueError("--clusters goes with --published FILE, whose runs it is of")
+            raise ValueError("--clusters needs --published FILE, the table of the clustered runs")
         return self
 
     @property
     def table_alone(self) -> bool:
-        """Whether a published table is all that is asked about."""
+        """Whether only a published table is analysed."""
         return bool(self.published) and self.model_fields_set <= {"published", "clusters", "seed", *READING}
 
     def sized(self) -> "PathsOptions":
-        """With the smaller numbers that `tiny` and `short` stand for."""
+        """With the smaller numbers of `tiny` and `short`."""
         small_ones: dict[str, Any] = {}
         if self.tiny:
             small_ones = {
@@ -57,7 +62,7 @@ class PathsOptions(StudyOptions, TableOptions):
                 "rates": (4e-3,),
                 "steps": 10,
                 "early_bias": 4,
-                "plain_runs": 2,
+                "unbiased_runs": 2,
                 "apart": 4,
                 "texts": 24,
             }
@@ -66,12 +71,12 @@ class PathsOptions(StudyOptions, TableOptions):
                 "runs": 8,
                 "forks": (300, 400, 500, 600, 700),
                 "rates": (4e-3, 1e-2),
-                "plain_runs": 3,
+                "unbiased_runs": 3,
                 "apart": 6,
                 "texts": 256,
             }
         return self.with_sizes(small_ones)
 
     def files(self) -> list[Path]:
-        """Published tables and the list of clusters."""
+        """The published tables and the list of clusters."""
         return [*self.published, *([self.clusters] if self.clusters else [])]

@@ -1,20 +1,19 @@
-"""A published table of runs beside its clusters: does the cluster tell how a run generalises, and what else tells as much?
+"""A published table of runs and their clusters: do the clusters separate how runs generalise, and what else separates as well?
 
-In come accuracies by run (several tables are joined on the run) and which run is in which of two clusters. For each score:
+Input: accuracies by run (several tables are joined on the run), and two clusters of the runs. For each score:
 
-1. AUC: the probability that a run of the larger cluster scores above one of the smaller, as it is (below .5: the other way
-   round), with the means of both clusters. The same of the in-domain accuracy is the control: where it separates the clusters as
-   well, cluster and quality of the run are confounded.
-2. What is left: AUC of the residual of the score on in-domain accuracy. With one slope for all runs that takes away what the
-   clusters differ in as well (errs low), with the slope from within clusters only what accuracy explains there (errs high). Not
-   of a score that is one value in more than half of the runs: their residuals would be the accuracy itself, turned round.
+1. AUC: the probability that a run of the larger cluster scores above one of the smaller, with the means of both clusters. Control:
+   the same for in-domain accuracy. If it separates the clusters as well, cluster and quality are confounded.
+2. AUC after in-domain accuracy was regressed out. One slope for all runs also removes what the clusters differ in (the AUC is too
+   low); the slope within clusters removes only what accuracy explains there (too high). Scores with one value in more than half of
+   the runs are skipped: their residuals would be the negative accuracy.
 3. Spearman's rho of score and in-domain accuracy, over all runs and within the larger cluster.
-4. One heap or two: BIC of one and of two Gaussians, heaps of the better curve, Sarle's coefficient. Clusters of barriers are not
-   heaps of scores: each can be there without the other.
+4. Unimodal or bimodal: BIC of one and of two Gaussians, modes of the better density, Sarle's coefficient. Clusters of barriers are
+   not modes of scores: each can occur without the other.
 
-Out comes a table in the schema of all studies, the side table `scores` (run, cluster, id, score, ood) for figures, and notes that
-say what holds. A score that never varies has its means and no more. The p are of one score each, not corrected for their number.
-Juneja et al., 2205.12411 (clusters); McCoy et al., 1911.02969 (accuracies). Knows no network and no barrier.
+Output: a table in the common schema, the side table `scores` (run, cluster, id, score, ood) for figures, and notes in sentences.
+A constant score has only its means. p-values are not corrected for the number of scores.
+Juneja et al., 2205.12411 (clusters); McCoy et al., 1911.02969 (accuracies). Uses no network and no barriers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -42,15 +41,15 @@ IN_DOMAIN = "in-domain accuracy"
 LEFT = {"in-domain accuracy regressed out": False, "in-domain accuracy regressed out, slope within clusters": True}
 LEAST = 4  #: runs
 _LEAVES = (
-    "what it leaves does not separate them",
-    "what it leaves separates them by one of the two slopes only",
-    "what it leaves still separates them",
+    "the residual does not separate the clusters",
+    "the residual separates the clusters with one of the two slopes only",
+    "the residual still separates the clusters",
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Joined:
-    """A table beside its clusters. large, small: names of the clusters; is_large: of each run; id, ood: names of columns; notes:
+    """A table and its clusters. large, small: names of the clusters. is_large: for each run. id, ood: names of columns. notes:
     how the table was read."""
 
     frame: pd.DataFrame
@@ -63,11 +62,11 @@ class Joined:
     notes: tuple[str, ...] = ()
 
     def column(self, name: str) -> Float[np.ndarray, "run"]:
-        """One score, one value a run."""
+        """One score, one value per run."""
         return self.frame[name].to_numpy(dtype=np.float64)
 
     def long(self) -> pd.DataFrame:
-        """One row a run and out-of-domain score: run, cluster, id (its in-domain accuracy), score (the column's name), ood."""
+        """One row per run and out-of-domain score: run, cluster, id (its in-domain accuracy), score (the column's name), ood."""
         n, k = len(self.frame), len(self.ood)
         each = {
             RUN: self.frame[RUN].to_numpy(),
@@ -111,20 +110,20 @@ def published(
     UserError
         When files cannot be read or joined, or the clusters are not two.
     """
-    held = joined(files, clusters, id_column, **how)
-    varying = [name for name in (held.id, *held.ood) if np.ptp(held.column(name)) > 0]
-    heaps = {name: bimodality(held.column(name), seed=seed) for name in varying}
-    apart = {name: separation(held.column(name), held.is_large, seed=seed) for name in varying}
-    rows = [row for name in (held.id, *held.ood) for row in _means(held, name, seed)]
+    joined = join_tables(files, clusters, id_column, **how)
+    varying = [name for name in (joined.id, *joined.ood) if np.ptp(joined.column(name)) > 0]
+    heaps = {name: bimodality(joined.column(name), seed=seed) for name in varying}
+    apart = {name: separation(joined.column(name), joined.is_large, seed=seed) for name in varying}
+    rows = [row for name in (joined.id, *joined.ood) for row in _means(joined, name, seed)]
     for name in varying:
-        rows += _separated(held, name, apart[name], seed) + _heaps(name, heaps[name], seed)
-        if name != held.id and held.id in varying:
-            rows += _beside_id(held, name, seed)
-    result = Result.of(rows, side={"scores": held.long()})
-    return Result(result.table, side=result.side, notes=_notes(held, apart, heaps, result.table))
+        rows += _separated(joined, name, apart[name], seed) + _heaps(name, heaps[name], seed)
+        if name != joined.id and joined.id in varying:
+            rows += _given_id(joined, name, seed)
+    result = Result.of(rows, side={"scores": joined.long()})
+    return Result(result.table, side=result.side, notes=_notes(joined, apart, heaps, result.table))
 
 
-def joined(
+def join_tables(
     files: str | Path | Sequence[str | Path], clusters: str | Path | Clusters | None = None, id_column: str = "", **how: Unpack[How]
 ) -> Joined:
     """Tables joined on the run, their clusters, and which column is in-domain.
@@ -145,9 +144,9 @@ def joined(
         raise unknown(f"column of {_names(paths)}", id_column, scores)
     chosen = id_column or (FEATHER_ID if FEATHER_ID in scores else scores[0])
     if len(scores) < 2:
-        raise UserError(f"{_names(paths)} holds {chosen!r} and no score beside it; give out-of-domain scores as well.")
+        raise UserError(f"{_names(paths)} has only the score {chosen!r}; give out-of-domain scores as well.")
     if len(frame) < LEAST:
-        raise UserError(f"{_names(paths)} holds {len(frame)} runs; {LEAST} are the least to compare.")
+        raise UserError(f"{_names(paths)} has {len(frame)} runs; a comparison needs at least {LEAST}.")
     if clusters is None:
         if not {FEATHER_ID, FEATHER_OOD} <= set(scores):
             raise UserError(
@@ -174,43 +173,43 @@ def _merged(a: tuple[Path, pd.DataFrame], b: tuple[Path, pd.DataFrame]) -> tuple
     return first, left.merge(right, on=RUN)
 
 
-def _means(held: Joined, name: str, seed: int) -> list[Row]:
+def _means(joined: Joined, name: str, seed: int) -> list[Row]:
     return [
         Row.of(
-            stats.mean(held.column(name)[held.is_large == is_large], unit="run", seed=seed),
+            stats.mean(joined.column(name)[joined.is_large == is_large], unit="run", seed=seed),
             **_at(name, seed),
             metric="mean",
             definition=f"of the runs of cluster {cluster!r}",
         )
-        for cluster, is_large in ((held.large, True), (held.small, False))
+        for cluster, is_large in ((joined.large, True), (joined.small, False))
     ]
 
 
-def _separated(held: Joined, name: str, apart: Separation, seed: int) -> list[Row]:
-    at = _at(name, seed) | ({"condition": IN_DOMAIN} if name == held.id else {})
+def _separated(joined: Joined, name: str, apart: Separation, seed: int) -> list[Row]:
+    at = _at(name, seed) | ({"condition": IN_DOMAIN} if name == joined.id else {})
     return [
-        Row.of(apart.estimate, **at, metric="auc", definition=_orientation(held)),
+        Row.of(apart.estimate, **at, metric="auc", definition=_orientation(joined)),
         Row(**at, metric="p", definition="auc: Mann–Whitney, two-sided", value=apart.p, unit="run", n=apart.n),
     ]
 
 
-def _beside_id(held: Joined, name: str, seed: int) -> list[Row]:
-    y, x, at = held.column(name), held.column(held.id), _at(name, seed)
+def _given_id(joined: Joined, name: str, seed: int) -> list[Row]:
+    y, x, at = joined.column(name), joined.column(joined.id), _at(name, seed)
     rows = [
         Row.of(
-            separation_given(y, held.is_large, x, within=within, seed=seed),
+            separation_given(y, joined.is_large, x, within=within, seed=seed),
             **at,
             metric="auc",
-            definition=_orientation(held),
+            definition=_orientation(joined),
             condition=condition,
         )
         for condition, within in LEFT.items()
-        if not _piled(y)
+        if not _mostly_one_value(y)
     ]
     every = np.ones(len(y), dtype=bool)
     for runs, definition in (
         (every, "with in-domain accuracy"),
-        (held.is_large, f"with in-domain accuracy, within {held.large!r}"),
+        (joined.is_large, f"with in-domain accuracy, within {joined.large!r}"),
     ):
         if runs.sum() >= LEAST:
             found = spearman(y[runs], x[runs], seed=seed)
@@ -221,90 +220,93 @@ def _beside_id(held: Joined, name: str, seed: int) -> list[Row]:
 
 
 def _heaps(name: str, heaps: Bimodality, seed: int) -> list[Row]:
-    told = (
-        ("bic", "one Gaussian, less is better", heaps.bic_1),
-        ("bic", "two Gaussians, less is better", heaps.bic_2),
-        ("components", "Gaussians with the lesser BIC", heaps.modes),
-        ("heaps", "peaks of the curve with the lesser BIC", heaps.peaks),
+    numbers = (
+        ("bic", "one Gaussian, lower is better", heaps.bic_1),
+        ("bic", "two Gaussians, lower is better", heaps.bic_2),
+        ("components", "Gaussians with the lower BIC", heaps.modes),
+        ("heaps", "peaks of the curve with the lower BIC", heaps.peaks),
         ("sarle", "bimodality coefficient, small-sample; .555 for a uniform", heaps.sarle),
     )
-    return [Row(**_at(name, seed), metric=m, definition=d, value=v, unit="run", n=heaps.n) for m, d, v in told]
+    return [Row(**_at(name, seed), metric=m, definition=d, value=v, unit="run", n=heaps.n) for m, d, v in numbers]
 
 
-def _notes(held: Joined, apart: dict[str, Separation], heaps: dict[str, Bimodality], table: pd.DataFrame) -> tuple[str, ...]:
-    """What holds, in sentences: about the score that the table is known for (else the first), then about all of them."""
-    n, few, varying = len(held.frame), int((~held.is_large).sum()), [name for name in held.ood if name in apart]
+def _notes(joined: Joined, apart: dict[str, Separation], heaps: dict[str, Bimodality], table: pd.DataFrame) -> tuple[str, ...]:
+    """The results in sentences: of the main score (else the first), then of all scores."""
+    n, few, varying = len(joined.frame), int((~joined.is_large).sum()), [name for name in joined.ood if name in apart]
     notes = [
-        f"{n} runs, {few} in cluster {held.small!r} and {n - few} in {held.large!r}, after: {held.source}. "
-        f"In-domain accuracy is {held.id!r}. AUC is {_orientation(held)}; p are of one score each, uncorrected.",
-        *held.notes,
+        f"{n} runs, {few} in cluster {joined.small!r} and {n - few} in {joined.large!r}; source: {joined.source}. "
+        f"In-domain accuracy is {joined.id!r}. AUC is {_orientation(joined)}; p-values are not corrected for the number of scores.",
+        *joined.notes,
     ]
-    if flat := [name for name in (held.id, *held.ood) if name not in apart]:
-        notes.append(f"The same for every run, so that nothing can be said of it: {_listed(flat)}.")
+    if flat := [name for name in (joined.id, *joined.ood) if name not in apart]:
+        notes.append(f"Constant over all runs, and therefore not analysed: {_listed(flat)}.")
     if varying:
         focus = FEATHER_OOD if FEATHER_OOD in varying else varying[0]
-        notes.append(f"{focus!r}: {_told(apart[focus], held)}.")
-        if held.id in apart:
-            notes.append(f"The control, {held.id!r}: {_told(apart[held.id], held)}. {_confound(held, focus, apart, table)}")
-        notes.append(_one_or_two(focus, heaps[focus]))
-    if piled := [name for name in varying if _piled(held.column(name))]:
-        notes.append(f"One value in more than half of the runs, so that no regression was made: {_listed(piled)}.")
+        notes.append(f"{focus!r}: {_separation_text(apart[focus], joined)}.")
+        if joined.id in apart:
+            notes.append(
+                f"The control, {joined.id!r}: {_separation_text(apart[joined.id], joined)}. "
+                f"{_confound(joined, focus, apart, table)}"
+            )
+        notes.append(_modality(focus, heaps[focus]))
+    if mostly := [name for name in varying if _mostly_one_value(joined.column(name))]:
+        notes.append(f"One value in more than half of the runs, and therefore no regression: {_listed(mostly)}.")
     below = [name for name in varying if apart[name].hi < 0.5]
     above = [name for name in varying if apart[name].lo > 0.5]
     notes.append(
-        f"Of {len(varying)} out-of-domain scores (some may be parts of others) the larger cluster has the higher in {len(above)} "
-        f"and the lower in {len(below)}, by intervals clear of .5{'; lower: ' + _listed(below) if below else ''}."
+        f"Of {len(varying)} out-of-domain scores (some may be parts of others), the larger cluster scores higher in {len(above)} "
+        f"and lower in {len(below)}, with intervals that exclude .5{'; lower: ' + _listed(below) if below else ''}."
     )
     if two := [name for name in varying if heaps[name].peaks == 2 and heaps[name].sarle > UNIFORM]:
-        notes.append(f"In two heaps by BIC and by Sarle's coefficient (a pile at 0 or 1 counts as one): {_listed(two)}.")
+        notes.append(f"Bimodal by BIC and by Sarle's coefficient (a peak at 0 or 1 counts as a mode): {_listed(two)}.")
     return tuple(notes)
 
 
-def _confound(held: Joined, focus: str, apart: dict[str, Separation], table: pd.DataFrame) -> str:
-    """What the in-domain accuracy leaves of the separation."""
-    if _piled(held.column(focus)):
+def _confound(joined: Joined, focus: str, apart: dict[str, Separation], table: pd.DataFrame) -> str:
+    """The separation after in-domain accuracy was regressed out."""
+    if _mostly_one_value(joined.column(focus)):
         return f"More than half of the runs have one value of {focus!r}: no regression on accuracy."
     left = [table[(table["item"] == focus) & (table["condition"] == c)].iloc[0] for c in LEFT]
-    told = " and ".join(f"{_short(r['value'])} [{_short(r['lo'])}, {_short(r['hi'])}]" for r in left)
-    accuracy, own = apart[held.id], apart[focus]
+    aucs = " and ".join(f"{_short(r['value'])} [{_short(r['lo'])}, {_short(r['hi'])}]" for r in left)
+    accuracy, own = apart[joined.id], apart[focus]
     if accuracy.lo <= 0.5 <= accuracy.hi:
         opening = "In-domain accuracy does not separate the clusters"
     elif accuracy.lo <= own.auc <= accuracy.hi or own.lo <= accuracy.auc <= own.hi:
         opening = "In-domain accuracy separates the clusters as well as the score does: cluster and quality are confounded"
     else:
-        opening = "In-domain accuracy separates the clusters too, if not to the same degree"
+        opening = "In-domain accuracy separates the clusters too, but not to the same degree"
     clear = sum(row["lo"] > 0.5 or row["hi"] < 0.5 for row in left)
     return (
-        f"{opening}. With it regressed out of {focus!r} the AUC is {told} (one slope for all runs; slope within clusters): "
+        f"{opening}. With it regressed out of {focus!r} the AUC is {aucs} (one slope for all runs; slope within clusters): "
         f"{_LEAVES[clear]}."
     )
 
 
-def _one_or_two(name: str, heaps: Bimodality) -> str:
+def _modality(name: str, heaps: Bimodality) -> str:
     better = "one Gaussian is better" if heaps.modes == 1 else "two Gaussians are better"
     if heaps.peaks == 1:
-        then = "it is in one heap, so that clusters of runs, where there are any, are no heaps of this score"
+        then = "it is unimodal, so clusters of runs are not modes of this score"
     else:
-        then = "it is in two heaps" if heaps.sarle > UNIFORM else "the two do not agree about a second heap"
+        then = "it is bimodal" if heaps.sarle > UNIFORM else "the two criteria disagree"
     return (
         f"{name!r}: {better} by BIC ({heaps.bic_1:.1f} with one, {heaps.bic_2:.1f} with two), Sarle's coefficient is "
-        f"{_short(heaps.sarle)} (a uniform's is {_short(UNIFORM)}, and more speaks for two heaps); {then}."
+        f"{_short(heaps.sarle)} (a uniform distribution has {_short(UNIFORM)}; higher values suggest two modes); {then}."
     )
 
 
-def _told(apart: Separation, held: Joined) -> str:
+def _separation_text(apart: Separation, joined: Joined) -> str:
     return (
         f"AUC {_short(apart.auc)} [{_short(apart.lo)}, {_short(apart.hi)}], p {apart.p:.2g}, "
-        f"mean {apart.mean_a:.3f} in {held.large!r} and {apart.mean_b:.3f} in {held.small!r}"
+        f"mean {apart.mean_a:.3f} in {joined.large!r} and {apart.mean_b:.3f} in {joined.small!r}"
     )
 
 
-def _piled(values: Float[np.ndarray, "run"]) -> bool:
+def _mostly_one_value(values: Float[np.ndarray, "run"]) -> bool:
     return bool(2 * np.unique(values, return_counts=True)[1].max() > len(values))
 
 
-def _orientation(held: Joined) -> str:
-    return f"P(a run of {held.large!r} scores above one of {held.small!r})"
+def _orientation(joined: Joined) -> str:
+    return f"P(a run of {joined.large!r} scores above one of {joined.small!r})"
 
 
 def _at(item: str, seed: int) -> dict[str, Any]:

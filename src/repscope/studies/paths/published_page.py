@@ -1,4 +1,4 @@
-"""The part of the `paths` page that shows a published table of runs: figures from the result's tables, and nothing else."""
+"""The part of the `paths` page about a published table of runs."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -16,7 +16,7 @@ _DRAWN = 8  #: scores with a row in the figure: the first of the table, whose co
 
 
 def section(found: Result) -> Section:
-    """Separation of each score by cluster beside that of in-domain accuracy, and the scores themselves."""
+    """Separation of each score by the clusters compared with that of in-domain accuracy, and the scores."""
     auc = found.table[found.table["metric"] == "auc"]
     control = auc[auc["condition"] == IN_DOMAIN]
     scores = list(dict.fromkeys(auc[auc["condition"] == ESTIMATE]["item"]))
@@ -43,17 +43,18 @@ def section(found: Result) -> Section:
             Figure(
                 grids.points(
                     pd.DataFrame(lines),
-                    value_title="AUC: a run of the larger cluster scores above one of the smaller",
+                    value_title="AUC: P(a run of the larger cluster scores above one of the smaller)",
                     controls=[line["name"] for line in lines if line["name"].endswith(("slope", "within", "(in-domain)"))],
                     label_limit=260,
                 ),
-                "Does the cluster tell the score?",
-                "Bars: 95 % intervals over runs. Grey: in-domain accuracy, and what is left without it.",
+                "Do the clusters separate the score?",
+                "Bars: 95 % intervals over runs. Grey: in-domain accuracy, and the score after in-domain accuracy was "
+                "regressed out.",
             ),
             Figure(
                 runs.scattered(frame, x_title="in-domain accuracy", y_title=first),
-                f"{first} beside in-domain accuracy",
-                "A point a run.",
+                f"{first} and in-domain accuracy",
+                "One point per run.",
             ),
             Table(pd.DataFrame(list(table.values())).fillna("–"), "Separation of every score"),
         ),

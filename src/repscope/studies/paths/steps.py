@@ -2,14 +2,15 @@
 
 In a small world (HANS in miniature) where the answer can be planted:
 
-1. Pretraining: several networks, each kept at several steps (forks), with the skill that later decides: words of a shuffled copy.
-2. Phase diagram: plain fine-tunings from every fork at several rates, the share of runs that follow the rule and how far runs of
-   one recipe part. Each pretraining's fork for what follows is chosen on these runs: the one that is most open.
-3. Planted: two arms whose first steps told rule and heuristic apart, one way each, and whose data are alike ever after. Barriers
-   and convexity gaps between all runs, whether they tell the arms apart, and what else does (`trace.run_table`).
-4. Controls: the same without a nudge at the same rate; the arms at checkpoints that are matched on ID loss, chosen on other texts;
-   runs from pretrainings of their own, before and after weight matching.
-5. Summary over pretrainings. With `--published`, the same questions of published tables (`paths_published`).
+1. Pretraining: several networks, saved at several steps (forks), and the skill that matters later: filling in shuffled words.
+2. Phase diagram: unbiased fine-tuning runs from every fork at several learning rates: the share of the rule, and its spread over
+   runs. On these runs the fork of each pretraining is chosen: the one at which runs disagree most.
+3. Planted: two groups of runs with an early bias, towards the rule or towards lexical overlap; afterwards both train on the same
+   distribution. Barriers and convexity gaps between all runs, how well they separate the groups, and what else does
+   (`trace.run_table`).
+4. Controls: unbiased runs at the same rate; the groups at checkpoints of equal ID loss, chosen on other examples; runs from
+   independent pretrainings, before and after weight matching.
+5. Summary over pretrainings. With `--published`, the same analysis of published tables (`published`).
 """
 
 from collections.abc import Callable
@@ -41,20 +42,20 @@ from repscope.worlds.hans.fine_tuning import FineTuning, World
 from repscope.worlds.hans.training import Schedule
 
 _TRAINED = "small-transformers"
-_CHECKPOINTS = 10  #: of the second part of a run, among which those alike in ID loss are chosen
-_CHOOSE, _REPORT = 0, 1  #: seeds of held-out texts: what is chosen, and what is reported
+_CHECKPOINTS = 10  #: of the second part of a run; those of equal ID loss are chosen among them
+_CHOOSE, _REPORT = 0, 1  #: seeds of the held-out examples for selection and for reporting
 
 
 def steps(setup: Setup[PathsOptions]) -> list[Step]:
-    """Pretraining; phase diagram; planted arms and plain runs of each pretraining; inits of their own; summary."""
+    """Pretraining; phase diagram; runs with and without early bias of each pretraining; independent pretrainings; summary."""
     o = setup.options
-    _checked(o)
+    _check(o)
     published = [Step("published", partial(_published, setup), lambda: Cost(fit_flops=1e9))] if o.published else []
     return [*([] if o.table_alone else _trained(setup, o)), *published]
 
 
 def subject(setup: Setup[PathsOptions]) -> Subject:
-    """The models that the study trains itself, or those of a published table."""
+    """The models trained in the study, or those of a published table."""
     if setup.options.table_alone:
         return Subject("published-table", "published table", {"model": "published table", "precision": ""})
     facts = {"model": _TRAINED, "precision": "float32, trained in this run"}
@@ -62,11 +63,15 @@ def subject(setup: Setup[PathsOptions]) -> Subject:
 
 
 def _trained(setup: Setup[PathsOptions], o: PathsOptions) -> list[Step]:
-    """The steps of the runs that the study trains."""
-    apart = ("published", "clusters", "train", *READING)  # further tables leave what is there
-    made = [Step("pretraining", partial(_pretraining, setup), _cost(o.pretrainings * max(o.forks) * 4), ignores=(*apart, "runs"))]
-    cells = o.pretrainings * len(o.forks) * len(o.rates) * o.plain_runs
-    made.append(Step("phases", partial(_phases, setup), _cost(cells * o.steps), needs=("pretraining",), ignores=(*apart, "runs")))
+    """The steps that train runs."""
+    unaffected = ("published", "clusters", "train", *READING)  # tables do not change the trained runs
+    made = [
+        Step("pretraining", partial(_pretraining, setup), _cost(o.pretrainings * max(o.forks) * 4), ignores=(*unaffected, "runs"))
+    ]
+    cells = o.pretrainings * len(o.forks) * len(o.rates) * o.unbiased_runs
+    made.append(
+        Step("phases", partial(_phases, setup), _cost(cells * o.steps), needs=("pretraining",), ignores=(*unaffected, "runs"))
+    )
     sets = []
     for init in range(o.pretrainings):
         for name, compute in ((f"planted {init}", _planted(setup, init)), (f"plain {init}", _plain(setup, init))):
@@ -77,7 +82,7 @@ def _trained(setup: Setup[PathsOptions], o: PathsOptions) -> list[Step]:
                     _cost(2 * o.runs * o.steps + 2 * o.runs**2 * o.points),
                     version=2,
                     needs=("pretraining", "phases"),
-                    ignores=apart,
+                    ignores=unaffected,
                 )
             )
             sets.append(name)
@@ -88,31 +93,33 @@ def _trained(setup: Setup[PathsOptions], o: PathsOptions) -> list[Step]:
                 partial(_apart, setup),
                 _cost(o.apart * (o.steps + 4 * max(o.forks))),
                 needs=("phases",),
-                ignores=(*apart, "runs"),
+                ignores=(*unaffected, "runs"),
             )
         )
-    made.append(Step("summary", partial(_summary, setup), lambda: Cost(fit_flops=1e8), needs=tuple(sets), ignores=apart))
+    made.append(Step("summary", partial(_summary, setup), lambda: Cost(fit_flops=1e8), needs=tuple(sets), ignores=unaffected))
     return made
 
 
-def _checked(o: PathsOptions) -> None:
+def _check(o: PathsOptions) -> None:
     if not o.forks or not o.rates:
-        raise UserError("There is no fork or no rate; give at least one of each.")
+        raise UserError("No fork or no rate was given; give at least one of each.")
     for rate in o.rates:
-        Schedule(o.steps, rate)  # a rate that no descent can take is refused now
+        Schedule(o.steps, rate)  # refuses invalid rates before anything runs
     if max(o.forks) > World().pretraining.steps or min(o.forks) < 0:
-        raise UserError(f"A fork lies between 0 and {World().pretraining.steps} steps of pretraining; {max(o.forks)} is beyond.")
+        raise UserError(
+            f"--forks must be between 0 and {World().pretraining.steps}, the number of pretraining steps; {max(o.forks)} is not."
+        )
     if o.early_bias > o.steps:
         raise UserError(f"An early bias of {o.early_bias} steps is longer than the {o.steps} steps of fine-tuning.")
     if 2 * o.runs < 4:
-        raise UserError("Two arms of one run have no pair within an arm; take at least 2 runs of each.")
+        raise UserError("Groups of one run have no pair within a group; take at least 2 runs per group.")
     for path in o.files():
         if not path.is_file():
             raise UserError(f"There is no file {path}; check the path.")
 
 
 def _cost(run_steps: float) -> Callable[[], Cost]:
-    """By run and step: 32 texts of 10 tokens through 26,000 weights, forward and backward."""
+    """Cost per run and step: 32 examples of 10 tokens through 26,000 weights, forward and backward."""
     return lambda: Cost(tokens=int(run_steps * 320), network_flops=run_steps * 6 * 320 * 26e3 * 3, memory_bytes=3e8)
 
 
@@ -125,8 +132,8 @@ def _tuning(o: PathsOptions, rate: float | None = None, early_bias: int | None =
     return FineTuning(Schedule(o.steps, o.rate if rate is None else rate), o.early_bias if early_bias is None else early_bias)
 
 
-def _judges(o: PathsOptions) -> tuple[Evaluate, Evaluate]:
-    """What choices are made by, and what is reported: other texts."""
+def _evaluators(o: PathsOptions) -> tuple[Evaluate, Evaluate]:
+    """Evaluators for selection and for reporting, on different examples."""
     choose, report = (fine_tuning.evaluator(world(o), 10 * o.seed + part, o.texts, o.texts // 2) for part in (_CHOOSE, _REPORT))
     return choose, report
 
@@ -162,16 +169,16 @@ def _pretraining(setup: Setup[PathsOptions], context: Context) -> Result:
 
 
 def _phases(setup: Setup[PathsOptions], context: Context) -> Result:
-    """Plain runs of every fork and rate; the most open fork of each pretraining at the rate of what follows."""
+    """Unbiased runs of every fork and rate; for each pretraining, the fork at which runs disagree most."""
     o = setup.options
     rates = list(dict.fromkeys([*o.rates, o.rate]))
-    choose, _ = _judges(o)
-    found, told = [], []
+    choose, _ = _evaluators(o)
+    found, shares = [], []
     for rate in rates:
         for f, fork in enumerate(sorted(set(o.forks))):
             table = fine_tuning.run_plan(
-                ["none"] * (o.plain_runs * o.pretrainings),
-                [i for i in range(o.pretrainings) for _ in range(o.plain_runs)],
+                ["none"] * (o.unbiased_runs * o.pretrainings),
+                [i for i in range(o.pretrainings) for _ in range(o.unbiased_runs)],
                 o.seed * 7 + 20 + f,
             )
             state = fine_tuning.fine_tune(world(o), _base(context, fork), table, _tuning(o, rate))[o.steps]
@@ -186,20 +193,20 @@ def _phases(setup: Setup[PathsOptions], context: Context) -> Result:
                         definition="standard deviation over runs of the share of the rule",
                         unit="run",
                         value=float(rule[i].std(ddof=1)),
-                        n=o.plain_runs,
+                        n=o.unbiased_runs,
                         **where,
                     )
                 )
                 error = losses["error"].reshape(o.pretrainings, -1)[i]
                 found.append(Row.of(stats.mean(error, unit="run", seed=o.seed), metric="ID error", **where))
-                told.append({"rate": rate, "fork": fork, "init": i, "rule": float(rule[i].mean())})
-    frame = pd.DataFrame(told)
+                shares.append({"rate": rate, "fork": fork, "init": i, "rule": float(rule[i].mean())})
+    frame = pd.DataFrame(shares)
     frame = frame[frame["rate"] == o.rate].assign(off=lambda t: (t["rule"] - 0.5).abs())
     best = frame.loc[frame.groupby("init")["off"].idxmin()]
     found += [
         Row(
             metric="fork",
-            definition="most open: plain runs' share of the rule nearest one half",
+            definition="most open: the unbiased runs' share of the rule is nearest one half",
             split=f"pretraining {r['init']:.0f}",
             value=float(r["fork"]),
             seed=o.seed,
@@ -214,7 +221,7 @@ def _fork(context: Context, init: int) -> int:
 
 
 def _planted(setup: Setup[PathsOptions], init: int) -> Callable[[Context], Result]:
-    """The arms at their last step, and at checkpoints alike in ID loss."""
+    """Runs with early bias at their last step, and at checkpoints of equal ID loss."""
 
     def compute(context: Context) -> Result:
         o = setup.options
@@ -227,7 +234,7 @@ def _planted(setup: Setup[PathsOptions], init: int) -> Callable[[Context], Resul
         CheckpointSet.written(
             context.artifacts / f"planted-{init}", world(o).shape(), table.assign(fork=fork), {o.steps: held[o.steps]}
         )
-        choose, _ = _judges(o)
+        choose, _ = _evaluators(o)
         groups = table["group"].to_numpy().astype(str)
         losses = np.stack([choose(state)["loss"] for state in held.values()])
         state, chosen = recipes.matched(list(held.values()), losses, groups)
@@ -240,7 +247,7 @@ def _planted(setup: Setup[PathsOptions], init: int) -> Callable[[Context], Resul
 
 
 def _plain(setup: Setup[PathsOptions], init: int) -> Callable[[Context], Result]:
-    """As many runs, the same fork and rate, no nudge: the groups are the strategies that they took."""
+    """As many runs from the same fork and rate without an early bias; groups are the strategies that they took."""
 
     def compute(context: Context) -> Result:
         o = setup.options
@@ -254,7 +261,7 @@ def _plain(setup: Setup[PathsOptions], init: int) -> Callable[[Context], Result]
 
 def _measured(setup: Setup[PathsOptions], state: State, condition: str, init: int, groups: np.ndarray | None) -> Result:
     o = setup.options
-    _, report = _judges(o)
+    _, report = _evaluators(o)
     found = curves(state, report, points=o.points)
     flat = torch.cat([v.flatten(1) for v in state.values()], 1).double()
     apart = torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist").numpy()
@@ -284,9 +291,9 @@ def _arrays(found: Curves) -> dict[str, np.ndarray]:
 
 
 def _apart(setup: Setup[PathsOptions], context: Context) -> Result:
-    """Runs from pretrainings of their own: barriers everywhere, before and after each pair's weights are matched."""
+    """Barriers between runs from independent pretrainings, before and after weight matching of each pair."""
     o = setup.options
-    _, report = _judges(o)
+    _, report = _evaluators(o)
     fork = int(np.median(context.inputs["phases"].arrays["forks"]))
     seeds = [1009 * o.seed + 500 + i for i in range(o.apart)]
     with progress("pretraining", max(fork, 1)) as advance:
