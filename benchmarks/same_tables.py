@@ -46,6 +46,8 @@ RENAMED: dict[str, dict[str, str]] = {
     },
     "metric": {r"rise of (.*)": r"loss increase of \1"},
     "definition": {
+        r"length of a vector; (.*)": r"norm of a vector; \1",
+        "over the median length of a source state": "relative to the median norm of source states",
         "adjusted Rand index with the arms": "adjusted Rand index with the groups",
         "mean across arms / within": "mean across groups / within",
         r"most open: plain (runs' share of the rule) nearest one half": r"most open: the unbiased \1 is nearest one half",

@@ -160,7 +160,7 @@ def broken(home, name, change):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "There is no network; give two models"),
+        ([], "No network was given; give two models"),
         (["llama-0"], "one network, and a path needs two"),
         (["llama-0", "llama-0", "--data", "lm.txt"], "given twice"),
         (["llama-0", "nowhere", "--data", "lm.txt"], "nowhere"),
@@ -212,13 +212,13 @@ def test_a_tokenizer_that_reads_otherwise_is_told(home, tmp_path, capsys):
     assert "tokenize the texts differently" in capsys.readouterr().err
 
 
-def test_nan_in_a_small_transformer_is_told(tmp_path, capsys):
+def test_nan_in_a_small_transformer_is_refused(tmp_path, capsys):
     shape = fine_tuning.World().shape()
     state = stack(small.random_weights(shape, i) for i in range(2))
     state["head.bias"][1] = torch.nan
     CheckpointSet.written(tmp_path / "set", shape, pd.DataFrame({"run": ["a", "b"]}), {0: state})
     assert run(["connect", str(tmp_path / "set"), "--out", str(tmp_path)]) == 2
-    assert "head.bias of b holds values that are not finite" in capsys.readouterr().err
+    assert "head.bias of b contains values that are not finite" in capsys.readouterr().err
 
 
 def test_four_runs_have_clusters_and_what_they_predict(tmp_path, capsys):

@@ -48,7 +48,7 @@ def test_halves_share_no_group_and_no_opening():
 
 def test_the_page_the_direction_and_its_files(run):
     page = (run.folder / "report.html").read_text()
-    for text in ("Effect by strength", "Damage to fluency", "What there was to choose from", "Continuations", "by block"):
+    for text in ("Effect by strength", "Damage to fluency", "Candidates", "Continuations", "by block"):
         assert text in page
     kept = DirectionSet.load(run.folder / "artifacts" / "sentiment.safetensors")
     arrays = run.results["dose"].arrays

@@ -30,7 +30,7 @@ def test_the_page_has_figures_controls_and_how_it_was_made(done):
     for said in (
         "Which runs are in one basin",
         "When is a recipe open?",
-        "The opposite control",
+        "Control: independent pretrainings",
         "shuffled groups",
         "no early bias",
     ):
@@ -78,7 +78,7 @@ def test_the_same_seed_gives_the_same_table_and_a_finished_run_is_kept(done, tmp
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--forks", "2000"], "2000 is beyond"),
+        (["--forks", "2000"], "2000 is not"),
         (["--early-bias", "50", "--steps", "20"], "An early bias of 50 steps is longer than the 20"),
         (["--runs", "1"], "greater than or equal to 2"),
         (["--published", "none.csv"], "There is no file none.csv"),

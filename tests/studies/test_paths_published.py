@@ -131,7 +131,7 @@ def test_a_table_in_which_nothing_separates_says_so(tmp_path):
     pd.DataFrame({"run": range(40), "id": 0.5, "ood": rng.normal(size=40)}).to_csv(path, index=False)
     flat = published(path, Clusters(dict.fromkeys(range(20), "a"), "b", "a test"))
     assert "spearman" not in set(flat.table["metric"])
-    assert "nothing can be said of it: 'id'" in "\n".join(flat.notes)
+    assert "not analysed: 'id'" in "\n".join(flat.notes)
 
 
 @pytest.mark.parametrize(

@@ -11,31 +11,33 @@ from repscope.studies.run.options import ModelOptions, TableOptions
 
 
 class ContrastOptions(ModelOptions, TableOptions):
-    """What the `contrast` study takes."""
+    """Options of the `contrast` study."""
 
     contrast: str = Field(
         "sentiment",
         description="A built-in contrast (sentiment, formality, refusal, language, honesty), or a file with the columns "
         "positive and negative, or text and label.",
     )
-    positive: str | None = Field(None, description="Which of a file's two labels is the positive one; 1, true and yes are known.")
-    choices: str | None = Field(None, description="A file with the columns prompt, yes, no: what the effect is measured on.")
-    instruction: str = Field("", description="What prompting says for the positive pole; the contrast's own if not given.")
-    chat: bool = Field(False, description="Whether the texts of a file are a user's turn.")
-    methods: tuple[str, ...] = Field(tuple(METHODS), description="How directions are made.")
-    blocks: tuple[int, ...] = Field(
-        (), description="Blocks to choose from; about ten between 0.2 and 0.85 of the depth if not given."
+    positive: str | None = Field(None, description="The positive one of a file's two labels; 1, true and yes are recognised.")
+    choices: str | None = Field(None, description="A file with the columns prompt, yes, no, on which the effect is measured.")
+    instruction: str = Field(
+        "", description="Instruction for the positive pole, the prompting baseline; the contrast's own if not given."
     )
-    tokens: str = Field("last", description="Which token of a text is read: last, mean, or an index.")
-    strengths: tuple[float, ...] = Field(STRENGTHS, description="Lengths over the median length of what stands at the site.")
-    random: int = Field(16, ge=2, description="Random directions of equal length.")
-    new_tokens: int = Field(24, ge=1, description="Tokens of each text on which damage is measured.")
+    chat: bool = Field(False, description="Treat the texts of a file as user turns of a chat.")
+    methods: tuple[str, ...] = Field(tuple(METHODS), description="Methods that fit directions.")
+    blocks: tuple[int, ...] = Field((), description="Candidate blocks; about ten between 0.2 and 0.85 of the depth if not given.")
+    tokens: str = Field("last", description="Token at which texts are read: last, mean, or an index.")
+    strengths: tuple[float, ...] = Field(
+        STRENGTHS, description="Strengths: norm of the added vector relative to the median norm at the site."
+    )
+    random: int = Field(16, ge=2, description="Number of random directions of equal norm.")
+    new_tokens: int = Field(24, ge=1, description="Tokens per generated text for the measure of damage.")
     most_damage: float = Field(
-        MOST_DAMAGE, gt=0, allow_inf_nan=False, description="Damage that the working range may cost, in nats a token."
+        MOST_DAMAGE, gt=0, allow_inf_nan=False, description="Largest damage in the working range, in nats per token."
     )
 
     def sized(self) -> "ContrastOptions":
-        """With the smaller numbers that `tiny` and `short` stand for."""
+        """With the smaller numbers of `tiny` and `short`."""
         small: dict[str, Any] = {}
         if self.tiny:
             small = {"methods": self.methods[:2], "strengths": (-0.4, 0.2, 0.4), "random": 3, "new_tokens": 4}

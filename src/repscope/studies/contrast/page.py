@@ -1,4 +1,4 @@
-"""The page of the `contrast` study, and its closing lines: figures and sentences made from the run's tables, and nothing else."""
+"""The page of the `contrast` study and its closing lines, from the tables of the run."""
 
 from typing import Any
 
@@ -19,15 +19,15 @@ from repscope.studies.run.provenance import page_facts
 from repscope.studies.run.study import Answer, Record
 
 _SHOWN = 6  #: openings whose continuations stand in the page
-_X = "strength: length added / median length at the site"
+_X = "strength: norm of the added vector / median norm at the site"
 
 
 def page(record: Record[ContrastOptions]) -> Page:
-    """The whole page."""
+    """The page."""
     return Page(
         title=f"A direction of {_name(record)}",
         question=record.facts["question"],
-        answer="\n\n".join([*record.warnings, " ".join(_told(record))]),
+        answer="\n\n".join([*record.warnings, " ".join(_sentences(record))]),
         sections=(_dose(record), _texts(record), _choice(record), _reading(record)),
         verdicts=evaluate_claims(load_claims(), record.table),
         notes=record.notes,
@@ -36,8 +36,8 @@ def page(record: Record[ContrastOptions]) -> Page:
 
 
 def answer(record: Record[ContrastOptions]) -> Answer:
-    """The numbers that matter, one line each, and where the direction is."""
-    return Answer([*record.warnings, *_told(record), *_files(record)])
+    """The main numbers, one line each, and where the direction is."""
+    return Answer([*record.warnings, *_sentences(record), *_files(record)])
 
 
 def _name(record: Record[Any]) -> str:
@@ -47,41 +47,41 @@ def _name(record: Record[Any]) -> str:
 
 
 def _files(record: Record[Any]) -> list[str]:
-    kept = sorted(record.artifacts.glob("*"))
-    return [f"The direction: {', '.join(str(p) for p in kept)}"] if kept else []
+    files = sorted(record.artifacts.glob("*"))
+    return [f"The direction: {', '.join(str(p) for p in files)}"] if files else []
 
 
 def _works(record: Record[Any]) -> tuple[float, float] | None:
-    """The working range as strengths, None where there is none."""
+    """The working range as strengths; None if it is empty."""
     arrays = record.results["dose"].arrays
     low, high = arrays["works"] / arrays["norm"]
     return None if np.isnan(low) else (float(low), float(high))
 
 
-def _told(record: Record[Any]) -> list[str]:
+def _sentences(record: Record[Any]) -> list[str]:
     table = record.table
     chosen = record.results["choose"].side["chosen"].iloc[0]["name"]
-    held = record.results["dose"].arrays
+    arrays = record.results["dose"].arrays
     works = _works(record)
-    said = [f"Chosen on the first half of the choices: {chosen}."]
+    lines = [f"Chosen on the first half of the choices: {chosen}."]
     at = table[(table["site"] == CHOSEN) & (table["split"] == "halves")]
     if works is None:
-        return [*said, _none(record)]
+        return [*lines, _no_working_range()]
     at_scale = {r["condition"]: r for r in at[(at["metric"] == "effect") & at["item"].eq(_name(record))].to_dict("records")}
     gains = {r["condition"]: r for r in at[at["metric"] == "gain"].to_dict("records")}
-    mine, away = at_scale[ESTIMATE], at_scale[RANDOM]
-    apart = "disjoint intervals" if mine["lo"] > away["hi"] else "intervals that overlap"
-    scale = float(held["scale"][0] / held["norm"][0])
-    said.append(
-        f"On the second half, at the strength that the first half chose ({scale:.2g} of the median length there), it moves the "
-        f"log-odds of the choices by {format_estimate(mine)} nats ({mine['n']} groups of choices); {away['n']} random "
-        "directions as long move "
-        f"them by {format_estimate(away)}: {apart}."
+    mine, null_effect = at_scale[ESTIMATE], at_scale[RANDOM]
+    comparison = "disjoint intervals" if mine["lo"] > null_effect["hi"] else "overlapping intervals"
+    scale = float(arrays["scale"][0] / arrays["norm"][0])
+    lines.append(
+        f"On the second half, at the strength chosen on the first half ({scale:.2g} of the median norm there), it "
+        f"changes the log-odds of the choices by {format_estimate(mine)} nats ({mine['n']} groups of choices). "
+        f"{null_effect['n']} random directions of equal norm change them by {format_estimate(null_effect)}: "
+        f"{comparison}."
     )
     if PROMPTED in at_scale:
-        said.append(
-            f"Asking in words moves them by {format_estimate(at_scale[PROMPTED])}; "
-            f"steering minus asking {format_gain(gains[f'over {PROMPTED}'])}."
+        lines.append(
+            f"Prompting changes them by {format_estimate(at_scale[PROMPTED])}; steering minus prompting: "
+            f"{format_gain(gains[f'over {PROMPTED}'])}."
         )
     dosed = record.results["dose"].side["dose"]
     inside = dosed[(dosed.condition == ESTIMATE) & dosed.strength.between(*works)]
@@ -89,21 +89,20 @@ def _told(record: Record[Any]) -> list[str]:
     effects = inside[inside.metric == "effect"].to_dict("records")
     above = [r["lo"] > null[r["strength"]]["hi"] for r in effects]
     costs = inside[inside.metric == "damage"]["value"]
-    said.append(
-        f"Its working range, set by the first half, is a strength of {works[0]:.2g} to {works[1]:.2g}; there "
-        f"{sum(above)} of {len(above)} "
-        "strengths lie above the random directions on the second half with disjoint intervals, at a damage of "
-        f"{costs.min():.2f} to "
-        f"{costs.max():.2f} nats a token."
+    lines.append(
+        f"The working range, set on the first half, is a strength of {works[0]:.2g} to {works[1]:.2g}. On the "
+        f"second half, the effect is above that of random directions with disjoint intervals at {sum(above)} of "
+        f"{len(above)} strengths in this range, and the damage is {costs.min():.2f} to {costs.max():.2f} nats per "
+        "token."
     )
-    return said
+    return lines
 
 
-def _none(record: Record[Any]) -> str:
+def _no_working_range() -> str:
     return (
-        "No strength works on that half: at none does its effect lie above that of the random directions with "
-        "disjoint intervals while "
-        "the damage to fluency stays within the limit. The curves below show which of the two fails."
+        "No strength works on that half: there is none whose effect is above that of random directions with "
+        "disjoint intervals while the damage to fluency is within the limit. The curves below show which "
+        "condition fails."
     )
 
 
@@ -120,36 +119,36 @@ def _dose(record: Record[Any]) -> Section:
         Figure(
             curve("effect", "effect (nats)", 320),
             "Effect by strength, second half of the choices",
-            "Change of log p(yes) − log p(no) of two continuations; band: 95 % bootstrap interval over groups "
-            "of choices. Grey: the range "
-            "of random directions as long. Rule: the model asked in words. Shaded: the working range, set by the first half.",
+            "Change of log p(yes) − log p(no) of two continuations; band: 95 % bootstrap interval over groups of "
+            "choices. Grey: the range of random directions of equal norm. Horizontal line: the model prompted in "
+            "words. Shaded: the working range, set on the first half.",
         ),
         Figure(
-            curve("damage", "damage (nats a token)"),
+            curve("damage", "damage (nats per token)"),
             "Damage to fluency",
-            "How many more nats a token the unsteered model needs for what the steered one writes than for its "
-            "own text, sampled with "
-            "the same random numbers; interval over openings. Below 0: text that is more predictable than usual.",
+            "Loss of the unsteered model on the steered text minus its loss on its own text (nats per token), both "
+            "sampled with the same random numbers; interval over openings. Below 0: the text is more predictable than "
+            "usual.",
             small=True,
         ),
         Figure(
-            curve("kl", "KL (nats a token)"),
+            curve("kl", "KL (nats per token)"),
             "Distance of the next-token distribution",
-            "KL(unsteered ‖ steered), mean over what the unsteered model wrote; interval over openings.",
+            "KL(unsteered ‖ steered), mean over the text written by the unsteered model; interval over openings.",
             small=True,
         ),
     )
     return Section(
-        "What it does at each strength, and what it costs",
-        "Everything here is measured on choices and openings that had no part in finding the direction, its block or its strength.",
+        "Effect and damage by strength",
+        "Measured on choices and openings that were not used to find the direction, its block or its strength.",
         items,
     )
 
 
 def _texts(record: Record[Any]) -> Section:
     texts, works = record.results["dose"].side["texts"], _works(record)
-    held = record.results["dose"].arrays
-    scale = float(held["scale"][0] / held["norm"][0])
+    arrays = record.results["dose"].arrays
+    scale = float(arrays["scale"][0] / arrays["norm"][0])
     strengths = sorted(set(texts["strength"]))
     best = min((s for s in strengths if s > 0), key=lambda s: abs(s - (scale if works else s)))
     shown = dict.fromkeys([min(strengths), 0.0, best, max(strengths)])
@@ -157,8 +156,10 @@ def _texts(record: Record[Any]) -> Section:
     order = list(dict.fromkeys(texts["opening"]))[:_SHOWN]
     frame = wide.loc[order, list(dict.fromkeys(sorted(shown)))].reset_index()
     frame.columns = pd.Index(["opening", *("unsteered" if s == 0 else f"strength {s:+.2g}" for s in sorted(shown))])
-    note = f"Sampled at temperature 1 with the same random numbers; the strength that the first half chose is {best:+.2g}."
-    return Section("What it writes", "The first openings of the second half, not picked.", (Table(frame, "Continuations", note),))
+    note = f"Sampled at temperature 1 with the same random numbers; the strength chosen on the first half is {best:+.2g}."
+    return Section(
+        "Generated text", "The first openings of the second half, without selection.", (Table(frame, "Continuations", note),)
+    )
 
 
 def _choice(record: Record[Any]) -> Section:
@@ -188,43 +189,45 @@ def _choice(record: Record[Any]) -> Section:
     forest = methods[methods["metric"] == "gain"]
     items: list[Figure | Table] = [
         Figure(
-            grids.trade(frame, x_title="cost: KL (nats a token)", y_title="effect (nats)", most=MOST_KL),
-            "What there was to choose from",
-            "Every method, block and strength on the first half of the choices; the one with the largest "
-            "effect left of the dashed line "
-            "was chosen. Random directions: two a block.",
+            grids.trade(frame, x_title="KL (nats per token)", y_title="effect (nats)", most=MOST_KL),
+            "Candidates",
+            "Every method, block and strength on the first half of the choices. The candidate with the largest effect "
+            "to the left of the dashed line was chosen. Random directions: two per block.",
         ),
         Figure(
             layers.by_layer(drawn, metric_title=f"effect at strength {middle:g} (nats)", token="", share=False),
             "Effect by block",
-            "First half of the choices; bands: 95 % bootstrap intervals over choices, for random directions the range of two.",
+            "First half of the choices; bands: 95 % bootstrap intervals over choices; for random directions, the range of two.",
         ),
     ]
     if len(forest):
         items.append(
             Figure(
-                layers.gains(forest, title="difference of means less the other method (nats)", share=False),
+                layers.gains(forest, title="difference of means minus the other method (nats)", share=False),
                 "Methods compared on the second half",
-                "Each method at its own best block and strength of the first half; paired over groups of choices. "
-                "Above 0 the difference of means steers more.",
+                "Each method at its own best block and strength of the first half; paired over groups of choices. Above "
+                "0, the difference of means steers more.",
             )
         )
-    return Section("How it was chosen", "What tells texts apart best need not be what moves the model most.", tuple(items))
+    return Section(
+        "How it was chosen", "The direction that separates texts best may not be the one that steers most.", tuple(items)
+    )
 
 
 def _reading(record: Record[Any]) -> Section:
     table = record.results["fit"].table
     if table.empty:
-        return Section("How well it reads", "No texts were held out.")
+        return Section("How well it separates held-out texts", "No texts were held out.")
     mine = table[table["condition"] == ESTIMATE]
     null = table[(table["condition"] == SWAPPED) & (table["item"] == mine["item"].iloc[0])]
     drawn = pd.concat([mine.assign(condition=mine["item"]), null]).assign(item="auc", token="")
     best = max(mine.to_dict("records"), key=lambda r: float(r["value"]))
     figure = Figure(
         layers.by_layer(drawn, metric_title="AUC (texts of other groups)", token=""),
-        "Telling the two kinds of text apart, by block",
-        "How often a positive text lies farther along the direction than a negative one; bands: 95 % bootstrap "
-        "intervals over positive "
-        f"texts. Swapped labels: the same fit ({mine['item'].iloc[0]}) with the labels of half of the texts swapped.",
+        "Separation of the two kinds of text, by block",
+        "P(a positive text has a larger projection on the direction than a negative one); bands: 95 % bootstrap "
+        f"intervals over positive texts. Swapped labels: the same fit ({mine['item'].iloc[0]}) with the labels of "
+        "half of the texts swapped.",
     )
-    return Section("How well it reads", f"Best: {best['item']} at block {int(best['layer'])}, {format_estimate(best)}.", (figure,))
+    text = f"Best: {best['item']} at block {int(best['layer'])}, {format_estimate(best)}."
+    return Section("How well it separates held-out texts", text, (figure,))

@@ -1,13 +1,13 @@
 """What is a direction between two kinds of text worth: does it move the model, at what cost, beyond chance and beyond asking?
 
-1. Texts, choices and openings are halved by groups; nothing of the second half takes part in fitting or choosing.
-2. Fit: four methods at every block on the first half's texts; how well each tells the second half's texts apart.
-3. Choose: on the first half's choices the method, block and strength that move the model most at a bearable cost; and the same
-   for each method by itself.
-4. Dose: strength against effect, KL and damage to fluency, on the first half, which sets the working range and the scale, and on
-   the second, which is reported beside random directions of equal length and prompting.
-5. Methods: each method's own best, on the second half.
-Kept: the direction with its card, as safetensors and, where llama.cpp has a place for it, as GGUF.
+1. Texts, choices and openings are split into two halves by groups; the second half is never used to fit or choose.
+2. Fit: four methods at every block on the texts of the first half; how well each separates the texts of the second half.
+3. Choose: the method, block and strength with the largest effect on the choices of the first half at an acceptable cost; and the
+   same for each method alone.
+4. Dose: effect, KL and damage to fluency by strength. The first half sets the working range and the scale; the second half is
+   reported, compared with random directions of equal norm and with prompting.
+5. Methods: the best of each method, on the second half.
+Artifacts: the direction with its card, as safetensors and, if llama.cpp supports it, as GGUF.
 """
 
 from collections.abc import Callable
@@ -37,12 +37,12 @@ _GROUP = "group of choices"
 
 
 def halves(o: ContrastOptions) -> tuple[Contrast, Contrast]:
-    """The contrast in two, each with its own texts, choices and openings; as small as `tiny` and `short` want it.
+    """The contrast in two halves, each with its own texts, choices and openings; smaller for `tiny` and `short`.
 
     Raises
     ------
     UserError
-        For a contrast without choices that has none in its pairs either.
+        If there are too few choices.
     """
     found = contrast(o.contrast, positive=o.positive, choices=o.choices, chat=o.chat or None, **o.how())
     found = found.with_choices()
@@ -67,7 +67,7 @@ def steps(setup: Setup[ContrastOptions]) -> list[Step]:
     for name in o.methods:
         if name not in METHODS:
             raise unknown("method", name, METHODS)
-    halves(o)  # mistakes in the files show here, before anything runs
+    halves(o)  # errors in the files are raised here, before anything runs
     _candidates(setup, o)
     return [
         Step("fit", partial(_fit, setup), _cost(setup, 0)),
@@ -86,7 +86,7 @@ def _candidates(setup: Setup[ContrastOptions], o: ContrastOptions) -> list[int]:
 
 
 def _cost(setup: Setup[ContrastOptions], kind: int) -> Callable[[], Cost]:
-    """Of the fits; of so many vectors on so many choices; of those and the texts; of one vector a method."""
+    """Forecast of the fits; of selection on choices; of the dose curves; of one vector per method."""
 
     def cost() -> Cost:
         o, lm = setup.options, setup.network
@@ -114,7 +114,7 @@ def _fit(setup: Setup[ContrastOptions], context: Context) -> Result:
     methods = [m for m in o.methods if first.paired or m != "PCA of differences"]
     swaps = 2 if o.tiny else 5
     found = fit(setup.network, first, held_out=second, tokens=o.tokens, methods=methods, swaps=swaps, seed=o.seed)
-    held = list(found.directions)
+    directions = list(found.directions)
     side = pd.DataFrame(
         [
             {
@@ -124,13 +124,13 @@ def _fit(setup: Setup[ContrastOptions], context: Context) -> Result:
                 "found_by": d.found_by,
                 "trained_on": d.trained_on,
             }
-            for d in held
+            for d in directions
         ]
     )
     arrays = {
-        "vectors": np.stack([d.vector for d in held]),
-        "scales": np.array([d.scale for d in held]),
-        "norms": np.array([d.norm for d in held]),
+        "vectors": np.stack([d.vector for d in directions]),
+        "scales": np.array([d.scale for d in directions]),
+        "norms": np.array([d.norm for d in directions]),
     }
     return Result(found.result.table, arrays=arrays, side={"directions": side}, notes=(*first.notes, *second.notes))
 
@@ -171,7 +171,7 @@ def _choose(setup: Setup[ContrastOptions], context: Context) -> Result:
 
 
 def _chosen(context: Context, method: str = "") -> Direction:
-    """What was chosen of all, or of a method."""
+    """The direction chosen of all, or of one method."""
     rows = {r["method"]: r for r in context.inputs["choose"].side["chosen"].to_dict("records")}
     return replace(_fitted(context)[int(rows[method]["row"])], scale=float(rows[method]["scale"]))
 
@@ -188,14 +188,14 @@ def _dose(setup: Setup[ContrastOptions], context: Context) -> Result:
         "seed": o.seed,
     }
     setting = dose(lm, _chosen(context), first.choices, first.openings, **how)
-    told = second.instructions[0]
-    report = dose(lm, setting.direction, second.choices, second.openings, instruction=told, **how)
+    instruction = second.instructions[0]
+    report = dose(lm, setting.direction, second.choices, second.openings, instruction=instruction, **how)
     found = setting.direction
     arrays = dict(report.result.arrays)
     at = int(np.argmin(np.abs(arrays["strengths"] - found.scale / found.norm)))
     rows = _at_scale(first.name, arrays, at, o.seed) if found.works else []
     does = doing(report.table, float(arrays["strengths"][at])) if found.works else {}
-    _keep(setup, context, replace(found, name=first.name, does=does))
+    _save(setup, context, replace(found, name=first.name, does=does))
     works = np.array(found.works or (np.nan, np.nan))
     arrays |= {"scale": np.array([found.scale]), "norm": np.array([found.norm]), "works": works}
     tables = [report.result.table.assign(split="reporting half"), setting.result.table.assign(split="choosing half")]
@@ -205,7 +205,7 @@ def _dose(setup: Setup[ContrastOptions], context: Context) -> Result:
 
 
 def _at_scale(name: str, arrays: dict[str, np.ndarray], at: int, seed: int) -> list[Row]:
-    """At the strength that the other half chose: the effect, its controls, and the gain over each."""
+    """At the strength chosen on the other half: the effect, its controls, and the gain over each."""
     where: dict[str, Any] = {
         "site": CHOSEN,
         "item": name,
@@ -215,26 +215,29 @@ def _at_scale(name: str, arrays: dict[str, np.ndarray], at: int, seed: int) -> l
         "seed": seed,
     }
     effect = arrays["effect"][at]
-    away = arrays["random"][int(np.argmin(np.abs(arrays["sizes"] - abs(arrays["strengths"][at]))))]
-    null = stats.null(away, unit="random direction")
-    measured = {over(RANDOM): effect - null.value, over(f"best of {len(away)} random directions"): effect - away.max()}
+    random_effects = arrays["random"][int(np.argmin(np.abs(arrays["sizes"] - abs(arrays["strengths"][at]))))]
+    null = stats.null(random_effects, unit="random direction")
+    measured = {
+        over(RANDOM): effect - null.value,
+        over(f"best of {len(random_effects)} random directions"): effect - random_effects.max(),
+    }
     rows = [
         Row.of(stats.mean(effect, unit=_GROUP, seed=seed), metric="effect", **where),
         Row.of(null, metric="effect", condition=RANDOM, **where),
     ]
     if "prompting" in arrays:
-        told = arrays["prompting"]
-        rows.append(Row.of(stats.mean(told, unit=_GROUP, seed=seed), metric="effect", condition=PROMPTED, **where))
-        measured[over(PROMPTED)] = effect - told
+        prompting = arrays["prompting"]
+        rows.append(Row.of(stats.mean(prompting, unit=_GROUP, seed=seed), metric="effect", condition=PROMPTED, **where))
+        measured[over(PROMPTED)] = effect - prompting
     for condition, values in measured.items():
         gained = stats.mean(values, unit=_GROUP, seed=seed)
         rows.append(Row.of(gained, metric="gain", condition=condition, **where))
     return rows
 
 
-def _keep(setup: Setup[Any], context: Context, direction: Direction) -> None:
+def _save(setup: Setup[Any], context: Context, direction: Direction) -> None:
     lm = setup.network
-    kept = DirectionSet.of(
+    saved = DirectionSet.of(
         direction,
         model=lm.fingerprint,
         note=f"{direction.name} of {lm.name}, by repscope study contrast",
@@ -242,13 +245,13 @@ def _keep(setup: Setup[Any], context: Context, direction: Direction) -> None:
         blocks=lm.blocks,
     )
     stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in direction.name)
-    kept.save(context.artifacts / f"{stem}.safetensors")
-    if direction.site != "resid_post.0":  # llama.cpp has no place for a vector after block 0
-        kept.to_gguf(context.artifacts / f"{stem}.gguf")
+    saved.save(context.artifacts / f"{stem}.safetensors")
+    if direction.site != "resid_post.0":  # llama.cpp cannot add a vector after block 0
+        saved.to_gguf(context.artifacts / f"{stem}.gguf")
 
 
 def _methods(setup: Setup[ContrastOptions], context: Context) -> Result:
-    """Each method's own best on the second half, and what difference of means gains over it."""
+    """Each method's own best on the second half, and the gain of difference of means over it."""
     o, lm = setup.options, setup.network
     _, second = halves(o)
     names = [m for m in context.inputs["choose"].side["chosen"]["method"] if m]

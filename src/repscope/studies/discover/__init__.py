@@ -1,4 +1,4 @@
-"""Which directions move the model that nobody labelled, and does a contrastive objective find others than L2 does?"""
+"""Which unsupervised directions move the model, and does a contrastive objective find others than L2 does?"""
 
 from repscope.studies.discover.options import DiscoverOptions
 from repscope.studies.discover.page import answer, page
@@ -7,7 +7,7 @@ from repscope.studies.run.study import Study
 
 STUDY = Study(
     name="discover",
-    question="Which directions move the model that nobody labelled, and does a contrastive objective find others than L2 does?",
+    question="Which unsupervised directions move the model, and does a contrastive objective find others than L2 does?",
     options=DiscoverOptions,
     steps=steps,
     page=page,

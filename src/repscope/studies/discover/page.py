@@ -1,4 +1,4 @@
-"""The page of the `discover` study, and its closing lines: figures and sentences made from the run's tables, and nothing else."""
+"""The page of the `discover` study and its closing lines, from the tables of the run."""
 
 import textwrap
 from typing import Any
@@ -17,31 +17,31 @@ from repscope.studies.run.study import Answer, Record
 
 #: metric → title of its axis, in the order of the page
 _FIGURES = {
-    "size": "size of the effect (median lengths at the target)",
+    "size": "effect norm / median norm at the target",
     "overlap": "overlap of mean effects (mean |cos|)",
     "effective rank": "effective rank of mean effects",
     "clusters": "clusters of mean effects",
-    "consistency": "consistency on held-out prompts (cos, injected vector off)",
+    "consistency": "consistency on held-out prompts (cos, injected vector subtracted)",
     "kl": "KL of the next token (nats)",
-    "damage": "damage to text (nats a token)",
+    "damage": "damage to text (nats per token)",
     "stability": "stability over seeds (mean |cos|)",
-    "supervised": "nearness to labelled directions (max |cos|)",
+    "supervised": "similarity to supervised directions (max |cos|)",
 }
 _ANSWERED = ("size", "overlap", "clusters", "consistency", "kl")
-#: method → how it stands in the answer
-_BESIDE = {
-    "contrastive, skip removed": "Instead of L2",
-    "contrastive": "Instead of L2, with the injected vector left in",
-    "L2 + contrastive": "Beside L2",
+#: method → its wording in the answer
+_WORDING = {
+    "contrastive, skip removed": "Replacing the L2 objective",
+    "contrastive": "Replacing the L2 objective, without subtracting the injected vector",
+    "L2 + contrastive": "Added to the L2 objective",
 }
 
 
 def page(record: Record[DiscoverOptions]) -> Page:
-    """The whole page."""
+    """The page."""
     return Page(
-        title="Directions that nobody labelled",
+        title="Unsupervised directions",
         question=record.facts["question"],
-        answer="\n\n".join([*record.warnings, *_told(record)]),
+        answer="\n\n".join([*record.warnings, *_sentences(record)]),
         sections=(_compared(record), _behaviours(record), _dose(record)),
         verdicts=evaluate_claims(load_claims(), record.table),
         notes=record.notes,
@@ -50,9 +50,9 @@ def page(record: Record[DiscoverOptions]) -> Page:
 
 
 def answer(record: Record[DiscoverOptions]) -> Answer:
-    """The numbers that matter, one line each, and where the directions are."""
-    kept = sorted(record.artifacts.glob("*.safetensors"))
-    return Answer([*record.warnings, *_told(record), *([f"Directions: {kept[0].parent}"] if kept else [])])
+    """The main numbers, one line each, and where the directions are."""
+    files = sorted(record.artifacts.glob("*.safetensors"))
+    return Answer([*record.warnings, *_sentences(record), *([f"Directions: {files[0].parent}"] if files else [])])
 
 
 def _rows(record: Record[Any]) -> pd.DataFrame:
@@ -62,30 +62,29 @@ def _rows(record: Record[Any]) -> pd.DataFrame:
 def _scale(record: Record[Any]) -> str:
     rows = {r["metric"]: r for r in record.results["scale"].table.to_dict("records")}
     why = str(rows["scale"]["definition"]).partition("; ")[2]
-    return f"{rows['scale']['value']:.3g}, {rows['relative scale']['value']:.2g} of the median length at the source ({why})"
+    return f"{rows['scale']['value']:.3g}, {rows['relative scale']['value']:.2g} of the median norm at the source ({why})"
 
 
-def _told(record: Record[Any]) -> list[str]:
-    """What contrastive objectives change against L2, paired by seed; every number is a cell of the table."""
+def _sentences(record: Record[Any]) -> list[str]:
+    """Differences between contrastive objectives and L2, paired by seed; every number is a cell of the table."""
     table = _rows(record)
     gains = {r["item"]: r for r in table[table["metric"] == "gain"].to_dict("records")}
     source = str(record.results["scale"].table["site"].iloc[0])
-    said = [f"All vectors act at {source} and have the length {_scale(record)}."]
+    lines = [f"All vectors are added at {source} and have the norm {_scale(record)}."]
     values = {(r["item"], r["metric"]): r for r in table[table["metric"] != "gain"].to_dict("records")}
-    for name, words in _BESIDE.items():
+    for name, words in _WORDING.items():
         if f"{name}: overlap" not in gains:
             continue
         changes = ", ".join(
             f"{'KL' if m == 'kl' else m} {format_gain(gains[f'{name}: {m}'])}" for m in _ANSWERED if f"{name}: {m}" in gains
         )
-        said.append(f"{words} ({name} less L2, paired by seed): {changes}.")
+        lines.append(f"{words} ({name} minus L2, paired by seed): {changes}.")
     if ("L2", "kl") in values and (RANDOM_METHOD, "kl") in values:
-        said.append(
-            f"At this scale L2's directions cost {format_estimate(values['L2', 'kl'])} nats of KL on held-out prompts, "
-            "random directions of equal norm "
-            f"{format_estimate(values[RANDOM_METHOD, 'kl'])}."
+        lines.append(
+            f"At this scale, L2's directions cause a KL of {format_estimate(values['L2', 'kl'])} nats on held-out "
+            f"prompts, random directions of equal norm {format_estimate(values[RANDOM_METHOD, 'kl'])}."
         )
-    return said
+    return lines
 
 
 def _compared(record: Record[Any]) -> Section:
@@ -96,13 +95,13 @@ def _compared(record: Record[Any]) -> Section:
         if rows.empty:
             continue
         frame = rows.rename(columns={"item": "name"})[["name", "value", "lo", "hi", "n"]]
-        said = DISCOVERY_METRICS.get(metric, "mean |cos| with the directions of other seeds, matched one to one")
-        said = said[0].upper() + said[1:]
+        meaning = DISCOVERY_METRICS.get(metric, "mean |cos| with the directions of other seeds, matched one to one")
+        meaning = meaning[0].upper() + meaning[1:]
         items.append(
             Figure(
                 grids.points(frame, value_title=title, controls=[RANDOM_METHOD]),
                 metric.capitalize() if metric != "kl" else "KL",
-                f"{said}. Interval over {int(rows['n'].max())} seeds; grey: random directions as long.",
+                f"{meaning}. Interval over {int(rows['n'].max())} seeds; grey: random directions of equal norm.",
                 small=True,
             )
         )
@@ -114,20 +113,20 @@ def _compared(record: Record[Any]) -> Section:
     wide = wide.loc[list(dict.fromkeys(cells["item"])), list(dict.fromkeys(order))].rename_axis("").reset_index()
     items.append(Table(wide, "All numbers", "Mean and 95 % bootstrap interval over seeds."))
     return Section(
-        "Objectives and solvers beside each other",
-        "Directions are found on some prompts and judged on others, all at one length.",
+        "Objectives and solvers compared",
+        "Directions are found on some prompts and evaluated on others, all with equal norm.",
         tuple(items),
     )
 
 
 def _behaviours(record: Record[Any]) -> Section:
-    held = record.results["clusters"].side
-    members, texts = held["members"], held["texts"]
+    side = record.results["clusters"].side
+    members, texts = side["members"], side["texts"]
     mine = members[members["method"] != RANDOM_METHOD]
-    asked = requests(record.options.prompts, **record.options.how())[1]
+    prompts = requests(record.options.prompts, **record.options.how())[1]
 
     def wrote(some: pd.DataFrame) -> dict[str, str]:
-        return {textwrap.shorten(asked[int(row["prompt"])], 80): row["text"] or "(nothing)" for row in some.to_dict("records")}
+        return {textwrap.shorten(prompts[int(row["prompt"])], 80): row["text"] or "(nothing)" for row in some.to_dict("records")}
 
     rows: list[dict[str, Any]] = [
         {"cluster": "unsteered", "directions": "", "KL": "", "consistency": ""} | wrote(texts[texts["cluster"] < 0])
@@ -152,25 +151,24 @@ def _behaviours(record: Record[Any]) -> Section:
             Table(
                 frame,
                 "Behaviours",
-                f"The {len(frame) - 1} largest. Greedy continuations of held-out prompts under the most consistent "
-                "member; a cluster has the number that its directions have in their files.",
+                f"The {len(frame) - 1} largest clusters. Greedy continuations of held-out prompts under the most "
+                "consistent member. Cluster numbers are the same as in the files of directions.",
             ),
         )
         if len(frame) > 1
         else ()
     )
     return Section(
-        "What they do",
-        "Directions of the first seed, all methods together, grouped where their mean effects hang together at "
-        "|cos| > .8: vectors that "
-        f"differ and do the same count once. Groups by method: {counted}.",
+        "Behaviours",
+        "Directions of the first seed, all methods together, clustered by their mean effects (|cos| > .8): "
+        f"different vectors with the same effect count once. Clusters by method: {counted}.",
         items,
     )
 
 
 def _dose(record: Record[Any]) -> Section:
     dosed = record.results["clusters"].side["dose"].rename(columns={"method": "condition"})
-    titles = {"size": "size of the effect (median lengths)", "kl": "KL of the next token (nats)"}
+    titles = {"size": "effect norm / median norm", "kl": "KL of the next token (nats)"}
     items = tuple(
         Figure(
             grids.dose(
@@ -179,10 +177,10 @@ def _dose(record: Record[Any]) -> Section:
                 value_title=title,
                 share=False,
             ),
-            "Size by dose" if metric == "size" else "KL by dose",
+            "Effect norm by dose" if metric == "size" else "KL by dose",
             "Held-out prompts, directions of the first seed; bands: 95 % bootstrap intervals over directions.",
             small=True,
         )
         for metric, title in titles.items()
     )
-    return Section("Dose", "What parts of the scale do.", items)
+    return Section("Dose", "Effects at fractions and multiples of the scale.", items)

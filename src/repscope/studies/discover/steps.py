@@ -1,12 +1,12 @@
-"""Which directions move the model that nobody labelled, and what does each objective find?
+"""Which unsupervised directions move the model, and what does each objective find?
 
-1. Scale: the length at which effects depart from linearity, shortened until the Jacobian's leading directions cost no more than so
-   much KL. All methods share it.
-2. A cell a method and seed: directions from the prompts to discover on, judged on prompts that no method saw (`comparison`).
-3. Clusters: the directions of the first seed, all methods together, grouped by their mean effects: behaviours are counted, not
-   vectors; two continuations of each beside the unsteered ones.
-4. Summary: every number with its interval over seeds, and differences to L2 paired by seed (the same random start).
-Kept: the directions of every method (first seed) with what each does, as safetensors.
+1. Scale: the norm at which effects become non-linear, reduced until the KL of the Jacobian's leading directions is below a limit.
+   All methods share it.
+2. One step per method and seed: directions found on one set of prompts and evaluated on held-out prompts (`comparison`).
+3. Clusters: the directions of the first seed, all methods together, clustered by mean effect, so that behaviours are counted, not
+   vectors; two continuations per cluster, and the unsteered ones.
+4. Summary: every number with its interval over seeds, and differences from L2 paired by seed (the same random start).
+Artifacts: the directions of every method (first seed) with their effects, as safetensors.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from repscope.data.contrasts import contrast
 from repscope.data.requests import requests
 from repscope.directions import Direction, DirectionSet
 from repscope.discovery import Fluency, LanguageSubject, calibrate
-from repscope.discovery import metrics as judged
+from repscope.discovery import metrics as discovery_metrics
 from repscope.discovery.comparison import DISCOVERY_METHODS, DISCOVERY_METRICS, RANDOM_METHOD, TestBed, clusters
 from repscope.errors import UserError, unknown
 from repscope.models.prompts import Prompt
@@ -32,14 +32,14 @@ from repscope.steer.from_texts import fit
 from repscope.studies.discover.options import DiscoverOptions
 from repscope.studies.run.study import Context, Cost, Setup, Step
 
-_COMPARED = "L2"  #: what the others are compared with
-_LABELLED = ("sentiment", "formality", "language", "honesty")  #: contrasts whose directions found ones are compared with
+_COMPARED = "L2"  #: the baseline of the other methods
+_LABELLED = ("sentiment", "formality", "language", "honesty")  #: contrasts of the supervised directions
 _SHOWN = 2  #: continuations of a cluster
 _DOSES = (0.25, 0.5, 1.0, 1.5)
 
 
 def steps(setup: Setup[DiscoverOptions]) -> list[Step]:
-    """Scale; a cell a method and seed; clusters; summary."""
+    """Scale; one step per method and seed; clusters; summary."""
     o = setup.options
     names = list(dict.fromkeys(o.methods))
     for name in names:
@@ -47,22 +47,24 @@ def steps(setup: Setup[DiscoverOptions]) -> list[Step]:
             raise unknown("method", name, DISCOVERY_METHODS)
     subject = _subject(setup, o)
     for some in _prompts(setup, o):
-        subject.encoded(some)  # a choice of tokens that there is not shows here
+        subject.encoded(some)  # raises for an invalid choice of tokens
     if any(DISCOVERY_METHODS[n].solver in ("jacobian", "dct", "sequential") for n in names) and o.vectors > (
         _width(setup) or o.vectors
     ):
-        raise UserError(f"{o.vectors} directions are asked for, and {subject.site} has {_width(setup)} features; ask for fewer.")
-    apart = ("methods", "seeds")  # a further seed or method leaves those that are there
+        raise UserError(
+            f"{subject.site} has {_width(setup)} features, fewer than the {o.vectors} directions of --vectors; ask for fewer."
+        )
+    unaffected = ("methods", "seeds")  # further seeds and methods do not change existing cells
     bed = _Bed(setup)
-    made = [Step("scale", partial(_scale, setup), _cost(setup, 0), ignores=(*apart, "vectors", "steps", "new_tokens"))]
+    steps = [Step("scale", partial(_scale, setup), _cost(setup, 0), ignores=(*unaffected, "vectors", "steps", "new_tokens"))]
     cells = {(name, seed): f"{name} seed {seed}" for seed in range(o.seeds) for name in names}
     for (name, seed), step in cells.items():
         kind = 1 if DISCOVERY_METHODS[name].solver in ("sphere", "sequential", "dct") else 2
-        made.append(Step(step, _cell(setup, bed, name, seed), _cost(setup, kind), needs=("scale",), ignores=apart))
+        steps.append(Step(step, _cell(setup, bed, name, seed), _cost(setup, kind), needs=("scale",), ignores=unaffected))
     first = tuple(cells[name, 0] for name in names)
-    made.append(Step("clusters", _clusters(setup, bed, names), _cost(setup, 2), needs=("scale", *first)))
-    made.append(Step("summary", _summary(setup, names, o.seeds), lambda: Cost(fit_flops=1e9), needs=tuple(cells.values())))
-    return made
+    steps.append(Step("clusters", _clusters(setup, bed, names), _cost(setup, 2), needs=("scale", *first)))
+    steps.append(Step("summary", _summary(setup, names, o.seeds), lambda: Cost(fit_flops=1e9), needs=tuple(cells.values())))
+    return steps
 
 
 def _width(setup: Setup[Any]) -> int:
@@ -70,7 +72,7 @@ def _width(setup: Setup[Any]) -> int:
 
 
 def _subject(setup: Setup[DiscoverOptions], o: DiscoverOptions) -> LanguageSubject:
-    """The model between two blocks; a mistake in either shows here."""
+    """The model between two blocks; raises for an invalid source or target."""
     lm = setup.network
     ends = [None if b is None else f"resid_post.{b}" for b in (o.source, o.target)]
     subject = LanguageSubject(lm, *ends, target_tokens=o.tokens)
@@ -82,29 +84,29 @@ def _subject(setup: Setup[DiscoverOptions], o: DiscoverOptions) -> LanguageSubje
 
 
 def _prompts(setup: Setup[DiscoverOptions], o: DiscoverOptions) -> tuple[list[Prompt], list[Prompt]]:
-    seen, held, _ = requests(o.prompts, **o.how())
+    train, heldout, _ = requests(o.prompts, **o.how())
     chat = not o.plain and bool(getattr(setup.network.tokenizer, "chat_template", None))
     if o.tiny:
-        seen, held = seen[:2], held[:2]
+        train, heldout = train[:2], heldout[:2]
 
     def turned(text: str) -> Prompt:
         return setup.network.chat(text, system="") if chat else in_turn(setup.network, text, False)
 
-    return [turned(t) for t in seen], [turned(t) for t in held]
+    return [turned(t) for t in train], [turned(t) for t in heldout]
 
 
 def _cost(setup: Setup[DiscoverOptions], kind: int) -> Callable[[], Cost]:
-    """Of the calibration; of a search by gradients; of judging alone."""
+    """Forecast of the calibration; of optimisation and evaluation; of evaluation alone."""
 
     def cost() -> Cost:
         o, lm = setup.options, setup.network
-        seen, held = _prompts(setup, o)
-        plan = lm.plan([*seen, *held], "resid_post", batch_tokens=setup.options.batch_tokens)
+        train, heldout = _prompts(setup, o)
+        plan = lm.plan([*train, *heldout], "resid_post", batch_tokens=setup.options.batch_tokens)
         each = plan.flops / max(plan.tokens, 1) / 2  # half of the blocks lie between source and target
-        a_seen, a_held = (sum(len(lm.tokenizer(p.text)["input_ids"]) for p in some) for some in (seen, held))
-        search = 2 * o.vectors * o.steps * a_seen
-        judge = 5 * o.vectors * a_held + 3 * o.vectors * len(held) * o.new_tokens
-        tokens = {0: 30 * 14 * a_seen, 1: search + judge, 2: judge}[kind]
+        train_tokens, heldout_tokens = (sum(len(lm.tokenizer(p.text)["input_ids"]) for p in some) for some in (train, heldout))
+        search = 2 * o.vectors * o.steps * train_tokens
+        judge = 5 * o.vectors * heldout_tokens + 3 * o.vectors * len(heldout) * o.new_tokens
+        tokens = {0: 30 * 14 * train_tokens, 1: search + judge, 2: judge}[kind]
         return Cost(tokens, tokens * each, 0.0, 0.0, lm.blocks, plan.working)
 
     return cost
@@ -123,10 +125,10 @@ def _scale(setup: Setup[DiscoverOptions], context: Context) -> Result:
         scale, why = found.scale, found.why
     layer = int(subject.source.split(".")[1])
     rows = [
-        Row(metric="scale", definition=f"length of a vector; {why}", site=subject.source, layer=layer, value=scale, seed=o.seed),
+        Row(metric="scale", definition=f"norm of a vector; {why}", site=subject.source, layer=layer, value=scale, seed=o.seed),
         Row(
             metric="relative scale",
-            definition="over the median length of a source state",
+            definition="relative to the median norm of source states",
             site=subject.source,
             layer=layer,
             value=scale / states.norm,
@@ -141,25 +143,25 @@ def _scale(setup: Setup[DiscoverOptions], context: Context) -> Result:
 
 
 class _Bed:
-    """The test bed of a run, made at its first use; most of it is what the model writes unsteered."""
+    """The test bed of a run, created at its first use; most of its cost is generating unsteered text."""
 
     def __init__(self, setup: Setup[DiscoverOptions]) -> None:
         self._setup = setup
-        self._made: TestBed | None = None
+        self._bed: TestBed | None = None
 
     def __call__(self, context: Context) -> TestBed:
-        if self._made is None:
+        if self._bed is None:
             setup, o = self._setup, self._setup.options
-            seen, held = _prompts(setup, o)
+            train, heldout = _prompts(setup, o)
             scale = float(context.inputs["scale"].arrays["scale"][0])
             subject = _subject(setup, o)
             supervised = _supervised(setup, subject.site, 4 if o.tiny else 24)
-            self._made = TestBed(subject, seen, held, scale, supervised=supervised, new_tokens=o.new_tokens)
-        return self._made
+            self._bed = TestBed(subject, train, heldout, scale, supervised=supervised, new_tokens=o.new_tokens)
+        return self._bed
 
 
 def _supervised(setup: Setup[Any], site: str, texts_each: int) -> np.ndarray:
-    """Directions with labels, to see whether what was found without is near any of them."""
+    """Supervised directions, to measure whether unsupervised ones are close to them."""
     held = [contrast(name).sample(texts_each) for name in _LABELLED]
     return np.stack([fit(setup.network, c, at=site, methods=["difference of means"]).directions[0].vector for c in held])
 
@@ -192,7 +194,7 @@ def _cell(setup: Setup[DiscoverOptions], bed: "_Bed", name: str, seed: int) -> C
 
 
 def _clusters(setup: Setup[DiscoverOptions], bed: "_Bed", names: list[str]) -> Callable[[Context], Result]:
-    """Behaviours of the first seed, over all methods; the dose curve; the files."""
+    """Behaviours of the first seed over all methods; the dose curve; the files."""
 
     def compute(context: Context) -> Result:
         o, lm = setup.options, setup.network
@@ -212,7 +214,7 @@ def _clusters(setup: Setup[DiscoverOptions], bed: "_Bed", names: list[str]) -> C
             for k in range(len(cell["vectors"]))
         ]
         frame = pd.DataFrame(found)
-        asked = ground.held[:_SHOWN]
+        prompts = ground.held[:_SHOWN]
         heads = [r for r in found if r["method"] != RANDOM_METHOD]
         best: dict[int, dict[str, Any]] = {}
         for row in sorted(heads, key=lambda r: -r["consistency"]):  # a cluster is shown by its most consistent member
@@ -220,23 +222,23 @@ def _clusters(setup: Setup[DiscoverOptions], bed: "_Bed", names: list[str]) -> C
         shown = sorted(best.values(), key=lambda r: r["cluster"])[: 4 if o.tiny else 8 if o.short else 24]
         vectors = np.stack([cells[r["method"]]["vectors"][r["direction"]] for r in shown])
         length = max(o.new_tokens, 3) if o.tiny else 24
-        wrote = texts(lm, asked, ground.scale * vectors, ground.subject.site, new_tokens=length, temperature=0.0)
-        plain = texts(lm, asked, [], new_tokens=length, temperature=0.0)
+        wrote = texts(lm, prompts, ground.scale * vectors, ground.subject.site, new_tokens=length, temperature=0.0)
+        plain = texts(lm, prompts, [], new_tokens=length, temperature=0.0)
         lines = [{"cluster": -1, "prompt": i, "text": c.text} for i, c in enumerate(plain)]
         lines += [
-            {"cluster": r["cluster"], "prompt": i, "text": wrote[j * len(asked) + i].text}
+            {"cluster": r["cluster"], "prompt": i, "text": wrote[j * len(prompts) + i].text}
             for j, r in enumerate(shown)
-            for i in range(len(asked))
+            for i in range(len(prompts))
         ]
         dosed = _dosed(ground, {name: cell["vectors"] for name, cell in cells.items()})
-        _keep(setup, context, ground, cells, frame)
+        _save(setup, context, ground, cells, frame)
         return Result.of([], side={"members": frame, "texts": pd.DataFrame(lines), "dose": dosed})
 
     return compute
 
 
 def _dosed(ground: TestBed, vectors: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Size of the effect and KL at parts of the scale, for each method's directions."""
+    """Effect norm and KL at multiples of the scale, for each method's directions."""
     import torch
 
     rows = []
@@ -252,12 +254,12 @@ def _dosed(ground: TestBed, vectors: dict[str, np.ndarray]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _keep(setup: Setup[Any], context: Context, ground: TestBed, cells: dict[str, Any], members: pd.DataFrame) -> None:
+def _save(setup: Setup[Any], context: Context, ground: TestBed, cells: dict[str, Any], members: pd.DataFrame) -> None:
     lm, subject = setup.network, ground.subject
     norm = float(context.inputs["scale"].arrays["norm"][0])
     rows = {(r["method"], r["direction"]): r for r in members.to_dict("records")}
     for name, cell in cells.items():
-        made = [
+        directions = [
             Direction.of(
                 ground.scale * vector.astype(np.float64),
                 subject.site,
@@ -269,14 +271,14 @@ def _keep(setup: Setup[Any], context: Context, ground: TestBed, cells: dict[str,
             )
             for k, vector in enumerate(cell["vectors"])
         ]
-        kept = DirectionSet.of(
-            *made,
+        saved = DirectionSet.of(
+            *directions,
             model=lm.fingerprint,
             note=f"{name}, effects at {subject.target}, by repscope study discover",
             architecture=str(getattr(lm.model.config, "model_type", "")),
             blocks=lm.blocks,
         )
-        kept.save(context.artifacts / f"{name.replace(' ', '-').replace(',', '')}.safetensors")
+        saved.save(context.artifacts / f"{name.replace(' ', '-').replace(',', '')}.safetensors")
 
 
 def _summary(setup: Setup[DiscoverOptions], names: list[str], seeds: int) -> Callable[[Context], Result]:
@@ -293,7 +295,8 @@ def _summary(setup: Setup[DiscoverOptions], names: list[str], seeds: int) -> Cal
             vectors = [r.arrays["vectors"] for r in each]
             if seeds > 1:
                 held[name]["stability"] = [
-                    float(np.mean([judged.stability(v, w) for j, w in enumerate(vectors) if j != i])) for i, v in enumerate(vectors)
+                    float(np.mean([discovery_metrics.stability(v, w) for j, w in enumerate(vectors) if j != i]))
+                    for i, v in enumerate(vectors)
                 ]
         rows = []
         for name, metrics in held.items():
