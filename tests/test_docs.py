@@ -2,13 +2,12 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from repscope.cli import app, register
+from repscope.models.loading import sources
 from repscope.studies.catalogue import ANSWERED
 
 ROOT = Path(__file__).parents[1]
@@ -21,12 +20,24 @@ def _blocks(language):
             yield pytest.param(text, id=f"{page.name}-{i}")
 
 
+def _touched(lm):
+    """Hooks and edits that a block left on the model."""
+    return [m for m in lm.model.modules() if m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__], list(
+        lm.installed
+    )
+
+
 @pytest.mark.model
 @pytest.mark.parametrize("code", list(_blocks("python")))
-def test_python_runs(code, tmp_path):
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+def test_python_runs(code, tmp_path, monkeypatch, capsys, smollm):
+    """Each block by itself, in a namespace and a folder of its own; the default model is loaded once for all of them."""
+    real = sources.load
+    monkeypatch.setattr(sources, "load", lambda *args, **how: real(*args, **how) if args or how else smollm)
+    monkeypatch.chdir(tmp_path)
+    before = _touched(smollm)
+    exec(compile(code, "<block>", "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out.strip()
+    assert _touched(smollm) == before, "a block leaves the model as it was"
 
 
 @pytest.mark.parametrize("text", list(_blocks("sh")))

