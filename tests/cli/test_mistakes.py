@@ -89,8 +89,8 @@ TINY = ["study", "entities", "--tiny"]
         (["study", "discover", "--tiny", "--prompts", "empty.txt"], "0 different prompts"),
         (["study", "relations", "--relations", "few.csv", "--model", "model"], "11 usable samples; with 5 examples it needs 12"),
         (["study", "relations", "--tiny", "--ranks", "0"], "--ranks needs at least one rank"),
-        (["study", "paths", "--tiny", "--rates", "-1"], "A rate of -1 does not descend"),
-        (["train", "--out", "t", "--rate", "nan"], "A rate of nan does not descend"),
+        (["study", "paths", "--tiny", "--rates", "-1"], "A learning rate of -1 is not possible"),
+        (["train", "--out", "t", "--rate", "nan"], "A learning rate of nan is not possible"),
         # models
         (["study", "entities", "--model", "bare"], "bare holds no config.json"),
         (["sites", "texts.csv"], "neither a .gguf file nor a folder"),

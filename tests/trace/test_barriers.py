@@ -149,7 +149,7 @@ def test_a_kept_descent_goes_on_where_it_was(tmp_path):
     with pytest.raises(UserError, match="of other sizes"):
         other.load(tmp_path / "kept.safetensors")
     (tmp_path / "cut").write_bytes(b"no")
-    with pytest.raises(UserError, match="does not hold a descent"):
+    with pytest.raises(UserError, match="contains no training state"):
         other.load(tmp_path / "cut")
 
 

@@ -30,7 +30,7 @@ def test_a_recipe_is_written_as_a_set_and_kept(tmp_path):
 
 def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     whole = recipes.train(ASKED, tmp_path / "whole").select(step="last").stacked()
-    descend, steps = fine_tuning.TrainingRun._descend, []
+    descend, steps = fine_tuning.TrainingRun._train_step, []
 
     def killed(self):
         if len(steps) == 10:  # six of the pretraining's four and the descent's
@@ -38,11 +38,11 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
         steps.append(self.step)
         descend(self)
 
-    monkeypatch.setattr(fine_tuning.TrainingRun, "_descend", killed)
+    monkeypatch.setattr(fine_tuning.TrainingRun, "_train_step", killed)
     with pytest.raises(KeyboardInterrupt):
         recipes.train(ASKED, tmp_path / "again")
     assert not (tmp_path / "again").exists()
-    monkeypatch.setattr(fine_tuning.TrainingRun, "_descend", lambda self: (steps.append(self.step), descend(self)))
+    monkeypatch.setattr(fine_tuning.TrainingRun, "_train_step", lambda self: (steps.append(self.step), descend(self)))
     steps.clear()
     again = recipes.train(ASKED, tmp_path / "again").select(step="last").stacked()
     assert len(steps) < 10  # not from the beginning
@@ -79,3 +79,19 @@ def test_matching_picks_the_checkpoints_nearest_in_loss():
     assert chosen.tolist() == [1, 1, 2, 2]  # the target is the median of the slower group at the end, .55
     assert torch.equal(state["head.weight"][0], states[1]["head.weight"][0])
     assert torch.equal(state["head.weight"][3], states[2]["head.weight"][3])
+
+
+def test_weights_and_losses_do_not_depend_on_the_number_of_threads():
+    world, before, found = fine_tuning.World(), torch.get_num_threads(), []
+    table, tuning = fine_tuning.run_plan(["rule"] * 5), fine_tuning.FineTuning(Schedule(4, 4e-3), early_bias=2)
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            base = fine_tuning.pretrain(world, [0], [4])[4]
+            state = fine_tuning.fine_tune(world, base, table, tuning)[4]
+            losses = fine_tuning.evaluator(world, 0)(state)
+            assert torch.get_num_threads() == threads
+            found.append(state | {name: torch.from_numpy(values) for name, values in losses.items()})
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())

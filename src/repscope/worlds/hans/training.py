@@ -1,16 +1,18 @@
-"""Training many small networks at once: all runs in one batch, each as if it were alone.
+"""Train many small networks in one batch, each as if it were trained alone.
 
-1. Weights carry a leading run axis. The loss is the sum over runs of each run's own mean, Adam works on each weight by itself: no
-   run touches another, and one that is trained alone ends where it ends among others (to rounding).
-2. The rate warms up and falls linearly; all runs share it. What a run sees at a step follows from its data seed and the step alone,
-   so that training goes on anywhere.
-3. A descent can be kept (weights, moments, step) as safetensors and taken up again.
+1. Weights carry a leading run axis. The total loss is the sum over runs of each run's mean loss, and Adam treats each weight
+   separately: runs do not interact, and a run trained alone gives the same weights (up to rounding).
+2. The learning rate warms up and then falls linearly; all runs share it. The data of a step follow from the data seed and the step
+   number, so that training can resume anywhere.
+3. A training run can be saved (weights, moments, step) as safetensors and resumed.
+4. Steps run on one thread: faster for products this small, and the weights do not depend on the number of threads.
 
-Knows no task: losses come from the caller.
+Independent of the task: the caller provides the losses.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +31,26 @@ from repscope.models.loading.stacked_weights import State, runs_of
 LossOf = Callable[[State, int], Float[Tensor, "run"]]  #: weights and step → mean loss of each run
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Set torch to one thread and restore the user's setting afterwards.
+
+    Small products are fastest on one thread, and sums split over threads round differently.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @dataclass(frozen=True)
 class Schedule:
-    """How to descend.
+    """Learning-rate schedule.
 
-    steps: in all. rate: the largest of Adam. warmup: steps until it is reached. last: what is left of it at the end. decay: of
-    weights.
+    steps: total. rate: peak learning rate of Adam. warmup: steps to the peak. last: final rate as a fraction of the peak. decay:
+    weight decay.
     """
 
     steps: int
@@ -44,75 +60,76 @@ class Schedule:
     decay: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuse what no descent can take: no step, or a rate that is not a positive number."""
+        """Check the number of steps and the rate."""
         if self.steps < 1:
-            raise UserError(f"A descent of {self.steps} steps is none; take at least 1.")
+            raise UserError(f"Training for {self.steps} steps is not possible; use at least 1.")
         if not 0 < self.rate < math.inf:
-            raise UserError(f"A rate of {self.rate:g} does not descend; give a positive number, such as 0.004.")
+            raise UserError(f"A learning rate of {self.rate:g} is not possible; use a positive number, such as 0.004.")
 
     def at(self, step: int) -> float:
-        """The rate of a step, counted from 0."""
+        """Learning rate at a step, counted from 0."""
         return self.rate * min(1.0, (step + 1) / self.warmup) * (1 - (1 - self.last) * step / self.steps)
 
 
 class TrainingRun:
-    """A descent under way: `step` steps are done, `state` is where it is, `losses` (step, run) are those of steps done here."""
+    """A training run after `step` steps, with weights `state`; `losses` (step, run) are those of the steps done in this process."""
 
     def __init__(self, state: State, loss: LossOf, schedule: Schedule) -> None:
         self.state = {name: value.detach().clone().requires_grad_() for name, value in state.items()}
         self.loss, self.schedule, self.step = loss, schedule, 0
-        self.losses: list[np.ndarray] = []  #: (run) a step
+        self.losses: list[np.ndarray] = []  #: (run) per step
         self._adam = torch.optim.AdamW(
             list(self.state.values()), lr=schedule.rate, betas=(0.9, 0.98), weight_decay=schedule.decay, fused=True
         )
 
     def until(self, steps: Sequence[int], tick: Callable[[float], None] = lambda amount: None) -> Iterator[tuple[int, State]]:
-        """Go on, and give the weights after each of these steps, detached. A step that is past is not given again."""
+        """Continue training and yield the detached weights after each of these steps; earlier steps are skipped."""
         with memory_kept():
             for stop in sorted(s for s in set(steps) if s >= self.step):
                 while self.step < stop:
-                    self._descend()
+                    with one_thread():
+                        self._train_step()
                     tick(1)
                 yield stop, {name: value.detach().clone() for name, value in self.state.items()}
 
     def save(self, path: Path) -> Path:
-        """Keep where the descent is."""
-        held = {f"state.{name}": value.detach() for name, value in self.state.items()}
+        """Save weights, moments and step."""
+        saved = {f"state.{name}": value.detach() for name, value in self.state.items()}
         for name, value in self.state.items():
             moments = self._adam.state[value]
-            held |= {f"{m}.{name}": moments[m] for m in ("exp_avg", "exp_avg_sq") if m in moments}
+            saved |= {f"{m}.{name}": moments[m] for m in ("exp_avg", "exp_avg_sq") if m in moments}
         with whole_file(path) as partial:
-            save_file({k: v.contiguous() for k, v in held.items()}, partial, {"step": str(self.step)})
+            save_file({k: v.contiguous() for k, v in saved.items()}, partial, {"step": str(self.step)})
         return path
 
     def load(self, path: Path) -> None:
-        """Take up where `save` left it.
+        """Resume from a file written by `save`.
 
         Raises
         ------
         UserError
-            When the file is of other weights, or damaged.
+            When the file belongs to other networks or is damaged.
         """
         from safetensors import safe_open
 
         try:
             with safe_open(path, "pt") as opened:
                 step = int((opened.metadata() or {})["step"])
-            held = load_file(path)
-            kept = {name: held[f"state.{name}"] for name in self.state}
+            saved = load_file(path)
+            weights = {name: saved[f"state.{name}"] for name in self.state}
         except (SafetensorError, KeyError, ValueError, OSError) as error:
-            raise UserError(f"{path} does not hold a descent of these networks ({error}); delete it to start anew.") from error
-        if any(kept[name].shape != value.shape for name, value in self.state.items()):
-            raise UserError(f"{path} holds {runs_of(kept)} networks of other sizes; delete it to start anew.")
+            raise UserError(f"{path} contains no training state of these networks ({error}); delete it to start again.") from error
+        if any(weights[name].shape != value.shape for name, value in self.state.items()):
+            raise UserError(f"{path} contains {runs_of(weights)} networks of other sizes; delete it to start again.")
         with torch.no_grad():
             for name, value in self.state.items():
-                value.copy_(kept[name])
+                value.copy_(weights[name])
                 if step:
-                    moments = {m: held[f"{m}.{name}"].clone() for m in ("exp_avg", "exp_avg_sq")}
+                    moments = {m: saved[f"{m}.{name}"].clone() for m in ("exp_avg", "exp_avg_sq")}
                     self._adam.state[value] = {"step": torch.tensor(float(step)), **moments}
         self.step = step
 
-    def _descend(self) -> None:
+    def _train_step(self) -> None:
         for group in self._adam.param_groups:
             group["lr"] = self.schedule.at(self.step)
         with torch.enable_grad():
