@@ -1,4 +1,4 @@
-"""Directions that nobody labelled: `discover`, and the subjects, objectives and solvers that it puts together."""
+"""Unsupervised directions: `discover`, and the subjects, objectives and solvers that it combines."""
 
 from repscope.discovery.calibration import Calibration, Fluency, calibrate
 from repscope.discovery.objectives import OBJECTIVES, Objective, contrastive, l2, magnitude, objective, soft_orthogonal

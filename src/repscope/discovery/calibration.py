@@ -1,16 +1,18 @@
-"""Calibration: the length at which directions work. Too short and a network is its own Jacobian, too long and it falls silent.
+"""Calibration of the norm of steering vectors.
 
-1. DCT's rule (Mack and Turner 2024): the R at which effects are half-way from linear, for 30 random unit vectors v,
+If the norm is too small the response is linear; if too large the output degenerates.
+
+1. DCT's rule (Mack and Turner 2024): the norm R at which effects depart from linearity by `ratio`, for 30 random unit vectors v,
 
        sqrt(mean_v ||effect(R v) - R J v||^2 / ||R J v||^2) = ratio,   ratio = 0.5,
 
-   effects and J their means over prompts.
-2. For a language model, R is shortened until the leading directions of the mean Jacobian change the next token of the prompts by no
-   more than `damage` nats (KL from the network as it is). Random vectors would not do: at an R at which they cost nothing, those
-   that a search finds leave no sentence whole.
+   where effects and J are means over prompts.
+2. For a language model, R is reduced until the leading directions of the mean Jacobian change the next-token distribution by at
+   most `damage` nats (KL from the unsteered model). Random vectors do not suffice: at a norm where they are harmless, optimised
+   vectors already destroy the text.
 
-Both are roots of a function that rises with R, found by bisection of log R between a thousandth of the median length of a source
-state and a hundred times that. A map that stays linear that far has no such R, and gets that median length.
+Both are roots of an increasing function of R, found by bisection of log R between 0.001 and 100 times the median norm of a source
+state. A map that is linear over this range has no such R and gets the median norm.
 """
 
 import math
@@ -30,17 +32,17 @@ from repscope.models.language import LanguageModel
 from repscope.models.prompts import PromptLike, as_prompts
 
 DRAWS = 30
-REACH = (1e-3, 100.0)  #: where R is looked for, in median lengths of a source state
-LEADING, ITERATIONS = 8, 6  #: directions of the Jacobian whose damage is looked at, and steps of its power iteration
+REACH = (1e-3, 100.0)  #: search range of R, in median norms of a source state
+LEADING, ITERATIONS = 8, 6  #: Jacobian directions whose damage is measured, and steps of the power iteration
 BISECTIONS = 10  #: to a hundredth of R
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A scale and where it comes from.
+    """A scale and how it was chosen.
 
-    scale: R. relative: over the median length of a source state. linear: the departure from linearity there. damage: KL of the
-    next token there in nats, None where it was not asked. why: what bound it.
+    scale: R. relative: R over the median norm of a source state. linear: departure from linearity at R. damage: next-token KL at R
+    in nats, None if not measured. why: the criterion that determined R.
     """
 
     scale: float
@@ -51,14 +53,14 @@ class Calibration:
 
 
 class Fluency:
-    """What vectors do to the next token: KL(as it is || steered) in nats, the rest of the network run from the source on.
+    """Effect of vectors on the next token: KL(unsteered || steered) in nats.
 
     Parameters
     ----------
     lm, source
-        The model, and where vectors are added at all tokens.
+        The model, and the site where vectors are added at all tokens.
     prompts
-        Whose next token is looked at.
+        Prompts whose next token is evaluated.
     """
 
     def __init__(self, lm: LanguageModel, source: str, prompts: Iterable[PromptLike]) -> None:
@@ -69,7 +71,7 @@ class Fluency:
         self._hidden = torch.from_numpy(lm.capture(held, f"resid_post.{lm.blocks - 1}", "last").numpy())
 
     def kl(self, vectors: Float[Tensor, "direction width"]) -> Float[Tensor, "direction prompt"]:
-        """Nats, for each vector and prompt."""
+        """KL in nats per vector and prompt."""
         plain = self._logp(self._hidden)
         found = []
         for some in torch.split(vectors, 16):
@@ -92,25 +94,25 @@ def calibrate(
     fluency: Fluency | None = None,
     damage: float = 0.5,
 ) -> Calibration:
-    """The scale at which effects are as far from linear as `ratio`, and do no more damage than `damage`.
+    """Scale at which effects depart from linearity by `ratio` and cause at most `damage`.
 
     Parameters
     ----------
     subject, context
-        What vectors move.
+        Where vectors act.
     ratio
-        The departure from linearity.
+        Target departure from linearity.
     draws, seed
-        Random vectors.
+        Number and seed of the random vectors.
     fluency
-        What measures damage; none is looked at without.
+        Measures damage; None: damage is not limited.
     damage
-        Nats of the next token.
+        Largest next-token KL in nats.
 
     Raises
     ------
     UserError
-        When a ratio or a damage is not above zero, or random vectors move nothing.
+        If a ratio or a damage is not above zero, or random vectors have no effect.
     """
     if not ratio > 0 or not damage > 0:
         raise UserError(f"The ratio {ratio:g} and the damage {damage:g} must be above 0.")
@@ -143,13 +145,13 @@ def calibrate(
 
 
 def _leading(subject: Subject, context: Context, seed: int) -> Float[Tensor, "direction width"]:
-    """What moves the target most at no length, found without any objective."""
+    """Leading right singular vectors of the mean Jacobian at zero."""
     task = SolverTask(subject, context, magnitude(), LEADING, context.norm, ITERATIONS, seed=seed)
     return SOLVERS["jacobian"].run(task).vectors
 
 
 def _root(rising: Callable[[float], float], level: float, low: float, high: float) -> float:
-    """Where a function that rises reaches a level; not a number counts as above."""
+    """Argument at which an increasing function reaches a level; NaN counts as above."""
     for _ in range(BISECTIONS):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if rising(middle) < level else (low, middle)

@@ -1,11 +1,9 @@
-"""Objectives and solvers beside each other on one model: each method's directions, judged by effects on prompts that it never saw.
+"""Comparison of discovery methods on one model, by effects on held-out prompts.
 
-1. One context of prompts to discover on, one scale for all; a method gets n directions, a seed, and so many steps.
-2. Judged on held-out prompts (`judged`): size of effects, overlap, effective rank, clusters, consistency with the injected vector
-   taken off, dose; KL of the next token; damage to text and loops (`effects`); the largest cosine with supervised directions.
-3. Another seed of the same method says how stable its directions are; random directions of equal length are the control of all.
-
-Takes a model, prompts and a method; knows no study.
+1. All methods share the discovery prompts, the scale, the number of directions n and the budget of steps.
+2. Metrics on held-out prompts (`metrics`): effect norm, overlap, effective rank, clusters, consistency after subtraction of the
+   injected vector, dose; next-token KL; damage to text and repetition (`effects`); largest cosine with supervised directions.
+3. A second seed of each method measures stability. Random directions of equal norm are the control.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,10 +35,10 @@ from repscope.steer.effects import repeated, texts
 
 @dataclass(frozen=True)
 class DiscoveryMethod:
-    """A way to directions.
+    """A discovery method.
 
-    solver, objective: what `discover` is asked for. budget: its steps where a gradient method takes one, so that all take about as
-    many forward equivalents. family: what it stands for in the answer.
+    solver, objective: arguments of `discover`. budget: its steps per step of a gradient method, so that all methods use about the
+    same number of forward equivalents.
     """
 
     solver: str
@@ -49,7 +47,7 @@ class DiscoveryMethod:
 
 
 RANDOM_METHOD = "random directions"
-#: name → method; tau as in the pilot on a language model
+#: name → method; tau from a pilot on a language model
 DISCOVERY_METHODS: dict[str, DiscoveryMethod] = {
     RANDOM_METHOD: DiscoveryMethod("random"),
     "PCA of states": DiscoveryMethod("pca"),
@@ -86,10 +84,10 @@ DISCOVERY_METRICS: dict[str, str] = {
 
 @dataclass(eq=False)
 class TestBed:
-    """Where methods are compared: a model between two blocks, prompts to discover on, others to judge on, one scale.
+    """Setting of a comparison: a model between two blocks, discovery prompts, held-out prompts and one scale.
 
-    seen, held: prompts of both. scale: length of every vector. supervised: (direction, width) from labelled texts, none where there
-    are none. new_tokens: of the texts on which damage is measured, none where 0. memory: bytes that graphs may take.
+    seen, held: discovery and held-out prompts. scale: norm of every vector. supervised: (direction, width) from labelled texts, or
+    None. new_tokens: generated tokens for the damage metric, 0 for none. memory: limit for graphs in bytes.
     """
 
     subject: LanguageSubject
@@ -101,7 +99,7 @@ class TestBed:
     memory: float = 4 << 30
 
     def __post_init__(self) -> None:
-        """Keep what effects on held-out prompts need, and what the model writes as it is."""
+        """Compute the contexts of both prompt sets and the unsteered continuations."""
         self.context: Context = self.subject.context(self.seen)
         self.apart: Context = self.subject.context(self.held)
         self.fluency = Fluency(self.subject.lm, self.subject.source, self.held)
@@ -111,7 +109,7 @@ class TestBed:
         self.length = float(np.median(np.linalg.norm(target, axis=1)))
 
     def found(self, method: DiscoveryMethod, n: int, steps: int, seed: int) -> DiscoveryResult:
-        """The directions of a method, from the prompts to discover on alone."""
+        """Directions of a method, from the discovery prompts only."""
         most = min(n, len(self.context.states) - 1) if method.solver == "pca" else n
         budget = max(1, round(steps * method.budget))
         return discover(
@@ -127,7 +125,7 @@ class TestBed:
         )
 
     def judged(self, found: DiscoveryResult) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """The numbers of `DISCOVERY_METRICS`, and by direction: mean effects, KL, damage, consistency, clusters."""
+        """Values of `DISCOVERY_METRICS`, and per direction: mean effects, KL, damage, consistency, clusters."""
         vectors = torch.from_numpy(np.ascontiguousarray(found.vectors)).to(self.apart.states)
         whole, half, minus = (self.subject.effect(self.apart, by * self.scale * vectors).cpu().numpy() for by in (1.0, 0.5, -1.0))
         variety, linear = judged.diversity(whole), judged.dose_curve(half, whole, minus)
@@ -163,7 +161,7 @@ class TestBed:
 
 
 def clusters(means: Mapping[str, Float[np.ndarray, "direction feature"]], at: float = judged.CLUSTERED) -> dict[str, np.ndarray]:
-    """Which group each direction's mean effect hangs together with, numbered across all methods: largest group first."""
+    """Cluster of each direction's mean effect, numbered across all methods, largest cluster first."""
     from scipy.sparse.csgraph import connected_components
 
     hat = judged.unit(np.concatenate([m.astype(np.float64) for m in means.values()]))
@@ -174,7 +172,7 @@ def clusters(means: Mapping[str, Float[np.ndarray, "direction feature"]], at: fl
 
 
 def _nats(lm: LanguageModel, prompts: Sequence[str | Prompt], wrote: Sequence[Continuation]) -> Float[np.ndarray, "text"]:
-    """Mean -log p of each text under the model as it is, in nats a token; 0 of an empty one."""
+    """Mean -log p per token of each text under the unsteered model, in nats; 0 for an empty text."""
     nats = np.zeros(len(wrote))
     kept = [i for i, c in enumerate(wrote) if c.text]
     if kept:

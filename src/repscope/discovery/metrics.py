@@ -1,17 +1,17 @@
-"""Judged: what a set of directions is worth, in numbers that need no reader. Takes arrays, never a network.
+"""Metrics of a set of directions.
 
-found: (direction, width), length not looked at. effects: (direction, prompt, feature), of vectors at their scale.
+found: (direction, width), of any norm. effects: (direction, prompt, feature), of vectors at their scale.
 
-| number | what it is |
+| metric | definition |
 |---|---|
 | `mmcs` | mean over planted features of the best |cos| with any direction found |
 | `recovered` | share of planted features with a direction at |cos| > .9 |
 | `duplicates`, `false` | share of directions that repeat a feature already found, that are at |cos| > .9 of none |
 | `overlap` | mean |cos| between mean effects of two directions |
-| `rank` | exp of the entropy of their singular values, as shares: how many directions' worth of effects there are |
-| `clusters` | groups of directions whose mean effects hang together at |cos| > .8 |
-| `consistency` | mean cos of one direction's effects on two prompts, the injected vector taken off; beside it the same between directions |
-| `effect_norm` | mean length of effects, also in standard deviations of the target's coordinates |
+| `rank` | effective rank of mean effects: exp of the entropy of the normalised singular values |
+| `clusters` | number of clusters of mean effects at |cos| > .8 (single linkage) |
+| `consistency` | mean cos of one direction's effects on two prompts, the injected vector subtracted; control: the same between directions |
+| `effect_norm` | mean norm of effects, also in standard deviations of the target's coordinates |
 | `dose_curve` | cos and ratio of effects at half the scale (twice, 1 where linear), cos at minus the scale (-1 where linear) |
 | `stability` | mean |cos| between directions of two runs, matched one to one (Hungarian) |
 """  # noqa: E501
@@ -33,8 +33,8 @@ Matrix = Float[np.ndarray, "direction width"]
 
 @dataclass(frozen=True)
 class Recovery:
-    """Directions against what was planted. mmcs, recovered: over features. distinct, duplicates, false: shares of directions,
-    which add up to one."""
+    """Directions compared with planted features. mmcs, recovered: over features. distinct, duplicates, false: shares of directions;
+    they sum to one."""
 
     mmcs: float
     recovered: float
@@ -44,7 +44,7 @@ class Recovery:
 
 
 def recovery(found: Matrix, truth: Float[np.ndarray, "feature width"], at: float = RECOVERED) -> Recovery:
-    """How much of the truth was found; see the table."""
+    """Recovery of planted features; see the table."""
     cos = np.abs(unit(found) @ unit(truth).T)
     hit = cos.max(1) > at
     distinct = len(set(cos.argmax(1)[hit])) / len(found)
@@ -55,7 +55,7 @@ def recovery(found: Matrix, truth: Float[np.ndarray, "feature width"], at: float
 
 @dataclass(frozen=True)
 class Diversity:
-    """How different the effects of directions are: see the table."""
+    """Diversity of the effects of directions; see the table."""
 
     overlap: float
     rank: float
@@ -86,7 +86,7 @@ class Consistency:
 def consistency(
     effects: Float[np.ndarray, "direction prompt feature"], vectors: Float[np.ndarray, "direction width"] | None = None
 ) -> Consistency:
-    """Effects on prompts that took no part in the search; the vectors as injected, to be taken off, where widths are equal.
+    """Consistency of effects on held-out prompts; the injected vectors are subtracted if widths are equal.
 
     Raises
     ------
@@ -110,15 +110,15 @@ def consistency(
 def effect_norm(
     effects: Float[np.ndarray, "direction prompt feature"], spread: Float[np.ndarray, "feature"]
 ) -> tuple[float, float]:
-    """Mean length of effects, and per standard deviation of the target's coordinates: root of the mean squared z."""
+    """Mean norm of effects, and their root mean square in standard deviations of the target's coordinates."""
     z = effects / np.maximum(spread, 1e-6 * spread.max())
     return float(np.linalg.norm(effects, axis=-1).mean()), float(np.sqrt(np.mean(z**2, axis=-1)).mean())
 
 
 @dataclass(frozen=True)
 class DoseCurve:
-    """Means over directions: cos of effects at half the scale with those at the whole; twice the length at half over that at the
-    whole; cos of effects at minus the scale with those at the scale."""
+    """Means over directions: cos between effects at half and full scale; twice the norm at half scale over the norm at full scale;
+    cos between effects at minus the scale and at the scale."""
 
     half_cos: float
     half_ratio: float
@@ -137,14 +137,14 @@ def dose_curve(
 
 
 def stability(a: Matrix, b: Matrix) -> float:
-    """Directions of two runs, matched one to one."""
+    """Mean |cos| between directions of two runs, matched one to one."""
     cos = np.abs(unit(a) @ unit(b).T)
     rows, columns = linear_sum_assignment(cos, maximize=True)
     return float(cos[rows, columns].mean())
 
 
 def unit(rows: Float[np.ndarray, "*row feature"]) -> Float[np.ndarray, "*row feature"]:
-    """Rows at length one; zeros stay zero."""
+    """Rows normalised to unit norm; zeros stay zero."""
     hat: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-30)
     return hat
 

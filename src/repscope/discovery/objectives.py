@@ -1,18 +1,17 @@
-"""Objectives: what a good set of directions is, as numbers to be made small. Takes effects, never a network.
+"""Objectives of direction discovery: losses of a set of effects.
 
-delta[k, i, t] is the effect of direction k on token t of prompt i; a hat is its mean over t at length one. Each objective gives one
-number a direction; a solver descends their sum.
+delta[k, i, t] is the effect of direction k on token t of prompt i; a hat is its mean over t at unit norm. Each objective gives one
+loss per direction; a solver minimises their sum.
 
-| name | number of direction k |
+| name | loss of direction k |
 |---|---|
 | `l2(p, q)` | -sum_i (sum_t ||delta||_2^p)^(1/q), the norm over features: MELBO (Mack and Turner 2024) |
-| `magnitude` | -mean_{i,t} log ||delta||, free of scale |
+| `magnitude` | -mean_{i,t} log ||delta||, scale-invariant gradient |
 | `contrastive(tau, negatives)` | NT-Xent, -mean_i log(P / (P + N)): P the sum of exp(cos/tau) to the same direction on other prompts, N to other directions; after LatentCLR (Yüksel et al. 2021) and NoiseCLR (Dalva and Yanardag 2024) |
-| `soft_orthogonal` | sum_{l != k} cos(mean_i delta_k, mean_i delta_l)^2: what Mack proposed beside MELBO |
+| `soft_orthogonal` | sum_{l != k} cos(mean_i delta_k, mean_i delta_l)^2: proposed by Mack as an addition to MELBO |
 
-`subtract_skip` takes the injected vector off first: in a residual network it reaches the target whatever the blocks do, so that the
-contrastive objective alone is met by any set of directions. Objectives add up with weights: `l2(2, 2) + 0.5 * contrastive()`, or
-the text "l2 + 0.5 * contrastive".
+`subtract_skip` first subtracts the injected vector: the skip connections carry it to the target, so any set of directions would
+satisfy the contrastive objective alone. Objectives form weighted sums: `l2(2, 2) + 0.5 * contrastive()` or "l2 + 0.5 * contrastive".
 """  # noqa: E501
 
 import re
@@ -31,10 +30,10 @@ from repscope.errors import UserError, unknown
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """Effects as an objective sees them.
+    """Input of an objective.
 
-    delta: effects. vectors: what was added. rows: (row), the prompt of each. prompts: of all of them, also where these rows are
-    those of some. spread: (feature), standard deviation of the target's coordinates.
+    delta: effects. vectors: added vectors. rows: (row), the prompt of each. prompts: number of all prompts, also if the rows cover
+    only some. spread: (feature), standard deviation of the target's coordinates.
     """
 
     delta: Float[Tensor, "direction row feature"]
@@ -44,12 +43,12 @@ class Seen:
     spread: Float[Tensor, "feature"]
 
     def moved(self, subtract_skip: bool) -> Float[Tensor, "direction row feature"]:
-        """The effects, with `subtract_skip` without what the residual stream carries through.
+        """Effects; with `subtract_skip`, minus the injected vector.
 
         Raises
         ------
         UserError
-            When source and target differ in width.
+            If source and target differ in width.
         """
         if not subtract_skip:
             return self.delta
@@ -61,7 +60,7 @@ class Seen:
         return self.delta - self.vectors[:, None]
 
     def by_prompt(self, rows: Float[Tensor, "direction row *feature"]) -> Float[Tensor, "direction prompt *feature"]:
-        """Sums over the rows of each prompt that is here."""
+        """Sums over the rows of each prompt present."""
         _, place = torch.unique(self.rows, return_inverse=True)
         count = int(place.max()) + 1
         if count == rows.shape[1]:
@@ -70,7 +69,7 @@ class Seen:
         return sums
 
     def counts(self) -> Float[Tensor, "prompt"]:
-        """Rows of each prompt that is here."""
+        """Number of rows of each prompt present."""
         counts: Tensor = torch.unique(self.rows, return_counts=True)[1]
         return counts.to(self.delta.dtype)
 
@@ -82,14 +81,14 @@ Terms = Callable[[Seen], Float[Tensor, "direction"]]
 class Objective:
     """A weighted sum of objectives.
 
-    parts: (weight, name, terms). coupled: whether the number of one direction depends on others or on all prompts at once.
+    parts: (weight, name, terms). coupled: whether the loss of one direction depends on other directions or on all prompts jointly.
     """
 
     parts: tuple[tuple[float, str, Terms], ...]
     coupled: bool
 
     def terms(self, seen: Seen) -> Float[Tensor, "direction"]:
-        """One number a direction."""
+        """Loss per direction."""
         each = [weight * terms(seen) for weight, _, terms in self.parts]
         return torch.stack(each).sum(0)
 
@@ -104,13 +103,12 @@ class Objective:
 
 
 def l2(p: float = 2, q: float | None = None, *, subtract_skip: bool = False) -> Objective:
-    """MELBO's size of the effects; q = p when not given."""
+    """MELBO's norm of the effects; default q = p."""
     return _one(f"l2({p:g}, {p if q is None else q:g}{_skip(subtract_skip)})", partial(_l2, p, q or p, subtract_skip))
 
 
 def magnitude(*, per_spread: bool = False, subtract_skip: bool = False) -> Objective:
-    """Mean log size of the effects; `per_spread` counts each coordinate in its standard deviations, so that a few massive ones do
-    not carry it."""
+    """Mean log norm of the effects; `per_spread` standardises each coordinate, so that massive activations do not dominate."""
     name = "magnitude" + ("(per_spread)" if per_spread else "") + ("(subtract_skip)" if subtract_skip else "")
     return _one(name, partial(_magnitude, per_spread, subtract_skip))
 
@@ -118,7 +116,7 @@ def magnitude(*, per_spread: bool = False, subtract_skip: bool = False) -> Objec
 def contrastive(
     tau: float = 0.5, negatives: Literal["all", "same_prompt"] = "all", *, sign_blind: bool = False, subtract_skip: bool = False
 ) -> Objective:
-    """NT-Xent on the effects' directions. `same_prompt` takes negatives from the same prompt only, `sign_blind` |cos|.
+    """NT-Xent on normalised effects. `same_prompt`: negatives from the same prompt only. `sign_blind`: |cos|.
 
     Raises
     ------
@@ -156,7 +154,7 @@ def objective(text: "str | Objective") -> Objective:
     Raises
     ------
     UserError
-        For a name that is none, or a weight that is no number.
+        For an unknown name, or a weight that is not a number.
     """
     if isinstance(text, Objective):
         return text
@@ -203,7 +201,7 @@ def _contrastive(tau: float, everywhere: bool, sign_blind: bool, skip: bool, see
 
 
 def _heat(cos: Float[Tensor, "*batch a a"], tau: float, sign_blind: bool) -> Float[Tensor, "*batch a a"]:
-    """cos / tau, and nothing of an effect with itself."""
+    """cos / tau, with self-similarity excluded."""
     itself = torch.eye(cos.shape[-1], dtype=torch.bool, device=cos.device)
     return ((cos.abs() if sign_blind else cos) / tau).masked_fill(itself, float("-inf"))
 

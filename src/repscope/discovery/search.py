@@ -1,8 +1,7 @@
-"""discover: directions that move a network and that nobody labelled, with how they were found.
+"""Unsupervised discovery of directions: `discover` and its result.
 
-1. The subject keeps the prompts (`subject`). 2. The scale is given, or calibrated (`calibration`). 3. A solver finds unit vectors
-(`solvers`) that make an objective small (`objectives`). 4. What comes out knows its cost and its seed; `directions()` makes it a
-`DirectionSet`.
+1. The subject prepares the prompts (`subject`). 2. The scale is given or calibrated (`calibration`). 3. A solver (`solvers`) finds
+unit vectors that minimise an objective (`objectives`). 4. The result records cost and seed; `directions()` gives a `DirectionSet`.
 """
 
 import time
@@ -27,12 +26,12 @@ from repscope.models.language import LanguageModel
 
 @dataclass(frozen=True, eq=False)
 class DiscoveryResult:
-    """Directions and how they were found.
+    """Discovered directions with their provenance.
 
-    vectors: of length one. scale: the length at which effects were taken. relative: that over the median length of a source state.
-    losses: the objective of each direction before each step; none for closed forms. values: numbers a direction by name (`sigma`,
+    vectors: unit vectors. scale: norm at which effects were taken. relative: scale over the median norm of a source state.
+    losses: loss of each direction before each step; empty for closed forms. values: numbers per direction by name (`sigma`,
     `alpha`, `deviation`). seconds, cost: of the search; cost in forward equivalents (one vector through one prompt, forward or
-    backward). objective: empty where the solver uses none. calibration: where the scale was not given. why: why whole passes ran.
+    backward). objective: empty if the solver uses none. calibration: if the scale was calibrated. why: reason for full passes.
     """
 
     vectors: Float[np.ndarray, "direction width"]
@@ -54,7 +53,7 @@ class DiscoveryResult:
         return len(self.vectors)
 
     def directions(self, does: Sequence[Mapping[str, float]] | None = None) -> DirectionSet:
-        """As a set to save, edit with and export; `does` are numbers for each direction, its own by name among them."""
+        """As a `DirectionSet`; `does` adds numbers per direction."""
         how = f"{self.solver}({self.objective}), seed {self.seed}" if self.objective else f"{self.solver}, seed {self.seed}"
         made = [
             Direction(
@@ -72,7 +71,7 @@ class DiscoveryResult:
 
 @dataclass(frozen=True)
 class SolverOptions:
-    """Settings of a search that most leave as they are; see `SolverTask` and `calibrate`."""
+    """Advanced settings of a search; see `SolverTask` and `calibrate`."""
 
     rate: float = 0.13
     start: Literal["jacobian", "random"] = "jacobian"
@@ -100,31 +99,30 @@ def discover(
     Parameters
     ----------
     subject
-        What they move: a language model (between a quarter and three quarters of its blocks), a `LanguageSubject` for other
-        sites, a `FunctionSubject`.
+        A language model (source and target at a quarter and three quarters of its blocks), a `LanguageSubject` for other sites, or
+        a `FunctionSubject`.
     prompts
-        What it is moved at: texts, for a function states (sample, width); or a context that the subject has made, which holds no
-        texts, so that no damage to the next token is looked at.
+        Texts; for a function, states (sample, width); or a context of the subject, for which next-token damage is not measured.
     objective
-        A name or a sum of several, as "magnitude + 0.5 * contrastive"; used by the solvers `sphere` and `sequential`.
+        A name or a weighted sum such as "magnitude + 0.5 * contrastive"; used by the solvers `sphere` and `sequential`.
     solver
         One of `SOLVERS`.
     n
-        How many.
+        Number of directions.
     scale
-        The length of a vector when added, or `calibrate`.
+        Norm of the added vectors, or `calibrate`.
     steps
-        Iterations; the solver's own when not given.
+        Iterations; default: the solver's own.
     seed
-        The same seed gives the same directions.
+        Random seed.
     options
-        Further settings.
+        Advanced settings.
 
     Raises
     ------
     UserError
-        For an unknown objective or solver, n below 1 or above what the solver can tell apart, a scale that is not above zero, no
-        prompts, a target that is not behind the source, a loss that is not a number.
+        For an unknown objective or solver, n below 1 or above the solver's maximum, a scale that is not above zero, no prompts, a
+        target that is not after the source, or a NaN loss.
     """
     subject = LanguageSubject(subject) if isinstance(subject, LanguageModel) else subject
     options = options or SolverOptions()

@@ -1,14 +1,14 @@
-"""Solvers: ways to directions. Each takes a task and gives unit vectors; the effects it needs come from the subject alone.
+"""Solvers of direction discovery: algorithms that return unit vectors.
 
 | name | algorithm |
 |---|---|
-| `sphere` | all directions at once: Adam on the gradient's tangent part, then back to length one; after MELBO, batched |
-| `sequential` | one after the other, gradient and vector held orthogonal to earlier ones: MELBO as published (Mack and Turner 2024) |
+| `sphere` | all directions in parallel: Adam on the tangent gradient, then normalisation; a batched MELBO |
+| `sequential` | one after the other, gradient and vector orthogonal to earlier ones: MELBO as published (Mack and Turner 2024) |
 | `jacobian` | block power iteration on J^T J at zero: Jv by a central difference of effects, J^T u by one backward pass, QR, then Rayleigh–Ritz; J the mean over prompts. No double backward pass, any attention |
-| `dct` | exponential DCT (Mack and Turner 2024): V <- QR(V); then at once U <- unit(mean effect of R V) and V <- unit(gradient of <U, mean effect> in V); QR keeps signs, as effects of -v are not minus those of v |
+| `dct` | exponential DCT (Mack and Turner 2024): V <- QR(V); then jointly U <- unit(mean effect of R V) and V <- unit(gradient of <U, mean effect> in V); QR preserves signs, as effects are not odd in v |
 | `pca` | leading principal components of the source states |
-| `weights` | leading right singular vectors of a given weight with rows of length one, as SeFa (Shen and Zhou 2021) |
-| `random` | drawn from the sphere: the control |
+| `weights` | leading right singular vectors of a given weight with rows of unit norm, as SeFa (Shen and Zhou 2021) |
+| `random` | uniform on the sphere: the control |
 
 `dct` also fits effect(R v) ~ sum_l alpha_l (exp<v_l, v> - 1) u_l and orders directions by alpha^2. DCT's quadratic variant is not
 offered: its published code differentiates a linear map, so no second derivative enters it.
@@ -28,18 +28,18 @@ from repscope.discovery.subject import MEMORY, Context, Subject
 from repscope.errors import UserError
 from repscope.progress import Advance, progress
 
-OVERSAMPLED = 8  #: vectors beyond those asked for in the power iteration, for the last ones to settle too
-PROJECTED = 32  #: output directions whose gradients DCT starts from
-STEP = 1e-2  #: of a central difference, in median lengths of a source state
+OVERSAMPLED = 8  #: extra vectors in the power iteration, so that the last requested ones converge
+PROJECTED = 32  #: output directions whose gradients initialise DCT
+STEP = 1e-2  #: step of a central difference, in median norms of a source state
 
 
 @dataclass(frozen=True, eq=False)
 class SolverTask:
-    """What a solver is asked for.
+    """Input of a solver.
 
-    n: directions. scale: length at which effects are taken. steps: iterations (of each direction, for `sequential`). rate: about
-    how far a step of Adam turns a vector at first, in radians. weight: (reader, width), for `weights`. start: of `dct`, `jacobian`
-    or `random`. published: whether DCT runs as its published code (see `_published`). memory: bytes that graphs may take.
+    n: directions. scale: norm at which effects are taken. steps: iterations (per direction for `sequential`). rate: approximate
+    rotation by a first step of Adam, in radians. weight: (reader, width), for `weights`. start: of `dct`, `jacobian` or `random`.
+    published: whether DCT runs as its published code (see `_published`). memory: limit for graphs in bytes.
     """
 
     subject: Subject
@@ -64,7 +64,7 @@ class SolverTask:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """What a solver gives: unit vectors, (step, direction) losses, and numbers a direction by name."""
+    """Output of a solver: unit vectors, (step, direction) losses, and named numbers per direction."""
 
     vectors: Float[Tensor, "direction width"]
     losses: Float[Tensor, "step direction"]
@@ -75,8 +75,8 @@ class Solution:
 class Solver:
     """One row of the table.
 
-    run: the solver. steps: how many when nobody says. orthogonal: whether it finds at most as many directions as there are
-    dimensions. descends: whether it uses the objective. alone: whether that must be a sum over directions.
+    run: the solver. steps: default number. orthogonal: whether the dimension limits the number of directions. descends: whether it
+    uses the objective. alone: whether the objective must be a sum over directions.
     """
 
     run: Callable[[SolverTask], Solution]
@@ -140,13 +140,13 @@ def mean_over(context: Context, delta: Float[Tensor, "direction row feature"]) -
 
 
 def shares(context: Context) -> Float[Tensor, "row"]:
-    """What each row counts in that mean."""
+    """Weight of each row in that mean."""
     counts = torch.bincount(context.rows, minlength=context.prompts)
     return 1.0 / (context.prompts * counts[context.rows]).to(context.states)
 
 
 def jvp(subject: Subject, context: Context, vectors: Float[Tensor, "direction width"]) -> Float[Tensor, "direction feature"]:
-    """The mean Jacobian's products with unit vectors, by central differences."""
+    """Products of the mean Jacobian with unit vectors, by central differences."""
     step = STEP * context.norm
     both = subject.effect(context, torch.cat([step * vectors, -step * vectors]))
     ahead, behind = mean_over(context, both).chunk(2)
@@ -190,7 +190,7 @@ def _dct(task: SolverTask) -> Solution:
             _finite(losses[-1], pulled, step)
             u = functional.normalize(effects, dim=1)
             size = pulled.norm(dim=1, keepdim=True)
-            v = torch.where(size > 0, pulled / size.clamp_min(1e-30), v)  # what nothing answers to stays where it is
+            v = torch.where(size > 0, pulled / size.clamp_min(1e-30), v)  # a zero gradient leaves v unchanged
             advance(1)
     alpha = alphas(u, v, mean_over(task.context, task.subject.effect(task.context, task.scale * v)))
     order = alpha.square().argsort(descending=True)
@@ -198,13 +198,13 @@ def _dct(task: SolverTask) -> Solution:
 
 
 def _projected(task: SolverTask) -> Tensor:
-    """Leading right singular vectors of the mean Jacobian seen from a few random output directions, then random ones."""
+    """Leading right singular vectors of the mean Jacobian projected to a few random output directions, then random vectors."""
     _, _, leading = torch.linalg.svd(_gradients(task), full_matrices=False)
     return torch.cat([leading, task.drawn()])[: task.n]
 
 
 def _gradients(task: SolverTask) -> Float[Tensor, "output width"]:
-    """The mean Jacobian seen from a few random output directions."""
+    """Mean Jacobian projected to a few random output directions."""
     count = min(PROJECTED, task.n, task.context.features)
     u = _outputs(task, count, task.seed + 1)
     return _pulled(task, task.context.states.new_zeros(count, task.context.width), u)[1]
@@ -217,10 +217,10 @@ def _outputs(task: SolverTask, count: int, seed: int) -> Float[Tensor, "output f
 
 
 def _published(task: SolverTask) -> tuple[Tensor, Tensor | None]:
-    """DCT's starts as published: V and U, none where U is that of V's effects.
+    """DCT's initialisation as published: V and U; U is None if computed from V's effects.
 
     From random vectors, U is random too. From the Jacobian, V are the first *columns* of the SVD's full right factor, whose *rows*
-    are the singular vectors: orthonormal vectors which hold some of each singular vector. And QR may turn a vector round.
+    are the singular vectors: orthonormal mixtures of all singular vectors. QR may flip signs.
     """
     if task.start == "random":
         return task.drawn(), _outputs(task, task.n, task.seed + 2)

@@ -1,15 +1,15 @@
-"""Subject: what directions are sought in. Vectors in, effects on many samples out: the only call into a network there is.
+"""Subjects of direction discovery: networks or functions that map added vectors to effects.
 
     delta[k, r] = effect of vector k on row r,   r = a prompt, or one of its tokens where all of them are targets
 
-1. `context(prompts)` keeps what effects need, once: a list of parts, each a differentiable function of vectors.
-2. `effect` runs them without gradients, a few vectors at a time.
-3. `loss_and_grad` of an objective that is a sum over directions and prompts goes part by part: forward, loss, backward, forgotten.
-4. An objective that couples directions (contrastive) needs all effects at once. Where their graphs do not fit the memory: one
-   run without gradients gives delta, the objective gives dL/d(delta), a second run goes back part by part with that cotangent
-   (GradCache: Gao et al. 2021, arXiv 2101.06983). Memory then grows with delta alone.
+1. `context(prompts)` caches the activations that effects need: a list of parts, each a differentiable function of vectors.
+2. `effect` runs the parts without gradients, on batches of vectors.
+3. `loss_and_grad` of an objective that is a sum over directions and prompts runs forward and backward part by part.
+4. A coupled objective (contrastive) needs all effects jointly. If their graphs exceed the memory, one run without gradients gives
+   delta, the objective gives dL/d(delta), and a second run backpropagates this cotangent part by part (GradCache: Gao et al. 2021,
+   arXiv 2101.06983). Memory then grows with delta only.
 
-`cost` counts forward equivalents: one vector through one prompt, forward or backward, as weights get no gradients.
+`cost` counts forward equivalents: one vector through one prompt, forward or backward; weights get no gradients.
 """
 
 from abc import ABC, abstractmethod
@@ -30,20 +30,19 @@ from repscope.models.prompts import Encoded, Prompt, PromptLike, as_prompts, enc
 from repscope.models.sites import PICKS, Tokens
 from repscope.models.variants.block_replay import Part, block_replay
 
-PASS_TOKENS = 768  #: row-tokens of one pass of a language model; larger ones gain nothing on a CPU
-PASS_ROWS = 4096  #: rows of one call of a plain function
-MEMORY = 1 << 30  #: bytes that graphs may take
+PASS_TOKENS = 768  #: token budget of one forward pass of a language model; a larger one is no faster on a CPU
+PASS_ROWS = 4096  #: rows per call of a plain function
+MEMORY = 1 << 30  #: limit for graphs in bytes
 
 
 @dataclass(eq=False)
 class Context:
-    """Prompts as a subject keeps them.
+    """Cached activations of prompts.
 
-    parts: what runs. rows: (row), the prompt of each row. prompts: how many. width, features: of a vector and of its effect.
-    states: source states from which norms and PCA are taken (of a language model without each prompt's first token, which is like
-    no other). spread: (feature), standard deviation of the target's coordinates over the same tokens. pass_tokens: row-tokens that
-    run at once. token_bytes: about what the graph of one takes. why: why whole passes run, empty where they do not. cost: forward
-    equivalents so far.
+    parts: functions to run. rows: (row), the prompt of each row. prompts: their number. width, features: of a vector and of its
+    effect. states: source states for norms and PCA (for a language model without each prompt's first token, an outlier). spread:
+    (feature), standard deviation of the target's coordinates over the same tokens. pass_tokens: tokens per pass. token_bytes:
+    approximate graph size per token. why: reason for full forward passes, else empty. cost: forward equivalents so far.
     """
 
     parts: Sequence[Part]
@@ -60,11 +59,11 @@ class Context:
 
     @property
     def norm(self) -> float:
-        """The median length of a source state: what scales are relative to; 1 where it is zero."""
+        """Median norm of a source state, the unit of relative scales; 1 if it is zero."""
         return float(self.states.norm(dim=-1).median()) or 1.0
 
     def chunks(self, count: int, part: Part) -> Iterator[slice]:
-        """Vectors that go through a part together."""
+        """Batches of vectors for a part."""
         most = max(1, self.pass_tokens // part.tokens)
         edges = np.linspace(0, count, -(-count // most) + 1).astype(int).tolist()
         for first, stop in pairwise(edges):
@@ -72,14 +71,14 @@ class Context:
 
 
 class Subject(ABC):
-    """A network, or a function, that vectors move. `site` and `model` say where found directions live."""
+    """A network or function to which vectors are added. `site` and `model` identify where its directions apply."""
 
     site: str = ""
     model: str = ""
 
     @abstractmethod
     def context(self, prompts: Any) -> Context:
-        """Keep what effects on these prompts need."""
+        """Cache the activations of these prompts."""
 
     def effect(self, context: Context, vectors: Float[Tensor, "direction width"]) -> Float[Tensor, "direction row feature"]:
         """Effects without gradients."""
@@ -94,7 +93,7 @@ class Subject(ABC):
     def effect_and_vjp(
         self, context: Context, vectors: Float[Tensor, "direction width"], cotangent: Float[Tensor, "direction row feature"]
     ) -> tuple[Float[Tensor, "direction row feature"], Float[Tensor, "direction width"]]:
-        """Effects, and the gradient of <cotangent, effect> in each vector, from one run; memory is one pass beside these."""
+        """Effects, and the gradient of <cotangent, effect> in each vector, from one run; extra memory: one pass."""
         delta = vectors.new_empty(len(vectors), len(context.rows), context.features)
 
         def pull(part: Part, some: slice, moved: Tensor, v: Tensor) -> Tensor:
@@ -108,7 +107,7 @@ class Subject(ABC):
     ) -> tuple[Float[Tensor, "direction"], Float[Tensor, "direction width"]]:
         """The loss of each direction and the gradient of their sum.
 
-        memory: bytes that graphs may take together; beyond, coupled objectives run forward twice.
+        memory: limit for all graphs in bytes; above it, coupled objectives run forward twice.
         """
         if not objective.coupled:
             terms = vectors.new_zeros(len(vectors))
@@ -134,7 +133,7 @@ class Subject(ABC):
     def _at_once(
         self, context: Context, vectors: Tensor, objective: Objective
     ) -> tuple[Float[Tensor, "direction"], Float[Tensor, "direction width"]]:
-        """All graphs kept: one forward and one backward."""
+        """One forward and one backward pass with all graphs in memory."""
         with torch.enable_grad():
             v = vectors.clone().requires_grad_()
             columns = [torch.cat([part.run(v[some]) for some in context.chunks(len(vectors), part)]) for part in context.parts]
@@ -147,7 +146,7 @@ class Subject(ABC):
     def _backward(
         self, context: Context, vectors: Tensor, loss: Callable[[Part, slice, Tensor, Tensor], Tensor]
     ) -> Float[Tensor, "direction width"]:
-        """Gradients of a sum of losses, one for each part and some vectors."""
+        """Gradients of a sum of losses, one per part and batch of vectors."""
         grad = torch.zeros_like(vectors)
         with torch.enable_grad():
             for part in context.parts:
@@ -169,14 +168,13 @@ class LanguageSubject(Subject):
     Parameters
     ----------
     lm
-        The model, under no edit.
+        The model, without edits.
     source, target
-        `resid_post` of two blocks. A quarter and three quarters of the way up when not given: 7 and 22 of 30, as MELBO's defaults
-        are there.
+        `resid_post` of two blocks. Default: a quarter and three quarters of the depth, 7 and 22 of 30 as in MELBO.
     target_tokens
-        `all` (a row a token, as MELBO), `last`, `mean`, a span, or `last 3`: the mean of the last three.
+        `all` (one row per token, as MELBO), `last`, `mean`, a span, or `last 3`: the mean of the last three.
     memory
-        Bytes that a pass may take.
+        Limit for a pass in bytes.
     """
 
     def __init__(
@@ -198,16 +196,16 @@ class LanguageSubject(Subject):
 
     @property
     def speaks(self) -> bool:
-        """Whether the model gives a next token."""
+        """Whether the model predicts a next token."""
         return self.lm.causal and self.lm.model.get_output_embeddings() is not None
 
     def context(self, prompts: Iterable[PromptLike]) -> Context:
-        """Run each prompt once and keep what lies between source and target.
+        """Run each prompt once and cache the activations between source and target.
 
         Raises
         ------
         UserError
-            As `block_replay`; for a choice of tokens there is not.
+            As `block_replay`; for an unknown choice of tokens.
         """
         encoded, pooled = self.encoded(list(as_prompts(self.lm.tokenizer, prompts)))
         kept = block_replay(self.lm, encoded, self.source, self.target, pooled=pooled, whole=self.whole)
@@ -228,12 +226,12 @@ class LanguageSubject(Subject):
         )
 
     def encoded(self, prompts: Sequence[PromptLike]) -> tuple[Encoded, bool]:
-        """Token ids, with which of them effects are read at; and whether a prompt's are averaged.
+        """Token ids with the positions where effects are read, and whether these are averaged per prompt.
 
         Raises
         ------
         UserError
-            Without prompts, and for a choice of tokens there is not.
+            Without prompts, or for an unknown choice of tokens.
         """
         if not prompts:
             raise UserError("There is no prompt; give at least one text to steer.")
@@ -250,9 +248,9 @@ class LanguageSubject(Subject):
 
 @dataclass(eq=False)
 class FunctionSubject(Subject):
-    """A plain differentiable function of rows, (row, width) → (row, feature), and the states at which it is moved.
+    """A differentiable function (row, width) → (row, feature).
 
-    f: the function. site, model: what to call it.
+    f: the function. site, model: its names in results.
     """
 
     f: Callable[[Float[Tensor, "row width"]], Float[Tensor, "row feature"]]
@@ -265,7 +263,7 @@ class FunctionSubject(Subject):
         Raises
         ------
         UserError
-            When there is none.
+            If there is none.
         """
         states = prompts
         if states.dim() != 2 or not len(states):
