@@ -46,6 +46,8 @@ RENAMED: dict[str, dict[str, str]] = {
     },
     "metric": {r"rise of (.*)": r"loss increase of \1"},
     "definition": {
+        "the map's likeliest token is the model's own": "the map's most likely token is that of the model",
+        r"the map's likeliest (token begins the object of this relation)": r"the map's most likely \1",
         r"length of a vector; (.*)": r"norm of a vector; \1",
         "over the median length of a source state": "relative to the median norm of source states",
         "adjusted Rand index with the arms": "adjusted Rand index with the groups",

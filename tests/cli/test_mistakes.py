@@ -60,8 +60,8 @@ TINY = ["study", "entities", "--tiny"]
         ([*TINY, "--device", "cpu:3"], "There is no device 'cpu:3'"),
         ([*TINY, "--device", "cuad"], "did you mean 'cuda'"),
         ([*TINY, "--device", "auto"], "The tiny model fits one device"),
-        ([*TINY, "--model", "model"], "--tiny brings its own model, with random weights; leave --model away."),
-        (["study", "contrast", "--tiny", "--revision", "main"], "leave --revision away"),
+        ([*TINY, "--model", "model"], "--tiny brings its own model, with random weights; omit --model."),
+        (["study", "contrast", "--tiny", "--revision", "main"], "omit --revision"),
         ([*TINY, "--short"], "--short and --tiny are two sizes"),
         ([*TINY, "--seed", "-1"], "--seed -1: input should be greater than or equal to 0."),
         (["study", "paths", "--tiny", "--seed", "x"], '--seed: unable to convert "x" into int'),
@@ -71,7 +71,7 @@ TINY = ["study", "entities", "--tiny"]
         (["study", "paths", "--dtype", "float32"], "--dtype"),
         # options that would be ignored are refused
         ([*TINY, "--tokens", "mean"], "--tokens goes with --data FILE"),
-        ([*TINY, "--name", "city"], "--name goes with a file of yours"),
+        ([*TINY, "--name", "city"], "--name needs a file of your own"),
         ([*TINY, "--entities", "elements", "--per-class", "9"], "--per-class goes with --entities cities"),
         ([*TINY, "--data", "texts.csv", "--text", "text", "--label", "label", "--template", "{}"], "--template goes with a set"),
         ([*TINY, "--data", "texts.csv", "--text", "text", "--label", "label", "--entities", "cities"], "--entities goes with"),
@@ -101,7 +101,7 @@ TINY = ["study", "entities", "--tiny"]
         # the network's context is not the table's fault
         ([*TINY, "--template", "LONG {}"], "tiny takes 1024 tokens, and every prompt of cities has more"),
         # texts without quotation marks, numbers that are none
-        (["lens", "model", "The", "capital", "of"], "'capital of' is more than the command takes"),
+        (["lens", "model", "The", "capital", "of"], "'capital of' is one argument too many"),
         (["lens", "model", ""], "it has no token"),
         (["lens", "model", "hi", "--top", "0"], "--top 0: input should be greater than or equal to 1"),
         (["lens", "model", "hi", "--last", "0"], "--last 0: input should be greater than or equal to 1"),

@@ -195,7 +195,7 @@ def test_a_damaged_result_is_one_sentence_and_fresh_mends_it(tmp_path):
     run, _ = answer(tmp_path)
     (kept,) = (run.folder / ".steps").glob("first-*")
     (kept / "table.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UserError, match=r"is damaged .* --fresh makes it again"):
+    with pytest.raises(UserError, match=r"is damaged .* --fresh to compute it again"):
         answer(tmp_path)
     assert run.folder.is_dir()
     assert answer(tmp_path, fresh=True)[1] == ["first", "second"]

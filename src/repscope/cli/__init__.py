@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
         print(f"repscope: {_sentence(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("repscope: interrupted; the same command goes on where this one stopped.", file=sys.stderr)
+        print("repscope: interrupted; the same command continues from here.", file=sys.stderr)
         return 130
     except SystemExit as stop:
         return int(stop.code or 0)
@@ -72,5 +72,5 @@ def _sentence(error: Exception) -> str:
         return f"--{where.replace('_', '-')} {first['input']}: {said[0].lower()}{said[1:]}."
     if isinstance(error, UnusedCliTokensError):
         held = " ".join(map(str, error.unused_tokens or ()))
-        return f"{held!r} is more than the command takes; put a text that has spaces between quotation marks."
+        return f"{held!r} is one argument too many; put a text with spaces between quotation marks."
     return " ".join(str(error).split())

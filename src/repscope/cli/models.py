@@ -22,7 +22,7 @@ def models(*, json: Json = False) -> None:
 
 @app.command
 def sites(model: ModelName = "smollm2-135m-instruct-q4", *, revision: str | None = None, json: Json = False) -> None:
-    """Show the sites of a model: where each is read, what it is, or why there is none."""
+    """Show the sites of a model: where each is read, its definition, or why it is not available."""
     from repscope.models.loading.sources import load
 
     lm = load(model, revision=revision)
@@ -35,4 +35,4 @@ def sites(model: ModelName = "smollm2-135m-instruct-q4", *, revision: str | None
     form = f"{a.blocks} {a.form} blocks of width {a.width}; identities hold to {a.error:.1e}" if a else "no blocks found"
     print_table(rows, title=f"{lm.name}: {form}")
     ways = [{"fast path": path, "on this model": why or "proved"} for path, why in lm.fast_paths().items()]
-    print_table(ways, title="What runs faster than one prompt at a time")
+    print_table(ways, title="Operations that run faster than one prompt at a time")

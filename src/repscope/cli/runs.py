@@ -7,7 +7,7 @@ from repscope.cli.shared import RUNS, Json, Out, app, print_table
 
 @app.command
 def runs(*, out: Out = RUNS, json: Json = False) -> None:
-    """List the runs: study, model, whether it is done, when."""
+    """List the runs: study, model, state, seconds."""
     from repscope.studies.run.history import run_rows
 
     rows = run_rows(out)
@@ -16,7 +16,7 @@ def runs(*, out: Out = RUNS, json: Json = False) -> None:
     elif rows:
         print_table(rows, title=f"Runs in {out}")
     else:
-        print(f"There is no run in {out} yet; `repscope tour` makes one.")
+        print(f"There is no run in {out} yet; `repscope tour` starts the first ones.")
 
 
 @app.command
@@ -60,7 +60,7 @@ def query(sql: str, *, out: Out = RUNS, json: Json = False) -> None:
 
 @app.command
 def claims(*, out: Out = RUNS, json: Json = False) -> None:
-    """What the literature claims, and what these runs say of each."""
+    """Claims of the literature, and the verdict of these runs on each."""
     from repscope.studies.run.history import claim_rows
 
     rows = claim_rows(out)

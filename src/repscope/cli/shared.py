@@ -25,8 +25,8 @@ app = App(
 _RUN = Group("Run")
 Out = Annotated[Path, Parameter(group=_RUN, help="Folder of all runs.")]
 Plan = Annotated[bool, Parameter(group=_RUN, negative="", help="Print tokens, FLOPs, minutes and disk; run nothing.")]
-Fresh = Annotated[bool, Parameter(group=_RUN, negative="", help="Start anew, not where a killed run stopped.")]
-Json = Annotated[bool, Parameter(group=_RUN, negative="", help="Print one JSON object that holds the page's path.")]
+Fresh = Annotated[bool, Parameter(group=_RUN, negative="", help="Start again, without the saved steps of an interrupted run.")]
+Json = Annotated[bool, Parameter(group=_RUN, negative="", help="Print one JSON object that contains the page's path.")]
 ModelName = Annotated[str, Parameter(help="Alias, hub id org/name, local folder or .gguf file.")]
 Dtype = Literal["float32", "bfloat16", "float16"]  #: as `models.loading.sources.Dtype`, which brings much with it
 Seed = Annotated[int, Parameter(validator=Number(gte=0, lt=2**32))]
@@ -48,7 +48,7 @@ Quote = Annotated[bool | None, Parameter(group=_TABLES, help=HELP["quote"])]
 
 
 def print_notes(notes: Sequence[str]) -> None:
-    """Tell on standard error what was left out, guessed or drawn; with `--json` it is in the object too, under "notes"."""
+    """Print to standard error what was left out, guessed or sampled; `--json` has it under "notes"."""
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
 

@@ -133,7 +133,7 @@ def _print_plan(run: Any, json: bool) -> None:
 
 @app.command
 def tour(*, model: ModelName = "", out: Out = RUNS, seed: Seed = 0, fresh: Fresh = False, json: Json = False) -> None:
-    """The short form of the studies on the default model: what `make demo` runs."""
+    """Run the short form of all studies on the default model, as `make demo` does."""
     for name in ANSWERED:
         found = study(name)
         chosen = {"model": model} if model and "model" in found.options.model_fields else {}

@@ -48,8 +48,8 @@ TOOLS: dict[str, Entry] = dict(
     [
         _entry("contrast", "What is a direction between two kinds of text worth?", "contrast"),
         _entry("connect", "Does the loss rise on the straight line between these networks?", "connect", "connect"),
-        _entry("verify", "Does the engine read and change this model as it says?", "verify", "verify"),
-        _entry("lens", "Which next token would each block predict, were it the last?", "lens", "lens"),
+        _entry("verify", "Does the engine read and edit this model correctly?", "verify", "verify"),
+        _entry("lens", "Which next token would each block predict if it were the last?", "lens", "lens"),
         _entry("bench-discovery", "Which methods find directions that were planted?", "bench_discovery", "bench discovery"),
     ]
 )
@@ -69,6 +69,6 @@ def study(name: str) -> "Study[Any]":
         raise unknown("study", name, [n for n, entry in ALL.items() if entry.module])
     entry = ALL[name]
     if not entry.module:
-        raise UserError(f"The study {name} is planned and not there yet; answered today: {', '.join(ANSWERED)}.")
+        raise UserError(f"The study {name} is planned, but not available yet; available: {', '.join(ANSWERED)}.")
     found: Study[Any] = import_module(entry.module).STUDY
     return found

@@ -1,4 +1,4 @@
-"""Which methods find directions that were planted, and what do the others find?"""
+"""Which methods recover planted directions, and what do the others find?"""
 
 from repscope.studies.bench_discovery.options import BenchOptions
 from repscope.studies.bench_discovery.page import answer, page
@@ -7,7 +7,7 @@ from repscope.studies.run.study import Study
 
 STUDY = Study(
     name="bench-discovery",
-    question="Which methods find directions that were planted, and what do the others find?",
+    question="Which methods recover planted directions, and what do the others find?",
     options=BenchOptions,
     steps=steps,
     page=page,

@@ -14,8 +14,8 @@ class BenchOptions(StudyOptions):
         "model).",
     )
     seeds: int | None = Field(
-        None, ge=1, description="Networks of each kind, or draws of prompts; the setting's own number if not given."
+        None, ge=1, description="Networks per kind, or draws of prompts; the setting's own number if not given."
     )
     kinds: tuple[str, ...] = Field((), description="Kinds of planted networks; all if not given.")
-    n: int | None = Field(None, ge=1, description="Directions that each method finds.")
-    model: str = Field("", description="The model of the setting lm.")
+    n: int | None = Field(None, ge=1, description="Number of directions per method.")
+    model: str = Field("", description="The model, for the setting lm.")

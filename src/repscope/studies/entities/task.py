@@ -1,4 +1,4 @@
-"""One set of entities as a study sees it: prompts, panels of attributes, and rows captured at the tokens of each name."""
+"""One set of entities: prompts, panels of attributes, and activations at the tokens of each name."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ Held = Mapping[str, Sequence[Any]]  #: site → one (entity, feature) array a pr
 
 @dataclass
 class EntityTask:
-    """One set of entities with what the steps share: prompts, panels, captured rows."""
+    """One set of entities and what its steps share: prompts, panels, activations."""
 
     options: EntitiesOptions
     lm: "LanguageModel"
@@ -38,7 +38,7 @@ class EntityTask:
 
     @cached_property
     def templates(self) -> tuple[str, ...]:
-        """The prompts in use: those that the user gave; of a set's own, one in the short form, all otherwise."""
+        """The prompts in use: the user's templates, else those of the set (only the first in the short form)."""
         few = (self.options.short or self.options.tiny) and not self.options.template
         return self.items.templates[:1] if few else self.items.templates
 
@@ -50,27 +50,30 @@ class EntityTask:
 
     @property
     def split(self) -> str:
-        """How training and test are kept apart."""
+        """How training and test entities are separated."""
         return f"group {self.options.group}" if self.options.group else "entity"
 
     @property
     def panels(self) -> list[Panel]:
-        """Attributes grouped by the entities they are known of."""
+        """Attributes grouped by the entities for which they are known."""
         return self._panels[0]
 
     @property
     def causal(self) -> bool:
-        """Whether a token sees only what stands before it; controls that cut a name short need that."""
+        """Whether attention is causal; controls that shorten a name need that."""
         return bool(self.lm.anatomy and self.lm.anatomy.causal)
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What was left out, in sentences."""
-        cut = "In this network every token sees the whole name, so the first token alone and cut contexts were not tested."
+        cut = (
+            "In this network every token attends to the whole name, so the first token alone and shortened contexts "
+            "were not tested."
+        )
         return (*self.items.notes, *self._panels[1], *self.extra, *([] if self.causal or self.is_text else [cut]))
 
     def prompts(self, template: str) -> list[Any]:
-        """What the network reads."""
+        """The prompts."""
         if not self.is_text:
             return [Prompt.fill(template, name=name) for name in self.items.frame["name"]]
         longest = min(LONGEST_TEXT, self.lm.context or LONGEST_TEXT)
@@ -85,7 +88,7 @@ class EntityTask:
         return [tuple(int(t) for t in ids[a:b]) for ids, a, b in zip(found.ids, found.start, found.stop)]
 
     def captured(self, lm: "LanguageModel", folder: Path) -> "Captured":
-        """Run the network over all prompts; rows stay in memory or go to a temporary folder."""
+        """Run the network over all prompts; activations are stored in memory or in a temporary folder."""
         o = self.options
         tokens = o.tokens if self.is_text else "name.all"
         width = lm.anatomy.width if lm.anatomy else 0
@@ -123,7 +126,7 @@ class Captured:
 
 
 class _View:
-    """Rows of an array picked when they are needed: one site at a time is in memory, not all thirty."""
+    """Rows of an array, loaded when needed: one site at a time is in memory."""
 
     def __init__(self, rows: Float[np.ndarray, "row feature"], index: Int[np.ndarray, "entity"]) -> None:
         self._rows, self._index = rows, index
@@ -201,8 +204,8 @@ def _within_context(items: EntitySet, lm: "LanguageModel") -> EntitySet:
     long = items.templates[int(np.argmax(np.array(each).max(1)))]
     if (sizes > limit).all():
         raise UserError(
-            f"{lm.name} takes {limit} tokens, and every prompt of {items.name} has more ({sizes.min()} or more, "
-            f"from the template {_cut(long)!r}); give a shorter --template or a model with a longer context."
+            f"{lm.name} takes {limit} tokens, but every prompt of {items.name} has more (at least {sizes.min()}, from "
+            f"the template {_cut(long)!r}); give a shorter --template or a model with a longer context."
         )
     return items.take(
         np.flatnonzero(sizes <= limit),

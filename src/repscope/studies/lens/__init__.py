@@ -1,4 +1,4 @@
-"""Logit lens: which next token would each block predict, were it the last?"""
+"""Logit lens: which next token would each block predict if it were the last?"""
 
 import pandas as pd
 from pydantic import Field
@@ -18,11 +18,9 @@ class LensOptions(ModelOptions):
     """Options of the `lens`."""
 
     prompt: str = Field(..., description="The text to read.")
-    last: int = Field(
-        64, ge=1, description="Tokens at the end of the prompt to which the lens is applied; the model reads all of it."
-    )
-    every: int = Field(1, ge=1, description="Show every how many blocks in the terminal.")
-    top: int = Field(5, ge=1, description="Tokens kept for each cell of the page.")
+    last: int = Field(64, ge=1, description="Number of last tokens to which the lens is applied; the model reads the whole prompt.")
+    every: int = Field(1, ge=1, description="Step between the blocks shown in the terminal.")
+    top: int = Field(5, ge=1, description="Number of most likely tokens per cell on the page.")
 
 
 def steps(setup: Setup[LensOptions]) -> list[Step]:
@@ -42,7 +40,7 @@ def steps(setup: Setup[LensOptions]) -> list[Step]:
 
 
 def page(record: Record[LensOptions]) -> Page:
-    """The cells, and when the prediction appears."""
+    """The leading tokens, and the probability of the model's own prediction by block."""
     result = record.results["lens"]
     return Page(
         title="Logit lens",
@@ -51,15 +49,15 @@ def page(record: Record[LensOptions]) -> Page:
         sections=(
             Section(
                 "By block and token",
-                "Each block's output goes through the final norm and the unembedding. The lens reads in the basis of the last "
-                "block: that it finds nothing early does not show that nothing is there.",
+                "Each block's output goes through the final norm and the unembedding. The lens uses the basis of the last "
+                "block: if it shows nothing in early blocks, information may still be there.",
                 (
-                    Figure(layers.lens(result.side["cells"]), "Leading token in each cell", "Colour is its probability."),
+                    Figure(layers.lens(result.side["cells"]), "Leading token in each cell", "The colour is its probability."),
                     Figure(
                         layers.by_layer(result.table, metric_title="probability of the model's own next token", token="all"),
                         "When the prediction appears",
-                        "Mean over the tokens of the prompt with its 95 % bootstrap interval; control: vectors of equal norm in "
-                        "random directions (range of 95 % of the draws).",
+                        "Mean over the tokens of the prompt with its 95 % bootstrap interval; control: random directions of equal "
+                        "norm (range of 95 % of the draws).",
                     ),
                 ),
             ),
@@ -70,7 +68,7 @@ def page(record: Record[LensOptions]) -> Page:
 
 
 def answer(record: Record[LensOptions]) -> Answer:
-    """The leading token at each block and position, its probability in hundredths behind it."""
+    """The leading token at each block and position, followed by its probability in percent."""
     cells = record.results["lens"].side["cells"]
     last = int(cells["block"].max())
     rows = []
@@ -89,8 +87,8 @@ def _sentence(record: Record[LensOptions]) -> str:
     token, probability = final["predicted"].iloc[-1], final["probability"].iloc[-1]
     agreeing = int((final["predicted"] == token).sum())
     return (
-        f"After {record.options.prompt!r} the model's next token is {token!r} with probability {probability:.2f}; "
-        f"read through the lens, {agreeing} of {len(final)} depths put that token first."
+        f"After {record.options.prompt!r}, the model's next token is {token!r} with probability {probability:.2f}. "
+        f"With the logit lens, {agreeing} of {len(final)} depths rank that token first."
     )
 
 
@@ -100,7 +98,7 @@ def _cell(token: str) -> str:
 
 STUDY = Study(
     name="lens",
-    question="Which next token would each block predict, were it the last?",
+    question="Which next token would each block predict if it were the last?",
     options=LensOptions,
     steps=steps,
     page=page,

@@ -11,34 +11,38 @@ LEAST_KNOWN = 12  #: facts that a model must know for two halves of them to mean
 
 
 class RelationsOptions(ModelOptions, TableOptions):
-    """What the `relations` study takes."""
+    """Options of the `relations` study."""
 
     relations: tuple[str, ...] = Field(
         ("city-country", "country-capital", "country-language", "element-symbol"),
         description="Relations: names of built-in ones, or files (JSON of the LRE dataset, or a table). A map "
         f"needs at least {LEAST_KNOWN} facts that the model knows, and at least 2 × examples + 2.",
     )
-    template: tuple[str, ...] = Field((), description="In place of the relation's own, with {} for the subject.")
-    examples: int = Field(5, ge=2, description="Examples that a map is made from; each is asked after the others.")
-    splits: int = Field(3, ge=1, description="How often what is known is split in two.")
-    trials: int = Field(3, ge=1, description="How often each sample is asked, with other examples.")
-    max_items: int = Field(150, ge=20, description="Samples of a relation at most; more are drawn at random.")
-    object_block: int | None = Field(None, ge=0, description="Block where concepts are read; 0.9 of the depth if not given.")
-    ranks: tuple[int, ...] = Field((4, 8, 16, 32, 64, 128), description="Ranks of the inverse to choose from.")
-    edits: int = Field(20, ge=0, description="Facts edited in each split.")
+    template: tuple[str, ...] = Field((), description="Template that replaces the relation's own, with {} for the subject.")
+    examples: int = Field(
+        5,
+        ge=2,
+        description="Examples used to estimate each linear map; each in turn is the query, the others are few-shot demonstrations.",
+    )
+    splits: int = Field(3, ge=1, description="Number of random splits of the known facts into two halves.")
+    trials: int = Field(3, ge=1, description="Number of trials per sample, with different examples.")
+    max_items: int = Field(150, ge=20, description="Maximum number of samples per relation; more are sampled at random.")
+    object_block: int | None = Field(None, ge=0, description="Block of the concepts; at 0.9 of the depth if not given.")
+    ranks: tuple[int, ...] = Field((4, 8, 16, 32, 64, 128), description="Candidate ranks of the inverse.")
+    edits: int = Field(20, ge=0, description="Number of facts edited per split.")
 
     @model_validator(mode="after")
     def _usable(self) -> "RelationsOptions":
         if not self.relations:
             raise ValueError("No relation was named; give one, such as --relations country-capital")
         if len(self.template) > 1:
-            raise ValueError(f"Each relation is asked by one template, and --template has {len(self.template)}; give one")
+            raise ValueError(f"Each relation has one template, and --template has {len(self.template)}; give one")
         if not self.ranks or min(self.ranks) < 1:
             raise ValueError("--ranks needs at least one rank, each 1 or more")
         return self
 
     def sized(self) -> "RelationsOptions":
-        """With the smaller numbers that `tiny` and `short` stand for, where none were given."""
+        """With the smaller numbers of `tiny` and `short`, except for options that were given."""
         if self.tiny:
             tiny: dict[str, Any] = {"splits": 2, "trials": 1, "max_items": 30, "examples": 3, "ranks": (4, 8), "edits": 3}
             return self.with_sizes(tiny | {"relations": self.relations[:2]})

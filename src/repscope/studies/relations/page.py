@@ -1,4 +1,4 @@
-"""The page of the `relations` study, and its closing lines: figures and sentences made from the run's tables, and nothing else."""
+"""The page of the `relations` study and its closing lines, from the tables of the run."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,14 +19,14 @@ _FALLEN = 0.5  #: of its height, below which a curve has collapsed
 
 
 def page(record: Record[RelationsOptions]) -> Page:
-    """The whole page."""
+    """The page."""
     table = record.table
     items = _items(table)
     sections = [_overview(table)] + [_section(record, table, item) for item in items]
     return Page(
         title="Relations as linear maps",
         question=record.facts["question"],
-        answer="\n\n".join([*record.warnings, *(" ".join(_told(table, item)) for item in items), *_without_map(record)]),
+        answer="\n\n".join([*record.warnings, *(" ".join(_sentences(table, item)) for item in items), *_without_map(record)]),
         sections=tuple(sections),
         verdicts=evaluate_claims(load_claims(), table),
         notes=record.notes,
@@ -35,24 +35,24 @@ def page(record: Record[RelationsOptions]) -> Page:
 
 
 def answer(record: Record[RelationsOptions]) -> Answer:
-    """The numbers that matter, one line each."""
+    """The main numbers, one line each."""
     table = record.table
-    told = (sentence for item in _items(table) for sentence in _told(table, item))
-    return Answer([*record.warnings, *told, *_without_map(record)])
+    sentences = (sentence for item in _items(table) for sentence in _sentences(table, item))
+    return Answer([*record.warnings, *sentences, *_without_map(record)])
 
 
 def _without_map(record: Record[RelationsOptions]) -> list[str]:
-    """A sentence for each relation that was asked for and has no map."""
+    """A sentence for each relation without a map."""
     return [note for r in record.results.values() for note in r.notes if ": cannot be measured: " in note]
 
 
 def _items(table: pd.DataFrame) -> list[str]:
-    """Relations of which there is a map."""
+    """Relations with a map."""
     return list(dict.fromkeys(table[table["metric"] == "faithfulness"]["item"]))
 
 
 def _chosen(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Rows at the place that the other half chose, all splits pooled."""
+    """Rows at the layer, β and rank chosen on the other half, all splits pooled."""
     return table[(table["metric"] == metric) & (table["site"] == CHOSEN) & (table["split"] == "halves")]
 
 
@@ -65,10 +65,9 @@ def _overview(table: pd.DataFrame) -> Section:
             Table(
                 _wide(known.assign(condition=names)),
                 "What the model knows",
-                "Share of all samples and 95 % interval over subjects. First token: the next token begins the object; full "
-                "object: "
-                "greedy decoding writes it. The maps below are made from and scored on facts right by the first token in "
-                "every trial.",
+                "Share of all samples and 95 % interval over subjects. First token: the next token begins the object. "
+                "Full object: greedy decoding writes it. The maps below are estimated from and evaluated on facts with a "
+                "correct first token in every trial.",
             )
         )
     gains = table[(table["metric"] == "gain") & (table["definition"] == "faithfulness")]
@@ -77,11 +76,10 @@ def _overview(table: pd.DataFrame) -> Section:
         items.append(
             Figure(
                 layers.gains(gains, title="paired gain of faithfulness"),
-                "What the map of a relation adds to each simpler reading",
-                "Faithfulness of the LRE at the layer and β chosen on the other half, less that of the control, paired over "
-                "subjects; "
-                "95 % bootstrap intervals over subjects. Ridge on the whole half sees several times as many subjects as the "
-                "map does.",
+                "Gain of the relation's map over each baseline and control",
+                "Faithfulness of the LRE at the layer and β chosen on the other half, minus that of the control, paired "
+                "over subjects; 95 % bootstrap intervals over subjects. Ridge regression on the whole half uses several "
+                "times as many subjects as the map.",
             )
         )
     for metric, title in (
@@ -94,7 +92,9 @@ def _overview(table: pd.DataFrame) -> Section:
         if len(rows):
             items.append(
                 Table(
-                    _wide(rows), f"{title} at the chosen place", "Value and 95 % interval over subjects, each averaged over splits."
+                    _wide(rows),
+                    f"{title} at the chosen setting",
+                    "Value and 95 % interval over subjects, each averaged over splits.",
                 )
             )
     cross = table[table["metric"] == "faithfulness across relations"]
@@ -110,20 +110,18 @@ def _overview(table: pd.DataFrame) -> Section:
             Figure(
                 grids.grid(frame, x_title="subjects and objects of", y_title="map of", value_title="faithfulness"),
                 "Every map on every relation's subjects",
-                "Each relation's map from its chosen layer, on the reported subjects of each relation: how often its "
-                "likeliest token "
-                "begins the object of the column. Off the diagonal a map that reads its own relation and nothing coarser is "
-                "near 0.",
+                "The map of each relation at its chosen layer, applied to the reported subjects of every relation: how "
+                "often its most likely token begins the object of the column. Off the diagonal, a map that represents "
+                "only its own relation is near 0.",
             )
         )
     text = (
-        "A map W s + b is made from a few examples by differentiating the model at the subject's last token. It is faithful "
-        "where its "
-        "likeliest token begins the right object, on subjects that the model answers. Layer, β and rank are chosen on one "
-        "half of the "
-        "known facts and reported on the other, over several splits."
+        "A map W s + b is estimated from a few examples by differentiating the model at the subject's last token. "
+        "It is faithful for a subject if its most likely token begins the right object; only subjects that the "
+        "model answers correctly count. Layer, β and rank are chosen on one half of the known facts and reported "
+        "on the other, over several splits."
     )
-    return Section("What is linear, beyond its controls", text, tuple(items))
+    return Section("Linear maps compared with controls", text, tuple(items))
 
 
 def _section(record: Record[RelationsOptions], table: pd.DataFrame, item: str) -> Section:
@@ -140,9 +138,8 @@ def _section(record: Record[RelationsOptions], table: pd.DataFrame, item: str) -
             Figure(
                 layers.by_layer(lre, metric_title="faithfulness (reported subjects)", token="subject.last"),
                 "Faithfulness by block of the subject",
-                "The map (LRE, β chosen on the other half at each block) and what else could read the object from the same "
-                "vector. "
-                f"Bands: 95 % bootstrap intervals over {int(lre['n'].max())} subjects.",
+                "The map (LRE, β chosen on the other half at each block) and other ways to predict the object from the "
+                f"same vector. Bands: 95 % bootstrap intervals over {int(lre['n'].max())} subjects.",
             )
         )
     items += _concepts(record, here, item) + _edits(record, here, item)
@@ -151,10 +148,9 @@ def _section(record: Record[RelationsOptions], table: pd.DataFrame, item: str) -
         items.append(
             Figure(
                 layers.lens(lens),
-                "The relation read off a text that does not ask for it",
-                "The map of each block applied to every token (attribute lens): its likeliest token, and how likely. The "
-                "last rows of "
-                "blocks lie beyond the point where the subject still carries its attributes.",
+                "The relation read from a text that does not ask for it",
+                "The map of each block applied to every token (attribute lens): its most likely token and the "
+                "probability. In the last blocks the subject's position no longer contains its attributes.",
             )
         )
     return Section(item, _collapse(here), tuple(items))
@@ -174,14 +170,14 @@ def _concepts(record: Record[RelationsOptions], here: pd.DataFrame, item: str) -
         Figure(
             layers.by_layer(pd.concat([lines, flat]), metric_title="accuracy (reported subjects)", token="subject.last"),
             f"Concepts as classifiers, by block (rank {usual})",
-            "A subject is given the object along whose concept it points most; the rank is the median of what the splits "
-            "chose. Probes are trained on the same subjects. Shuffled objects: concepts of objects dealt out at random, at the "
-            "chosen place.",
+            "A subject is classified as the object with the largest projection on its concept; the rank is the median "
+            "of the chosen ranks. Probes are trained on the same subjects. Shuffled objects: concepts of permuted "
+            "objects, at the chosen setting.",
         ),
         Figure(
             grids.grid(_by_rank(rows[ranked]), x_title="rank of the inverse", y_title="block", value_title="accuracy"),
             "Concept accuracy by block and rank",
-            "Reported subjects. The study chooses the place on the other half, not here.",
+            "Reported subjects. The study chooses block and rank on the other half, not here.",
             small=True,
         ),
     ]
@@ -192,8 +188,8 @@ def _concepts(record: Record[RelationsOptions], here: pd.DataFrame, item: str) -
             Figure(
                 grids.plane(plane, x_title="first component", y_title="second component"),
                 "Concepts of the objects",
-                f"Unit concept vectors in the plane of their two leading components, which holds {100 * share:.0f} % of "
-                "their variance.",
+                f"Unit concept vectors projected on their first two principal components, which explain {100 * share:.0f} "
+                "% of the variance.",
                 small=True,
             )
         )
@@ -211,9 +207,8 @@ def _edits(record: Record[RelationsOptions], here: pd.DataFrame, item: str) -> l
             Figure(
                 grids.grid(_by_rank(by_rank), x_title="rank of the inverse", y_title="block", value_title="success"),
                 "Edits by block and rank",
-                "Share of facts whose likeliest next token became the new object, after the step pulled back through the "
-                "inverse was added "
-                "once at the subject's last token.",
+                "Share of facts whose most likely next token became the new object, after the step (the pseudo-inverse "
+                "applied to the difference of objects) was added once at the subject's last token.",
                 small=True,
             )
         )
@@ -230,12 +225,12 @@ def _edits(record: Record[RelationsOptions], here: pd.DataFrame, item: str) -> l
             Figure(
                 grids.dose(
                     frame[["dose", "condition", "value", "lo", "hi", "n"]].sort_values("dose"),
-                    x_title="dose (1 = the step that the map says)",
+                    x_title="dose (1 = the step given by the map)",
                     value_title="edit success",
                 ),
                 "Edits by dose, at the chosen block and rank",
-                "Rules: a step as long in a random direction; and putting the mean vector of other subjects with the new "
-                "object in its place.",
+                "Horizontal lines: a step of equal norm in a random direction, and the subject's vector replaced by the "
+                "mean vector of other subjects with the new object.",
                 small=True,
             )
         )
@@ -245,18 +240,18 @@ def _edits(record: Record[RelationsOptions], here: pd.DataFrame, item: str) -> l
         items.append(
             Table(
                 _wide(named),
-                "What an edit leaves alone",
-                "Unchanged: share of questions whose likeliest token stays (another relation of the same subject, where the "
-                "model knows "
-                "it; a neighbouring fact after the edited one). A step that changes what it must can change these rightly: a "
-                "city moved to "
-                "Japan is in Asia.",
+                "Specificity of edits",
+                "Unchanged: share of questions whose most likely token stays the same (another relation of the same "
+                "subject, if the model knows it; a neighbouring fact after the edited one). Some of these changes are "
+                "correct: a city moved to Japan is in Asia.",
             )
         )
     texts = _side(record, f"texts-{item}-0")
     if texts is not None and len(texts):
         items.append(
-            Table(texts, "Before and after", "Greedy continuation of the question, the first reported subjects of the first split.")
+            Table(
+                texts, "Before and after", "Greedy continuation of the question for the first reported subjects of the first split."
+            )
         )
     return items
 
@@ -270,49 +265,49 @@ def _by_rank(rows: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(x=frame["rank"].astype(str), y=frame["block"].map(lambda b: "emb" if b < 0 else str(int(b))))
 
 
-def _told(table: pd.DataFrame, item: str) -> list[str]:
-    """What a relation shows, in sentences; every number is a cell of the table."""
+def _sentences(table: pd.DataFrame, item: str) -> list[str]:
+    """The results of a relation in sentences; every number is a cell of the table."""
     here = table[table["item"] == item]
     at = {str(c): r for c, r in zip(*_columns(_chosen(here, "faithfulness")))}
     gains = {str(c): r for c, r in zip(*_columns(select(here, metric="gain", definition="faithfulness")))}
     blocks = sorted({int(b) for b in select(here, metric="faithfulness: block")["value"]})
     where = " and ".join("the embedding" if b < 0 else f"block {b}" for b in blocks)
-    said = [
+    lines = [
         f"{item.capitalize()}: faithfulness {format_estimate(at[ESTIMATE])} over {at[ESTIMATE]['n']} subjects at {where} (chosen "
         "on the other half), against "
-        + ", ".join(f"{format_estimate(at[c])} for {told}" for c, told in _CONTROLS.items() if c in at)
+        + ", ".join(f"{format_estimate(at[c])} for {label}" for c, label in _CONTROLS.items() if c in at)
         + "."
     ]
     if (best := gains.get("over ridge map, whole half")) is not None:
-        said.append(f"Over ridge regression on the whole half: {format_gain(best)}.")
+        lines.append(f"Gain over ridge regression on the whole half: {format_gain(best)}.")
     lrc = {str(c): r for c, r in zip(*_columns(_chosen(here, "concept accuracy")))}
     if ESTIMATE in lrc:
         over = select(here, metric="gain", definition="concept accuracy", condition="over ridge probe")
-        said.append(
+        lines.append(
             f"Concepts classify {format_estimate(lrc[ESTIMATE])} right, a ridge probe {format_estimate(lrc['ridge probe'])}"
             + (f" (difference {format_gain(over.to_dict('records')[0])})" if len(over) else "")
             + f", shuffled objects {format_estimate(lrc['shuffled objects'])}."
         )
     edit = {str(c): r for c, r in zip(*_columns(_chosen(here, "edit success")))}
     if ESTIMATE in edit:
-        said.append(
+        lines.append(
             f"Edits succeed on {format_estimate(edit[ESTIMATE])} of facts, "
             f"random steps of equal norm on {format_estimate(edit['random direction'])}."
         )
-    return said
+    return lines
 
 
 _CONTROLS = {
     "ridge map, whole half": "ridge on the whole half",
     "ridge map, the same examples": "ridge on the same examples",
     "map on another subject's vector": "the map on another subject's vector",
-    "majority object": "the commonest object",
+    "majority object": "the most common object",
     "map from the embedding": "a map from the embedding",
 }
 
 
 def _collapse(here: pd.DataFrame) -> str:
-    """Where the curve by block falls below half of its height for good."""
+    """The block from which the curve stays below half of its maximum."""
     curve = here[
         (here["metric"] == "faithfulness") & (here["condition"] == ESTIMATE) & (here["split"] == "halves") & here["layer"].notna()
     ]
@@ -326,10 +321,10 @@ def _collapse(here: pd.DataFrame) -> str:
         return ""
     first = after[0]
     return (
-        f"By block it is {format_estimate(blocks[0])} at block {int(blocks[0]['layer'])}, most at block {int(peak['layer'])} "
-        f"({format_estimate(peak)}), and falls below half of that at block {int(first['layer'])} "
-        f"({format_estimate(first)}): from there on "
-        "the subject's place no longer carries what will be said."
+        f"By block, it is {format_estimate(blocks[0])} at block {int(blocks[0]['layer'])}, largest at block "
+        f"{int(peak['layer'])} ({format_estimate(peak)}), and stays below half of that from block "
+        f"{int(first['layer'])} ({format_estimate(first)}) on: from there the subject's position no longer "
+        "contains the object."
     )
 
 
@@ -338,7 +333,7 @@ def _columns(rows: pd.DataFrame) -> tuple[Sequence[str], Sequence[dict[Any, Any]
 
 
 def _wide(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row a condition, a column an item; the last row says how many subjects there are."""
+    """One row per condition, one column per item; the last row is the number of subjects."""
     cells = rows.assign(cell=[format_estimate(r) for r in rows.to_dict("records")])
     items = list(dict.fromkeys(rows["item"]))
     wide = cells.pivot(index="condition", columns="item", values="cell").fillna("–")

@@ -44,7 +44,7 @@ def _row(item: str, key: str, values: dict[int, float], seed: int) -> list[Row]:
     layer = None if at in ("chosen", "embed") or not at.startswith("resid") else Site.parse(at).layer
     metric, condition, definition = METRICS[family], name, ""
     if name == "agrees":
-        metric, condition, definition = "agreement", ESTIMATE, "the map's likeliest token is the model's own"
+        metric, condition, definition = "agreement", ESTIMATE, "the map's most likely token is that of the model"
     if name == "kl":
         metric, condition, site, definition = ("damage", at, CHOSEN, "KL of the next token of a neutral text, nats")
         return [

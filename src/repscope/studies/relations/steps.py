@@ -1,12 +1,13 @@
 """Is a relation ("capital of") a linear map on the vector of its subject, and which direction is an object ("in Italy")?
 
 For each relation:
-1. Ask the model every sample, several times after other examples; go on with what it knows.
-2. Split what it knows in two, several times over. One half makes the map (LRE) and chooses layer, β and rank; the other is
-   reported: faithfulness by layer beside what else could read the object.
-3. Concepts of the objects (LRC) where subjects share objects: classification by layer and rank, beside probes.
-4. Edits: pull the difference of two objects back through the map, add it at the subject; success, dose, and what else it changes.
-5. Across relations: does a map read its own relation, or whatever its subjects are near to?
+1. Query the model with every sample in several trials with different examples; continue with the known facts.
+2. Split the known facts into two halves, several times. One half estimates the map (LRE) and selects layer, β and rank; the other
+   is reported: faithfulness by layer, compared with baselines.
+3. Concepts of the objects (LRC) if subjects share objects: classification by layer and rank, compared with probes.
+4. Edits: the pseudo-inverse of the map, applied to the difference of two objects, is added at the subject; success, dose,
+   specificity.
+5. Across relations: is a map specific to its own relation?
 Intervals are over subjects, each averaged over the splits that report it.
 """
 
@@ -82,7 +83,7 @@ def _object_site(setup: Setup[RelationsOptions], o: RelationsOptions) -> str:
 
 
 def _cost(setup: Setup[RelationsOptions], r: Relation, kind: int) -> Callable[[], Cost]:
-    """Of asking, or of a split: two sets of maps, which take nearly all of the time."""
+    """Forecast of the queries, or of a split: two sets of maps, which take most of the time."""
 
     def cost() -> Cost:
         o, lm = setup.options, setup.network
@@ -287,7 +288,7 @@ def _across(setup: Setup[RelationsOptions], held: Sequence[Relation]) -> Callabl
                         item=r.name,
                         condition=ESTIMATE if name == r.name else f"map of {name}",
                         split="split 0",
-                        definition="the map's likeliest token begins the object of this relation",
+                        definition="the map's most likely token begins the object of this relation",
                         seed=o.seed,
                     )
                 )

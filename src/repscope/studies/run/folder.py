@@ -69,11 +69,11 @@ class RunFolder:
             raise UserError(f"Another process is working on {self.path}; wait for it or choose another --out.") from None
 
     def step(self, name: str, key: str) -> Path:
-        """Where a step's result is kept under its key."""
+        """The folder of a step's result under its key."""
         return self.path / ".steps" / f"{_file_name(name)}-{key[:16]}"
 
     def partial(self, name: str, key: str) -> Path:
-        """What a step keeps until it is finished."""
+        """The folder of intermediate results of a step."""
         return self.path / ".partial" / f"{_file_name(name)}-{key[:16]}"
 
     def load_step(self, name: str, key: str) -> Result:
@@ -89,10 +89,10 @@ class RunFolder:
             return Result.load(kept)
         except Exception as error:  # of Parquet, of safetensors, of their contents
             reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(f"{kept} is damaged ({reason[0]}); the same command with --fresh makes it again.") from error
+            raise UserError(f"{kept} is damaged ({reason[0]}); run the same command with --fresh to compute it again.") from error
 
     def scratch(self) -> Path:
-        """An empty folder for the time of a step."""
+        """An empty folder for use during a step."""
         folder = self.path / ".scratch"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -112,7 +112,7 @@ class RunFolder:
         return write(page, self.page)
 
     def tidy(self) -> None:
-        """Remove what a killed process left half-written."""
+        """Remove partial files of a killed process."""
         shutil.rmtree(self.path / ".scratch", ignore_errors=True)
         for part in list(self.path.rglob("*.part")):
             shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
@@ -124,7 +124,7 @@ class RunFolder:
         self.page.unlink(missing_ok=True)
 
     def facts(self) -> dict[str, Any]:
-        """What `run.json` holds; empty where it is damaged."""
+        """The content of `run.json`; empty if it is damaged."""
         try:
             held = json.loads((self.path / MARK).read_text())
         except (OSError, ValueError, RecursionError):
@@ -162,7 +162,7 @@ def list_runs(out: Path) -> list[RunFolder]:
     """
     there = next((p for p in [out, *out.parents] if p.exists()), out)
     if there.exists() and not there.is_dir():
-        raise UserError(f"{there} is a file; --out names the folder that holds the runs.")
+        raise UserError(f"{there} is a file; --out must be the folder of all runs.")
     if not out.is_dir():
         return []
     return [RunFolder(p) for p in sorted(out.iterdir()) if p.is_dir() and (p / MARK).is_file()]
@@ -183,7 +183,7 @@ def find_run(run: str, out: Path) -> RunFolder:
     if not matching:
         raise unknown("run", run, list(runs), "`repscope runs` lists them.")
     if len(matching) > 1:
-        raise UserError(f"{len(matching)} runs begin with {run!r}: {', '.join(matching)}; write more of the name.")
+        raise UserError(f"{len(matching)} runs begin with {run!r}: {', '.join(matching)}; give more of the name.")
     return runs[matching[0]]
 
 

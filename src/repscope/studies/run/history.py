@@ -30,16 +30,16 @@ def run_rows(out: Path) -> list[dict[str, Any]]:
 
 
 def run_summary(run: RunFolder) -> list[dict[str, Any]]:
-    """The numbers of a run that have no layer: scores at chosen blocks, gains, controls; of a verification all its errors.
+    """The numbers of a run without a layer: scores at chosen blocks, gains, controls; for `verify`, all errors.
 
     Raises
     ------
     UserError
-        When the run is not finished.
+        If the run is not finished.
     """
     table = run.table()
     if table.empty:
-        raise UserError(f"{run.path.name} is not finished; the command that began it continues it.")
+        raise UserError(f"{run.path.name} is not finished; run its command again to continue it.")
     if (table["study"] == "verify").all():
         return [
             {"check": r["item"], "condition": r["condition"], "error": _told(r["value"]), "compared": r["definition"]}
@@ -63,7 +63,7 @@ def run_summary(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def _apart(rows: pd.DataFrame) -> list[str]:
-    """Columns that tell rows apart: item, metric, condition and split, and as many more as it takes."""
+    """Columns that distinguish the rows: item, metric, condition and split, and more if needed."""
     shown = ["item", "metric", "condition", "split"]
     alike = int(rows.duplicated(shown, keep=False).sum())
     for column in ("site", "token", "layer", "definition", "step", "model", "seed"):
@@ -74,7 +74,7 @@ def _apart(rows: pd.DataFrame) -> list[str]:
 
 
 def _rounded(value: float) -> float | None:
-    """Three digits behind the point; None where nothing was measured: JSON has no such number."""
+    """Rounded to three decimals; None for NaN, which JSON cannot represent."""
     return None if pd.isna(value) else round(float(value), 3) + 0.0
 
 
@@ -98,7 +98,7 @@ def query(sql: str, out: Path) -> pd.DataFrame:
     tables = [run.table().assign(run=run.path.name) for run in list_runs(out)]
     tables = [t for t in tables if len(t)]
     if not tables:
-        raise UserError(f"There is no finished run in {out}; `repscope tour` makes one.")
+        raise UserError(f"There is no finished run in {out}; `repscope tour` starts the first ones.")
     with duckdb.connect() as connection:
         connection.register("held", pd.concat(tables, ignore_index=True))
         connection.execute("create table results as select * from held")
@@ -108,17 +108,17 @@ def query(sql: str, out: Path) -> pd.DataFrame:
         try:
             statements = connection.extract_statements(sql)
             if len(statements) != 1:
-                raise UserError(f"query takes one query, and this holds {len(statements) or 'none'}; give one SELECT.")
+                raise UserError(f"query takes one SELECT, but this contains {len(statements) or 'none'}; give one.")
             if statements[0].type != duckdb.StatementType.SELECT:
                 kind = statements[0].type.name.replace("_", " ")
-                raise UserError(f"query takes a query, and this is a statement of the kind {kind}; give a SELECT.")
+                raise UserError(f"query takes a SELECT, but this is a statement of the kind {kind}; give a SELECT.")
             return connection.execute(statements[0]).df()
         except duckdb.Error as error:
             raise UserError(f"DuckDB refuses the query: {str(error).splitlines()[0]}") from error
 
 
 def claim_rows(out: Path) -> list[dict[str, Any]]:
-    """Each claim with what each finished run says of it."""
+    """Each claim with the verdict of each finished run."""
     rows = []
     for run in list_runs(out):
         table = run.table()
@@ -154,5 +154,5 @@ def _cited(source: Citation) -> str:
 
 
 def _told(error: float) -> float | None:
-    """A relative error to two digits, None where nothing was measured: JSON has no such number."""
+    """A relative error to two digits; None for NaN, which JSON cannot represent."""
     return None if pd.isna(error) else float(f"{error:.2g}")

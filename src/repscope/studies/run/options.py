@@ -31,27 +31,27 @@ class StudyOptions(BaseModel):
     @model_validator(mode="after")
     def _one_size(self) -> "StudyOptions":
         if self.short and self.tiny:
-            raise ValueError("--short and --tiny are two sizes of one study; give one of them")
+            raise ValueError("--short and --tiny are two sizes of one study; give only one of them")
         return self
 
     def given(self, *names: str) -> list[str]:
-        """Those of these options that the user gave, as they are written on the command line."""
+        """Those of these options that were given, as on the command line."""
         return ["--" + name.replace("_", "-") for name in names if name in self.model_fields_set]
 
     def with_sizes(self, sizes: Mapping[str, Any]) -> Self:
-        """The options with these values where the user gave none: what the user named is never made smaller."""
+        """The options with these values, except for options that were given."""
         return self.model_copy(update={k: v for k, v in sizes.items() if k not in self.model_fields_set})
 
     def sized(self) -> Self:
-        """The options as the study runs them: with the smaller numbers that `short` and `tiny` stand for, where none were given."""
+        """The options of the run, with the smaller numbers of `short` and `tiny` for options that were not given."""
         return self
 
     def files(self) -> list[Path]:
-        """Files of the user that the answer depends on."""
+        """The user's files on which the result depends."""
         return []
 
     def key(self) -> dict[str, Any]:
-        """What identifies a run: all options, and where `short` or `tiny` fill in the rest, which of them were given."""
+        """The identity of a run: all options, and with `short` or `tiny` also which of them were given."""
         return self.model_dump(mode="json") | ({"given": sorted(self.model_fields_set)} if self.short or self.tiny else {})
 
 
@@ -60,26 +60,26 @@ class ModelOptions(StudyOptions):
 
     model: str = Field(DEFAULT_MODEL, description="Alias, hub id org/name, local folder or .gguf file.")
     revision: str | None = Field(None, description="Branch, tag or commit of a hub id.")
-    device: str | None = Field(None, description="Device to run on; cuda where there is one, else cpu.")
+    device: str | None = Field(None, description="Device; cuda if available, else cpu.")
     dtype: Dtype = Field("float32", description="Precision of the weights: float32, bfloat16 or float16.")
-    batch_tokens: int = Field(1024, ge=1, description="Padded tokens that run in one batch.")
+    batch_tokens: int = Field(1024, ge=1, description="Padded tokens per batch.")
 
     @model_validator(mode="after")
     def _tiny_brings_its_own(self) -> "ModelOptions":
         if self.tiny and (given := self.given("model", "revision")):
-            raise ValueError(f"--tiny brings its own model, with random weights; leave {' and '.join(given)} away")
+            raise ValueError(f"--tiny brings its own model, with random weights; omit {' and '.join(given)}")
         return self
 
 
 class TableOptions(BaseModel):
-    """Options of every study that reads a table of the user."""
+    """Options of every study that reads the user's tables."""
 
     decimal: Literal[".", ","] | None = Field(None, description=HELP["decimal"])
     na: tuple[str, ...] | None = Field(None, description=HELP["na"])
     quote: bool | None = Field(None, description=HELP["quote"])
 
     def how(self) -> How:
-        """How tables are read, as keyword arguments of what reads them."""
+        """How tables are read, as keyword arguments."""
         return How(decimal=self.decimal, na=self.na, quote=self.quote)
 
 

@@ -103,7 +103,7 @@ class Record(Generic[AnyOptions]):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the steps left out, guessed or drew, each once."""
+        """What the steps left out, guessed or sampled; each note once."""
         return tuple(dict.fromkeys(note for result in self.results.values() for note in result.notes))
 
     @property

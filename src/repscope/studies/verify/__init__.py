@@ -1,4 +1,4 @@
-"""Does the engine read and change this model as it says? Checked against plain transformers, padded, cached, edited, restored.
+"""Does the engine read and edit this model correctly? Checked against plain transformers, padded, cached, edited, restored.
 
 One step, whose key covers the sources of the engine.
 """
@@ -40,9 +40,9 @@ def page(record: Record[ModelOptions]) -> Page:
         sections=(
             Section(
                 "Checks",
-                "Error: root mean square over tokens of ‖a − b‖ / ‖b‖, the largest over sites. Control: the same where there must "
-                "be a difference; a check whose control is within the tolerance fails.",
-                (Table(pd.DataFrame(found.rows), "What was compared"),),
+                "Error: root mean square over tokens of ‖a − b‖ / ‖b‖, the largest over sites. Control: the same error "
+                "for inputs that must differ; a check fails if its control is within the tolerance.",
+                (Table(pd.DataFrame(found.rows), "Comparisons"),),
             ),
         ),
         notes=found.warnings,
@@ -69,7 +69,7 @@ def _sentence(found: Verification) -> str:
 
 STUDY = Study(
     name="verify",
-    question="Does the engine read and change this model as it says?",
+    question="Does the engine read and edit this model correctly?",
     options=ModelOptions,
     steps=steps,
     page=page,
