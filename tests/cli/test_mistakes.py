@@ -75,9 +75,9 @@ TINY = ["study", "entities", "--tiny"]
         ([*TINY, "--entities", "elements", "--per-class", "9"], "--per-class goes with --entities cities"),
         ([*TINY, "--data", "texts.csv", "--text", "text", "--label", "label", "--template", "{}"], "--template goes with a set"),
         ([*TINY, "--data", "texts.csv", "--text", "text", "--label", "label", "--entities", "cities"], "--entities goes with"),
-        (["study", "discover", "--tiny", "--scale", "1", "--damage", "0.2"], "leave one of them away"),
+        (["study", "discover", "--tiny", "--scale", "1", "--damage", "0.2"], "give only one of them"),
         (["study", "paths", "--tiny", "--clusters", "texts.csv"], "--clusters needs --published"),
-        (["study", "relations", "--tiny", "--template", "a {}", "b {}"], "Each relation is asked by one template"),
+        (["study", "relations", "--tiny", "--template", "a {}", "b {}"], "Each relation has one template"),
         # files and names
         ([*TINY, "--entities"], "No set of entities was named"),
         ([*TINY, "--entities", "town.csv"], "There is no table town.csv; did you mean 'towns.csv'?"),

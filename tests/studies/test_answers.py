@@ -114,7 +114,7 @@ def test_a_relation_that_the_model_does_not_know_is_named_with_the_minimum(tmp_p
     for name in options.relations:
         (said,) = [line for line in lines if line.startswith(name)]
         assert said.startswith(f"{name}: cannot be measured: tiny knows 0 of ")
-        assert said.endswith(f"and a map needs {LEAST_KNOWN}, for two halves of them.")
+        assert said.endswith(f"and a map needs {LEAST_KNOWN}, in two halves.")
         assert f"{name}: cannot be measured" in page
 
 

@@ -30,7 +30,7 @@ def test_a_setting_end_to_end(tmp_path, capsys, setting):
     text = page.read_text()
     assert all(method.name in said for method in BENCH_METHODS if method.given != "truth" and method.steps != 100)
     assert "L2 + contrastive" in text
-    assert "the largest and the controls" in text
+    assert "the largest values and the controls" in text
     table = load_record(study("bench-discovery"), RunFolder(page.parent)).table
     assert set(table["metric"]) <= {*BENCH_METRICS, "planted"}
     assert {m for m, _ in SETTINGS[setting].drawn} <= set(table["metric"])

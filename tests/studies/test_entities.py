@@ -148,7 +148,7 @@ def test_an_encoder_is_not_given_controls_that_need_causality(tmp_path, tokenize
     made.answer()
     assert "first token alone" not in set(made.table["condition"])
     assert not made.table["condition"].str.startswith("context").any()
-    assert any("sees the whole name" in note for result in made.results.values() for note in result.notes)
+    assert any("attends to the whole name" in note for result in made.results.values() for note in result.notes)
 
 
 def test_groups_stay_on_one_side(tmp_path):
