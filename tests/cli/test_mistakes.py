@@ -99,7 +99,7 @@ TINY = ["study", "entities", "--tiny"]
         (["lens", "model", "hello", "--dtype", "double"], "Choose from"),
         (["steer", "model", "sentiment", "--prompt", "hi", "--dtype", "float64"], "Choose from"),
         # the network's context is not the table's fault
-        ([*TINY, "--template", "LONG {}"], "tiny takes 1024 tokens, and every prompt of cities has more"),
+        ([*TINY, "--template", "LONG {}"], "tiny takes 1024 tokens, but every prompt of cities has more"),
         # texts without quotation marks, numbers that are none
         (["lens", "model", "The", "capital", "of"], "'capital of' is one argument too many"),
         (["lens", "model", ""], "it has no token"),

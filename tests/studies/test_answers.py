@@ -92,7 +92,7 @@ def short_context(length):
 def test_a_template_longer_than_the_context_is_blamed_on_the_context(towns, tmp_path):
     template = " ".join(["very"] * 40) + " {}"
     options = EntitiesOptions(entities=(towns,), template=(template,), **{**SMALL, "tiny": False})
-    with pytest.raises(UserError, match=r"short takes 16 tokens, and every prompt of my\.towns has more") as told:
+    with pytest.raises(UserError, match=r"short takes 16 tokens, but every prompt of my\.towns has more") as told:
         Run(ENTITIES, options, out=tmp_path, lm=short_context(16)).answer()
     assert "classes" not in str(told.value)
 
