@@ -4,8 +4,8 @@
 knows, `attribute_lens` reads every token of a prompt through a map.
 """
 
-from repscope.read.concepts import concepts
+from repscope.read.concept_directions import concepts
 from repscope.read.known_facts import select_known
-from repscope.read.lre import attribute_lens, lre
+from repscope.read.linear_relations import attribute_lens, lre
 
 __all__ = ["attribute_lens", "concepts", "lre", "select_known"]

@@ -22,6 +22,7 @@ from repscope import stats
 from repscope.conditions import ESTIMATE, PROMPTING, RANDOM
 from repscope.data.contrasts import Choice
 from repscope.directions import Direction
+from repscope.directions.random import random_units
 from repscope.errors import UserError
 from repscope.models.language import LanguageModel
 from repscope.models.prompts import with_continuation
@@ -29,7 +30,6 @@ from repscope.models.sites import Site
 from repscope.results import Result, Row
 from repscope.stats import Estimate
 from repscope.steer.effects import DEFINITIONS, Added, Written, divergence, in_turn, log_odds, written
-from repscope.steer.random_directions import random_units
 
 STRENGTHS = (-0.6, -0.4, -0.2, -0.1, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)
 MOST_DAMAGE = 0.5  #: nats a token: the unsteered model finds the text 1.65 times as perplexing

@@ -20,13 +20,13 @@ from repscope import stats
 from repscope.conditions import ESTIMATE, RANDOM
 from repscope.data.contrasts import Choice
 from repscope.directions import Direction, DirectionSet
+from repscope.directions.random import random_units
 from repscope.errors import UserError
 from repscope.models.language import LanguageModel
 from repscope.models.prompts import with_continuation
 from repscope.models.sites import Site
 from repscope.results import Result, Row
 from repscope.steer.effects import DEFINITIONS, Added, divergence, in_turn, log_odds
-from repscope.steer.random_directions import random_units
 
 STRENGTHS = (0.1, 0.2, 0.4)
 MOST_KL = 0.5  #: nats a token

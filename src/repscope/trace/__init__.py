@@ -7,7 +7,7 @@ that predicts behaviour; `symmetries` and `match` permute one network's units to
 from repscope.stats.permutation import mantel
 from repscope.trace.barriers import barrier, convexity_gap
 from repscope.trace.interpolation import curves
-from repscope.trace.symmetries import symmetries
+from repscope.trace.unit_symmetries import symmetries
 from repscope.trace.weight_matching import match
 
 __all__ = ["barrier", "convexity_gap", "curves", "mantel", "match", "symmetries"]

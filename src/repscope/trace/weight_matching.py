@@ -34,7 +34,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from repscope.errors import UserError
-from repscope.trace.symmetries import Axis, Heads, Symmetries, symmetries
+from repscope.trace.unit_symmetries import Axis, Heads, Symmetries, symmetries
 
 __all__ = ["Axis", "Heads", "Matching", "Permutations", "State", "Symmetries", "match", "permute", "symmetries"]
 

@@ -35,7 +35,7 @@ from repscope.studies.run.study import Context, Cost, Setup, Step, Subject
 from repscope.trace.barriers import GAP, HEIGHTS, height
 from repscope.trace.interpolation import Curves, all_pairs, curves
 from repscope.trace.run_table import RunMeasurements, rows
-from repscope.trace.symmetries import symmetries
+from repscope.trace.unit_symmetries import symmetries
 from repscope.trace.weight_matching import match, permute
 from repscope.worlds.hans import classifier, fine_tuning, recipes
 from repscope.worlds.hans.fine_tuning import FineTuning, World

@@ -16,10 +16,19 @@ from jaxtyping import Float
 from repscope.data.relations import Pair
 from repscope.models.edits import Edit
 from repscope.models.prompts import Prompt
-from repscope.read.concepts import Concepts, best, by_means, by_probe, class_means, concepts, cross_validated, mean_of_inverses
-from repscope.read.concepts import right as named
+from repscope.read.concept_directions import (
+    Concepts,
+    best,
+    by_means,
+    by_probe,
+    class_means,
+    concepts,
+    cross_validated,
+    mean_of_inverses,
+)
+from repscope.read.concept_directions import right as named
 from repscope.read.known_facts import EncodedFacts, distinct, starts_with
-from repscope.read.lre import LREs, best_beta, lre, ridge_map, right, top, translation
+from repscope.read.linear_relations import LREs, best_beta, lre, ridge_map, right, top, translation
 from repscope.steer.fact_editing import kl, logits_after_edit, random_step
 
 if TYPE_CHECKING:

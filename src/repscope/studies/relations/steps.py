@@ -25,7 +25,7 @@ from repscope.models.prompts import Prompt
 from repscope.models.sites import Site
 from repscope.progress import progress
 from repscope.read.known_facts import EncodedFacts, distinct, encode_facts, select_known
-from repscope.read.lre import LRE, attribute_lens, right, vectors
+from repscope.read.linear_relations import LRE, attribute_lens, right, vectors
 from repscope.results import ESTIMATE, Result, Row
 from repscope.studies.relations.names import unmapped
 from repscope.studies.relations.options import RelationsOptions

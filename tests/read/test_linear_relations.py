@@ -12,9 +12,9 @@ from repscope.errors import UserError
 from repscope.models.language import LanguageModel
 from repscope.models.prompts import encode
 from repscope.models.sites import Tokens
-from repscope.read.concepts import by_means, by_probe, class_means, concepts, cross_validated, mean_of_inverses
+from repscope.read.concept_directions import by_means, by_probe, class_means, concepts, cross_validated, mean_of_inverses
 from repscope.read.known_facts import distinct, encode_facts, select_known, starts_with
-from repscope.read.lre import LRE, best_beta, lre, ridge_map, translation
+from repscope.read.linear_relations import LRE, best_beta, lre, ridge_map, translation
 from repscope.worlds.tiny import tiny
 
 HELD = Relation(

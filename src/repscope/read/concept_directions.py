@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 
 from repscope.directions import Direction, DirectionSet
 from repscope.errors import UserError
-from repscope.read.lre import LRE
+from repscope.read.linear_relations import LRE
 
 RANKS = (4, 8, 16, 32, 64, 128)
 
