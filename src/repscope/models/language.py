@@ -25,10 +25,18 @@ from repscope.models.edits import Edit
 from repscope.models.engine.cost_estimate import Forecast, forecast
 from repscope.models.engine.edit_positions import check_effect, resolve_edit_positions
 from repscope.models.engine.fingerprint import WeightSource, of_module
-from repscope.models.engine.generation import Continuation, Sampling, continued, growing
+from repscope.models.engine.generation import Continuation, Sampling
 from repscope.models.engine.hooks import unhooked
-from repscope.models.engine.positions import as_float, padded, ranges
+from repscope.models.engine.positions import as_float
 from repscope.models.engine.random_weights import with_random_weights
+from repscope.models.engine.requests import (
+    check_batch_tokens,
+    check_count,
+    continuation_list,
+    generate_batches,
+    row_positions,
+    text_prompt,
+)
 from repscope.models.engine.row_writer import Rows, as_tensor, cast, dtype_of
 from repscope.models.engine.token_network import TokenNetwork, rows_of
 from repscope.models.inputs.chats import chat_prompt
@@ -43,7 +51,7 @@ from repscope.models.sites import Site, Tokens, names_one
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What a model gives to continuations.
+    """Log-probabilities of continuations.
 
     logprob: (prompt), log-probability of the whole continuation in nats. tokens: (prompt), tokens it has. each: for every prompt
     the log-probability of each of its tokens in nats.
@@ -136,7 +144,7 @@ class LanguageModel(TokenNetwork):
         ...
         """
         sites, picked, size = self.resolve(at), Tokens.parse(tokens), dtype_of(dtype).itemsize
-        _see_budget(batch_tokens)
+        check_batch_tokens(batch_tokens)
         held = self._held(prompts) if self.installed else prompts
         encoded = self._encoded(held, picked)
         if self.installed:
@@ -174,7 +182,7 @@ class LanguageModel(TokenNetwork):
         out: str | Path | None = None,
         dtype: str = "float32",
     ) -> Activations:
-        """What the network holds at sites, for prompts.
+        """Activations at sites, per prompt.
 
         Parameters
         ----------
@@ -186,9 +194,9 @@ class LanguageModel(TokenNetwork):
         tokens
             `last`, `first`, `mean`, `all`, an index, each also after a span's name (`"subject.last"`).
         batch_tokens
-            Tokens in one batch, padding included; what the device gains by and its memory allows, when not given.
+            Tokens per batch, including padding; by default chosen from the device's speed and memory.
         out
-            A folder for the rows, one `.npy` a site; the result is then memory-mapped and memory stays flat.
+            A folder for the rows, one `.npy` per site; the result is then memory-mapped and memory use stays constant.
         dtype
             `float32` or `float16`, how rows are kept. Means are taken in float32.
 
@@ -205,7 +213,7 @@ class LanguageModel(TokenNetwork):
         asked, sites, picked = self.asked(at), self.resolve(at), Tokens.parse(tokens)
         if out is not None and not isinstance(out, (str, Path)):
             raise UserError(f"out is {described(out)}; it must name a folder.")
-        _see_budget(batch_tokens)
+        check_batch_tokens(batch_tokens)
         held = self._held(prompts) if self.installed else prompts
         encoded = self._encoded(held, picked)
         self._see_once(sites)
@@ -220,7 +228,7 @@ class LanguageModel(TokenNetwork):
             rows=rows.finish(),
             tokens=picked,
             offsets=offsets,
-            positions=_positions(encoded, picked),
+            positions=row_positions(encoded, picked),
             model=self.fingerprint,
             single=names_one(at),
             seconds=time.perf_counter() - started,
@@ -279,11 +287,11 @@ class LanguageModel(TokenNetwork):
         UserError
             When the lists differ in length, a continuation has no token, or nothing stands before it.
         """
-        _see_budget(batch_tokens)
-        held, tails = self._held(prompts), _listed(continuations)
+        check_batch_tokens(batch_tokens)
+        held, tails = self._held(prompts), continuation_list(continuations)
         if len(held) != len(tails):
             raise UserError(f"There are {len(held)} prompts and {len(tails)} continuations; give one for each.")
-        joined = [with_continuation(_text_of(prompt, i), tail) for i, (prompt, tail) in enumerate(zip(held, tails))]
+        joined = [with_continuation(text_prompt(prompt, i), tail) for i, (prompt, tail) in enumerate(zip(held, tails))]
         head, picked = self.head(), Tokens("all", "continuation")
         spans = self._encoded(joined, picked)
         if bool((spans.start == 0).any()):
@@ -351,7 +359,7 @@ class LanguageModel(TokenNetwork):
         UserError
             When the model cannot generate, a prompt leaves no room for new tokens, or an edit changes no logit.
         """
-        _see_count("max_new_tokens", max_new_tokens, -math.inf)
+        check_count("max_new_tokens", max_new_tokens, -math.inf)
         for name, value in (("temperature", temperature), ("top_p", top_p)):
             if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
                 raise UserError(f"{name} is {described(value)}; it must be a number.")
@@ -362,7 +370,7 @@ class LanguageModel(TokenNetwork):
             )
         if not self.causal or not hasattr(self.model, "generate") or self.model.get_output_embeddings() is None:
             raise UserError(f"{self.name} is no causal language model with a head, so it cannot continue a text.")
-        _see_budget(batch_tokens)
+        check_batch_tokens(batch_tokens)
         held = self._held(prompts)
         encoded = self._encoded(held, Tokens("last"))
         lengths = encoded.ids.lengths
@@ -381,33 +389,7 @@ class LanguageModel(TokenNetwork):
             self._aim(held, seen, [self.last], Tokens("all"), lengths, max_new_tokens == 1)
             # another kind of cache does not tell its length
             use_cache = use_cache and self.shares_prefix(int(lengths.max()) + max_new_tokens)
-        batch_tokens = batch_tokens or 4 * self.batch_tokens
-        draws = sampling.draws(encoded.ids)
-        out: list[Any] = [None] * len(held)
-        order = np.argsort(lengths, kind="stable")[::-1]
-        while len(order):
-            width = int(lengths[order[0]])
-            most, total = max(1, batch_tokens // (width + max_new_tokens)), width + max_new_tokens
-            way = self.generation(total, float((lengths[order] + max_new_tokens).sum()) if len(order) > 1 else 0.0)
-            rows, order = np.split(order, [most if way.batch else 1])
-            ids, _ = padded([encoded.ids[i][::-1] for i in rows], self.pad)
-            grow = None if told is None else growing(self.model, self.tokenizer, rows, told)
-            with unhooked(self.model), self.taps.settled() as state, self.announced(rows, width - lengths[rows]):
-                state.rewind()
-                texts = continued(
-                    self.model,
-                    ids[:, ::-1].copy(),
-                    lengths[rows],
-                    sampling,
-                    [draws[i] for i in rows],
-                    self.pad,
-                    self.device,
-                    use_cache=use_cache and way.cache,
-                    told=grow,
-                )
-            for i, (new, stopped) in zip(rows, texts):
-                out[i] = Continuation(self.tokenizer.decode(new, skip_special_tokens=True), new, stopped)
-        return out
+        return generate_batches(self, self.tokenizer, encoded.ids, sampling, batch_tokens or 4 * self.batch_tokens, use_cache, told)
 
     def gradient(
         self,
@@ -437,7 +419,7 @@ class LanguageModel(TokenNetwork):
         of_tokens
             Which single token of each prompt `of` reads.
         batch_tokens
-            Tokens in one batch, padding included; what the device gains by and its memory allows, when not given.
+            Tokens per batch, including padding; by default chosen from the device's speed and memory.
 
         Returns
         -------
@@ -457,7 +439,7 @@ class LanguageModel(TokenNetwork):
         if len(targets) > 1:
             raise UserError(f"The scalar is read at one site, and {of_at} names {len(targets)}; name one, such as {targets[-1]}.")
         target = targets[0]
-        _see_budget(batch_tokens)
+        check_batch_tokens(batch_tokens)
         held = self._held(prompts)
         self._see_once([*sites, target])
         encoded, ends = self._encoded(held, picked), self._encoded(held, read)
@@ -473,7 +455,7 @@ class LanguageModel(TokenNetwork):
 
         with Rows(list(dict.fromkeys(asked)), int(offsets[-1]), "float32", None) as rows:
             self.differentiate(sites, encoded, picked, (target, ends.start), scalar, rows.write, batch_tokens or self.batch_tokens)
-        positions = _positions(encoded, picked)
+        positions = row_positions(encoded, picked)
         grads = Activations(rows.finish(), picked, offsets, positions, self.fingerprint, names_one(at), asked=tuple(asked))
         return values, grads
 
@@ -558,37 +540,3 @@ class LanguageModel(TokenNetwork):
         name = f"{self.name}, random weights (seed {seed})"
         source = replace(self.source, name=name, fingerprint=of_module(fresh), path=None, revision=None)
         return LanguageModel(fresh, self.tokenizer, name, source)
-
-
-def _see_budget(batch_tokens: Any) -> None:
-    """See that the tokens of a batch are a whole number, or not given."""
-    if batch_tokens is not None:
-        _see_count("batch_tokens", batch_tokens)
-
-
-def _see_count(name: str, value: Any, least: float = 1) -> None:
-    """See that an option that counts is a whole number and no smaller than it may be."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise UserError(f"{name} is {described(value)}; it must be a whole number, 1 or more.")
-
-
-def _listed(texts: Any) -> list[Any]:
-    """Continuations as a list; a single text would be taken for its letters."""
-    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
-        raise UserError(f"Continuations are a list of texts, and {described(texts)} was given: put it in [ ].")
-    return list(texts)
-
-
-def _text_of(prompt: Any, i: int) -> Prompt:
-    if isinstance(prompt, Prompt):
-        return prompt
-    raise UserError(f"Prompt {i} is token ids, and a continuation is scored after a text; give the text.")
-
-
-def _positions(encoded: Encoded, picked: Tokens) -> Int[np.ndarray, "row"]:
-    """The position of each row in its prompt; of a mean, that of its last token."""
-    if not picked.ragged:
-        return encoded.stop - 1
-    sizes = encoded.stop - encoded.start
-    positions: np.ndarray = np.repeat(encoded.start, sizes) + ranges(sizes)
-    return positions
