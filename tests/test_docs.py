@@ -21,7 +21,7 @@ def _blocks(language):
 
 
 def _touched(lm):
-    """Hooks and edits that a block left on the model."""
+    """Hooks, edits and other weights that a block left on the model."""
     return [m for m in lm.model.modules() if m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__], list(
         lm.installed
     )

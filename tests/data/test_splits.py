@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, reject, settings
@@ -138,3 +142,20 @@ def test_a_token_that_marks_a_class_leaves_no_such_class_to_train_on():
     tokens = [["ium" if i % 2 else f"word {i}"] for i in range(80)]
     with pytest.raises(UserError, match="not of every class, remain to train on"):
         purged_folds(tokens, 5, stratify=np.arange(80) % 2)
+
+
+def test_folds_do_not_depend_on_the_hash_seed_of_the_process():
+    """Sets of text have another order in every process; folds must not."""
+    code = (
+        "import random; from repscope.data.splits import purged_folds\n"
+        "draw, words = random.Random(0), ['san', 'los', 'new', 'la', 'el', 'rio', 'de'] + [f'w{i}' for i in range(150)]\n"
+        "names = [[draw.choice(words[: 7 if draw.random() < 0.4 else None]), *draw.sample(words[7:], 2)] for _ in range(120)]\n"
+        "print([test.tolist() for _, test in purged_folds(names, k=8, seed=0)])"
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(found) == 1

@@ -2,13 +2,14 @@
 
 import multiprocessing
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from pydantic import Field
 
-from repscope.cli import run as command_line
+from repscope.cli import main
 from repscope.errors import UserError
 from repscope.report.page import Page
 from repscope.results import Result, Row
@@ -148,9 +149,12 @@ def started():
     """Starts commands in processes of their own, forked from one that has imported what they need."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OMP_NUM_THREADS", "1")
+        forkserver.ensure_running()
 
     def start(out):
-        process = context.Process(target=command_line, args=(_command(out),))
+        process = context.Process(target=main, args=(_command(out),))
         process.start()
         return process
 

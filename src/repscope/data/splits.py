@@ -186,7 +186,7 @@ def _exchange(
 def _sharing(tokens: Sequence[Sequence[Hashable]]) -> csr_array:
     """Entity by entity, non-zero where two share a token. Each shares with itself, also where it has no token."""
     columns: dict[Hashable, int] = {}
-    cells = [(i, columns.setdefault(token, len(columns))) for i, held in enumerate(tokens) for token in set(held)]
+    cells = [(i, columns.setdefault(token, len(columns))) for i, held in enumerate(tokens) for token in dict.fromkeys(held)]
     cells += [(i, len(columns) + i) for i in range(len(tokens))]
     rows, cols = np.array(cells, dtype=np.int64).reshape(-1, 2).T
     held = csr_array((np.ones(len(rows), dtype=np.int32), (rows, cols)), shape=(len(tokens), len(columns) + len(tokens)))
@@ -229,7 +229,7 @@ def _check_enough(
         return
     holders: dict[Hashable, int] = {}
     for held in tokens:
-        for token in set(held):
+        for token in dict.fromkeys(held):
             holders[token] = holders.get(token, 0) + 1
     commonest = max(holders, key=holders.__getitem__)
     raise UserError(
