@@ -1,22 +1,22 @@
-"""Benchmarks of discovery on networks whose directions are known: one row a method and number, intervals over seeds.
+"""Benchmark of unsupervised direction discovery against planted ground truth.
 
-1. A *case* is one network: a subject, prompts to search at, prompts to judge on, a scale, and, out of every method's sight, what
-   was planted. `mlp_cases` are plain functions (`planted`), `transformer_cases` language models (`planted_transformer`).
-2. Every method is given the subject, the same prompts and a seed, and its directions are judged (`judged`): recovery against the
-   truth, the rest by effects on prompts that no method saw. A second run with another seed gives stability (not of `sequential` on
-   transformers, which takes as long as all others together); where all cases are one network (`discovery_trigger`) the runs of two
-   cases do.
-3. Methods that descend take the same number of steps, `BUDGET`, which is what DCT takes in 100 iterations: a step of one direction
-   costs two forward equivalents a prompt in each. What the others take stands in the column `cost`.
+1. A *case* is one network: a subject, discovery prompts, held-out prompts, a scale and the planted ground truth, which no method
+   can read. `mlp_cases` are functions (`planted`), `transformer_cases` language models (`planted_transformer`).
+2. Every method gets the subject, the same prompts and a seed. Its directions are evaluated (`metrics`) by recovery of the ground
+   truth and by effects on held-out prompts. A second seed gives stability (except for `sequential` on transformers, which costs as
+   much as all others together); if all cases are one network (`discovery_trigger`), two cases give it.
+3. Gradient methods take the same number of steps, `BUDGET`, equal to 100 iterations of DCT: in both, a step of one direction costs
+   two forward equivalents per prompt. The column `cost` gives those of other methods.
 4. *Supervised* is the difference of means: the mean of labelled source states in which feature j is active minus that of the
-   others, one direction a feature. Labels come from the truth: active is <v_j, state> above its median over `LABELLED` states.
-5. The random row recovers nothing and the oracle, the truth itself, recovers and reaches everything, or the benchmark itself is
-   broken: `violations` says so. Which method wins is no check.
+   others, one direction per feature. Labels come from the ground truth: active is <v_j, state> above its median over `LABELLED`
+   states.
+5. Random directions must recover nothing; the oracle, the ground truth itself, must recover and reach everything. Otherwise the
+   benchmark is invalid and `violations` reports it. The ranking of methods is not checked.
 
-`dct_synthetic`: DCT's own synthetic benchmark, 512 directions sought where 32 were planted in 4096 dimensions, as its notebook has
-it: a layer drawn uniformly and brought to length one, one state at zero, scale 1, cosines with their sign. Once as its code runs
-(`solvers._published`), once as ours does. The notebook, one network, saved MMCS .85 and recovery .25 after 10 iterations from the
-Jacobian, .99 and .84 after 100 from random vectors.
+`dct_synthetic`: DCT's synthetic benchmark as in its notebook, 512 directions for 32 planted in 4096 dimensions: a uniform random
+layer of unit norm, one state at zero, scale 1, signed cosines. It runs as published (`solvers._published`) and with our solver.
+The notebook, one network, reports MMCS .85 and recovery .25 after 10 iterations from the Jacobian, .99 and .84 after 100 from
+random vectors.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ from repscope.results import Result, Row
 from repscope.worlds.planted import transformer as transformer
 from repscope.worlds.planted.functions import exp_mlp, planted, seed_for
 
-SCALES = {"exp": 3.0, "relu": 8.0, "linear": 3.0}  #: the length at which each kind's features answer
+SCALES = {"exp": 3.0, "relu": 8.0, "linear": 3.0}  #: the norm at which each kind's features respond
 SOUGHT = 24
 SOUGHT_TRANSFORMER = 12
 STATES = 16
@@ -65,13 +65,12 @@ REACHED = 0.7
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One network to judge methods on.
+    """One network of the benchmark.
 
-    model: its name in the table. seed: of its methods. subject: what vectors move. seen, held: prompts or states to search at and
-    to judge on. scale: of vectors. weight: what reads the source. supervised: directions found with labels. truth, written: what
-    was planted, where directions were: what features respond to, and what they write. searched: directions made with what is
-    judged as the objective: the most that this length and site admit. more: further numbers of (direction, width) vectors at their
-    scale. once: solvers that get no second run.
+    model: its name in the table. seed: of its methods. subject: where vectors act. seen, held: prompts or states for discovery and
+    held out. scale: of vectors. weight: the weight that reads the source. supervised: directions from labels. truth, written:
+    planted input and output directions of features. searched: directions optimised for the metric itself, an upper bound at this
+    norm and site. more: further metrics of (direction, width) vectors at their scale. once: solvers without a second run.
     """
 
     model: str
@@ -93,9 +92,9 @@ class Case:
 class BenchMethod:
     """One row of the table.
 
-    name: what it is called there. solver, objective: what `discover` is asked for. steps: the budget when None, for what descends,
-    else the solver's own. condition: of its rows in the result. sees_weights: whether it is also given the network's weights.
-    given: without a solver, the field of a case that holds its directions.
+    name: in the table. solver, objective: arguments of `discover`. steps: if None, the budget for gradient methods, else the
+    solver's default. condition: of its rows in the result. sees_weights: whether it also gets the network's weights. given: without
+    a solver, the field of a case with its directions.
     """
 
     name: str
@@ -160,27 +159,27 @@ def planted_mlp(
     steps: int | None = None,
     n: int = SOUGHT,
 ) -> Result:
-    """The table over planted networks that are plain functions.
+    """Benchmark on planted networks that are functions.
 
     Parameters
     ----------
     kinds
-        Which networks.
+        Kinds of networks.
     seeds
-        How many of each.
+        Networks per kind.
     methods
-        Its rows.
+        Methods to compare.
     seed
-        The first network's.
+        Of the first network.
     steps
-        At most so many of any method, for a short form.
+        Upper limit for every method, for short runs.
     n
-        Directions sought.
+        Number of directions.
 
     Raises
     ------
     UserError
-        For an unknown kind, or less than one seed.
+        For an unknown kind, or fewer than one seed.
     """
     return benchmark("planted-mlp", mlp_cases(kinds, seeds, seed), methods, n=n, seed=seed, steps=steps)
 
@@ -194,7 +193,7 @@ def planted_transformers(
     steps: int | None = None,
     n: int = SOUGHT_TRANSFORMER,
 ) -> Result:
-    """The table over planted transformers; arguments as `planted_mlp`."""
+    """Benchmark on planted transformers; arguments as `planted_mlp`."""
     return benchmark("planted-transformer", transformer_cases(kinds, seeds, seed), methods, n=n, seed=seed, steps=steps)
 
 
@@ -222,7 +221,7 @@ def mlp_cases(kinds: Sequence[str], seeds: int, seed: int = 0) -> list[Case]:
 
 
 def transformer_cases(kinds: Sequence[str], seeds: int, seed: int = 0) -> list[Case]:
-    """Networks of `planted_transformer` as cases; a row an effect is the mean over a prompt's tokens."""
+    """Networks of `planted_transformer` as cases; an effect is the mean over a prompt's tokens."""
     cases = []
     for kind, one in _each(kinds, seeds, seed):
         net = transformer.planted_transformer(kind, one)
@@ -259,9 +258,9 @@ def benchmark(
     seed: int = 0,
     steps: int | None = None,
 ) -> Result:
-    """Every method on every case, a row a network's name, method and number, with its interval over cases of that name.
+    """Every method on every case: one row per network name, method and metric, with its interval over cases of that name.
 
-    n: directions sought. budget: steps of methods that descend. steps: at most so many of any. Notes are the violations.
+    n: number of directions. budget: steps of gradient methods. steps: upper limit for every method. Notes are the violations.
     """
     if n < 1:
         raise UserError(f"{n} directions are asked for; ask for at least 1.")
@@ -290,14 +289,14 @@ def benchmark(
 def difference_of_means(
     states: Float[Tensor, "state width"], truth: Float[Tensor, "feature width"]
 ) -> Float[Tensor, "feature width"]:
-    """For each feature, the mean of states along which it is above its median minus the mean of the others."""
+    """Per feature: mean of the states in which it is above its median minus mean of the others."""
     along = states @ truth.T
     active = (along > along.median(0).values).to(states)
     return active.T @ states / active.sum(0)[:, None] - (1 - active).T @ states / (1 - active).sum(0)[:, None]
 
 
 def violations(result: Result) -> list[str]:
-    """What is wrong with the benchmark itself, one sentence each; none where it is sound."""
+    """Faults of the benchmark itself, one sentence each; empty if it is valid."""
     rows = result.table.to_dict("records")
     return [
         says.format(model=row["model"], value=row["value"])
@@ -307,7 +306,7 @@ def violations(result: Result) -> list[str]:
     ]
 
 
-#: Condition, number, when that breaks the benchmark, and what is said then.
+#: Condition, metric, test for a violation, and its message.
 INVARIANTS: tuple[tuple[str, str, Callable[[float], bool], str], ...] = (
     (
         RANDOM,
@@ -345,7 +344,7 @@ def dct_synthetic(
     seed: int = 0,
     starts: Sequence[tuple[str, int]] = (("jacobian", 10), ("random", 100)),
 ) -> Result:
-    """DCT's synthetic benchmark; about a minute a seed on one core. Recovery at a cosine > .99 as published."""
+    """DCT's synthetic benchmark; about one minute per seed on one core. Recovery at a cosine > .99 as published."""
     rows = []
     for published in (True, False):
         for start, steps in starts:
@@ -402,7 +401,7 @@ def _rows(step: str, model: str, item: str, condition: str, each: Sequence[dict[
 def _judged(
     case: Case, held: Context, method: BenchMethod, n: int, budget: int, most: int | None
 ) -> tuple[dict[str, float], Float[np.ndarray, "direction width"]]:
-    """One method on one case: its numbers, and its directions at length one. The truth is looked at after the search."""
+    """One method on one case: its metrics and its unit directions. The ground truth is read only after the search."""
     runs = []
     if method.solver:
         solver = SOLVERS[method.solver]

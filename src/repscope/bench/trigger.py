@@ -1,16 +1,18 @@
-"""The benchmark on a real language model with a planted behaviour (`planted_trigger`): do directions elicit it without the trigger?
+"""Benchmark of discovery on a language model with a planted trigger behaviour (`planted_trigger`).
 
-1. The model with the trigger; source and target a quarter and half-way up, so that the blocks that learned lie between.
-2. The scale is calibrated once, on plain prompts: `DAMAGE` nats to the next token at most (`calibration`), as
-   a behaviour that is elicited is itself a change of it.
-3. For each seed plain questions are drawn, and every method finds directions on them: no trigger, no sentence.
-4. `elicits` and `gain` on held-out plain questions: vectors are added at all tokens, those of the sentence included; before each of
-   these the sentence's token is the likeliest or not, which is what greedy decoding would say. KL on the same prompts.
-5. *Supervised* is the mean source state over the tokens of prompts with the trigger minus that of the same without. *Searched* has
-   the sentence itself as its objective, on plain questions: the most that a vector of this length at this site does.
+Question: do unsupervised directions elicit the behaviour without the trigger?
 
-There is one model, so that intervals are over draws of prompts and seeds of methods, and stability is between two such draws.
-Random directions must elicit nothing.
+1. Source and target are at a quarter and half of the depth, so that the fine-tuned blocks lie between them.
+2. The scale is calibrated once on prompts without the trigger: at most `DAMAGE` nats of next-token KL (`calibration`); the limit
+   is generous, as an elicited behaviour itself changes the next token.
+3. For each seed, questions are drawn and every method finds directions on them, without trigger and sentence.
+4. `elicits` and `gain` are measured on held-out questions, with vectors added at all tokens, including the sentence. A sentence
+   counts as elicited if each of its tokens is the most likely one, as in greedy decoding. KL is on the same prompts.
+5. *Supervised* is the mean source state over tokens of prompts with the trigger minus that of the same prompts without it.
+   *Searched* optimises the sentence's likelihood itself: an upper bound for a vector of this norm at this site.
+
+There is one model, so intervals are over draws of prompts and method seeds, and stability compares two draws. Random directions
+must elicit nothing.
 """
 
 from collections.abc import Sequence
@@ -39,12 +41,12 @@ from repscope.worlds.planted.trigger_words import HELD_OUT, SENTENCE, TAUGHT, TR
 
 SOUGHT = 12
 BUDGET = 30
-PROMPTS = 4  #: that directions are sought on
-JUDGED = 6  #: that they are judged on
+PROMPTS = 4  #: discovery prompts
+JUDGED = 6  #: held-out prompts
 DAMAGE = 2.0
 DRAWS = 8  #: random vectors of the calibration
-SEARCHED = 40  #: steps of the search for the sentence
-#: Those of the planted networks; DCT with as many iterations as the others take steps.
+SEARCHED = 40  #: optimisation steps for the sentence
+#: Methods of the planted networks; DCT with as many iterations as the others have steps.
 TRIGGER_METHODS = (
     *(
         BenchMethod(f"DCT, {BUDGET} iterations", "dct", steps=BUDGET) if m.steps == 100 else m
@@ -57,9 +59,9 @@ TRIGGER_METHODS = (
 
 @dataclass(frozen=True, eq=False)
 class Elicited:
-    """What vectors do to the planted sentence on prompts: whether it is said, and how much likelier it becomes.
+    """Effect of vectors on the planted sentence: whether it is generated, and its log-probability.
 
-    lm, source: the model, and where vectors are added. prompts: texts without the trigger.
+    lm, source: the model and the site of the vectors. prompts: texts without the trigger.
     """
 
     lm: LanguageModel
@@ -69,10 +71,10 @@ class Elicited:
     def __call__(
         self, vectors: Float[Tensor, "direction width"]
     ) -> tuple[Float[np.ndarray, "direction prompt"], Float[np.ndarray, "direction prompt"]]:
-        """Whether the greedy answer begins with the sentence (1 or 0), and its log-probability in nats a token."""
+        """Whether the greedy answer begins with the sentence (1 or 0), and its log-probability in nats per token."""
         held, tail = joined(self.lm, self.prompts)
         ids = Ragged.of([np.concatenate([row, tail]) for row in held])
-        stop = ids.lengths - 1  # a token is told one position earlier
+        stop = ids.lengths - 1  # a token is predicted one position earlier
         kept = block_replay(
             self.lm, Encoded(ids, stop - len(tail), stop), self.source, f"resid_post.{self.lm.blocks - 1}", pooled=False
         )
@@ -96,7 +98,7 @@ class Elicited:
 def searched(
     lm: LanguageModel, source: str, prompts: Sequence[str], scale: float, steps: int = SEARCHED, seed: int = 0
 ) -> Float[Tensor, "one width"]:
-    """The unit vector that makes the sentence likeliest on prompts when added at a scale: Adam on it, from a random start."""
+    """Unit vector that, added at a scale, maximises the sentence's likelihood on prompts: Adam from a random start."""
     held, tail = joined(lm, prompts)
     ids = Ragged.of([np.concatenate([row, tail]) for row in held])
     stop = ids.lengths - 1
@@ -128,23 +130,23 @@ def trigger_benchmark(
     n: int = SOUGHT,
     recipe: Recipe | None = None,
 ) -> Result:
-    """The table on a model in which the trigger is planted; rows `planted` say how well it is.
+    """Benchmark on a model with a planted trigger; rows `planted` measure how reliable the trigger is.
 
     Parameters
     ----------
     lm
-        The model, laid out as a Llama; a copy of it is taught.
+        A model of Llama architecture; a copy of it is fine-tuned.
     seeds
-        Draws of prompts, each with seeds of methods.
+        Number of draws of prompts, each with its own method seeds.
     methods, seed, steps, n
         As `planted_mlp`.
     recipe
-        How the trigger is planted.
+        Fine-tuning settings.
 
     Raises
     ------
     UserError
-        For less than one seed, or a model that is laid out otherwise.
+        For fewer than one seed, or another architecture.
     """
     if seeds < 1:
         raise UserError(f"{seeds} seeds are asked for; ask for at least 1.")
@@ -155,7 +157,7 @@ def trigger_benchmark(
 
 
 def trigger_cases(lm: LanguageModel, seeds: int, seed: int = 0, steps: int = SEARCHED) -> list[Case]:
-    """Draws of prompts for a model with the trigger, as cases. steps: of the search for the sentence."""
+    """Draws of prompts for a model with the trigger, as cases. steps: optimisation steps for the sentence."""
     source, target = lm.blocks // 4, max(lm.blocks // 2, lm.blocks // 4 + 1)
     subject = LanguageSubject(lm, f"resid_post.{source}", f"resid_post.{target}", target_tokens="last 3")
     first = asked(TAUGHT[:PROMPTS])
@@ -191,7 +193,7 @@ def trigger_cases(lm: LanguageModel, seeds: int, seed: int = 0, steps: int = SEA
 
 
 def planted_rows(before: LanguageModel, after: LanguageModel, seed: int = 0) -> list[Row]:
-    """How often held-out prompts are answered with the sentence: with the trigger, plain, with other words, and before teaching."""
+    """Share of held-out prompts answered with the sentence: with trigger, without, with other words, and before fine-tuning."""
     triggered = asked(HELD_OUT, TRIGGER)
     odd = [asked([question] * 2, UNSEEN[i % len(UNSEEN)])[i % 2] for i, question in enumerate(HELD_OUT)]
     asked_of = {

@@ -1,7 +1,7 @@
-"""Steering: directions from labelled texts, what they do and cost, and models steered with them.
+"""Steering: directions from labelled texts, their effects and side effects, and steered models.
 
-`rs.steer.fit` makes directions of a contrast, `choose` takes the one that moves the model most at a bearable cost, `dose` measures
-strength against effect and damage, `learn` does the first two in short, `steering` and `side_by_side` apply what was found.
+`rs.steer.fit` fits directions of a contrast, `choose` selects the one with the largest effect at an acceptable cost, `dose`
+measures effect and damage per strength, `learn` combines the first two, `steering` and `side_by_side` apply directions.
 """
 
 from repscope.steer.dose_response import dose

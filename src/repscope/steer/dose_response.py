@@ -1,14 +1,13 @@
-"""DoseResponse and response: how much a direction does, and what it costs, at each strength. Takes a direction; finds none.
+"""Dose-response of a direction: effect and side effects at each strength.
 
-1. A strength is the length of what is added over the median length of what stands at the site; negative ones push the other way.
-2. At each: the effect (log-odds of the choices), KL and damage to fluency (`effects`), each with a bootstrap interval over what
-   should generalise: groups of choices, openings.
-3. Controls: random directions of equal length, of which the interval is their range; and prompting, the model told in words.
-4. The working range: from the lowest strength on, as long as the effect lies above that of the random directions with disjoint
-   intervals and the damage is at most so many nats a token. It may be empty. Within it the strength of the largest effect becomes
-   the direction's scale.
+1. A strength is the norm of the added vector over the median norm of the activations at the site; negative ones reverse it.
+2. Per strength: effect (log-odds of the choices), KL and damage to fluency (`effects`), each with a bootstrap interval over the
+   units of generalisation: groups of choices, openings.
+3. Controls: random directions of equal norm, whose interval is their range; and prompting, an instruction in words.
+4. Working range: consecutive strengths, from the lowest on, at which the effect exceeds that of random directions with disjoint
+   intervals and the damage is within its limit. It may be empty. The strength of the largest effect in it becomes the scale.
 
-Choose on one half of the choices, report on the other: call it on each.
+Select on one half of the choices and report on the other: call it on each.
 """
 
 from collections.abc import Iterable, Sequence
@@ -39,10 +38,10 @@ _READ_RANDOM = 3  #: random directions whose KL and damage are measured as well;
 
 @dataclass(frozen=True, eq=False)
 class DoseResponse:
-    """What a direction does at each strength.
+    """Effects of a direction at each strength.
 
-    direction: with its working range, its scale in there, and what it does at it. result: all numbers; the side table "dose" has a
-    row a strength, metric and condition, "texts" what was written.
+    direction: with its working range, its scale within it, and its effects at that scale. result: all numbers; the side table
+    "dose" has one row per strength, metric and condition, "texts" the generated texts.
     """
 
     direction: Direction
@@ -71,37 +70,37 @@ def dose(
     most_damage: float = MOST_DAMAGE,
     seed: int = 0,
 ) -> DoseResponse:
-    """Strength against effect, KL and damage, for a direction and its controls.
+    """Effect, KL and damage per strength, for a direction and its controls.
 
     Parameters
     ----------
     lm
         The model.
     direction
-        What is added. Its `norm` is measured on the openings when it has none.
+        The direction to add. A missing `norm` is measured on the openings.
     choices
-        What the effect is measured on.
+        Choices on which the effect is measured.
     openings
         Beginnings of neutral texts, for KL and damage.
     strengths
-        Lengths over the median length of what stands at the site; at least one above 0.
+        Norms relative to the median norm at the site; at least one above 0.
     random
-        Random directions.
+        Number of random directions.
     instruction
-        What prompting says, put before each prompt; no row for it when empty.
+        Instruction of the prompting control, put before each prompt; empty for no such control.
     chat
-        Whether prompts and openings are a user's turns.
+        Whether prompts and openings are user turns.
     new_tokens
-        Tokens of a text.
+        Tokens per text.
     most_damage
-        The most that a strength of the working range may cost, in nats a token.
+        Largest damage in the working range, in nats per token.
     seed
         Of the random directions, the sampling and the intervals.
 
     Raises
     ------
     UserError
-        For strengths without one above 0, choices or openings that are missing, fewer than 2 random directions.
+        For no strength above 0, no choices or openings, or fewer than 2 random directions.
     """
     _see(choices, openings, strengths, random)
     levels = sorted({float(s) for s in strengths if s != 0})
@@ -162,9 +161,9 @@ def dose(
 
 
 def working_range(table: pd.DataFrame, most_damage: float = MOST_DAMAGE) -> tuple[float, float] | None:
-    """Lowest and highest strength above 0 that work: a run of neighbours from the first that does; None where none does.
+    """Lowest and highest of the first consecutive strengths above 0 that work; None if none does.
 
-    One works when the effect's interval lies above that of the random directions, and the damage is at most `most_damage`.
+    A strength works if the effect's interval lies above that of random directions and the damage is at most `most_damage`.
     """
     cells = {(r["strength"], r["condition"], r["metric"]): r for r in table.to_dict("records") if r["strength"] > 0}
     works: list[float] = []
@@ -181,7 +180,7 @@ def working_range(table: pd.DataFrame, most_damage: float = MOST_DAMAGE) -> tupl
 
 
 class _Table:
-    """Collects rows of the shared schema and of the side table at once."""
+    """Collects rows of the shared schema and of the side table."""
 
     def __init__(self, direction: Direction, seed: int) -> None:
         self.direction, self.seed = direction, seed
@@ -249,7 +248,7 @@ def _norm(lm: LanguageModel, site: str, openings: Sequence[str], chat: bool) -> 
 
 
 def by_group(values: Float[np.ndarray, "added choice"], groups: Sequence[str]) -> Float[np.ndarray, "added group"]:
-    """Means over the choices of each group; a choice without a group is one by itself."""
+    """Means over the choices of each group; a choice without a group is its own group."""
     names = [name or f"\x00{i}" for i, name in enumerate(groups)]
     return np.stack([values[:, [i for i, n in enumerate(names) if n == name]].mean(1) for name in dict.fromkeys(names)], axis=1)
 
@@ -272,7 +271,7 @@ def _with_range(direction: Direction, table: pd.DataFrame, found: tuple[float, f
 
 
 def doing(table: pd.DataFrame, strength: float) -> dict[str, float]:
-    """What a direction does at a strength, as its card shows it: effect with its interval, damage and KL."""
+    """Numbers of a direction's card at a strength: effect with its interval, damage and KL."""
     at = {r["metric"]: r for r in table.to_dict("records") if r["condition"] == ESTIMATE and r["strength"] == strength}
     effect = {f"effect{end}": float(at["effect"][key]) for end, key in (("", "value"), ("_lo", "lo"), ("_hi", "hi"))}
     return effect | {metric: float(at[metric]["value"]) for metric in ("damage", "kl")}

@@ -1,16 +1,16 @@
-"""What a vector does when it is added: to a choice between two continuations, and to text. Takes text and vectors, finds none.
+"""Effects of added vectors on choices between two continuations and on generated text.
 
 With v the vector added at a site and tokens, q a prompt, and two continuations of it, `yes` and `no`:
 
-    log-odds      log p_v(yes | q) - log p_v(no | q), in nats; the effect of v is that less the same without v
-    KL            mean over the positions of a text of Σ_w p(w) (log p(w) - log p_v(w)), in nats a token
-    damage        nats a token that the *unsteered* model needs for what the steered one writes, less what it needs for what it
-                  writes itself, both sampled with the same random numbers: the logarithm of the ratio of their perplexities
+    log-odds      log p_v(yes | q) - log p_v(no | q), in nats; the effect of v is the difference from no vector
+    KL            mean over the positions of a text of Σ_w p(w) (log p(w) - log p_v(w)), in nats per token
+    damage        nats per token of steered text minus those of unsteered text, both under the *unsteered* model and sampled with
+                  the same random numbers: the logarithm of the ratio of their perplexities
 
-1. All vectors (directions, strengths, random controls, sites) are forks of one prompt: they share what lies below their block and
-   nothing is padded (`models.variants.prompt_variants`). Only the positions whose tokens are asked for go through the head.
-2. Texts for the damage are sampled at temperature 1: greedy text that has fallen into a loop would count as fluent. What still
-   loops shows in `repeats`, the share of 3-grams that stood before.
+1. All vectors (directions, strengths, random controls, sites) are variants of one prompt: they share the computation below their
+   block, without padding (`models.variants.prompt_variants`). Only the positions that are read go through the head.
+2. Texts for the damage are sampled at temperature 1, as repetitive greedy text would count as fluent. `repeats`, the share of
+   repeated 3-grams, shows remaining repetition.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -42,21 +42,21 @@ DEFINITIONS = {
     "repeats": "share of 3-grams that stood before",
     "log-odds": "log p(yes) - log p(no), nats",
 }
-_HEAD_ROWS = 384  #: rows of logits at once: 75 MB for a vocabulary of 49,152
+_HEAD_ROWS = 384  #: rows of logits per batch: 75 MB for a vocabulary of 49,152
 _WHERE: dict[str, Callable[[int, int], tuple[int, int]]] = {
     "all": lambda prompt, total: (0, total),
     "prompt": lambda prompt, total: (0, prompt),
     "last": lambda prompt, total: (prompt - 1, prompt),
     "generated": lambda prompt, total: (prompt, total),
-}  #: which positions of a text of so many tokens, the prompt's first, a vector is added at
+}  #: positions of a text at which a vector is added, by its numbers of tokens
 
 
 @dataclass(frozen=True, eq=False)
 class Added:
-    """A vector where it is added.
+    """An added vector.
 
-    site: where. vector: (feature), as it is added, in the site's own units. tokens: `all`, `prompt`, `last` (of the prompt) or
-    `generated` (what follows the prompt).
+    site: where. vector: (feature), in the site's own units. tokens: `all`, `prompt`, `last` (of the prompt) or `generated` (after
+    the prompt).
     """
 
     site: str
@@ -69,19 +69,19 @@ class Added:
 
 
 def in_turn(lm: LanguageModel, text: str, chat: bool) -> Prompt:
-    """A text as a prompt: a user's turn in the model's chat template where asked for."""
+    """A text as a prompt; with `chat`, as a user turn in the model's chat template."""
     return lm.chat(text) if chat else Prompt(text)
 
 
 def log_odds(
     lm: LanguageModel, choices: Sequence[Choice], added: Sequence[Added], *, chat: bool = False
 ) -> Float[np.ndarray, "added_plus_1 choice"]:
-    """Log-odds of `yes` against `no`, in nats; the first row is without any vector.
+    """Log-odds of `yes` against `no`, in nats; the first row is unsteered.
 
     Raises
     ------
     UserError
-        For a choice of tokens that is none of the four, a continuation without a token, a network that is not causal.
+        For an unknown choice of tokens, an empty continuation, or a network that is not causal.
     """
     out = np.empty((len(added) + 1, len(choices)))
     with progress("Choices", 2 * len(choices) * (len(added) + 1)) as advance:
@@ -101,7 +101,7 @@ def log_odds(
 
 
 def divergence(lm: LanguageModel, texts: Sequence[Prompt], added: Sequence[Added]) -> Float[np.ndarray, "added text"]:
-    """Mean over the positions of the span "continuation" of KL(unsteered ‖ steered) of the next token, in nats a token."""
+    """Mean over the positions of the span "continuation" of KL(unsteered ‖ steered) of the next token, in nats per token."""
     out = np.empty((len(added) + 1, len(texts)))
     with progress("Divergence", len(texts) * (len(added) + 1)) as advance:
         for column, text in enumerate(texts):
@@ -109,7 +109,7 @@ def divergence(lm: LanguageModel, texts: Sequence[Prompt], added: Sequence[Added
             p: Tensor | None = None
             for rows, logits in _steered(lm, ids[:-1], start, len(ids) - start, added):
                 p = logits[0].softmax(-1) if p is None else p
-                # Σ p log q in one pass over the logits; double precision of them all would take longer than the network
+                # Σ p log q in one pass over the logits; double precision for all would cost more than the network
                 cross = torch.einsum("rew,ew->re", logits, p).double() - logits.logsumexp(-1).double()
                 out[rows, column] = cross.mean(-1).cpu().numpy()
                 advance(len(logits))
@@ -119,10 +119,10 @@ def divergence(lm: LanguageModel, texts: Sequence[Prompt], added: Sequence[Added
 
 @dataclass(frozen=True)
 class Written:
-    """What a model wrote after some openings, steered or not, and what the unsteered model says of it.
+    """Texts generated from openings, steered or not, and their scores.
 
-    texts: (opening). nats: (opening), mean over its tokens of -log p under the unsteered model, in nats a token. repeats:
-    (opening), share of 3-grams that stood in the text before.
+    texts: (opening). nats: (opening), mean -log p per token under the unsteered model. repeats: (opening), share of repeated
+    3-grams.
     """
 
     texts: tuple[str, ...]
@@ -140,28 +140,28 @@ def written(
     seed: int = 0,
     prefixes: Sequence[str] = (),
 ) -> list[Written]:
-    """What the model writes after each opening under each vector, None for none, with the same random numbers for all.
+    """Texts generated from each opening under each vector (None: unsteered), with the same random numbers for all.
 
     Parameters
     ----------
     lm
         The model.
     openings
-        What texts begin with.
+        Beginnings of texts.
     added
-        What is added, one after the other.
+        Vectors, one per condition.
     new_tokens
-        Most tokens that are written.
+        Maximum of generated tokens.
     temperature, seed
         Of the sampling.
     prefixes
-        For each of `added`, a text to put before every opening, such as an instruction; it is not there when the text is read.
+        For each of `added`, a text before every opening, such as an instruction; it is removed before scoring.
     """
     heads = list(prefixes) or [""] * len(added)
     kinds = [None if one is None else (one.site, one.tokens) for one in added]
     groups: list[list[Continuation]] = [[] for _ in added]
     with progress("Writing", len(added)) as advance:
-        for kind in dict.fromkeys(zip(kinds, heads)):  # those at one place are rows of one batch
+        for kind in dict.fromkeys(zip(kinds, heads)):  # those at the same site are rows of one batch
             mine = [i for i, it in enumerate(zip(kinds, heads)) if it == kind]
             vectors = [one.vector for i in mine if (one := added[i]) is not None]
             found = texts(
@@ -177,7 +177,7 @@ def written(
                 begin = place * len(openings) if vectors else 0
                 groups[i] = found[begin : begin + len(openings)]
             advance(len(mine))
-    # Only what has a token can be read again; a text that ended at once has none, and costs nothing.
+    # An empty text has no token to score, and counts as zero.
     flat = [(opening, found.text) for group in groups for opening, found in zip(openings, group)]
     kept = [i for i, (_, text) in enumerate(flat) if text]
     nats = np.zeros(len(flat))
@@ -202,9 +202,9 @@ def texts(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> list[Continuation]:
-    """Continuations of each prompt under each vector, vector by vector, as rows of one batch; without vectors once, unsteered.
+    """Continuations of each prompt under each vector, vector by vector, as rows of one batch; without vectors, unsteered.
 
-    A prompt draws the same random numbers under all vectors.
+    The random numbers of a prompt are the same under all vectors.
     """
     if not len(vectors):
         return lm.generate(list(prompts), new_tokens, temperature=temperature, seed=seed, alike=True)
@@ -215,7 +215,7 @@ def texts(
 
 
 def repeated(ids: Int[np.ndarray, "token"]) -> float:
-    """The share of a text's 3-grams that stood in it before.
+    """Share of a text's 3-grams that occurred before.
 
     >>> repeated(np.array([1, 2, 3, 1, 2, 3])), repeated(np.array([1, 2, 3, 4]))
     (0.25, 0.0)
@@ -244,7 +244,7 @@ def _ids(lm: LanguageModel, text: Prompt) -> tuple[Int[np.ndarray, "token"], int
 def _steered(
     lm: LanguageModel, ids: Int[np.ndarray, "token"], prompt: int, ends: int, added: Sequence[Added]
 ) -> Iterator[tuple[slice, Float[Tensor, "row end vocab"]]]:
-    """Logits after the last `ends` positions, some rows at a time; row 0 is unsteered, row 1 + i has `added[i]`."""
+    """Logits after the last `ends` positions, in batches of rows; row 0 is unsteered, row 1 + i has `added[i]`."""
     last = Site("resid_post", lm.blocks - 1)
     forks = [PromptVariant(last, len(ids) - 1, len(ids), lambda there: there)]
     for one in added:

@@ -1,9 +1,9 @@
-"""Edit a fact where its subject is read: add a vector to the subject's last token at a block, and see what the model says.
+"""Fact editing by a vector added at the subject's last token.
 
-1. All edits of one prompt (layers, ranks, doses, controls) are forks of it: they share its lower blocks and its earlier positions.
-2. A success is that the likeliest token begins the new object.
-3. Beside it: an equally long step in a random direction; putting another subject's own vector there (what can be reached at all);
-   what the edit does to another relation of the same subject, to a neighbouring fact in the same text, and to a neutral text (KL).
+1. All edits of one prompt (layers, ranks, doses, controls) are variants of it: they share its lower blocks and earlier positions.
+2. Efficacy: the most likely token begins the new object.
+3. Controls: a step of equal norm in a random direction; replacement by another subject's vector (an upper bound). Specificity:
+   effects on another relation of the subject, on a neighbouring fact in the same text, and on a neutral text (KL).
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ def logits_after_edit(
     Raises
     ------
     UserError
-        For a span that the prompt lacks, a network that is not causal, a site that cannot be changed.
+        For a span that the prompt lacks, a network that is not causal, or a site that cannot be edited.
     """
     encoded = encode(lm.tokenizer, [prompt], Tokens(pick="last", span=span), lm.context, causal=lm.causal)
     at = int(encoded.start[0])
@@ -47,7 +47,7 @@ def _adding(step: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def random_step(like: Float[np.ndarray, "d_model"], seed: int) -> Float[np.ndarray, "d_model"]:
-    """A step as long in a random direction."""
+    """A step of equal norm in a random direction."""
     drawn = np.random.default_rng(seed).standard_normal(like.shape)
     out: np.ndarray = (drawn * np.linalg.norm(like) / np.linalg.norm(drawn)).astype(np.float32)
     return out

@@ -1,6 +1,6 @@
-"""Directions from two sets of texts: difference of means, PCA of differences, logistic regression, linear discriminant.
+"""Steering directions fitted to two sets of texts by four methods.
 
-With h⁺ and h⁻ what the model holds at a site and token for the positive and the negative texts (n × d each)
+With h⁺ and h⁻ the activations at a site and token of the positive and the negative texts (n × d each)
 
     difference of means     mean h⁺ - mean h⁻                     CAA: Rimsky et al. 2024, arXiv:2312.06681
     PCA of differences      first right singular vector of D, D_i = h⁺_i - h⁻_i; RepE: Zou et al. 2023, arXiv:2310.01405
@@ -8,14 +8,14 @@ With h⁺ and h⁻ what the model holds at a site and token for the positive and
     linear discriminant     Σ⁻¹ (mean h⁺ - mean h⁻), Σ the pooled covariance within classes, shrunk as Ledoit & Wolf 2004
 
 1. One pass captures all texts at all blocks; every method is fitted at each.
-2. A direction points from negative to positive, and its scale is how far apart the classes' means lie along it: that long a step
-   takes the mean of one to the mean of the other.
-3. On texts of other groups: the share of (positive, negative) pairs in which the positive one lies farther along it (AUC), with an
-   interval over positive texts. Control: the same fit with the labels of exactly half of the texts swapped (of pairs, of half of
-   them): swapped as it falls, what is left of the difference would point along it or against it, and the AUC near 0 or 1.
+2. A direction points from negative to positive. Its scale is the distance between the class means along it: a step of this norm
+   moves one mean to the other.
+3. Evaluation on texts of held-out groups: AUC, the share of (positive, negative) pairs in which the positive text has the larger
+   projection, with an interval over positive texts. Control: the same fit with the labels of exactly half of the texts (or pairs)
+   swapped; with random swaps a remainder of the difference would give AUCs near 0 or 1.
 
-PCA is not centred: the first component of *centred* differences, which repeng's `pca_diff` takes, is the direction in which the
-differences vary, and knows their mean only by its sign.
+PCA is not centred: the first component of *centred* differences (repeng's `pca_diff`) is the direction of largest variance of the
+differences, and depends on their mean only through its sign.
 """
 
 from collections.abc import Callable, Sequence
@@ -65,7 +65,7 @@ def _discriminant(x: Rows, positive: Bool[np.ndarray, "text"], paired: bool) -> 
     return np.asarray(LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(x, positive).coef_[0])
 
 
-#: name → what fits it, given rows (positive ones first in each pair), which are positive, and whether they are pairs
+#: name → fitting function of rows (positive first in each pair), which are positive, and whether they are pairs
 METHODS: dict[str, Callable[[Rows, Bool[np.ndarray, "text"], bool], Float[np.ndarray, "d_model"]]] = {
     "difference of means": _means,
     "PCA of differences": _differences,
@@ -76,10 +76,9 @@ METHODS: dict[str, Callable[[Rows, Bool[np.ndarray, "text"], bool], Float[np.nda
 
 @dataclass(frozen=True, eq=False)
 class FittedDirections:
-    """Directions of a contrast, one a method and site.
+    """Directions of a contrast, one per method and site.
 
-    directions: named "method, site". result: how well each tells texts of other groups apart, with its control; empty where no
-    texts were held out.
+    directions: named "method, site". result: AUC of each on held-out groups, with its control; empty without held-out texts.
     """
 
     directions: DirectionSet
@@ -91,7 +90,7 @@ class FittedDirections:
         Raises
         ------
         UserError
-            When there is none; offers the nearest names.
+            If there is none; suggests the nearest names.
         """
         return self.directions[f"{method}, {site}"]
 
@@ -114,24 +113,24 @@ def fit(
     lm
         The model.
     texts
-        What is learned from.
+        Training texts.
     held_out
-        Texts of other groups, to tell apart.
+        Texts of other groups, for evaluation.
     at
-        Sites; all blocks when not given.
+        Sites; default: all blocks.
     tokens
         One position of each text, or the mean of several.
     methods
-        Of `METHODS`; all that apply when not given.
+        Of `METHODS`; default: all that apply.
     swaps
-        Fits with swapped labels, the control of the AUC.
+        Number of fits with swapped labels, the control of the AUC.
     seed
         Of the swaps and intervals.
 
     Raises
     ------
     UserError
-        For an unknown method, PCA of differences without pairs, texts in which the model holds the same.
+        For an unknown method, PCA of differences without pairs, or classes with equal mean activations.
     """
     chosen = list(methods) or [name for name in METHODS if texts.paired or name != "PCA of differences"]
     for name in chosen:
@@ -175,7 +174,7 @@ def fit(
 
 
 def placed(scores: Float[np.ndarray, "text"], positive: Bool[np.ndarray, "text"]) -> Float[np.ndarray, "positive"]:
-    """For each positive text the share of negative ones below it, ties as half; their mean is the AUC (Mann & Whitney 1947).
+    """Per positive text the share of negative ones below it, ties count half; the mean is the AUC (Mann & Whitney 1947).
 
     >>> placed(np.array([2.0, 0.0, 1.0, -1.0]), np.array([True, True, False, False]))
     array([1. , 0.5])
@@ -195,7 +194,7 @@ def _held(
 
 
 def _norms(lm: LanguageModel, texts: Contrast, sites: Sequence[Site]) -> dict[Site, float]:
-    """Median length at each site over the tokens of some texts; the first token, where massive activations sit, is left out."""
+    """Median norm at each site over tokens, except the first token of each text, which has massive activations."""
     some = [in_turn(lm, text, texts.chat) for text in (*texts.yes[:8], *texts.no[:8])]
     acts = lm.capture(some, sites, "all")
     later = acts.positions > 0
@@ -226,7 +225,7 @@ def _direction(
 
 
 def _swapped(positive: Bool[np.ndarray, "text"], paired: bool, rng: np.random.Generator) -> Bool[np.ndarray, "text"]:
-    """Labels of which half are swapped: half of the pairs, or as many texts of either class as make the classes alike."""
+    """Labels with one half swapped: half of the pairs, or as many texts of either class as equalise the classes."""
     if paired:
         n = len(positive) // 2
         kept = rng.permutation(n) < n // 2
@@ -239,7 +238,7 @@ def _swapped(positive: Bool[np.ndarray, "text"], paired: bool, rng: np.random.Ge
 
 
 def _arranged(x: Rows, positive: Bool[np.ndarray, "text"], paired: bool) -> tuple[Rows, Bool[np.ndarray, "text"]]:
-    """Rows with the positive ones first, pairs still in order."""
+    """Rows with the positive ones first, pairs in order."""
     if not paired:
         return x, positive
     n = len(x) // 2

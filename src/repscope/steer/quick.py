@@ -1,10 +1,10 @@
-"""A direction of a contrast in half a minute: the short way from two kinds of text to something to steer with.
+"""Quick fit of one steering direction from a contrast, in about half a minute.
 
-1. Difference of means at five blocks in the middle of the model, from all texts of the contrast.
-2. Block and strength are those that move the choices most at a bearable cost (`choose`), on a few of the choices.
-3. Kept in the cache under the weights and the texts, so that the second time it is there at once.
+1. Difference of means at five middle blocks, from all texts of the contrast.
+2. Block and strength with the largest effect at an acceptable cost (`choose`), on a subset of the choices.
+3. The result is cached by weights and texts.
 
-Nothing is reported, so nothing is held out. `repscope study contrast` measures what such a direction is worth.
+No texts are held out, as nothing is reported. `repscope study contrast` evaluates such a direction.
 """
 
 import hashlib
@@ -21,29 +21,29 @@ from repscope.models.language import LanguageModel
 from repscope.steer.from_texts import fit
 from repscope.steer.selection import choose
 
-_VERSION = 1  #: raise it when the same texts would give another direction
+_VERSION = 1  #: increment when the same texts would give another direction
 _DEPTHS = (0.4, 0.48, 0.56, 0.64, 0.72)
 _CHOICES, _OPENINGS = 16, 6
 
 
 def learn(lm: LanguageModel, texts: Contrast, *, seed: int = 0, fresh: bool = False) -> DirectionSet:
-    """The direction of a contrast, alone in its set, with a scale that works.
+    """The direction of a contrast, as a set of one, with a working scale.
 
     Parameters
     ----------
     lm
         The model.
     texts
-        The contrast, such as `rs.contrast("pairs.csv")`; its choices tell the strength, or questions made of its pairs.
+        The contrast, such as `rs.contrast("pairs.csv")`; its choices, or questions made of its pairs, set the strength.
     seed
-        Of which choices are taken.
+        Of the subset of choices.
     fresh
-        Make it anew although the cache has it.
+        Ignore the cache.
 
     Raises
     ------
     UserError
-        When the contrast has neither choices nor pairs that begin alike, or the model is none that can be steered by them.
+        If the contrast has neither choices nor pairs with a common beginning, or does not suit the model.
     """
     texts = texts.with_choices()
     kept = cached_path(lm, texts, seed)
@@ -61,6 +61,6 @@ def learn(lm: LanguageModel, texts: Contrast, *, seed: int = 0, fresh: bool = Fa
 
 
 def cached_path(lm: LanguageModel, texts: Contrast, seed: int = 0) -> Path:
-    """The file in the cache that holds, or will hold, the direction of this contrast in this model."""
+    """Cache file of the direction of this contrast in this model; it need not exist."""
     key = json.dumps([_VERSION, lm.fingerprint, str(lm.model.dtype), seed, texts.yes, texts.no, str(texts.choices)])
     return cache_home() / "directions" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"

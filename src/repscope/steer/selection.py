@@ -1,12 +1,12 @@
-"""Which of several directions steers best at a bearable cost: chosen on one half of the choices, for the other to report.
+"""Selection of the direction and strength with the largest effect at an acceptable cost.
 
-1. Every direction is added at each strength (over the median length at its site); the effect is the mean change of log-odds over
-   the choices, the cost the mean KL of the next token on short neutral texts.
-2. Beside them, at every site, random directions of the same lengths.
-3. Of the pairs of a direction and a strength that cost at most `most_kl` the one with the largest effect is chosen; if none does,
-   the one that costs least (`best`).
+1. Every direction is added at each strength (relative to the median norm at its site). The effect is the mean change of log-odds
+   over the choices, the cost the mean next-token KL on short neutral texts.
+2. Control: random directions of equal norm at every site.
+3. Of the directions and strengths with a cost of at most `most_kl`, the one with the largest effect is selected; if there is none,
+   the one of least cost (`best`). Report effects on other choices than those used here.
 
-Classification does not choose: what tells two kinds of text apart best need not be what moves the model.
+Classification accuracy is not used: the best classifier of texts need not be the best steering direction.
 """
 
 from collections.abc import Sequence
@@ -29,16 +29,16 @@ from repscope.results import Result, Row
 from repscope.steer.effects import DEFINITIONS, Added, divergence, in_turn, log_odds
 
 STRENGTHS = (0.1, 0.2, 0.4)
-MOST_KL = 0.5  #: nats a token
+MOST_KL = 0.5  #: nats per token
 _TAIL = " and so it went on for the rest of the day, as it often does."
 
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The direction that was chosen, with the strength as its scale, and what there was to choose from.
+    """The selected direction, with the selected strength as its scale, and all candidates.
 
-    direction: the chosen one. table: a row a direction and strength: name, site, strength, condition, effect, lo, hi, kl. result:
-    the same in the shared schema.
+    direction: the selected one. table: one row per direction and strength: name, site, strength, condition, effect, lo, hi, kl.
+    result: the same in the shared schema.
     """
 
     direction: Direction
@@ -58,7 +58,7 @@ def choose(
     chat: bool = False,
     seed: int = 0,
 ) -> Selection:
-    """Choose a direction and a strength by what they do.
+    """Select a direction and a strength by effect and cost.
 
     Parameters
     ----------
@@ -67,24 +67,24 @@ def choose(
     directions
         Candidates; each needs its `norm`.
     choices
-        What the effect is measured on; not what it is reported on.
+        Choices for selection; report on others.
     openings
         Neutral beginnings of texts.
     strengths
-        Lengths over the median length at the site.
+        Norms relative to the median norm at the site.
     most_kl
-        The most that it may cost, in nats a token.
+        Largest cost, in nats per token.
     random
-        Random directions at each site.
+        Number of random directions per site.
     chat
-        Whether prompts and openings are a user's turns.
+        Whether prompts and openings are user turns.
     seed
         Of the random directions and the intervals.
 
     Raises
     ------
     UserError
-        Without candidates or choices; for a candidate that does not say how long what stands at its site is.
+        Without candidates or choices; for a candidate without `norm`.
     """
     held = list(directions)
     if not held or not choices or not openings:
@@ -134,16 +134,16 @@ def choose(
 
 
 def best(directions: Sequence[Direction], table: pd.DataFrame, most_kl: float = MOST_KL) -> Direction:
-    """Of some directions the one with the largest effect at a bearable cost, with that strength as its scale.
+    """The direction with the largest effect at an acceptable cost, with that strength as its scale.
 
     Parameters
     ----------
     directions
-        Those to choose from.
+        Candidates.
     table
-        A `Chosen.table` that holds them.
+        A `Selection.table` that contains them.
     most_kl
-        The most that it may cost, in nats a token.
+        Largest cost, in nats per token.
     """
     by_name = {d.name: d for d in directions}
     rows = [r for r in table.to_dict("records") if r["condition"] == ESTIMATE and r["name"] in by_name]

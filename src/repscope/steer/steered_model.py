@@ -1,9 +1,9 @@
-"""Steer a model with directions: see that they are this model's, add them, show what it writes with and without.
+"""Steered models: checks and addition of directions, and steered next to unsteered text.
 
-1. A set of directions knows the model it was made for; another model, another width or a block that is not there is refused.
-2. Each direction adds scale × vector at its site and tokens. Several add up.
-3. Side by side: the prompt stands twice in one batch, steered in one row and not in the other, so that both texts appear token by
-   token at the same time, and both draw the same random numbers.
+1. A set of directions records its model; another model, another width or a missing block is refused.
+2. Each direction adds scale × vector at its site and tokens. Several are summed.
+3. Side by side: each prompt is in one batch twice, steered and unsteered, so that both texts are generated in parallel with the
+   same random numbers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,25 +28,25 @@ Directions = Direction | DirectionSet | Sequence[Direction] | str | Path
 def steering(
     lm: LanguageModel, directions: Directions, *, scale: float | None = None, times: float = 1.0, anyway: bool = False
 ) -> Iterator[LanguageModel]:
-    """Add directions to whatever the model holds, for everything that runs inside the context.
+    """Add directions to the model's activations in all passes inside the context.
 
     Parameters
     ----------
     lm
         The model.
     directions
-        A direction, several, a set, or the path of a file that holds one.
+        A direction, several, a set, or the path of a file with one.
     scale
-        The length of what is added, in the site's own units; each direction's own scale when not given. Negative pushes back.
+        Norm of the added vector, in the site's own units; default: each direction's own scale. Negative values reverse it.
     times
-        A factor on that.
+        A factor on the scale.
     anyway
-        Whether directions of other weights are used all the same, such as on a fine-tuned model; their width must fit.
+        Whether to accept directions of other weights, such as on a fine-tuned model; their width must fit.
 
     Raises
     ------
     UserError
-        For directions of another model or width, a site that is not there, a length that is 0 or not finite.
+        For directions of another model or width, a missing site, or a norm that is 0 or not finite.
 
     >>> import numpy as np
     >>> from repscope.worlds.tiny import tiny
@@ -74,12 +74,12 @@ def edits(
 
 
 def check(lm: LanguageModel, directions: Directions, *, anyway: bool = False) -> list[Direction]:
-    """The directions, seen to be of this model: its weights, its architecture and depth, its sites, its widths.
+    """The directions, checked against this model's weights, architecture, depth, sites and widths.
 
     Raises
     ------
     UserError
-        When they are not; says what they were made for. For a file that holds none.
+        If they do not fit; names the model they were made for. For a file without directions.
     """
     if isinstance(directions, str | Path):
         directions = DirectionSet.load(directions)
@@ -89,7 +89,7 @@ def check(lm: LanguageModel, directions: Directions, *, anyway: bool = False) ->
     if anyway:
         given = DirectionSet.of(*(replace(one, model="") for one in given))
     kind = _kind(lm, given.architecture)
-    given.belongs(lm.fingerprint, lm.blocks, kind)  # whose they are comes before where they act
+    given.belongs(lm.fingerprint, lm.blocks, kind)  # check the model before the sites
     widths: dict[str, int] = {}
     for one in given:
         if not Site.parse(one.site).single:
@@ -101,7 +101,7 @@ def check(lm: LanguageModel, directions: Directions, *, anyway: bool = False) ->
 
 
 def _kind(lm: LanguageModel, wanted: str) -> str:
-    """The model's type; that of its text part where the directions were made for such a one."""
+    """The model's type, or that of its text part if the directions were made for such a one."""
     config = lm.model.config
     text = str(getattr(config.get_text_config(), "model_type", ""))
     return text if agree(wanted, text) else str(getattr(config, "model_type", ""))
@@ -116,7 +116,7 @@ def _listed(directions: Direction | Sequence[Direction]) -> list[Direction]:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """What a model writes after a prompt: unsteered, steered."""
+    """Continuations of a prompt: unsteered, steered."""
 
     prompt: str
     unsteered: str
@@ -143,9 +143,9 @@ def side_by_side(
     lm, directions, scale, times, anyway
         As for `steering`.
     prompts
-        What to continue.
+        Prompts to continue.
     max_new_tokens, temperature, seed
-        As for `lm.generate`; a prompt draws the same random numbers in both.
+        As for `lm.generate`; both continuations use the same random numbers.
     told
         Called at every new token with the prompt's number and both texts so far.
 
@@ -172,7 +172,7 @@ def side_by_side(
 
 
 def _half_steered(edit: Edit) -> Edit:
-    """The edit for two prompts of which it moves the second."""
+    """The edit for a pair of prompts, applied to the second."""
     vector = edit.arrays["vector"].numpy()
     return Edit.add(edit.site, np.stack([0 * vector, vector]), tokens=edit.tokens, per_prompt=True)
 

@@ -1,7 +1,7 @@
-"""What training does to a network: the paths between runs of one recipe, and the basins that they end in.
+"""Mode connectivity between training runs: loss curves, barriers, basins and weight matching.
 
-`rs.trace.curves` gives the losses on the lines between runs, `barrier` and `convexity_gap` how high they rise, `mantel` whether
-that predicts behaviour; `symmetries` and `match` permute one network's units to fit another's.
+`rs.trace.curves` gives the losses on the lines between runs, `barrier` and `convexity_gap` their loss increase, `mantel` tests
+whether it predicts behaviour; `symmetries` and `match` permute one network's units to fit another's.
 """
 
 from repscope.stats.permutation import mantel

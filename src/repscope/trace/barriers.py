@@ -1,16 +1,15 @@
-"""What a curve of losses between two networks says: barriers, each by its name, and the convexity gap.
+"""Barriers and the convexity gap of loss curves between two networks.
 
-A curve is the loss at evenly spaced points of the straight line between two weight vectors (`interpolated` makes them). Takes
-numbers, never a network. Any loss does, error rates too; for an accuracy take one minus it. Last axis: points; leading axes:
-curves.
+A curve is the loss at evenly spaced points of the straight line between two weight vectors (`interpolation`). Any loss or error
+rate is valid; for an accuracy use one minus it. Last axis: points; leading axes: curves.
 
 | name | height of curve L over points 0 … n |
 |---|---|
-| `chord` | max(0, max_i L_i − chord_i), the chord being straight between the ends: BH of Juneja et al. 2023 |
-| `larger endpoint` | max_i L_i − max(L_0, L_n); below 0 never, as the ends are points of the curve |
+| `chord` | max(0, max_i L_i − chord_i), chord: line between the ends; BH of Juneja et al. 2023 |
+| `larger endpoint` | max_i L_i − max(L_0, L_n); never negative, as the ends are points of the curve |
 | `mean endpoint` | max_i L_i − (L_0 + L_n) / 2: Entezari et al. 2022, Git Re-Basin |
 
-They agree where the ends do, and only there; a barrier without its name is not a number. The *convexity gap* (Juneja et al. 2023)
+They agree only if the ends have equal loss, so a barrier is always reported with its definition. The *convexity gap* (Juneja et al. 2023)
 is the largest chord barrier over all contiguous parts of the curve, from the same losses: at least the chord barrier of the whole.
 """
 
@@ -37,7 +36,7 @@ def barrier(losses: Curve, *, definition: Barrier) -> Height:
     losses
         At evenly spaced points, the ends included.
     definition
-        Which; there is no default, as they differ by up to half the difference of the ends.
+        Required, as definitions differ by up to half the difference of the ends.
 
     Raises
     ------

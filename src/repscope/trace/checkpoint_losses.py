@@ -1,13 +1,12 @@
-"""Losses of a Hugging Face network on texts: nats and mistakes of a language model by token, of a classifier by example.
+"""Loss and error of a Hugging Face language model or classifier on texts.
 
-1. `EncodedExamples`: token ids of every text as the tokenizer makes them, cut to a length; texts of a language model that
-   predict nothing (one token) are left out.
-2. Batches are of texts of like length, padded on the right, a bound on the tokens and on the logits of each; none holds texts on
-   both sides of a length at which the network changes its behaviour. That a batch gives what each of its texts gives alone is seen
-   on the first batch of each kind; where it does not, and for a classifier without a pad token, every text is a batch.
-3. A language model: `loss` is nats a predicted token over all texts, `error` the share of tokens that are not the likeliest. A
-   classifier: `loss` is cross-entropy, `error` the share of wrong classes. Padding is never counted: batched is alone.
-4. Each comes as sums by example (above, below), whose ratio over examples the loss is: intervals are over examples.
+1. `EncodedExamples`: token ids of every text, truncated to a length; a language model skips texts of one token.
+2. Batches contain texts of similar length, padded on the right, with limits on tokens and logits; none spans a length at which the
+   network changes its behaviour. On the first batch of each kind, batched and single outputs are compared; if they differ, and for
+   a classifier without a pad token, the batch size is 1.
+3. Language model: `loss` is nats per predicted token, `error` the share of tokens that are not the most likely. Classifier: `loss`
+   is cross-entropy, `error` the share of wrong classes. Padding is never counted.
+4. Each is a pair of sums per example (numerator, denominator); the loss is their ratio over examples, as are its intervals.
 """
 
 import inspect
@@ -28,19 +27,19 @@ from repscope.models.engine.rewritten_state import Rewritten
 
 Sums = dict[str, Float[np.ndarray, "example 2"]]
 
-LENGTH = 512  #: most tokens of a text when nobody says
-_TOKENS = 1024  #: of a batch
+LENGTH = 512  #: default maximum of tokens per text
+_TOKENS = 1024  #: per batch
 _LOGITS = 32 << 20  #: entries of a batch's logits: 128 MB in float32
-_ROWS = 256  #: of logits that are normalised at once
+_ROWS = 256  #: logit rows normalised at once
 _PADS = {"attention_mask": 0, "token_type_ids": 0}
 
 
 @dataclass(frozen=True)
 class EncodedExamples:
-    """Texts as a network takes them.
+    """Tokenized texts.
 
-    fields: for each text its token ids, and what else the tokenizer makes. pad: the id of padding, None where a batch must do
-    without. splits: name of a loss's split → rows. labels: numbers of classes, None for a language model. notes: what was cut.
+    fields: per text the tokenizer's outputs. pad: id of the pad token, None if batches cannot be padded. splits: name → rows.
+    labels: class numbers, None for a language model. notes: truncated and skipped texts.
     """
 
     fields: tuple[dict[str, list[int]], ...]
@@ -60,16 +59,16 @@ def encode_examples(
     tokenizer, config
         Of the network.
     texts
-        Alone, or in pairs.
+        Single texts or pairs.
     labels
-        Of a classifier; None for a language model.
+        Classes; None for a language model.
     length
-        Most tokens of a text; never more than the network has positions.
+        Maximum of tokens per text; also limited by the network's positions.
 
     Raises
     ------
     UserError
-        For a length below two, or when no text predicts a token.
+        For a length below two, or if no text has a token to predict.
     """
     if length < 2:
         raise UserError(f"Texts of {length} tokens predict nothing; take a length of at least 2.")
@@ -90,25 +89,25 @@ def encode_examples(
     if lost := [name or texts.name for name, held in splits.items() if not len(held)]:
         raise UserError(f"{lost[0]} has no text of {least} tokens or more; a shorter one predicts nothing.")
     pad = getattr(config, "pad_token_id", None)
-    if pad is None and labels is None:  # behind all that a causal model reads, any token does
+    if pad is None and labels is None:  # a causal model never attends to right padding, so any token is valid
         pad = 0
     kept = tuple(row for row, held in zip(rows, keep) if held)
     return EncodedExamples(kept, pad, splits, None if labels is None else labels[keep], tuple(notes))
 
 
 def losses_by_example(held: EncodedExamples, name: Callable[[str, str], str]) -> Callable[[nn.Module], Sums]:
-    """What evaluates a network on texts: network → sums by example.
+    """Evaluation function on texts: network → sums per example.
 
     Parameters
     ----------
     held
         The texts.
     name
-        Names a loss by its split and kind: `Texts.loss`.
+        Name of a loss by split and kind: `Texts.loss`.
     """
 
     lengths = [len(f["input_ids"]) for f in held.fields]
-    together: dict[int, bool] = {}  # level of length → whether a batch gives what each text gives alone
+    together: dict[int, bool] = {}  # level of length → whether batched and single outputs agree
 
     def evaluate(module: nn.Module) -> Sums:
         config: Any = module.config
@@ -116,7 +115,7 @@ def losses_by_example(held: EncodedExamples, name: Callable[[str, str], str]) ->
         switches = switch_lengths(config.get_text_config().to_dict(), None)
         levels = [sum(s <= length for s in switches) for length in lengths]
         width = int(getattr(config, "vocab_size", 1)) if held.labels is None else 1
-        taken = inspect.signature(module.forward).parameters  # some tokenizers make what the network does not take
+        taken = inspect.signature(module.forward).parameters  # some tokenizers return fields that the network does not accept
         found = np.zeros((len(held.fields), 3))  # nats, mistakes, count
 
         def measured(rows: Sequence[int]) -> Float[np.ndarray, "example 3"]:
@@ -178,7 +177,7 @@ def _classes(logits: Float[Tensor, "example class"], labels: Int[Tensor, "exampl
 
 
 def _batches(lengths: Sequence[int], which: Sequence[int], alone: bool, most: int) -> Iterator[list[int]]:
-    """Some rows in batches: of like length, never above so many tokens, except for one text; or one row each."""
+    """Batches of rows of similar length within a token limit (a single long text may exceed it); with `alone`, of one row each."""
     budget, rows = min(_TOKENS, most), list[int]()
     for i in sorted(which, key=lambda i: -lengths[i]):
         longest = lengths[rows[0]] if rows else 0

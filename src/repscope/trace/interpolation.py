@@ -1,11 +1,11 @@
-"""Losses along the straight lines between networks: many pairs at once, each end evaluated once.
+"""Losses along straight lines between networks: linear interpolation of many pairs in parallel.
 
-1. Weights of the ends come stacked (run, …); a point of a pair is (1 − α) a + α b, α at evenly spaced values from 0 to 1.
-2. Ends are shared by pairs: they are evaluated once each, the points between in chunks whose weights are held at once.
-3. `evaluate` is the only call into a network: stacked weights → losses by name, one number a network, or the two sums by example
-   whose ratio the loss is. Knows no data.
+1. Weights of the ends are stacked (run, …); a point of a pair is (1 − α) a + α b, α evenly spaced from 0 to 1.
+2. Pairs share ends, which are evaluated once each; interior points are evaluated in chunks.
+3. `evaluate` is the only call into a network: stacked weights → losses by name, one number per network, or two sums per example
+   whose ratio is the loss.
 
-For networks too large to hold several, `streamed` walks one line at a time.
+If memory is too small for several networks, `streaming` evaluates one line at a time.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from repscope.models.loading.stacked_weights import Evaluate, State, runs_of
 from repscope.progress import progress
 from repscope.trace.barriers import height
 
-POINTS = 10  #: of a line, ends included: as Juneja et al. 2023
+POINTS = 10  #: per line, ends included: as Juneja et al. 2023
 _HELD = 64 << 20  #: bytes of weights of a chunk
 
 
@@ -30,8 +30,8 @@ _HELD = 64 << 20  #: bytes of weights of a chunk
 class Curves:
     """Losses along lines between runs.
 
-    runs: how many. pairs: (pair, 2), ends of each line. alphas: (point). losses: name → (pair, point). each: name → (pair, point,
-    example, 2), the sums by example whose ratio the loss is, for those that were measured so.
+    runs: their number. pairs: (pair, 2), ends of each line. alphas: (point). losses: name → (pair, point). each: name → (pair,
+    point, example, 2), sums per example whose ratio is the loss, if measured per example.
     """
 
     runs: int
@@ -48,21 +48,21 @@ class Curves:
         alphas: Float[np.ndarray, "point"],
         found: dict[str, Float[np.ndarray, "pair point *sums"]],
     ) -> "Curves":
-        """Curves from what was measured: numbers, or sums by example."""
+        """Curves from numbers or from sums per example."""
         each = {name: values for name, values in found.items() if values.ndim > 2}
         sums = {name: values.sum(-2) for name, values in each.items()}
         ratios = {name: values[..., 0] / values[..., 1] for name, values in sums.items()}
         return cls(runs, pairs, alphas, {name: ratios.get(name, values) for name, values in found.items()}, each)
 
     def matrix(self, loss: str, how: str) -> Float[np.ndarray, "run run"]:
-        """Heights between all runs, symmetric, zero on the diagonal, NaN where there is no line.
+        """Barriers between all runs, symmetric, zero on the diagonal, NaN for pairs without a line.
 
         Parameters
         ----------
         loss
-            Which loss.
+            Name of the loss.
         how
-            A name of `connectivity.HEIGHTS`.
+            A name in `barriers.HEIGHTS`.
 
         Raises
         ------
@@ -74,7 +74,7 @@ class Curves:
         return self.filled(height(self.losses[loss], how))
 
     def filled(self, values: Float[np.ndarray, "pair"]) -> Float[np.ndarray, "run run"]:
-        """One value a pair as a symmetric matrix."""
+        """Values per pair as a symmetric matrix."""
         found = np.full((self.runs, self.runs), np.nan)
         np.fill_diagonal(found, 0.0)
         i, j = self.pairs.T
@@ -82,7 +82,7 @@ class Curves:
         return found
 
     def ends(self, loss: str) -> Float[np.ndarray, "run"]:
-        """The loss of each run itself; NaN where it is the end of no line."""
+        """Loss of each run; NaN for runs without a line."""
         found = np.full(self.runs, np.nan)
         for end, point in ((0, 0), (1, -1)):
             found[self.pairs[:, end]] = self.losses[loss][:, point]
@@ -97,12 +97,12 @@ def all_pairs(runs: int) -> Int[np.ndarray, "pair end"]:
 def check_states(
     runs: int, pairs: Int[np.ndarray, "pair end"] | Sequence[tuple[int, int]] | None, points: int
 ) -> Int[np.ndarray, "pair end"]:
-    """The pairs to go between, every one when None.
+    """Validated pairs; every pair when None.
 
     Raises
     ------
     UserError
-        For fewer than two runs or three points, or a pair that names a run that is not there.
+        For fewer than two runs or three points, or a pair with an unknown run.
     """
     ends = all_pairs(runs) if pairs is None else np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
     if runs < 2 or not len(ends):
@@ -132,12 +132,12 @@ def curves(
     pairs
         Ends of lines; every pair when None.
     points
-        Of a line, ends included.
+        Per line, ends included.
 
     Raises
     ------
     UserError
-        For fewer than two runs or three points, or a pair that names a run that is not there.
+        As `check_states`.
     """
     runs = runs_of(state)
     ends = check_states(runs, pairs, points)

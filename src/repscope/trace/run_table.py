@@ -1,17 +1,16 @@
-"""What the paths between runs say of how the runs behave: one table for a set of runs, whatever came out.
+"""Result table of a set of runs: barriers between runs and their relation to behaviour.
 
-In come curves between all runs, their Euclidean distances, a behaviour and a quality of each run, and where there are some,
-labels of how they were trained (arms). Out come rows of the shared schema:
+Input: curves between all runs, their Euclidean distances, behaviour and quality of each run, and, if any, the training conditions.
+Output, rows of the shared schema:
 
-1. Heights of all four definitions, within and across groups, and the ratio of the two with its interval; the same with labels
-   shuffled, which is what a ratio is worth by chance.
-2. Mantel tests: do pairs with a high gap behave differently, do they beyond what their difference in quality says, and does plain
-   Euclidean distance tell as much?
-3. Clusters that know no label, against the arms: spectral at the median scale and at the published one, average linkage as it is
-   and with each run's own effect taken off, and the same on Euclidean distances.
-4. What else would explain it: separation of the arms by quality alone, whether behaviour is bimodal at all, broken triangles.
+1. Heights by all four definitions, within and across groups, and their ratio with its interval; control: shuffled labels.
+2. Mantel tests: whether pairs with a high gap behave differently, also after controlling for the difference in quality; baseline:
+   Euclidean distance.
+3. Unsupervised clusters compared with the groups: spectral at the median and the published scale, average linkage with and without
+   subtraction of each run's own effect, and the same on Euclidean distances.
+4. Alternative explanations: separation of the groups by quality alone, bimodality of behaviour, broken triangle inequalities.
 
-Groups are the arms where there are any, else which of the two strategies a run took (behaviour above one half). Knows no network.
+Groups are the training conditions if any, else the strategy of each run (behaviour above one half or not).
 """
 
 from collections.abc import Callable, Iterable
@@ -38,10 +37,10 @@ Matrix = Float[np.ndarray, "run run"]
 
 @dataclass(frozen=True, eq=False)
 class RunMeasurements:
-    """Runs and what was measured between them.
+    """Measurements of runs and between runs.
 
-    curves: between all pairs. euclidean: distance of weights. behaviour: share of the rule on texts that tell it from the
-    heuristic. quality: loss on texts that do not. arms: how each was trained, None where all were alike.
+    curves: between all pairs. euclidean: distance of weights. behaviour: share of the rule on disambiguating examples. quality:
+    loss on ambiguous examples. arms: training condition of each run, None if all are equal.
     """
 
     curves: Curves
@@ -52,7 +51,7 @@ class RunMeasurements:
 
     @property
     def groups(self) -> Shaped[np.ndarray, "run"]:
-        """The arms, or the strategy that each run took."""
+        """Training conditions, or the strategy of each run."""
         return np.where(self.behaviour > 0.5, "rule", "lexical overlap") if self.training_groups is None else self.training_groups
 
     def matrix(self, how: str) -> Matrix:
@@ -61,7 +60,7 @@ class RunMeasurements:
 
 
 def rows(held: RunMeasurements, *, seed: int = 0, permutations: int = 1000, **where: Any) -> list[Row]:
-    """All numbers of a set of runs; `where` fills in columns of the schema. What cannot be told has no row."""
+    """All numbers of a set of runs; `where` fills in columns of the schema. Undefined numbers have no row."""
     condition = where.pop("condition", ESTIMATE)
 
     def row(estimate: stats.Estimate | float, metric: str, item: str, **more: Any) -> Row:
@@ -91,7 +90,7 @@ Make = Callable[..., Row]
 
 
 def _two_groups(groups: Shaped[np.ndarray, "run"]) -> bool:
-    """Whether there are two groups, and pairs within each."""
+    """Whether there are two groups with pairs within each."""
     _, sizes = np.unique(groups, return_counts=True)
     return len(sizes) == 2 and int(sizes.min()) >= 2
 

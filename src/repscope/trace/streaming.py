@@ -1,17 +1,17 @@
-"""Losses along the lines between networks too large to hold several: one in memory, overwritten point by point.
+"""Losses along straight lines between large networks, with one network in memory.
 
-1. `make` gives the network, one of ours: the user's own is never touched. Ends are mappings name → tensor, such as
-   `checkpoints.Weights`, whose tensors are views of mapped files. Memory: the network and the two files of a line.
-2. A point α: every weight becomes (1 − α) a + α b in place, a tensor at a time; in float32 where a, b and the network differ in
-   precision. Tied weights are one tensor of the network, written once from the name that the file holds.
-3. Buffers. Whole numbers and booleans must be equal in a and b, save the counter of batch norms, which has no part in a pass.
-   Statistics of batch norms are those of neither end at a point between, so they are *repaired*: made anew by passes over the data,
-   averaged over batches, at the ends as well, so that all points are alike (REPAIR's reset: Jordan et al. 2023). Other buffers are
+1. `make` builds the network; the user's own is never modified. Ends are mappings name → tensor, such as `checkpoints.Weights`,
+   whose tensors are views of memory-mapped files. Memory: the network and the two files of a line.
+2. A point α: every weight becomes (1 − α) a + α b in place, one tensor at a time; in float32 if a, b and the network differ in
+   precision. Tied weights are one tensor of the network, written once under the name in the file.
+3. Buffers. Integers and booleans must be equal in a and b, except the counter of batch norms, which does not affect a pass.
+   Statistics of batch norms are valid for neither end at an interior point, so they are *repaired*: recomputed by passes over the
+   data, averaged over batches, also at the ends for comparability (REPAIR's reset: Jordan et al. 2023). Other buffers are
    interpolated.
-4. `evaluate` is the only call into the network: network → losses by name, a number, or (example, 2), the two sums by example
-   whose ratio it is. An end is evaluated once, however many lines it has.
-5. With `kept`, every point is a line of JSON in that file, and a walk that was killed goes on behind the last one. The file belongs
-   to this walk: its caller names it by what the losses depend on.
+4. `evaluate` is the only call into the network: network → losses by name, a number, or (example, 2), two sums per example whose
+   ratio is the loss. Every end is evaluated once.
+5. With `kept`, every point is appended to that file as a line of JSON, and an interrupted computation resumes after the last one.
+   The caller names the file by all that the losses depend on.
 """
 
 import json
@@ -39,14 +39,14 @@ _STATISTICS = ("running_mean", "running_var")
 
 
 class Random(Mapping[str, Tensor]):
-    """An end as far from `a` as `b` is, tensor by tensor, in a random direction: the control of a line from a to b.
+    """Control end of a line from a to b: per tensor at the same distance from `a` as `b`, in a random direction.
 
     Parameters
     ----------
     a, b
         The ends of the line.
     seed
-        Of the direction; the same seed is the same direction whenever a tensor is read.
+        Of the direction, which is the same at every read of a tensor.
     """
 
     def __init__(self, a: End, b: End, seed: int) -> None:
@@ -81,12 +81,12 @@ def stream_losses(
     repair: bool = True,
     kept: Path | None = None,
 ) -> Curves:
-    """Losses along lines between networks, of which one is held at a time.
+    """Losses along lines between networks, with one network in memory at a time.
 
     Parameters
     ----------
     make
-        Makes a network of that kind; its weights do not matter, as they are overwritten.
+        Builds the network; its weights are overwritten.
     ends
         The weights of each run.
     evaluate
@@ -94,19 +94,19 @@ def stream_losses(
     pairs
         Ends of lines; every pair when None.
     points
-        Of a line, ends included.
+        Per line, ends included.
     passes
-        Passes data through the network: what repairs the statistics of batch norms. Give it all at once, or batches of one size.
+        Passes data through the network to repair the statistics of batch norms: as one batch, or in batches of equal size.
     repair
-        Whether to; otherwise the statistics are interpolated.
+        Whether to repair them; otherwise they are interpolated.
     kept
-        A file that holds the points measured so far.
+        File of the points measured so far.
 
     Raises
     ------
     UserError
-        When ends do not fit the network, or buffers differ that cannot be interpolated; for weights that are not finite; where
-        there are batch norms and nothing to repair them with; and as `interpolated.curves`.
+        If ends do not fit the network or buffers that cannot be interpolated differ; for weights that are not finite; for batch
+        norms without `passes`; and as `interpolation.curves`.
     """
     lines = check_states(len(ends), pairs, points)
     alphas = np.linspace(0.0, 1.0, points)
@@ -119,10 +119,10 @@ def stream_losses(
         )
     slots = slots_of(module, ends[0])
     for end in ends[1:]:
-        if not isinstance(end, Random):  # which is made of two that were seen
+        if not isinstance(end, Random):  # which derives from two checked ends
             slots_of(module, end)
     cells = _read(kept)
-    # A run by itself is cell (run, run, 0); a point of a line is (a, b, its number).
+    # An end is cell (run, run, 0); an interior point of a line is (a, b, its number).
     wanted = [(int(run), int(run), 0) for run in np.unique(lines)]
     wanted += [(int(a), int(b), point) for a, b in lines for point in range(1, points - 1)]
     with progress("Paths", len(wanted)) as advance:
@@ -148,22 +148,21 @@ def stream_losses(
 
 
 def release(ends: Iterable[End]) -> None:
-    """Let go of the mapped files of ends that have some, so that no more than those of one line are held."""
+    """Release the memory-mapped files of ends, so that only those of one line stay open."""
     for end in ends:
         if isinstance(end, Weights):
             end.close()
 
 
 def slots_of(module: nn.Module, end: End) -> dict[str, Tensor]:
-    """Name in a checkpoint → the tensor of the network that it is for. Sees through ties and a base model's names.
+    """Name in a checkpoint → tensor of the network; resolves ties and a base model's names.
 
     Tied weights that a checkpoint stores under several names have one slot.
 
     Raises
     ------
     UserError
-        For a tensor of the network that the checkpoint lacks, or has in another size, and for tied weights that it stores twice
-        with different values.
+        For tensors that are missing or of another size, and for tied weights stored twice with different values.
     """
     base = f"{getattr(module, 'base_model_prefix', '')}."
     places: dict[tuple[object, ...], list[str]] = {}
@@ -196,12 +195,12 @@ def slots_of(module: nn.Module, end: End) -> dict[str, Tensor]:
 
 
 def check_slots(module: nn.Module, end: End) -> None:
-    """Refuse a checkpoint whose tensors are not, one by one, those of the network that was loaded from it.
+    """Refuse a checkpoint whose tensors are not one to one those of the network loaded from it.
 
     Raises
     ------
     UserError
-        When loading renamed, merged or transposed them: overwriting by name would then be wrong.
+        If loading renamed, merged or transposed tensors: overwriting by name would be wrong.
     """
     for name, value in slots_of(module, end).items():
         if not torch.equal(end[name].to(value.dtype), value):
@@ -243,7 +242,7 @@ def _repaired(module: nn.Module, norms: Sequence[_BatchNorm], passes: Passes) ->
 
 @contextmanager
 def _counting(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Batch norms, and nothing else, in training mode, with statistics from nothing and every batch of equal weight."""
+    """Only batch norms in training mode, with reset statistics and equal weights of all batches."""
     momenta = [norm.momentum for norm in norms]
     try:
         for norm in norms:
@@ -265,7 +264,7 @@ def _read(kept: Path | None) -> dict[Cell, dict[str, np.ndarray]]:
     if kept is None or not kept.is_file():
         return found
     for line in kept.read_text(encoding="utf-8").split("\n"):
-        with suppress(ValueError, KeyError, TypeError):  # a line that was being written when the walk was killed
+        with suppress(ValueError, KeyError, TypeError):  # a line that was incomplete when the process was killed
             cell = json.loads(line)
             a, b, point = cell["at"]
             found[a, b, point] = {name: np.array(values) for name, values in cell["losses"].items()}
@@ -275,5 +274,5 @@ def _read(kept: Path | None) -> dict[Cell, dict[str, np.ndarray]]:
 def _append(kept: Path, at: Cell, measured: Mapping[str, np.ndarray]) -> None:
     kept.parent.mkdir(parents=True, exist_ok=True)
     with kept.open("a", encoding="utf-8") as file:
-        # The line break comes first: what a killed walk left half-written stays a line of its own.
+        # The line break comes first, so that an incomplete line of a killed process stays separate.
         file.write("\n" + json.dumps({"at": at, "losses": {name: values.tolist() for name, values in measured.items()}}))

@@ -1,21 +1,21 @@
-"""Which axes of which tensors can be permuted together so that a network computes the same.
+"""Permutation symmetries of a network: axes that can be permuted jointly at equal function.
 
-In: a module. Out: `Symmetries`, groups of units with every axis that follows the order of a group. Found by following the forward
-pass (torch.fx), not by the names of architectures:
+Input: a module. Output: `Symmetries`, groups of units with every axis that follows the order of a group. They are derived by
+tracing the forward pass (torch.fx), not from names of architectures:
 
-1. The input's features stay where they are, and so do the output's.
-2. A linear or convolutional layer makes a new group on its output axis; its input axis follows whatever group it reads.
-3. Layers that treat every unit alike (activations, dropout, pooling, normalisation over units or of each one) hand the group on;
-   their gains, biases and running statistics follow it.
+1. The features of the input and of the output are fixed.
+2. A linear or convolutional layer creates a new group on its output axis; its input axis follows the group that it reads.
+3. Layers that are equivariant to permutations of units (activations, dropout, pooling, normalisation) pass the group on; their
+   gains, biases and running statistics follow it.
 4. Flattening (channel, row, column) turns each unit into a block of row × column neighbours.
-5. A sum makes one group of two: a residual stream has one order wherever it is read and written.
+5. A sum merges two groups: a residual stream has one order wherever it is read and written.
 6. A weight used in two places, or under two names, ties the groups of both.
-7. A pre-LN transformer of repscope (`SmallTransformer`; its names are known, its forward pass is not followed): one order of the
-   residual stream, one of each block's hidden units, and one of its heads; inside a head, one order of the query and key
-   dimensions and one of the value and output dimensions.
+7. repscope's pre-LN transformer (`SmallTransformer`) is recognised by its names: one order of the residual stream, one of each
+   block's hidden units, and one of its heads; inside a head, one order of the query and key dimensions and one of the value and
+   output dimensions.
 
-Only permutations. Scaling through ReLU, sign flips through tanh and rotations between queries and keys leave a function as it is
-too, and are not looked for. A layer of any other kind is refused. Linear layers are taken to see (row, feature), not sequences.
+Other symmetries (scaling through ReLU, sign flips through tanh, rotations between queries and keys) are not considered. Other kinds
+of layers are refused. Linear layers must read (row, feature), not sequences.
 """
 
 import operator
@@ -39,13 +39,13 @@ class Axis:
     tensor
         Its name in the state dict.
     axis
-        Which one.
+        Index of the axis.
     group
-        Whose order it follows.
+        The group whose order it follows.
     block
-        Neighbouring entries that belong to one unit: the positions of a channel once it is flattened, else 1.
+        Number of adjacent entries per unit: the positions of a flattened channel, else 1.
     weighed
-        Whether the tensor counts when two networks are compared. Running statistics are data on a scale of their own: moved only.
+        Whether the tensor counts in comparisons. Running statistics have another scale: they are only permuted.
     """
 
     tensor: str
@@ -57,7 +57,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Heads:
-    """Groups cut into `count` equal parts that move together; inside a part, each group has an order of its own."""
+    """Groups split into `count` equal parts that are permuted jointly; inside a part, each group has its own order."""
 
     count: int
     groups: tuple[str, ...]
@@ -65,16 +65,16 @@ class Heads:
 
 @dataclass(frozen=True)
 class Symmetries:
-    """The permutations that leave a network's function as it is.
+    """The permutations that preserve a network's function.
 
     Attributes
     ----------
     sizes
         Units of each group.
     axes
-        Every axis that follows one.
+        Every axis that follows a group.
     heads
-        Groups that may not be permuted freely.
+        Groups that are permuted only as heads.
     """
 
     sizes: Mapping[str, int]
@@ -83,7 +83,7 @@ class Symmetries:
 
     @property
     def moves(self) -> tuple[Heads, ...]:
-        """What can be permuted while all else stays: each free group as one head, and heads with all of their groups."""
+        """Units of permutation: each free group as one head, and heads with all their groups."""
         bound = {group for h in self.heads for group in h.groups}
         return (*(Heads(1, (group,)) for group in self.sizes if group not in bound), *self.heads)
 
@@ -94,7 +94,7 @@ def symmetries(module: nn.Module) -> Symmetries:
     Raises
     ------
     UserError
-        For a layer whose symmetry is not known, or where nothing can be permuted.
+        For a layer of unknown symmetry, or a network without permutable units.
     """
     found = _transformer(module) or _Followed(module).found()
     if not found.sizes:
@@ -109,33 +109,33 @@ def _refused(what: str, why: str = "") -> UserError:
     )
 
 
-_FIXED = ""  #: the group of what stays where it is
+_FIXED = ""  #: the group of fixed axes
 
 
 @dataclass(frozen=True)
 class _Stream:
-    """What flows between layers: whose units axis 1 holds, and how (`input`, `image`, `flattened` image or `flat`)."""
+    """An activation between layers: the group of axis 1, and its form (`input`, `image`, `flattened` image or `flat`)."""
 
     group: str
     form: str
 
 
 class _Followed:
-    """The groups of a module, found by following its forward pass."""
+    """The groups of a module, derived by tracing its forward pass."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.sizes: dict[str, int] = {}
         self.parent: dict[str, str] = {_FIXED: _FIXED}
         self.axes: dict[tuple[str, int], Axis] = {}
-        self.names: dict[int, list[str]] = {}  # of a tensor, all of them
+        self.names: dict[int, list[str]] = {}  # all names of a tensor
         for name, tensor in [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]:
             self.names.setdefault(id(tensor), []).append(name)
 
     def found(self) -> Symmetries:
         try:
             graph = fx.Tracer().trace(self.module)
-        except Exception as error:  # whatever a forward pass raises on being handed no tensor
+        except Exception as error:  # a forward pass without a tensor may raise anything
             raise _refused(type(self.module).__name__, "its forward pass cannot be followed") from error
         streams: dict[fx.Node, _Stream | None] = {}
         for node in graph.nodes:
@@ -145,7 +145,7 @@ class _Followed:
         return Symmetries({x.group: self.sizes[x.group] for x in axes}, tuple(axes))
 
     def _after(self, node: fx.Node, streams: dict[fx.Node, _Stream | None]) -> _Stream | None:
-        """What a step of the forward pass hands on."""
+        """Output of a step of the forward pass."""
         if node.op == "placeholder":
             return _Stream(_FIXED, "input")
         read = [streams[n] for n in node.all_input_nodes]
@@ -222,7 +222,7 @@ class _Followed:
         return made
 
     def _follows(self, what: str, tensor: str, axis: int, came: _Stream, count: int, weighed: bool = True) -> None:
-        """Note that an axis of `count` entries follows the group of what came."""
+        """Record that an axis of `count` entries follows the group of its input."""
         block = 1
         if (root := self._root(came.group)) != _FIXED:
             block, rest = divmod(count, self.sizes[root])
@@ -270,14 +270,14 @@ def _flattens(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
 
 
 def _averages(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a mean is that of an image's positions, which leaves its channels."""
+    """Whether a mean is over the positions of an image."""
     axes = args[0] if args else kwargs.get("dim")
     return axes in ((2, 3), [2, 3], (-2, -1), [-2, -1]) and len(args) < 2 and not kwargs.get("keepdim", False)
 
 
 _Rule = Callable[[_Followed, str, str, Any, _Stream], _Stream]
 
-# One row a kind of layer. Whatever is not here is refused: a layer that mixes units would be permuted wrongly without a word.
+# One row per kind of layer. Others are refused: a layer that mixes units would silently be permuted wrongly.
 _LAYERS: dict[type[nn.Module], _Rule] = {
     nn.Linear: _Followed.linear,
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _Followed.conv),
@@ -360,7 +360,7 @@ _EACH = (
 
 
 def _transformer(module: nn.Module) -> Symmetries | None:
-    """The symmetries of repscope's small transformer, or None where a module's tensors are not those of one."""
+    """The symmetries of repscope's small transformer, or None for other modules."""
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     blocks, heads = getattr(module, "blocks", None), getattr(module, "heads", None)
     if not isinstance(blocks, nn.ModuleList) or not isinstance(heads, int) or len(shapes.get("embed.weight", ())) != 2:

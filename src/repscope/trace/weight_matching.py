@@ -1,27 +1,24 @@
-"""One network's units put in the order in which its weights fit another's best.
+"""Weight matching (Git Re-Basin): permutation of a network's units to fit another's weights.
 
-In: the weights of two networks of one architecture, and its symmetries. Out: a permutation of each group of units, and the second
-network's weights in that order; its function is the same. By weight matching (Ainsworth, Hayase & Srinivasa 2022, "Git Re-Basin",
-arXiv 2209.04836, algorithm 1):
+Input: the weights of two networks of one architecture, and its symmetries. Output: a permutation of each group of units, and the
+second network's weights in that order; its function is unchanged. Algorithm 1 of Ainsworth, Hayase & Srinivasa 2022, "Git
+Re-Basin", arXiv 2209.04836:
 
-1. Begin with the order that the units have.
-2. Take the groups in random order. With all other orders held, the inner product of the two networks' weights is a sum of
-   pairwise scores: of unit i of the first and unit j of the second, the inner product of everything that leads into and out of
-   them, the other axes already in order.
-3. The order that maximises the sum is a linear assignment, solved exactly. It is taken where the inner product grows.
+1. Start with the given order of units.
+2. Visit the groups in random order. With all other orders fixed, the inner product of the two networks' weights is a sum of
+   pairwise scores: for unit i of the first and unit j of the second, the inner product of their incoming and outgoing weights,
+   with the other axes permuted.
+3. The order that maximises the sum is a linear assignment, solved exactly. It is accepted if the inner product grows.
 4. Heads of attention: the score of two heads is the sum of their best inner assignments (query and key dimensions in one order,
    value and output dimensions in another); the heads are then assigned.
-5. Repeat until a whole sweep gains nothing. That is a local optimum.
-6. Ours: search again from an order built outwards from what is known (inputs, outputs, words), each group scored by those weights
-   alone whose other ends are in order already; weights whose other ends are not only add noise. Where a network is deep or its
-   groups many, step 1 misses even a permuted copy, and this finds it. More searches begin from random orders. The largest inner
-   product is kept, the earlier search where two are equal.
+5. Repeat until a whole sweep has no gain: a local optimum.
+6. Our addition: a second search starts from an order built outwards from the fixed axes (inputs, outputs, vocabulary). It scores
+   each group only by weights whose other axes are already ordered; the others add only noise. In deep networks or with many groups,
+   step 1 misses even a permuted copy, and this search finds it. Further searches start from random orders. The result has the
+   largest inner product; of equal ones the earliest search.
 
-Scores are not exact where one tensor has a group on two of its axes (a residual stream through a single layer); step 3 is why the
-inner product still never falls.
-
-Everything is counted in float64. The module knows weights, not data: it says how well they fit, not what
-the loss is between them.
+Scores are not exact if one tensor has a group on two of its axes (a residual stream through a single layer); due to step 3 the
+inner product still never falls. All computations are in float64.
 """
 
 from collections.abc import Mapping
@@ -40,30 +37,30 @@ __all__ = ["Axis", "Heads", "Matching", "Permutations", "State", "Symmetries", "
 
 #: a network's tensors by name, as `state_dict()` has them
 State = Mapping[str, Float[Tensor, "..."] | Int[Tensor, "..."]]
-#: of each group: unit i of the result is the unit with this number
+#: per group: unit i of the result is the original unit with this number
 Permutations = Mapping[str, Int[np.ndarray, "unit"]]
 
-_GAIN = 1e-12  #: of the normalised inner product; less is rounding
+_GAIN = 1e-12  #: smallest gain of the normalised inner product above rounding
 
 
 @dataclass(frozen=True, eq=False)
 class Matching:
-    """An order of the second network's units that fits the first.
+    """The permutation of the second network's units that fits the first.
 
     Attributes
     ----------
     permutations
-        Of each group.
+        Per group.
     before
-        Cosine between all weights that the symmetries touch, in the order that the units had.
+        Cosine between all permutable weights in the given order of units.
     path
-        The same where the search began and after each sweep. It never falls.
+        Cosine at the start of the search and after each sweep. It never falls.
     converged
-        Whether the last sweep gained nothing.
+        Whether the last sweep had no gain.
     restart
-        The search that this is: 0 began with the order that the units had, 1 outwards from what is known, others at random.
+        Start of this search: 0 the given order, 1 outwards from the fixed axes, others random.
     symmetries
-        What may be permuted.
+        The symmetries of the architecture.
     """
 
     permutations: Permutations
@@ -75,7 +72,7 @@ class Matching:
 
     @property
     def after(self) -> float:
-        """Cosine between the weights in the order found."""
+        """Cosine between the weights after matching."""
         return self.path[-1]
 
     @property
@@ -85,16 +82,16 @@ class Matching:
 
     @property
     def moved(self) -> float:
-        """The share of units that are not where they were."""
+        """Share of units whose position changed."""
         return float(np.mean(np.concatenate([p != np.arange(len(p)) for p in self.permutations.values()])))
 
     def apply(self, state: State) -> dict[str, Tensor]:
-        """Weights in the order found: a copy, in which what no symmetry touches is as it was."""
+        """A permuted copy of weights; tensors without a symmetry are unchanged."""
         return _applied(state, self.symmetries, self.permutations)
 
 
 def match(a: State, b: State, symmetries: Symmetries, seed: int = 0, sweeps: int = 100, restarts: int = 2) -> Matching:
-    """Find the order of b's units in which its weights have the largest inner product with a's.
+    """Permute b's units to maximise the inner product of its weights with a's.
 
     Parameters
     ----------
@@ -103,16 +100,16 @@ def match(a: State, b: State, symmetries: Symmetries, seed: int = 0, sweeps: int
     symmetries
         Of that architecture.
     seed
-        Of the order in which groups are taken, and of where restarts begin.
+        Of the order of groups and the random starts.
     sweeps
-        Most sweeps of each search.
+        Maximum of sweeps per search.
     restarts
-        Searches, each from its own start. 1: the paper's algorithm, from the order that the units have.
+        Number of searches. 1: the paper's algorithm, from the given order.
 
     Raises
     ------
     UserError
-        Where a tensor is missing, of another shape, or not finite.
+        If a tensor is missing, of another shape, or not finite.
     """
     if sweeps < 1 or restarts < 1:
         raise UserError(f"{sweeps} sweeps and {restarts} restarts search for nothing; take at least one of each.")
@@ -137,13 +134,13 @@ def match(a: State, b: State, symmetries: Symmetries, seed: int = 0, sweeps: int
 
 
 def permute(state: State, symmetries: Symmetries, seed: int) -> dict[str, Tensor]:
-    """The same function from weights in a random order: a copy, the control of every matching."""
+    """A copy with units in random order and the same function: the control of a matching."""
     _checked(state, symmetries)
     return _applied(state, symmetries, _random(symmetries, np.random.default_rng(seed)))
 
 
 class _Pair:
-    """Two networks' weights in float64, of length one, and the scores of their units."""
+    """Two networks' weights in float64, of unit norm, and the scores of their units."""
 
     def __init__(self, a: State, b: State, symmetries: Symmetries) -> None:
         self.symmetries = symmetries
@@ -154,7 +151,7 @@ class _Pair:
         self.a, self.b = _unit(a, self.axes), _unit(b, self.axes)
 
     def similarity(self, permutations: Permutations, among: frozenset[str] | None = None) -> float:
-        """Cosine of the weights, or what the tensors with one of these groups add to it."""
+        """Cosine of the weights, or the contribution of the tensors with one of these groups."""
         return float(
             sum(
                 np.vdot(self.a[name], self._ordered(name, permutations))
@@ -164,7 +161,7 @@ class _Pair:
         )
 
     def outwards(self, start: Permutations, random: np.random.Generator) -> Permutations:
-        """An order of all groups: the one most of whose weights lead to what is in order already is next."""
+        """An order of all groups, each next the one with the largest share of weights to groups already ordered."""
         orders, left, settled = dict(start), list(self.symmetries.moves), frozenset[str]()
         random.shuffle(left)
         while left:
@@ -175,19 +172,19 @@ class _Pair:
         return orders
 
     def _anchored(self, move: Heads, settled: frozenset[str]) -> float:
-        """The share of a move's squared weights whose other ends are in order."""
+        """Share of a move's squared weights whose other axes are already ordered."""
         touched = [x for axes in self.axes.values() for x in axes if x.group in move.groups]
         size = [float(np.vdot(self.a[x.tensor], self.a[x.tensor])) for x in touched]
         return sum(s for s, x in zip(size, touched) if self._counts(x, settled)) / (sum(size) or 1.0)
 
     def _counts(self, x: Axis, settled: frozenset[str] | None) -> bool:
-        """Whether a tensor's other axes are in order."""
+        """Whether a tensor's other axes are already ordered."""
         return settled is None or all(y is x or y.group in settled for y in self.axes[x.tensor])
 
     def descend(
         self, start: Permutations, random: np.random.Generator, sweeps: int
     ) -> tuple[dict[str, np.ndarray], list[float], bool]:
-        """Sweeps from a start: the orders found, the similarity at the start and after each, whether the last gained nothing."""
+        """Sweeps from a start: final orders, similarity at the start and after each sweep, whether the last had no gain."""
         orders, moves = dict(start), self.symmetries.moves
         path = [self.similarity(orders)]
         for _ in range(sweeps):
@@ -203,7 +200,7 @@ class _Pair:
         return orders, path, False
 
     def _best(self, move: Heads, permutations: Permutations, settled: frozenset[str] | None = None) -> dict[str, np.ndarray]:
-        """The best orders of the groups of a move, all others held; by tensors between settled groups alone, where given."""
+        """Best orders of the groups of a move with all others fixed; with `settled`, scored only by tensors between those."""
         count, parts = move.count, []
         for group in move.groups:
             size = self.symmetries.sizes[group] // count
@@ -224,7 +221,7 @@ class _Pair:
         }
 
     def _scores(self, group: str, permutations: Permutations, settled: frozenset[str] | None) -> Float[np.ndarray, "unit unit"]:
-        """Of each unit of a and each of b, the inner product of all weights into and out of them."""
+        """Inner product of all incoming and outgoing weights of each unit of a with each unit of b."""
         size = self.symmetries.sizes[group]
         total = np.zeros((size, size))
         for name, axes in self.axes.items():

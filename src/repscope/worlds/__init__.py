@@ -1,6 +1,6 @@
 """Synthetic tasks and models with a known answer.
 
-`rs.worlds.train` makes runs of a recipe (a `Training`) in a small world (`World`), `evaluator` what their losses are measured with.
+`rs.worlds.train` trains runs of a recipe (a `Training`) in a synthetic task (`World`); `evaluator` gives their loss function.
 """
 
 from repscope.worlds.hans.fine_tuning import World, evaluator

@@ -1,4 +1,4 @@
-"""A tiny random language model with a byte-level tokenizer, made in memory: for tests, `--tiny` and kill loops. Knows nothing."""
+"""A tiny untrained language model with a byte-level tokenizer, for tests and `--tiny`."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def byte_tokenizer() -> Any:
-    """One token a byte, 256 of them, nothing added at either end."""
+    """One token per byte, 256 in all, without special tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -22,14 +22,14 @@ def byte_tokenizer() -> Any:
 
 
 def tiny(seed: int = 0, *, device: str = "cpu", dtype: str = "float32") -> "LanguageModel":
-    """Four random Llama blocks of width 32 over bytes: every name has one token a byte, and nothing was ever learned.
+    """Untrained Llama of four blocks of width 32 over bytes.
 
-    device: one that torch has here. dtype: as for `load`; the weights are drawn in float32 and converted.
+    device: a torch device. dtype: as for `load`; the weights are drawn in float32 and converted.
 
     Raises
     ------
     UserError
-        For a device or dtype that there is not.
+        For an unknown device or dtype.
     """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
