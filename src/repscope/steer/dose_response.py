@@ -31,9 +31,9 @@ from repscope.stats import Estimate
 from repscope.steer.effects import DEFINITIONS, Added, Written, divergence, in_turn, log_odds, written
 
 STRENGTHS = (-0.6, -0.4, -0.2, -0.1, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)
-MOST_DAMAGE = 0.5  #: nats a token: the unsteered model finds the text 1.65 times as perplexing
+MOST_DAMAGE = 0.5  #: nats per token: a perplexity under the unsteered model of 1.65 times the baseline
 PROMPTED, PLAIN = PROMPTING, "unsteered"
-_READ_RANDOM = 3  #: random directions whose KL and damage are measured as well; reading and writing texts costs more than choices
+_READ_RANDOM = 3  #: random directions with KL and damage; these cost more than choices
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,8 +9,8 @@ rate is valid; for an accuracy use one minus it. Last axis: points; leading axes
 | `larger endpoint` | max_i L_i − max(L_0, L_n); never negative, as the ends are points of the curve |
 | `mean endpoint` | max_i L_i − (L_0 + L_n) / 2: Entezari et al. 2022, Git Re-Basin |
 
-They agree only if the ends have equal loss, so a barrier is always reported with its definition. The *convexity gap* (Juneja et al. 2023)
-is the largest chord barrier over all contiguous parts of the curve, from the same losses: at least the chord barrier of the whole.
+They agree only if the ends have equal loss; always report a barrier with its definition. The *convexity gap* (Juneja et al. 2023)
+is the largest chord barrier over all contiguous parts of the curve, hence at least the chord barrier of the whole.
 """
 
 from typing import Literal, get_args
