@@ -78,7 +78,7 @@ def test_edits_beyond_float16_are_refused(tokenizer):
         Edit.replace("resid_post.1", 7e4, tokens="last"),
         Edit.affine("resid_post.1", 1e7 * np.eye(32)),
     ):
-        with pytest.raises(UserError, match="beyond float16, which ends at 65,504; load the model"), lm.edit(edit):
+        with pytest.raises(UserError, match=r"beyond float16 \(at most 65,504\); load the model"), lm.edit(edit):
             lm.capture(TEXTS, "resid_post.2")
     with lm.edit(Edit.add("resid_post.1", np.full(32, 10.0))):
         assert np.isfinite(lm.capture(TEXTS, "resid_post.2").numpy()).all()

@@ -57,8 +57,8 @@ def rewritten(found, change):
         (lambda t: t.drop(columns="step"), "lacks the column step"),
         (lambda t: pd.concat([t, t.iloc[:1]]), "run a at step 0 twice"),
         (lambda t: t.assign(path=t["path"].str.replace("safetensors", "pt")), "There is no checkpoint"),
-        (lambda t: t.assign(step=1.5), "no whole number"),
-        (lambda t: t.iloc[:0], "no whole number|There are no checkpoints"),
+        (lambda t: t.assign(step=1.5), "not an integer"),
+        (lambda t: t.iloc[:0], "not an integer|There are no checkpoints"),
     ],
 )
 def test_a_broken_table_is_told(held, change, says):
@@ -90,10 +90,10 @@ def test_pickles_damaged_files_and_the_like_are_refused(held, tmp_path):
     with pytest.raises(UserError, match="There is no folder"):
         CheckpointSet.open(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds neither"):
+    with pytest.raises(UserError, match="has neither"):
         CheckpointSet.open(tmp_path / "empty")
     (held[0].folder / "network.json").write_text('{"kind": "small transformer", "width": 7}')
-    with pytest.raises(UserError, match="does not hold the sizes"):
+    with pytest.raises(UserError, match="does not contain the sizes"):
         CheckpointSet.open(held[0].folder)
 
 

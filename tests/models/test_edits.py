@@ -334,7 +334,7 @@ UP = np.ones(WIDTH)
         (lambda: Edit.add("resid_post.1", UP, tokens="subject.mean"), "average"),
         (lambda: Edit.add("resid_post.1", UP, tokens="subject."), "choice of tokens"),
         (lambda: Edit.add("resid_post.1", UP, tokens=""), "choice of tokens"),
-        (lambda: Edit.add("resid_post.1", UP, per_prompt=True), "one a prompt"),
+        (lambda: Edit.add("resid_post.1", UP, per_prompt=True), "one per prompt"),
         (lambda: Edit.add("resid_pots.1", UP), "did you mean 'resid_post'"),
         (lambda: Edit.add("resid_post.1", [[1.0, 2.0], [1.0]]), "shape"),
         (lambda: Edit.add("resid_post.1", "up"), "give a number"),

@@ -132,7 +132,7 @@ def test_heads_by_number_star_and_from_the_end(llama):
     assert found["z.*"] == [f"z.{b}" for b in range(4)]
     assert found["resid_post.*"] == [f"resid_post.{b}" for b in range(4)]
     for text, says in {
-        "resid_post.1.0": "names a head, and resid_post has none: write resid_post.1",
+        "resid_post.1.0": "names a head, but resid_post has none: write resid_post.1",
         "resid_post.1.*": "resid_post",
         "z.1.4": "heads 0 to 3",
         "k.1.2": "heads 0 to 1",

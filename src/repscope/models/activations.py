@@ -1,7 +1,7 @@
-"""Activations in memory or on disk, with named axes (prompt, site, token, feature). Arrays only; knows no model.
+"""Captured activations in memory or on disk, with axes prompt, site, token and feature.
 
-A prompt gives one vector a site (`tokens` was last, first, mean or an index) or several (`all`: ragged, one row a token).
-Rows stand in the order in which the prompts were given, sites in the order in which they were asked for.
+Each prompt has one vector per site (`tokens` is last, first, mean or an index) or several (`all`: ragged, one row per token).
+Rows follow the order of the prompts, sites the order of the request.
 """
 
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from repscope.models.sites import Site, Tokens
 
 @dataclass(frozen=True)
 class Activations:
-    """What a network held at some sites.
+    """Activations of a network at some sites.
 
-    rows: per site an array (row, feature), possibly memory-mapped. tokens: which positions were asked for.
+    rows: per site an array (row, feature), possibly memory-mapped. tokens: the requested positions.
     offsets: (prompt + 1), rows of prompt i are `offsets[i]:offsets[i + 1]`. positions: (row), token index in the prompt (for
-    a mean: that of its last token). model: fingerprint of the network. single: whether one site was asked for by name.
-    seconds: what it took, to lay beside `lm.plan(…).seconds`. asked: the sites as they were asked for, where one may stand twice.
+    a mean: that of its last token). model: fingerprint of the network. single: whether a single site was requested by name.
+    seconds: run time, to compare with `lm.plan(…).seconds`. asked: the sites as requested, possibly with repetition.
     """
 
     rows: Mapping[Site, Float[np.ndarray, "row *feature"]]
@@ -35,7 +35,7 @@ class Activations:
 
     @property
     def sites(self) -> tuple[Site, ...]:
-        """The sites held, each once, in the order in which they were asked for."""
+        """The distinct sites, in the order of the request."""
         return tuple(self.rows)
 
     def __len__(self) -> int:
@@ -47,29 +47,29 @@ class Activations:
         Raises
         ------
         UserError
-            When that site was not captured; says which were.
+            When that site was not captured; lists those that were.
         """
         wanted = Site.parse(site)
         if wanted not in self.rows:
-            raise UserError(f"{wanted} was not captured; this set holds {_listed(self.sites)}.")
+            raise UserError(f"{wanted} was not captured; these activations have {_listed(self.sites)}.")
         return self.rows[wanted]
 
     def numpy(self) -> Float[np.ndarray, "prompt *site_token_feature"]:
-        """One array: (prompt, feature) for one site asked for by its name, (prompt, site, feature) for several.
+        """One array: (prompt, feature) for a single site requested by name, (prompt, site, feature) for several.
 
-        Sites stand as they were asked for: in the order of the list, the blocks of a kind in the order of the forward pass.
-        With `tokens="all"` the axis `token` stands before the feature, if all prompts have the same number of tokens.
+        Sites follow the order of the request; blocks of a kind follow the forward pass.
+        With `tokens="all"` the axis `token` precedes the feature, if all prompts have the same number of tokens.
 
         Raises
         ------
         UserError
-            When prompts differ in their number of tokens, or sites in their width; names the way to read them then.
+            When prompts differ in number of tokens, or sites in width; says how to read them.
         """
         counts = np.diff(self.offsets)
         if self.tokens.ragged and counts.size and counts.min() != counts.max():
             raise UserError(
-                f"The prompts have {counts.min()} to {counts.max()} tokens, which is no rectangle: "
-                "read acts[site], one row a token, with acts.offsets."
+                f"The prompts have {counts.min()} to {counts.max()} tokens, so they do not form one array: "
+                "read acts[site], one row per token, with acts.offsets."
             )
         if len({r.shape[1:] for r in self.rows.values()}) > 1:
             raise UserError(f"{_listed(self.sites)} differ in width: read each by acts[site].")

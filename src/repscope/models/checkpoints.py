@@ -1,14 +1,12 @@
-"""CheckpointSet: trained runs × checkpoints, with a table of what each was made from. Weights are read when they are asked for.
+"""Sets of training checkpoints from several runs, with a metadata table and weights loaded on demand.
 
-1. A set is a folder with `checkpoints.csv`: a row a checkpoint with the columns run, step and path (a file of safetensors, or a
-   Hugging Face folder, within the set's folder), and whatever else is known: init, head_seed, data_seed, recipe, group. Networks of
-   ours have their sizes in `network.json`. A folder of Hugging Face checkpoints without a table is read as one run a subfolder.
-2. Opening reads headers only, and refuses what cannot be interpolated: weights of other names or sizes, a row twice, a missing
-   file. Tensors that networks compute themselves (rotary frequencies, masks) are passed over, and so are stored copies of tied
-   weights that some checkpoints have and others lack; the values of these are compared.
-3. Paths from a table stay inside its folder; nothing is ever unpickled.
-
-Does not know what the runs are compared for.
+1. A set is a folder with `checkpoints.csv`: one row per checkpoint with the columns run, step and path (a safetensors file or a
+   Hugging Face folder inside the set's folder), and optional metadata: init, head_seed, data_seed, recipe, group. For built-in
+   networks, `network.json` has the sizes. In a folder of Hugging Face checkpoints without a table, every subfolder is one run.
+2. Opening reads headers only, and refuses what cannot be interpolated: weights that differ in names or sizes, duplicate rows,
+   missing files. Tensors that networks compute themselves (rotary frequencies, masks) are ignored, and so are copies of tied
+   weights that only some checkpoints store, once their values are verified.
+3. Paths in a table must stay inside its folder; pickled files are never read.
 """
 
 import hashlib
@@ -42,10 +40,10 @@ Sizes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class CheckpointSet:
-    """Trained runs and their checkpoints. Make one with `open`, `of` or `written`.
+    """Training runs and their checkpoints. Make one with `open`, `of` or `written`.
 
-    folder: where the table is; of a set made from paths, where they were given. table: a row a checkpoint, with the columns run
-    (text), step (int), path (Path) and what else is known. shape: sizes of our own small networks, None for others.
+    folder: location of the table, or the working directory for a set of paths. table: one row per checkpoint with run (text),
+    step (int), path (Path) and metadata. shape: sizes of built-in small networks, None for others.
     """
 
     folder: Path
@@ -55,7 +53,7 @@ class CheckpointSet:
 
     @classmethod
     def open(cls, folder: str | Path) -> "CheckpointSet":
-        """The set in a folder: with its table, or one run a subfolder.
+        """Open the set in a folder: with a table, or with one run per subfolder.
 
         Raises
         ------
@@ -68,13 +66,13 @@ class CheckpointSet:
         if not (home / TABLE).is_file():
             found = sorted(p for p in home.iterdir() if p.is_dir() and not p.name.startswith(".") and list(p.glob("*.safetensors")))
             if len(found) < 2:
-                raise UserError(f"{home} holds neither {TABLE} nor folders with safetensors; give a set, or two models.")
+                raise UserError(f"{home} has neither {TABLE} nor folders with safetensors; give a set, or two models.")
             return cls.of(found)
         return cls._checked(home, _read(home / TABLE, home), _shape(home / NETWORK))
 
     @classmethod
     def of(cls, paths: Iterable[str | Path]) -> "CheckpointSet":
-        """A set of checkpoints given one by one, each a run of its own: files of safetensors or Hugging Face folders.
+        """A set of single checkpoints, each its own run: safetensors files or Hugging Face folders.
 
         Raises
         ------
@@ -94,16 +92,16 @@ class CheckpointSet:
 
     @classmethod
     def written(cls, folder: Path, shape: Shape, table: pd.DataFrame, states: Mapping[int, State]) -> "CheckpointSet":
-        """Write trained small networks as a set, whole or not at all.
+        """Write trained small networks as a set, atomically.
 
         Parameters
         ----------
         folder
-            Where; what was there is replaced.
+            Target folder; its contents are replaced.
         shape
             Sizes of the networks.
         table
-            A row a run, in the order of the stack: the column run, and what is known of each.
+            One row per run, in the order of the stack: the column run, and metadata.
         states
             Step → stacked weights.
         """
@@ -141,12 +139,12 @@ class CheckpointSet:
         return tuple(dict.fromkeys(self.table["run"]))
 
     def select(self, **equal: object) -> "CheckpointSet":
-        """The checkpoints whose row has these values; `step="last"` is the last step of each run.
+        """The checkpoints whose row has these values; `step="last"` selects the last step of each run.
 
         Raises
         ------
         UserError
-            For a column that the table lacks, or when nothing is left.
+            For an unknown column, or when no checkpoint matches.
         """
         table = self.table
         for column, value in equal.items():
@@ -162,21 +160,21 @@ class CheckpointSet:
         return CheckpointSet(self.folder, table.reset_index(drop=True), self.shape, self.sizes)
 
     def state(self, index: int) -> dict[str, Tensor]:
-        """The weights of one row, read from its file now.
+        """Read the weights of one row from its file.
 
         Raises
         ------
         UserError
-            When the file has gone or was damaged since.
+            When the file has been removed or damaged.
         """
         return {name: value for name, value in tensors(self.table["path"].iloc[index]) if name in self.sizes}
 
     def stacked(self) -> State:
-        """The weights of all rows with a leading run axis: for small networks, as all of them are held at once."""
+        """The weights of all rows with a leading run axis; for small networks, as all must fit in memory."""
         return stack(self.state(i) for i in range(len(self)))
 
     def fingerprint(self) -> Fingerprint:
-        """Of all rows together, in their order."""
+        """Fingerprint of all rows in order."""
         digests = []
         for path in self.table["path"]:
             lines = digests_of(_files(path))
@@ -195,14 +193,14 @@ class CheckpointSet:
 
 
 class Weights(Mapping[str, Tensor]):
-    """The tensors of a checkpoint by name, each read when it is asked for: a view of the mapped file, never a copy of it all.
+    """Lazy, memory-mapped view of a checkpoint's tensors by name.
 
     Parameters
     ----------
     path
-        A file of safetensors, or a Hugging Face folder.
+        A safetensors file or a Hugging Face folder.
     names
-        Those to hold; all that are trained when None.
+        Tensors to include; by default all trained ones.
 
     Raises
     ------
@@ -224,7 +222,7 @@ class Weights(Mapping[str, Tensor]):
         return found
 
     def close(self) -> None:
-        """Let go of the mapped files; they are mapped again when a tensor is asked for."""
+        """Release the mapped files; the next access maps them again."""
         self._open.clear()
 
     def __iter__(self) -> Iterator[str]:
@@ -235,7 +233,7 @@ class Weights(Mapping[str, Tensor]):
 
 
 def config_of(folder: Path) -> dict[str, Any]:
-    """The configuration of a folder, what it leaves out filled with what transformers takes for it.
+    """The configuration of a folder, completed with transformers' defaults.
 
     Raises
     ------
@@ -252,7 +250,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Name and values of each tensor of a checkpoint, one at a time.
+    """Iterate over names and values of a checkpoint's tensors.
 
     Raises
     ------
@@ -271,7 +269,7 @@ def _files(path: Path) -> list[Path]:
     if not path.is_file():
         raise UserError(f"There is no checkpoint {path}; check the path.")
     if path.suffix != ".safetensors":
-        raise UserError(f"{path} is not a file of safetensors; repscope never reads pickled weights (.bin, .pt).")
+        raise UserError(f"{path} is not a safetensors file; repscope never reads pickled weights (.bin, .pt).")
     return [path]
 
 
@@ -291,7 +289,7 @@ def _sizes(path: Path) -> Sizes:
 
 
 def _copy(path: Path, name: str, sizes: Sizes, of: Collection[str]) -> bool:
-    """Whether a checkpoint stores a tensor a second time: tied weights under both of their names."""
+    """Whether a checkpoint stores a tensor twice: tied weights under both names."""
     held = Weights(path)
     return any(sizes[other] == sizes[name] and torch.equal(held[other], held[name]) for other in of if len(sizes[name]) > 1)
 
@@ -313,15 +311,15 @@ def _read(file: Path, home: Path) -> pd.DataFrame:
     if lacking := [c for c in _NEEDED if c not in table.columns]:
         raise UserError(f"{file} lacks the column {lacking[0]}; a table of checkpoints has run, step and path.")
     if table[list(_NEEDED)].isna().any().any() or not pd.api.types.is_integer_dtype(table["step"]):
-        raise UserError(f"{file} has a row without run, step or path, or a step that is no whole number.")
+        raise UserError(f"{file} has a row without run, step or path, or a step that is not an integer.")
     if (twice := table[table.duplicated(["run", "step"])]).size:
         row = twice.iloc[0]
-        raise UserError(f"{file} has run {row['run']} at step {row['step']} twice; a checkpoint stands in one row.")
+        raise UserError(f"{file} has run {row['run']} at step {row['step']} twice; give each checkpoint one row.")
     root = home.resolve()
     paths = [(root / p).resolve() for p in table["path"]]
     for given, path in zip(table["path"], paths):
         if not path.is_relative_to(root):
-            raise UserError(f"{file} names {given}, which lies outside of its folder; put the checkpoint inside.")
+            raise UserError(f"{file} names {given}, which is outside its folder; put the checkpoint inside.")
     return table.assign(path=paths)
 
 
@@ -334,11 +332,11 @@ def _shape(file: Path) -> Shape | None:
             return None
         return Shape(**{str(k): int(v) for k, v in known.items()})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{file} does not hold the sizes of a small transformer ({error}).") from error
+        raise UserError(f"{file} does not contain the sizes of a small transformer ({error}).") from error
 
 
 def save(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write weights as one file of safetensors, whole or not at all."""
+    """Write weights as one safetensors file, atomically."""
     from safetensors.torch import save_file
 
     with whole_file(path) as partial:

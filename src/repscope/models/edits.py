@@ -1,6 +1,6 @@
-"""Edit: a change to what a network holds at a site: add, replace, project out, affine map, clamp along a direction.
+"""Edits of activations at a site: add, replace, project out, affine map, clamp along a direction.
 
-An `Edit` is a value: what to do, where, at which tokens. It knows no module; `Sited.edit` installs it for the time of a context.
+An `Edit` describes operation, site and tokens, independently of any module; `BaseNetwork.edit` installs it within a context.
 
     x' = x + scale · v                 add
     x' = v                             replace
@@ -8,8 +8,8 @@ An `Edit` is a value: what to do, where, at which tokens. It knows no module; `S
     x' = W x + b                       affine
     x' = x + (clip(c) - c) u           clamp, with c = u · x the coordinate along a unit vector
 
-Arithmetic is in float32 or wider, whatever the network's precision. Edits at one site act in the order given, sites in the order of
-the forward pass. Positions count in the prompt alone, so padding, caches and batches change nothing.
+Arithmetic is in float32 or wider. Edits at one site act in the order given, sites in the order of the forward pass. Positions are
+relative to the prompt, so padding, caches and batches have no effect.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,10 +35,10 @@ def _clamped(x: Tensor, a: Arrays) -> Tensor:
     return x + (along.clamp(float(a["low"]), float(a["high"])) - along)[..., None] * a["unit"]
 
 
-#: what each kind does to rows (position, feature), given its arrays
+#: operation of each kind on rows (position, feature), given its arrays
 _CHANGES: dict[Kind, Callable[[Tensor, Arrays], Tensor]] = {
     "add": lambda x, a: x + a["vector"],
-    "replace": lambda x, a: a["vector"].expand_as(x).clone(),  # some families go on in place
+    "replace": lambda x, a: a["vector"].expand_as(x).clone(),  # some model families modify it in place afterwards
     "project_out": lambda x, a: x - (x @ a["basis"].T) @ a["basis"],
     "affine": lambda x, a: x @ a["weight"].T + a["bias"],
     "clamp": _clamped,
@@ -49,10 +49,10 @@ _CHANGES: dict[Kind, Callable[[Tensor, Arrays], Tensor]] = {
 class Edit:
     """One change at one site. Made by `Edit.add`, `replace`, `project_out`, `affine` and `clamp`.
 
-    kind: which. site: where; a kind without a block (`resid_post`) means all blocks. tokens: `all`, `last`, `first`, an index, a
-    span's name with or without such a choice (`subject`, `subject.last`), `prompt`, or `generated` for what follows the prompt.
-    arrays: what it adds or maps with. per_prompt: whether `vector` has one row a prompt. axis: the feature axis of a `module:`
-    site in a network that is no transformer (1 for the channels of an image).
+    site: a kind without a block (`resid_post`) means all blocks. tokens: `all`, `last`, `first`, an index, a span name with or
+    without such a choice (`subject`, `subject.last`), `prompt`, or `generated` for the tokens after the prompt. arrays: vectors and
+    matrices of the operation. per_prompt: whether `vector` has one row per prompt. axis: feature axis of a `module:` site in a
+    network that is not a transformer (1 for image channels).
     """
 
     kind: Kind
@@ -82,14 +82,14 @@ class Edit:
         vector
             (feature), or (prompt, feature) with `per_prompt`; an array, a tensor or a `Direction`.
         scale
-            What to multiply it with; a direction's own scale where it has one, else 1.
+            Factor of the vector; by default the direction's own scale, else 1.
         tokens
-            At which positions; a direction's own where it says, else all.
+            Positions; by default the direction's own, else all.
 
         Raises
         ------
         UserError
-            For a vector that is not finite, a name that is no site, a choice of tokens there is not.
+            For a non-finite vector, an unknown site or an invalid choice of tokens.
         """
         factor = scale if scale is not None else float(getattr(vector, "scale", 1.0))
         at = tokens if tokens is not None else getattr(vector, "tokens", "all")
@@ -99,12 +99,12 @@ class Edit:
     def replace(
         cls, site: str | Site, value: Any, *, tokens: str | int = "all", per_prompt: bool = False, axis: int = -1
     ) -> "Edit":
-        """Put a value, (feature) or with `per_prompt` (prompt, feature), in the place of what is there; 0 for all zeros."""
+        """Replace activations by a value: (feature), (prompt, feature) with `per_prompt`, or 0 for zero ablation."""
         return _made("replace", site, tokens, {"vector": _array(value)}, per_prompt, axis)
 
     @classmethod
     def project_out(cls, site: str | Site, directions: Any, *, tokens: str | int = "all", axis: int = -1) -> "Edit":
-        """Remove what lies along one direction (feature), or in the span of several (direction, feature).
+        """Project out one direction (feature), or the span of several (direction, feature).
 
         Raises
         ------
@@ -139,7 +139,7 @@ class Edit:
         tokens: str | int = "all",
         axis: int = -1,
     ) -> "Edit":
-        """Keep the coordinate along a direction, taken at length one, between `low` and `high`, in the site's own units.
+        """Clamp the coordinate along the normalised direction between `low` and `high`, in the site's own units.
 
         Raises
         ------
@@ -163,11 +163,11 @@ class Edit:
 
     @property
     def picked(self) -> Tokens:
-        """Which of a prompt's positions; for `prompt` and `generated` all, which the pass then narrows."""
+        """Positions within the prompt; all for `prompt` and `generated`, which the forward pass then restricts."""
         return Tokens("all") if self.tokens in WHERE else Tokens.spanning(self.tokens)
 
     def changed(self, x: Tensor, prompts: Int[Tensor, "position"] | None, arrays: Arrays) -> Tensor:
-        """What this edit makes of rows (position, *feature), each of which belongs to a prompt.
+        """Edited rows (position, *feature), each of which belongs to a prompt.
 
         Raises
         ------
@@ -191,22 +191,22 @@ class Edit:
         if not fits:
             shapes = ", ".join(f"{name} {tuple(a.shape[self.per_prompt :])}" for name, a in arrays.items() if a.dim())
             raise UserError(f"The {self} has {shapes}; the site's features are {tuple(x.shape[1:])}.")
-        if self.site.kind == "pattern":  # keys that are masked stay so: those to come, and padding
+        if self.site.kind == "pattern":  # masked keys (future tokens, padding) stay masked
             new = torch.where(x == 0, torch.zeros_like(new), new)
         made = new.to(x.dtype)
         if x.dtype == torch.float16 and bool((~torch.isfinite(made) & torch.isfinite(new)).any()):
             raise UserError(
-                f"The {self} gives values beyond float16, which ends at 65,504; load the model with dtype='float32' or 'bfloat16'."
+                f"The {self} gives values beyond float16 (at most 65,504); load the model with dtype='float32' or 'bfloat16'."
             )
         return made
 
 
 @dataclass
 class Pass:
-    """Where one forward pass stands in its prompts, for edits to find their positions.
+    """Layout of prompts in one forward pass, from which edits find their positions.
 
-    prompts: (row), the prompt that each row is. offset: (row), columns of padding before it. total: columns so far, those in the
-    cache included; the pass itself fills it in. One row stands for all where a pass has many rows of one prompt.
+    prompts: (row), prompt of each row. offset: (row), padding columns before it. total: columns so far including the cache, set by
+    the pass itself. If all rows are the same prompt, one row may represent them.
     """
 
     prompts: Int[np.ndarray, "row"]
@@ -217,11 +217,11 @@ class Pass:
 
 @dataclass
 class Installed:
-    """An edit at one site of a network, for the time of a context.
+    """An edit installed at one site of a network within a context.
 
-    current: tells the pass that runs, None for one that nobody announced (a plain call of the module). spans: (prompt), the first
-    position and the one after the last, for the operation that runs. hit, moved: whether it was reached and whether it changed
-    anything. planned: whether a run was planned with it, which runs nothing.
+    current: returns the running pass, None for a plain call of the module. start, stop: (prompt), first position and the one after
+    the last, for the current operation. hit, moved: whether it was reached and whether it changed anything. planned: whether a
+    `plan` used it, without running.
     """
 
     edit: Edit
@@ -236,13 +236,13 @@ class Installed:
     _arrays: dict[tuple[torch.device, torch.dtype], Arrays] = field(default_factory=dict)
 
     def __call__(self, value: Tensor) -> Tensor | None:
-        """The tensor that takes this one's place, None where nothing is to change."""
+        """The edited tensor, None where nothing changes."""
         if self.asleep:
             return None
         now = self.current()
         if now is None and (self.edit.tokens != "all" or self.edit.per_prompt):
             raise UserError(
-                f"{self.edit} must know where prompts begin and end, which a plain call of the module does not tell: "
+                f"{self.edit} must know where prompts begin and end, which is unknown in a plain call of the module: "
                 "use capture, logits, score or generate."
             )
         if now is None or self.start is None or self.stop is None:
@@ -272,9 +272,9 @@ class Installed:
         return self._noted(value, new)
 
     def _whole(self, value: Tensor, now: Pass | None) -> Tensor:
-        """Change every position; the features are one axis, whatever the rest means."""
+        """Edit every position; `axis` is the feature axis, all other axes are positions."""
         if not -value.dim() <= self.edit.axis < value.dim():
-            raise UserError(f"{self.edit} has axis={self.edit.axis}; what is there has {value.dim()} axes.")
+            raise UserError(f"{self.edit} has axis={self.edit.axis}, but the tensor there has {value.dim()} axes.")
         moved = value.movedim(self.edit.axis, -1)
         rows = moved.flatten(0, 1) if self.edit.axis == -1 and moved.dim() > 2 else moved.flatten(0, -2)
         prompts = None
@@ -296,10 +296,10 @@ class Installed:
         return self._arrays[key]
 
     def _narrowed(self, name: str, array: Tensor, dtype: torch.dtype) -> Tensor:
-        """An array of the edit in the precision of its arithmetic, which must hold it."""
+        """An array of the edit, cast to the precision of its arithmetic; its values must be in range."""
         made = array.to(dtype)
         if bool((torch.isfinite(array) & ~torch.isfinite(made)).any()) and name not in ("low", "high"):
-            raise UserError(f"The {name} of {self.edit} is beyond float32, in which edits act; give smaller numbers.")
+            raise UserError(f"The {name} of {self.edit} exceeds float32, the precision of edits; give smaller numbers.")
         return made
 
 
@@ -312,9 +312,9 @@ def _made(kind: Kind, site: str | Site, tokens: str | int, arrays: Arrays, per_p
         raise unknown("choice of tokens", tokens, (*PICKS, *WHERE))
     edit = Edit(kind, Site.parse(site), str(tokens), arrays, per_prompt, axis)
     if edit.picked.pooled:
-        raise UserError(f"An edit acts on positions, and {tokens!r} is an average: choose all, last or a span.")
+        raise UserError(f"An edit acts on positions, but {tokens!r} is an average: choose all, last or a span.")
     if per_prompt and arrays["vector"].dim() < 2:
-        raise UserError(f"The edit at {site} has one vector and not one a prompt: give (prompt, feature).")
+        raise UserError(f"The edit at {site} has one vector, not one per prompt: give (prompt, feature).")
     return edit
 
 

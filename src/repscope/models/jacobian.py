@@ -1,15 +1,15 @@
-"""Jacobian: the linear operator between two sites of a network, prompt by prompt.
+"""Jacobian between two sites of a network, per prompt: products, matrix, mean and singular triplets.
 
-    J = ∂ target / ∂ δ,   δ added to the source at its positions, every other position's state there held as it is
+    J = ∂ target / ∂ δ,   δ added to the source at its positions, the source's state at all other positions fixed
 
-With one source position this is the map of LRE (Hernandez et al. 2024, arXiv 2308.09124); with several, δ is the same at each, as
-steering adds it, and J is the sum over them. The target is one position or the mean of several.
+With one source position this is the map of LRE (Hernandez et al. 2024, arXiv 2308.09124); with several, δ is the same at each,
+as in steering, and J is the sum over them. The target is one position or the mean of several.
 
-1. Keys and values of the positions before the source are computed once; positions after the target are left out (causal networks).
-2. The pass from there is made once and its graph kept (`linearized`): blocks below the source run once, products run through the
-   blocks between only. A product costs about what a forward pass over (positions from the source on) × (blocks between) costs.
-3. Many vectors, and prompts of equal shape, go through one backward pass; all source blocks come from the same passes.
-4. Graphs are kept up to a budget of memory; beyond it they are made again for each product, so memory does not grow with prompts.
+1. Keys and values of the positions before the source are computed once; positions after the target are skipped (causal networks).
+2. One forward pass from there builds a graph that is cached (`linearized`). A product runs only through the blocks between source
+   and target, and costs about one forward pass over (positions from the source on) × (these blocks).
+3. Many vectors, and prompts of equal shape, share one backward pass; all source blocks come from the same passes.
+4. Graphs are cached up to a memory budget and recomputed for each product beyond it, so memory does not grow with prompts.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +34,7 @@ from repscope.progress import progress
 
 @dataclass(eq=False)
 class _Shared:
-    """What the Jacobians of several sources of the same passes share: groups, and points and values once they are known."""
+    """State shared by the Jacobians of several sources: groups, and the source and target values of the passes."""
 
     groups: Sequence[Group]
     points: list[np.ndarray] = field(default_factory=list)
@@ -44,10 +44,10 @@ class _Shared:
 
 
 class Jacobian:
-    """The Jacobians from one or several sources to a target, one for each prompt. Made by `lm.jacobian(…)`.
+    """The Jacobians from one or several sources to a target, one per prompt. Made by `lm.jacobian(…)`.
 
-    sources, target: the sites. Several sources share every backward pass: `vjp` and `matrix` then give one array a source, and
-    `jac["resid_post.8"]` is the Jacobian of one of them.
+    Several sources share every backward pass: `vjp` and `matrix` return one array per source, and `jac["resid_post.8"]` is the
+    Jacobian of one source.
     """
 
     def __init__(self, sources: Sequence[Site], target: Site, shared: _Shared, at: Sequence[int], single: bool) -> None:
@@ -55,7 +55,7 @@ class Jacobian:
 
     @classmethod
     def over(cls, plan: Plan) -> "Jacobian":
-        """Make every group's pass once, see what is there, and keep as many as the budget allows."""
+        """Run every group's pass once, store source and target values, and cache as many graphs as the budget allows."""
         shared = _Shared(plan.groups, unchanged=plan.unchanged)
         count, kept = sum(len(g.inputs) for g in plan.groups), 0.0
         for group in plan.groups:
@@ -78,7 +78,7 @@ class Jacobian:
         return f"Jacobian({named} → {self.target}, {len(self)} prompts)"
 
     def __getitem__(self, source: "str | Site") -> "Jacobian":
-        """The Jacobian of one source; it shares the passes.
+        """The Jacobian of one source, from the same passes.
 
         Raises
         ------
@@ -98,27 +98,27 @@ class Jacobian:
 
     @property
     def point(self) -> Float[np.ndarray, "prompt d_source"]:
-        """The source's vectors at which the Jacobians are taken; of several positions their mean."""
+        """The source's vectors at which the Jacobians are evaluated; the mean over several positions."""
         return self._shared.points[self._one()]
 
     @property
     def value(self) -> Float[np.ndarray, "prompt d_target"]:
-        """The target's vectors there; LRE's bias is value - J point."""
+        """The target's vectors at `point`; LRE's bias is value - J point."""
         assert self._shared.value is not None
         return self._shared.value
 
     @property
     def unbatched(self) -> str:
-        """Why vectors go through this network one by one, empty where they go together."""
+        """Why vectors are processed one at a time in this network; empty if they are batched."""
         return self._shared.unbatched
 
     def vjp(self, u: Float[np.ndarray, "vector d_target"]) -> Any:
-        """uᵀJ: (prompt, vector, d_source), from one backward pass for many vectors; several sources give a mapping of sites.
+        """uᵀJ: (prompt, vector, d_source), batched over vectors; a mapping by site for several sources.
 
         Raises
         ------
         UserError
-            For vectors of another width, or that are not finite.
+            For vectors of the wrong width, or not finite.
         """
         vectors = self._vectors(u, self.value.shape[1], "u")
         outs = [np.empty((len(self), len(vectors), self._shared.points[i].shape[1]), self.value.dtype) for i in self._at]
@@ -128,12 +128,12 @@ class Jacobian:
         return outs[0] if self._single else PerSite(zip(self.sources, outs))
 
     def jvp(self, v: Float[np.ndarray, "vector d_source"]) -> Float[np.ndarray, "prompt vector d_target"]:
-        """Jv of each prompt.
+        """Jv per prompt, for a single source.
 
         Raises
         ------
         UserError
-            As `vjp`; and for several sources, of which one must be chosen.
+            As `vjp`; and for several sources.
         """
         vectors = self._vectors(v, self.shape[1], "v")
         out = np.empty((len(self), len(vectors), self.shape[0]), self.value.dtype)
@@ -142,18 +142,18 @@ class Jacobian:
         return out
 
     def matrix(self) -> Any:
-        """The whole Jacobians: (prompt, d_target, d_source); several sources, all from the same passes, give a mapping of sites."""
+        """The Jacobian matrices: (prompt, d_target, d_source); a mapping by site for several sources."""
         widths = [self._shared.points[i].shape[1] for i in self._at]
         outs = [np.empty((len(self), self.value.shape[1], width), self.value.dtype) for width in widths]
         self._whole(lambda inputs, i, rows, found: outs[i].__setitem__(_at(inputs, rows), found))
         return outs[0] if self._single else PerSite(zip(self.sources, outs))
 
     def mean(self) -> "MeanJacobian":
-        """The average over prompts, as an operator; products are summed as they come, in float64."""
+        """The average over prompts, as an operator; products are accumulated in float64."""
         return MeanJacobian(self)
 
     def svd(self, k: int = 16, **options: Any) -> Triplets:
-        """Leading singular triplets of a single prompt's Jacobian; of several, ask `mean().svd`.
+        """Leading singular triplets for a single prompt; for several, use `mean().svd`.
 
         Raises
         ------
@@ -161,7 +161,7 @@ class Jacobian:
             For several prompts.
         """
         if len(self) != 1:
-            raise UserError(f"There are {len(self)} Jacobians, one a prompt: ask for jac.mean().svd(), or give one prompt.")
+            raise UserError(f"There are {len(self)} Jacobians, one per prompt: use jac.mean().svd(), or give one prompt.")
         return self.mean().svd(k, **options)
 
     def _one(self) -> int:
@@ -173,13 +173,13 @@ class Jacobian:
         try:
             wide = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=np.float64)
         except (TypeError, ValueError) as error:
-            raise UserError(f"{name} is no array of numbers; give (vector, {width}) for {self!r}.") from error
+            raise UserError(f"{name} is not a numeric array; give (vector, {width}) for {self!r}.") from error
         with np.errstate(over="ignore"):
             vectors = wide.astype(self.value.dtype)
         if vectors.ndim != 2 or vectors.shape[1] != width:
             raise UserError(f"{name} has the shape {vectors.shape}; it must be (vector, {width}) for {self!r}.")
         if not np.isfinite(vectors).all():
-            held = "not finite" if not np.isfinite(wide).all() else f"beyond {vectors.dtype}, in which products are taken"
+            held = "not finite" if not np.isfinite(wide).all() else f"beyond {vectors.dtype}, the precision of the products"
             raise UserError(f"{name} is {held}.")
         return torch.from_numpy(np.ascontiguousarray(vectors))
 
@@ -191,7 +191,7 @@ class Jacobian:
             self._shared.unbatched = self._shared.unbatched or made.unbatched
 
     def _whole(self, put: Callable[[Sequence[int], int, slice, np.ndarray], None]) -> None:
-        """Every row of every Jacobian, a block of rows at a time, handed on with its inputs, its source and which rows."""
+        """Pass all rows of all Jacobians to `put`, block by block: inputs, source, rows, values."""
         rows = self.value.shape[1]
         with progress("Jacobian", rows * len(self)) as advance, memory_kept():
             for group, made in self._passes():
@@ -205,7 +205,7 @@ class Jacobian:
 
 
 class MeanJacobian:
-    """The average of prompts' Jacobians, as an operator. Made by `Jacobian.mean`."""
+    """The average Jacobian over prompts, as an operator. Made by `Jacobian.mean`."""
 
     def __init__(self, each: Jacobian) -> None:
         self._each = each
@@ -249,12 +249,12 @@ class MeanJacobian:
         return outs[0] if each._single else PerSite(zip(each.sources, outs))
 
     def matrix(self) -> Any:
-        """The mean Jacobian (d_target, d_source) in float64, summed as it comes; several sources give a mapping of sites."""
+        """The mean Jacobian (d_target, d_source) in float64; a mapping by site for several sources."""
         matrices = PerSite((site, weight) for site, (weight, _) in self.affine().items())
         return matrices[self._each.sources[0]] if self._each._single else matrices
 
     def affine(self) -> dict[Site, tuple[Float[np.ndarray, "d_target d_source"], Float[np.ndarray, "d_target"]]]:
-        """For each source the mean Jacobian W and the mean b of value - J point, in float64, from the same products: LRE's map."""
+        """LRE's affine map per source, in float64: the mean Jacobian W and the mean b of value - J point."""
         each = self._each
         rows, points = each.value.shape[1], [each._shared.points[i].astype(np.float64) for i in each._at]
         totals = [np.zeros((rows, p.shape[1])) for p in points]
@@ -276,20 +276,20 @@ class MeanJacobian:
         Parameters
         ----------
         k
-            How many.
+            Number of triplets.
         seed
-            Of the random start.
+            Seed of the random start.
         tolerance
-            Relative error of each value that the certificate must show before the iteration ends.
+            Certified relative error of each value at which the iteration stops.
         products
-            Most products Jv and uᵀJ, each vector counting as one.
+            Maximum number of products Jv and uᵀJ, counted per vector.
         block
-            Vectors that go through together; 8, or fewer where k or the Jacobian is smaller, when not given.
+            Vectors per product; by default 8, or fewer if k or the Jacobian is smaller.
 
         Raises
         ------
         UserError
-            For k beyond the Jacobian's smaller side, or fewer products than one iteration takes; for several sources.
+            For k beyond the Jacobian's smaller dimension, fewer products than one iteration needs, or several sources.
         """
         self._each._one()
         with progress("Singular triplets", products) as advance:
@@ -299,7 +299,7 @@ class MeanJacobian:
 
 
 def as_numpy(x: Tensor) -> Float[np.ndarray, "..."]:
-    """A tensor as an array, in float32 where numpy has no such type."""
+    """A tensor as an array, in float32 if numpy lacks its type."""
     array: np.ndarray = as_float(x.detach()).cpu().numpy()
     return array
 

@@ -1,9 +1,8 @@
-"""LanguageModel: a network that reads text. Text and spans in; activations, logits, log-probabilities, gradients and text out.
+"""Language model with tokenizer: capture, logits, scores, generation, gradients and Jacobians.
 
-Texts become token ids and spans of positions (`prompts`), a `TokenNetwork` runs them (`passes`), rows go to their place in the
-result. Inside `lm.edit(…)` the same methods run the edited network: edits find their positions in each prompt's own tokens, so a
-prompt comes out the same alone and in a batch, with a cache and without. An edit that changes none of the rows asked for is an
-error.
+`prompts` tokenises texts and locates spans, `TokenNetwork` runs them. Inside `lm.edit(…)` the same methods run the edited network.
+Edit positions are relative to each prompt, so results do not depend on batching or caching. An edit that changes none of the
+requested rows is an error.
 """
 
 import math
@@ -53,8 +52,7 @@ from repscope.models.sites import Site, Tokens, names_one
 class TokenScores:
     """Log-probabilities of continuations.
 
-    logprob: (prompt), log-probability of the whole continuation in nats. tokens: (prompt), tokens it has. each: for every prompt
-    the log-probability of each of its tokens in nats.
+    logprob: (prompt), of the whole continuation. tokens: (prompt), its number of tokens. each: per prompt, one value per token.
     """
 
     logprob: Float[np.ndarray, "prompt"]
@@ -63,7 +61,7 @@ class TokenScores:
 
 
 class LanguageModel(TokenNetwork):
-    """A language model and its tokenizer, both the untouched Hugging Face objects: `lm.model`, `lm.tokenizer`.
+    """A language model and its tokenizer, the unmodified Hugging Face objects: `lm.model`, `lm.tokenizer`.
 
     Parameters
     ----------
@@ -72,9 +70,9 @@ class LanguageModel(TokenNetwork):
     tokenizer
         Its tokenizer.
     name
-        What to call it in tables.
+        Its name in tables.
     source
-        Where its weights come from; a digest of sampled entries when not given.
+        Origin of the weights; by default a digest of sampled entries.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str | None = None, source: WeightSource | None = None) -> None:
@@ -90,20 +88,19 @@ class LanguageModel(TokenNetwork):
         return f"LanguageModel({self.name}, {held}, {self.source.precision}, {self.fingerprint})"
 
     def tokens(self, text: str | Prompt | Chat) -> list[str]:
-        """The tokens of a text as a reader would see them, exactly as the network gets them."""
+        """The tokens of a text as strings, exactly as the network receives them."""
         return [self.tokenizer.decode([int(i)]) for i in self._encoded([text], Tokens("all")).ids[0]]
 
     def chat(self, content: str | Prompt | Chat, system: str | None = None) -> Prompt:
-        """A text as a user's turn in the model's chat template, ready for the answer; or a whole chat.
+        """Format a user's turn or a whole chat with the model's chat template, ready for the answer.
 
         Parameters
         ----------
         content
-            A user's turn; or a list of turns, each `{"role": …, "content": …}` with a text or a `Prompt`. After a user's turn
-            stands the template's opening of an answer; a chat that ends with an assistant's turn ends with its content, to be
-            continued.
+            A user's turn; or a list of turns, each `{"role": …, "content": …}` with a text or a `Prompt`. If the last turn is the
+            user's, the template's opening of an answer follows; if it is the assistant's, the model continues its content.
         system
-            An instruction that stands before it.
+            System prompt.
 
         Returns
         -------
@@ -113,13 +110,13 @@ class LanguageModel(TokenNetwork):
         Raises
         ------
         UserError
-            When the tokenizer has no chat template, or its template raises, leaves a turn out or changes a content.
+            When the tokenizer has no chat template, or the template fails, omits a turn or changes a content.
         """
         turns: Any = content
         if isinstance(content, (str, Prompt)):
             turns = [{"role": "user", "content": content}]
         if not isinstance(turns, (list, tuple)):
-            raise UserError(f"A chat is a text, a Prompt or a list of turns, and {described(content)} was given.")
+            raise UserError(f"A chat is a text, a Prompt or a list of turns, but {described(content)} was given.")
         first = [] if system is None else [{"role": "system", "content": system}]
         return chat_prompt(self.tokenizer, [*first, *turns])
 
@@ -132,9 +129,9 @@ class LanguageModel(TokenNetwork):
         batch_tokens: int | None = None,
         dtype: str = "float32",
     ) -> Forecast:
-        """What a capture would run: blocks, tokens, passes, FLOPs, bytes, and about how long. Print it. Arguments as `capture`.
+        """Printable cost estimate of a capture: blocks, tokens, passes, FLOPs, bytes, seconds. Arguments as `capture`.
 
-        Under edits it is the plan of the edited network's run; that the edits change something is not looked at.
+        Under edits it is the plan of the edited network's run; whether the edits have an effect is not checked.
 
         >>> from repscope.worlds.tiny import tiny
         >>> print(tiny().plan(["A map of Paris", "A map of Rome"], "resid_post.1"))  # doctest: +ELLIPSIS
@@ -156,7 +153,7 @@ class LanguageModel(TokenNetwork):
 
     @contextmanager
     def edit(self, *edits: Edit) -> Iterator[Self]:
-        """As `Sited.edit`; inside, whatever leaves every row asked for as it was raises.
+        """As `BaseNetwork.edit`; inside, a request whose rows are all unchanged by the edits raises.
 
         >>> import repscope as rs
         >>> from repscope.worlds.tiny import tiny
@@ -188,17 +185,17 @@ class LanguageModel(TokenNetwork):
         ----------
         prompts
             Texts, `Prompt`s with spans, chats (lists of turns, see `chat`), or token ids. For causal networks a token that the
-            tokenizer appends to a text (EOS) is left out; token ids are taken as they are.
+            tokenizer appends to a text (EOS) is dropped; token ids are not changed.
         at
             One site (`"resid_post.8"`), one head (`"z.8.3"`), a kind for all its blocks (`"resid_post"`), or a list.
         tokens
-            `last`, `first`, `mean`, `all`, an index, each also after a span's name (`"subject.last"`).
+            `last`, `first`, `mean`, `all` or an index, optionally after a span name (`"subject.last"`).
         batch_tokens
             Tokens per batch, including padding; by default chosen from the device's speed and memory.
         out
             A folder for the rows, one `.npy` per site; the result is then memory-mapped and memory use stays constant.
         dtype
-            `float32` or `float16`, how rows are kept. Means are taken in float32.
+            `float32` or `float16`: precision of the stored rows. Means are computed in float32.
 
         Returns
         -------
@@ -208,7 +205,7 @@ class LanguageModel(TokenNetwork):
         Raises
         ------
         UserError
-            For unknown sites, spans or tokens, for prompts that are empty or too long, for an edit that changes no row.
+            For unknown sites, spans or tokens, prompts that are empty or too long, or an edit that changes no row.
         """
         asked, sites, picked = self.asked(at), self.resolve(at), Tokens.parse(tokens)
         if out is not None and not isinstance(out, (str, Path)):
@@ -238,7 +235,7 @@ class LanguageModel(TokenNetwork):
     def logits(
         self, prompts: Iterable[PromptLike], tokens: str | int = "last", *, batch_tokens: int | None = None
     ) -> Float[np.ndarray, "row vocab"]:
-        """Next-token logits at the positions asked for only; the head runs nowhere else.
+        """Next-token logits, computed at the requested positions only.
 
         Raises
         ------
@@ -250,7 +247,7 @@ class LanguageModel(TokenNetwork):
         return self.unembed(held[self.last], normed=True)
 
     def unembed(self, hidden: Float[np.ndarray, "row d_model"], *, normed: bool = False) -> Float[np.ndarray, "row vocab"]:
-        """Logits that the head gives for residual-stream vectors: head(final_norm(hidden)), as the logit lens reads them.
+        """Logits of residual-stream vectors, as in the logit lens: head(final_norm(hidden)).
 
         Parameters
         ----------
@@ -260,7 +257,7 @@ class LanguageModel(TokenNetwork):
         Raises
         ------
         UserError
-            When the model has no head, or one that is more than a map of the final norm's output.
+            When the model has no head, or its head is not a function of the final norm's output alone.
         """
         head = self.head()
         rows = as_tensor(hidden, "The vectors to unembed")
@@ -279,13 +276,12 @@ class LanguageModel(TokenNetwork):
     ) -> TokenScores:
         """Log-probability of each continuation after its prompt.
 
-        A token that straddles the two counts as the continuation's. Edits see the prompt's positions as the prompt, and the
-        continuation's as generated tokens.
+        A token that overlaps both belongs to the continuation. For edits, the continuation's tokens count as generated.
 
         Raises
         ------
         UserError
-            When the lists differ in length, a continuation has no token, or nothing stands before it.
+            When the lists differ in length, a continuation has no token, or its prompt is empty.
         """
         check_batch_tokens(batch_tokens)
         held, tails = self._held(prompts), continuation_list(continuations)
@@ -330,29 +326,29 @@ class LanguageModel(TokenNetwork):
     ) -> list[Continuation]:
         """Continue prompts, greedily or by sampling.
 
-        Rows are padded on the left and masked. Each prompt draws from its own random numbers, made from the seed and its tokens, so
-        that it continues the same alone and in any batch; a prompt given twice gets a second draw.
+        Each prompt has its own random stream, derived from the seed and its tokens, so results do not depend on the batch; a
+        repeated prompt gets independent samples.
 
         Parameters
         ----------
         prompts
             Texts, `Prompt`s or token ids.
         max_new_tokens
-            Most tokens to add; the model's end-of-text token ends a text sooner.
+            Maximum number of new tokens; the model's end-of-text token ends a text earlier.
         temperature
-            0 takes the likeliest token.
+            0 for greedy decoding.
         top_p
-            Sample among the likeliest tokens that hold this much probability.
+            Nucleus sampling: sample from the most likely tokens with this total probability.
         seed
             The same seed gives the same text.
         use_cache
-            Keep keys and values; without, each step runs the whole text again.
+            Cache keys and values; without, each step runs the whole text again.
         batch_tokens
-            Tokens in one batch, padding and new ones included; four times as many as `capture` takes, when not given.
+            Tokens per batch including padding and new ones; by default four times as many as for `capture`.
         alike
-            Whether a prompt that is given twice draws the same random numbers, so that what differs is what edits do.
+            Whether repeated prompts share random numbers, so that differences are due to edits.
         told
-            Called with a prompt's number and its continuation so far, at every new token: for text that appears as it is written.
+            Callback for streaming: called with a prompt's index and its continuation so far, after every new token.
 
         Raises
         ------
@@ -377,17 +373,17 @@ class LanguageModel(TokenNetwork):
         if self.context is not None and lengths.max() + max_new_tokens > self.context:
             i = int(lengths.argmax())
             raise UserError(
-                f"Prompt {i} has {lengths[i]} tokens and {max_new_tokens} new ones are asked for, and the network takes "
+                f"Prompt {i} has {lengths[i]} tokens and {max_new_tokens} new ones are requested, but the network takes "
                 f"{self.context} in all."
             )
         if self.installed:
-            # A further token stands for a generated one: the rows of the prompt's last token and of that one must change.
+            # An extra token represents a generated one: the rows of the prompt's last token and of that one must change.
             longer = Ragged.of(np.append(row, row[-1]) for row in encoded.ids)
             if max_new_tokens == 1:
                 longer = encoded.ids
             seen = Encoded(longer, lengths - 1, longer.lengths)
             self._aim(held, seen, [self.last], Tokens("all"), lengths, max_new_tokens == 1)
-            # another kind of cache does not tell its length
+            # caches of other kinds do not report their length
             use_cache = use_cache and self.shares_prefix(int(lengths.max()) + max_new_tokens)
         return generate_batches(self, self.tokenizer, encoded.ids, sampling, batch_tokens or 4 * self.batch_tokens, use_cache, told)
 
@@ -402,22 +398,22 @@ class LanguageModel(TokenNetwork):
         of_tokens: str | int = "last",
         batch_tokens: int | None = None,
     ) -> tuple[Float[np.ndarray, "prompt"], Activations]:
-        """The gradient of a scalar at any site, prompt by prompt.
+        """Gradient of a scalar with respect to any site, per prompt.
 
         Parameters
         ----------
         prompts
             Texts, `Prompt`s or token ids.
         of
-            Given the logits (row, vocab) at one token of each prompt, or another site's vectors, gives one number a row.
+            Maps the logits (row, vocab) at one token of each prompt, or another site's vectors, to one number per row.
         at
-            Where to differentiate.
+            Sites of the gradients.
         tokens
-            Which positions' gradients to return.
+            Positions of the gradients.
         of_at
-            What `of` reads: `logits`, or a site behind all of `at`.
+            Input of `of`: `logits`, or a site after all of `at`.
         of_tokens
-            Which single token of each prompt `of` reads.
+            The single token of each prompt that `of` reads.
         batch_tokens
             Tokens per batch, including padding; by default chosen from the device's speed and memory.
 
@@ -429,15 +425,15 @@ class LanguageModel(TokenNetwork):
         Raises
         ------
         UserError
-            As `capture`; when `of` gives no number a row, or does not depend on a site.
+            As `capture`; when `of` does not return one number per row, or does not depend on a site.
         """
         asked, sites, picked, read = self.asked(at), self.resolve(at), Tokens.parse(tokens), Tokens.parse(of_tokens)
         if read.pooled or read.ragged:
-            raise UserError(f"The scalar is read at one token of each prompt, and {read} names several.")
+            raise UserError(f"The scalar is read at one token of each prompt, but {read} names several.")
         head = self.head() if of_at == "logits" else None
         targets = [self.last] if of_at == "logits" else self.resolve(of_at)
         if len(targets) > 1:
-            raise UserError(f"The scalar is read at one site, and {of_at} names {len(targets)}; name one, such as {targets[-1]}.")
+            raise UserError(f"The scalar is read at one site, but {of_at} names {len(targets)}; name one, such as {targets[-1]}.")
         target = targets[0]
         check_batch_tokens(batch_tokens)
         held = self._held(prompts)
@@ -468,18 +464,18 @@ class LanguageModel(TokenNetwork):
         source_tokens: str | int = "last",
         target_tokens: str | int = "last",
     ) -> Jacobian:
-        """The Jacobian from one site to another, prompt by prompt: an operator, a matrix, singular triplets.
+        """The Jacobian from one site to another, per prompt: as an operator, a matrix or singular triplets.
 
         Parameters
         ----------
         prompts
             Texts, `Prompt`s or token ids.
         source
-            Where the perturbation is added; a kind (`"resid_post"`) for all its blocks up to the target, or a list.
+            Sites of the perturbation: one, a list, or a kind (`"resid_post"`) for all its blocks up to the target.
         target
-            What moves: one site.
+            The site whose change is measured.
         source_tokens
-            One position, or several (`subject`, `all`), at each of which the same perturbation is added.
+            One position, or several (`subject`, `all`) that all receive the same perturbation.
         target_tokens
             One position of each prompt, or the mean of several.
 
@@ -491,7 +487,7 @@ class LanguageModel(TokenNetwork):
         Raises
         ------
         UserError
-            As `capture`; for a source behind the target, at a site or a token.
+            As `capture`; for a source after the target, in depth or in position.
 
         >>> from repscope.worlds.tiny import tiny
         >>> lm = tiny()
@@ -508,11 +504,11 @@ class LanguageModel(TokenNetwork):
         return encoded
 
     def _held(self, prompts: Iterable[PromptLike]) -> list[Any]:
-        """The prompts as `Prompt`s and rows of ids, for what needs them more than once."""
+        """The prompts as a list of `Prompt`s and token ids, to be iterated repeatedly."""
         return list(as_prompts(self.tokenizer, prompts))
 
     def _see_once(self, sites: Sequence[Site]) -> None:
-        """See on the probe that modules named by their path run once in a pass."""
+        """Check on the probe that modules named by their path run once per pass."""
         self.see_once(sites, lambda: self.module(input_ids=self.probe, **self.plain()))
 
     def _aim(
@@ -524,9 +520,9 @@ class LanguageModel(TokenNetwork):
         ends: Int[np.ndarray, "prompt"] | None = None,
         only_one: bool = False,
     ) -> None:
-        """Tell the installed edits where these prompts are, and see that they change the rows asked for.
+        """Resolve the positions of the installed edits, and check that they change the requested rows.
 
-        That is seen once for requests of one kind: the same sites and tokens, and whether more than one token follows a prompt.
+        The check runs once per kind of request: sites, tokens, and whether more than one token follows a prompt.
         """
         resolve_edit_positions(self, self.tokenizer, prompts, encoded.ids, ends)
         key = (*map(str, sites), str(picked), str(ends is None), str(only_one))
@@ -535,7 +531,7 @@ class LanguageModel(TokenNetwork):
             self._effective.add(key)
 
     def twin(self, seed: int = 0) -> "LanguageModel":
-        """The same architecture with fresh random weights: the control for what training has put there."""
+        """The same architecture with random weights: the control for effects of training."""
         fresh = with_random_weights(self.model, seed).to(self.device, self.model.dtype).eval()
         name = f"{self.name}, random weights (seed {seed})"
         source = replace(self.source, name=name, fingerprint=of_module(fresh), path=None, revision=None)

@@ -1,4 +1,4 @@
-"""Network: any `nn.Module` with named sites: a CNN, an RNN, a vision transformer, one's own. Takes tensors, never text."""
+"""Capture, gradients and Jacobians for any `nn.Module` with tensor inputs (CNN, RNN, ViT)."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,16 +25,17 @@ Inputs = Tensor | Mapping[str, Tensor]
 
 
 class Network(BaseNetwork):
-    """Any `nn.Module` under study, fed with tensors. Text needs a `LanguageModel`.
+    """Any `nn.Module` with tensor inputs. For text use `LanguageModel`.
 
     Parameters
     ----------
     module
         The module. It is not copied, moved or changed.
     example
-        Two inputs or more. With them the sites of a transformer (a ViT) are found and proved; without, there are `module:` paths.
+        Two inputs or more, with which the sites of a transformer (a ViT) are found and verified. Without them only `module:` paths
+        are available.
     source
-        Where its weights come from; made from a digest of sampled entries when not given.
+        Origin of the weights; by default a digest of sampled entries.
     """
 
     def __init__(self, module: nn.Module, example: Inputs | None = None, *, source: WeightSource | None = None) -> None:
@@ -44,7 +45,7 @@ class Network(BaseNetwork):
             self.anatomy = resolve(module, _embedding(module), self._arguments(named))
 
     def capture(self, inputs: Inputs, at: str | Site | Sequence[str | Site], *, batch: int = 64) -> Activations:
-        """What the network holds at some modules, for a batch of inputs.
+        """Capture activations at some modules.
 
         Parameters
         ----------
@@ -53,17 +54,17 @@ class Network(BaseNetwork):
         at
             Sites, mostly `module:PATH`.
         batch
-            Inputs that run at once.
+            Inputs per forward pass.
 
         Returns
         -------
         Activations
-            One row an input and site: the output of the module with its first axis as the inputs'.
+            One row per input and site; the first axis of a module's output is that of the inputs.
 
         Raises
         ------
         UserError
-            For an unknown module, one that does not run, or one whose output has no row for each input.
+            For a module that is unknown, does not run, or whose output does not have one row per input.
         """
         asked, sites = self.asked(at), self.resolve(at)
         named, total = self._counted(inputs, batch)
@@ -90,28 +91,28 @@ class Network(BaseNetwork):
     def gradient(
         self, inputs: Inputs, of: Callable[[Any], Tensor], at: str | Site | Sequence[str | Site], *, batch: int = 64
     ) -> tuple[Float[np.ndarray, "prompt"], Activations]:
-        """The gradient of a scalar of the output, input by input.
+        """Gradient of a scalar function of the output, per input.
 
         Parameters
         ----------
         inputs
             As for `capture`.
         of
-            Given what the module returns, gives one number an input: (row).
+            Maps the module's output to one number per input: (row).
         at
             Sites, mostly `module:PATH`.
         batch
-            Inputs that run at once.
+            Inputs per pass.
 
         Returns
         -------
         values, gradients
-            The scalar of each input, and its gradient at each site, shaped as `capture` gives the site.
+            The scalar of each input, and its gradient at each site, in the shape that `capture` returns.
 
         Raises
         ------
         UserError
-            As `capture`; and when `of` gives no number for each input.
+            As `capture`; and when `of` does not return one number per input.
         """
         asked, sites = self.asked(at), self.resolve(at)
         named, total = self._counted(inputs, batch)
@@ -135,7 +136,7 @@ class Network(BaseNetwork):
     def jacobian(
         self, inputs: Inputs, source: str | Site | Sequence[str | Site], target: str | Site, *, batch: int = 16
     ) -> Jacobian:
-        """The Jacobian from what one module gives to what another does, input by input; all features of each are one axis.
+        """The Jacobian of one module's output with respect to another's, per input; all features of each are one axis.
 
         Parameters
         ----------
@@ -144,12 +145,12 @@ class Network(BaseNetwork):
         source, target
             Sites, mostly `module:PATH`.
         batch
-            Inputs that run at once; the graph of a single batch is kept, those of several are made again for each product.
+            Inputs per pass. The graph of a single batch is cached; graphs of several batches are recomputed for each product.
 
         Raises
         ------
         UserError
-            As `capture`; for a target that does not depend on the source, or on that of other inputs.
+            As `capture`; for a target that does not depend on the source, or depends on other inputs.
 
         >>> import torch
         >>> net = Network(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2)))
@@ -157,7 +158,7 @@ class Network(BaseNetwork):
         (5, 2, 4)
         """
         named, total = self._counted(inputs, batch)
-        named = {name: value.detach().clone() for name, value in named.items()}  # products may be taken after it has changed
+        named = {name: value.detach().clone() for name, value in named.items()}  # inputs may change later
         self._see_once([*self.resolve(source), *self.resolve(target)], named)
 
         def run(go: Callable[..., None], start: int, stop: int) -> None:
@@ -169,7 +170,7 @@ class Network(BaseNetwork):
 
     @contextmanager
     def _running(self, start: int, stop: int) -> Iterator[None]:
-        """Announce the pass over some inputs to the edits that are installed."""
+        """Give the installed edits the layout of the pass over some inputs."""
         for installed in self.installed:
             tokens = installed.edit.tokens
             if tokens != "all" and not tokens.isdigit() and tokens != "first":
@@ -184,7 +185,7 @@ class Network(BaseNetwork):
             self._pass = None
 
     def _counted(self, inputs: Inputs, batch: int) -> tuple[Mapping[str, Tensor], int]:
-        """The inputs by their names, and how many there are; there must be some, and the size of a batch must be one."""
+        """Check inputs and batch size; return the inputs by name and their number."""
         if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1:
             raise UserError(f"batch is {described(batch)}; it must be a whole number, 1 or more.")
         named = self._named(inputs)
@@ -194,7 +195,7 @@ class Network(BaseNetwork):
         return named, total
 
     def _see_once(self, sites: Sequence[Site], named: Mapping[str, Tensor]) -> None:
-        """See on two inputs that modules run once in a pass."""
+        """Check on two inputs that modules run once per pass."""
 
         def run() -> None:
             part = self._arguments({name: value[:2] for name, value in named.items()})
@@ -205,7 +206,7 @@ class Network(BaseNetwork):
     def _named(self, inputs: Inputs) -> Mapping[str, Tensor]:
         named = inputs if isinstance(inputs, Mapping) else {"": inputs}
         if not named or not all(isinstance(v, Tensor) and v.dim() for v in named.values()):
-            raise UserError("A network takes a tensor with one row an input, or keyword arguments to such tensors.")
+            raise UserError("A network takes a tensor with one row per input, or a mapping of keyword arguments to such tensors.")
         counts = {name: len(value) for name, value in named.items()}
         if len(set(counts.values())) > 1:
             listed = " and ".join(f"{name!r} has {count} rows" for name, count in counts.items())
@@ -232,13 +233,7 @@ class Network(BaseNetwork):
 
 
 def per_row(scores: Any, rows: int) -> Float[Tensor, "row"]:
-    """The scores, one a row.
-
-    Raises
-    ------
-    UserError
-        When they are anything else.
-    """
+    """Check that there is one score per row."""
     if not isinstance(scores, Tensor) or scores.shape != (rows,):
         shape = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise UserError(f"The function to differentiate gave {shape} for {rows} inputs; it must give one number each.")
@@ -247,13 +242,13 @@ def per_row(scores: Any, rows: int) -> Float[Tensor, "row"]:
 
 def _write(held: dict[Site, np.ndarray], site: Site, total: int, start: int, value: Tensor) -> None:
     if value.is_complex():
-        raise UserError(f"{site} holds complex numbers, and real ones are kept; choose another module.")
+        raise UserError(f"{site} has complex values, but only real ones are supported; choose another module.")
     rows = as_float(value.detach()).cpu().numpy()
     held.setdefault(site, np.empty((total, *rows.shape[1:]), rows.dtype))[start : start + len(rows)] = rows
 
 
 def _embedding(module: nn.Module) -> nn.Module | None:
-    """The input embedding that a Hugging Face model names."""
+    """The input embedding of a Hugging Face model."""
     named = getattr(module, "get_input_embeddings", None)
     try:
         found = named() if callable(named) else None

@@ -1,9 +1,8 @@
-"""Prompts as token ids, with the positions that a request is about. Knows a tokenizer, never a network.
+"""Tokenised prompts with selected token positions and spans.
 
-A span is found from the tokenizer's character offsets: the tokens of a span are those whose characters overlap it, so a subject of
-several tokens, at the start of a prompt or inside it, needs no search for token strings. What the tokenizer puts before a text
-(BOS or nothing) stays. What it appends (EOS) stays for a network that reads both ways ([SEP]) and is left out for a causal one,
-which continues a text where it ends; a warning says so once. Special tokens that the text itself holds are part of it.
+Spans are located by the tokenizer's character offsets: a span's tokens are those whose characters overlap it. Special tokens that
+the tokenizer puts before a text (BOS) are kept. Tokens that it appends (EOS) are kept for bidirectional networks ([SEP]) and
+dropped for causal ones, which continue the text; a warning says so once. Special tokens inside the text are part of it.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -35,15 +34,15 @@ __all__ = [
     "with_continuation",
 ]
 
-_CHUNK = 1024  #: texts tokenised at once; an encoding with offsets is some 50 times the size of its ids
-_PROBES = ("a", "the", "0", ".", "x")  #: texts that show what a tokenizer puts around one
+_CHUNK = 1024  #: texts tokenised at once; an encoding with offsets is about 50 times as large as its ids
+_PROBES = ("a", "the", "0", ".", "x")  #: texts that reveal the special tokens a tokenizer adds
 
 
 @dataclass(frozen=True)
 class Ragged(Sequence[Int[np.ndarray, "token"]]):
-    """Rows of token ids, end to end in one array: a few bytes a token, however many prompts there are.
+    """Rows of token ids, concatenated in one array (a few bytes per token).
 
-    flat: all ids. offsets: (row + 1), where each row begins.
+    flat: all ids. offsets: (row + 1), start of each row.
     """
 
     flat: Int[np.ndarray, "total"]
@@ -51,14 +50,14 @@ class Ragged(Sequence[Int[np.ndarray, "token"]]):
 
     @classmethod
     def of(cls, rows: Iterable[Int[np.ndarray, "token"]]) -> "Ragged":
-        """From one array a row."""
+        """From one array per row."""
         held = [np.asarray(row, dtype=np.int64) for row in rows]
         flat = np.concatenate(held) if held else np.empty(0, dtype=np.int64)
         return cls(flat, np.cumsum([0, *map(len, held)]))
 
     @classmethod
     def joined(cls, parts: "Sequence[Ragged]") -> "Ragged":
-        """The rows of several, one after the other."""
+        """Concatenate the rows of several."""
         return cls(
             np.concatenate([part.flat for part in parts]),
             np.concatenate([[0], np.cumsum(np.concatenate([part.lengths for part in parts]))]),
@@ -66,7 +65,7 @@ class Ragged(Sequence[Int[np.ndarray, "token"]]):
 
     @cached_property
     def lengths(self) -> Int[np.ndarray, "row"]:
-        """Tokens of each row."""
+        """Number of tokens in each row."""
         return np.diff(self.offsets)
 
     def __len__(self) -> int:
@@ -84,13 +83,13 @@ class Ragged(Sequence[Int[np.ndarray, "token"]]):
         return (self.flat[a:b] for a, b in zip(self.offsets, self.offsets[1:]))
 
     def take(self, rows: Int[np.ndarray, "row"]) -> "Ragged":
-        """Some of the rows, in any order, as often as named."""
+        """Selected rows, in any order, with repetition."""
         return Ragged.of(self[int(i)] for i in rows)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Prompts as token ids, and for each the span of token positions that a request is about.
+    """Prompts as token ids, each with its selected span of token positions.
 
     ids: the prompts. start, stop: (prompt), positions `start[i]:stop[i]`.
     """
@@ -103,25 +102,25 @@ class Encoded:
 def encode(
     tokenizer: Any, prompts: Iterable[PromptLike], tokens: Tokens, limit: int | None = None, *, causal: bool = True
 ) -> Encoded:
-    """Token ids of prompts and the positions asked for.
+    """Tokenise prompts and resolve the requested positions.
 
     Parameters
     ----------
     tokenizer
-        A Hugging Face tokenizer; a fast one where spans are asked for.
+        A Hugging Face tokenizer; spans need a fast one.
     prompts
         Texts, `Prompt`s, chats, or token ids as they are.
     tokens
         Which positions.
     limit
-        Most tokens that the network takes.
+        Maximum number of tokens per prompt.
     causal
-        Whether the network is, so that what the tokenizer appends to a text is left out.
+        Whether the network is causal; then tokens that the tokenizer appends are dropped.
 
     Raises
     ------
     UserError
-        For an empty or too long prompt, a span that is not there or covers no token; names the prompt.
+        For an empty or too long prompt, or a span that is absent or covers no token; names the prompt.
     """
     parts: list[Ragged] = []
     spans: list[np.ndarray] = []
@@ -146,7 +145,7 @@ def encode(
 
 
 def shortened(tokenizer: Any, texts: Sequence[str], longest: int, *, causal: bool) -> list[Ids]:
-    """The token ids of texts, of long ones the first; `causal` as for `encode`."""
+    """Token ids of texts, truncated to `longest`; `causal` as for `encode`."""
     after = _around(tokenizer)[1] if causal else 0
     rows = tokenizer(list(texts), truncation=True, max_length=longest + after)["input_ids"]
     return [np.asarray(row[: len(row) - after], dtype=np.int64) for row in rows]
@@ -165,7 +164,7 @@ def _chunk(
     out: dict[int, tuple[Ids, tuple[int, int] | None]] = {}
     texts = {i: prompt for i, prompt in enumerate(prompts) if isinstance(prompt, Prompt)}
     if tokens.span and texts and not getattr(tokenizer, "is_fast", False):
-        raise UserError(f"{tokens} needs a fast tokenizer, which tells character offsets; this model's has none.")
+        raise UserError(f"{tokens} needs a fast tokenizer, which provides character offsets; this model's tokenizer does not.")
     for special in (True, False):
         rows = [i for i, prompt in texts.items() if prompt.special is special]
         if not rows:
@@ -188,7 +187,7 @@ def _chunk(
 
 
 def _tokenized(tokenizer: Any, texts: Sequence[str], numbers: Sequence[int], special: bool, offsets: bool = False) -> Any:
-    """What the tokenizer makes of texts.
+    """Tokenizer output for texts.
 
     Raises
     ------

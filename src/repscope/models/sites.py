@@ -1,9 +1,9 @@
-"""Site: a named place in a network, and the one parser of such names. Knows names only, never a model.
+"""Names of sites (places in a network where activations are read and edited) and their parser.
 
 `resid_post.8` is the output of block 8, `z.8.3` is head 3 of block 8 before the output projection; blocks and heads count from 0.
-Each kind has one definition, one row of `KINDS`; the resolver (`anatomy`), `repscope sites`, the docs and the tests read the same
-table. Hugging Face's `hidden_states` index is never used: its entry k is the *input* of block k, and its last entry comes after
-the final norm. Names of TransformerLens and paths as nnsight writes them are read as the site that holds the same tensor.
+`KINDS` defines every kind; the resolver (`anatomy`), `repscope sites`, the docs and the tests use this table. Hugging Face's
+`hidden_states` index is not used: its entry k is the *input* of block k, and its last entry follows the final norm. Names from
+TransformerLens and nnsight are translated to the site with the same tensor. Works on names only, without a model.
 """
 
 import re
@@ -23,9 +23,9 @@ T = TypeVar("T")
 class SiteKind:
     """One kind of site.
 
-    name: how it is written. per_block: whether there is one per block. definition: what it is. identity: what proves it.
-    absent: where there is none, and why. heads: whether its features are (head, …), so that `.BLOCK.HEAD` names one head.
-    computed: empty, or why it can be read and not edited, and what to edit instead.
+    per_block: whether each block has one. identity: the equation that verifies it. absent: architectures without it, and why.
+    heads: whether its features are (head, …), so that `.BLOCK.HEAD` names one head. computed: if it is read-only, the reason and
+    what to edit instead.
     """
 
     name: str
@@ -80,21 +80,16 @@ _TABLE = (
         heads=True,
     ),
     SiteKind(
-        "z",
-        True,
-        "what each head has gathered, before the output projection (head, d_head)",
-        "pattern · v = z",
-        _NO_ATTENTION,
-        heads=True,
+        "z", True, "output of each head before the output projection (head, d_head)", "pattern · v = z", _NO_ATTENTION, heads=True
     ),
     SiteKind(
         "head_out",
         True,
-        "what each head adds to the residual stream (head, d_model)",
+        "contribution of each head to the residual stream (head, d_model)",
         "sum over heads + bias = attn_out",
         "a norm between attention and the residual stream (Gemma 2 and 3, OLMo 2), which mixes the heads",
         heads=True,
-        computed="it is z through the output projection: edit z, or add to attn_out",
+        computed="it is computed from z by the output projection: edit z, or add to attn_out",
     ),
     SiteKind("attn_out", True, "what attention adds to the residual stream", "resid_pre + attn_out = resid_mid", _UNKNOWN),
     SiteKind(
@@ -153,7 +148,7 @@ _NNTERP = {"layers_input": "resid_pre", "layers_output": "resid_post"}
 
 @dataclass(frozen=True)
 class Site:
-    """A place in a network: a kind with its block and head, or the output (`side="in"`: input) of the module at a path.
+    """A place in a network: a kind with block and head, or the output (`side="in"`: input) of the module at a path.
 
     >>> Site.parse("resid_post.8")
     Site(kind='resid_post', layer=8, head=None, path='', side='out')
@@ -171,19 +166,19 @@ class Site:
 
     @classmethod
     def parse(cls, text: "str | Site") -> "Site":
-        """Read a site's name. A kind without a block (`resid_post`) stands for all its blocks; negative blocks count from the end.
+        """Parse a site name. A kind without a block (`resid_post`) means all blocks; negative blocks count from the end.
 
-        TransformerLens's `blocks.8.hook_resid_post` and nnsight's `model.layers[8].output` are read as well.
+        TransformerLens's `blocks.8.hook_resid_post` and nnsight's `model.layers[8].output` are accepted.
 
         Raises
         ------
         UserError
-            When the name is not a site's; it offers the nearest kinds.
+            For an unknown name; the message suggests the nearest kinds.
         """
         if isinstance(text, Site):
             return text
         if not isinstance(text, str):
-            raise UserError(f"{described(text)} is no site's name; write one such as 'resid_post.8'.")
+            raise UserError(f"{described(text)} is not a site name; write one such as 'resid_post.8'.")
         text = _translated(text.strip())
         if text.endswith(".*") and text[:-2] in KINDS:  # all blocks, as the kind alone
             text = text[:-2]
@@ -200,9 +195,9 @@ class Site:
             raise UserError(f"The site {text!r} is not of the form {kind}.BLOCK, such as {kind}.8.")
         layer, head = (None if address[part] is None else int(address[part]) for part in ("layer", "head"))
         if layer is not None and not KINDS[kind].per_block:
-            raise UserError(f"The site {text!r} names a block, and there is one {kind} for the whole network: write {kind!r}.")
+            raise UserError(f"The site {text!r} names a block, but the network has only one {kind}: write {kind!r}.")
         if head is not None and not KINDS[kind].heads:
-            raise UserError(f"The site {text!r} names a head, and {kind} has none: write {kind}.{layer}.")
+            raise UserError(f"The site {text!r} names a head, but {kind} has none: write {kind}.{layer}.")
         return cls(kind, layer, head)
 
     def __str__(self) -> str:
@@ -212,12 +207,12 @@ class Site:
 
     @property
     def single(self) -> bool:
-        """Whether the name stands for one place, not for a kind in all blocks."""
+        """Whether the name means one place, not a kind in all blocks."""
         return self.kind == "module" or self.layer is not None or not KINDS[self.kind].per_block
 
     @property
     def depth(self) -> tuple[int, int, int, str]:
-        """Sorts sites in the order of the forward pass."""
+        """Sort key: the order of sites in the forward pass."""
         if self.kind == "embed":
             return (-1, 0, 0, "")
         if self.kind in KINDS and self.layer is not None:
@@ -226,12 +221,12 @@ class Site:
 
 
 def _translated(text: str) -> str:
-    """A name of TransformerLens or nnsight as ours; any other text as it is.
+    """Translate a name from TransformerLens or nnsight; return any other text unchanged.
 
     Raises
     ------
     UserError
-        For TransformerLens's `hook_q` and `hook_k`: they come before the rotation, and no site here holds that tensor.
+        For TransformerLens's `hook_q` and `hook_k`: these tensors precede the rotation and correspond to no site.
     """
     if text in _TRANSFORMER_LENS_WHOLE:
         return _TRANSFORMER_LENS_WHOLE[text]
@@ -242,8 +237,8 @@ def _translated(text: str) -> str:
         if name in ("attn.hook_q", "attn.hook_k"):
             kind = name[-1]
             raise UserError(
-                f"{text!r} is taken before positions are rotated in; {kind}.{layer} (TransformerLens's hook_rot_{kind}) is what "
-                f"enters attention, and the raw projection is a `module:` path."
+                f"{text!r} precedes the rotary embedding; use {kind}.{layer} (TransformerLens's hook_rot_{kind}), which "
+                f"enters attention, or a `module:` path for the raw projection."
             )
         raise unknown("TransformerLens hook", name, _TRANSFORMER_LENS)
     if nnterp := re.fullmatch(r"(\w+)\[(-?\d+)\]", text):
@@ -264,14 +259,14 @@ def _translated(text: str) -> str:
 
 
 def names_one(at: object) -> bool:
-    """Whether a request names one place by its name: no list, no kind in all its blocks, no star."""
+    """Whether a request is a single name for one place: not a list, a kind in all blocks, or a wildcard."""
     if not isinstance(at, (str, Site)):
         return False
     return not str(at).strip().endswith("*") and ".*." not in str(at) and Site.parse(at).single
 
 
 class PerSite(dict[Site, T]):
-    """What there is for each site; a site is looked up by its name as well."""
+    """Mapping from sites to values; keys can also be site names."""
 
     def __missing__(self, site: Any) -> T:
         named = Site.parse(site)
@@ -284,13 +279,13 @@ class PerSite(dict[Site, T]):
         return super().__contains__(Site.parse(site) if isinstance(site, str) else site)
 
     def get(self, site: Any, default: Any = None) -> Any:
-        """As `[]`; the default where there is nothing."""
+        """As `[]`, with a default for absent sites."""
         return super().get(Site.parse(site), default)
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Which token positions of a prompt: all of it or a named span, and what to take of that.
+    """Selection of token positions within a prompt or one of its named spans.
 
     >>> Tokens.parse("subject.last")
     Tokens(pick='last', span='subject')
@@ -303,7 +298,7 @@ class Tokens:
 
     @classmethod
     def parse(cls, text: "str | int | Tokens") -> "Tokens":
-        """Read `last`, `first`, `mean`, `all`, an index such as `-2`, each also after a span's name: `subject.mean`.
+        """Parse `last`, `first`, `mean`, `all` or an index such as `-2`, optionally after a span name: `subject.mean`.
 
         Raises
         ------
@@ -320,7 +315,7 @@ class Tokens:
 
     @classmethod
     def spanning(cls, text: "str | int | Tokens") -> "Tokens":
-        """As `parse`, where a span's name alone means all of it.
+        """As `parse`; a span name alone means the whole span.
 
         >>> Tokens.spanning("subject")
         Tokens(pick='all', span='subject')
@@ -332,7 +327,7 @@ class Tokens:
 
     @property
     def pooled(self) -> bool:
-        """Whether several positions become one vector."""
+        """Whether several positions are averaged to one vector."""
         return self.pick == "mean"
 
     @property
@@ -348,13 +343,13 @@ PICKS = ("last", "first", "mean", "all")
 
 
 def _see_choice(given: object) -> None:
-    """See that a choice of tokens is a name or a whole number."""
+    """Check that a choice of tokens is a name or an integer."""
     if not isinstance(given, (str, int, np.integer, Tokens)) or isinstance(given, bool):
         raise unknown("choice of tokens", given, PICKS, "An index such as -2 does as well.")
 
 
 def _no_choice(text: str, pick: str) -> UserError:
-    """The error for a choice of tokens that is none: the nearest one, or how a span of that name is written."""
+    """The error for an invalid choice of tokens: suggests the nearest one, or the syntax for a span of that name."""
     if not re.fullmatch(r"\w[\w.]*", text) or not pick or get_close_matches(pick.casefold(), PICKS, n=1, cutoff=0.55):
         return unknown("choice of tokens", pick, PICKS, "An index such as -2 does as well.")
     if text in ("prompt", "generated"):

@@ -1,1 +1,1 @@
-"""The engine, private to `models`: files in the order of the forward pass."""
+"""Private engine of `models`: planning and running forward passes, reading and editing sites."""

@@ -1,21 +1,20 @@
-"""Anatomy: where the sites of a transformer are, found from the structure of the module and proved by one small forward pass.
+"""Detection of a transformer's sites from its module structure, verified by one forward pass.
 
-Knows modules and tensors, never text, and holds no table of model names.
+No table of model names is used.
 
-1. One forward pass of two short inputs, which differ in their last token, records what every module inside takes and gives, and
-   the operands of every product of attention.
-2. The blocks are the outermost `ModuleList` whose children, of one class or several, each ran once and mapped one hidden state
-   (row, token, feature) to another of its shape; of several such lists, that with the most parameters. What did not run (the
-   vision tower of a text) is none.
-3. In each block, with x its input and y its output, look for the module outputs a (under or right after attention) and m with
-       sequential   x + a = mid,  mid + m = y        mid is what the norm before the MLP takes
-       parallel     x + a + m = y                    there is no mid: both branches read x
+1. One forward pass of two short inputs, which differ in the last token only, records inputs and outputs of every module, and the
+   operands of every attention product.
+2. The blocks are the outermost `ModuleList` whose children each ran once and mapped a hidden state (row, token, feature) to another
+   of equal shape; of several such lists, the one with the most parameters. Lists that did not run (a vision tower) are ignored.
+3. In each block with input x and output y, find the module outputs a (inside or right after attention) and m with
+       sequential   x + a = mid,  mid + m = y        mid is the input of the norm before the MLP
+       parallel     x + a + m = y                    no mid: both branches read x
        post-norm    norm(x + a) = mid,  norm(mid + m) = y
-   The outermost modules that satisfy it are the sites. A block in which none do has no such sites, and the reason is kept.
-4. In each attention, pattern · v must be what some linear map takes (z); where that map's output is a, each head's part of it is
-   head_out, and the parts must add up to a less the bias.
-5. The final norm is a module behind the blocks that takes the last block's output, or whose output is the network's.
-6. The network is causal when the last token changes nothing before it in its output.
+   The outermost modules that satisfy this are the sites. If there are none, the reason is stored.
+4. In each attention, pattern · v must be the input of a linear map (z). If the output of that map is a, the contribution of each
+   head is head_out, and the contributions must sum to a minus the bias.
+5. The final norm is a module after the blocks whose input is the last block's output, or whose output is the network's.
+6. The network is causal if the last token does not affect the output at earlier positions.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,10 +40,10 @@ _IN_ATTENTION = (*PARTS, "z", "head_out")
 class Anatomy:
     """The sites of one network.
 
-    taps: site → where to read it. writes: site → where to replace it, for those where that is another place. refused: kind → why
-    this network has none. blocks: how many. form: how blocks add up. causal: whether later tokens leave earlier ones as they are.
-    error: the largest relative error of the identities. width: features of the residual stream. heads, kv_heads: of the first
-    block with attention, 0 where none is seen. prefix: path of the list of blocks.
+    taps: site → where to read it. writes: site → where to replace it, if different. refused: kind → why this network has none.
+    blocks: their number. form: how blocks add up. causal: whether later tokens do not affect earlier ones. error: largest relative
+    error of the identities. width: features of the residual stream. heads, kv_heads: of the first block with attention, 0 if none
+    is visible. prefix: path of the list of blocks.
     """
 
     taps: Mapping[Site, HookPoint]
@@ -62,7 +61,7 @@ class Anatomy:
 
 @dataclass
 class _Seen:
-    """What one module took and gave at its first call, in the order of calls; how often it was called."""
+    """Input and output of one module at its first call, and its number of calls."""
 
     path: str
     module: nn.Module
@@ -85,22 +84,22 @@ _Operands = dict[str, Tensor]  #: part → (row, token, head, feature)
 
 
 def resolve(model: nn.Module, embedding: nn.Module | None, inputs: Mapping[str, Tensor]) -> Anatomy | None:
-    """Find and prove the sites of a transformer.
+    """Find and verify the sites of a transformer.
 
     Parameters
     ----------
     model
-        The network without its head. Left as it was.
+        The network without its head. Not modified.
     embedding
-        Its input-embedding module, None where it has none.
+        Its input-embedding module, if any.
     inputs
-        Keyword arguments of one forward pass over two inputs of one length, which differ in the last token only; a network that
-        reads no tokens gets any two inputs and is not causal.
+        Keyword arguments of one forward pass over two inputs of equal length, which differ in the last token only; for a network
+        without tokens any two inputs (it is not causal).
 
     Returns
     -------
     Anatomy or None
-        None where there is no list of blocks that map one hidden state to another; such a network has `module:` sites only.
+        None if no list of blocks is found; such a network has `module:` sites only.
     """
     seen, operands = _record(model, inputs)
     prefix, blocks, why = _blocks(model, seen, inputs)
@@ -159,7 +158,7 @@ def resolve(model: nn.Module, embedding: nn.Module | None, inputs: Mapping[str, 
 
 
 def _blocks(model: nn.Module, seen: list[_Seen], inputs: Mapping[str, Tensor]) -> tuple[str, nn.ModuleList, str]:
-    """The path and the list of the transformer blocks, and why they have no sites; an empty list where there is none."""
+    """Path and list of the transformer blocks (possibly empty), and why they have no sites."""
     by_path = {s.path: s for s in seen}
     given = next(iter(inputs.values()))
     shape = tuple(given.shape) if not given.is_floating_point() else (len(given),)
@@ -183,12 +182,12 @@ def _blocks(model: nn.Module, seen: list[_Seen], inputs: Mapping[str, Tensor]) -
 
 
 def _maps(s: _Seen) -> bool:
-    """Whether a module gave what it took in shape, with a row and a token axis at least."""
+    """Whether a module's output has the shape of its input, with row and token axes."""
     return s.taken is not None and s.given is not None and s.taken.shape == s.given.shape and s.taken.dim() > 2
 
 
 def _no_state(s: _Seen, layer: int, shape: tuple[int, ...]) -> str:
-    """Why what a block takes is no (row, token, feature) of its own; empty where it is."""
+    """Why a block's input is not (row, token, feature); empty if it is."""
     assert s.taken is not None
     sizes = " × ".join(map(str, s.taken.shape))
     if s.taken.dim() > 3:
@@ -201,7 +200,7 @@ def _no_state(s: _Seen, layer: int, shape: tuple[int, ...]) -> str:
 
 
 def _broken_chain(ran: Sequence[_Seen | None]) -> str:
-    """Why modules of a list are no blocks one after the other; empty where each takes what the one before it gave."""
+    """Why modules of a list are not consecutive blocks; empty if each one's input is the previous one's output."""
     for layer, (a, b) in enumerate(pairwise(ran)):
         if a is not None and b is not None and not _same(b.taken, a.given):
             return f"block {layer + 1} does not take what block {layer} gives"
@@ -209,14 +208,13 @@ def _broken_chain(ran: Sequence[_Seen | None]) -> str:
 
 
 def is_causal(end: Float[Tensor, "row token feature"]) -> bool:
-    """Whether the last token, which alone differs between the first two rows, changes nothing before it."""
+    """Whether the last token, the only one that differs between the first two rows, does not affect earlier positions."""
     gap = (end[0, :-1] - end[1, :-1]).norm() / end[0, :-1].norm().clamp_min(1e-30)
     return bool(gap <= _tolerance(end.dtype))
 
 
 def _record(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[list[_Seen], dict[str, _Operands]]:
-    """One forward pass: what each module took and gave at its first call, in the order in which they finished, and the
-    operands of attention by the path of the module that computed it."""
+    """One forward pass: input and output of each module's first call, in order of completion, and attention operands by path."""
     seen: dict[str, _Seen] = {}
     operands: dict[str, _Operands] = {}
     running: list[str] = []
@@ -228,7 +226,7 @@ def _record(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[list[_Seen]
 
     def hooks_for(path: str) -> tuple[Any, Any]:
         def begin(module: nn.Module, args: Any) -> None:
-            # A softmax and a product are of one attention only where they stand in one module (or the softmax is a module itself).
+            # A softmax and a product belong to one attention only if they run in one module (or the softmax is itself a module).
             visits.append(products.visit)
             if products.visit is None or module._modules or module._parameters:
                 products.visit = Visit(see, frozenset(PARTS), rows)
@@ -314,7 +312,7 @@ def _block(block: _Seen, inside: list[_Seen]) -> _Found:
 
 
 def _at(s: _Seen, side: Literal["in", "out"], block: _Seen) -> HookPoint:
-    """A module's input or output; some families run their MLP with rows and tokens as one axis."""
+    """A module's input or output; some families merge the row and token axes in their MLP."""
     value = s.taken if side == "in" else s.given
     assert value is not None
     flat = value.dim() == 2
@@ -322,7 +320,7 @@ def _at(s: _Seen, side: Literal["in", "out"], block: _Seen) -> HookPoint:
 
 
 def _neurons(block: _Seen, m: _Seen, inside: list[_Seen]) -> tuple[dict[str, HookPoint], dict[str, str]]:
-    """The MLP's neurons: what its last projection to the residual width takes; or why there are none."""
+    """The MLP's neurons (the input of its last projection to the residual width), or why there are none."""
     assert m.given is not None
     for s in reversed([s for s in inside if s.order <= m.order]):
         if linear_map(s.module) is None or s.taken is None or s.given is None or _in_attention(block.path, s):
@@ -333,7 +331,7 @@ def _neurons(block: _Seen, m: _Seen, inside: list[_Seen]) -> tuple[dict[str, Hoo
 
 
 def _heads(found: _Found, inside: list[_Seen], operands: Mapping[str, _Operands]) -> None:
-    """Find the heads of a block's attention: its operands, and the map that takes what they gather. Adds to `found`."""
+    """Find a block's attention heads (operands and output projection) and add them to `found`."""
     path = next((p for p, parts in operands.items() if set(parts) == set(PARTS)), None)
     if path is None:
         why = "no attention runs inside that torch shows (none, or a fused kernel; try attn_implementation='sdpa')"
@@ -380,7 +378,7 @@ def _in_attention(block: str, s: _Seen) -> bool:
 
 
 def _under_attention(block: str, s: _Seen, inside: list[_Seen]) -> bool:
-    """Whether a module is attention, inside it, or a norm applied to its output (the sandwich norms of Gemma 2, OLMo 2)."""
+    """Whether a module is attention, inside it, or a norm of its output (the sandwich norms of Gemma 2, OLMo 2)."""
     if _in_attention(block, s):
         return True
     if not isinstance(getattr(s.module, "weight", None), Tensor):

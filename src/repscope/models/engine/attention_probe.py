@@ -1,4 +1,4 @@
-"""Attention as it is computed: queries, keys, weights and values, seen and replaced where the products are taken.
+"""Reading and editing of queries, keys, values and attention weights inside attention.
 
 Families write attention in many ways (fused projections, rotation, grouped keys, kernels); what they share is the product itself.
 While an attention module runs, a `TorchFunctionMode` looks at torch's own functions:

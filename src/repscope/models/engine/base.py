@@ -1,9 +1,9 @@
-"""Sited: a module that was handed in, untouched, and the sites found in it. What `Network` and `LanguageModel` share.
+"""Base class of `Network` and `LanguageModel`: site lookup, capture, edits and gradients.
 
-1. A name becomes a site of this network, or an error that says why there is none.
-2. A capture hangs a reader on each site's tap and ends the forward pass after the last of them: nothing beyond is computed.
-3. `edit` installs edits for the time of a context; whatever runs inside sees them, in the order of the forward pass.
-4. Gradients freeze the weights, let a graph begin at the first site asked for, and end at the scalar.
+1. A name is resolved to a site of this network, or an error says why there is none.
+2. A capture attaches a reader to each site and stops the forward pass after the last of them.
+3. `edit` installs edits for everything that runs inside its context, in the order of the forward pass.
+4. For gradients the weights are frozen; the graph runs from the first requested site to the scalar.
 """
 
 import re
@@ -29,14 +29,14 @@ _STARRED = re.compile(r"(\w+)\.(?=.*\*)(\*|-?\d+)\.(\*|-?\d+)")
 
 
 class _Reached(Exception):
-    """Raised inside a forward pass when every site asked for has been read."""
+    """Raised inside a forward pass when every requested site has been read."""
 
 
 @contextmanager
 def tapped(taps: Hooks, reads: Sequence[tuple[HookPoint, Read]]) -> Iterator[Callable[..., None]]:
-    """Yield a function that runs the network and hands each tapped tensor to its reader, then stops after the last one.
+    """Yield a function that runs the network, passes each tapped tensor to its reader and stops after the last one.
 
-    A module that runs several times in one pass is read the first time. The module must be at rest (see `unhooked`).
+    A module that runs several times per pass is read the first time. Needs `unhooked`.
 
     Raises
     ------
@@ -77,26 +77,26 @@ def several_calls(site: Site, times: str = "several times") -> UserError:
 
 
 class BaseNetwork:
-    """A module that was handed in, untouched, and the sites found in it: what `Network` and `LanguageModel` share.
+    """An unmodified module and the sites found in it: the base of `Network` and `LanguageModel`.
 
     Parameters
     ----------
     module
         Any `nn.Module`. It is not copied, moved or changed.
     source
-        Where its weights come from; made from a digest of sampled entries when not given.
+        Origin of the weights; by default a digest of sampled entries.
     anatomy
-        Its sites, where a resolver found any; without it there are `module:` sites only.
+        Its sites, if a resolver found any; else only `module:` sites exist.
     """
 
     def __init__(self, module: nn.Module, *, source: WeightSource | None = None, anatomy: Anatomy | None = None) -> None:
         self.module = module
         self.anatomy = anatomy
         self.taps = Hooks(module)
-        self.installed: list[Installed] = []  #: the edits of the contexts that are open
+        self.installed: list[Installed] = []  #: edits of the open contexts
         self._pass: Pass | None = None
-        self._run_once: set[str] = set()  #: paths of modules that were seen to run once in a forward pass
-        self.prefix = ""  #: what stands before the module's paths in the model that holds it
+        self._run_once: set[str] = set()  #: paths of modules that run once per forward pass
+        self.prefix = ""  #: path of the module inside the full model
         self.source = source or WeightSource(
             name=type(module).__name__,
             fingerprint=of_module(module),
@@ -107,12 +107,12 @@ class BaseNetwork:
 
     @property
     def fingerprint(self) -> str:
-        """The digest of the weights that travels with every result."""
+        """The digest of the weights, stored with every result."""
         return str(self.source.fingerprint)
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go: the device of the first parameter, or, where accelerate has offloaded it, the one it runs on."""
+        """Device of inputs: that of the first parameter, or its execution device if accelerate has offloaded it."""
         for module in self.module.modules():
             hook = getattr(module, "_hf_hook", None)
             if (runs_on := getattr(hook, "execution_device", None)) is not None:
@@ -123,21 +123,21 @@ class BaseNetwork:
 
     @property
     def entries(self) -> tuple[nn.Module, ...]:
-        """The modules at which a pass over tokens may begin; none where there are no tokens."""
+        """The modules at which a pass over tokens may begin; empty for networks without tokens."""
         return ()
 
     def resolve(self, at: str | Site | Sequence[str | Site]) -> list[Site]:
-        """The sites that a request names, in the order of the forward pass; `resid_post` stands for all its blocks.
+        """The distinct sites of a request, in the order of the forward pass; `resid_post` means all blocks.
 
         Raises
         ------
         UserError
-            For a name that is no site, a block that is not there, a site that this network does not have (with the reason).
+            For an unknown name, a block out of range, or a site that this network lacks (with the reason).
         """
         return sorted(dict.fromkeys(self.asked(at)), key=lambda site: site.depth)
 
     def asked(self, at: str | Site | Sequence[str | Site]) -> list[Site]:
-        """As `resolve`, in the order of the request, and twice what is named twice; a kind's blocks in forward order."""
+        """As `resolve`, in the order of the request and with repetition; a kind's blocks in forward order."""
         if not isinstance(at, (str, Site)) and (
             isinstance(at, (bytes, Mapping, Set)) or not isinstance(at, Iterable) or getattr(at, "ndim", 1) == 0
         ):
@@ -149,7 +149,7 @@ class BaseNetwork:
         return found
 
     def _starred(self, name: str | Site) -> list[Site]:
-        """`z.8.*` as every head of block 8, `z.*.3` as head 3 of every block, `z.*.*` as every head there is; else nothing."""
+        """Expand `z.8.*` (all heads of block 8), `z.*.3` (head 3 of all blocks) and `z.*.*` (all heads); else empty."""
         if not isinstance(name, str) or not (starred := _STARRED.fullmatch(name.strip())):
             return []
         kind, layer, head = starred.groups()
@@ -193,16 +193,16 @@ class BaseNetwork:
         return [replace(whole, head=head)]
 
     def _path(self, site: Site) -> str:
-        """The path below the module: Hugging Face's own `model.layers.3.mlp` names the same place as `layers.3.mlp`."""
+        """The path relative to the module: Hugging Face's `model.layers.3.mlp` is the same place as `layers.3.mlp`."""
         return site.path.removeprefix(f"{self.prefix}.") if self.prefix else site.path
 
     def see_once(self, sites: Sequence[Site], run: Callable[[], object]) -> None:
-        """See that the modules named by their path run once in the forward pass that `run` makes; asked once for each.
+        """Check, once for each, that modules named by their path run once in the forward pass of `run`.
 
         Raises
         ------
         UserError
-            For a module that runs several times, which holds several tensors: a result could be of any of them.
+            For a module that runs several times: which of its tensors is meant would be ambiguous.
         """
         paths = {self._path(site) for site in sites if site.kind == "module"} - self._run_once
         if not paths:
@@ -234,7 +234,7 @@ class BaseNetwork:
         return replace(self.anatomy.taps[replace(site, head=None)], head=site.head)
 
     def write_tap(self, site: Site) -> HookPoint:
-        """Where a resolved site is replaced, which for some is another place than where it is read.
+        """Where a resolved site is replaced; for some sites this differs from where it is read.
 
         Raises
         ------
@@ -248,7 +248,7 @@ class BaseNetwork:
         return other or self.tap(site)
 
     def sites(self) -> list[tuple[str, str, str, str]]:
-        """The resolved table: for each kind its name, where the first one is read, its definition, or why there is none."""
+        """Table of site kinds: name, where the first one is read, definition, and why it is absent, if so."""
         rows = []
         for kind in KINDS.values():
             here = [s for s in (self.anatomy.taps if self.anatomy else {}) if s.kind == kind.name]
@@ -266,14 +266,14 @@ class BaseNetwork:
 
     @contextmanager
     def edit(self, *edits: Edit) -> Iterator[Self]:
-        """Edit what the network holds, for everything that runs inside the context.
+        """Edit activations in everything that runs inside the context.
 
-        Edits at one site act in the order given, sites in the order of the forward pass; contexts nest, the outer acting first.
+        Edits at one site act in the order given, sites in the order of the forward pass; of nested contexts the outer acts first.
 
         Raises
         ------
         UserError
-            For a site that is not there or cannot be changed; at the end, for an edit that was never reached or changed nothing.
+            For a site that is absent or read-only; at the end, for an edit that was never reached or changed nothing.
         """
         placed = [(site, edit) for edit in edits for site in self.resolve(edit.site)]
         placed.sort(key=lambda pair: pair[0].depth)
@@ -290,14 +290,14 @@ class BaseNetwork:
             self.installed.extend(new)
             stack.callback(lambda: self.installed.__delitem__(slice(held, None)))
             yield self
-        for edit in edits:  # one edit may stand at many sites, and need not act at each
+        for edit in edits:  # one edit may have many sites, and need not act at each
             mine = [installed for installed in new if installed.edit is edit]
             if not any(installed.moved or installed.planned for installed in mine):
                 why = "changed nothing" if any(installed.hit for installed in mine) else "was never reached"
                 raise UserError(f"{edit} {why}; check its site, its tokens and its vector.")
 
     def _locate(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Tell the pass that runs how many columns it has and how many came before, in a cache."""
+        """Set the running pass's number of columns, and their total including the cache."""
         self.taps.rest()
         if self._pass is None:
             return
@@ -312,7 +312,7 @@ class BaseNetwork:
 
     @contextmanager
     def unedited(self) -> Iterator[None]:
-        """Every installed edit sleeps inside."""
+        """Disable all installed edits inside the context."""
         before = [installed.asleep for installed in self.installed]
         try:
             for installed in self.installed:
@@ -323,14 +323,14 @@ class BaseNetwork:
                 installed.asleep = slept
 
     def differentiated(self, sites: Sequence[Site], run: Callable[[], Tensor]) -> list[Tensor]:
-        """The gradient of the scalar that `run` gives, at each site: (row, token, *feature), as the site is read.
+        """Gradient of the scalar that `run` returns at each site: (row, token, *feature), in the layout of reading.
 
-        Weights get no gradients, and nothing below the first site is part of the graph.
+        Weights get no gradients; the graph starts at the first site.
 
         Raises
         ------
         UserError
-            For a site that is not reached, or one that is computed from others.
+            For a site that is not reached or is read-only.
         """
         held: dict[Site, Tensor] = {}
 
@@ -339,7 +339,7 @@ class BaseNetwork:
                 if site in held:
                     raise several_calls(site)
                 held[site] = value.clone() if value.requires_grad else value.detach().requires_grad_()
-                return held[site].clone()  # some families go on in place, which a leaf forbids
+                return held[site].clone()  # some families modify it in place, which is not allowed for a leaf
 
             return handle
 
@@ -349,6 +349,6 @@ class BaseNetwork:
             if missed := [str(s) for s in sites if s not in held]:
                 raise UserError(f"{', '.join(missed)} did not run before the scalar was reached; it has no gradient there.")
             if not scalar.requires_grad:
-                raise UserError("The scalar does not depend on the network at these sites; its gradient is nothing.")
+                raise UserError("The scalar does not depend on the network at these sites; its gradient is zero.")
             grads = torch.autograd.grad(scalar, [held[s] for s in sites], allow_unused=True)
         return [torch.zeros_like(held[s]) if g is None else g for s, g in zip(sites, grads)]

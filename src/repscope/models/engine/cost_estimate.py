@@ -1,4 +1,4 @@
-"""Forecast: what a capture will run, in words and numbers, before it runs. Takes a plan and a network's sizes, never a prompt.
+"""Cost estimate of a planned capture: blocks, tokens, passes, FLOPs, memory and seconds.
 
 FLOPs are multiply-adds × 2 of every linear map in the blocks that run, and of attention's two products over the pairs of tokens
 that attend to one another. Seconds are FLOPs over the rate of matrix products measured here, times the share of it that passes

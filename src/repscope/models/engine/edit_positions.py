@@ -1,9 +1,8 @@
-"""Aim: which positions of each prompt the installed edits act on, and whether they change what was asked for.
+"""Positions of edits in each prompt, and the check that edits change the requested rows.
 
-1. An edit's choice of tokens becomes, for each prompt, a first position and one after the last, counted in its own tokens.
-2. Before an operation runs, one prompt goes through twice in one batch, edited and not. Where its rows differ by more than
-   rounding, the edits work; where they do not, that prompt runs again alone, both ways, bit for bit. A void edit is an error, not a
-   silence.
+1. An edit's choice of tokens is resolved to a first position and one after the last, relative to each prompt.
+2. Before an operation, one prompt runs twice in one batch, with and without edits. If its rows differ by more than rounding, the
+   edits work; else the prompt runs again alone, both ways, and is compared bit for bit. An edit without effect is an error.
 """
 
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from repscope.models.engine.token_network import TokenNetwork
 from repscope.models.prompts import Encoded, Prompt, Ragged, encode, token_ends
 from repscope.models.sites import PICKS, Site, Tokens
 
-_TRIED = 4  #: prompts, the shortest first, on which an edit must show before it is called void
+_TRIED = 4  #: prompts, the shortest first, on which an edit is tried before it is refused as without effect
 _ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-12}
 _LOW = 3e-2
 _CHUNK = 64
@@ -30,14 +29,14 @@ _BATCH_TOKENS = 1024
 def resolve_edit_positions(
     net: TokenNetwork, tokenizer: Any, prompts: Any, ids: Ragged, ends: Int[np.ndarray, "prompt"] | None = None
 ) -> None:
-    """Tell the installed edits their positions; `ends` is where each prompt ends and what follows it begins.
+    """Set the positions of the installed edits; `ends` is the end of each prompt, where generated tokens begin.
 
-    One more entry than there are prompts stands for a row that no edit touches.
+    An additional last entry represents a row without edits.
 
     Raises
     ------
     UserError
-        For a span that is not there, a prompt too short for an index, or vectors that are not one a prompt.
+        For an absent span, a prompt too short for an index, or a number of vectors other than one per prompt.
     """
     stop = ids.lengths if ends is None else ends
     everywhere = np.full(len(ids), EVERYWHERE)
@@ -62,7 +61,7 @@ def resolve_edit_positions(
 
 
 def check_effect(net: TokenNetwork, encoded: Encoded, sites: Sequence[Site], picked: Tokens) -> None:
-    """See on a few prompts that the installed edits, which have been aimed, change a row asked for.
+    """Check on a few prompts that the installed edits, with resolved positions, change a requested row.
 
     Raises
     ------
@@ -81,7 +80,7 @@ def check_effect(net: TokenNetwork, encoded: Encoded, sites: Sequence[Site], pic
         if any(not torch.equal(a, b) for a, b in zip(edited_alone, plain_alone)):
             return
     for begin in range(_TRIED, len(order), _CHUNK):
-        # Not one of those: perhaps the edits act on few prompts only. The same batches, edited and not, bit for bit.
+        # None of those: the edits may act on few prompts only. Compare the same batches with and without edits, bit for bit.
         which = list(order[begin : begin + _CHUNK])
         edited_rows, plain_rows = (_rows(net, encoded, sites, picked, which, n) for n in (which, [untouched] * len(which)))
         if any(not torch.equal(a, b) for a, b in zip(edited_rows, plain_rows)):
@@ -89,13 +88,13 @@ def check_effect(net: TokenNetwork, encoded: Encoded, sites: Sequence[Site], pic
     named = ", ".join(str(installed.edit) for installed in net.installed)
     at = ", ".join(str(site) for site in sites[:3])
     where = "no logit" if list(sites) == [net.last] else f"nothing at {at} ({picked})"
-    raise UserError(f"{named} changes {where}; edit an earlier site, other tokens, or with a longer vector.")
+    raise UserError(f"{named} changes {where}; edit an earlier site, other tokens, or with a vector of larger norm.")
 
 
 def _rows(
     net: TokenNetwork, encoded: Encoded, sites: Sequence[Site], picked: Tokens, which: Sequence[int], numbers: Sequence[int]
 ) -> list[Tensor]:
-    """The rows of some prompts at each site, one prompt after the other; `numbers` is which ones they are to the edits."""
+    """The rows of some prompts at each site, run one by one; `numbers` are their prompt indices for the edits."""
     some = Encoded(encoded.ids.take(np.array(which)), encoded.start[list(which)], encoded.stop[list(which)])
     held: dict[Site, list[tuple[Int[np.ndarray, row], Tensor]]] = {site: [] for site in sites}
 
@@ -113,12 +112,12 @@ def _rows(
 
 
 def _see_span(span: str, prompts: Any) -> None:
-    """See that a span is in the prompts.
+    """Check that a span is in the prompts.
 
     Raises
     ------
     UserError
-        When it is not; offers the spans there are and the other choices of tokens.
+        When it is not; suggests the available spans and other choices of tokens.
     """
     for prompt in prompts:
         spans = prompt.spans if isinstance(prompt, Prompt) else ()

@@ -1,15 +1,15 @@
-"""Fingerprints: which weights a number came from. Knows files and modules, not where they were found or how they load.
+"""Fingerprints (digests) of weights in safetensors files or in memory.
 
 Weights in safetensors files:
 
 1. read each file's header: the name, dtype, shape and byte range of every tensor;
-2. SHA-256 of every tensor's bytes, streamed in file order, so that no tensor is held whole and torch is not needed;
-3. SHA-256 over the lines (name, dtype, shape, digest) sorted by name. How they are spread over files does not matter.
+2. SHA-256 of every tensor's bytes, streamed in file order, without torch;
+3. SHA-256 over the lines (name, dtype, shape, digest) sorted by name, independent of the split into files.
 
-A file's digests are kept under `cache_home()/fingerprints` with the path, size and modification time they are for.
+A file's digests are cached under `cache_home()/fingerprints` with its path, size and modification time.
 
-A module in memory: 64 evenly spaced entries of every tensor in its state dict instead of all. Such a fingerprint says
-so ("sampled:…"); it does not notice a change between the sampled entries.
+For a module in memory only 64 evenly spaced entries of every tensor in its state dict are used. Such a fingerprint is marked
+("sampled:…"); it does not detect changes between the sampled entries.
 """
 
 import hashlib
@@ -47,11 +47,10 @@ class Fingerprint:
 
 @dataclass(frozen=True)
 class WeightSource:
-    """Where a network came from, as pages tell it.
+    """Origin of a network, as shown on pages.
 
-    name: what the user asked for. fingerprint: of its weights. precision: a fragment of a sentence, "float32" or
-    "float32, dequantised from Q4_1 GGUF". path: the folder it was read from; None for a module handed in from memory.
-    revision: the commit on the hub; None elsewhere.
+    name: as the user gave it. precision: "float32", or "float32, dequantised from Q4_1 GGUF". path: the folder it was read from;
+    None for a module in memory. revision: the commit on the hub, if any.
     """
 
     name: str
@@ -83,7 +82,7 @@ def digests_of(paths: Sequence[Path]) -> dict[str, str]:
     Raises
     ------
     UserError
-        For a file that is not there, cut short or not safetensors, and for a tensor that two files name.
+        For a file that is missing, truncated or not safetensors, and for a tensor in two files.
     """
     total = sum(path.stat().st_size for path in paths if path.is_file())
     lines: dict[str, str] = {}
@@ -97,12 +96,12 @@ def digests_of(paths: Sequence[Path]) -> dict[str, str]:
 
 
 def shape_in(line: str) -> tuple[int, ...]:
-    """The shape that stands in a line of `digests_of`."""
+    """The shape in a line of `digests_of`."""
     return tuple(int(n) for n in line.split(" ")[1].split("x") if n)
 
 
 def of_module(module: "nn.Module") -> Fingerprint:
-    """The sampled fingerprint of a module in memory: evenly spaced entries of its state dict. Changes nothing."""
+    """The sampled fingerprint of a module in memory."""
     import torch
 
     from repscope.models.engine.hooks import parameter
@@ -119,7 +118,7 @@ def of_module(module: "nn.Module") -> Fingerprint:
         flat = value.detach().reshape(-1)
         n = flat.numel()
         kept = min(n, _SAMPLED)
-        # Whole numbers, not linspace: float32 cannot name every index of a large embedding.
+        # Integers, not linspace: float32 cannot represent every index of a large embedding.
         index = [i * (n - 1) // max(kept - 1, 1) for i in range(kept)]
         entries = flat[torch.tensor(index, dtype=torch.long, device=flat.device)].cpu().contiguous()
         digest = hashlib.sha256(entries.view(torch.uint8).numpy().tobytes()).hexdigest()
@@ -142,7 +141,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _remembered(path: Path, what: str, compute: Callable[[], dict[str, str]]) -> dict[str, str]:
-    """`compute()`, or what it gave the last time that this file had this path, size and modification time."""
+    """`compute()`, cached by the file's path, size and modification time."""
     if not path.is_file():
         raise UserError(f"There is no file {path}; was the model's folder moved or copied only in part?")
     stat = path.stat()
@@ -154,7 +153,7 @@ def _remembered(path: Path, what: str, compute: Callable[[], dict[str, str]]) ->
         if record.get("made_for") == made_for and isinstance(record.get("digests"), dict):
             return {str(name): str(line) for name, line in record["digests"].items()}
     digests = compute()
-    # A cache that cannot be written (full disk, read-only home) costs time at the next load, not the answer.
+    # If the cache cannot be written (full disk, read-only home), the next load only takes longer.
     with suppress(UserError, OSError), whole_file(kept) as unfinished:
         unfinished.write_text(json.dumps({"made_for": made_for, "digests": digests}), encoding="utf-8")
     return digests
@@ -182,7 +181,7 @@ def _tensors(path: Path, advance: Advance) -> dict[str, str]:
 
 
 def _header(path: Path, size: bytes, held: int, read: Callable[[int], bytes]) -> tuple[dict[str, Any], int]:
-    """The tensors that a safetensors file says it holds, and where their bytes start. `held`: bytes in the file."""
+    """The tensors in a safetensors header, and the offset of their bytes. `held`: bytes in the file."""
     length = int.from_bytes(size, "little")
     if len(size) < 8 or not 2 <= length <= _LONGEST_HEADER:
         raise UserError(f"{path} is not a safetensors file; repscope reads safetensors and GGUF weights only.")
