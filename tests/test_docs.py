@@ -22,9 +22,8 @@ def _blocks(language):
 
 def _touched(lm):
     """Hooks, edits and other weights that a block left on the model."""
-    return [m for m in lm.model.modules() if m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__], list(
-        lm.installed
-    )
+    hooked = [m for m in lm.model.modules() if m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__]
+    return hooked, list(lm.installed), [float(p.detach().sum()) for p in lm.model.parameters()]
 
 
 @pytest.mark.model
