@@ -223,7 +223,7 @@ class Run(Generic[AnyOptions]):
 
     def facts(self) -> dict[str, Any]:
         """How this run was made: what `run.json` holds and the page's last section shows."""
-        options = self.setup.options.model_dump(mode="json")
+        options = self.setup.options.model_dump(mode="json", exclude=set(self.study.unused))
         if "model" in options and self.options.tiny:
             options["model"] = "tiny"
         checks = self.verification
