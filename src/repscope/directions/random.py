@@ -1,11 +1,11 @@
-"""Random directions: the control of every direction that was found. Knows widths and seeds."""
+"""Random unit vectors, the control of every direction."""
 
 import numpy as np
 from jaxtyping import Float
 
 
 def random_units(width: int, count: int, seed: int) -> Float[np.ndarray, "direction feature"]:
-    """Directions of length one, uniform on the sphere.
+    """Unit vectors, uniform on the sphere.
 
     >>> u = random_units(8, 3, seed=0)
     >>> u.shape, bool(np.allclose((u**2).sum(1), 1))

@@ -1,7 +1,7 @@
-"""Reading representations: linear probes, the logit lens, relations as linear maps and the concepts in them.
+"""Reading representations: linear probes, logit lens, linear relations and concept directions.
 
-`lre` estimates a relation as a linear map, `concepts` gives one direction per object, `select_known` keeps the facts that a model
-knows, `attribute_lens` reads every token of a prompt through a map.
+`lre` estimates a relation as a linear map, `concepts` gives one direction per object, `select_known` selects the facts that a model
+knows, `attribute_lens` applies a map to every token of a prompt.
 """
 
 from repscope.read.concept_directions import concepts

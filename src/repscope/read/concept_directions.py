@@ -1,14 +1,15 @@
-"""Linear relational concepts: which direction is "in Italy"? (Chanin, Hunter & Camburu 2024, arXiv 2311.08968.)
+"""Linear relational concepts: directions such as "in Italy" from inverted linear relations.
+
+Chanin, Hunter & Camburu 2024, arXiv 2311.08968:
 
     v_o = W† (E[o] - b)
 
-W and b are a relation's LRE to a layer where the object is not yet bound to words, E[o] the mean state there over subjects with the
-object o, W† the pseudo-inverse of low rank. A subject is said to have the object whose unit vector it points along most; adding
-v_o' - v_o to a subject changes the fact.
+W and b are a relation's LRE to an intermediate layer, E[o] the mean state there over subjects with object o, W† the low-rank
+pseudo-inverse. A subject is classified by its largest projection onto unit vectors; adding v_o' - v_o to a subject edits the fact.
 
-1. The rank is chosen on subjects that do not count in the score: at full rank, noise along small singular values is all there is.
-2. The inverse is that of the mean of the examples' Jacobians, or the mean of their inverses.
-3. What else would classify: ridge and logistic regression on the same subjects, class means, differences of means.
+1. The rank is selected on other subjects than those scored: at full rank, noise along small singular values dominates.
+2. The inverse is that of the mean Jacobian of the examples, or the mean of their inverses.
+3. Baselines: ridge and logistic regression on the same subjects, class means, differences of means.
 """
 
 import warnings
@@ -27,9 +28,9 @@ RANKS = (4, 8, 16, 32, 64, 128)
 
 @dataclass(frozen=True, eq=False)
 class Concepts:
-    """The directions of a relation's objects at one layer.
+    """Directions of a relation's objects at one layer.
 
-    site: where. rank: of the inverse. names: objects. vectors: (object, d_source), v_o in the site's own units.
+    site: the layer. rank: of the inverse. names: objects. vectors: (object, d_source), v_o in the site's own units.
     """
 
     site: str
@@ -38,22 +39,22 @@ class Concepts:
     vectors: Float[np.ndarray, "object d_source"]
 
     def scores(self, subjects: Float[np.ndarray, "row d_source"]) -> Float[np.ndarray, "row object"]:
-        """How far each subject points along each concept's unit vector."""
+        """Projection of each subject onto each concept's unit vector."""
         lengths = np.linalg.norm(self.vectors, axis=1, keepdims=True)
         out: np.ndarray = subjects @ (self.vectors / np.maximum(lengths, 1e-30)).T
         return out
 
     def classify(self, subjects: Float[np.ndarray, "row d_source"]) -> list[str]:
-        """The object each subject points along most."""
+        """Object with the largest projection, per subject."""
         return [self.names[i] for i in self.scores(subjects).argmax(1)]
 
     def change(self, old: str, new: str) -> Float[np.ndarray, "d_source"]:
-        """v_new - v_old: what to add to a subject to move it from one object to the other.
+        """v_new - v_old: the step that moves a subject from one object to the other.
 
         Raises
         ------
         UserError
-            For an object that is no concept here.
+            For an unknown object.
         """
         at = {name: i for i, name in enumerate(self.names)}
         for name in (old, new):
@@ -63,7 +64,7 @@ class Concepts:
         return moved
 
     def directions(self, model: str = "", relation: str = "") -> DirectionSet:
-        """As a set of directions; each one's scale is the length of v_o."""
+        """As a `DirectionSet`; the scale of each is the norm of v_o."""
         found_by = f"LRC of {relation or 'a relation'}, rank {self.rank}"
         made = [Direction.of(v, self.site, name, found_by=found_by) for name, v in zip(self.names, self.vectors)]
         return DirectionSet(made, model, found_by)
@@ -82,15 +83,15 @@ def concepts(
     Parameters
     ----------
     fit
-        The map; from the layer where the concepts shall live to the states' layer.
+        The map from the concepts' layer to the states' layer.
     states
-        What the map's target holds for some subjects.
+        Activations of subjects at the map's target.
     objects
         Their objects.
     rank
-        Of W†; chosen by cross-validation in the `relations` study.
+        Of W†; selected by cross-validation in the `relations` study.
     inverse
-        W† made in another way (`mean_of_inverses`).
+        Another W† (`mean_of_inverses`).
 
     Raises
     ------
@@ -116,7 +117,7 @@ def mean_of_inverses(matrices: Float[np.ndarray, "example d_target d_source"], r
 def class_means(
     rows: Float[np.ndarray, "row feature"], objects: Sequence[str]
 ) -> tuple[tuple[str, ...], Float[np.ndarray, "object feature"]]:
-    """The mean row of each object, objects in alphabetic order."""
+    """Mean row per object, in alphabetic order of objects."""
     names, inverse = np.unique(np.asarray(objects, dtype=object).astype(str), return_inverse=True)
     means = np.stack([rows[inverse == i].mean(0) for i in range(len(names))])
     return tuple(str(n) for n in names), means
@@ -125,8 +126,9 @@ def class_means(
 def by_means(
     train: Float[np.ndarray, "row d"], objects: Sequence[str], test: Float[np.ndarray, "row d"], *, others: bool
 ) -> list[str]:
-    """Classify along unit class means, or with `others` along each mean less the mean of all other rows
-    ("difference of means"). With the mean of all taken off the first would be the second: what they differ by is that common part.
+    """Classify by unit class means, or with `others` by each mean minus the mean of all other rows ("difference of means").
+
+    The two differ only by the mean of all rows.
     """
     names, means = class_means(train, objects)
     held = np.asarray(objects).astype(str)
@@ -148,7 +150,7 @@ def by_probe(
     scaler = StandardScaler().fit(train)
     probe = RidgeClassifierCV(np.logspace(0, 5, 11)) if kind == "ridge" else LogisticRegression(C=0.01, max_iter=400)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # many classes for so few rows is what is asked here
+        warnings.simplefilter("ignore")  # many classes with few rows are expected here
         probe.fit(scaler.transform(train).astype(np.float64), list(objects))
     return [str(name) for name in probe.predict(scaler.transform(test).astype(np.float64))]
 
@@ -163,7 +165,7 @@ def cross_validated(
     folds: int = 2,
     seed: int = 0,
 ) -> Float[np.ndarray, "site rank"]:
-    """Accuracy of concepts at each site and rank, class means from one part of these subjects, tested on the other."""
+    """Accuracy of concepts per site and rank, cross-validated: class means from training subjects, tested on the others."""
     fold = np.random.default_rng(seed).permutation(len(objects)) % folds
     held = np.asarray(objects).astype(str)
     hits = np.zeros((len(fits), len(ranks)))
@@ -181,12 +183,12 @@ def cross_validated(
 
 
 def right(said: Sequence[str], objects: Sequence[str]) -> Bool[np.ndarray, "row"]:
-    """Where the object named is the true one."""
+    """Where the predicted object is correct."""
     return np.array([a == b for a, b in zip(said, objects)], dtype=bool)
 
 
 def best(table: Float[np.ndarray, "site rank"]) -> tuple[int, int]:
-    """The place of the largest entry; of equals the lower rank, then the earlier site."""
+    """Index of the largest entry; ties: the lower rank, then the earlier site."""
     order: Int[np.ndarray, "site rank"] = np.argwhere(table >= table.max() - 1e-12)
     site, rank = min(order.tolist(), key=lambda place: (place[1], place[0]))
     return int(site), int(rank)

@@ -1,10 +1,10 @@
-"""Which facts of a relation does the model know, and by which rule?
+"""Facts of a relation that the model knows, by few-shot prompting.
 
-1. Each question is asked after k solved examples, in several trials with other examples.
-2. First token: the model's next token is, but for case and space, a beginning of the object (Hernandez et al. 2024). Full object:
-   every token of the object is the likeliest one at its place, which is what greedy decoding would write.
-3. Where the tokenizer puts a blank before every object (digits, often), the blank goes with the question: the token after it tells.
-4. Beside it stand what needs no knowledge: the commonest object, and copying the subject.
+1. Each query follows k few-shot examples, in several trials with different examples.
+2. First token: the model's next token is a prefix of the object, except for case and space (Hernandez et al. 2024). Full object:
+   every token of the object is the most likely one at its position, as in greedy decoding.
+3. If the tokenizer encodes a separate blank before every object (often digits), the prompt ends with it, and the next token counts.
+4. Baselines without knowledge: the most common object, and a copy of the subject.
 """
 
 from collections import Counter
@@ -23,16 +23,16 @@ from repscope.models.sites import Tokens
 if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
 
-_HEAD_ROWS = 256  #: rows that go through the head at once
-LEAST = 2  #: distinct objects below which there is nothing to tell apart
+_HEAD_ROWS = 256  #: rows per batch of the head
+LEAST = 2  #: minimum of distinct objects
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedFacts:
-    """A relation as a tokenizer spells it.
+    """A relation, tokenized.
 
-    relation: without the objects that the tokenizer cannot write. blank: what the question ends with (" " where every object begins
-    with a blank token, else nothing). first: the first telling token of each object.
+    relation: without objects that the tokenizer cannot encode. blank: end of the prompt (" " if every object begins with a blank
+    token, else empty). first: the first informative token of each object.
     """
 
     relation: Relation
@@ -45,13 +45,13 @@ class EncodedFacts:
         return replace(asked, text=asked.text + self.blank) if self.blank else asked
 
     def answered(self, subject: str, obj: str, shots: Sequence[Pair] = (), template: int = 0) -> Prompt:
-        """The prompt with the object after it; the span "tail" is from the question's last character on."""
+        """The prompt followed by the object; the span "tail" starts at the prompt's last character."""
         asked = self.relation.prompt(subject, shots, template, answer=obj)
         end = asked.spans["object"][0] - 1 + len(self.blank)
         return replace(asked, spans={**asked.spans, "tail": (end - 1, len(asked.text))})
 
     def answering(self, lm: "LanguageModel", subject: str, obj: str, shots: Sequence[Pair] = (), template: int = 0) -> Prompt:
-        """The prompt with the object after it; the span "answering": the tokens that each of the object's comes after."""
+        """The prompt followed by the object; the span "answering": the tokens before each token of the object."""
         asked = self.answered(subject, obj, shots, template)
         offsets = lm.tokenizer(asked.text, return_offsets_mapping=True, add_special_tokens=asked.special)["offset_mapping"]
         last = max(a for a, b in offsets if b > a)
@@ -60,10 +60,10 @@ class EncodedFacts:
 
 @dataclass(frozen=True, eq=False)
 class KnownFacts:
-    """What a model knows of a relation.
+    """Correct answers of a model on a relation.
 
-    spelt: the relation, all samples. first, full: (trial, sample), right by either rule. copied: (sample), the subject begins as
-    the object does.
+    facts: the relation, all samples. first, full: (trial, sample), correct by either rule. copied: (sample), the subject begins as
+    the object.
     """
 
     facts: EncodedFacts
@@ -73,24 +73,24 @@ class KnownFacts:
 
     @property
     def rows(self) -> Int[np.ndarray, "select_known"]:
-        """Samples that are right by the first token in every trial."""
+        """Samples with a correct first token in every trial."""
         return np.flatnonzero(self.first.all(0))
 
     @property
     def majority(self) -> Bool[np.ndarray, "sample"]:
-        """Where the commonest object is right."""
+        """Where the most common object is correct."""
         objects = [o for _, o in self.facts.relation.samples]
         common = Counter(objects).most_common(1)[0][0]
         return np.array([o == common for o in objects])
 
 
 def encode_facts(lm: "LanguageModel", relation: Relation) -> EncodedFacts:
-    """See how the tokenizer writes the objects.
+    """Tokenize a relation's objects.
 
     Raises
     ------
     UserError
-        When fewer than two objects are left that it can write.
+        If the tokenizer can encode fewer than two objects.
     """
     tokenizer, first, blanks, lost = lm.tokenizer, dict[str, int](), dict[str, bool](), []
     question = relation.prompt(relation.samples[0][0])
@@ -134,14 +134,14 @@ def encode_facts(lm: "LanguageModel", relation: Relation) -> EncodedFacts:
 def select_known(
     lm: "LanguageModel", relation: Relation, *, shots: int = 5, trials: int = 3, seed: int = 0, template: int = 0
 ) -> KnownFacts:
-    """Ask the model every sample of a relation.
+    """Query the model on every sample of a relation.
 
     Parameters
     ----------
     shots
-        Solved examples before each question.
+        Few-shot examples per query.
     trials
-        How often, with other examples.
+        Number of trials, each with different examples.
 
     Raises
     ------
@@ -168,7 +168,7 @@ def select_known(
 
 
 def distinct(samples: Sequence[Pair], order: Sequence[int] | Int[np.ndarray, "sample"], count: int) -> list[int]:
-    """The first samples of an order, of different objects as long as there are such."""
+    """The first samples of an order, with different objects if possible."""
     taken: list[int] = []
     for again in (False, True):
         for i in order:
@@ -178,7 +178,7 @@ def distinct(samples: Sequence[Pair], order: Sequence[int] | Int[np.ndarray, "sa
 
 
 def starts_with(token: str, obj: str) -> bool:
-    """Whether a token is a beginning of an object, but for case and space; an empty one is not."""
+    """Whether a non-empty token is a prefix of an object, except for case and space."""
     said = token.strip().casefold()
     return bool(said) and obj.casefold().startswith(said)
 
@@ -186,7 +186,7 @@ def starts_with(token: str, obj: str) -> bool:
 def _asked(
     lm: "LanguageModel", prompts: Sequence[Prompt], objects: Sequence[str]
 ) -> tuple[Bool[np.ndarray, "prompt"], Bool[np.ndarray, "prompt"]]:
-    """Right by the first token, and by the whole object, in one pass over question and object."""
+    """Correctness by first token and by full object, in one pass over question and object."""
     acts = lm.capture(prompts, lm.last, "tail.all")
     ids = encode(lm.tokenizer, prompts, Tokens.parse("tail.all"), lm.context, causal=lm.causal)
     hidden = acts[lm.last]
@@ -202,6 +202,6 @@ def _asked(
 
 
 def _after(lm: "LanguageModel", question: Prompt, tail: str) -> list[int]:
-    """The tokens of a text as it stands after a question."""
+    """Tokens of a text after a question."""
     ids = lm.tokenizer(question.text + tail, return_offsets_mapping=True, add_special_tokens=False)
     return [i for i, (_, b) in zip(ids["input_ids"], ids["offset_mapping"]) if b > len(question.text)]

@@ -1,15 +1,17 @@
-"""Linear relational embeddings: is "capital of" a linear map? (Hernandez et al. 2024, arXiv 2308.09124.)
+"""Linear relational embeddings (LRE): relations such as "capital of" as affine maps.
+
+Hernandez et al. 2024, arXiv 2308.09124:
 
     LRE(s) = β W s + b,   W = mean of ∂o/∂s,   b = mean of o - (∂o/∂s) s    over n examples
 
-s is the subject at its last token in some block, o the state that the answer is read from. Each example's prompt holds the other
-n - 1 as solved ones.
+s is the subject at its last token in some block, o the state from which the answer is decoded. Each example in turn is the query,
+the other n - 1 are few-shot demonstrations.
 
-1. All subject layers come from the same passes (`lm.jacobian`): one product goes back through every block once.
-2. β multiplies W s alone; like the layer it is chosen on examples that do not count in the score.
-3. Faithful means: the map's likeliest token is the beginning of the object, on subjects that the model itself answers.
-4. What else would score: the subject's own logit lens, a translation, ridge regression on the same examples and on all of them,
-   the map of another subject's vector, the map of another relation, the map from the embedding.
+1. All subject layers come from the same passes (`lm.jacobian`): one vector-Jacobian product serves all blocks.
+2. β multiplies only W s; β and the layer are selected on other examples than those scored.
+3. Faithfulness: the map's most likely token is the beginning of the object, on subjects that the model answers correctly.
+4. Baselines: the subject's own logit lens, a translation, ridge regression on the same and on all examples, the map applied to
+   another subject, the map of another relation, the map from the embedding.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,10 +33,10 @@ if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
 
 EXAMPLES = 5
-READ_AT = {"first": "last", "mean": "answering.mean"}  #: where an object's state is read
+READ_AT = {"first": "last", "mean": "answering.mean"}  #: tokens at which an object's state is read
 BETAS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 7.0)
-_HEAD_ROWS = 256  #: rows that go through the head at once
-_DENSE = 1536  #: width up to which all singular values are taken
+_HEAD_ROWS = 256  #: rows per batch of the head
+_DENSE = 1536  #: largest width of a full singular value decomposition
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,7 @@ class LRE:
     def triplets(self, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The leading singular triplets (d_target, rank), (rank), (rank, d_source).
 
-        Of a wide map only those asked for are computed; the whole decomposition of a small one is kept.
+        The full decomposition of a small map is cached; of a wide one only the leading triplets are computed.
 
         Raises
         ------
@@ -81,7 +83,7 @@ class LRE:
         return u, s, v
 
     def inverse(self, rank: int) -> Float[np.ndarray, "d_source d_target"]:
-        """W† of that rank: V Σ⁻¹ Uᵀ over the leading triplets, which keeps noise from being blown up by small singular values."""
+        """W† of that rank: V Σ⁻¹ Uᵀ over the leading triplets, which avoids amplified noise from small singular values."""
         u, s, v = self.triplets(rank)
         made: np.ndarray = (v.T / s) @ u.T
         return made
@@ -91,8 +93,8 @@ class LRE:
 class LREs(Mapping[str, LRE]):
     """The maps of one relation from every subject layer. `fits["resid_post.12"]` is one.
 
-    spelt: the relation as the tokenizer spells it. examples: what they were made from. held: by the site's name. tokens: whether an
-    object's state is that before its first token or the mean over the places of all.
+    facts: the tokenized relation. examples: few-shot examples of the fit. held: maps by site. tokens: whether an object's state is
+    that before its first token or the mean over the positions of all.
     """
 
     facts: EncodedFacts
@@ -107,7 +109,7 @@ class LREs(Mapping[str, LRE]):
         Raises
         ------
         UserError
-            For a site from which there is none.
+            For a site without a map.
         """
         if site not in self.held:
             raise unknown("subject layer", site, self.held)
@@ -128,11 +130,11 @@ class LREs(Mapping[str, LRE]):
         return self.facts.prompt(subject, shots, self.template)
 
     def subjects(self, lm: "LanguageModel", names: Sequence[str]) -> dict[str, Float[np.ndarray, "subject d_model"]]:
-        """The vectors of subjects at every layer there is a map from, and at the target: asked after the examples."""
+        """Vectors of subjects at every fitted layer and at the target, queried after the examples."""
         return vectors(lm, [self.prompt(name) for name in names], list(self), next(iter(self.held.values())).target)
 
     def states(self, lm: "LanguageModel", pairs: Sequence[Pair]) -> Float[np.ndarray, "pair d_target"]:
-        """What the target holds for the objects of pairs, read as the maps read it: where concepts take their means from."""
+        """Activations at the target for the objects of pairs, at the maps' positions; `concepts` averages them."""
         target = next(iter(self.held.values())).target
         if self.tokens == "first":
             prompts = [self.prompt(subject) for subject, _ in pairs]
@@ -142,7 +144,7 @@ class LREs(Mapping[str, LRE]):
         return found
 
     def answers(self, lm: "LanguageModel", names: Sequence[str], site: str, beta: float | None = None) -> list[str]:
-        """The map's likeliest token for each subject."""
+        """The map's most likely token per subject."""
         held = self.subjects(lm, names)
         return [lm.tokenizer.decode([i]) for i in top(lm, self[site](held[site], beta), self[site].target)]
 
@@ -166,24 +168,24 @@ def lre(
     relation
         `rs.relation("country-capital")`, or a file's, or one's own `Relation`.
     examples
-        Pairs to make it from; n of different objects are drawn from the relation when not given.
+        Pairs for the fit; default: n drawn from the relation, with different objects.
     n
-        How many examples to draw.
+        Number of examples to draw.
     sites
-        Subject layers; the embedding and every block before the target when not given.
+        Subject layers; default: the embedding and every block before the target.
     target
-        Where the object is read; the last block when not given.
+        Layer of the object's state; default: the last block.
     tokens
-        The object's state: where its first token is about to come, or the mean over the places of all its tokens.
+        The object's state: before its first token, or the mean over the positions of all its tokens.
     template
-        Which of the relation's templates.
+        Index of the relation's template.
     seed
         Of the draw.
 
     Raises
     ------
     UserError
-        For more examples than samples, fewer than two, a template that there is not; as `encode_facts` and `lm.jacobian`.
+        For more examples than samples, fewer than two, or an unknown template; as `encode_facts` and `lm.jacobian`.
 
     >>> from repscope.worlds.tiny import tiny
     >>> from repscope.data.relations import relation
@@ -226,14 +228,14 @@ def lre(
 def vectors(
     lm: "LanguageModel", prompts: Sequence[Prompt], sites: Sequence[str], target: str, at: str = "last"
 ) -> dict[str, Float[np.ndarray, "prompt d_model"]]:
-    """Subject vectors at sites and what the target holds at the end of the same prompts, under "target"."""
+    """Subject vectors at sites, and under "target" the activations at the end of the same prompts."""
     held = lm.capture(prompts, list(sites), "subject.last")
     end = lm.capture(prompts, target, at)
     return {str(site): rows for site, rows in held.rows.items()} | {"target": end[target]}
 
 
 def top(lm: "LanguageModel", states: Float[np.ndarray, "row d_model"], target: str) -> Int[np.ndarray, "row"]:
-    """The likeliest next token of each state at the target, read by the final norm and the head."""
+    """Most likely next token of each state at the target, by the final norm and the head."""
     return np.concatenate(
         [lm.unembed(states[a : a + _HEAD_ROWS].astype(np.float32)).argmax(-1) for a in range(0, len(states), _HEAD_ROWS)]
     )
@@ -242,7 +244,7 @@ def top(lm: "LanguageModel", states: Float[np.ndarray, "row d_model"], target: s
 def right(
     lm: "LanguageModel", states: Float[np.ndarray, "row d_model"], objects: Sequence[str], target: str
 ) -> Bool[np.ndarray, "row"]:
-    """Whether the likeliest token of each state begins its object."""
+    """Whether the most likely token of each state begins its object."""
     said = [lm.tokenizer.decode([int(i)]) for i in top(lm, states, target)]
     return np.array([starts_with(word, obj) for word, obj in zip(said, objects)], dtype=bool)
 
@@ -254,7 +256,7 @@ def best_beta(
     objects: Sequence[str],
     betas: Sequence[float] = BETAS,
 ) -> tuple[LRE, float]:
-    """The map with the β that is right most often on these subjects (of equals that nearest to 1), and how often that is."""
+    """The map with the most accurate β on these subjects (ties: nearest to 1), and its accuracy."""
     moved = subjects @ fit.weight.T
     states = np.concatenate([beta * moved + fit.bias for beta in betas])
     hits = right(lm, states, list(objects) * len(betas), fit.target).reshape(len(betas), -1).mean(1)
@@ -265,7 +267,7 @@ def best_beta(
 def ridge_map(
     subjects: Float[np.ndarray, "row d_source"], states: Float[np.ndarray, "row d_target"], site: str, target: str
 ) -> LRE:
-    """The affine map by ridge regression, its penalty by leave-one-out: what can be had without a derivative."""
+    """Affine map by ridge regression with leave-one-out penalty: a baseline without derivatives."""
     from sklearn.linear_model import RidgeCV
 
     scale = float(np.square(subjects - subjects.mean(0)).sum(1).mean()) or 1.0
@@ -275,17 +277,17 @@ def ridge_map(
 
 
 def translation(subjects: Float[np.ndarray, "row d"], states: Float[np.ndarray, "row d"], site: str, target: str) -> LRE:
-    """The subject moved by one vector for all: o = s + mean(o - s)."""
+    """Translation by one vector for all subjects: o = s + mean(o - s)."""
     return LRE(site, target, np.eye(subjects.shape[1], dtype=np.float32), (states - subjects).mean(0))
 
 
 def attribute_lens(lm: "LanguageModel", fits: LREs, text: "str | Prompt", *, top_k: int = 5) -> pd.DataFrame:
-    """What a relation's maps read off every token of any text, block by block (the attribute lens of arXiv 2308.09124).
+    """A relation's maps applied to every token of a text at every block (the attribute lens of arXiv 2308.09124).
 
     Returns
     -------
     pandas.DataFrame
-        A row a block and position: block (-1 is the embedding), position, token, predicted, probability, top_five.
+        One row per block and position: block (-1: embedding), position, token, predicted, probability, top_five.
 
     Raises
     ------

@@ -1,11 +1,12 @@
-"""Logit lens: what a model would predict if each block were its last (nostalgebraist, 2020, "interpreting GPT").
+"""Logit lens: next-token predictions from the output of each block.
 
+After nostalgebraist 2020, "interpreting GPT":
 1. Capture every block's output at every token of one prompt.
-2. Put the last positions (64 unless told otherwise; a position costs ten times the head at each block) through the final norm
-   and the head, block by block; keep the leading tokens and the probability of the model's own prediction.
-3. Control: vectors of the same length in random directions through the same norm and head. A block "knows" the prediction
-   where its probability leaves the range of that control.
-The lens reads in the basis of the last block; that it finds nothing early does not show that nothing is there.
+2. Apply the final norm and the head at the last positions (default 64; a position costs ten times the head per block); record the
+   top tokens and the probability of the model's own prediction.
+3. Control: random directions of equal norm through the same norm and head. A block "knows" the prediction if its probability is
+   outside the range of the control.
+The lens uses the basis of the last block; a negative result at an early block does not show that the information is absent.
 """
 
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 DEFINITION = "probability that the lens gives to the model's own next token"
 _DRAWS = 8
-LAST = 64  #: positions that are read
+LAST = 64  #: default number of positions
 
 
 def logit_lens(lm: "LanguageModel", prompt: str, *, top: int = 5, seed: int = 0, last: int = LAST) -> Result:
@@ -38,17 +39,17 @@ def logit_lens(lm: "LanguageModel", prompt: str, *, top: int = 5, seed: int = 0,
     prompt
         The text.
     top
-        Leading tokens kept a cell.
+        Top tokens per cell.
     seed
         Of the random directions.
     last
-        Tokens at the end of the prompt that the lens is put to; a note says when they are not all.
+        Number of tokens at the end of the prompt to read; a note reports omitted ones.
 
     Returns
     -------
     Result
         table: mean over token positions of the probability of the final prediction, by block, with its control. side["cells"]:
-        a row a block and position: block (-1 is the embedding), position, token, predicted, probability, top_five, of_final.
+        one row per block and position: block (-1: embedding), position, token, predicted, probability, top_five, of_final.
 
     Raises
     ------
@@ -115,7 +116,7 @@ def _probabilities(lm: "LanguageModel", hidden: Float[np.ndarray, "token d_model
 def _random_control(
     lm: "LanguageModel", hidden: Float[np.ndarray, "token d_model"], final: Int[np.ndarray, "token"], rng: np.random.Generator
 ) -> Float[np.ndarray, "draw"]:
-    """The same mean over tokens, from vectors as long as these that point anywhere; once a draw."""
+    """The same mean over tokens, per draw of random directions of equal norm."""
     drawn = rng.standard_normal((_DRAWS, *hidden.shape)).astype(np.float32)
     drawn *= np.linalg.norm(hidden, axis=1, keepdims=True) / np.linalg.norm(drawn, axis=2, keepdims=True)
     probability = _probabilities(lm, drawn.reshape(-1, hidden.shape[1]))[np.arange(_DRAWS * len(final)), np.tile(final, _DRAWS)]

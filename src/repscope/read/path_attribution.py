@@ -1,19 +1,19 @@
-"""Pieces: how much of a Jacobian goes through each head and each MLP between its two ends. Takes prompts and pairs of vectors.
+"""Path attribution: contribution of each head and MLP to a Jacobian between two sites.
 
-With t the target, c a component, u and v a pair of vectors (singular ones, say), ċ_p = ∂c_p/∂source v what the perturbation v does
-to c at position p, and ū_p = ∂(uᵀt)/∂c_p:
+With t the target, c a component, u and v a pair of (for example singular) vectors, ċ_p = ∂c_p/∂source v the effect of the
+perturbation v on c at position p, and ū_p = ∂(uᵀt)/∂c_p:
 
-    through   Σ_p ū_p · ċ_p                 what uᵀJv loses when the derivative of c is cut (c held as it is)
-    writes    uᵀ ċ at the target's position  what c itself adds there, in its part of the residual stream
+    through   Σ_p ū_p · ċ_p                 decrease of uᵀJv if the derivative of c is cut (c frozen)
+    writes    uᵀ ċ at the target's position  direct contribution of c to the residual stream there
 
-1. One pass is made with zeros added at every z, attn_out and mlp_out between; its graph gives all ū by one backward pass, all ċ by
-   one more (`linearized`). Nothing is cut or run again.
+1. One pass adds zeros at every z, attn_out and mlp_out in between; its graph gives all ū by one backward pass, all ċ by one more
+   (`linearized`). No ablation is run.
 2. A head's ċ in the residual stream is its z through its rows of the output projection, where no norm mixes the heads.
 3. A path goes through several components, so `through` does not add up to uᵀJv. `writes` does, with the direct path, between sites
-   of a residual stream that is a sum. A large `writes` says who speaks last, a large `through` who is needed.
-4. Control: as many pairs of random directions of the same lengths.
+   of a residual stream that is a sum. A large `writes` is a direct effect, a large `through` a total effect.
+4. Control: as many pairs of random directions of equal norms.
 
-First order only: what a component does to a large perturbation is a matter for `steer.patching.methods`.
+First order only; for large perturbations use `steer.patching.methods`.
 """
 
 from collections.abc import Iterable
@@ -37,7 +37,7 @@ from repscope.models.sites import Site
 from repscope.results import Result, Row
 
 _STREAM = ("resid_pre", "resid_mid", "resid_post")
-_ADDED = (*_STREAM, "attn_out", "mlp_out")  #: what reaches the stream of later blocks unchanged
+_ADDED = (*_STREAM, "attn_out", "mlp_out")  #: sites that reach the stream of later blocks unchanged
 _DEFINITIONS = {
     "through": "what uᵀJv loses when the component's derivative is cut; shares overlap",
     "writes": "uᵀ what the component adds to the residual stream at the target's position; adds up, the direct path included",
@@ -46,12 +46,12 @@ _DEFINITIONS = {
 
 @dataclass(frozen=True, eq=False)
 class PathAttribution:
-    """How much of uᵀJv goes through which component.
+    """Contributions of components to uᵀJv.
 
     source, target: the ends. sites: components, each head as `z.BLOCK.HEAD`. through, writes: (prompt, pair, site), in the target's
-    units; `writes` of a head is what it adds to the stream, NaN where a norm mixes heads, or where the stream is not a sum from
-    source to target. total: uᵀJv, (prompt, pair). direct: the part of it that no component takes, NaN as `writes`. random: the same
-    of the control, None without one. model: fingerprint. seed: of the control. notes: why components or `writes` are missing.
+    units; `writes` is NaN if a norm mixes heads or the stream is not a sum from source to target. total: uᵀJv, (prompt, pair).
+    direct: its part through no component, NaN as `writes`. random: the control, or None. model: fingerprint. seed: of the control.
+    notes: why components or `writes` are missing.
     """
 
     source: Site
@@ -71,7 +71,7 @@ class PathAttribution:
         return f"Pieces({self.source} → {self.target}: {sites} components, {pairs} pairs, {prompts} prompts)"
 
     def result(self) -> Result:
-        """The mean over prompts of each component's part with its interval, random directions beside it, as a table."""
+        """Table of each component's mean contribution over prompts with its interval, and of the random control."""
         rows = self._rows(ESTIMATE) + (self.random._rows(RANDOM) if self.random is not None else [])
         return Result.of(rows, arrays={"total": self.total, "direct": self.direct}, notes=self.notes)
 
@@ -120,7 +120,7 @@ def path_attribution(
     control: bool = True,
     seed: int = 0,
 ) -> PathAttribution:
-    """How much of uᵀJv goes through each head, each attention and each MLP between two sites.
+    """Contribution to uᵀJv of each head, attention and MLP between two sites.
 
     Parameters
     ----------
@@ -131,14 +131,14 @@ def path_attribution(
     u, v
         Pairs of directions at the target and at the source, such as `triplets.u` and `triplets.v`.
     control
-        Whether to give the parts of random pairs as well.
+        Whether to compute random pairs as well.
     seed
-        Of those.
+        Of the random pairs.
 
     Raises
     ------
     UserError
-        As `LanguageModel.jacobian`; for pairs that are not pairs, or no component between the two sites.
+        As `LanguageModel.jacobian`; for unequal numbers of u and v, or no component between the two sites.
 
     >>> from repscope.worlds.tiny import tiny
     >>> lm = tiny()
@@ -178,7 +178,7 @@ def _between(lm: LanguageModel, source: Site, target: Site) -> list[Site]:
     """The whole components between two sites, in the order of the forward pass."""
     assert lm.anatomy is not None
     every = [s for s in lm.anatomy.taps if s.kind in ("z", "attn_out", "mlp_out")]
-    end = replace(target, head=None)  # of a head the whole z is the target, and no component of its own map
+    end = replace(target, head=None)  # a target head stands for its whole z, which is not its own component
     found = sorted((s for s in every if source.depth < s.depth < end.depth), key=lambda s: s.depth)
     if not found:
         raise UserError(f"No head and no MLP of {lm.name} stands between {source} and {target}; take ends further apart.")
@@ -186,7 +186,7 @@ def _between(lm: LanguageModel, source: Site, target: Site) -> list[Site]:
 
 
 def _no_sum(lm: LanguageModel, source: Site, target: Site) -> str:
-    """Why the stream from source to target is not a sum of what components write; empty where it is."""
+    """Why the stream from source to target is not a sum of components; empty if it is."""
     assert lm.anatomy is not None
     if source.kind not in _ADDED or target.kind not in _STREAM:
         return f"{source} → {target} is not from the residual stream to the residual stream"
@@ -194,7 +194,7 @@ def _no_sum(lm: LanguageModel, source: Site, target: Site) -> str:
         return "a norm follows each sum in its blocks"
     if lm.anatomy.form == "residual only":
         return lm.anatomy.refused.get("attn_out", "its blocks do not all add up in one way")
-    for edit in lm.installed:  # adding a vector moves no derivative; every other change of the stream does
+    for edit in lm.installed:  # an added vector leaves the derivative unchanged; other edits of the stream do not
         stream = edit.site.kind in _STREAM or edit.site.kind == "module"
         within = edit.site.kind == "module" or source.depth < edit.site.depth <= target.depth
         if not edit.asleep and edit.edit.kind != "add" and stream and within:
@@ -203,7 +203,7 @@ def _no_sum(lm: LanguageModel, source: Site, target: Site) -> str:
 
 
 def _missing(lm: LanguageModel, watch: list[Site], no_sum: str) -> tuple[str, ...]:
-    """Sentences on what the network refuses: components that are left out, and `writes` that are not given."""
+    """Notes on unsupported components and missing `writes`."""
     assert lm.anatomy is not None
     reasons = {kind: lm.anatomy.refused.get(kind) for kind in ("z", "attn_out", "mlp_out", "head_out")}
     notes = [f"Some or all {kind} are left out: {reasons[kind]}." for kind in ("z", "attn_out", "mlp_out") if reasons[kind]]
@@ -258,7 +258,7 @@ def _measured(
 
 
 def _added(lm: LanguageModel, site: Site, tangent: Tensor) -> Tensor | None:
-    """What a component's tangent adds to the residual stream, (pair, row, part, d_model); None where a norm mixes the heads."""
+    """Contribution of a component's tangent to the residual stream, (pair, row, part, d_model); None if a norm mixes the heads."""
     if site.kind != "z":
         return tangent.double()[:, :, None]
     assert lm.anatomy is not None

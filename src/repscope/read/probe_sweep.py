@@ -1,10 +1,10 @@
-"""Probe sweeps: the same probes at many sites, each with the controls that could explain it. Takes arrays and rows of a schema.
+"""Probe sweeps: linear probes at many sites with their controls.
 
-1. Attributes that are known of the same entities form a `Panel`: one set of folds, and one half to choose sites on.
-2. `sweep_probes` probes a panel at each site, for each prompt template, and averages an entity's scores over templates: templates
-   are repetitions of one entity, so they never count as more evidence and never stand on both sides of a fold.
-3. `chosen` gives each entity's score at the site that did best on the other half: what may be reported without the flattery
-   of the best of thirty. `gain` is the paired difference of two such scores, with its interval over entities.
+1. Attributes known for the same entities form a `Panel`: one set of folds, and one half for site selection.
+2. `sweep_probes` probes a panel at each site for each prompt template and averages an entity's scores over templates: templates are
+   repetitions of one entity, neither additional evidence nor ever on both sides of a fold.
+3. `chosen` gives each entity's score at the site selected on the other half, which avoids the selection bias of the best of many
+   sites. `gain` is the paired difference of two such scores, with its interval over entities.
 """
 
 import os
@@ -28,7 +28,7 @@ from repscope.read.probes import Features, Fold, ProbeScores, ProbeTask, average
 from repscope.results import ESTIMATE, Row
 
 RIDGE = "ridge probe, penalty by leave-one-out inside the training fold, {k} folds over entities"
-NOT_PROBED = "Not probed: "  #: what a note begins with that says why an attribute was not
+NOT_PROBED = "Not probed: "  #: prefix of notes on attributes without a probe
 Tops = Float[np.ndarray, "top_bottom entity"]
 
 
@@ -36,7 +36,7 @@ Tops = Float[np.ndarray, "top_bottom entity"]
 class Panel:
     """Attributes of the same entities.
 
-    rows: which entities of the set. tasks: what to predict. folds: over positions in `rows`. half: where sites are chosen.
+    rows: indices of entities in the set. tasks: attributes. folds: over positions in `rows`. half: for site selection.
     """
 
     rows: Int[np.ndarray, "entity"]
@@ -45,7 +45,7 @@ class Panel:
     half: Bool[np.ndarray, "entity"]
 
     def keep(self, entities: Bool[np.ndarray, "entity"]) -> "Panel":
-        """The panel with only some of its entities; who is trained with whom stays as it was."""
+        """The panel with only some of its entities, in unchanged folds."""
         place = np.cumsum(entities) - 1
         folds = [(place[a[entities[a]]], place[b[entities[b]]]) for a, b in self.folds]
         tasks = tuple(ProbeTask(t.name, t.kind, t.values[entities], t.classes) for t in self.tasks)
@@ -59,14 +59,14 @@ class Panel:
 def panels(
     entities: EntitySet, attributes: Sequence[str], *, k: int, seed: int, min_count: int, group: str | None = None
 ) -> tuple[list[Panel], list[str]]:
-    """The attributes of a set as panels, and sentences on what was left out.
+    """The attributes of a set as panels, and notes on omitted ones.
 
-    With `group`, entities that have one value of that attribute stay together on one side of every split.
+    With `group`, entities with the same value of that attribute are on one side of every split.
 
     Raises
     ------
     UserError
-        When no attribute can be probed; says why of each.
+        If no attribute can be probed; gives the reasons.
     """
     by_rows: dict[bytes, list[Target]] = {}
     notes: list[str] = []
@@ -94,7 +94,7 @@ def panels(
 
 
 def _groups(entities: EntitySet, group: str) -> Int[np.ndarray, "entity"]:
-    """The group of each entity; one whose group is not known is a group by itself."""
+    """Group of each entity; one of unknown group is its own group."""
     column = entities.frame[entities.attribute(group).name]
     codes = pd.factorize(column)[0]
     return np.where(codes < 0, len(column) + np.arange(len(column)), codes)
@@ -102,14 +102,14 @@ def _groups(entities: EntitySet, group: str) -> Int[np.ndarray, "entity"]:
 
 @dataclass(frozen=True)
 class ProbeSweep:
-    """ProbeScores of a panel at several sites: `scores[site][task]`, and those made within halves, for choosing a site."""
+    """ProbeScores of a panel at several sites: `scores[site][task]`, and scores within halves for site selection."""
 
     panel: Panel
     scores: Mapping[str, Sequence[ProbeScores]]
     choosing: Mapping[str, Sequence[ProbeScores]]
 
     def chosen(self, task: int) -> tuple[Tops, tuple[str, str]]:
-        """(2, entity): top and bottom of each entity at the site chosen on the other half; and the two sites chosen."""
+        """(2, entity): top and bottom of each entity at the site selected on the other half; and the two sites."""
         names = list(self.scores)
         top, bottom, picked = chosen_elsewhere(
             [self.scores[s][task] for s in names], [self.choosing[s][task] for s in names], self.panel.half
@@ -117,7 +117,7 @@ class ProbeSweep:
         return np.stack([top, bottom]), (names[picked[0]], names[picked[1]])
 
     def shuffled(self, task: int) -> Tops:
-        """As `chosen`, for the label shuffles: each entity's mean over shuffles, at the site chosen on the other half."""
+        """As `chosen`, for label shuffles: each entity's mean over shuffles."""
         _, picked = self.chosen(task)
         tops = {s: self.scores[s][task].top[1:].mean(0) for s in picked}
         bottoms = {s: self.scores[s][task].bottom[1:].mean(0) for s in picked}
@@ -139,13 +139,13 @@ def sweep_probes(
     Parameters
     ----------
     features
-        Site → one (entity, feature) array a prompt template, over all entities of the set.
+        Site → one (entity, feature) array per prompt template, over all entities of the set.
     panel
-        What to probe.
+        Attributes to probe.
     shuffles
-        Label shuffles to run beside it.
+        Number of label shuffles, the control.
     choose
-        Whether to score within halves as well, so that a site can be chosen.
+        Whether to score within halves as well, for site selection.
     tick
         Called after each site.
     """
@@ -158,7 +158,7 @@ def sweep_probes(
         return [average(s) for s in zip(*runs)], [average(s) for s in zip(*chose)]
 
     scores, choosing = {}, {}
-    # Small decompositions: one core each is several times faster than all cores on one after the other.
+    # Small decompositions in parallel on one core each are several times faster than one by one on all cores.
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
         for site, found in zip(features, pool.map(at_site, features.values())):
             scores[site], choosing[site] = found
@@ -167,7 +167,7 @@ def sweep_probes(
 
 
 def rows_of(swept: ProbeSweep, prefix: str, condition: str, *, shuffled: bool = False, **where: Any) -> list[Row]:
-    """The rows of a sweep: one a site and attribute, and one for its label shuffles where they were run."""
+    """Rows of a sweep: one per site and attribute, and one for its label shuffles, if any."""
     rows = []
     k = len(swept.panel.folds)
     for name, per_task in swept.scores.items():
@@ -182,12 +182,12 @@ def rows_of(swept: ProbeSweep, prefix: str, condition: str, *, shuffled: bool = 
 
 
 def gain(task: ProbeTask, ours: Tops, control: Tops, seed: int = 0) -> stats.Estimate:
-    """Our score less a control's, paired over entities."""
+    """Our score minus a control's, paired over entities."""
     return score(task, ours[0] - control[0], ours[1], seed)
 
 
 def chosen_rows(task: ProbeTask, tops: Mapping[str, Tops], **where: Any) -> list[Row]:
-    """Rows of the scores at the chosen site, estimate and controls, and of the gain over each control."""
+    """Rows of the scores at the selected site, estimate and controls, and of the gain over each control."""
     rows = []
     base = {"site": "chosen on the other half", **where}
     for condition, held in tops.items():

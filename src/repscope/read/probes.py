@@ -1,13 +1,13 @@
-"""Linear probes: is an attribute a linear function of a representation? Takes arrays, never a model or a text.
+"""Linear probes: ridge regression of attributes on representations.
 
-Ridge regression on standardised features, classes as one-hot columns, the largest prediction wins. Everything that shares
-features and training rows shares one eigendecomposition:
-1. With X (n × d, standardised on the training rows), X Xᵀ = Q Λ Qᵀ; where n > d it comes from XᵀX, which is smaller.
+Features are standardised, classes are one-hot columns, the largest prediction wins. All fits with the same features and training
+rows share one eigendecomposition:
+1. With X (n × d, standardised on the training rows), X Xᵀ = Q Λ Qᵀ; if n > d it comes from XᵀX, which is smaller.
 2. For a penalty λ the fit is Q Λ/(Λ+λ) Qᵀ y, so all penalties, attributes and label shuffles are columns of one product.
 3. The penalty is chosen inside the training rows by the exact leave-one-out error (Golub, Heath & Wahba, 1979):
-   (y - ŷ)_i / (1 - h_ii), with h_ii = 1/n + Σ_k Q_ik² Λ_k/(Λ_k+λ). Each attribute, and each shuffle of it, chooses its own.
-4. Held-out rows are predicted; a score is kept for every entity, so that intervals and paired differences are over entities.
-Equal to scikit-learn's RidgeCV and RidgeClassifierCV in float64 (tests). Cost a fold: O(n² d + n³), or O(n d² + d³) if d < n.
+   (y - ŷ)_i / (1 - h_ii), with h_ii = 1/n + Σ_k Q_ik² Λ_k/(Λ_k+λ). Each attribute and each shuffle has its own.
+4. Held-out rows are predicted; every entity has a score, so that intervals and paired differences are over entities.
+Equal to scikit-learn's RidgeCV and RidgeClassifierCV in float64 (tests). Cost per fold: O(n² d + n³), or O(n d² + d³) if d < n.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,7 +31,7 @@ Features = Float[np.ndarray, "entity feature"]
 
 @dataclass(frozen=True)
 class ProbeTask:
-    """What a probe predicts for each entity.
+    """Target of a probe for each entity.
 
     name: the attribute. kind: class or number. values: (entity), class codes or numbers. classes: names of the codes.
     """
@@ -56,13 +56,13 @@ class ProbeTask:
 
 @dataclass(frozen=True)
 class ProbeScores:
-    """How well each entity was predicted when it was held out.
+    """Held-out scores of each entity.
 
-    The score is Σ top / Σ bottom over entities: for classes top is 1 where right and bottom is 1; for numbers bottom is the
-    squared distance to the training mean and top is that less the squared error, which makes the ratio an out-of-sample R².
+    The score is Σ top / Σ bottom over entities: for classes top is 1 if correct and bottom is 1; for numbers bottom is the squared
+    distance to the training mean and top is bottom minus the squared error, so the ratio is an out-of-sample R².
 
-    top, bottom: (1 + shuffles, entity); the first row is the estimate, the others are label shuffles. An entity that no fold
-    tests has NaN. predicted: (entity), class code or number, NaN likewise.
+    top, bottom: (1 + shuffles, entity); the first row is the estimate, the others are label shuffles. Untested entities have NaN.
+    predicted: (entity), class code or number, or NaN.
     """
 
     task: ProbeTask
@@ -72,7 +72,7 @@ class ProbeScores:
 
     @property
     def tested(self) -> Int[np.ndarray, "entity"]:
-        """The entities that some fold tested."""
+        """Indices of tested entities."""
         return np.flatnonzero(np.isfinite(self.top[0]))
 
     def estimate(self, entities: Int[np.ndarray, "some"] | None = None, seed: int = 0) -> Estimate:
@@ -108,11 +108,11 @@ def probe(
     features
         (entity, feature).
     tasks
-        What to predict; all for the same entities, in the same order as the features.
+        Targets; all for the same entities, in the same order as the features.
     folds
-        Pairs of training and test entities. An entity may be tested once or never.
+        Pairs of training and test entities. An entity is tested at most once.
     shuffles
-        Permutations of the labels over entities, the control; the same for every call with this seed.
+        Number of label permutations, the control; equal for every call with this seed.
 
     Returns
     -------
@@ -140,7 +140,7 @@ def probe(
 
 
 def within_halves(folds: Sequence[Fold], half: Bool[np.ndarray, "entity"]) -> list[Fold]:
-    """The same folds inside each half of the entities: who is tested in a half is trained on that half alone."""
+    """The same folds within each half of the entities: training and test entities are of one half."""
     return [
         (train[half[train] == side], test[half[test] == side])
         for train, test in folds
@@ -154,8 +154,8 @@ def chosen_elsewhere(
 ) -> tuple[Float[np.ndarray, "entity"], Float[np.ndarray, "entity"], tuple[int, int]]:
     """Each tested entity's score at the site that was best on the *other* half of the entities.
 
-    Scores from folds over all entities would not do for choosing: a site where half B happens to predict half A is one where
-    A predicts B. `choosing` must come from `within_halves`, so that the choice has seen no label of the half it is reported on.
+    Scores from folds over all entities would bias the selection: a site where half B happens to predict half A is one where A
+    predicts B. `choosing` must come from `within_halves`, so that the selection uses no label of the half that is reported.
 
     Parameters
     ----------
@@ -164,12 +164,12 @@ def chosen_elsewhere(
     choosing
         Scores at the same sites, trained and tested within halves.
     half
-        Which half an entity is in.
+        The half of each entity.
 
     Returns
     -------
     top, bottom, sites
-        Scores of the tested entities, and the index of the site chosen on the True half and on the False half.
+        Scores of the tested entities, and the index of the site selected on the True half and on the False half.
     """
     rows = by_site[0].tested
     top, bottom = np.full(len(rows), np.nan), np.full(len(rows), np.nan)
@@ -183,13 +183,13 @@ def chosen_elsewhere(
 
 
 def _sum_ratio(top: Float[np.ndarray, "entity"], bottom: Float[np.ndarray, "entity"]) -> float:
-    """Σ top / Σ bottom over the entities that were tested; minus infinity where none was."""
+    """Σ top / Σ bottom over tested entities; minus infinity if there are none."""
     below = float(np.nansum(bottom))
     return float(np.nansum(top)) / below if below else -np.inf
 
 
 def logistic(features: Features, task: ProbeTask, train: Int[np.ndarray, "train"], test: Int[np.ndarray, "test"]) -> np.ndarray:
-    """Which test entities a multinomial logistic probe gets right; its penalty is chosen by cross-validation in `train`."""
+    """Correctness of a multinomial logistic probe on test entities; its penalty is selected by cross-validation in `train`."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline
@@ -205,7 +205,7 @@ def logistic(features: Features, task: ProbeTask, train: Int[np.ndarray, "train"
 
 
 def probe_directions(features: Features, task: ProbeTask, site: str) -> list[Direction]:
-    """The probe's weights, fitted on all entities, as directions in the network's own units: one a class, or one a number.
+    """Weights of a probe fitted on all entities, as directions in the network's own units: one per class, or one for a number.
 
     The score of a row is `scale × (row · vector) + offset`; the largest of the classes' scores wins.
     """
@@ -232,7 +232,7 @@ class _Ridge:
     def __init__(self, train: Features, test: Features) -> None:
         train, test = train.astype(np.float64), test.astype(np.float64)
         self.mean, spread = train.mean(0), train.std(0)
-        self.spread = np.where(spread > 1e-12, spread, 1.0)  # a constant feature tells nothing, and stays at zero
+        self.spread = np.where(spread > 1e-12, spread, 1.0)  # a constant feature stays at zero
         x, held = (train - self.mean) / self.spread, (test - self.mean) / self.spread
         self.x = x
         n, d = x.shape
@@ -264,7 +264,7 @@ class _Ridge:
         return projected, mean, np.repeat(best, widths)
 
     def predict(self, y: Float[np.ndarray, "train column"], widths: Int[np.ndarray, "group"]) -> Float[np.ndarray, "test column"]:
-        """Predictions for the test rows; each group of columns with the penalty that suits it."""
+        """Predictions for the test rows, with the best penalty per group of columns."""
         projected, mean, best = self._fit(y, widths)
         out = np.empty((len(self.test), y.shape[1]))
         for p in np.unique(best):
@@ -297,7 +297,7 @@ def _scored(
 
 
 def average(scores: Iterable[ProbeScores]) -> ProbeScores:
-    """Several scorings of the same entities (one a prompt template) as one: each entity's mean."""
+    """Mean scores per entity over several scorings (one per prompt template)."""
     held = list(scores)
     return ProbeScores(
         held[0].task,
@@ -308,7 +308,7 @@ def average(scores: Iterable[ProbeScores]) -> ProbeScores:
 
 
 def majority(task: ProbeTask, folds: Sequence[Fold]) -> Float[np.ndarray, "entity"]:
-    """Which tested entities the commonest class of their training fold gets right: what no representation is needed for."""
+    """Correctness of the most common class of the training fold on tested entities: the baseline without a representation."""
     right = np.full(len(task.values), np.nan)
     for train, test in folds:
         right[test] = task.values[test] == np.bincount(task.values[train]).argmax()
