@@ -1,4 +1,4 @@
-"""Directions in a network, their sets, and the files in which they travel. Knows arrays and names, never a network."""
+"""Directions in a network, sets of directions, and their file formats."""
 
 from repscope.directions.direction import Direction
 from repscope.directions.sets import DirectionSet

@@ -1,7 +1,7 @@
-"""Names of architectures: llama.cpp's, which control vectors carry, and the `model_type` of transformers.
+"""Names of architectures in llama.cpp (in control vectors) and in transformers (`model_type`).
 
-llama.cpp has one name for networks that compute the same, and transformers often several: Mistral and Mixtral are "llama" there.
-`LLAMA_CPP` is the one table. A name that is in neither list is compared as it stands.
+llama.cpp has one name for networks with the same computation, transformers often several: Mistral and Mixtral are "llama" in
+llama.cpp. `LLAMA_CPP` is the table; names missing from it are compared literally.
 """
 
 #: architecture in llama.cpp's words → `model_type`s of transformers; a name that both share stands here where there are others too
@@ -78,7 +78,7 @@ LLAMA_CPP: dict[str, tuple[str, ...]] = {
 
 
 def agree(hint: str, model_type: str) -> bool:
-    """Whether a network of this `model_type` is of the architecture that `hint` names, in llama.cpp's or in transformers' words.
+    """Whether this `model_type` is of the architecture `hint`, a name in llama.cpp or transformers.
 
     >>> agree("llama", "mistral"), agree("gemma3", "gemma3_text"), agree("qwen2", "llama"), agree("mistral", "llama")
     (True, True, False, False)
@@ -88,6 +88,6 @@ def agree(hint: str, model_type: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    """A name without what the two spell differently; transformers calls the text part of a larger network `NAME_text`."""
+    """A name in normalised spelling; transformers calls the text part of a larger network `NAME_text`."""
     bare = name.strip().casefold().replace("-", "").replace("_", "").replace(".", "")
     return bare.removesuffix("text")

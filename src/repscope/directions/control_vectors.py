@@ -1,17 +1,17 @@
-"""Control vectors in llama.cpp's GGUF layout, as repeng writes them too.
+"""Reading and writing of control vectors in llama.cpp's GGUF layout, also used by repeng.
 
 A tensor `direction.N` (float32, one dimension, N from 1) is added to the output of the 0-based block N, our `resid_post.N`.
-llama.cpp stores it at N - 1 of a flat buffer, and when it runs, block `il` takes what stands at `il - 1`: the two shifts cancel.
-So block 0 has no place, and a file with `direction.0`, another name, type, shape or several widths is refused as a whole there,
-and here. Keys: `general.architecture` = controlvector, `controlvector.model_hint`, `controlvector.layer_count` (how many
+llama.cpp stores it at N - 1 of a flat buffer, and block `il` reads entry `il - 1`: the two shifts cancel. So block 0 has no entry,
+and llama.cpp and repscope refuse files with `direction.0`, other names, types or shapes, or several widths.
+Keys: `general.architecture` = controlvector, `controlvector.model_hint`, `controlvector.layer_count` (how many
 directions, as repeng counts).
 
-1. Write: the weights (scale · vector), so that strength 1 is what `lm.edit` does; or vectors of length one. Our own header goes
-   into `repscope.directions`, a key that llama.cpp does not look at.
+1. Write: the weights (scale · vector), so that strength 1 equals `lm.edit`; or unit vectors. Our own header is in
+   `repscope.directions`, a key that llama.cpp ignores.
 2. Read: walk the keys first and refuse lengths that cannot be (gguf's reader believes them), then let gguf read the tensors.
-   With our header the card comes back; the tensors must still be as long as it says.
+   With our header the card is restored; the tensors' norms must match it.
 
-The layout cannot say at which tokens to add, so only directions for all tokens are written. Knows arrays and names only.
+The layout cannot specify tokens, so only directions for all tokens are written.
 """
 
 import json
@@ -54,7 +54,7 @@ def write(
     Raises
     ------
     UserError
-        When the directions are not at `resid_post` of block 1 or later, at all tokens, one a block.
+        If the directions are not at `resid_post` of block 1 or later, at all tokens, one per block.
     """
     held = by_block(directions, _WHAT)
     if 0 in held:
@@ -89,12 +89,12 @@ def write(
 
 
 def read(path: Path) -> Contents:
-    """Read a control vector, ours or another's.
+    """Read a control vector from repscope or another tool.
 
     Raises
     ------
     UserError
-        When llama.cpp would refuse it, or it is damaged.
+        If llama.cpp would refuse it, or it is damaged.
     """
     if path.stat().st_size > LARGEST:
         raise UserError(f"{str(path)!r} is larger than {LARGEST / 1e6:.0f} MB; it is a model, not a control vector.")
@@ -114,13 +114,13 @@ def read(path: Path) -> Contents:
             raise UserError(f"its directions have {widths[0]} and {widths[-1]} features")
         card = _string(reader, OURS)
         return _ours(card, tensors) if card else _theirs(path.name, hint, tensors)
-    except Exception as error:  # gguf's reader trusts its bytes, so damage comes out as any kind of exception
+    except Exception as error:  # gguf's reader trusts its bytes, so damage raises any exception
         reason = str(error).splitlines()[0][:300].rstrip(".") if str(error) else type(error).__name__
         raise UserError(f"{str(path)!r} cannot be read as a control vector ({reason}).") from error
 
 
 def _tensor(tensor: Any) -> tuple[int, np.ndarray]:
-    """The block and the vector of one tensor, as llama.cpp takes it."""
+    """Block and vector of one tensor, with llama.cpp's checks."""
     match = re.fullmatch(r"direction\.(\d{1,6})", tensor.name, re.ASCII)
     if not match:
         raise UserError(f"it holds a tensor {tensor.name[:40]!r}; llama.cpp takes direction.N alone")
@@ -179,7 +179,7 @@ def _string(reader: Any, key: str) -> str:
 
 
 def _walk(file: BinaryIO) -> None:
-    """Pass over the keys of a GGUF file and refuse what no control vector has, before a reader allocates for it."""
+    """Walk the keys of a GGUF file and refuse what no control vector has, before a reader allocates memory."""
     size = file.seek(0, 2)
     file.seek(4)
 

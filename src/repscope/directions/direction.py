@@ -1,13 +1,13 @@
-"""Direction: a unit vector with its site, the length at which it works there, what found it and what it does.
+"""`Direction`: a unit vector with its site, working scale, provenance and measured effects.
 
-    weights = scale · vector            what an edit adds, float32; `Direction.of(w, …).weights` is w again, bit for bit
+    weights = scale · vector            the vector that an edit adds, float32; `Direction.of(w, …).weights` is w, bit for bit
     score   = scale · (row · vector) + offset
     a + b, a - b, -a, 2 * a, a / 2      arithmetic on weights (and on scores), at one site
     a.without(b, c)                     weights minus their part in the span of b and c
 
-The vector is kept in float64: both roundings on the way to float32 weights (the division by the length, the product with it)
-then stay far below half a step of float32. What was measured of a direction (`does`, `works`) does not pass on to another vector;
-a positive multiple has the same vector and keeps `works`. Knows arrays and names, never a network.
+The vector is float64: the two roundings on the way to float32 weights (division by the norm, product with it) then stay far below
+half a step of float32. Measurements (`does`, `works`) do not transfer to another vector; a positive multiple has the same vector
+and preserves `works`.
 """
 
 import html
@@ -22,21 +22,20 @@ from jaxtyping import Float
 from repscope.errors import UserError
 from repscope.models.sites import Site
 
-_LENGTH = 1e-3  #: how far from one a unit vector's length may be
+_LENGTH = 1e-3  #: tolerance of a unit vector's norm
 _LARGEST = float(np.finfo(np.float32).max)
-_NOTHING = 1e-6  #: of a unit vector; what is left below this is rounding
+_NOTHING = 1e-6  #: remainder of a unit vector that counts as rounding
 
 
 @dataclass(frozen=True, eq=False)
 class Direction:
     """A direction in a network.
 
-    vector: (feature), of length one, float64. site: where it lives. name: what to call it. scale: the length at which it works
-    there, in the site's own units. offset: added to the product with it, for a probe's score. found_by: the method and its
-    settings. does: what it was seen to do, as numbers by name. tokens: where an edit should add it. norm: median length of what
-    stands at the site, so that scale / norm is the relative strength; nan when not measured. works: the lowest and the highest
-    length at which it works, in the site's own units. trained_on: the data it came from. model: fingerprint of the
-    network it is of, empty where that is not known.
+    vector: (feature), unit norm, float64. site: where it applies. name: its name. scale: norm at which it works, in the site's own
+    units. offset: of a probe's score. found_by: the method and its settings. does: measured effects by name. tokens: where an edit
+    adds it. norm: median norm of activations at the site, so that scale / norm is the relative strength; nan if not measured.
+    works: lowest and highest norm at which it works, in the site's own units. trained_on: its data. model: fingerprint of the
+    network, empty if unknown.
     """
 
     vector: Float[np.ndarray, "feature"]
@@ -52,7 +51,7 @@ class Direction:
     trained_on: str = ""
     model: str = ""
 
-    __array_ufunc__ = None  # so that numpy's numbers leave arithmetic to us
+    __array_ufunc__ = None  # so that numpy scalars defer arithmetic to this class
 
     def __post_init__(self) -> None:
         vector = np.array(self.vector, dtype=np.float64)
@@ -75,12 +74,12 @@ class Direction:
 
     @classmethod
     def of(cls, weights: Float[np.ndarray, "feature"], site: str, name: str, **rest: Any) -> "Direction":
-        """A direction from a vector of any length; its length becomes the scale.
+        """A direction from a vector of any norm; the norm becomes the scale.
 
         Raises
         ------
         UserError
-            When the vector is zero, not finite, or too long for float32.
+            If the vector is zero, not finite, or too large for float32.
         """
         wide = np.asarray(weights, dtype=np.float64)
         with np.errstate(over="ignore"):
@@ -105,7 +104,7 @@ class Direction:
 
     @property
     def weights(self) -> Float[np.ndarray, "feature"]:
-        """What an edit adds: scale × vector, float32, in the site's own units."""
+        """The vector that an edit adds: scale × vector, float32, in the site's own units."""
         result: np.ndarray = self._wide.astype(np.float32)
         return result
 
@@ -115,12 +114,12 @@ class Direction:
         return result
 
     def score(self, rows: Float[np.ndarray, "row feature"]) -> Float[np.ndarray, "row"]:
-        """What a probe with these weights says of each row: scale × (row · vector) + offset."""
+        """Score of a probe with these weights per row: scale × (row · vector) + offset."""
         result: np.ndarray = self.scale * (rows @ self.vector) + self.offset
         return result
 
     def coordinates(self, rows: Float[np.ndarray, "row feature"]) -> Float[np.ndarray, "row"]:
-        """How far each row goes along it, row · vector, in the rows' units."""
+        """Projection of each row, row · vector, in the rows' units."""
         given = np.asarray(rows)
         if given.shape[-1:] != self.vector.shape:
             raise UserError(f"The rows have shape {given.shape}, and {self.name!r} has {self.width} features.")
@@ -138,7 +137,7 @@ class Direction:
         Raises
         ------
         UserError
-            When widths differ, or when less than a millionth of the vector remains.
+            If widths differ, or less than a millionth of the vector remains.
         """
         if not others:
             return self
@@ -203,7 +202,7 @@ class Direction:
         return replace(made, scale=self.scale / abs(float(divisor)), name=f"{_term(self.name)} / {float(divisor):g}")
 
     def card(self) -> str:
-        """What is known of it, for reading: site, scale, what it does and its side effects, where it came from."""
+        """Summary for readers: site, scale, effects, side effects and provenance."""
         known = not math.isnan(self.norm) and self.norm > 0
         share = f", {self.scale / self.norm:.2g} of the median length {self.norm:.4g} there" if known else ""
         lines = [f"{self.name} at {self.site}, added at {self.tokens} tokens", f"  scale       {self.scale:.4g}{share}"]
@@ -223,7 +222,7 @@ class Direction:
         return "\n".join(lines)
 
 
-_NATS = ("effect", "damage")  #: what a direction does, measured in nats
+_NATS = ("effect", "damage")  #: measurements in nats
 
 
 def _same_width(a: Direction, b: Direction) -> None:

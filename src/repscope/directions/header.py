@@ -1,7 +1,6 @@
-"""What is known of directions beside their vectors, as JSON text, and back from a stranger's text.
+"""JSON header of direction files: all fields except vectors, with validation on reading.
 
-Every field is checked against one table before a direction is made of it: a header may come from anybody. nan, which JSON does not
-have, is null. Knows nothing of any file's layout.
+Every field of an untrusted header is checked against one table before a direction is built. nan, which JSON lacks, is null.
 """
 
 import json
@@ -19,7 +18,7 @@ MOST_BLOCKS = 1 << 16
 
 
 class Contents(TypedDict):
-    """What a file of directions holds: the fields of a `DirectionSet`."""
+    """Contents of a direction file: the fields of a `DirectionSet`."""
 
     directions: list[Direction]
     model: str
@@ -40,7 +39,7 @@ def _text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-#: what each field of a direction must be, and in words
+#: check of each field of a direction, and its description
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "site": (_text, "a string"),
     "name": (_text, "a string"),
@@ -58,12 +57,12 @@ assert set(_FIELDS) == {f.name for f in fields(Direction)} - {"vector"}
 
 
 def written(directions: Sequence[Direction]) -> str:
-    """The fields of all directions but their vectors, as JSON.
+    """The fields of all directions except vectors, as JSON.
 
     Raises
     ------
     UserError
-        When a field holds what JSON cannot, such as nan in `does`.
+        If JSON cannot represent a field, such as nan in `does`.
     """
     rows = []
     for direction in directions:
@@ -83,7 +82,7 @@ def rows(text: str) -> list[dict[str, Any]]:
     Raises
     ------
     UserError
-        When it is not such a header; says why in words that a sentence of the file's reader goes around.
+        If it is not such a header; the message is a clause for the sentence of the file's reader.
     """
     if len(text) > LONGEST:
         raise UserError(f"its header has {len(text)} characters, more than {LONGEST}")
@@ -119,7 +118,7 @@ def _checked(row: Any, where: str) -> dict[str, Any]:
 
 
 def block_count(value: Any) -> int:
-    """A number of blocks from a header; 0 where it is unknown."""
+    """Number of blocks from a header; 0 if unknown."""
     text = str(value or 0)
     if not text.isascii() or not text.isdigit() or len(text) > 6 or int(text) > MOST_BLOCKS:
         raise UserError(f"its number of blocks, {text[:40]!r}, is none")

@@ -1,8 +1,8 @@
-"""A `.pt` file with one float32 tensor (block, feature), as hotwire-vllm and hidden-directions have it.
+"""`.pt` files with one float32 tensor (block, feature), as in hotwire-vllm and hidden-directions.
 
-Row L is what is added to the output of block L, our `resid_post.L`; a row of zeros is a block without a direction. A tensor
-(feature) is one direction, whose block the file does not tell. Written by torch; read without unpickling (`pickled`). The file
-holds no name, no scale beside the length, and no tokens.
+Row L is added to the output of block L, our `resid_post.L`; a row of zeros is a block without a direction. A tensor (feature) is
+one direction of an unspecified block. Written by torch; read without unpickling (`pickled`). The file has no names, no scales
+except the norms, and no tokens.
 """
 
 import io
@@ -20,12 +20,12 @@ from repscope.errors import UserError
 
 
 def write(path: Path, directions: Sequence[Direction], blocks: int) -> None:
-    """Write the weights (scale · vector) of directions at `resid_post`, one a block, into a matrix of `blocks` rows.
+    """Write the weights (scale · vector) of directions at `resid_post`, one per block, as a matrix of `blocks` rows.
 
     Raises
     ------
     UserError
-        When they live elsewhere or are for some tokens only, two at one block, or the number of blocks is unknown or too small.
+        For other sites or tokens, two directions at one block, or an unknown or too small number of blocks.
     """
     held = by_block(directions, "a .pt matrix")
     if placed := [d for d in directions if d.tokens != "all"]:
@@ -57,7 +57,7 @@ def read(path: Path, block: int | None = None) -> Contents:
     Raises
     ------
     UserError
-        When it is neither, or is all zeros.
+        If it is neither, or all zeros.
     """
     held = read_tensor(path)
     if held.ndim == 1:

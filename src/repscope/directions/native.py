@@ -1,6 +1,6 @@
-"""Our own file of directions: safetensors, one array a site, (direction, feature) in float64, and the rest as JSON in its header.
+"""repscope's file format of directions: safetensors with a JSON header.
 
-A stranger's file is read without running anything, and refused in one sentence unless every field is what it must be.
+One float64 array (direction, feature) per site. Reading runs no code from the file and refuses any invalid field.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def write(
     Raises
     ------
     UserError
-        When a field cannot be written, or the folder.
+        If a field or the folder cannot be written.
     """
     from safetensors.numpy import save_file
 
@@ -49,12 +49,12 @@ def write(
 
 
 def read(path: Path) -> Contents:
-    """Read what `write` wrote.
+    """Read a file of `write`.
 
     Raises
     ------
     UserError
-        When it is no such file.
+        If it is not such a file.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -93,4 +93,4 @@ def read(path: Path) -> Contents:
 
 
 class _NotOursError(UserError):
-    """It is another format altogether."""
+    """The file is of another format."""

@@ -1,4 +1,4 @@
-"""Directions at block outputs, at most one a block: what a control vector and a matrix can tell."""
+"""Check for export formats that allow at most one direction per block, at block outputs."""
 
 from collections.abc import Sequence
 
@@ -8,21 +8,21 @@ from repscope.models.sites import Site
 
 
 def by_block(directions: Sequence[Direction], what: str, kind: str = "resid_post") -> dict[int, Direction]:
-    """The direction of each block, in the order of blocks.
+    """Direction per block, in the order of blocks.
 
     Parameters
     ----------
     directions
         All at one kind of site.
     what
-        The format that can hold no others, for messages.
+        Name of the export format, for messages.
     kind
         The kind of site.
 
     Raises
     ------
     UserError
-        When there is none, one lives elsewhere, or two at one block.
+        If there is none, one is at another site, or two are at one block.
     """
     found: dict[int, Direction] = {}
     for direction in directions:

@@ -1,8 +1,8 @@
-"""DirectionSet: directions of one network, in order, with what can be asked of several at once.
+"""`DirectionSet`: ordered directions of one network, with geometry, files and model checks.
 
-1. Geometry: cosines between them, nearest to another, Gram-Schmidt in order, coordinates of rows, removal of their span.
-2. Files: our own (`native`), llama.cpp's control vectors, a matrix in a `.pt` file; `load` tells them by their first bytes.
-3. `fits`: whether a network is the one they were made for. It is given numbers and names, never a network.
+1. Geometry: pairwise cosines, nearest directions, Gram-Schmidt in order, coordinates of rows, removal of their span.
+2. Files: our own (`native`), llama.cpp's control vectors, a matrix in a `.pt` file; `load` detects the format by the first bytes.
+3. `fits`: whether a network is the one they were made for.
 """
 
 import html
@@ -28,8 +28,8 @@ _STREAM = ("embed", "resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post
 class DirectionSet:
     """Directions of one network.
 
-    directions: in order. model: fingerprint of the network. note: what this set is. architecture: the network's `model_type` in
-    Hugging Face's words, such as `llama`. blocks: how many it has, 0 when unknown.
+    directions: in order. model: fingerprint of the network. note: description. architecture: the network's `model_type` in
+    transformers, such as `llama`. blocks: their number, 0 if unknown.
     """
 
     directions: Sequence[Direction]
@@ -39,7 +39,7 @@ class DirectionSet:
     blocks: int = 0
 
     def __post_init__(self) -> None:
-        """Each direction knows the network as well, so that one taken out of the set is still checked against it."""
+        """Record the network in each direction, so that a single one is checked as well."""
         if self.model:
             of = str(self.model)
             known = tuple(d if d.model else replace(d, model=of) for d in self.directions)
@@ -57,12 +57,12 @@ class DirectionSet:
         return iter(self.directions)
 
     def __getitem__(self, name: str | int) -> Direction:
-        """The direction of that name, or at that place.
+        """The direction of a name or an index.
 
         Raises
         ------
         UserError
-            When there is none; offers the nearest names.
+            If there is none; suggests the nearest names.
         """
         if not isinstance(name, str):
             try:
@@ -89,13 +89,13 @@ class DirectionSet:
         return tuple(d.name for d in self.directions)
 
     def card(self) -> str:
-        """What is known of the set and of each of its directions, for reading."""
+        """Summary of the set and of each direction, for readers."""
         of = ", ".join(text for text in (self.architecture, self.model, f"{self.blocks} blocks" if self.blocks else "") if text)
         head = f"{len(self)} direction{'s' * (len(self) != 1)}{f' of {of}' if of else ''}"
         return "\n".join([head, *([self.note] if self.note else []), *(d.card() for d in self.directions)])
 
     def cosines(self) -> Float[np.ndarray, "direction direction"]:
-        """The cosine between each two.
+        """Pairwise cosines.
 
         Raises
         ------
@@ -118,12 +118,12 @@ class DirectionSet:
         return sorted(found, key=lambda pair: -abs(pair[1]))[:k]
 
     def orthogonalised(self) -> "DirectionSet":
-        """Each without those before it (Gram-Schmidt in order), under its own name.
+        """Gram-Schmidt in order; names are unchanged.
 
         Raises
         ------
         UserError
-            When widths differ, or one lies in the span of those before it.
+            If widths differ, or one is in the span of those before it.
         """
         self._matrix()
         made = [replace(d.without(*self.directions[:i]), name=d.name) for i, d in enumerate(self.directions)]
@@ -132,12 +132,12 @@ class DirectionSet:
     def coordinates(
         self, rows: Float[np.ndarray, "row feature"], site: str | Site | None = None
     ) -> Float[np.ndarray, "row direction"]:
-        """How far each row goes along each direction, those at `site` or all, in the rows' units.
+        """Projection of each row onto each direction (at `site`, or all), in the rows' units.
 
         Raises
         ------
         UserError
-            When no direction lives there, or widths differ.
+            If there is no direction at the site, or widths differ.
         """
         vectors = self._matrix(site, np.asarray(rows))
         result: np.ndarray = np.asarray(rows) @ vectors.T
@@ -146,12 +146,12 @@ class DirectionSet:
     def project_out(
         self, rows: Float[np.ndarray, "row feature"], site: str | Site | None = None
     ) -> Float[np.ndarray, "row feature"]:
-        """The rows without what lies in the span of the directions, those at `site` or all.
+        """Rows with the span of the directions (at `site`, or all) removed.
 
         Raises
         ------
         UserError
-            When no direction lives there, or widths differ.
+            If there is no direction at the site, or widths differ.
         """
         given = np.asarray(rows)
         _, lengths, basis = np.linalg.svd(self._matrix(site, given), full_matrices=False)
@@ -165,19 +165,18 @@ class DirectionSet:
         Parameters
         ----------
         model
-            Its fingerprint; not compared where either is unknown (empty), or where one was sampled, as of a model handed in from
-            memory, and the other was not.
+            Its fingerprint; not compared if either is unknown (empty), or only one was sampled (of a model passed from memory).
         widths
             Features by site or by kind of site; a number is the width of the residual stream.
         blocks
-            How many it has.
+            Number of blocks.
         architecture
-            Its `model_type`; not compared where either is unknown, and llama.cpp's names count as transformers' (`architectures`).
+            Its `model_type`; not compared if either is unknown; llama.cpp's names match transformers' (`architectures`).
 
         Raises
         ------
         UserError
-            When it has another fingerprint, architecture, width or number of blocks, or lacks a site's block.
+            If fingerprint, architecture, width or number of blocks differ, or a site's block is missing.
         """
         self.belongs(model, blocks, architecture)
         stream = widths if isinstance(widths, int) else None
@@ -191,12 +190,12 @@ class DirectionSet:
                 raise UserError(f"The direction {d.name!r} has {d.width} features, and {d.site} of this model has {held}.")
 
     def belongs(self, model: str, blocks: int, architecture: str = "") -> None:
-        """The part of `fits` that asks whose directions these are, and not where they act.
+        """The checks of `fits` that concern the model, not the sites.
 
         Raises
         ------
         UserError
-            When they were made for another fingerprint, architecture or number of blocks.
+            If fingerprint, architecture or number of blocks differ.
         """
         given = str(model)
         for of in dict.fromkeys([str(self.model), *(str(d.model) for d in self.directions)]):
@@ -213,35 +212,35 @@ class DirectionSet:
             raise UserError(f"These directions were made for a model of {self.blocks} blocks, and this one has {blocks}.")
 
     def save(self, path: str | Path) -> Path:
-        """Write `path`, a safetensors file: one array a site, (direction, feature), and a JSON header."""
+        """Write a safetensors file: one array (direction, feature) per site, and a JSON header."""
         native.write(Path(path), self.directions, **self._facts())
         return Path(path)
 
     def to_gguf(self, path: str | Path, unit: bool = False) -> Path:
-        """Write a control vector for llama.cpp, which `--control-vector PATH` adds at the strength it works at.
+        """Write a control vector for llama.cpp; `--control-vector PATH` adds it at its scale.
 
         Parameters
         ----------
         path
             The file.
         unit
-            Write vectors of length one instead; the strength is then `--control-vector-scaled PATH SCALE`'s.
+            Write unit vectors instead; the strength is then set by `--control-vector-scaled PATH SCALE`.
 
         Raises
         ------
         UserError
-            When a direction is not at `resid_post` of block 1 or later, at all tokens, or two are at one block.
+            If a direction is not at `resid_post` of block 1 or later, at all tokens, or two are at one block.
         """
         control_vectors.write(Path(path), self.directions, unit=unit, **self._facts())
         return Path(path)
 
     def to_pt(self, path: str | Path, blocks: int | None = None) -> Path:
-        """Write a `.pt` matrix (block, feature): what to add to each block's output, zeros where there is nothing.
+        """Write a `.pt` matrix (block, feature) to add to block outputs, zeros for blocks without a direction.
 
         Raises
         ------
         UserError
-            When one is not at `resid_post`, two are at one block, or the number of blocks is not known.
+            If one is not at `resid_post`, two are at one block, or the number of blocks is unknown.
         """
         matrix.write(Path(path), self.directions, self.blocks if blocks is None else blocks)
         return Path(path)
@@ -252,7 +251,7 @@ class DirectionSet:
         Raises
         ------
         UserError
-            When the package is not installed, or their sites are not of one kind that it has, one a block.
+            If the package is not installed, or it does not support these sites, of one kind and one per block.
         """
         return steering_vectors.made(self.directions, self.architecture)
 
@@ -263,25 +262,25 @@ class DirectionSet:
         Raises
         ------
         UserError
-            When it is none, or it acts where repscope has no site.
+            If it is of another type, or repscope has no such site.
         """
         return cls(steering_vectors.read(vector), model, note, architecture)
 
     @classmethod
     def load(cls, path: str | Path, block: int | None = None) -> "DirectionSet":
-        """Read directions: what `save` wrote, a control vector of llama.cpp, or a `.pt` matrix; anybody's file is safe to read.
+        """Read a file of `save`, a control vector of llama.cpp, or a `.pt` matrix; untrusted files are safe.
 
         Parameters
         ----------
         path
-            The file; its first bytes tell the format.
+            The file; its first bytes determine the format.
         block
-            Of a `.pt` file with one vector, the block at whose output it acts.
+            For a `.pt` file with one vector: the block to whose output it is added.
 
         Raises
         ------
         UserError
-            When the file is missing or is none of these.
+            If the file is missing or of another format.
         """
         source = Path(path)
         if not source.is_file():
@@ -300,7 +299,7 @@ class DirectionSet:
         return {"model": str(self.model), "note": self.note, "architecture": self.architecture, "blocks": self.blocks}
 
     def _matrix(self, site: str | Site | None = None, rows: np.ndarray | None = None) -> Float[np.ndarray, "direction feature"]:
-        """Unit vectors, those at `site` or all, as wide as the rows."""
+        """Unit vectors at `site`, or all, of the rows' width."""
         wanted = None if site is None else str(Site.parse(site))
         chosen = [d for d in self.directions if wanted in (None, d.site)]
         if not chosen:

@@ -1,8 +1,8 @@
-"""The objects of the package steering-vectors: one vector a block, added to the output of a block, its attention or its MLP.
+"""Conversion from and to `SteeringVector` of the package steering-vectors: one vector per block.
 
-Its `layer_type` names the module whose output it adds to; `_KINDS` says which of our sites holds the same tensor. Where a norm
-stands between that module and the residual stream (`_NORMED`) the two differ, and nothing is exported. Reading takes any object
-with the same two attributes; the package itself is needed to make one. It holds no tokens: those are told to its `apply`.
+Its `layer_type` names the module whose output is edited (block, attention or MLP); `_KINDS` maps it to our sites. If a norm lies
+between that module and the residual stream (`_NORMED`) the two differ, and export is refused. Reading accepts any object with the
+same two attributes; only export needs the package. It has no tokens: they are arguments of its `apply`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ def made(directions: Sequence[Direction], architecture: str = "") -> Any:
     Raises
     ------
     UserError
-        When the package is not installed, or they are not of one of its kinds, one a block.
+        If the package is not installed, or they are not of one of its kinds, one per block.
     """
     kinds = list(dict.fromkeys(Site.parse(d.site).kind for d in directions))
     types = {kind: name for name, kind in _KINDS.items()}
@@ -59,7 +59,7 @@ def read(vector: Any) -> list[Direction]:
     Raises
     ------
     UserError
-        When it is none, or acts where repscope has no site.
+        If it is of another type, or repscope has no such site.
     """
     activations = getattr(vector, "layer_activations", None)
     if not isinstance(activations, Mapping) or not activations:
