@@ -266,7 +266,7 @@ _PARALLEL = "attention and MLP both read the block's input (a parallel block), s
 
 
 def _block(block: _Seen, inside: list[_Seen]) -> _Found:
-    """Find a block's parts among the modules inside it, in the order in which they finished."""
+    """Find a block's parts among its submodules, in order of completion."""
     x, y = block.taken, block.given
     assert x is not None
     assert y is not None

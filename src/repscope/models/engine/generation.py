@@ -1,8 +1,7 @@
-"""Generation: a Hugging Face model continues rows of token ids, greedily or by sampling. Takes token ids, never text.
+"""Greedy or sampled continuation of token ids by a Hugging Face model, independent of the batch.
 
-transformers' own `generate` does the work; what is added is what makes a continuation a property of its prompt: every option is
-stated, not inherited from a file beside the weights, and a sampled token is found from one uniform number of the prompt's own
-stream through the cumulative distribution, so that no other row of the batch takes part in the draw.
+Uses transformers' `generate`. All options are explicit, not inherited from the model's generation config, and each token is sampled
+by inverting the cumulative distribution with a uniform number from the prompt's own random stream.
 """
 
 import copy
@@ -21,9 +20,9 @@ from repscope.errors import UserError
 
 @dataclass(frozen=True)
 class Continuation:
-    """What a model wrote after a prompt.
+    """Continuation of a prompt.
 
-    text: without special tokens. ids: (token), with the end-of-text token where there is one. stopped: whether it ended by itself.
+    text: without special tokens. ids: (token), including an end-of-text token. stopped: whether it ended with such a token.
     """
 
     text: str
@@ -55,7 +54,7 @@ class Sampling:
             )
 
     def draws(self, ids: Sequence[Int[np.ndarray, "token"]]) -> list[np.random.Generator]:
-        """A stream of random numbers for each prompt, from the seed, its tokens, and how often it was given before."""
+        """A random stream per prompt, from the seed, its tokens, and its number of earlier occurrences."""
         given: dict[bytes, int] = {}
         streams = []
         for row in ids:
@@ -78,26 +77,26 @@ def continued(
     use_cache: bool,
     told: Callable[[Int[np.ndarray, "row"]], None] | None = None,
 ) -> list[tuple[Int[np.ndarray, "token"], bool]]:
-    """The new tokens of each row, up to the end-of-text token, and whether that came.
+    """The new tokens of each row up to the end-of-text token, and whether that occurred.
 
     Parameters
     ----------
     model
-        A Hugging Face model with a head, at rest.
+        A Hugging Face model with a head, inside `unhooked`.
     ids
         Token ids, padded on the left.
     lengths
-        Tokens of each row.
+        Number of tokens of each row.
     sampling
-        How to choose.
+        Sampling options.
     draws
-        Each row's random numbers.
+        Random stream of each row.
     pad
-        The id that stands left of a row and after its end.
+        Padding id, to the left of a row and after its end.
     device
-        Where ids go.
+        Device of the ids.
     use_cache
-        Whether keys and values are kept between steps.
+        Whether to cache keys and values between steps.
     told
         Called with the new token of every row, as soon as it is there.
     """
@@ -122,9 +121,9 @@ def forced_logits(
     *,
     use_cache: bool,
 ) -> Float[Tensor, "step row vocab"]:
-    """The logits of each step of a generation in which the tokens are given: what `continued` chooses from, without the choice.
+    """The logits of each step of a generation with teacher forcing: the logits that `continued` samples from.
 
-    Arguments as `continued`; `new` holds the tokens that each step is made to take.
+    Arguments as `continued`; `new` are the forced tokens.
     """
     forced = _Forced(new)
     _generated(model, ids, lengths, new.shape[1], set(), pad, device, use_cache, [forced], None)
@@ -143,7 +142,7 @@ def _generated(
     processors: Sequence[Any],
     streamer: Any,
 ) -> Int[Tensor, "row column"]:
-    """transformers' own `generate` with every option stated; what is not stated would be filled in from the model's options."""
+    """transformers' `generate` with every option explicit; others would be taken from the model's generation config."""
     from transformers import GenerationConfig, LogitsProcessorList
 
     mask = np.arange(ids.shape[1])[None] >= ids.shape[1] - lengths[:, None]
@@ -161,7 +160,7 @@ def _generated(
 
 
 def _with_options(model: Any, config: Any) -> Any:
-    """A shallow copy of a model, which shares all modules, with options of its own: those of the user's model are never set."""
+    """A shallow copy of a model with shared modules and its own options, so that the user's model keeps its options."""
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
         if getattr(model.active_peft_config, "is_prompt_learning", False):
@@ -173,7 +172,7 @@ def _with_options(model: Any, config: Any) -> Any:
 
 
 def ends_of(model: Any) -> set[int]:
-    """The tokens after which a model's text has ended."""
+    """The model's end-of-text tokens."""
     ends = getattr(model.generation_config, "eos_token_id", None)
     return {ends} if isinstance(ends, int) else set(ends or ())
 
@@ -195,23 +194,23 @@ def growing(
 
 
 class _Told:
-    """What transformers calls a streamer: it is given the prompts first, then a token a row at each step."""
+    """A transformers streamer: receives the prompts first, then one token per row at each step."""
 
     def __init__(self, told: Callable[[Int[np.ndarray, "row"]], None]) -> None:
         self._told, self._begun = told, False
 
     def put(self, value: Tensor) -> None:
-        """Pass on what comes after the prompts."""
+        """Pass on everything after the prompts."""
         if self._begun:
             self._told(value.cpu().numpy().reshape(-1))
         self._begun = True
 
     def end(self) -> None:
-        """Nothing is left to pass on."""
+        """No action at the end."""
 
 
 class _Forced:
-    """A logits processor that keeps the logits of each step, and after which the likeliest token is the one that is given."""
+    """A logits processor that stores the logits of each step and makes the given token the most likely."""
 
     def __init__(self, new: Int[np.ndarray, "row step"]) -> None:
         self._new, self.seen = new, list[Tensor]()
@@ -223,7 +222,7 @@ class _Forced:
 
 
 class _Drawn:
-    """A logits processor after which the likeliest token is the one that was drawn."""
+    """A logits processor that makes the sampled token the most likely."""
 
     def __init__(self, sampling: Sampling, draws: Sequence[np.random.Generator]) -> None:
         self._sampling, self._draws = sampling, draws
@@ -232,7 +231,7 @@ class _Drawn:
         p = (scores.double() / self._sampling.temperature).softmax(-1)
         ordered, index = p.sort(dim=-1, descending=True, stable=True)
         total = ordered.cumsum(-1)
-        # A token belongs to the nucleus when those before it hold less than top_p.
+        # A token is in the nucleus if the tokens before it have less than top_p in total.
         kept = (total - ordered < self._sampling.top_p).sum(-1, keepdim=True)
         mass = total.gather(-1, kept - 1)
         u = torch.tensor([[draw.random()] for draw in self._draws], dtype=torch.float64, device=scores.device)

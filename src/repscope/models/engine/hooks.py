@@ -1,9 +1,9 @@
-"""Taps: where a tensor is read and replaced while a network runs. Knows modules and tensors; never a site's name, never text.
+"""Hook points: reading and replacing tensors during a forward pass.
 
-A tap is the input or the output of the module at a path, or a part of it: its heads, an operand of attention, the state between
-attention and MLP. `hooked` hangs a function on each tap; it is given the tensor as (row, token, feature), or (row, token, head,
-feature), and what it returns takes that tensor's place in the pass. Reading, editing, gradients and forks are such functions.
-Nothing is patched: hooks and modes live in the context manager, and the module leaves it as it came.
+A hook point is a module input or output, or a part of it: heads, an attention operand, the state between attention and MLP.
+`hooked` attaches a function to each; it receives (row, token, feature) or (row, token, head, feature), its return value replaces
+that tensor in the pass. Reading, editing, gradients and prompt variants are such functions. Hooks exist only inside the context
+manager; the module is not modified.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,10 +25,10 @@ Handler = Callable[[Tensor], Tensor | None]
 class HookPoint:
     """Where a tensor is read and replaced.
 
-    path, side: a module, and its input or output. part: "" for the whole tensor; "heads" with its features as (head, d_head);
-    "head_out" for what each head gives through the output projection; "mid" for the sum of `base`'s input and this output;
-    q, k, v, pattern for an operand of the attention that runs inside. base: a module called before, whose input has the shape
-    (row, token, …). flat: whether rows and tokens are one axis there. heads, kv_heads: how many. head: one of them.
+    path, side: a module, and its input or output. part: "" for the whole tensor; "heads" for features as (head, d_head);
+    "head_out" for each head's contribution through the output projection; "mid" for the sum of `base`'s input and this output;
+    q, k, v, pattern for an operand of the attention inside. base: a module called earlier, whose input has the shape
+    (row, token, …). flat: whether rows and tokens are one axis. heads, kv_heads: their numbers. head: one of them.
     """
 
     path: str
@@ -43,7 +43,7 @@ class HookPoint:
 
 @contextmanager
 def unhooked(module: nn.Module, *, differentiable: bool = False) -> Iterator[None]:
-    """Evaluation mode and no gradients inside, or gradients of activations alone; every flag is as before afterwards."""
+    """Evaluation mode with no gradients, or with gradients of activations only; restores every flag afterwards."""
     training = _training(module)
     trained = [p for p in module.parameters() if p.requires_grad] if differentiable else []
     try:
@@ -71,7 +71,7 @@ def _training(module: nn.Module) -> list[nn.Module]:
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """The tensor itself, or the first one in a tuple, list or mapping: blocks return either, by family and version."""
+    """The tensor itself, or the first one in a tuple, list or mapping: blocks return either, depending on family and version."""
     if isinstance(value, Tensor):
         return value
     if isinstance(value, Mapping):
@@ -82,7 +82,7 @@ def first_tensor(value: Any) -> Tensor | None:
 
 
 def hidden_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The hidden states among a module's arguments, wherever the caller put them."""
+    """The hidden states among a module's positional or keyword arguments."""
     if args and (found := first_tensor(args[0])) is not None:
         return found
     named = kwargs.get("hidden_states", kwargs.get("x"))
@@ -90,7 +90,7 @@ def hidden_argument(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor 
 
 
 def parameter(module: nn.Module, name: str) -> Tensor | None:
-    """A module's own tensor by name; where accelerate has put it away, what it would put back for a forward pass."""
+    """A module's own tensor by name; if accelerate has offloaded it, the value it restores for a forward pass."""
     value = getattr(module, name, None)
     if not isinstance(value, Tensor):
         return None
@@ -104,7 +104,7 @@ def parameter(module: nn.Module, name: str) -> Tensor | None:
 
 
 def linear_map(module: nn.Module) -> Tensor | None:
-    """The (in, out) matrix of a module that is a linear map, None for any other; transformers' Conv1D keeps it transposed."""
+    """The (in, out) matrix of a linear module, None for any other; transformers' Conv1D stores it transposed."""
     weight = parameter(module, "weight")
     if weight is None or weight.dim() != 2:
         return None
@@ -112,7 +112,7 @@ def linear_map(module: nn.Module) -> Tensor | None:
 
 
 class Hooks:
-    """The taps of one network: hangs functions on them, and sees into its attention while any of them asks for it."""
+    """Attaches functions to the hook points of one network, and probes its attention if any of them needs it."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -122,12 +122,12 @@ class Hooks:
         self._seers: dict[str, list[tuple[HookPoint, Handler]]] = {}
 
     def rest(self) -> None:
-        """No attention is running: an interrupt inside one would have left its visit open."""
+        """Reset the state of the attention probe, which an interrupt may have left open."""
         self._products.visit = None
 
     @contextmanager
     def hooked(self, handlers: Iterable[tuple[HookPoint, Handler]]) -> Iterator[None]:
-        """Hang a function on each tap, in order: a later one is given what an earlier one has put there."""
+        """Attach a function to each hook point, in order: later functions receive the output of earlier ones."""
         self.rest()
         with ExitStack() as stack, self.settled():
             for tap, handler in handlers:
@@ -136,7 +136,7 @@ class Hooks:
 
     @contextmanager
     def settled(self) -> Iterator[Rewritten]:
-        """The state that the network rewrites by itself, put back at the end; `rewind()` inside does so before a pass."""
+        """Restore the state that the network rewrites itself, at the end and at each `rewind()` before a pass."""
         if not self._open:
             self.state.begin()
         self._open += 1
@@ -191,7 +191,7 @@ class Hooks:
             stack.callback(module.register_forward_hook(on_output, with_kwargs=True).remove)
 
     def _see(self, tap: HookPoint, handler: Handler, module: nn.Module, stack: ExitStack) -> None:
-        """Hang a function on an operand of attention."""
+        """Attach a function to an operand of attention."""
         handle = _one_head(handler, tap.head) if tap.head is not None else handler
         if not any(self._seers.values()):
             stack.enter_context(self._products)
@@ -221,14 +221,14 @@ class Hooks:
 
 
 def head_outputs(z: Tensor, projection: nn.Module, heads: int) -> Tensor:
-    """What each head adds, (row, token, head, d_model): its part of the input through its rows of the output projection."""
+    """Contribution of each head, (row, token, head, d_model), through its rows of the output projection."""
     weight = linear_map(projection)
     assert weight is not None
     return torch.einsum("...hf,hfd->...hd", torch.unflatten(z, -1, (heads, -1)), torch.unflatten(weight, 0, (heads, -1)))
 
 
 def _passed(tap: HookPoint, raw: Tensor, handle: Handler, before: list[Tensor]) -> Tensor | None:
-    """Show a tensor in the tap's shape; what takes its place, in the tensor's own shape and type."""
+    """Apply a function to a tensor in the hook point's layout; return the result in the original shape and type."""
     value = raw
     if tap.flat and before:
         value = torch.unflatten(value, 0, before[0].shape[:2])
@@ -239,7 +239,7 @@ def _passed(tap: HookPoint, raw: Tensor, handle: Handler, before: list[Tensor]) 
     new = handle(value)
     if new is None:
         return None
-    if tap.part == "mid":  # what attention must have added for the state to be the new one
+    if tap.part == "mid":  # attention output that produces the new state
         return raw + (new.to(raw.dtype) - value)
     new = new.flatten(-2) if tap.part == "heads" else new
     return (new.flatten(0, 1) if tap.flat else new).to(raw.dtype)

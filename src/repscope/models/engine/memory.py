@@ -1,4 +1,4 @@
-"""Memory: how many tokens one pass may hold, from the sizes of a network's maps and what is free. Knows modules, never a prompt."""
+"""Memory limits: number of tokens per forward pass, from the network's sizes and free memory."""
 
 import ctypes
 import sys

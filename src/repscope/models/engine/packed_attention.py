@@ -1,15 +1,15 @@
-"""Packing: attention inside one row that holds many prompts, or a tree of them. Knows tensors and packs, never a module.
+"""Attention for packed prompts: one row without padding that contains many prompts or a prefix tree.
 
-A pack is one row of real tokens; all of a block but attention treats tokens one by one, so only attention must know whose they are.
-While a pack runs, a `TorchFunctionMode` takes `scaled_dot_product_attention` over:
+In a block only attention mixes tokens, so only attention must separate the prompts. While a pack runs, a `TorchFunctionMode`
+replaces `scaled_dot_product_attention`:
 
-1. Every segment attends to itself. Segments of like length are padded to one another for that product alone.
-2. The tokens below a shared segment stand side by side (depth-first order), so they attend to it in one further product.
-3. Softmaxes over disjoint sets of keys are one softmax: outputs are weighted by exp(lse), lse each one's log-sum of scores
+1. Every segment attends to itself. Segments of similar length are padded for this product only.
+2. The tokens below a shared segment are adjacent (depth-first order), so they attend to it in one additional product.
+3. Softmaxes over disjoint sets of keys are merged: outputs are weighted by exp(lse), with lse the log-sum-exp of the scores
    (Rabe & Staats 2021, arXiv 2112.05682; for trees of prompts, Juravsky et al. 2024, arXiv 2402.05099).
-4. Keys and values of a segment that later packs go on from are kept, and dropped with the last of them.
+4. Keys and values of a segment that later packs continue are cached until the last of them has run.
 
-Positions are what the caller gives the network. Whether all this is right for a network is proved on it (`passes`).
+The caller provides position ids. Correctness is verified on each network (`packed_pass`).
 """
 
 from collections.abc import Sequence
@@ -26,15 +26,15 @@ from torch.overrides import TorchFunctionMode
 from repscope.models.engine.planner import batches
 from repscope.models.engine.prefix_tree import Pack, Tree
 
-_PRODUCT_COSTS = 32  #: a further product of attention costs about as much as this many padded tokens
+_PRODUCT_COSTS = 32  #: cost of an additional attention product, in padded tokens
 
 
 @dataclass(frozen=True)
 class _Own:
-    """Segments of like length that attend to themselves, as rows of one product.
+    """Segments of similar length that attend to themselves, as rows of one product.
 
-    cells: (row × column), the token in each place, any token in a padded one. places: (token), where each token stands among them.
-    tokens: (token), which tokens those are. rows, columns: the shape. key: (row, column), the places that hold a token.
+    cells: (row × column), token of each cell, arbitrary for padding. places: (token), cell of each token. tokens: (token), their
+    indices. rows, columns: the shape. key: (row, column), mask of cells with a token.
     """
 
     cells: Int[Tensor, "place"]
@@ -47,7 +47,7 @@ class _Own:
 
 @dataclass(frozen=True)
 class _Shared:
-    """A segment and the tokens below it: keys at `start:stop` of this pack, or kept under `segment`; queries `first:last`."""
+    """A segment and the tokens below it: keys at `start:stop` of this pack or cached under `segment`; queries `first:last`."""
 
     segment: int
     kept: bool
@@ -61,8 +61,8 @@ class _Shared:
 class PackedAttention(TorchFunctionMode):
     """Attention of packs; a context manager around the network's forward passes.
 
-    tree: the segments. causal: whether later tokens leave earlier ones as they are. device: where tokens are. calls: products that
-    the pass so far has taken over, 0 for a network that attends by other means.
+    tree: the segments. causal: whether later tokens do not affect earlier ones. calls: attention products replaced so far in the
+    pass, 0 for a network that uses other attention functions.
     """
 
     tree: Tree
@@ -80,7 +80,7 @@ class PackedAttention(TorchFunctionMode):
         super().__init__()
 
     def begin(self, pack: Pack, keep: Sequence[int]) -> None:
-        """Lay out the next pack; keys and values of the segments in `keep` stay after it."""
+        """Lay out the next pack; keys and values of the segments in `keep` stay cached after it."""
         tree, inside = self.tree, range(pack.first, pack.last)
         sizes = (tree.stop - tree.start)[pack.first : pack.last]
         starts = np.concatenate([[0], np.cumsum(sizes)])

@@ -1,11 +1,11 @@
-"""Packed passes: many prompts, or a tree of them, as rows of real tokens through a network. Ids in, rows of hidden states out.
+"""Forward passes over packed prompts, and the check that a network supports them.
 
-1. Each pack runs as one row; every token is told its position in its own prompt, `PackedAttention` keeps prompts apart.
-2. Where a pack ends inside a shared segment's subtree, that segment's keys and values stay for the next pack; so do its hidden
-   states, where a prompt below asks for a position in it.
-3. A prompt's rows are handed on when the pack with its last token has run.
+1. Each pack runs as one row with position ids relative to each prompt; `PackedAttention` separates the prompts.
+2. If a pack ends inside a shared segment's subtree, that segment's keys and values are cached for the next pack, and so are its
+   hidden states if a later prompt needs them.
+3. A prompt's rows are passed on once the pack with its last token has run.
 
-Whether a network can be run so is not looked up in a table of families: it is tried.
+Support is tested on the network, not looked up in a table of model families.
 """
 
 import inspect
@@ -43,14 +43,14 @@ def run_packed(
     *,
     causal: bool,
 ) -> int:
-    """Run a packed plan; each site's hook hands the rows of its wanted positions to the sink as they pass.
+    """Run a packed plan; each site's hook passes the rows of the requested positions to the sink.
 
-    `inputs` makes the network's arguments of token ids and positions; `offsets` is where each prompt's rows begin.
+    `inputs` converts token ids and positions to the network's arguments; `offsets` is the first row of each prompt.
 
     Returns
     -------
     int
-        Products of attention that the last pass has taken over; 0 where the network attends by other means, or not at all.
+        Attention products replaced in the last pass; 0 if the network uses other attention functions, or none.
     """
     tree = planned.tree
     assert tree is not None
@@ -106,7 +106,7 @@ def run_packed(
 
 
 def cannot_pack(net: BaseNetwork, sites: Sequence[Site]) -> str:
-    """Why prompts cannot be packed for these sites, as far as that can be seen without a pass; empty where nothing is seen."""
+    """Why prompts cannot be packed for these sites, as far as known without a forward pass; empty if no reason is found."""
     if net.anatomy is None or Site("resid_post", net.anatomy.blocks - 1) not in net.anatomy.taps:
         return "it has no blocks that were found"
     if "position_ids" not in inspect.signature(net.module.forward).parameters:
@@ -120,7 +120,7 @@ def cannot_pack(net: BaseNetwork, sites: Sequence[Site]) -> str:
 
 
 def _foreign(hook: Any) -> bool:
-    """Whether a hook is neither transformers' (which leaves some behind when asked for hidden states) nor accelerate's."""
+    """Whether a hook is neither transformers' (which leaves some after returning hidden states) nor accelerate's."""
     home = str(getattr(getattr(hook, "func", hook), "__module__", ""))
     return home.split(".")[0] not in ("transformers", "accelerate")
 
@@ -136,9 +136,10 @@ def tried(
     causal: bool,
     others: Sequence[Int[np.ndarray, "token"]] = (),
 ) -> str:
-    """Why prompts of up to `size` tokens come out otherwise when packed: two that share a half, some others, and each alone.
+    """Why packing changes the output for prompts of up to `size` tokens; empty if it does not.
 
-    Attention windows, positions that come from elsewhere, kernels that are not torch's: all show here. Empty where nothing does.
+    Compares packed prompts, two of which share a half, with each alone. This detects attention windows, other sources of positions
+    and attention kernels outside torch.
     """
     assert net.anatomy is not None
     rng = np.random.default_rng(0)

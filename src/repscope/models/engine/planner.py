@@ -1,10 +1,10 @@
-"""The capture planner: from token ids to the least work that answers. Takes token ids, never text and never a network.
+"""Planning of forward passes over token ids: duplicates, packing, shared prefixes and batches.
 
 1. Identical prompts run once.
-2. Packed, where the network allows it: no padding, and whatever several prompts share runs once (`trees`).
-3. Else padded: the longest prefix that all prompts share runs once (causal networks only), where it saves more than a cache
-   costs. What is left is sorted by length and cut into batches under a token budget. The cuts minimise padded tokens plus a fixed
-   cost per batch, exactly, by dynamic programming over the distinct lengths: O(L²) for L lengths, whatever the number of prompts.
+2. If the network supports it, prompts are packed without padding, and shared prefixes run once (`prefix_tree`).
+3. Else prompts are padded. The longest common prefix runs once (causal networks only) if it saves more than a cache costs. The rest
+   is sorted by length and split into batches under a token budget. The splits minimise padded tokens plus a fixed cost per batch
+   exactly, by dynamic programming over the L distinct lengths, in O(L²) independent of the number of prompts.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,18 +18,18 @@ from repscope.models.engine.prefix_tree import Pack, Tree, packs, tree
 from repscope.models.prompts import Ragged
 
 _PREFIX_SAVES = 64  #: tokens that a shared prefix must save to be worth a cache
-_BATCH_COSTS = 48  #: a further batch costs about as much as this many padded tokens (dispatch; small products run slower)
+_BATCH_COSTS = 48  #: cost of an additional batch in padded tokens (dispatch; small products run slower)
 _PACKING_SAVES = 0.02  #: share of the cost of padded batches that packing must save
-_PROOF = 2.5  #: and so many times the longest prompt, which is what proving it takes; counted whether or not that was done
+_PROOF = 2.5  #: and this multiple of the longest prompt, the cost of verifying it; counted even if already verified
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What will run.
+    """Planned forward passes.
 
-    ids: the distinct prompts. inverse: (prompt), which of them each prompt is. prefix: number of leading tokens that run
-    once for all. batches: for each batch the indices of its distinct prompts, shortest first. tree, packs: in place of prefix and
-    batches where prompts are packed. why: why they are not.
+    ids: the distinct prompts. inverse: (prompt), index of each prompt's distinct prompt. prefix: number of leading tokens that run
+    once for all. batches: for each batch the indices of its distinct prompts, shortest first. tree, packs: replace prefix and
+    batches if prompts are packed. why: why they are not packed.
     """
 
     ids: Ragged
@@ -42,7 +42,7 @@ class Plan:
 
     @cached_property
     def tokens(self) -> int:
-        """Token positions that the network computes, padding included."""
+        """Token positions computed, including padding."""
         if self.tree is not None:
             return self.tree.tokens
         padded = sum(len(b) * int(self.ids.lengths[b[-1]] - self.prefix) for b in self.batches)
@@ -58,7 +58,7 @@ class Plan:
 
     @property
     def passes(self) -> int:
-        """Forward passes."""
+        """Number of forward passes."""
         return len(self.packs) or len(self.batches) + bool(self.prefix)
 
 
@@ -80,19 +80,19 @@ def plan(
     ids
         The prompts, none empty.
     budget
-        Tokens that a batch may hold, padding included; a single longer prompt is a batch by itself.
+        Tokens per batch including padding; a longer prompt is its own batch.
     share
-        Whether the network is causal, so that what prompts share at their beginning can run once.
+        Whether the network is causal, so that common prefixes can run once.
     pack
-        Empty where prompts may be packed, else why they may not.
+        Empty if prompts may be packed, else the reason why not.
     refuses
-        Asked where packing would pay: why the network cannot be run so, empty where it can.
+        Called if packing would save time: why the network does not support it, empty if it does.
     most
-        Tokens that a pack may hold at most, None for the budget.
+        Maximum tokens of a pack; by default the budget.
     limit
-        Most tokens of a shared prefix, None for no such limit.
+        Maximum tokens of a shared prefix; by default unlimited.
     merge
-        Whether identical prompts are one.
+        Whether to merge identical prompts.
     """
     distinct, inverse = _merged(ids) if merge else (ids, np.arange(len(ids)))
     prefix = _common_prefix(distinct) if share and len(distinct) > 1 else 0
@@ -112,13 +112,13 @@ def plan(
 
 
 def packed(ids: Ragged, budget: int, *, share: bool) -> Plan:
-    """Distinct prompts in packs of up to so many tokens, whatever that saves."""
+    """Pack distinct prompts up to a number of tokens per pack, regardless of savings."""
     held = tree(ids, share=share)
     return Plan(ids, np.arange(len(ids)), 0, (), held, packs(held, budget))
 
 
 def _merged(ids: Ragged) -> tuple[Ragged, Int[np.ndarray, "prompt"]]:
-    """The distinct prompts in the order in which they first come, and which of them each prompt is."""
+    """The distinct prompts in order of first occurrence, and the index of each prompt among them."""
     seen: dict[bytes, int] = {}
     inverse = np.array([seen.setdefault(row.tobytes(), len(seen)) for row in ids], dtype=np.int64)
     if len(seen) == len(ids):
@@ -127,7 +127,7 @@ def _merged(ids: Ragged) -> tuple[Ragged, Int[np.ndarray, "prompt"]]:
 
 
 def _common_prefix(ids: Ragged) -> int:
-    """Longest common prefix that leaves every prompt at least one token of its own."""
+    """Longest common prefix that leaves at least one further token in every prompt."""
     shared = int(ids.lengths.min()) - 1
     first = ids[0]
     for row in ids:
@@ -140,7 +140,7 @@ def _common_prefix(ids: Ragged) -> int:
 
 
 def batches(lengths: Int[np.ndarray, "row"], budget: int, cost_of_one: int = _BATCH_COSTS) -> list[Int[np.ndarray, "row"]]:
-    """Rows grouped by length, each batch sorted; the cuts cost the least padding plus a fixed cost a batch."""
+    """Rows grouped by length, each batch sorted, with minimal padding plus a fixed cost per batch."""
     if len(lengths) == 1:
         return [np.zeros(1, dtype=np.int64)]
     order = np.argsort(lengths, kind="stable")

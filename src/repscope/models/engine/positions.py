@@ -1,4 +1,4 @@
-"""Which positions of a batch are read, and where they go. Takes token positions and hidden states; knows no module."""
+"""Token positions read from a batch, and the result rows they are written to."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,11 +15,10 @@ from repscope.models.sites import Tokens
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which positions of one batch are read, and where they go.
+    """Positions read from one batch, and their destination.
 
-    cells: their (row) and (token) in the batch, or their place in a pack, whose tokens are one axis. segment: (position), which
-    output row each belongs to, None where each is a row by itself. sizes: (row), positions a row averages. destination: (row), rows
-    of the result.
+    cells: (row) and (token) in the batch, or the index in a pack. segment: (position), output row of each, None if each is its own
+    row. sizes: (row), positions averaged per row. destination: (row), rows of the result.
     """
 
     cells: tuple[Tensor, ...]
@@ -59,7 +58,7 @@ class Wanted:
         return cls(on_device, segment, torch.from_numpy(sizes).to(device), destination)
 
     def take(self, hidden: Float[Tensor, "row token feature"]) -> Float[Tensor, "out feature"]:
-        """The rows wanted, averages in float32 or wider."""
+        """The requested rows, with averages in float32 or wider."""
         picked = hidden[self.cells]
         if self.segment is None:
             return picked
@@ -70,9 +69,9 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Users:
-    """For each distinct prompt, the prompts that are it.
+    """Mapping from distinct prompts to all their duplicates.
 
-    order: the prompts, those that are one side by side. starts: (distinct + 1), where each one's begin.
+    order: the prompts, grouped by distinct prompt. starts: (distinct + 1), start of each group.
     """
 
     order: Int[np.ndarray, "prompt"]
@@ -80,43 +79,43 @@ class Users:
 
     @classmethod
     def by(cls, inverse: Int[np.ndarray, "prompt"]) -> "Users":
-        """From which distinct prompt each prompt is."""
+        """From the index of each prompt's distinct prompt."""
         counts = np.bincount(inverse)
         return cls(np.argsort(inverse, kind="stable"), np.concatenate([[0], np.cumsum(counts)]))
 
     @cached_property
     def counts(self) -> Int[np.ndarray, "distinct"]:
-        """How many prompts each is."""
+        """Number of duplicates of each distinct prompt."""
         counts: np.ndarray = np.diff(self.starts)
         return counts
 
     @property
     def first(self) -> Int[np.ndarray, "distinct"]:
-        """The first prompt that each is."""
+        """First occurrence of each distinct prompt."""
         first: np.ndarray = self.order[self.starts[:-1]]
         return first
 
     def of(self, distinct: Int[np.ndarray, "row"]) -> Int[np.ndarray, "prompt"]:
-        """All prompts that are these, one distinct prompt after the other."""
+        """Indices of all duplicates of the given distinct prompts, grouped by prompt."""
         sizes = self.counts[distinct]
         found: np.ndarray = self.order[np.repeat(self.starts[distinct], sizes) + ranges(sizes)]
         return found
 
 
 def ranges(sizes: Int[np.ndarray, "row"]) -> Int[np.ndarray, "position"]:
-    """0…size-1 for each size, one after the other."""
+    """Concatenation of 0…size-1 for each size."""
     ends = np.cumsum(sizes)
     within: np.ndarray = np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
     return within
 
 
 def as_float(x: Tensor) -> Float[Tensor, "..."]:
-    """Floating values as float32 where numpy has no such type (bfloat16); float32 and float64 stay as they are."""
+    """Floating values as float32 if numpy lacks their type (bfloat16); float32 and float64 are unchanged."""
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def padded(rows: Sequence[Int[np.ndarray, "token"]], pad: int) -> tuple[Int[np.ndarray, "row token"], Int[np.ndarray, "row"]]:
-    """Token ids padded on the right to the longest, and the lengths they had."""
+    """Token ids padded on the right to the longest, and the original lengths."""
     lengths = np.array([len(r) for r in rows])
     ids = np.full((len(rows), lengths.max()), pad, dtype=np.int64)
     for i, row in enumerate(rows):

@@ -1,13 +1,10 @@
-"""Trees of prompts: what several prompts share runs once, and ragged prompts stand side by side without padding.
+"""Prefix trees of prompts, split into packs so that shared prefixes run once and padding is avoided.
 
-Takes token ids, never text and never a network.
-
-1. Distinct prompts, sorted, become a prefix tree. A stretch of tokens that u prompts share is a segment of its own where that
-   saves more tokens, length × (u - 1), than a further call of attention costs; else each prompt has its own copy of it.
-2. The segments stand in depth-first order, the longest prompts first. A pack is a run of them with about the budget's number of
-   tokens, all of them real: one row of the network.
-3. Depth first means: what a pack needs of earlier packs is one chain of segments, from the root to the parent of its first one.
-   Nobody has to keep more than that.
+1. Sorted distinct prompts form a prefix tree. Tokens shared by u prompts are a separate segment if that saves more tokens,
+   length × (u - 1), than an additional attention call costs; else each prompt has its own copy.
+2. Segments are in depth-first order, longest prompts first. A pack is a sequence of segments with about the budget's number of
+   tokens: one row of the network.
+3. With depth-first order a pack depends on one chain of earlier segments only, from the root to the parent of its first segment.
 """
 
 from array import array
@@ -18,15 +15,15 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Bool, Int
 
-_SEGMENT_SAVES = 32  #: tokens that a shared segment must save to be worth a call of attention in every block
+_SEGMENT_SAVES = 32  #: tokens that a shared segment must save to justify an attention call in every block
 
 
 @dataclass(frozen=True)
 class Tree:
     """Segments of prompts in depth-first order.
 
-    prompt: (segment), a prompt that holds it. start, stop: (segment), its positions there. parent: (segment), the one before it,
-    -1 at a root. end: (segment), the first segment after its subtree. leaf: (prompt), the segment in which each prompt ends.
+    prompt: (segment), a prompt that contains it. start, stop: (segment), its positions there. parent: (segment), its predecessor,
+    -1 at a root. end: (segment), the first segment after its subtree. leaf: (prompt), last segment of each prompt.
     """
 
     prompt: Int[np.ndarray, "segment"]
@@ -38,18 +35,18 @@ class Tree:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all segments, each once."""
+        """Number of tokens in all segments."""
         return int((self.stop - self.start).sum())
 
     def chain(self, segment: int) -> list[int]:
-        """The segments from the root down to this one, without it."""
+        """The segments from the root to this one, excluded."""
         up: list[int] = []
         while (segment := int(self.parent[segment])) >= 0:
             up.append(segment)
         return up[::-1]
 
     def holder(self, prompts: Int[np.ndarray, "row"], positions: Int[np.ndarray, "row"]) -> Int[np.ndarray, "row"]:
-        """The segment that holds each prompt's position."""
+        """The segment that contains each prompt's position."""
         held: np.ndarray = self.leaf[prompts]  # a copy
         while (above := self.start[held] > positions).any():
             held[above] = self.parent[held[above]]
@@ -58,7 +55,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Pack:
-    """Segments `first:last` of a tree that run as one row; kept: the chain of earlier segments that they go on from."""
+    """Segments `first:last` of a tree that run as one row; kept: the chain of earlier segments that they continue."""
 
     first: int
     last: int
@@ -73,7 +70,7 @@ def tree(ids: Sequence[Int[np.ndarray, "token"]], *, share: bool) -> Tree:
         leaf = np.empty(len(ids), dtype=np.int64)
         leaf[order] = np.arange(len(ids))
         return Tree(order, np.zeros_like(lengths), lengths[order], np.full(len(ids), -1), np.arange(len(ids)) + 1, leaf)
-    # Any order of bytes that puts common beginnings side by side will do.
+    # Any byte order that makes common prefixes adjacent is sufficient.
     order = np.array(sorted(range(len(ids)), key=lambda i: ids[i].astype(">u4").tobytes()))
     common = np.array([_common(ids[a], ids[b]) for a, b in pairwise(order)], dtype=np.int64)
     rows = array("q")  # prompt, start, stop, parent of each segment: plain numbers, as there may be as many as prompts
@@ -104,13 +101,13 @@ def tree(ids: Sequence[Int[np.ndarray, "token"]], *, share: bool) -> Tree:
 def _children(
     edges: Int[np.ndarray, "child_plus_1"], lengths: Int[np.ndarray, "row"], done: int, parent: int
 ) -> Iterator[tuple[int, int, int, int]]:
-    """The groups of prompts between edges, that with the longest prompt first; made one at a time."""
+    """Iterate over the groups of prompts between edges, the group with the longest prompt first."""
     longest = np.maximum.reduceat(lengths, edges[:-1] - edges[0])
     return ((int(edges[i]), int(edges[i + 1]), done, parent) for i in np.argsort(-longest, kind="stable"))
 
 
 def packs(held: Tree, budget: int) -> list[Pack]:
-    """Cut a tree into packs of about equal size, none above the budget but where one segment is."""
+    """Split a tree into packs of similar size, within the budget unless a single segment exceeds it."""
     sizes = held.stop - held.start
     target = sizes.sum() / -(-sizes.sum() // budget)
     cuts, filled = [0], 0
@@ -123,7 +120,7 @@ def packs(held: Tree, budget: int) -> list[Pack]:
 
 
 def _common(a: Int[np.ndarray, "token"], b: Int[np.ndarray, "token"]) -> int:
-    """How many leading tokens two prompts share."""
+    """Number of leading tokens that two prompts share."""
     size = min(len(a), len(b))
     same: Bool[np.ndarray, token] = a[:size] == b[:size]
     return size if same.all() else int(np.argmin(same))

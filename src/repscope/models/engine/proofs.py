@@ -1,15 +1,15 @@
-"""Proofs: which fast ways to run a network give what one prompt at a time gives. Takes token ids, never text.
+"""Tests of whether fast execution paths give the same output as running each prompt alone.
 
-A fast path (a padded batch, a shared prefix, packed prompts, generation in a batch or from a cache) is not looked up in a table of
-families. It is tried on the network and compared with the plain passes of each prompt alone, at every length that matters:
+A fast path (padded batch, shared prefix, packed prompts, batched or cached generation) is not looked up in a table of families.
+It is tested on the network against plain passes of each prompt alone, at every relevant length:
 
-1. `switch_lengths` are the lengths at which the configuration says that the network changes its behaviour: windows, chunks, the
-   trained length of rotary scaling. The lengths below the first of them are level 0, those from it on level 1, and so on.
-2. A trial at level 0 takes prompts of 1 to 9 tokens; at level n the prompts have one token less and one more than the n-th switch
-   length, and twice as many, and a short one stands beside them.
-3. A path holds for a prompt where it holds at the prompt's level and at all below. Otherwise the reason is kept: such prompts run
-   one at a time, which is right by definition, or the operation is refused.
-4. A trial at level 1 or above waits until runs that it would serve have twice its tokens; until then prompts run one at a time.
+1. `switch_lengths` are the lengths at which the network's behaviour changes according to its configuration: attention windows,
+   chunks, the trained length of rotary scaling. Lengths below the first are level 0, those from it on level 1, and so on.
+2. A trial at level 0 has prompts of 1 to 9 tokens. At level n, with switch length s, the prompts have s - 1, s + 1 and 2 s tokens,
+   plus a short one.
+3. A path is valid for a prompt if it is valid at the prompt's level and all lower ones. Otherwise the reason is stored, and such
+   prompts run one at a time, the reference, or the operation is refused.
+4. A trial at level 1 or above is delayed until the runs that need it have twice its tokens; before, prompts run one at a time.
 """
 
 import re
@@ -31,10 +31,10 @@ Trial = Callable[[Sequence[int]], str]
 
 @dataclass(eq=False)
 class Proofs:
-    """What was tried on one network.
+    """Results of the trials on one network.
 
-    switches: lengths at which its behaviour changes. most: tokens that it takes, None for no bound. found: fast path and level →
-    why it does not hold, empty where it does. wanted: fast path and level → tokens of runs that it would have served so far.
+    switches: lengths at which its behaviour changes. most: maximum number of tokens, if any. found: fast path and level → why it is
+    invalid, empty if valid. wanted: fast path and level → tokens of the runs so far that would have used it.
     """
 
     switches: tuple[int, ...]
@@ -43,11 +43,11 @@ class Proofs:
     wanted: dict[tuple[str, int], float] = field(default_factory=dict)
 
     def level(self, length: int) -> int:
-        """How many switch lengths a prompt of so many tokens has reached."""
+        """Number of switch lengths that a prompt of this length has reached."""
         return sum(switch <= length for switch in self.switches)
 
     def lengths(self, level: int) -> list[int]:
-        """Tokens of the prompts of a trial."""
+        """Lengths of the prompts of a trial."""
         first = self.switches[0] if self.switches else 1 << 60
         if level == 0:
             return [n for n in _SHORT if n < first and n <= (self.most or n)] or [1]
@@ -56,7 +56,7 @@ class Proofs:
         return list(dict.fromkeys(n for n in around if 0 < n <= (self.most or n)))
 
     def refused(self, path: str, longest: int, trial: Trial, worth: float = float("inf")) -> str:
-        """Why a fast path does not hold for prompts of up to so many tokens, tried where it was not yet; empty where it does.
+        """Why a fast path is invalid for prompts of up to `longest` tokens; empty if valid. Runs missing trials.
 
         Parameters
         ----------
@@ -65,9 +65,9 @@ class Proofs:
         longest
             Tokens of the longest prompt.
         trial
-            Given the tokens of its prompts, says why the path does not hold.
+            Maps the lengths of its prompts to the reason why the path is invalid.
         worth
-            Tokens of the run that the path is for; those of earlier runs are added.
+            Tokens of the run; those of earlier runs are added.
         """
         for level in range(self.level(longest) + 1):
             if (path, level) not in self.found:
@@ -81,7 +81,7 @@ class Proofs:
         return ""
 
     def holds_below(self, path: str, longest: int, trial: Trial, worth: float) -> tuple[int, str]:
-        """The length from which on a path does not hold, beyond `longest` where it holds throughout; and why."""
+        """The length from which a path is invalid (beyond `longest` if always valid), and why."""
         why = ""
         for level in range(self.level(longest) + 1):
             reached = self.switches[level - 1] if level else 0
@@ -91,14 +91,14 @@ class Proofs:
 
 
 def switch_lengths(config: Mapping[str, Any], most: int | None) -> tuple[int, ...]:
-    """The lengths at which a configuration says that the network changes its behaviour.
+    """The lengths at which the network's behaviour changes, according to its configuration.
 
     Parameters
     ----------
     config
-        The configuration as a dictionary, that of the text model where there are several.
+        The configuration of the (text) model as a dictionary.
     most
-        Tokens that the network takes.
+        Maximum number of tokens.
     """
     found: set[int] = set()
     for name, value in _entries(config):
@@ -112,7 +112,7 @@ def switch_lengths(config: Mapping[str, Any], most: int | None) -> tuple[int, ..
 
 
 def special_ids(config: Mapping[str, Any]) -> set[int]:
-    """Token ids that a configuration gives a meaning of their own: ends, padding, places of images."""
+    """Special token ids of a configuration: ends, padding, image placeholders."""
     held = [v for name, v in _entries(config) if _SPECIAL.search(name)]
     return {i for v in held for i in (v if isinstance(v, (list, tuple)) else (v,)) if isinstance(i, int)}
 
@@ -126,14 +126,14 @@ def _entries(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def prompts_of(lengths: Sequence[int], vocabulary: int, special: set[int]) -> list[Int[np.ndarray, "token"]]:
-    """Random prompts of these lengths, the same each time, without special tokens."""
+    """Deterministic random prompts of these lengths, without special tokens."""
     plain = np.setdiff1d(np.arange(vocabulary), list(special))
     rng = np.random.default_rng(0)
     return [(plain if len(plain) else np.arange(vocabulary))[rng.integers(0, len(plain) or vocabulary, n)] for n in lengths]
 
 
 def differing(ours: Sequence[Tensor], theirs: Sequence[Tensor], agree: Callable[[Tensor, Tensor], bool], said: str) -> str:
-    """Which of several tensors differ between two ways to them, as a reason; empty where none does."""
+    """Describe which of several tensors differ between two computations; empty if none."""
     for a, b in zip(ours, theirs, strict=True):
         if a.shape != b.shape or not agree(a, b):
             return f"{said}: a prompt of {len(b)} tokens comes out otherwise"

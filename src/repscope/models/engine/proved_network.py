@@ -1,11 +1,11 @@
-"""ProvedNetwork: a network that reads token ids, and which fast ways to run it were proved on it. Ids in; never text.
+"""Network with token inputs whose fast execution paths are verified against plain passes.
 
-What fast ways are compared with is `alone`: one prompt by itself in a plain pass. The trials here follow `proofs`:
+The reference is `alone`: a single prompt in a plain pass. The trials follow `proofs`:
 
 1. `batches`: prompts of several lengths in one padded batch.
-2. `shares_prefix`: prompts behind a prefix that ran once and whose keys and values (or states) go on.
+2. `shares_prefix`: prompts after a prefix that ran once and whose keys and values (or states) are cached.
 3. `generation`: the logits of every step in a left-padded batch with a cache, one prompt at a time with a cache, or without one,
-   each compared with plain passes over the whole text so far; the first of the three that agrees is the way prompts are continued.
+   compared with plain passes over the whole text so far; the first of the three that agrees is used.
 """
 
 import copy
@@ -31,13 +31,13 @@ from repscope.models.engine.proofs import Proofs, differing, prompts_of, special
 from repscope.models.sites import Site
 
 _STOPS = (TypeError, ValueError, AttributeError, RuntimeError, IndexError, KeyError, AssertionError, NotImplementedError)
-_STEPS = 3  #: of a trial of generation
-_SINGLE, _LOW = 1e-4, 3e-2  #: how far two passes over one input may differ, relative, in float32 and below
+_STEPS = 3  #: steps of a generation trial
+_SINGLE, _LOW = 1e-4, 3e-2  #: relative tolerance between two passes over one input, in float32 and lower precision
 
 
 @dataclass(frozen=True)
 class Generation:
-    """How prompts are continued. batch: several at once. cache: from kept keys and values, or states. why: why not faster."""
+    """Mode of generation. batch: several prompts at once. cache: with cached keys and values, or states. why: why not faster."""
 
     name: str
     batch: bool
@@ -53,7 +53,7 @@ _WAYS = (
 
 
 def altered(model: nn.Module) -> tuple[Any, ...]:
-    """The hooks and replaced forward functions on a model that are neither ours nor transformers' nor accelerate's."""
+    """Hooks and replaced forward functions on a model, except those of repscope, transformers and accelerate."""
     found: list[Any] = []
     for path, module in model.named_modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
@@ -74,9 +74,9 @@ class ProvedNetwork(BaseNetwork):
     Parameters
     ----------
     model
-        With or without a head. Left as it is.
+        With or without a head. Not modified.
     source
-        Where its weights come from.
+        Origin of its weights.
     """
 
     def __init__(self, model: Any, source: WeightSource) -> None:
@@ -116,7 +116,7 @@ class ProvedNetwork(BaseNetwork):
 
     @property
     def proofs(self) -> Proofs:
-        """What was tried on this network; forgotten where hooks or forward functions of the user's have come or gone since."""
+        """Trials on this network; reset when the user's hooks or forward functions change."""
         if (now := altered(self.model)) != self._altered:
             self._altered = now
             self._proofs.found.clear()
@@ -125,40 +125,40 @@ class ProvedNetwork(BaseNetwork):
 
     @property
     def blocks(self) -> int:
-        """How many blocks the network has."""
+        """Number of blocks."""
         return self.anatomy.blocks if self.anatomy else 0
 
     @property
     def block_list(self) -> nn.ModuleList:
-        """The transformer blocks; none where none were found."""
+        """The transformer blocks, possibly empty."""
         held = self.module.get_submodule(self.anatomy.prefix) if self.anatomy else nn.ModuleList()
         assert isinstance(held, nn.ModuleList)
         return held
 
     @property
     def text_config(self) -> Any:
-        """The configuration of the text model, where there are several."""
+        """The configuration of the text model."""
         found = getattr(self.model.config, "get_text_config", None)
         return found() if found is not None else self.model.config
 
     @property
     def entries(self) -> tuple[nn.Module, ...]:
-        """The body and the whole model: some heads (OPT) call a part of the body and not its own forward."""
+        """The body and the whole model: some heads (OPT) call a part of the body, not its forward."""
         return (self.module,) if self.model is self.module else (self.module, self.model)
 
     @property
     def causal(self) -> bool:
-        """Whether later tokens leave earlier ones as they are."""
+        """Whether later tokens do not affect earlier ones."""
         return self._causal
 
     def agree(self, a: Tensor, b: Tensor) -> bool:
-        """Whether two ways to one tensor give the same, to the rounding of its precision."""
+        """Whether two computations of a tensor agree up to rounding."""
         tolerance = _SINGLE if a.dtype in (torch.float32, torch.float64) else _LOW
         return bool((a.double() - b.double()).norm() <= tolerance * b.double().norm())
 
     @property
     def context(self) -> int | None:
-        """Most tokens that the network takes, None where its configuration does not say."""
+        """Maximum number of tokens, None if the configuration does not specify it."""
         config = self.text_config
         stated = getattr(config, "max_position_embeddings", None)
         offset = 2 if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert") else 0
@@ -170,15 +170,15 @@ class ProvedNetwork(BaseNetwork):
         return stated - offset
 
     def batched_below(self, longest: int, worth: float = float("inf")) -> tuple[int, str]:
-        """Prompts of fewer than so many tokens come out of a padded batch as alone; and why longer ones do not."""
+        """The length below which padded batches agree with single prompts, and why longer ones do not."""
         return self.proofs.holds_below("padded batch", longest, self._batch_differs, worth)
 
     def batches(self, longest: int, worth: float = float("inf")) -> bool:
-        """Whether prompts of up to so many tokens come out of a padded batch as alone."""
+        """Whether padded batches agree with single prompts up to this length."""
         return not self.proofs.refused("padded batch", longest, self._batch_differs, worth)
 
     def alone(self, row: Int[np.ndarray, "token"]) -> Float[Tensor, "token feature"]:
-        """What the network gives for one prompt by itself in a plain pass: what fast paths are compared with."""
+        """Output for a single prompt in a plain pass: the reference for fast paths."""
         key = np.asarray(row, dtype=np.int64).tobytes()
         if key not in self._alone:
             ids = torch.from_numpy(np.asarray(row, dtype=np.int64))[None].to(self.device)
@@ -186,7 +186,7 @@ class ProvedNetwork(BaseNetwork):
         return self._alone[key]
 
     def outputs(self, **inputs: Any) -> Float[Tensor, "row token feature"]:
-        """What the network without its head gives in one pass, under no edit."""
+        """Output of the network without head in one pass, without edits."""
         with self.unedited(), unhooked(self.module), self.taps.settled() as state:
             state.rewind()
             out = first_tensor(self.module(**inputs))
@@ -196,12 +196,12 @@ class ProvedNetwork(BaseNetwork):
         return out if out.dim() > 2 else torch.unflatten(out, 0, rows)
 
     def laid_out(self, site: Site) -> None:
-        """See that what a raw module gives has a row for each prompt, and in it a vector for each token: seen once, on two passes.
+        """Check once, with two passes, that a raw module's output is (prompt, token, feature).
 
         Raises
         ------
         UserError
-            When it has not: another axis comes first (parallel streams), or there is none for tokens.
+            When it is not: another axis comes first (parallel streams), or there is no token axis.
         """
         why = self.proofs.refused(f"layout of {site}", 0, lambda _: self._layout_differs(site))
         if why:
@@ -251,12 +251,12 @@ class ProvedNetwork(BaseNetwork):
         return named | self.plain()
 
     def plain(self, use_cache: bool = False) -> dict[str, Any]:
-        """Arguments that keep a pass from building a cache nobody asked for."""
+        """Arguments that prevent a pass from building an unneeded cache."""
         return {"use_cache": use_cache} if self._takes_cache else {}
 
     @property
     def pad(self) -> int:
-        """The token id that fills rows up."""
+        """The padding token id."""
         pad = getattr(self.text_config, "pad_token_id", None)
         return pad if isinstance(pad, int) and pad >= 0 else 0
 
@@ -267,17 +267,17 @@ class ProvedNetwork(BaseNetwork):
         return DynamicCache(config=self.text_config)
 
     def shares_prefix(self, longest: int = 0, worth: float = float("inf")) -> bool:
-        """Whether a pass that goes on from a cached prefix gives what the whole pass gives, for prompts of up to so many tokens."""
+        """Whether continuing from a cached prefix agrees with a whole pass, for prompts of up to `longest` tokens."""
         return not self.prefix_refused(longest, worth)
 
     def prefix_refused(self, longest: int = 0, worth: float = float("inf")) -> str:
-        """Why prompts of up to so many tokens share no prefix; empty where they do."""
+        """Why prompts of up to `longest` tokens cannot share a prefix; empty if they can."""
         if not self.causal:
             return "later tokens reach earlier ones"
         return self.proofs.refused("shared prefix", longest, self._prefix_differs, worth)
 
     def _prefix_differs(self, lengths: Sequence[int]) -> str:
-        """Why prompts after a prefix that ran once do not come out as whole ones; empty where they do.
+        """Why continuing from a cached prefix changes the output; empty if it does not.
 
         The prefix is half of the shortest of the long prompts, and in a second trial all but two tokens of the longest.
         """
@@ -304,12 +304,12 @@ class ProvedNetwork(BaseNetwork):
         return ""
 
     def generation(self, longest: int, worth: float = float("inf")) -> "Generation":
-        """How prompts that grow to so many tokens are continued: what gives the logits of plain passes over the whole text.
+        """The fastest mode of generation, up to `longest` tokens, whose logits agree with plain passes.
 
         Raises
         ------
         UserError
-            Where no way gives them.
+            When no mode agrees.
         """
         whys: list[str] = []
         for way in _WAYS:
@@ -320,7 +320,7 @@ class ProvedNetwork(BaseNetwork):
         raise UserError(f"{self.name} cannot continue texts of {longest} tokens: {whys[-1]}.")
 
     def _generation_differs(self, way: "Generation", lengths: Sequence[int]) -> str:
-        """Why the logits of steps that are generated this way are not those of plain passes; empty where they are."""
+        """Why this mode's logits differ from those of plain passes; empty if they agree."""
         prompts = [row[: max(1, len(row) - 2)] for row in self.trial(lengths if way.batch or max(lengths) < 10 else lengths[:1])]
         new = np.stack(self.trial([_STEPS] * len(prompts)))
         try:
@@ -339,7 +339,7 @@ class ProvedNetwork(BaseNetwork):
     def forced(
         self, way: "Generation", prompts: Sequence[Int[np.ndarray, "token"]], new: Int[np.ndarray, "prompt step"]
     ) -> list[Float[Tensor, "step vocab"]]:
-        """The logits of every step in which prompts are continued by given tokens, for each prompt."""
+        """The logits of every step with teacher forcing, for each prompt."""
         out: list[Float[Tensor, "step vocab"]] = []
         each = range(len(prompts))
         for group in [list(each)] if way.batch else [[i] for i in each]:
@@ -353,7 +353,7 @@ class ProvedNetwork(BaseNetwork):
         return out
 
     def next_logits(self, row: Int[np.ndarray, "token"]) -> Float[Tensor, "vocab"]:
-        """The next token's logits after a prompt in a plain pass of the whole model."""
+        """Next-token logits after a prompt, in a plain pass of the whole model."""
         key = b"logits" + np.asarray(row, dtype=np.int64).tobytes()
         if key not in self._alone:
             ids = torch.from_numpy(np.asarray(row, dtype=np.int64))[None].to(self.device)

@@ -1,4 +1,4 @@
-"""Checks of the arguments of `LanguageModel`'s methods, and the loop over batches that continues prompts."""
+"""Argument checks of `LanguageModel`'s methods, and the batch loop of generation."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
