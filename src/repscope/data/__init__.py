@@ -1,1 +1,1 @@
-"""What a network is shown: entities with attributes, labelled text."""
+"""Data sets: entities with attributes, labelled texts, user tables, splits."""

@@ -1,6 +1,6 @@
-"""What a column of a user's table is: a class or a number, and which of its cells say that there is no value.
+"""Types of table columns (class or number) and detection of missing values.
 
-| the column holds | it is |
+| contents of the column | type |
 |---|---|
 | numbers, some with a fraction, or whole with more than 12 distinct values | a number |
 | whole numbers with at most 12 distinct values (months, years of a study, 0/1) | a class |
@@ -8,13 +8,13 @@
 | words; words and numbers with at most 12 distinct values | a class |
 | words and numbers, more than 12 distinct values; numbers with a unit | an error that names the column and a line |
 
-Empty cells are missing. So are, unless `Reading.na` says what is:
+Empty cells are missing. So are, unless `Reading.na` is given:
 
-1. `NEVER_WORDS` ("nan", "null", "#N/A"), in every column: what software writes for nothing.
+1. `NEVER_WORDS` ("nan", "null", "#N/A"), in every column: software's words for a missing value.
 2. `AMONG_NUMBERS` ("NA", "None", "-", "?", "unknown"), where everything else in the column is a number, or one of two `POLES`
    (true and false). Among other words "NA" is Namibia.
 
-What is not plain is a note. How numbers are written is the business of `numerals`.
+Ambiguous cases are reported as notes. `numerals` handles number formats.
 """
 
 import re
@@ -70,7 +70,7 @@ AMONG_NUMBERS = frozenset(
         "-1.#qnan",
     }
 )
-#: words for the positive and the negative of two labels that mean the same everywhere, in lower case
+#: unambiguous words for a positive and a negative label, in lower case
 POLES = (
     ("true", "false"),
     ("yes", "no"),
@@ -102,7 +102,7 @@ POLES = (
     ("نعم", "لا"),
 )
 _NEGATION = re.compile(r"(?:not|non|no)[\s_-]*")
-_TOLD = frozenset({"NA", "na", "None", "none", "-", "--", "?", "."})  #: among words these are told to be taken as words
+_TOLD = frozenset({"NA", "na", "None", "none", "-", "--", "?", "."})  #: among words, a note reports that these count as words
 _LEADING_ZERO = re.compile(r"[+-]?0\d+")
 _DATE = re.compile(r"\d{4}-\d\d?-\d\d?([T ].*)?|\d\d?[./-]\d\d?[./-]\d{2,4}")
 _WITH_UNIT = re.compile(r"([$€£¥]?) ?(.*\d)\s?([A-Za-zµ°²³/€$£¥]{0,8})")
@@ -110,9 +110,9 @@ _WITH_UNIT = re.compile(r"([$€£¥]?) ?(.*\d)\s?([A-Za-zµ°²³/€$£¥]{0,8
 
 @dataclass(frozen=True)
 class Column:
-    """A column that was read.
+    """A typed column.
 
-    kind: class or number. values: `object` with None where missing, or `float64` with NaN where missing. notes: how it was read.
+    kind: class or number. values: `object` with None if missing, or `float64` with NaN if missing. notes: how it was read.
     """
 
     kind: Literal["class", "number"]
@@ -121,7 +121,7 @@ class Column:
 
 
 def blanked(values: pd.Series, column: str, where: Where, how: Reading) -> tuple[pd.Series, list[str]]:
-    """The column with "" in the cells that are missing whatever the column holds, and a note on them."""
+    """The column with "" in cells that are missing in any type of column, and a note on them."""
     marks = NEVER_WORDS if how.na is None else frozenset(word.strip() for word in how.na)
     found = values.str.strip().isin(marks) & (values.str.strip() != "")
     if not found.any():
@@ -131,7 +131,7 @@ def blanked(values: pd.Series, column: str, where: Where, how: Reading) -> tuple
 
 
 def poles(labels: Iterable[str]) -> tuple[str, str] | None:
-    """The positive and the negative one of two labels, where the words say which it is.
+    """The positive and the negative one of two labels, if the words determine it.
 
     >>> poles(["No", "Yes"]), poles(["not spam", "spam"]), poles(["cat", "dog"])
     (('Yes', 'No'), ('spam', 'not spam'), None)
@@ -152,20 +152,20 @@ def typed(values: pd.Series, column: str, where: Where, how: Reading, *, native:
     Parameters
     ----------
     values
-        Text, "" where missing.
+        Text, "" if missing.
     column
         Its name, for errors and notes.
     where
-        Where a row stands in its file.
+        Location of a row in its file.
     how
-        The decimal mark and the words that are missing, where the user says so.
+        Decimal mark and missing words, if given by the user.
     native
-        Whether the file itself says that these are numbers, which are then written with a decimal point.
+        Whether the file format types these as numbers, with a decimal point.
 
     Raises
     ------
     UserError
-        For words among numbers, numbers that can be read in two ways, and a column without any value.
+        For words among numbers, ambiguous numbers, and a column without any value.
     """
     held = values[values.str.strip() != ""]
     held, notes = _without_marks(held, column, where, how)
@@ -180,7 +180,7 @@ def typed(values: pd.Series, column: str, where: Where, how: Reading, *, native:
 
 
 def labels(values: pd.Series, column: str, where: Where, how: Reading, *, native: bool = False) -> Column:
-    """A column as a class whatever it holds: whole numbers under one name ("1.0" is "1"), other numbers by their value."""
+    """Any column as a class: whole numbers under one name ("1.0" is "1"), other numbers by their value."""
     held, notes = _without_marks(values[values.str.strip() != ""], column, where, how)
     if held.empty:
         raise UserError(f"Column {column!r} has no value in any usable row; choose another column.")
@@ -195,7 +195,7 @@ def labels(values: pd.Series, column: str, where: Where, how: Reading, *, native
 
 
 def _without_marks(held: pd.Series, column: str, where: Where, how: Reading) -> tuple[pd.Series, list[str]]:
-    """The cells without those that mean nothing among numbers, if all others are numbers."""
+    """The cells without marks of a missing number, if all others are numbers."""
     if how.na is not None:
         return held, []
     marks = held.map(lambda text: text.strip().casefold() in AMONG_NUMBERS).astype(bool)
@@ -209,7 +209,7 @@ def _without_marks(held: pd.Series, column: str, where: Where, how: Reading) -> 
 
 
 def _two(held: pd.Series) -> bool:
-    """Whether a column holds true and false, or another of `POLES`; it may hold one of them in two spellings."""
+    """Whether a column contains only true and false, or another pair of `POLES`, also in several spellings."""
     found = set(held.str.strip().str.casefold())
     return len(found) == 2 and poles(found) is not None
 
@@ -235,7 +235,7 @@ def _numeric(
 
 
 def _check_words(held: pd.Series, numeric: pd.Series, column: str, where: Where) -> None:
-    """Refuse many words where numbers are meant: words among numbers, and numbers with a unit."""
+    """Refuse columns of intended numbers: many words among numbers, and numbers with a unit."""
     if numeric.any():
         number, word = held[numeric], held[~numeric]
         raise UserError(
@@ -253,7 +253,7 @@ def _check_words(held: pd.Series, numeric: pd.Series, column: str, where: Where)
 
 
 def _told(held: pd.Series, numeric: pd.Series, column: str, where: Where, how: Reading) -> list[str]:
-    """What is to be known of a column of words."""
+    """Notes on a column of words."""
     notes = []
     if numeric.any():
         word = held[~numeric]
@@ -269,7 +269,7 @@ def _told(held: pd.Series, numeric: pd.Series, column: str, where: Where, how: R
 
 
 def _spread(held: pd.Series, values: pd.Series) -> pd.Series:
-    """The values held, None in the other rows. Of dtype object: pandas' own text type would turn None into NaN."""
+    """The given values, None in other rows. Of dtype object, as pandas' text type would turn None into NaN."""
     known = held.to_dict()
     return pd.Series([known.get(row) for row in values.index], index=values.index, dtype=object)
 

@@ -1,9 +1,8 @@
-"""Sets of named entities with attributes: cities, countries, chemical elements, or a table of the user's own.
+"""Sets of named entities with attributes: cities, countries, chemical elements, or a user's table.
 
-An `EntitySet` is a frame with one row a name, attributes that are classes or numbers, and templates that end in the
-name ("The place called {}"). `target` takes one attribute out of it as what a probe shall read: rows without a value
-go, classes too small to be learned go, and notes count both. Knows no tokenizer: a caller that wants names of several
-tokens hands in a function that counts them.
+An `EntitySet` is a frame with one row per name, attributes that are classes or numbers, and templates that end in the name ("The
+place called {}"). `target` gives one attribute as the target of a probe, without missing values and small classes; notes count
+both. For names of several tokens, the caller passes a function that counts tokens.
 """
 
 import re
@@ -28,7 +27,7 @@ LONGEST_NAME = 200
 
 @dataclass(frozen=True)
 class Attribute:
-    """Something that is known of every entity. kind: a class, or a number in `unit`."""
+    """An attribute of entities. kind: a class, or a number in `unit`."""
 
     name: str
     kind: Literal["class", "number"]
@@ -37,10 +36,10 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Target:
-    """One attribute as what a probe shall read.
+    """One attribute as the target of a probe.
 
-    rows: rows of the set's frame that have it, increasing. values: class codes (int64) or numbers (float64), one a row.
-    classes: the name of each code; empty for numbers. notes: which rows were left out, and why.
+    rows: rows of the set's frame with a value, increasing. values: class codes (int64) or numbers (float64), one per row. classes:
+    the name of each code; empty for numbers. notes: omitted rows with reasons.
     """
 
     attribute: Attribute
@@ -54,9 +53,8 @@ class Target:
 class EntitySet:
     """Named entities with attributes.
 
-    name: of the set. frame: column "name", unique, and one column an attribute, rows numbered from 0; a class is text
-    or None, a number is float64 or NaN. templates: prompts with one "{}" for the name. notes: which entities were
-    dropped, how many, and why.
+    name: of the set. frame: column "name", unique, and one column per attribute, rows numbered from 0; a class is text or None, a
+    number is float64 or NaN. templates: prompts with one "{}" for the name. notes: omitted entities with reasons.
     """
 
     name: str
@@ -66,7 +64,7 @@ class EntitySet:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse what would fail later, far from its cause."""
+        """Validate early, where the cause of an error is clear."""
         for template in self.templates:
             if template.count("{}") != 1 or template.replace("{}", "").count("{"):
                 raise UserError(f"Template {template!r} must hold {{}} exactly once, where the name goes.")
@@ -81,7 +79,7 @@ class EntitySet:
         return len(self.frame)
 
     def attribute(self, name: str) -> Attribute:
-        """The attribute of that name. Raises `UserError` with the nearest names when there is none."""
+        """The attribute of that name. Raises `UserError` with the nearest names if there is none."""
         for attribute in self.attributes:
             if attribute.name == name:
                 return attribute
@@ -92,7 +90,7 @@ class EntitySet:
         return [template.replace("{}", name) for name in self.frame["name"]]
 
     def target(self, attribute_name: str, *, min_count: int = 8) -> Target:
-        """Take one attribute as what a probe shall read.
+        """One attribute as the target of a probe.
 
         Parameters
         ----------
@@ -104,7 +102,7 @@ class EntitySet:
         Raises
         ------
         UserError
-            When there is no such attribute, or too little is left of it: one class, fewer than 20 rows, equal numbers.
+            If there is no such attribute, or too little remains: one class, fewer than 20 rows, equal numbers.
         """
         attribute = self.attribute(attribute_name)
         column = self.frame[attribute.name]
@@ -139,12 +137,12 @@ class EntitySet:
         return Target(attribute, rows, codes.dropna().to_numpy(dtype=np.int64), tuple(classes), tuple(notes))
 
     def take(self, rows: Int[np.ndarray, "row"], note: str = "") -> "EntitySet":
-        """The set with only these rows of its frame; `note` says why."""
+        """The set with only these rows of its frame; `note` gives the reason."""
         frame = self.frame.iloc[rows].reset_index(drop=True)
         return replace(self, frame=frame, notes=(*self.notes, *([note] if note else [])))
 
     def sample(self, max_entities: int, seed: int = 0) -> "EntitySet":
-        """At most that many entities, drawn at random, in the order of the frame."""
+        """A random sample of at most `max_entities`, in the order of the frame."""
         if max_entities < 1:
             raise UserError(f"A sample of {max_entities} entities is empty; ask for at least 1.")
         if len(self) <= max_entities:
@@ -184,9 +182,9 @@ def elements() -> EntitySet:
 
 
 def labelled_text(path: str | Path, text_column: str, label_columns: Sequence[str], **how: Unpack[How]) -> EntitySet:
-    """A table with one text a row and one or more labels of it, as a set whose only template is "{}".
+    """A table with one text and one or more labels per row, as a set whose only template is "{}".
 
-    Each text is there once, so that it is never on both sides of a split. Copies with conflicting labels have no label. `how`:
+    Texts are unique, so that none is on both sides of a split. Copies with conflicting labels have no label. `how`:
     `decimal`, `na` and `quote`, see `Reading`.
     """
     return _of_table(path, text_column, label_columns, ("{}",), None, how)
@@ -209,11 +207,11 @@ def entity_set(
     name_or_path
         One of `SETS`, or the path of a `.csv`, `.tsv`, `.parquet`, `.json` or `.jsonl` file.
     name_column
-        The table's column of names; "name" where there is such a column. Tables only.
+        The table's column of names; default "name". Tables only.
     attributes
-        Which attributes to keep; empty keeps all: of a table every other column that is a class or a number.
+        Attributes to use; empty: all, for a table every other column that is a class or a number.
     templates
-        Prompts to use in place of the set's own.
+        Prompts replacing the set's own.
     per_class, token_count
         See `cities`; other sets do not use them.
     how
@@ -222,7 +220,7 @@ def entity_set(
     Raises
     ------
     UserError
-        When there is no such set, file, column or attribute, or nothing usable in the file.
+        If there is no such set, file, column or attribute, or no usable data.
     """
     asked = str(name_or_path)
     if asked in SETS:

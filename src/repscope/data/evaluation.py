@@ -1,10 +1,11 @@
-"""Texts to evaluate networks on: a file of the user's in, texts with their labels and splits out. Knows no network.
+"""Evaluation texts from a user's file, with labels and splits.
 
-1. A `.txt` file is one text a line. A table (`tables`) has a column of texts, and maybe one of second texts, labels, and splits.
-2. Rows without a text, a second text or a label that was asked for are dropped, and told.
-3. Splits give losses of their own. The first is `id` where there is one, else the one that comes first in the file: its losses are
-   plain `loss` and `error`, those of split s are `s loss` and `s error`.
-4. `resolved`: labels as numbers of classes, by a classifier's names for them or because they are numbers already.
+1. A `.txt` file has one text per line. A table (`tables`) has a column of texts, and optional columns of second texts, labels and
+   splits.
+2. Rows without a text, or a requested second text or label, are dropped with a note.
+3. Losses are per split. The first is `id` if present, else the first in the file: its losses are `loss` and `error`, those of
+   split s are `s loss` and `s error`.
+4. `resolved`: labels as class numbers, by a classifier's class names or as whole numbers.
 """
 
 import hashlib
@@ -22,15 +23,15 @@ from repscope.data.separated import text_of
 from repscope.data.tables import SUFFIXES, WORKBOOKS, read_table
 from repscope.errors import UserError, unknown
 
-FIRST = "id"  #: split whose losses have plain names
-LABEL = "label"  #: column of labels when nobody says
+FIRST = "id"  #: split whose losses have no prefix
+LABEL = "label"  #: default column of labels
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts of a file, a row each.
+    """Texts of a file.
 
-    name: of the file. pairs: second texts, empty when there are none; so labels and splits. notes: what was dropped.
+    name: of the file. pairs: second texts, or empty; likewise labels and splits. notes: dropped rows.
     """
 
     name: str
@@ -42,13 +43,13 @@ class Texts:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Splits, that with the plain names first; one without a name where the file has none."""
+        """Splits, that without a prefix first; a single unnamed one if the file has none."""
         found = dict.fromkeys(self.splits or ("",))
         return tuple(sorted(found, key=lambda name: name != FIRST))
 
     @property
     def digest(self) -> str:
-        """Of all that is measured on."""
+        """Digest of all texts, labels and splits."""
         held = json.dumps([self.texts, self.pairs, self.labels, self.splits])
         return hashlib.sha256(held.encode()).hexdigest()
 
@@ -62,7 +63,7 @@ class Texts:
         return np.flatnonzero([name == split for name in held])
 
     def first(self, most: int | None, seed: int = 0) -> "Texts":
-        """At most so many rows of each split, drawn at random, in their order."""
+        """A random sample of at most `most` rows per split, in file order."""
         if most is None or all(len(self.rows(name)) <= most for name in self.names):
             return self
         rng = np.random.default_rng(seed)
@@ -88,12 +89,12 @@ def read_texts(
     split: str | None = None,
     **how: Unpack[How],
 ) -> Texts:
-    """Read texts to evaluate on.
+    """Read evaluation texts.
 
     Parameters
     ----------
     path
-        A `.txt` file with a text a line, or a `.csv`, `.tsv`, `.json`, `.jsonl` or `.parquet` table.
+        A `.txt` file with one text per line, or a `.csv`, `.tsv`, `.json`, `.jsonl` or `.parquet` table.
     text
         Column of texts.
     pair
@@ -108,7 +109,7 @@ def read_texts(
     Raises
     ------
     UserError
-        When the file is not there, is empty or of another kind, or lacks a column.
+        If the file is missing, empty or of another kind, or lacks a column.
     """
     file = Path(path).expanduser()
     if file.suffix.lower() == ".txt":
@@ -140,19 +141,19 @@ def read_texts(
 
 
 def resolved(texts: Texts, classes: Mapping[int, str]) -> Int[np.ndarray, "example"]:
-    """Labels as numbers of classes: by the names of the classes where all labels are such, else as whole numbers.
+    """Labels as class numbers: by class names if all labels are names, else as whole numbers.
 
     Parameters
     ----------
     texts
         With labels.
     classes
-        Number → name, as a classifier has them.
+        Number → name, of the classifier.
 
     Raises
     ------
     UserError
-        For a label that is no class.
+        For a label that is not a class.
     """
     numbers = {name: number for number, name in classes.items()}
     if set(texts.labels) <= set(numbers):

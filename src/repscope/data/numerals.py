@@ -1,23 +1,23 @@
-"""Numbers as people write them: a column of texts in, floats out, or a sentence that says which cell can be read in two ways.
+"""Parsing of numbers in local formats: a column of texts to floats, with errors for ambiguous cells.
 
 A numeral is digits of any script, which may have a sign, a fraction, an exponent, a percent sign, and thousands separated by
 points, commas, spaces or apostrophes.
 
-1. What a cell says of the decimal mark:
+1. Evidence of a cell on the decimal mark:
 
-   | cell | says |
+   | cell | evidence |
    |---|---|
    | 6.5, 0.123, 1234.5, 1,234.5, 1,234,567 | the mark is a point |
    | 6,5, 0,123, 1234,5, 1.234,5, 1.234.567 | the mark is a comma |
-   | 1,234 or 1.234 | nothing: the mark, or a separator of thousands |
-   | 12, 12 345 | nothing is needed |
+   | 1,234 or 1.234 | none: a decimal mark or a separator of thousands |
+   | 12, 12 345 | none needed |
 
-2. A column has one mark. Cells that contradict one another are refused. "1,234" is read where another cell settles it ("6,5"
+2. A column has one mark. Contradictory cells are refused. "1,234" is read if another cell determines the mark ("6,5"
    makes it 1.234, "1,234,567" makes it 1234), and refused otherwise. "1.234" has a decimal point, as software writes it, unless
-   whole numbers under 1,000 stand beside it and all fractions have three digits, which is how thousands look.
-3. `decimal` overrides all that; a cell that does not fit it is refused.
+   the column also has whole numbers under 1,000 and all fractions have three digits, as with separated thousands.
+3. `decimal` overrides these rules; a cell that does not fit it is refused.
 
-Every reading other than plain digits with a decimal point is a note. Knows nothing of files.
+Every reading other than plain digits with a decimal point is reported as a note.
 """
 
 import re
@@ -42,7 +42,7 @@ _SIGNS = str.maketrans(
 )
 _ARABIC_POINT = "\u066b"
 _CELL = re.compile(r"([+-]?)_?([0-9.,_]*[0-9]\.?)([eE][+-]?[0-9]+)?(_?%)?", re.ASCII)
-#: shape of the digits → what they say of the decimal mark: a point, a comma, nothing, or that it can be read in two ways
+#: shape of the digits → evidence on the decimal mark: a point, a comma, none, or ambiguous
 _SHAPES: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(shape), says)
     for shape, says in (
@@ -60,7 +60,7 @@ _INFINITE = re.compile(r"[+\-\u2212]?(inf|infinity|\u221e)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class _Cell:
-    """One numeral: its sign, digits with their separators, exponent, whether in percent, and what the digits say of the mark."""
+    """One numeral: sign, digits with separators, exponent, whether in percent, and evidence on the decimal mark."""
 
     sign: str
     digits: str
@@ -83,12 +83,12 @@ def is_numeral(text: str) -> bool:
 
 
 def numbers(texts: pd.Series, column: str, where: Where, decimal: Mark | None = None) -> tuple[Float[np.ndarray, "row"], list[str]]:
-    """The numbers of a column whose every cell is a numeral, and notes on how they were read.
+    """The numbers of a column of numerals, and notes on how they were read.
 
     Raises
     ------
     UserError
-        For a cell that can be read in two ways or contradicts others, an infinite one, one too large.
+        For a cell that is ambiguous, contradicts others, is infinite or too large.
     """
     infinite = texts.map(lambda text: _INFINITE.fullmatch(text.strip()) is not None).astype(bool)
     if infinite.any():
@@ -113,7 +113,7 @@ def numbers(texts: pd.Series, column: str, where: Where, decimal: Mark | None = 
 
 
 def canonical(text: str) -> str:
-    """A numeral with ASCII digits, without separators, as it stands otherwise: leading zeros are kept.
+    """A numeral with ASCII digits and without separators; leading zeros remain.
 
     >>> canonical("٠٠٧")
     '007'
@@ -127,7 +127,7 @@ def _cell(text: str) -> _Cell | None:
     plain, certain = text.strip(), False
     if not plain.isascii():
         plain = "".join(str(unicodedata.decimal(c)) if c.isdecimal() else c for c in plain).translate(_SIGNS)
-        certain = _ARABIC_POINT in plain  # a mark that can mean nothing else
+        certain = _ARABIC_POINT in plain  # an unambiguous decimal mark
         plain = plain.replace(_ARABIC_POINT, ".")
     match = _CELL.fullmatch(plain.translate(_SPACES))
     if match is None or "_" in text:

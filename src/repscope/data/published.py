@@ -1,13 +1,13 @@
-"""Published tables of runs: accuracies by run, and which runs are in which cluster. Loaders, and where to get the files.
+"""Published tables of runs: loaders of accuracies and clusters, and sources of the files.
 
-1. `accuracies`: a table with one row a run, as "BERTs of a feather do not generalize together" (McCoy, Min & Linzen, 2020)
-   publishes it: a column of runs (`Run 12` or `12`) and columns of scores under the names that they are given. Rows that are
-   blank, and rows of `SUMMARIES` (minimum, mean …) under the runs, are no runs.
-2. `clusters`: a table with the columns run and cluster, or a list of the runs of one cluster, one a line or with commas between;
-   every run that the list does not name is then in the other. `feather_clusters` is such a list, taken as a fact from a README.
-3. `Clusters.of` joins the two: one label a run of the table. A run that the table lacks, or one that no cluster holds, is an error.
+1. `accuracies`: a table with one row per run, as published for "BERTs of a feather do not generalize together" (McCoy, Min &
+   Linzen, 2020): a column of runs (`Run 12` or `12`) and columns of scores. Blank rows and rows of `SUMMARIES` (minimum, mean …)
+   are skipped.
+2. `clusters`: a table with the columns run and cluster, or a list of the runs of one cluster, one per line or separated by commas;
+   all other runs are then in the other cluster. `feather_clusters` is such a list, cited as a fact from a README.
+3. `Clusters.of` joins the two: one label per run of the table. Runs missing from the table or from all clusters are errors.
 
-A cell that is no number, a run named twice, a column that is not there: one sentence each, never a guess.
+Invalid cells, repeated runs and missing columns are errors, never guessed.
 """
 
 import re
@@ -37,7 +37,7 @@ _RUN = re.compile(r"(?:run\s*)?([0-9]{1,9})(?:\.0+)?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class PublishedTable:
-    """Where a published file is. holds: what is in it. at: repository and path. licence: of the file."""
+    """Source of a published file. holds: its contents. at: repository and path. licence: of the file."""
 
     holds: str
     at: str
@@ -66,7 +66,7 @@ SOURCES: Mapping[str, PublishedTable] = {
 
 @dataclass(frozen=True)
 class Clusters:
-    """Which cluster runs are in. named: cluster by run. rest: cluster of every other run, "" where none is. source: whence."""
+    """Clusters of runs. named: cluster by run. rest: cluster of all other runs, or "". source: where they are from."""
 
     named: Mapping[int, str]
     rest: str
@@ -78,7 +78,7 @@ class Clusters:
         Raises
         ------
         UserError
-            When a run of the clusters is not among these, or one of these is in no cluster.
+            If a run of the clusters is not among these, or one of these is in no cluster.
         """
         asked = [int(run) for run in runs]
         if lost := sorted(set(self.named) - set(asked)):
@@ -104,13 +104,13 @@ def accuracies(path: str | Path, **how: Unpack[How]) -> pd.DataFrame:
     Returns
     -------
     frame
-        `run` (int64), then one float64 column a score under its given name, in the file's order; `frame.attrs["notes"]` says how
-        it was read.
+        `run` (int64), then one float64 column per score under its given name, in the file's order; notes on reading are in
+        `frame.attrs["notes"]`.
 
     Raises
     ------
     UserError
-        When the file cannot be read as such a table.
+        If the file cannot be read as such a table.
     """
     path = Path(path).expanduser()
     table = read_table(path, **how)
@@ -146,7 +146,7 @@ def clusters(path: str | Path) -> Clusters:
     Raises
     ------
     UserError
-        When the file is neither.
+        If the file is neither.
     """
     path = Path(path).expanduser()
     table = path.suffix.lower() in SUFFIXES and path.is_file()
@@ -166,7 +166,7 @@ def clusters(path: str | Path) -> Clusters:
 
 
 def where() -> tuple[str, ...]:
-    """One sentence a published file: what it holds, where it is, its licence, its paper.
+    """One sentence per published file: contents, location, licence, paper.
 
     >>> "tommccoy1/hans" in where()[0]
     True
@@ -207,7 +207,7 @@ def _numbers(cells: pd.Series, name: str, runs: pd.Series, table: DataTable) -> 
 
 
 def _words(path: Path) -> list[str]:
-    """Whatever stands between commas, semicolons and white space, without its quotation marks; "Run 12" stays one word."""
+    """Words separated by commas, semicolons or white space, without quotation marks; "Run 12" stays one word."""
     if not path.is_file():
         raise UserError(f"There is no file {path}; give a table of run and cluster, or a list of the runs of one cluster.")
     try:

@@ -1,7 +1,7 @@
-"""How a table is read where its text alone does not tell: three options, the same on the command line and in Python.
+"""Options for reading ambiguous tables, the same on the command line and in Python.
 
-Functions that read a table take them as keyword arguments (`How`). `HELP` is what `--help` says of each: the options of studies and
-the commands that take a table have their words from here.
+Functions that read a table take them as keyword arguments (`How`). `HELP` is the `--help` text of each, used by all commands that
+read a table.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ class How(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Reading:
-    """How tables are read; None finds out. decimal: the decimal mark. na: what is missing. quote: whether marks enclose a field."""
+    """How tables are read; None: detect. decimal: decimal mark. na: missing words. quote: whether marks enclose a field."""
 
     decimal: Literal[".", ","] | None = None
     na: tuple[str, ...] | None = None
@@ -44,7 +44,7 @@ def reading(**how: Any) -> Reading:
     Raises
     ------
     UserError
-        For a value that an option does not take.
+        For an invalid value of an option.
 
     >>> reading(na="NA").na
     ('NA',)
@@ -64,5 +64,5 @@ def reading(**how: Any) -> Reading:
 
 
 def shortened(text: str) -> str:
-    """Text short enough for an error."""
+    """Text shortened for an error message."""
     return text if len(text) <= 40 else text[:39] + "…"

@@ -1,6 +1,6 @@
-"""Everyday requests to a model, plain texts: what directions are discovered on and judged on where a user brings no prompts.
+"""Everyday requests to a model: default prompts for the discovery of directions and its evaluation.
 
-A file of the user's holds one prompt a line (.txt), or is a table with the column text.
+A user's file has one prompt per line (.txt), or is a table with the column text.
 """
 
 from pathlib import Path
@@ -25,19 +25,19 @@ HELD = (
     "How do computers work?",
     "Describe a walk in the forest.",
 )
-LEAST = 4  #: prompts of a file: two to discover on, two to judge on
+LEAST = 4  #: prompts of a file: two for discovery, two held out
 
 
-Requests = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]  #: to discover on, to judge on, notes
+Requests = tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]  #: discovery prompts, held-out prompts, notes
 
 
 def requests(path: str | Path | None = None, **how: Unpack[How]) -> Requests:
-    """Prompts to discover on, and others to judge on: the built-in ones, or those of a file, every second one held out; and notes.
+    """Discovery prompts, held-out prompts and notes: built in, or from a file, every second prompt held out.
 
     Raises
     ------
     UserError
-        For a file that is not there, of another kind, or with fewer than four different prompts.
+        For a file that is missing, of another kind, or with fewer than four different prompts.
     """
     if path is None:
         return SEEN, HELD, ()

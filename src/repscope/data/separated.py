@@ -1,14 +1,14 @@
-"""Text of fields between separators: the bytes of a CSV or TSV file in, rows of fields with their line numbers out.
+"""Parser of CSV and TSV files: rows of fields with their line numbers.
 
-1. The text: UTF-8, or UTF-16 and UTF-32 that say so in their first bytes. A file that is no text is refused by what it is.
-2. What stands before the header: blank lines, lines of comment that begin with "#", Excel's "sep=;".
-3. The separator: that of the file's kind, unless the header and the rows show another.
+1. Encoding: UTF-8, or UTF-16 and UTF-32 with a byte order mark. Files that are not text are refused by their type.
+2. Skipped before the header: blank lines, comment lines that begin with "#", Excel's "sep=;".
+3. Separator: that of the file's kind, unless the header and the rows show another.
 4. Quotation marks. A CSV encloses fields in them. A TSV does not: `"Why not?` is a text that begins with a mark. But spreadsheets
    and data frames write TSV with marks as well, so that the file must show it: a header in marks, or marks around those fields,
    and only those, that need them. What shows neither is refused with its line.
 5. Rows: as many fields in each as in the header.
 
-Takes no guess without a note. Knows nothing of what the fields hold.
+Every guess is reported as a note.
 """
 
 import codecs
@@ -51,7 +51,7 @@ class Separated:
 
 @dataclass(frozen=True)
 class _Flaw:
-    """Why the text cannot be read in one way: a sentence without its end, and what the end would be."""
+    """Why the text is ambiguous or malformed: the problem, and its remedy."""
 
     what: str
     mend: str
@@ -72,7 +72,7 @@ def text_of(path: Path) -> str:
     Raises
     ------
     UserError
-        For bytes that are no text, or in an encoding that does not say its name.
+        For bytes that are not text, or of an unknown encoding.
     """
     held = path.read_bytes()
     for magic, what in _NO_TEXT:
@@ -103,14 +103,14 @@ def separated(path: Path, separator: str, wanted: Sequence[str], quote: bool | N
     separator
         That of the file's kind.
     wanted
-        Columns that the header is to have; where only another separator gives them, it is that one.
+        Required columns; if only another separator gives them, that one is used.
     quote
-        Whether marks around a field only enclose it; None finds out.
+        Whether marks around a field only enclose it; None: detect.
 
     Raises
     ------
     UserError
-        For text that is not such a table, and where the marks can be read in two ways.
+        For text that is not such a table, or ambiguous quotation marks.
     """
     text, skipped, notes, told = _opened(text_of(path), separator)
     if not text.strip():
@@ -151,14 +151,14 @@ def _first_line(text: str) -> tuple[str, str]:
 
 
 def _is_comment(line: str, rest: str) -> bool:
-    """Whether a line that begins with "#" is none that names columns: the next line without one has other fields."""
+    """Whether a line that begins with "#" is not a header: the next line without "#" has other fields."""
     after = next((one for one in _LINE_END.split(rest) if one.strip() and not one.startswith("#")), "")
     separator = max(NAMES, key=after.count)
     return bool(after) and (separator not in after or line.count(separator) != after.count(separator))
 
 
 def _candidates(text: str, own: str, wanted: Sequence[str], only: bool) -> list[str]:
-    """Separators to try in turn: those that divide the header, first that whose columns are wanted."""
+    """Separators to try in turn: those that divide the header, first the one that gives the required columns."""
     if only:
         return [own]
     header = _first_line(text)[0]
@@ -224,7 +224,7 @@ def _uneven(path: Path, row: list[str], line: int, width: int, separator: str) -
 
 
 def _of_csv(path: Path, enclosed: _Parsed | _Flaw, taken_in: list[tuple[int, int]]) -> tuple[_Parsed | _Flaw, list[str]]:
-    """Fields are enclosed; one that takes in whole rows is asked about, as its mark may be part of the text."""
+    """Fields are enclosed; one that spans whole rows is an error, as its mark may be part of the text."""
     for first, last in taken_in:
         what = f"In {path}, a quotation mark in line {first} takes in the lines to {last}, each of which is a row by itself"
         if last - first > 1:
@@ -250,7 +250,7 @@ def _of_tsv(path: Path, plain: _Parsed | _Flaw, enclosed: _Parsed | _Flaw, takes
 
 
 def _shown(plain: _Parsed, enclosed: _Parsed) -> bool | None:
-    """Whether marks enclose fields: yes, no, or None where the file shows neither. Both readings have the same fields."""
+    """Whether marks enclose fields: yes, no, or None if undetermined. Both readings have the same fields."""
     opened = [[cell.lstrip().startswith('"') for cell in row] for row in plain.records]
     if not any(map(any, opened)):
         return False

@@ -1,21 +1,21 @@
-"""Who is trained on and who is tested. Takes numbers, group ids and tokens of entities, never names, text or a model.
+"""Train-test splits of entities: folds, halves, and folds without shared tokens.
 
-The unit is the entity: all its prompts and token positions are on one side. Beyond that a probe may know a tested name
-by its parts ("San" in San Francisco and San Diego): knowledge of tokens, not of entities. Two ways to exclude it:
+The unit is the entity: all its prompts and token positions are on one side. A probe may still recognise a test name by
+its parts ("San" in San Francisco and San Diego): knowledge of tokens, not of entities. Two ways to exclude it:
 
 1. `shared_token_groups`: entities that share a token, directly or through others, form one group (connected
-   components), and `folds` keeps groups whole. Of little use on names: of 300 cities under SmolLM2's tokenizer 234 hang
-   together in one group, which can only be trained on, so that 66 are tested.
-2. `purged_folds`: every entity is tested once; from the training set of a fold go all entities that share a token with
-   any entity tested in it. How many are lost depends on who is tested together, so the folds are searched for:
+   components), and `folds` does not split groups. Of little use on names: of 300 cities under SmolLM2's tokenizer, 234
+   form one group, which is always in training, so only 66 are tested.
+2. `purged_folds`: every entity is tested once; the training set of a fold excludes all entities that share a token with
+   any entity tested in it. The loss depends on the composition of folds, so the folds are optimised:
    a. start from random folds, each with the same share of every class;
    b. pick an entity, and a fold that holds a neighbour of it (one that shares a token with it); exchange it there for
-      an entity of its own class; keep the exchange unless more training rows are lost in total; 30 tries an entity.
-   On the same cities 10 folds keep 235 of 300 entities for training (random folds 167), and all 300 are tested. A
-   ridge classifier of continents on token counts alone gets 0.45 over plain folds and 0.20, chance, over purged ones.
+      an entity of its own class; accept the exchange unless more training rows are lost in total; 30 tries per entity.
+   On the same cities 10 folds leave 235 of 300 entities for training (random folds 167), and all 300 are tested. A
+   ridge classifier of continents on token counts alone has accuracy 0.45 on plain folds and 0.20, chance, on purged ones.
 
-Purging takes entities of the tested class more often than others (Santa … is South American twice), so an accuracy over
-purged folds errs, if anything, on the low side.
+Purging removes entities of the tested class more often than others (Santa … is South American twice), so an accuracy on
+purged folds is, if biased, too low.
 """
 
 from collections.abc import Hashable, Sequence
@@ -42,7 +42,7 @@ def folds(
         The number of entities, or the group of each. A group of more than n/k entities gets fold -1: always in
         training, never tested.
     stratify
-        The class of each entity; every fold then holds about the same share of each class.
+        The class of each entity; every fold then has about the same share of each class.
 
     Returns
     -------
@@ -52,7 +52,7 @@ def folds(
     Raises
     ------
     UserError
-        When there are too few entities or groups for `k` folds.
+        If there are too few entities or groups for `k` folds.
     """
     groups = np.arange(n_or_groups) if isinstance(n_or_groups, int | np.integer) else np.asarray(n_or_groups)
     if k < 2 or len(groups) < k:
@@ -73,14 +73,14 @@ def folds(
 def halves(
     n_or_groups: int | Shaped[np.ndarray, "entity"], seed: int = 0, stratify: Shaped[np.ndarray, "entity"] | None = None
 ) -> Bool[np.ndarray, "entity"]:
-    """Split entities, or whole groups of them, in two: choose a layer on the True half, report on the other.
+    """Split entities, or whole groups of them, in two: select a layer on the True half, report on the other.
 
-    A group of more than half of the entities is put into the half to choose on.
+    A group of more than half of the entities is in the half for selection.
 
     Raises
     ------
     UserError
-        When there are fewer than two groups.
+        If there are fewer than two groups.
     """
     groups = np.arange(n_or_groups) if isinstance(n_or_groups, int | np.integer) else np.asarray(n_or_groups)
     members = _members(groups)
@@ -96,7 +96,7 @@ def halves(
 
 
 def shared_token_groups(tokens: Sequence[Sequence[Hashable]]) -> Int[np.ndarray, "entity"]:
-    """The group of each entity: entities that share a token, directly or through others, have the same.
+    """Group of each entity: entities that share a token, directly or through others, are in one group.
 
     >>> shared_token_groups([["San", "Francisco"], ["Oslo"], ["San", "Diego"]]).tolist()
     [0, 1, 0]
@@ -113,10 +113,10 @@ def purged_folds(
     Parameters
     ----------
     tokens
-        The tokens of each name, as the model sees them in the prompt. Hand in folded strings ("san" for " San") to
-        purge spellings of one token as well.
+        The tokens of each name, as in the prompt. Pass normalised strings ("san" for " San") to purge spelling variants
+        as well.
     k
-        How many folds; more folds keep more entities for training and take longer.
+        Number of folds; more folds leave more entities for training and take longer.
     stratify
         The class of each entity.
 
@@ -128,8 +128,8 @@ def purged_folds(
     Raises
     ------
     UserError
-        When names share so many tokens that a fold has fewer than 20 entities, less than a quarter of them, or not
-        every class left to train on.
+        If names share so many tokens that a fold's training set has fewer than 20 entities, less than a quarter of
+        them, or not every class.
     """
     fold = folds(len(tokens), k, seed, stratify)
     classes = np.zeros(len(fold), dtype=np.int64) if stratify is None else np.unique(stratify, return_inverse=True)[1]
@@ -152,13 +152,13 @@ def _exchange(
     classes: Int[np.ndarray, "entity"],
     rng: np.random.Generator,
 ) -> None:
-    """Step 2b: exchange entities between folds, in place, as long as no more training rows are lost in total."""
-    sharers = np.zeros((k, len(fold)), dtype=np.int64)  # how many tested in that fold share a token with that entity
+    """Step 2b: exchange entities between folds, in place, unless more training rows are lost in total."""
+    sharers = np.zeros((k, len(fold)), dtype=np.int64)  # number of test entities of a fold that share a token with an entity
     for i, f in enumerate(fold):
         sharers[f, neighbours[i]] += 1
 
     def enter(i: int, f: int) -> int:
-        """Count entity i among those tested in fold f; how many training rows this loses."""
+        """Add entity i to the test set of fold f; returns the number of lost training rows."""
         new = int(np.count_nonzero(sharers[f, neighbours[i]] == 0))
         sharers[f, neighbours[i]] += 1
         return new
@@ -184,7 +184,7 @@ def _exchange(
 
 
 def _sharing(tokens: Sequence[Sequence[Hashable]]) -> csr_array:
-    """Entity by entity, non-zero where two share a token. Each shares with itself, also where it has no token."""
+    """Entity by entity, non-zero if two share a token; the diagonal is always non-zero."""
     columns: dict[Hashable, int] = {}
     cells = [(i, columns.setdefault(token, len(columns))) for i, held in enumerate(tokens) for token in dict.fromkeys(held)]
     cells += [(i, len(columns) + i) for i in range(len(tokens))]
@@ -201,7 +201,7 @@ def _members(groups: Shaped[np.ndarray, "entity"]) -> list[Int[np.ndarray, "row"
 def _spread(
     members: Sequence[Int[np.ndarray, "row"]], k: int, seed: int, stratify: Shaped[np.ndarray, "entity"] | None, n: int
 ) -> Int[np.ndarray, "group"]:
-    """Fold of each group: largest first, in random order among equals, to the fold with the least of its classes."""
+    """Fold of each group: largest first, ties in random order, to the fold with the least of its classes."""
     if stratify is not None and len(stratify) != n:
         raise ValueError(f"{len(stratify)} classes were given for {n} entities")
     classes = np.zeros(n, dtype=np.int64) if stratify is None else np.unique(stratify, return_inverse=True)[1]

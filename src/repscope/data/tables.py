@@ -1,14 +1,13 @@
-"""Users' tables: CSV, TSV, Parquet, JSON or lines of JSON in, a frame of text out. Knows nothing of entities, models or tokens.
+"""Reader of users' tables: CSV, TSV, Parquet, JSON or JSON lines to a frame of text.
 
-1. `read_table`: everything is read as text, by format (`separated` for CSV and TSV). A row with too many or too few fields, a wrong
-   encoding, a column that is not there: one sentence each, never a guess. Columns that a data frame's index left behind, columns
-   without a name, and lists are left out where all columns are read, and told.
-2. Missing is what is empty, and what `columns` says is missing. `Table.typed` makes a column a class or a number.
-3. `clean`: names are stripped and brought to Unicode NFC; empty and over-long names are dropped, copies of one name are
-   merged. Where copies disagree about a column it becomes missing for that name: no answer is better than a coin toss.
+1. `read_table`: everything is read as text, by format (`separated` for CSV and TSV). Too many or too few fields, a wrong encoding
+   or a missing column are errors, never guessed. If all columns are read, index columns of data frames, unnamed columns and lists
+   are omitted with a note.
+2. Empty cells are missing, and those that `columns` detects. `DataTable.typed` makes a column a class or a number.
+3. `clean`: names are stripped and normalised to Unicode NFC; empty and over-long names are dropped, copies of a name are merged. A
+   column on which copies disagree becomes missing for that name.
 
-`Table.notes` says all that was left out, read in one of two ways, or taken as missing. Formats that can carry code (pickle and its
-relatives) are not read.
+`DataTable.notes` reports everything omitted, ambiguous or missing. Formats that can contain code (such as pickle) are not read.
 """
 
 import json
@@ -30,19 +29,19 @@ from repscope.data.separated import separated, text_of
 from repscope.errors import UserError, no_file, unknown
 
 _INDEX = re.compile(r"unnamed: ?\d+([._]\w+)*|__index_level_\d+__", re.IGNORECASE)
-_NUMBERED = re.compile(r"index|idx|level_\d+", re.IGNORECASE)  #: names that an index takes when it becomes a column
-#: endings that are refused with what to do
+_NUMBERED = re.compile(r"index|idx|level_\d+", re.IGNORECASE)  #: names of an index exported as a column
+#: refused endings, with the remedy
 WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers")
 _PACKED = (".gz", ".zip", ".bz2", ".xz", ".zst")
 
 
 @dataclass(frozen=True)
 class DataTable:
-    """A table that was read.
+    """A table as text.
 
-    path: of its file. frame: one column of `str` for each column read; "" where the value is missing; rows numbered from 0. header:
-    all columns of the file. lines: where each row begins, in text; empty where a file has no lines. native: columns that are
-    numbers in the file itself. how: how the user says that it is read. notes: what was left out, missing or guessed.
+    path: of its file. frame: one `str` column per column read; "" for missing values; rows numbered from 0. header: all columns of
+    the file. lines: first line of each row; empty if the format has no lines. native: columns typed as numbers by the file. how:
+    the user's reading options. notes: everything omitted, missing or guessed.
     """
 
     path: Path
@@ -54,22 +53,22 @@ class DataTable:
     notes: tuple[str, ...] = ()
 
     def where(self, row: int) -> str:
-        """Where a row of the frame stands in the file: "line 7", or "row 6" of a file without lines."""
+        """Location of a row in the file: "line 7", or "row 6" of a file without lines."""
         return f"line {self.lines[row]}" if self.lines else f"row {row + 1}"
 
     def typed(self, column: str, values: pd.Series | None = None) -> Column:
-        """A column as a class or a number; `values` has it after cleaning, under the same row numbers."""
+        """A column as a class or a number; `values`: the column after cleaning, under the same row numbers."""
         held = self.frame[column] if values is None else values
         return typed(held, column, self.where, self.how, native=column in self.native)
 
     def labels(self, column: str) -> Column:
-        """A column as a class, whatever it holds."""
+        """Any column as a class."""
         return labels(self.frame[column], column, self.where, self.how, native=column in self.native)
 
 
 @dataclass(frozen=True)
 class _Raw:
-    """What a format holds: text by column, and what the user is to be told. lists: columns of no single values."""
+    """Contents of a file: text by column, and notes. lists: columns of lists or objects."""
 
     header: list[str]
     columns: dict[str, list[str]]
@@ -91,14 +90,14 @@ def read_table(
     columns
         The columns to read, in that order; None reads all of them.
     optional
-        In place of `columns`: those to read where the file has them.
+        Alternative to `columns`: those to read if present.
     how
         `decimal`, `na` and `quote`, see `Reading`.
 
     Raises
     ------
     UserError
-        When the file cannot be read as such a table, has no rows, or lacks a column.
+        If the file cannot be read as such a table, has no rows, or lacks a column.
     """
     path = Path(path).expanduser()
     asked = reading(**how)
@@ -133,7 +132,7 @@ def read_table(
 
 
 def clean(frame: pd.DataFrame, name_column: str, *, longest: int | None = None) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """One row a name: strip names, drop what cannot be used, merge copies. Other columns are stripped too.
+    """One row per name: strip names, drop unusable ones, merge copies. Other columns are stripped too.
 
     Parameters
     ----------
@@ -142,19 +141,19 @@ def clean(frame: pd.DataFrame, name_column: str, *, longest: int | None = None) 
     name_column
         The column of names (or of texts), which are made unique.
     longest
-        Names with more characters than this are dropped; None keeps every length.
+        Maximum of characters per name, longer ones are dropped; None: no limit.
 
     Returns
     -------
     frame
-        The rows that are left, in their order, under the row numbers they had.
+        The remaining rows in order, with their original row numbers.
     notes
-        One sentence for each kind of row that was dropped, and how many.
+        One sentence per kind of dropped rows, with their number.
 
     Raises
     ------
     UserError
-        When no row is left.
+        If no row remains.
     """
     notes: list[str] = []
     before = len(frame)
@@ -315,7 +314,7 @@ def _listed() -> str:
 
 
 def _without_index(table: DataTable, lists: Sequence[str]) -> DataTable:
-    """All columns without those that a data frame's index left, and a note on every column that was left out."""
+    """All columns except those of a data frame's index, and a note on every omitted column."""
     notes = [f"Column {name!r} of {table.path.name} holds lists or objects and was left out." for name in lists]
     kept = []
     for name in table.frame.columns:
@@ -345,7 +344,7 @@ def _check_columns(path: Path, header: Sequence[str], names: Sequence[str] | Non
 
 
 def missing(path: Path, name: str, header: Sequence[str], hint: str = "") -> UserError:
-    """The error for a column that a file lacks; says where its first line names no columns."""
+    """The error for a missing column; reports a first line without column names."""
     if "" in header:
         hint = f"Its column {list(header).index('') + 1} has no name; give it one."
     elif not hint and any(is_numeral(cell) for cell in header):
