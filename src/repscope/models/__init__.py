@@ -1,1 +1,1 @@
-"""The network under study: named places in it, capture of activations, text in, vectors out."""
+"""Networks under study: sites, prompts, capture, edits, gradients and Jacobians."""

@@ -1,4 +1,4 @@
-"""Sets of training checkpoints from several runs, with a metadata table and weights loaded on demand.
+"""Sets of training checkpoints from several runs, with a metadata table and lazily loaded weights.
 
 1. A set is a folder with `checkpoints.csv`: one row per checkpoint with the columns run, step and path (a safetensors file or a
    Hugging Face folder inside the set's folder), and optional metadata: init, head_seed, data_seed, recipe, group. For built-in

@@ -1,4 +1,4 @@
-"""The network of a module's class and configuration with fresh random weights: the control for what training has put there.
+"""Randomly initialised copies of a network: the control for effects of training.
 
 Sees through the wrappers of torch.compile and of PEFT. Adapters are not made: fresh ones add nothing. Knows modules of Hugging Face
 only, no text.

@@ -1,12 +1,11 @@
-"""Rewritten state: what a network itself changes while it runs, put back between passes. Knows modules and tensors, never text.
+"""Restoring of buffers and attributes that a network changes itself during forward passes.
 
-Some networks write into their own buffers and attributes in a forward pass: rotary embeddings whose frequencies depend on the
-length of the input (longrope, dynamic scaling) keep what the last input needed. A pass then depends on the passes before it.
+Some networks modify their own buffers and attributes in a forward pass: rotary embeddings whose frequencies depend on the input
+length (longrope, dynamic scaling) keep those of the last input. A pass would then depend on earlier passes.
 
-1. The buffers, tensors and numbers of every module that holds any are noted when the network is handed in.
-2. Before each pass, and after the last one, what passes have changed is put back: every pass begins as the first one did, and the
-   module is left as it was handed in.
-3. What changed between two operations was changed by the user (`model.to(…)`, another buffer) and is noted anew.
+1. Buffers, tensors and numbers of every module are recorded when the network is loaded.
+2. They are restored before each pass and after the last one, so that all passes start from the same state.
+3. Changes between two operations are the user's (`model.to(…)`, another buffer) and are recorded as the new state.
 """
 
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ class _Noted:
         return self.module._buffers.get(self.name) if self.buffer else self.module.__dict__.get(self.name)
 
     def changed(self) -> bool:
-        """Whether the entry is another object, or a tensor with other values, than noted."""
+        """Whether the entry differs from the recorded object or tensor values."""
         now = self.now
         if isinstance(self.held, Tensor):
             return now is not self.held or _version(now) != self.version
@@ -43,7 +42,7 @@ class _Noted:
         return bool(now != self.held)
 
     def moved(self) -> bool:
-        """Whether a tensor stands on another device, or in another precision, than noted: the user has moved the module."""
+        """Whether a tensor's device or precision differs from the recorded one: the user has moved the module."""
         now, held = self.now, self.held
         return isinstance(now, Tensor) and isinstance(held, Tensor) and (now.device, now.dtype) != (held.device, held.dtype)
 
@@ -72,16 +71,16 @@ class Rewritten:
         self.note()
 
     def note(self) -> None:
-        """Note the present state as the one that every pass begins from."""
+        """Record the present state as the initial state of every pass."""
         self._noted = [entry for m in self._root.modules() for entry in _entries(m)]
 
     def begin(self) -> None:
-        """Before an operation: what changed since the last one is the user's, and stays."""
+        """Before an operation: keep the user's changes since the last one."""
         if any(entry.changed() for entry in self._noted):
             self.note()
 
     def rewind(self) -> None:
-        """Before each pass of an operation and after its last: what passes changed is put back."""
+        """Before each pass of an operation and after its last: restore what passes changed."""
         if any(entry.moved() for entry in self._noted):
             self.note()
         for entry in self._noted:

@@ -1,10 +1,10 @@
-"""Rows: where captured vectors go, in memory or in files, in any order. Arrays only; knows no model.
+"""Writer of captured rows, in any order, to memory or files.
 
-A cast never loses a row: what a narrower type cannot hold (float16 ends at 65,504, and loses what is below 6e-8) is refused, and
-the error names a type that can. Values that were not finite before are the network's own; a warning says so.
+Casts are checked: values that a narrower type cannot represent (float16: above 65,504 or below 6e-8) are refused, and the error
+names a suitable type. If the network itself gives non-finite values, a warning says so.
 
-A file is written at the rows' own places with plain writes, not through a memory map, whose touched pages would count as the
-process's memory until the end. It becomes visible, whole, when all rows are there.
+Files are written with plain writes at each row's offset, not through a memory map, whose pages would count as process memory. A
+file appears only when all its rows are complete.
 """
 
 from collections.abc import Sequence
@@ -38,9 +38,9 @@ class Rows:
     count
         Rows of each.
     dtype
-        How they are kept.
+        Their stored precision.
     folder
-        Where to write one `.npy` a site; None keeps them in memory.
+        Folder for one `.npy` per site; None for memory.
     """
 
     def __init__(self, sites: Sequence[Site], count: int, dtype: str, folder: Path | None) -> None:
@@ -67,12 +67,12 @@ class Rows:
         return self._stack.__exit__(kind, error, trace)
 
     def write(self, site: Site, destination: Int[np.ndarray, "row"], rows: Float[Tensor, "row *feature"]) -> None:
-        """Put rows at their places.
+        """Write rows to their destination.
 
         Raises
         ------
         UserError
-            For rows that the type they are kept in cannot hold.
+            For rows that the stored type cannot represent.
         """
         wider = "float64" if self._dtype == np.float32 else "float32"
         held = cast(rows.detach().cpu(), self._torch_dtype, str(site), f"keep rows with dtype={wider!r}")
@@ -125,7 +125,7 @@ def dtype_of(name: Any) -> "np.dtype[Any]":
 
 
 def cast(values: Tensor, dtype: torch.dtype, what: str, hint: str) -> Tensor:
-    """Values in another type, which can hold them.
+    """Cast values to another type, checked for overflow and loss of precision.
 
     Parameters
     ----------

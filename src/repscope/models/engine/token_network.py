@@ -1,17 +1,15 @@
-"""TokenNetwork: a network that reads token ids. Ids in, hidden states and logits out; never text.
+"""Network with token inputs: hidden states, logits and gradients from planned forward passes.
 
 One run over prompts:
-1. Ids become a plan (`plan`); each of its passes runs through the blocks up to the last site asked for, never the head.
-2. Where the network allows it prompts are packed: no padding, and what several of them share runs once (`packed`). That this gives
-   what plain passes give is proved on the network, once for each power of two that prompts are long: windows of attention,
-   positions from elsewhere, kernels that are not torch's all show there.
-3. Else they are padded. Causal networks are padded on the right with no mask (later tokens cannot reach earlier ones, which was
-   proved at load); others get a mask. A prefix that all prompts share, and that no edit touches, runs once; its keys and values
-   are repeated for each batch.
-4. Batches and prefixes are proved too, on both sides of every length at which the network changes its behaviour (`proofs`). Prompts
-   that come out otherwise beside others run one at a time.
-5. Inside the hook the wanted positions are picked, or averaged in float32, and handed on: memory beyond what the caller keeps is
-   one batch, whatever the number of prompts.
+1. Ids are planned (`planner`); each pass runs the blocks up to the last requested site, without the head.
+2. If the network supports it, prompts are packed without padding, and shared prefixes run once (`packed_pass`). Agreement with
+   plain passes is verified on the network, once per power of two of the prompt length. This detects attention windows, other
+   sources of positions and attention kernels outside torch.
+3. Else they are padded. Causal networks are padded on the right without a mask (causality was verified at load); others get a
+   mask. A prefix shared by all prompts and not edited runs once; its keys and values are repeated for each batch.
+4. Batches and prefixes are verified too, on both sides of every length at which the network's behaviour changes (`proofs`).
+   Prompts for which they disagree run one at a time.
+5. Hooks select the requested positions, or average them in float32, so that besides the result only one batch is in memory.
 """
 
 from collections.abc import Callable, Iterator, Sequence

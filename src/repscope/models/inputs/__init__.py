@@ -1,1 +1,1 @@
-"""What users hand in: prompts with named spans, chats, token ids; each checked in one sentence."""
+"""User inputs and their checks: prompts with named spans, chats, token ids."""

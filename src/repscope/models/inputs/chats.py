@@ -1,13 +1,12 @@
-"""Chats: turns of role and content, through the tokenizer's chat template, into one prompt with a span for each turn.
+"""Chats formatted by the tokenizer's chat template as one prompt with a span per turn.
 
-1. The template is rendered with a placeholder for each content. A turn whose placeholder does not come out is left out by the
-   template, which is refused; so is another order of the turns (an instruction of the system may stand anywhere).
-2. The template is rendered with the contents. What comes out must be the first rendering with the contents at their places; only
-   white space around a content may be missing, as many templates strip it. That is where the spans come from.
-3. A template that raises, or loses a content, is tried again with contents as lists of parts, as those of vision-language models
-   want them.
-4. A chat that ends with an assistant's turn ends with that content, so that it is continued; any other is followed by the
-   template's opening of an answer.
+1. The template is rendered with a placeholder for each content. If it omits or reorders turns, it is refused (the system prompt may
+   have any position).
+2. The template is rendered with the contents. The result must be the first rendering with the contents inserted, except for white
+   space around a content, which many templates strip. This gives the spans.
+3. A template that fails, or loses a content, is tried again with contents as lists of parts, as in vision-language models.
+4. A chat that ends with an assistant's turn is continued from its content; any other is followed by the template's opening of an
+   answer.
 
 The template writes the special tokens itself, so the tokenizer adds none.
 """

@@ -1,7 +1,7 @@
-"""What users hand in as prompts (texts, chats, rows of token ids) as `Prompt`s and arrays of ids. Guesses nothing.
+"""Conversion of user inputs (texts, chats, token ids) to `Prompt`s and arrays of ids.
 
-Whatever could be read in two ways is refused: a single text, whose letters would be prompts; a flat list of ids, each of which
-would be one; a mapping or a data frame, whose keys would be. Ids are copied, so that a later change of the list changes nothing.
+Ambiguous inputs are refused: a single text (its letters would be prompts), a flat list of ids (each would be a prompt), a mapping
+or data frame (its keys would be prompts). Ids are copied, so later changes of the list have no effect.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Notices: Python warnings that are given once for each object they concern, at the user's own line."""
+"""Python warnings issued once per object, with the line of the user's code."""
 
 import sys
 import warnings

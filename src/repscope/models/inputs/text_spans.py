@@ -1,4 +1,4 @@
-"""Texts with named spans of characters. Knows neither tokenizer nor network."""
+"""Prompts as texts with named character spans."""
 
 import re
 from collections.abc import Mapping

@@ -1,1 +1,1 @@
-"""Jacobians and what they give: products, singular vectors, path attribution."""
+"""Linearisation of networks: Jacobian passes, products and singular vectors."""

@@ -1,7 +1,7 @@
-"""Between: the passes from sources to a target of which Jacobians are taken. Prompts or tensors in, a `Jacobian` out.
+"""Forward passes from source sites to a target, grouped for computing Jacobians.
 
-1. Each prompt is cut to what matters: positions before the source, whose keys and values are kept; from there to the target.
-2. Prompts with as many tokens in both parts, and the source and target at the same places, are one group and go through together.
+1. Each prompt is split into positions before the source, whose keys and values are cached, and positions from there to the target.
+2. Prompts with equal lengths of both parts and equal source and target positions form one group and run together.
 3. A pass adds zeros at the sources, where its graph begins, reads the target and stops.
 """
 

@@ -1,10 +1,10 @@
-"""Linearized: the derivative of one forward pass, kept to be multiplied with many vectors. Knows tensors, never a module's name.
+"""Cached derivative of one forward pass, multiplied with many vectors.
 
-1. The pass is made once with its graph: zero leaves are added at the sources, the target is read, and the graph stays.
+1. The pass runs once with its graph: zero leaves are added at the sources, the target is read, and the graph is cached.
 2. uᵀJ for many u is one backward pass over the graph, batched over u (`vmap` over the backward pass).
-3. Jv for many v: uᵀJ is linear in u, so its own graph, made once, taken backward gives Jv (the double-backward trick).
-4. The fused kernel of attention has neither a second derivative nor a batched one on a CPU, so while the pass is made attention
-   is computed by plain products. Keys and values of earlier positions take part as constants, once for all vectors.
+3. Jv for many v: uᵀJ is linear in u, so the backward pass of its own graph, built once, gives Jv (the double-backward trick).
+4. Fused attention has no second or batched derivative on CPUs; this pass computes attention by plain products. Keys and values of
+   earlier positions are constants, shared by all vectors.
 """
 
 import warnings

@@ -1,10 +1,10 @@
-"""Krylov: the leading singular triplets of a matrix known by its products alone. Takes callables and arrays, never a model.
+"""Leading singular triplets of a matrix given only by its products (block Krylov iteration).
 
 Block Golub–Kahan iteration (Golub, Luk & Overton 1981; Musco & Musco 2015, arXiv 1504.05477), all but the products in float64:
 
 1. V begins as random orthonormal columns. Half a step makes Y = JV and widens U to hold Y; the next makes W = JᵀU and widens V to
    hold W. U and V are orthogonalised against all of themselves, twice. Random columns take the place of directions in which a
-   product adds nothing, so that rank below k, or a start that misses a direction, ends nothing early.
+   product adds nothing, so that a rank below k, or a start that misses a direction, does not end the iteration early.
 2. After each half the small matrix UᵀJV is decomposed; its singular values σ are the Ritz values, which never exceed those of J in
    the same place (Cauchy), and its singular vectors give u and v.
 3. Jv and Jᵀu are known, for all products are kept. With ρ² = (|Jv - σu|² + |Jᵀu - σv|²)/2 a singular value of J lies within ρ of σ:
@@ -12,7 +12,7 @@ Block Golub–Kahan iteration (Golub, Luk & Overton 1981; Musco & Musco 2015, ar
    Problem, section 4.5). Where ρ ≥ σ the value nearby may be a zero that this matrix has only for J not being square; √2ρ holds
    then, for no |Jᵀu| (J wide) or |Jv| (J tall) of unit vectors is below the smallest singular value. UᵀJV is the mean of UᵀY and
    WᵀV, so that where the two kinds of product disagree, being of low precision, both residuals show it.
-4. It ends when every ρ is small enough, when U or V is the whole space, or before the products would exceed what is allowed.
+4. It ends when every ρ is small enough, when U or V spans the whole space, or when the limit on products is reached.
 """
 
 from collections.abc import Callable

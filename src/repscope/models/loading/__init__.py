@@ -1,1 +1,1 @@
-"""From a name, a folder or a GGUF file to a network whose weights are all accounted for."""
+"""Loading of models by name, folder or GGUF file, with a check that every weight is used."""

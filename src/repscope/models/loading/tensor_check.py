@@ -1,6 +1,6 @@
-"""Tensors of a checkpoint that no parameter takes: which of them may be left over, and the refusal of all others.
+"""Check of unused checkpoint tensors: which may be ignored, and which are refused.
 
-May be left over:
+May be ignored:
 
 1. what the network computes from its configuration and older files store: rotary frequencies, causal masks, position ids
    (`derived`, by name and shape: an `attn.bias` with one axis is a bias, one of shape (1, 1, n, n) a mask);
@@ -8,8 +8,7 @@ May be left over:
 3. other heads, where the class is one of a family with several: a pooler or a next-sentence head beside a masked language
    model, any head where a network is read without one.
 
-Anything else means that the network computes something other than what was trained. Adapters (LoRA and its like) get a sentence
-of their own. Knows names and shapes, never where the file is.
+Any other unused tensor means that the network differs from the trained one. Adapters (LoRA and similar) have their own message.
 """
 
 import re

@@ -1,16 +1,15 @@
-"""Suffix: the blocks behind a source, run for many vectors at once. Token ids and vectors in, effects out; never text.
+"""Replay of the blocks after a source site, for many added vectors at once.
 
     effect(v) = f(h + v) - f(h),   h = resid_post.s of a prompt at all its positions,   f = blocks s+1 … t
 
-1. One pass a prompt keeps h, the target, and the arguments with which the network itself called each of those blocks: what a
-   family makes for its blocks (masks, rotations, positions) is kept, not made anew.
-2. A replay calls those blocks with h + v in the place of the hidden states: (vector × prompt, token, d_model) rows, nothing below
-   the source, no head. Prompts of one length share a replay; there is no padding, so no pad is ever steered or counted.
-3. Proof, for each set of prompts: a replay of zeros gives the target, and a replay of two vectors gives what whole passes with
-   these vectors added by a hook give. Where it does not (BLOOM: its position bias has one entry a row), whole passes run
-   instead, and `why` says so.
+1. One pass per prompt caches h, the target, and the arguments with which the network called each of those blocks (masks, rotations,
+   positions).
+2. A replay calls those blocks with h + v as hidden states: (vector × prompt, token, d_model) rows, without the head. Prompts of
+   equal length share a replay, so there is no padding.
+3. Check for each set of prompts: a replay of zeros gives the target, and a replay of two vectors the result of whole passes with
+   these vectors added by a hook. Otherwise (BLOOM: its position bias has one entry per row) whole passes run, and `why` says so.
 
-A replay is differentiable in v; weights get no gradients. Nothing is patched.
+A replay is differentiable in v; weights get no gradients.
 """
 
 from collections.abc import Callable, Sequence

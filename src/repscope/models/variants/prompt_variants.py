@@ -1,15 +1,13 @@
-"""Forks: many variants of one prompt in one pass. Takes token ids and values, never text; knows no metric.
+"""Many variants of one prompt in one forward pass, each with other values at one site.
 
-A fork is the prompt with other values at one site from one position on. Run one by one, n forks of a prompt cost n passes. Here:
+A variant has other values at one site from one position on. Run separately, n variants cost n passes. Here:
 
-1. Positions before a fork are those of the unchanged prompt: their keys and values are computed once and kept.
-2. Blocks below a fork are those of the unchanged prompt: a pass begins with that one row, and each fork becomes a row where it
-   leaves it, at the input of its block. The batch grows as the pass goes up.
-3. Forks that begin at nearby positions share a pass; the last site is read at the prompt's last position.
+1. Keys and values of positions before a variant are those of the unchanged prompt and are computed once.
+2. So are the blocks below a variant: a pass starts with one row, and each variant is added as a row at the input of its block.
+3. Variants that begin at nearby positions share a pass; the last site is read at the prompt's last position.
 
-A family whose attention cannot take rows that were not there from the start (BLOOM: its position bias has one entry a row), or
-whose cache is of another kind, runs all rows from the bottom; one whose rows depend on their neighbours runs one fork at a time.
-Which it is is proved on the network (`proofs`).
+If attention cannot take rows added later (BLOOM: its position bias has one entry per row), or the cache is of another kind, all
+rows run from the first block; if rows depend on each other, one variant runs at a time. This is tested on the network (`proofs`).
 """
 
 from collections.abc import Callable, Iterator, Sequence

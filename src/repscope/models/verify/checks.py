@@ -1,22 +1,20 @@
-"""Verify: whether the engine reads and changes this network, on this machine, as it says. Takes a language model as it is held.
+"""Checks that the engine reads and edits the user's network correctly on this machine.
 
-A few short prompts of unequal lengths go through plain transformers and through the engine, or through the engine in two ways that
-must agree:
+A few short prompts of different lengths run in plain transformers and in the engine, or in the engine in two ways that must agree:
 
-1. hidden states, logits            what is read = what transformers returns, one prompt at a time
-2. block identities                 resid_pre + attn_out + mlp_out = resid_post, and the sites are still found where they were
-3. padded batch, shared prefix      = each prompt alone, where the engine runs them so
+1. hidden states, logits            captured = returned by transformers, one prompt at a time
+2. block identities                 resid_pre + attn_out + mlp_out = resid_post, and the sites are unchanged
+3. padded batch, shared prefix      = each prompt alone, where the engine uses them
 4. generation, plain and edited     every step = a plain pass over the text so far; edited, with a cache = without
 5. forks                            = one edited pass each
-6. edit and restore                 after an edit = before it, bit for bit, and the module as it was handed in
+6. edit and restore                 after an edit = before it, bit for bit, and the module is unmodified
 
-The prompts of 1 to 4 have also one token less and one more than every length at which the network changes its behaviour (windows,
-rotary scaling), up to a length at which that takes minutes.
+Checks 1 to 4 also use prompts one token shorter and longer than every length at which the network's behaviour changes (windows,
+rotary scaling), up to a length that takes minutes.
 
-The error at a site is the root mean square over rows of ‖a - b‖ / ‖b‖, a row being the vector at one token; that of a check is the
-largest over sites. Each comparison has a control: the same where there must be a difference (rows shifted by one, edited against
-not), the smallest over sites. A check whose control is within the tolerance too could not have failed, so it fails. What does not
-apply to a network is listed with the reason.
+The error at a site is the root mean square over rows (one vector per token) of ‖a - b‖ / ‖b‖; that of a check is the maximum over
+sites. Each comparison has a control that must differ (rows shifted by one, edited compared with unedited), with the minimum over
+sites. If the control is within the tolerance, the check fails. Checks that do not apply to a network are listed with the reason.
 """
 
 import time

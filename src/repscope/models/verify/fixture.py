@@ -1,8 +1,7 @@
-"""The model under `verify`, as its checks share it: prompts, what plain transformers returns, new tokens, the state it was in.
+"""Shared state of the checks of one model: prompts, reference outputs, new tokens, state before.
 
-Plain transformers runs on another tree of modules that shares the weights, so what it leaves there (its own hooks) is not on the
-user's model. Batches are laid out here and not by the engine's planner, so that padding and a shared prefix do happen, in prompts
-that are too short to be worth either.
+Plain transformers runs on another module tree that shares the weights, so that its hooks do not remain on the user's model. Batches
+are formed here, not by the engine's planner, so that short prompts use padding and a shared prefix too.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Verification: what the checks of one model found, as small records. Takes numbers and sentences, never a model."""
+"""Records and summary of the verification checks of one model."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
