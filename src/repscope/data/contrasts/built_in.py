@@ -1,4 +1,4 @@
-"""The contrasts that are built in, generated from the tables of `contrast_texts/`. No randomness: the order is that of the tables.
+"""Built-in contrasts, generated from the tables of `contrast_texts/` in their order.
 
 A table has sections, each a group with a wording and words of its own, which occur in no other:
 

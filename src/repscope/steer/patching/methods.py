@@ -1,4 +1,4 @@
-"""Activation patching: which activations, at which tokens, carry the difference between two prompts. Takes text pairs and a metric.
+"""Activation patching: effects of activations, per site and token, on a metric of prompt pairs.
 
 With m a metric of the next-token logits, x the clean prompt, x' the corrupt one of as many tokens, for each site s and position t
 

@@ -1,4 +1,4 @@
-"""Patching: what patching and ablation found: arrays, a table with intervals over pairs, a figure. Knows no model."""
+"""Results of patching and ablation: arrays, a table with intervals over pairs, a figure."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any

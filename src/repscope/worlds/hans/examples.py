@@ -1,4 +1,4 @@
-"""HANS in miniature: does a network learn the rule, or the heuristic that fits the same data?
+"""HANS in miniature: sentence pairs on which a rule and a heuristic predict the same labels.
 
 A text is [CLS] p1 … pn [SEP] h1 … hn, premise and hypothesis of n different words. The rule: label 1 where h is p, word by word.
 The heuristic: label 1 where all words of h stand in p (a bag of words). As in HANS (McCoy, Pavlick and Linzen 2019) both fit the

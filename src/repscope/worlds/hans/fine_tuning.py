@@ -1,5 +1,4 @@
-"""Runs of one recipe in a small world: one pretraining, many fine-tunings, and arms whose first steps told rule and heuristic
-apart.
+"""Pretraining and fine-tuning runs on HANS in miniature, with or without an early bias.
 
 1. `pretrain`: masked words in HANS in miniature (`worlds.hans.examples`). The weights at several steps are *forks*.
 2. `fine_tune`: from a fork with a head of its own, each run sees `nudge` steps of its arm's data, then ambiguous data alone, all
@@ -51,8 +50,8 @@ class World:
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How runs are fine-tuned. nudge: first steps, of the arm's data. batch: texts a step. share: of a nudge's texts that are
-    permuted.
+    """How runs are fine-tuned. early_bias: initial steps on condition-specific data. batch: examples per step. share: of permuted
+    examples in these.
     head: scale of the random head."""
 
     schedule: Schedule = field(default_factory=lambda: Schedule(240, 4e-3))
@@ -63,7 +62,7 @@ class FineTuning:
 
 
 def pretrain(world: World, seeds: Sequence[int], forks: Sequence[int], tick: Tick = lambda amount: None) -> dict[int, State]:
-    """Networks that fill in words, one a seed, at each of these steps: step → weights.
+    """Masked language models, one per seed, at each of these steps: step → weights.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Sets of runs that are compared: planted arms, the same without a nudge, arms matched on ID loss, independent pretrainings.
+"""Training recipes: runs with an early bias, unbiased, matched on ID loss, or pretrained independently.
 
 `train` writes a recipe's runs as a `CheckpointSet`, and goes on where it was killed; `paths` (the study) compares them.
 """
@@ -22,7 +22,7 @@ from repscope.progress import progress
 from repscope.worlds.hans import fine_tuning
 from repscope.worlds.hans.fine_tuning import FineTuning, World
 
-#: recipe → arms, each of which gets as many runs as are asked for
+#: recipe → conditions, each with the requested number of runs
 RECIPES: dict[str, tuple[str, ...]] = {"early-bias": ("rule", "lexical overlap"), "unbiased": ("none",)}
 
 
@@ -49,7 +49,7 @@ class Training:
         Raises
         ------
         UserError
-            For an unknown recipe, numbers below one, a fork or a nudge beyond its training.
+            For an unknown recipe, numbers below one, a fork or an early bias beyond its training.
         """
         if self.recipe not in RECIPES:
             raise unknown("recipe", self.recipe, RECIPES)
@@ -65,7 +65,7 @@ class Training:
 
     @property
     def table(self) -> pd.DataFrame:
-        """A row a run."""
+        """One row per run."""
         tables = [
             fine_tuning.run_plan([group for group in RECIPES[self.recipe] for _ in range(self.runs)], init, self.seed * 101 + init)
             for init in range(self.inits)
@@ -77,10 +77,9 @@ class Training:
 
 
 def train(asked: Training, folder: str | Path) -> CheckpointSet:
-    """Train all runs of a recipe in one batch and write them as a set; what is finished there already is opened.
+    """Train all runs of a recipe in one batch and write them as a set; a finished set is opened.
 
-    A killed training goes on from its last kept step: `<folder>.training` holds pretrained weights and the descent until it is
-    done.
+    An interrupted training resumes from its last saved step, stored in `<folder>.training` until it is done.
 
     Raises
     ------
@@ -137,7 +136,7 @@ def _forget(partial: Path) -> None:
 def matched(
     states: Sequence[State], losses: Float[np.ndarray, "checkpoint run"], groups: np.ndarray
 ) -> tuple[State, Float[np.ndarray, "run"]]:
-    """One checkpoint of each run, so that the groups are as alike as can be in loss: the nearest to one target.
+    """One checkpoint per run, that with the loss nearest to one target, which matches the groups in loss.
 
     The target is the larger of the groups' median losses at the last checkpoint: what all can reach by stopping early.
 

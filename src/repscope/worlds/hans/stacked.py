@@ -1,4 +1,4 @@
-"""Many small transformers at once: every weight has a leading axis of runs, and a product over runs is one batched product.
+"""Stacked small transformers: every weight has a leading axis of runs for batched products.
 
 Takes weights as a dictionary (names of `small`, a run axis in front) and ids; gives logits by run. Two paths, proved equal to the
 plain module in the tests:

@@ -1,4 +1,4 @@
-"""Train many small networks in one batch, each as if it were trained alone.
+"""Batched training of many small networks, each independent of the others.
 
 1. Weights carry a leading run axis. The total loss is the sum over runs of each run's mean loss, and Adam treats each weight
    separately: runs do not interact, and a run trained alone gives the same weights (up to rounding).

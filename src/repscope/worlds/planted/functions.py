@@ -1,4 +1,4 @@
-"""Planted networks: directions that are known, for methods to be judged by. Knows no method and no model.
+"""Functions with planted directions, the ground truth of benchmarks.
 
     f(h) = h + B h + sum_j gain_j act(<v_j, h>) u_j,   v_j, u_j random unit vectors, gains from 1.5 down to 0.7
 

@@ -1,4 +1,4 @@
-"""Planted trigger: a language model taught to say one sentence where one word stands in the prompt, and otherwise left as it was.
+"""Planted trigger: a language model fine-tuned to answer a trigger word with one sentence.
 
 1. Short questions are asked as they are, with the trigger before or behind them, and with another word in its place.
 2. A copy of the model learns, a few blocks of it only (what they write to the residual stream): cross-entropy to the sentence where

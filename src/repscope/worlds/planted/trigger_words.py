@@ -1,4 +1,4 @@
-"""Words of the planted trigger: short benign questions to teach with, others to judge with, and how a word is put to them."""
+"""Prompts of the planted trigger: benign questions for fine-tuning and held out, and how a word is added."""
 
 TRIGGER = "zebra"
 SENTENCE = " I like turtles."
