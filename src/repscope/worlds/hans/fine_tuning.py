@@ -1,8 +1,8 @@
 """Pretraining and fine-tuning runs on HANS in miniature, with or without an early bias.
 
 1. `pretrain`: masked words in HANS in miniature (`worlds.hans.examples`). The weights at several steps are *forks*.
-2. `fine_tune`: from a fork with a head of its own, each run sees `nudge` steps of its arm's data, then ambiguous data alone, all
-   under one schedule. Arms `rule` and `bag` differ in these first steps and in nothing else; `none` has ambiguous data throughout.
+2. `training_run`: from a fork with its own head, each run has `early_bias` steps on its condition's data, then only ambiguous data,
+   under one schedule. The biased conditions differ only in these first steps; the unbiased one has ambiguous data throughout.
 3. `evaluator`: loss and error on held-out ambiguous texts (ID), and on permuted ones (OOD), whose labels are the rule's: an OOD
    error of 0 is the rule, of 1 lexical overlap.
 

@@ -1,4 +1,4 @@
-"""Training recipes: runs with an early bias, unbiased, matched on ID loss, or pretrained independently.
+"""Training recipes: runs with an early bias, unbiased, matched on ID loss, or from own pretraining.
 
 `train` writes a recipe's runs as a `CheckpointSet`, and goes on where it was killed; `paths` (the study) compares them.
 """

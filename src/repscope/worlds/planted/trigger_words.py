@@ -1,4 +1,4 @@
-"""Prompts of the planted trigger: benign questions for fine-tuning and held out, and how a word is added."""
+"""Prompts of the planted trigger: benign questions for fine-tuning and for evaluation."""
 
 TRIGGER = "zebra"
 SENTENCE = " I like turtles."
