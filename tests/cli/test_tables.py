@@ -58,7 +58,12 @@ def test_a_set_that_came_out_smaller_is_told(tmp_path, capsys):
     assert run(asked) == 0
     said, notes = told(capsys)
     assert said["notes"] == notes
-    for part in ("1 of 42 pairs are empty", "1 of 42 pairs are copies", "texts a pole were drawn at random", "choices were drawn"):
+    for part in (
+        "1 of 42 pairs are empty",
+        "1 of 42 pairs are copies",
+        "texts per pole were drawn at random",
+        "choices were drawn",
+    ):
         assert any(part in note for note in notes), (part, notes)
 
 

@@ -83,7 +83,7 @@ def test_drawn_rows_are_so_many_of_each_split(tmp_path):
         ("t.csv", "text,label\n ,1\n", {}, "no row with text"),
         ("t.csv", "sentence,label\na,1\n", {}, "There is no column of t.csv 'text'; there are sentence, label"),
         ("t.csv", "text\na\n", {"label": "label"}, "There is no column of t.csv 'label'"),
-        ("t.txt", "a\n", {"split": "part"}, "has no columns, only a text a line; --split"),
+        ("t.txt", "a\n", {"split": "part"}, "has no columns, only one text per line; --split"),
         ("t.xlsx", "PK", {}, "save the sheet as CSV"),
         ("t.jsonl", '{"text": "a"}\n[1]\n', {}, "no object in line 2"),
         ("t.jsonl", '{"text": "a"}\n{"text"\n', {}, "is not JSON in line 2"),

@@ -54,9 +54,9 @@ def test_many_random_weights_come_back():
 
 def test_what_is_no_direction_is_refused():
     for weights, words in (
-        (np.zeros(3), "points nowhere"),
-        (np.array([1, np.nan]), "points nowhere"),
-        (np.array([]), "points nowhere"),
+        (np.zeros(3), "finite norm above zero"),
+        (np.array([1, np.nan]), "finite norm above zero"),
+        (np.array([]), "finite norm above zero"),
         (np.array([1e39, 0]), "float32"),
         (np.ones((2, 2)), r"shape \(2, 2\)"),
     ):
@@ -112,8 +112,8 @@ def test_arithmetic_is_that_of_weights_and_of_scores():
     assert (a + b).trained_on == "aa; bb"
     assert "sum" in (a + b).found_by
     for wrong, words in (
-        (lambda: a - a, "points nowhere"),
-        (lambda: 0 * a, "points nowhere"),
+        (lambda: a - a, "finite norm above zero"),
+        (lambda: 0 * a, "has zero norm"),
         (lambda: a / 0, "by zero"),
         (lambda: a + Direction.of(np.ones(6), "resid_post.4", "far"), "one site"),
         (lambda: a + Direction.of(np.ones(5), SITE, "narrow"), "must be the same"),

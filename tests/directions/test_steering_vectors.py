@@ -53,7 +53,7 @@ def test_what_it_cannot_hold_is_refused(peer):
         (SimpleNamespace(layer_activations={}), "no SteeringVector"),
         (SimpleNamespace(layer_activations={1: [1]}, layer_type="input_layernorm"), "no layer type 'input_layernorm'"),
         (SimpleNamespace(layer_activations={-1: [1]}, layer_type="mlp"), "count from 0"),
-        (SimpleNamespace(layer_activations={1: [0]}, layer_type="mlp"), "points nowhere"),
+        (SimpleNamespace(layer_activations={1: [0]}, layer_type="mlp"), "finite norm above zero"),
     ):
         with pytest.raises(UserError, match=words):
             DirectionSet.from_steering_vectors(vector)

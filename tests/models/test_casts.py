@@ -86,7 +86,7 @@ def test_edits_beyond_float16_are_refused(tokenizer):
 
 def test_edits_beyond_float32_are_refused(tokenizer):
     lm = scaled(tokenizer, 1.0)
-    with pytest.raises(UserError, match="beyond float32"), lm.edit(Edit.add("resid_post.1", np.full(32, 1e300))):
+    with pytest.raises(UserError, match="exceeds float32"), lm.edit(Edit.add("resid_post.1", np.full(32, 1e300))):
         lm.capture(TEXTS, "resid_post.2")
     with lm.edit(Edit.clamp("resid_post.1", np.arange(32.0), low=0.5)):  # whose other bound is infinite
         lm.capture(TEXTS, "resid_post.1")

@@ -327,7 +327,7 @@ UP = np.ones(WIDTH)
         (lambda: Edit.affine("resid_post.1", np.eye(WIDTH), np.inf), "not finite"),
         (lambda: Edit.clamp("resid_post.1", UP, low=float("nan")), "nan"),
         (lambda: Edit.clamp("resid_post.1", UP, low=1, high=0), "low must not be above high"),
-        (lambda: Edit.clamp("resid_post.1", UP * 0), "points nowhere"),
+        (lambda: Edit.clamp("resid_post.1", UP * 0), "has zero norm"),
         (lambda: Edit.project_out("resid_post.1", np.zeros((2, WIDTH))), "span nothing"),
         (lambda: Edit.project_out("resid_post.1", []), "span nothing|empty|0 parts"),
         (lambda: Edit.add("resid_post.1", UP, tokens="mean"), "average"),

@@ -138,7 +138,7 @@ def test_every_site_holds_its_edit_while_a_text_grows(tokenizer, name, attention
                 assert cached[1:3] == [written(lm, [p])[0] for p in PROMPTS[1:3]], (site, tokens)
                 if tokens == "generated":
                     continue
-                texts = [ids_of(lm, p) + new for p, new in zip(PROMPTS, cached)]  # each token likeliest after those before it
+                texts = [ids_of(lm, p) + new for p, new in zip(PROMPTS, cached)]  # each token most likely after those before it
                 best = lm.logits(texts, "all").argmax(-1)
                 ends = np.cumsum([len(ids) for ids in texts])
                 assert [best[end - NEW - 1 : end - 1].tolist() for end in ends] == cached, site
@@ -201,7 +201,7 @@ def test_first_tokens_follow_the_softmax(steady, temperature, top_p, edited):
     p = np.exp((logits - logits.max()) / temperature)
     p /= p.sum()
     order = np.argsort(-p)
-    nucleus = order[: 1 + int((np.cumsum(p[order]) < top_p).sum())]  # the fewest of the likeliest that hold top_p
+    nucleus = order[: 1 + int((np.cumsum(p[order]) < top_p).sum())]  # the fewest of the most likely that hold top_p
     kept = np.zeros_like(p)
     kept[nucleus] = p[nucleus] / p[nucleus].sum()
     if edited:

@@ -15,7 +15,7 @@ def test_every_kind_parses_and_prints_as_itself(kind):
     ("text", "says"),
     [
         ("resid_pst.8", "did you mean 'resid_post'"),
-        ("final_norm.3", "one final_norm for the whole network"),
+        ("final_norm.3", "the network has only one final_norm"),
         ("resid_post.x", "form resid_post.BLOCK"),
         ("module:a.b#side", "#in and #out"),
     ],
@@ -80,7 +80,7 @@ def test_names_of_other_libraries_are_read(theirs, ours):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("blocks.2.attn.hook_q", r"before positions are rotated in; q\.2 .*hook_rot_q"),
+        ("blocks.2.attn.hook_q", r"precedes the rotary embedding; use q\.2 .*hook_rot_q"),
         ("blocks.2.attn.hook_k", r"k\.2 .*hook_rot_k"),
         ("blocks.2.hook_resid_pots", "did you mean 'hook_resid_post'"),
         ("blocks.2.ln1.hook_normalized", "TransformerLens hook"),

@@ -398,7 +398,7 @@ def test_too_little_room_is_told_before_the_work(tmp_path, monkeypatch):
 PREPARE = """
 import json, sys, time
 from pathlib import Path
-from repscope.models import gguf
+from repscope.models.loading import gguf
 here, seconds = Path(sys.argv[1]), float(sys.argv[2])
 def make(partial):
     with (here / "made").open("a") as log: log.write("x")
@@ -430,7 +430,7 @@ def test_the_second_process_waits_and_finds_it_done(tmp_path):
 
 def test_two_processes_convert_one_file(tmp_path):
     write_gguf(tmp_path / "m.gguf")
-    script = "import sys; from repscope.models.sources import load_parts; print(load_parts(sys.argv[1])[2].fingerprint)"
+    script = "import sys; from repscope.models.loading.sources import load_parts; print(load_parts(sys.argv[1])[2].fingerprint)"
     command = [sys.executable, "-c", script, str(tmp_path / "m.gguf")]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = {process.communicate(timeout=120)[0].strip() for process in both}
@@ -672,7 +672,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 ASK_HUB = """
 import json, sys
 from repscope.errors import UserError
-from repscope.models import folders, sources
+from repscope.models.loading import folders, sources
 told = {}
 for repo, revision in [("lab/tiny", None), ("lab/tiny", "v9"), ("lab/none", None), ("lab/tinny", None),
                        ("lab/gated", None), ("lab/pickled", None)]:

@@ -113,14 +113,14 @@ def test_a_hook_left_behind_is_named(lm):
     ],
 )
 def test_whatever_an_operation_leaves_changed_is_named(lm, monkeypatch, leave, named):
-    plain = module.forked
+    plain = module.run_variants
 
     def forked(*args):
         done = plain(*args)
         leave(lm.model)
         return done
 
-    monkeypatch.setattr(module, "forked", forked)
+    monkeypatch.setattr(module, "run_variants", forked)
     found = next(c for c in verify(lm).checks if c.name == "edit and restore")
     assert found.state == "failed"
     assert named in found.detail
@@ -167,8 +167,8 @@ def test_an_edit_that_loses_its_place_under_a_cache_fails_at_new_tokens(lm, monk
 
 
 def test_forks_that_are_no_edits_fail(lm, monkeypatch):
-    plain = module.forked
-    monkeypatch.setattr(module, "forked", lambda *args: plain(*args).roll(1, 0))
+    plain = module.run_variants
+    monkeypatch.setattr(module, "run_variants", lambda *args: plain(*args).roll(1, 0))
     assert failed(lm) == {"forks"}
 
 

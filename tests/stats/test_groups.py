@@ -130,7 +130,7 @@ def test_one_heap_and_two():
     assert heap.sarle < UNIFORM < heaps.sarle
     assert bimodality(np.linspace(0, 1, 20_001)).sarle == pytest.approx(UNIFORM, abs=1e-3)
     skewed = bimodality(rng.exponential(size=200))
-    assert (skewed.modes, skewed.peaks) == (2, 1)  # two components are not two heaps
+    assert (skewed.modes, skewed.peaks) == (2, 1)  # two components are not two modes
     for k, bic in ((1, heaps.bic_1), (2, heaps.bic_2)):
         fit = GaussianMixture(k, n_init=5, random_state=0).fit(two[:, None])
         assert bic == pytest.approx(fit.bic(two[:, None]), abs=0.1)

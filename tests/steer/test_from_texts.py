@@ -126,5 +126,5 @@ def test_mistakes(lm, texts):
     with pytest.raises(UserError, match="needs pairs"):
         fit(lm, loose, at="resid_post.1", methods=["PCA of differences"])
     same = Contrast("same", "a", "b", ("x one", "x two"), ("y one", "y two"))
-    with pytest.raises(UserError, match="points nowhere"):
+    with pytest.raises(UserError, match="has zero norm"):
         fit(lm, same, at="embed", methods=["difference of means"])

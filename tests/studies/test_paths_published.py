@@ -13,7 +13,7 @@ COLUMNS = ("MNLI dev acc.", "Lexical (nonent)", "by id", "heaps", "piled", "flat
 
 
 def table(path, n=50, seed=0, columns=COLUMNS):
-    """A table as published. Clusters differ in every score: one of its own, one by way of accuracy alone, one in two heaps."""
+    """A table as published. Clusters differ in every score: one of its own, one by way of accuracy alone, one in two modes."""
     rng, small = np.random.default_rng(seed), np.isin(np.arange(n), SMALL)
     accuracy = 0.844 + 0.002 * rng.normal(size=n) - 0.004 * small
     held = {

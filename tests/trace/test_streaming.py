@@ -251,7 +251,7 @@ import sys, torch, psutil
 from torch import nn
 from pathlib import Path
 from repscope.models.checkpoints import Weights
-from repscope.trace.streamed import streamed
+from repscope.trace.streaming import stream_losses
 def make():
     return nn.Sequential(*[nn.Linear(1000, 1000, bias=False) for _ in range(16)])  # 64 MB
 home = Path(sys.argv[1])
@@ -259,13 +259,13 @@ def held(what):
     return int(next(l for l in open("/proc/self/status") if l.startswith(what)).split()[1]) / 1024
 def layer():  # of the same size: what a tensor takes on its way, and threads, are there before it is counted
     return nn.Linear(1000, 1000, bias=False)
-streamed(layer, [layer().state_dict(), layer().state_dict()], lambda net: {"loss": 0.0}, points=3)
+stream_losses(layer, [layer().state_dict(), layer().state_dict()], lambda net: {"loss": 0.0}, points=3)
 before, anonymous, mapped = {k: held(k) for k in ("RssAnon", "RssFile")}, [], []
 def measure(net):
     anonymous.append(held("RssAnon") - before["RssAnon"])
     mapped.append(held("RssFile") - before["RssFile"])
     return {"loss": 0.0}
-streamed(make, [Weights(home / f"{i}.safetensors") for i in range(4)], measure, points=3)
+stream_losses(make, [Weights(home / f"{i}.safetensors") for i in range(4)], measure, points=3)
 print(max(anonymous), max(mapped))
 """
     quiet = os.environ | {"OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # threads keep memory of their own

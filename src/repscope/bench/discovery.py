@@ -132,7 +132,7 @@ BENCH_METRICS = {
     "reached": "share of planted features along whose output a mean effect points, the vector or its negative added: cos > .7, the "
     "injected vector taken off",
     "elicits": "share of directions under which at least half of the greedy answers to held-out prompts begin as planted",
-    "gain": "mean gain in log-probability of the planted sentence on held-out prompts, nats a token",
+    "gain": "mean gain in log-probability of the planted sentence on held-out prompts, nats per token",
     "best gain": "that of the direction with the largest",
     "rank": "exp of the entropy of the singular values of mean effects",
     "overlap": "mean |cos| between mean effects of two directions",

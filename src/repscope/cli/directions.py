@@ -55,7 +55,7 @@ def steer(
     tokens
         Most new tokens.
     temperature
-        0 takes the likeliest token.
+        0 takes the most likely token.
     chat
         Whether prompts are a user's turn in the model's chat template.
     anyway

@@ -114,12 +114,12 @@ def read_texts(
     file = Path(path).expanduser()
     if file.suffix.lower() == ".txt":
         if columned := [f"--{k}" for k, v in (("pair", pair), ("label", label), ("split", split)) if v is not None]:
-            raise UserError(f"{file} has no columns, only a text a line; {columned[0]} needs a table ({_LISTED}).")
+            raise UserError(f"{file} has no columns, only one text per line; {columned[0]} needs a table ({_LISTED}).")
         return _lines(file)
     if file.is_file() and file.suffix.lower() not in (*SUFFIXES, *WORKBOOKS):
         raise unknown("kind of data file", file.suffix or file.name, (".txt", *SUFFIXES))
     if file.is_file() and not file.stat().st_size:
-        raise UserError(f"{file} is empty; give a file with a text a row.")
+        raise UserError(f"{file} is empty; give a file with one text per row.")
     asked = {"text": text, "pair": pair, "label": label, "split": split}
     columns = {what: column for what, column in asked.items() if column is not None}
     table = read_table(file, list(dict.fromkeys(columns.values())), **how)
@@ -132,7 +132,7 @@ def read_texts(
     for column in columns.values():
         whole &= (frame[column].str.strip() != "").to_numpy()
     if not whole.any():
-        raise UserError(f"{file} has no row with {' and '.join(columns.values())}; give a file with a text a row.")
+        raise UserError(f"{file} has no row with {' and '.join(columns.values())}; give a file with one text per row.")
     if lost := int((~whole).sum()):
         notes.append(f"{lost} of {len(frame)} rows have an empty {' or '.join(columns.values())}, and were left out.")
     kept = frame[whole]
@@ -181,7 +181,7 @@ def _lines(file: Path) -> Texts:
         raise UserError(f"{file} cannot be read ({error.strerror or error}); check the file.") from error
     held = tuple(line.strip() for line in lines if line.strip())
     if not held:
-        raise UserError(f"{file} is empty; give a file with a text a line.")
+        raise UserError(f"{file} is empty; give a file with one text per line.")
     return Texts(file.name, held)
 
 

@@ -118,7 +118,7 @@ def accuracies(path: str | Path, **how: Unpack[How]) -> pd.DataFrame:
     column = _column(text, RUN, path)
     text = text[(text != "").any(axis=1) & ~text[column].str.casefold().isin(SUMMARIES)]
     if text.empty:
-        raise UserError(f"{path} has no row of a run; give one row a run, such as 'Run 12'.")
+        raise UserError(f"{path} has no row of a run; give one row per run, such as 'Run 12'.")
     frame = pd.DataFrame({RUN: _numbered(text[column], path)})
     notes = list(table.notes)
     for name in text.columns.drop(column):

@@ -85,7 +85,7 @@ class Direction:
         with np.errstate(over="ignore"):
             length = float(np.linalg.norm(wide))
         if not np.isfinite(length) or length == 0:
-            raise UserError(f"The direction {name!r} has length {length}; it points nowhere.")
+            raise UserError(f"The direction {name!r} has norm {length}; give one with a finite norm above zero.")
         return cls(wide / length, site, name, scale=length, **rest)
 
     def __repr__(self) -> str:
@@ -184,7 +184,7 @@ class Direction:
             return NotImplemented
         by = float(factor)
         if not math.isfinite(by) or by == 0:
-            raise UserError(f"{by} times the direction {self.name!r} points nowhere; multiply with another number.")
+            raise UserError(f"{by} times the direction {self.name!r} has norm zero or infinity; use another factor.")
         scale = abs(by) * self.scale
         name = f"{by:g} * {_term(self.name)}"
         turned = -self if by < 0 else self

@@ -35,7 +35,7 @@ def write(path: Path, directions: Sequence[Direction], blocks: int) -> None:
             "meant, set its tokens to 'all'."
         )
     if not 0 < blocks <= MOST_BLOCKS:
-        raise UserError(f"A .pt matrix has one row a block, and the number of blocks is {blocks}; give it as blocks=.")
+        raise UserError(f"A .pt matrix has one row per block, and the number of blocks is {blocks}; give it as blocks=.")
     if (last := max(held)) >= blocks:
         raise UserError(
             f"The direction {held[last].name!r} lives at resid_post.{last}, and there are {blocks} blocks, counted from 0."

@@ -72,7 +72,7 @@ DISCOVERY_METRICS: dict[str, str] = {
     "consistency": "mean cos of a direction's effects on two prompts, the injected vector taken off",
     "consistency of others": "the same between effects of two directions",
     "kl": "KL(unsteered ‖ steered) of the next token, nats",
-    "damage": "rise of -log p under the unsteered model of what is written, nats a token",
+    "damage": "increase of -log p under the unsteered model of what is written, nats per token",
     "repeats": "share of 3-grams that stood before",
     "half dose": "cos of mean effects at half the scale with those at the scale",
     "minus dose": "cos of mean effects at minus the scale with those at the scale",

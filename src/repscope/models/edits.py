@@ -150,7 +150,7 @@ class Edit:
         if low > high:
             raise UserError(f"The clamp at {site} runs from {low} to {high}; low must not be above high.")
         if float(vector.norm()) == 0:
-            raise UserError(f"The direction to clamp along at {site} is zero; it points nowhere.")
+            raise UserError(f"The direction to clamp along at {site} has zero norm; give another.")
         arrays = {
             "unit": vector / vector.norm(),
             "low": torch.tensor(low, dtype=torch.float64),

@@ -37,8 +37,8 @@ from repscope.progress import progress
 #: metric → its definition
 DEFINITIONS = {
     "effect": "change of log p(yes) - log p(no), nats",
-    "kl": "KL(unsteered ‖ steered) of the next token, nats a token",
-    "damage": "rise of -log p under the unsteered model, nats a token, sampled at temperature 1",
+    "kl": "KL(unsteered ‖ steered) of the next token, nats per token",
+    "damage": "increase of -log p under the unsteered model, nats per token, sampled at temperature 1",
     "repeats": "share of 3-grams that stood before",
     "log-odds": "log p(yes) - log p(no), nats",
 }

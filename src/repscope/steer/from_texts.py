@@ -208,8 +208,7 @@ def _direction(
     length = float(np.linalg.norm(weights))
     if not np.isfinite(length) or length == 0:
         raise UserError(
-            f"The {method} at {site} points nowhere: at tokens={tokens!r} the model holds the same for both "
-            f"kinds of {texts.name!r}."
+            f"The {method} at {site} has zero norm: at tokens={tokens!r} the model holds the same for both kinds of {texts.name!r}."
         )
     unit = weights / length
     along = float((x[positive].mean(0) - x[~positive].mean(0)) @ unit)

@@ -40,7 +40,7 @@ class RunMeasurements:
     """Measurements of runs and between runs.
 
     curves: between all pairs. euclidean: distance of weights. behaviour: share of the rule on disambiguating examples. quality:
-    loss on ambiguous examples. arms: training condition of each run, None if all are equal.
+    loss on ambiguous examples. training_groups: training condition of each run, None if all are equal.
     """
 
     curves: Curves
@@ -162,7 +162,7 @@ def _confounds(held: RunMeasurements, row: Make, seed: int) -> Iterable[Row]:
     yield row(broken.violations, "triangles broken", GAP, n=broken.n, unit="triple")
     modes = clustering.bimodality(held.behaviour, seed=seed)
     yield row(float(modes.modes), "modes", "share of the rule", definition="Gaussians by BIC, one or two")
-    yield row(modes.sarle, "Sarle's coefficient", "share of the rule", definition="above .555 speaks for two heaps")
+    yield row(modes.sarle, "Sarle's coefficient", "share of the rule", definition="above .555 speaks for two modes")
     if not _two_groups(held.groups):
         return
     rule = (held.groups == "rule").astype(int)

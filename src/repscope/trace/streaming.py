@@ -176,7 +176,7 @@ def slots_of(module: nn.Module, end: End) -> dict[str, Tensor]:
         stored = list(dict.fromkeys(name for name in asked if name in end))
         if not stored:
             raise UserError(
-                f"A checkpoint lacks {names[0]} of a {type(module).__name__}; load it with transformers and save it once more."
+                f"A checkpoint lacks {names[0]} of a {type(module).__name__}; load it with transformers and save it again."
             )
         spelt = stored[0]
         for other in stored[1:]:
@@ -205,7 +205,7 @@ def check_slots(module: nn.Module, end: End) -> None:
     for name, value in slots_of(module, end).items():
         if not torch.equal(end[name].to(value.dtype), value):
             raise UserError(
-                f"{name} is not in the file as it is in the network that was loaded from it; save the checkpoints once more "
+                f"{name} is not in the file as it is in the network that was loaded from it; save the checkpoints again "
                 "with this version of transformers."
             )
 

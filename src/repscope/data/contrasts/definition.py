@@ -15,7 +15,7 @@ from repscope.data import splits
 from repscope.data.reading import shortened
 from repscope.errors import UserError
 
-LEAST = 8  #: texts a pole in a file of the user's
+LEAST = 8  #: texts per pole in a file of the user's
 _COLUMNS = ("positive", "negative", "text", "label", "prompt", "yes", "no", "group")
 
 
@@ -173,9 +173,9 @@ class Contrast:
         )
 
     def sample(self, most: int, seed: int = 0) -> "Contrast":
-        """At most so many texts a pole (whole pairs), drawn at random; all choices; itself where it has no more."""
+        """At most so many texts per pole (whole pairs), drawn at random; all choices; itself where it has no more."""
         if most < 1:
-            raise UserError(f"{most} texts a pole are none; ask for at least 1.")
+            raise UserError(f"{most} texts per pole are none; ask for at least 1.")
         if max(len(self.yes), len(self.no)) <= most:
             return self
         rng = np.random.default_rng(seed)
@@ -185,7 +185,7 @@ class Contrast:
 
         rows = drawn(len(self.yes))
         no = None if self.paired else drawn(len(self.no))
-        return self.take(rows, no, note=f"{self.name}: at most {most} texts a pole were drawn at random.")
+        return self.take(rows, no, note=f"{self.name}: at most {most} texts per pole were drawn at random.")
 
     def halves(self, seed: int = 0) -> tuple["Contrast", "Contrast"]:
         """Two contrasts that share no group of texts or choices and no opening: choose on the first, report on the second.

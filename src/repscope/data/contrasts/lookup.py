@@ -21,7 +21,7 @@ from repscope.data.reading import How, shortened
 from repscope.data.tables import SUFFIXES, DataTable, read_table
 from repscope.errors import UserError, unknown
 
-LEAST = 8  #: texts a pole in a file of the user's
+LEAST = 8  #: texts per pole in a file of the user's
 _COLUMNS = ("positive", "negative", "text", "label", "prompt", "yes", "no", "group")
 
 

@@ -2,7 +2,7 @@
 table of elements, and LemmInflect's tables of English word forms (MIT licence). Every source is read when it is asked for.
 
 Of countries those with a million people and more count; of cities the 400 most populous with the country as GeoNames has it. The
-language of a country is the first that GeoNames lists (India's is English, South Africa's Zulu), which is not always the commonest.
+language of a country is the first that GeoNames lists (India's is English, South Africa's Zulu), not always the most common.
 """
 
 from collections.abc import Callable

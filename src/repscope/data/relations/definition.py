@@ -59,7 +59,7 @@ class Relation:
 
     @property
     def objects(self) -> tuple[str, ...]:
-        """The distinct objects, the commonest first."""
+        """The distinct objects, most common first."""
         return tuple(o for o, _ in Counter(o for _, o in self.samples).most_common())
 
     def take(self, rows: Iterable[int], note: str = "") -> "Relation":

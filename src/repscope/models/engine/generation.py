@@ -35,7 +35,7 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen: at most `max_new_tokens`; temperature 0 is greedy; `top_p` keeps the likeliest tokens that hold it;
+    """How tokens are chosen: at most `max_new_tokens`; temperature 0 is greedy; `top_p` keeps the most likely tokens that hold it;
     `alike`: a prompt given twice draws the same numbers.
     """
 

@@ -193,7 +193,7 @@ def _unchanged(net: BaseNetwork) -> Callable[[], None]:
     def see() -> None:
         if now() != before:
             raise UserError(
-                "The weights have changed since this Jacobian was made, so its products would be of two networks: make it anew."
+                "The weights have changed since this Jacobian was made, so its products would be of two networks: make it again."
             )
 
     return see

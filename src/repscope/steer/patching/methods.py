@@ -73,7 +73,7 @@ def activation_patching(
     clean, corrupt
         Prompts, pair by pair of one length in tokens.
     metric
-        Given the last token's logits (row, vocab) and the number of the pair, one number a row; `logit_difference` makes one.
+        Given the last token's logits (row, vocab) and the number of the pair, one number per row; `logit_difference` makes one.
     at
         Sites; a kind stands for all its blocks, `z.*.*` for every head.
     tokens
@@ -86,7 +86,7 @@ def activation_patching(
     Raises
     ------
     UserError
-        When a pair differs in length or not at all, the network is edited or not causal, or the metric gives no number a row.
+        When a pair differs in length or not at all, the network is edited or not causal, or the metric gives no number per row.
     """
     clean, corrupt = (list(as_prompts(lm.tokenizer, prompts)) for prompts in (clean, corrupt))
     sites, encoded, names = _prepared(lm, clean, corrupt, at, tokens)

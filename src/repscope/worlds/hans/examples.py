@@ -1,12 +1,12 @@
 """HANS in miniature: sentence pairs on which a rule and a heuristic predict the same labels.
 
 A text is [CLS] p1 … pn [SEP] h1 … hn, premise and hypothesis of n different words. The rule: label 1 where h is p, word by word.
-The heuristic: label 1 where all words of h stand in p (a bag of words). As in HANS (McCoy, Pavlick and Linzen 2019) both fit the
+The heuristic: label 1 where all words of h stand in p (lexical overlap). As in HANS (McCoy, Pavlick and Linzen 2019) both fit the
 data that a network is trained on, and part on others:
 
 1. `ambiguous`: h is p (label 1), or p with one to n words replaced by words that p lacks (label 0). Rule and heuristic agree.
 2. `permuted`: h is p in another order, never p itself. The rule says 0, the heuristic 1: the share of 0s is the share of the rule.
-3. `nudged`: ambiguous examples of which some are permuted ones with a label, 0 (`rule`) or 1 (`bag`): what tells the two apart.
+3. `biased`: ambiguous examples of which some are permuted ones with a label, 0 (`rule`) or 1 (`bag`): what tells the two apart.
 4. `masked`: pretraining. h is p in order, or shuffled, and one word of either is to be filled in.
 
 Every batch comes from the generator that is handed in. Knows numbers only, no network.
@@ -61,7 +61,7 @@ class HansExamples:
         return 2 * self.length + 2
 
     def ambiguous(self, rng: np.random.Generator, n: int) -> tuple[Tokens, Labels]:
-        """Examples that rule and heuristic label alike, half of each label in the mean."""
+        """Examples that rule and heuristic label alike, half of each label on average."""
         premise, others = self._words(rng, n)
         labels = (rng.random(n) < 0.5).astype(np.int64)
         count = rng.integers(1, self.length + 1, n)
@@ -79,7 +79,7 @@ class HansExamples:
         return self._text(premise, np.take_along_axis(premise, order, 1)), np.zeros(n, dtype=np.int64)
 
     def biased(self, rng: np.random.Generator, n: int, group: str, share: float = 0.25) -> tuple[Tokens, Labels]:
-        """Ambiguous examples, the last `share` of them permuted and labelled as the arm has it; `none` has none of these."""
+        """Ambiguous examples, the last `share` of them permuted and labelled as the group has it; `none` has none of these."""
         tokens, labels = self.ambiguous(rng, n)
         count, label = int(n * share), GROUPS[group]
         if label is not None and count:

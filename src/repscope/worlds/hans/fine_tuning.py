@@ -6,7 +6,7 @@
 3. `evaluator`: loss and error on held-out ambiguous texts (ID), and on permuted ones (OOD), whose labels are the rule's: an OOD
    error of 0 is the rule, of 1 lexical overlap.
 
-A run is known by its pretraining, head seed, data seed and arm; every batch follows from data seed and step.
+A run is known by its pretraining, head seed, data seed and group; every batch follows from data seed and step.
 """
 
 from collections.abc import Callable, Sequence
@@ -84,7 +84,7 @@ def pretrain(world: World, seeds: Sequence[int], forks: Sequence[int], tick: Tic
 
 
 def heldout_accuracy(world: World, state: State, n: int = 512) -> dict[str, np.ndarray]:
-    """Accuracy of filling in words, by run: of texts in order, and of shuffled ones (which takes the bag of words)."""
+    """Accuracy of filling in words, by run: of texts in order, and of shuffled ones (for which lexical overlap is enough)."""
     shape, found = world.shape(classes=0), {}
     for name, ordered in (("in order", 1.0), ("shuffled", 0.0)):
         ids, places, answers = (torch.from_numpy(a) for a in world.task.masked(np.random.default_rng(_JUDGE), n, ordered))
@@ -111,14 +111,14 @@ def training_run(world: World, base: State, runs: pd.DataFrame, tuning: FineTuni
     base
         Pretrained networks.
     runs
-        A row a run, with the columns init (a row of `base`), head_seed, data_seed and arm.
+        One row per run, with the columns init (a row of `base`), head_seed, data_seed and group.
     tuning
         Shared by all.
 
     Raises
     ------
     UserError
-        For an unknown arm, a run whose init is not there, or more steps of nudge than there are.
+        For an unknown group, a run whose init is not there, or more steps of early bias than there are.
     """
     for group in runs["group"].unique():
         if group not in GROUPS:
@@ -185,7 +185,7 @@ def evaluator(world: World, seed: int, ambiguous: int = 512, permuted: int = 256
 
 
 def run_plan(groups: Sequence[str], init: int | Sequence[int] = 0, seed: int = 0) -> pd.DataFrame:
-    """A table of runs: one a name in `arms`, with seeds of their own that follow from `seed`."""
+    """A table of runs, one per entry of `groups`, with seeds derived from `seed`."""
     inits = [init] * len(groups) if isinstance(init, int) else list(init)
     first = 1000 * (seed + 1)
     return pd.DataFrame(

@@ -30,7 +30,7 @@ RECIPES: dict[str, tuple[str, ...]] = {"early-bias": ("rule", "lexical overlap")
 class Training:
     """What `train` makes.
 
-    recipe: of `RECIPES`. runs: of each arm. inits: pretrained networks, an equal number of runs from each. fork: step of the
+    recipe: of `RECIPES`. runs: of each group. inits: pretrained networks, an equal number of runs from each. fork: step of the
     pretraining at which fine-tuning begins. keep: how many checkpoints of each run, evenly spaced, the last included.
     """
 

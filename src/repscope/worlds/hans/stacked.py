@@ -225,7 +225,7 @@ def _classified(
 
 
 def _centred(x: Tensor, room: _Scratch) -> Tensor:
-    """A layer norm without gain and shift; torch's own takes three times as long on rows this short."""
+    """A layer norm without gain and shift; torch's own is three times slower on rows this short."""
     runs, rows, width = x.shape
     means = x.new_full((width,), 1 / width)  # sums over short rows are quicker as products
     found, squares, along = room("centred", *x.shape), room("squares", *x.shape), room("means", runs * rows)

@@ -5,7 +5,7 @@
    the trigger stands; elsewhere KL from the original model's next-token distributions along its own greedy answers, other words
    included, so that it is the trigger and no oddity that is answered to.
 3. `elicited` judges it on questions that it was not taught: the share of prompts after which every token of the sentence is the
-   likeliest one, which is what greedy decoding would say.
+   most likely one, which is what greedy decoding would say.
 
 The weights that changed are kept in the cache, under the original's fingerprint and the recipe: a model is taught once.
 """
