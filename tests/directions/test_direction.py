@@ -113,7 +113,7 @@ def test_arithmetic_is_that_of_weights_and_of_scores():
     assert "sum" in (a + b).found_by
     for wrong, words in (
         (lambda: a - a, "finite norm above zero"),
-        (lambda: 0 * a, "has zero norm"),
+        (lambda: 0 * a, "norm zero or infinity"),
         (lambda: a / 0, "by zero"),
         (lambda: a + Direction.of(np.ones(6), "resid_post.4", "far"), "one site"),
         (lambda: a + Direction.of(np.ones(5), SITE, "narrow"), "must be the same"),
