@@ -169,9 +169,9 @@ def test_arrays_have_the_axes_that_were_asked_for(llama):
     assert llama.capture(prompts, "resid_post.1").numpy().shape == (2, 32)
     assert llama.capture(prompts, "resid_post").numpy().shape == (2, 4, 32)
     ragged = llama.capture(["Paris", "a map of Lagos and Paris"], "resid_post.1", "all")
-    with pytest.raises(UserError, match="no rectangle"):
+    with pytest.raises(UserError, match="do not form one array"):
         ragged.numpy()
-    with pytest.raises(UserError, match=r"holds resid_post.1"):
+    with pytest.raises(UserError, match=r"these activations have resid_post.1"):
         ragged["resid_post.2"]
 
 

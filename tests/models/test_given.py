@@ -443,7 +443,7 @@ def test_edits_and_jacobians_take_the_same_choices_of_tokens(llama, tokens):
         llama.jacobian(TEXTS, "resid_post.0", AT, source_tokens=tokens)
 
 
-@pytest.mark.parametrize(("u", "says"), [("a", "no array of numbers"), (None, "shape"), (np.full((1, 32), 1e300), "beyond")])
+@pytest.mark.parametrize(("u", "says"), [("a", "is not a numeric array"), (None, "shape"), (np.full((1, 32), 1e300), "beyond")])
 def test_vectors_of_products_are_numbers(llama, u, says):
     with pytest.raises(UserError, match=says):
         llama.jacobian(TEXTS, "resid_post.0", AT).vjp(u)

@@ -110,7 +110,7 @@ def cannot_pack(net: BaseNetwork, sites: Sequence[Site]) -> str:
     if net.anatomy is None or Site("resid_post", net.anatomy.blocks - 1) not in net.anatomy.taps:
         return "it has no blocks that were found"
     if "position_ids" not in inspect.signature(net.module.forward).parameters:
-        return "it cannot be told the tokens' positions"
+        return "it takes no token positions"
     if any(_foreign(hook) for m in net.module.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())):
         return "hooks hang on it, which may take each row for a prompt"
     for site in sites:

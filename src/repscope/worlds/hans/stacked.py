@@ -15,8 +15,9 @@ plain module in the tests:
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
@@ -76,19 +77,25 @@ def classify(shape: Shape, state: State, ids: Int[Tensor, "example token"]) -> F
     return found
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Set torch to one thread and restore the user's setting afterwards.
+
+    Small products are fastest on one thread, and sums split over threads round differently.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _in_threads(work: Callable[[int], None], starts: Sequence[int]) -> None:
     """Work on each start, as many at once as torch has threads, each on one: small products gain nothing from being divided."""
     threads = min(torch.get_num_threads(), len(starts))
-    if threads < 2:
-        for start in starts:
-            work(start)
-        return
-    before = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(work, starts))
-    finally:
-        torch.set_num_threads(before)
+    with one_thread(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        list(pool.map(work, starts))
 
 
 # ---------------------------------------------------------------------------------------------- the differentiable path

@@ -12,7 +12,6 @@ Independent of the task: the caller provides the losses.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,22 +26,9 @@ from repscope.disk import whole_file
 from repscope.errors import UserError
 from repscope.models.engine.memory import memory_kept
 from repscope.models.loading.stacked_weights import State, runs_of
+from repscope.worlds.hans.stacked import one_thread
 
 LossOf = Callable[[State, int], Float[Tensor, "run"]]  #: weights and step → mean loss of each run
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Set torch to one thread and restore the user's setting afterwards.
-
-    Small products are fastest on one thread, and sums split over threads round differently.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
