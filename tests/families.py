@@ -116,10 +116,10 @@ NO_FINAL_NORM = {"opt-post-norm", "bert", "roberta"}
 UNPACKED = {
     "gemma2": "it does not attend by torch's",
     "gptj": "it does not attend by torch's",
-    "bloom": "cannot be told",
+    "bloom": "it takes no token positions",
     "falcon-alibi": "come out otherwise",
     "roberta": "come out otherwise",
-    "mamba": "cannot be told",
+    "mamba": "it takes no token positions",
 }
 
 
