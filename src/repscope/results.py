@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     import altair as alt
 
 
+CHOSEN = "chosen on the other half"  #: site of a number whose setting was chosen on the half that it is not reported on
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One number of one analysis, in the schema of all studies."""

@@ -7,7 +7,8 @@ from markupsafe import escape
 from report import browser, synthetic
 from repscope.report import claims
 from repscope.report.charts import layers
-from repscope.report.page import Figure, Page, Section, Table, render, write
+from repscope.report.page import Figure, Page, Section, Table, Term, render, write
+from repscope.report.verdict import Verdict
 
 TABLE = synthetic.table(blocks=8)
 CITY = TABLE[TABLE["item"] == "cities.continent"]
@@ -34,9 +35,15 @@ def build(names: tuple[str, ...] = synthetic.HOSTILE) -> Page:
     return Page(
         title=f"Entities {bad}",
         question=f"Is it? {bad}",
-        answer=f"Yes, by 30 points.\n\n{bad}",
-        sections=(Section(f"What {bad}", f"One.\n\nTwo {bad}", (*drawn, table, Table(WIDE, "Wide"))),),
-        verdicts=claims.evaluate_claims(claims.load_claims(), hostile),
+        verdict=Verdict("Yes", f"By 30 points {bad}", {bad: Verdict("No", bad)}),
+        context=("entities", bad),
+        tested=bad,
+        headline=drawn[0],
+        key=table,
+        terms=(Term(bad, bad, bad, bad),),
+        warnings=(bad,),
+        sections=(Section(f"What {bad}", f"One.\n\nTwo {bad}", (*drawn[1:], Table(WIDE, "Wide"))),),
+        claims=claims.evaluate_claims(claims.load_claims(), hostile),
         notes=(f"3 rows dropped {bad}",),
         facts={"model": "tiny", "fingerprint": "9f" * 40, f"option {bad}": bad},
     )
@@ -85,8 +92,10 @@ def test_order_and_semantics(html):
         ("2", "How this was made"),
     ]
     assert '<html lang="en">' in html
-    assert f"<title>Entities {bad}</title>" in html
-    assert re.findall(r'class="number">(\w+ \d)\.', html) == [f"Figure {i}" for i in range(1, 9)] + ["Table 1", "Table 2"]
+    assert f"<title>Entities {bad} · entities · {bad}</title>" in html
+    assert re.findall(r'class="number">(\w+ \d)\.', html) == ["Figure 1", "Table 1"] + [f"Figure {i}" for i in range(2, 9)] + [
+        "Table 2"
+    ]
     assert '<td class="numeric">0.123</td>' in html
     assert '<td class="numeric">−3.00</td>' in html
     assert '<td class="numeric">1e−09</td>' in html
@@ -166,7 +175,7 @@ def test_figures_can_be_saved_offline(chromium, path):
     with browser.opened(chromium, path) as held:
         for kind, magic in {"svg": b"<svg", "png": b"\x89PNG"}.items():
             with held.page.expect_download() as download:
-                held.page.locator("figure").nth(1).locator(f"button[data-format={kind}]").click()
+                held.page.locator("figure").nth(2).locator(f"button[data-format={kind}]").click()
             assert download.value.suggested_filename == f"figure-2.{kind}"
             assert download.value.path().read_bytes().startswith(magic)
 

@@ -10,7 +10,7 @@ from repscope.cli import run as main
 from repscope.conditions import ESTIMATE, RANDOM, SWAPPED
 from repscope.directions import DirectionSet
 from repscope.errors import UserError
-from repscope.report.charts.layers import CHOSEN
+from repscope.results import CHOSEN
 from repscope.steer.from_texts import METHODS
 from repscope.studies.contrast import STUDY as CONTRAST
 from repscope.studies.contrast.options import ContrastOptions

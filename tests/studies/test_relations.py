@@ -7,10 +7,10 @@ import pytest
 
 from repscope.directions import DirectionSet
 from repscope.errors import UserError
-from repscope.results import COLUMNS, ESTIMATE
+from repscope.results import CHOSEN, COLUMNS, ESTIMATE
 from repscope.studies.relations import STUDY as RELATIONS
 from repscope.studies.relations.options import RelationsOptions
-from repscope.studies.relations.pooled import CHOSEN, pooled
+from repscope.studies.relations.pooled import pooled
 from repscope.studies.run.runner import Run
 
 MAPS = {

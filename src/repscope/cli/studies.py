@@ -91,15 +91,16 @@ def _answer(found: Any, options: Any, out: Path, plan: bool, fresh: bool, json: 
         _print_plan(run, json)
         return
     page = run.answer()
-    answer, notes = run.headline(), run.notes
+    answer, notes, verdict = run.headline(), run.notes, run.verdict
     print_notes(notes)
     if json:
-        told = {"page": str(page), "run": str(run.folder), "answer": list(answer.lines), "notes": list(notes), **answer.more}
-        print(jsonlib.dumps(told))
+        reply = None if verdict is None else verdict.as_json()
+        shown = {"page": str(page), "run": str(run.folder), "verdict": reply, "answer": list(answer.lines), "notes": list(notes)}
+        print(jsonlib.dumps(shown | dict(answer.more)))
     else:
         if answer.rows:
             print_table(answer.rows, title=answer.title)
-        for line in [*answer.lines, page]:
+        for line in [*answer.lines, *(verdict.lines() if verdict else []), page]:
             print(line)
     if not answer.passed:
         raise SystemExit(1)
@@ -154,11 +155,12 @@ def report(run: str, *, pdf: Annotated[bool, Parameter(negative="")] = False, ou
     from repscope.report.page import write
     from repscope.report.pdf import print_pdf
     from repscope.studies.run.folder import find_run
+    from repscope.studies.run.pages import complete_page
     from repscope.studies.run.runner import load_record
 
     folder = find_run(run, out)
     found = study(str(folder.facts().get("study", "")))
-    paths = [write(found.page(load_record(found, folder)), folder.page)]
+    paths = [write(complete_page(found, load_record(found, folder)), folder.page)]
     if pdf:
         paths.append(print_pdf(folder.page, folder.page.with_suffix(".pdf")))
     if json:

@@ -77,7 +77,7 @@ class Claim(_Strict):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ClaimVerdict:
     """The verdict of a table on a claim. sentence: the numbers behind it. row_ids: of the evaluated rows."""
 
     claim: Claim
@@ -106,7 +106,7 @@ def load_claims(path: Path = _FILE) -> tuple[Claim, ...]:
     return claims
 
 
-def evaluate_claims(claims: Iterable[Claim], table: pd.DataFrame) -> tuple[Verdict, ...]:
+def evaluate_claims(claims: Iterable[Claim], table: pd.DataFrame) -> tuple[ClaimVerdict, ...]:
     """The verdicts on the claims of the studies in a table, in the order of the claims."""
     studies = set(table["study"])
     return tuple(_verdict(claim, _selected(claim, table), table) for claim in claims if claim.study in studies)
@@ -123,10 +123,10 @@ def _selected(claim: Claim, table: pd.DataFrame) -> pd.DataFrame:
     return table[keep & items.astype(bool)]
 
 
-def _verdict(claim: Claim, rows: pd.DataFrame, table: pd.DataFrame) -> Verdict:
+def _verdict(claim: Claim, rows: pd.DataFrame, table: pd.DataFrame) -> ClaimVerdict:
     measured = f"{claim.test.metric} {claim.test.condition}" if claim.test.metric == "gain" else claim.test.metric
     if rows.empty:
-        return Verdict(
+        return ClaimVerdict(
             claim,
             "not tested",
             f"This run did not measure {measured} of {' or '.join('anything' if i == '*' else i for i in claim.test.items)}.",
@@ -136,7 +136,7 @@ def _verdict(claim: Claim, rows: pd.DataFrame, table: pd.DataFrame) -> Verdict:
     by_one: Decision = "refuted" if claim.over == "every item" else "supported"
     by_all: Decision = "supported" if claim.over == "every item" else "refuted"
     verdict: Decision = by_one if by_one in each else by_all if set(each) == {by_all} else "undecided"
-    return Verdict(claim, verdict, _sentence(claim, measured, rows, decisions), tuple(rows["row_id"]))
+    return ClaimVerdict(claim, verdict, _sentence(claim, measured, rows, decisions), tuple(rows["row_id"]))
 
 
 def _decide(claim: Claim, row: dict[Any, Any], table: pd.DataFrame) -> tuple[Decision, str]:

@@ -27,8 +27,9 @@ from markupsafe import Markup
 
 from repscope.disk import cache_home, whole_file
 from repscope.errors import UserError
-from repscope.report.claims import Verdict
-from repscope.report.style import spec_of, vega_lite_version
+from repscope.report.claims import ClaimVerdict
+from repscope.report.style import spec_of, unchecked, vega_lite_version
+from repscope.report.verdict import Verdict
 
 _HERE = Path(__file__).parent
 
@@ -54,32 +55,56 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, paragraphs (separated by empty lines), and their figures and tables."""
+    """A heading, paragraphs (separated by empty lines; the first says what to look for), figures and tables.
+
+    link: address and text of a page with more.
+    """
 
     title: str
     text: str
     items: tuple[Figure | Table, ...] = ()
+    link: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Term:
+    """A term or metric of a page, for its fold "How to read this". formula, source: empty where there is none."""
+
+    name: str
+    definition: str
+    formula: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class Page:
-    """The content of a page: question, answer, sections, claims of the literature, notes, provenance.
+    """The content of a page, in print order.
 
-    facts: model, precision, fingerprint, versions, options, seed, command …, in print order.
+    context: model, data, date. verdict: None of a test run, and where a page answers in paragraphs: `answer`. tested: which part of
+    the question is tested. warnings: what the reader must know first. headline: the figure that carries the verdict. key: its
+    numbers. terms: what the fold explains. claims: of the literature. facts: precision, fingerprint, versions, options, command …
     """
 
     title: str
-    question: str
-    answer: str
+    question: str = ""
+    answer: str = ""
     sections: tuple[Section, ...] = ()
-    verdicts: tuple[Verdict, ...] = ()
+    context: tuple[str, ...] = ()
+    verdict: Verdict | None = None
+    tested: str = ""
+    warnings: tuple[str, ...] = ()
+    headline: Figure | None = None
+    key: Table | None = None
+    terms: tuple[Term, ...] = ()
+    claims: tuple[ClaimVerdict, ...] = ()
     notes: tuple[str, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
 def write(page: Page, path: Path) -> Path:
     """Write the page, completely or not at all."""
-    text = render(page)
+    with unchecked():
+        text = render(page)
     with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
     return path
@@ -88,18 +113,27 @@ def write(page: Page, path: Path) -> Path:
 def render(page: Page) -> str:
     """The page as one HTML document."""
     specs: list[dict[str, Any]] = []
-    sections, tables = [], 0
-    for section in page.sections:
-        entries: list[dict[str, Any]] = []
-        for item in section.items:
-            entry: dict[str, Any] = {"title": item.title, "caption": item.caption}
-            if isinstance(item, Figure):
-                specs.append(_responsive(spec_of(item.chart), item.title))
-                entries.append(entry | {"figure": len(specs), "hints": specs[-1].get("usermeta", {}), "small": item.small})
-            else:
-                tables += 1
-                entries.append(entry | {"table": tables, **_cells(item.frame)})
-        sections.append({"title": section.title, "paragraphs": _paragraphs(section.text), "entries": entries})
+    tables = 0
+
+    def entry(item: Figure | Table) -> dict[str, Any]:
+        nonlocal tables
+        common = {"title": item.title, "caption": item.caption}
+        if isinstance(item, Figure):
+            specs.append(_responsive(spec_of(item.chart), item.title))
+            return common | {"figure": len(specs), "hints": specs[-1].get("usermeta", {}), "small": item.small}
+        tables += 1
+        return common | {"table": tables, **_cells(item.frame)}
+
+    top = [entry(item) for item in (page.headline, page.key) if item is not None]
+    sections = [
+        {
+            "title": section.title,
+            "paragraphs": _paragraphs(section.text),
+            "entries": [entry(item) for item in section.items],
+            "link": section.link,
+        }
+        for section in page.sections
+    ]
     scripts = (_bundle(), (_HERE / "draw.js").read_text(encoding="utf-8")) if specs else ()
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -107,6 +141,7 @@ def render(page: Page) -> str:
     return environment.get_template("page.html.j2").render(
         page=page,
         answer=_paragraphs(page.answer),
+        top=top,
         sections=sections,
         specs=[_json(spec) for spec in specs],
         scripts=[Markup(script) for script in scripts],

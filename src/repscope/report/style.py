@@ -6,6 +6,7 @@ grey. Figures are in `report.charts`.
 
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import altair as alt
 import numpy as np
 import pandas as pd
+from altair.utils.schemapi import debug_mode
 
 from repscope.conditions import condition
 
@@ -167,6 +169,13 @@ def finish(*layers: alt.Chart, height: float, **hints: float) -> alt.LayerChart:
     return chart
 
 
+def faceted(chart: alt.FacetChart, min_width: float) -> alt.FacetChart:
+    """A faceted chart in the theme; it keeps its width and scrolls in a narrower box."""
+    chart.config = alt.Config.from_dict(_THEME)
+    chart.usermeta = {"min_width": min_width}
+    return chart
+
+
 def data(frame: pd.DataFrame) -> alt.InlineData:
     """A frame as inline records: numbers to 4 significant digits, what is missing as null."""
     columns = {c: [_plain(v) for v in frame[c]] for c in frame.columns}
@@ -227,6 +236,14 @@ def visible(token: object, longest: int = 16) -> str:
 def block_name(block: float) -> str:
     """The label of a block; −1 is the input embedding."""
     return "emb" if block < 0 else str(int(block))
+
+
+def unchecked() -> AbstractContextManager[None]:
+    """Charts made and written inside are not checked against the schema of Vega-Lite, which takes most of the time of a page.
+
+    The tests check every chart.
+    """
+    return debug_mode(False)
 
 
 def spec_of(chart: alt.TopLevelMixin) -> dict[str, Any]:

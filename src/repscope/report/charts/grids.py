@@ -1,6 +1,6 @@
 """Charts over two settings, over a dose, and of names in a plane: frames in, one Altair chart out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import altair as alt
 import pandas as pd
@@ -11,6 +11,7 @@ from repscope.report.style import (
     STYLES,
     by_condition,
     data,
+    faceted,
     finish,
     gradient,
     numbers,
@@ -129,6 +130,31 @@ def points(frame: pd.DataFrame, *, value_title: str, controls: Sequence[str] = (
     x, lo = (alt.X(f"{end}:Q", title=value_title, scale=scale) for end in ("value", "lo"))
     bars = base.mark_rule(strokeWidth=1.8).encode(x=lo, x2="hi:Q")
     return finish(bars, base.mark_point(filled=True, size=46, opacity=1).encode(x=x), height=19 * len(frame) + 30, max_width=620)
+
+
+def multiples(
+    frame: pd.DataFrame, *, titles: Mapping[str, str], controls: Sequence[str] = (), columns: int = 3, width: int = 200
+) -> alt.FacetChart:
+    """`points` for several metrics as small multiples, each with its own scale. Controls are grey.
+
+    Columns metric (a key of `titles`, which gives their order), name, value, lo, hi and n.
+    """
+    drawn = frame.assign(control=frame["name"].isin(list(controls)), metric=frame["metric"].map(titles))
+    names = list(dict.fromkeys(frame["name"]))
+    base = alt.Chart().encode(
+        y=alt.Y("name:N", sort=names, title=None).axis(labelLimit=190, domain=False, ticks=False, labelPadding=8),
+        color=alt.condition("datum.control == 1", alt.value(STYLES["grey"].color), alt.value(STYLES["blue"].color)),
+        tooltip=[*tips("metric", "name"), *numbers("value", "lo", "hi"), *tips("n")],
+    )
+    x, lo = (alt.X(f"{end}:Q", title=None, scale=alt.Scale(zero=True, nice=True)).axis(tickCount=4) for end in ("value", "lo"))
+    layer = alt.layer(
+        base.mark_rule(strokeWidth=1.8).encode(x=lo, x2="hi:Q"),
+        base.mark_point(filled=True, size=46, opacity=1).encode(x=x),
+        data=data(drawn[["metric", "name", "value", "lo", "hi", "n", "control"]]),
+    ).properties(width=width, height=19 * len(names) + 10)
+    header = alt.Header(title=None, labelAnchor="start", labelLimit=width + 20, labelFontSize=12, labelFontWeight=600)
+    facet = alt.Facet("metric:N", sort=list(titles.values()), title=None, header=header)
+    return faceted(layer.facet(facet=facet, columns=columns).resolve_scale(x="independent"), 210 + columns * (width + 24))
 
 
 def plane(frame: pd.DataFrame, *, x_title: str, y_title: str) -> alt.LayerChart:

@@ -39,8 +39,8 @@ from repscope.report.style import (
     vega_lite_version,
     visible,
 )
+from repscope.results import CHOSEN
 
-CHOSEN = "chosen on the other half"  #: site of a score whose block was chosen on other entities
 PAPER_WIDTH = 680  #: px, the container of `save`
 
 

@@ -11,7 +11,6 @@ from repscope.report.charts import layers
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.studies.bench_discovery.options import BenchOptions
 from repscope.studies.bench_discovery.settings import SETTINGS
-from repscope.studies.run.provenance import page_facts
 from repscope.studies.run.study import Answer, Record
 
 _PRINTED = 8  #: columns that a terminal holds; the page has all
@@ -70,7 +69,6 @@ def page(record: Record[BenchOptions]) -> Page:
             ),
         ),
         notes=tuple(_violations(record)),
-        facts=page_facts(record.facts),
     )
 
 

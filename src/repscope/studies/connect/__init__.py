@@ -3,6 +3,7 @@
 from repscope.studies.connect.options import ConnectOptions
 from repscope.studies.connect.page import answer, page
 from repscope.studies.connect.steps import steps, subject
+from repscope.studies.connect.verdict import verdict
 from repscope.studies.run.study import Study
 
 STUDY = Study(
@@ -12,6 +13,7 @@ STUDY = Study(
     steps=steps,
     page=page,
     answer=answer,
+    verdict=verdict,
     subject=subject,
     positional=("models",),
     unused=("short", "tiny"),

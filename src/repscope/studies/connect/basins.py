@@ -135,7 +135,8 @@ def section(result: Result, gap: Matrix) -> Section:
     )
     return Section(
         "Are there basins, and do they predict anything?",
-        "Clustering always returns two clusters. They are informative if they predict behaviour that was not used for "
+        "Look for clusters that differ in behaviour. Clustering always returns two clusters. They are informative if they "
+        "predict behaviour that was not used for "
         "clustering, and predict it better than the main loss and Euclidean distances between weights do.",
         (
             Figure(

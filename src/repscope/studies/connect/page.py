@@ -1,5 +1,6 @@
 """The page of `connect`: losses along the lines, the matrix of barriers, the table of barriers by definition."""
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -9,9 +10,9 @@ from repscope.report.charts import lines, runs
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.results import Result
 from repscope.studies.connect.basins import section
+from repscope.studies.connect.names import RISE
 from repscope.studies.connect.options import ConnectOptions
 from repscope.studies.connect.summary import height_rows, sentences
-from repscope.studies.run.provenance import page_facts
 from repscope.studies.run.study import Answer, Record
 
 _ENDS = ("at one end", "at the other end")
@@ -26,6 +27,12 @@ _NAMES = (
     "of the first network. A line to a random end may be uphill all the way and have no barrier; whether a line is low is "
     "read from its loss increase compared with that of its control."
 )
+_POINTS = (
+    "Each point of a line is a network with the weights (1 − α) a + α b. Grey: the control, a line of equal norm (tensor by "
+    "tensor) "
+    "from the first network in a random direction."
+)
+_KEY = 8  #: lines in the table of key numbers
 _ROUNDING = 1e-6  #: smaller heights are rounding errors
 _FLAT = 4.0  #: if the range of a control is so many times that of the lines, the lines are drawn on a scale of their own
 
@@ -35,19 +42,15 @@ def page(record: Record[ConnectOptions]) -> Page:
     names, result, unit = tuple(record.facts["names"]), record.results["connect"], record.facts["loss unit"]
     losses = [name.removeprefix("line ") for name in result.arrays if name.startswith("line ")]
     heights = pd.DataFrame(height_rows(record))
-    sections = [
-        Section(
-            "Along the lines",
-            "Each point of a line is a network with the weights (1 − α) a + α b. Grey: the control, a line of equal norm (tensor "
-            "by tensor) from the first network in a random direction.",
-            tuple(figure for loss in losses for figure in _lines(loss, names, result, unit)),
-        )
-    ]
+    first, *others = [figure for loss in losses for figure in _lines(loss, names, result, unit)]
+    sections = (
+        [Section("Along the lines", f"Look for losses that rise between the networks. {_POINTS}", tuple(others))] if others else []
+    )
     if len(names) > 2:
         sections.append(
             Section(
                 "Between all runs",
-                "Chord barriers, runs in the order given.",
+                "Look for blocks of runs without barriers between them. Chord barriers, runs in the order given.",
                 tuple(Figure(_matrix(loss, names, result), loss.capitalize(), "", small=len(names) <= 6) for loss in losses),
             )
         )
@@ -56,7 +59,7 @@ def page(record: Record[ConnectOptions]) -> Page:
     sections.append(
         Section(
             "Barriers by definition",
-            _NAMES,
+            "Look for pairs whose barrier depends on its definition. " + _NAMES,
             (
                 *(_heights(heights[heights["loss"] == loss].head(_MOST), loss, unit) for loss in losses),
                 Table(_run_losses(result), "Losses of the runs", "With 95 % intervals over examples."),
@@ -66,11 +69,14 @@ def page(record: Record[ConnectOptions]) -> Page:
     )
     return Page(
         title="Paths between networks",
-        question=record.facts["question"],
-        answer="\n\n".join(sentences(record)),
+        context=(f"{len(names)} networks", f"control: {RANDOM}"),
+        headline=replace(first, title=f"{losses[0].capitalize()} along the lines", caption=_POINTS, small=False),
+        key=Table(
+            heights[heights["loss"] == losses[0]].head(_KEY)[["pair", *(c for c in heights.columns if c == "chord" or RISE in c)]],
+            "Key numbers",
+            f"Chord barrier and loss increase of the {losses[0]} ({unit}) with 95 % intervals over examples; all lines are below.",
+        ),
         sections=tuple(sections),
-        notes=record.notes,
-        facts=page_facts(record.facts),
     )
 
 

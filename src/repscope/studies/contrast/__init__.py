@@ -3,6 +3,7 @@
 from repscope.studies.contrast.options import ContrastOptions
 from repscope.studies.contrast.page import answer, page
 from repscope.studies.contrast.steps import steps
+from repscope.studies.contrast.verdict import verdict
 from repscope.studies.run.study import Study
 
 STUDY = Study(
@@ -12,4 +13,5 @@ STUDY = Study(
     steps=steps,
     page=page,
     answer=answer,
+    verdict=verdict,
 )

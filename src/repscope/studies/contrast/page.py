@@ -7,15 +7,12 @@ import pandas as pd
 
 from repscope.conditions import RANDOM, SWAPPED
 from repscope.report.charts import grids, layers
-from repscope.report.charts.layers import CHOSEN
-from repscope.report.claims import evaluate_claims, load_claims
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.report.text import format_estimate, format_gain
-from repscope.results import ESTIMATE
+from repscope.results import CHOSEN, ESTIMATE
 from repscope.steer.dose_response import PROMPTED
 from repscope.steer.selection import MOST_KL
 from repscope.studies.contrast.options import ContrastOptions
-from repscope.studies.run.provenance import page_facts
 from repscope.studies.run.study import Answer, Record
 
 _SHOWN = 6  #: openings whose continuations stand in the page
@@ -24,14 +21,15 @@ _X = "strength: norm of the added vector / median norm at the site"
 
 def page(record: Record[ContrastOptions]) -> Page:
     """The page."""
+    chosen = record.results["choose"].side["chosen"].iloc[0]["name"]
     return Page(
         title=f"A direction of {_name(record)}",
-        question=record.facts["question"],
-        answer="\n\n".join([*record.warnings, " ".join(_sentences(record))]),
-        sections=(_dose(record), _texts(record), _choice(record), _reading(record)),
-        verdicts=evaluate_claims(load_claims(), record.table),
-        notes=record.notes,
-        facts=page_facts(record.facts),
+        context=(_name(record), str(chosen)),
+        tested="Method, block and strength were chosen on one half of the choices; the numbers are from the other half.",
+        headline=_effect(record),
+        key=_key(record),
+        sections=(_cost(record), _texts(record), _choice(record), _reading(record)),
+        notes=() if _works(record) else (_no_working_range(),),
     )
 
 
@@ -106,25 +104,53 @@ def _no_working_range() -> str:
     )
 
 
-def _dose(record: Record[Any]) -> Section:
-    dosed, works = record.results["dose"].side["dose"], _works(record)
+def _curve(record: Record[Any], metric: str, title: str, height: float = 250) -> Any:
+    dosed = record.results["dose"].side["dose"]
+    rows = dosed[(dosed.metric == metric) & (dosed.condition != "unsteered")]
+    flat = rows.condition == PROMPTED
+    frame = rows.assign(dose=rows.strength.mask(flat))[["dose", "condition", "value", "lo", "hi", "n"]]
+    frame = frame.sort_values("dose")
+    return grids.dose(frame, x_title=_X, value_title=title, share=False, span=_works(record), height=height)
 
-    def curve(metric: str, title: str, height: float = 250) -> Any:
-        rows = dosed[(dosed.metric == metric) & (dosed.condition != "unsteered")]
-        flat = rows.condition == PROMPTED
-        frame = rows.assign(dose=rows.strength.mask(flat))[["dose", "condition", "value", "lo", "hi", "n"]]
-        return grids.dose(frame.sort_values("dose"), x_title=_X, value_title=title, share=False, span=works, height=height)
 
+def _effect(record: Record[Any]) -> Figure:
+    return Figure(
+        _curve(record, "effect", "effect (nats)", 320),
+        "Effect by strength, second half of the choices",
+        "Change of log p(yes) − log p(no) of two continuations; band: 95 % bootstrap interval over groups of choices. Grey: the "
+        "range of random directions of equal norm. Horizontal line: the model prompted in words. Shaded: the working range, set on "
+        "the first half.",
+    )
+
+
+def _key(record: Record[Any]) -> Table:
+    """At the strength chosen on the first half; where none works, what was measured at each strength."""
+    table = record.table
+    at = table[(table["site"] == CHOSEN) & (table["split"] == "halves") & table["item"].eq(_name(record))]
+    rows: list[dict[str, Any]] = []
+    for metric, title in (("effect", "effect on the choices (nats)"), ("gain", "gain (nats)")):
+        for r in at[(at["metric"] == metric) & (at["step"] == "dose")].to_dict("records"):
+            rows.append({"number": title, "of": r["condition"], "value": format_estimate(r), "n": f"{r['n']} {r['unit']}s"})
+    dosed = record.results["dose"].side["dose"]
+    arrays = record.results["dose"].arrays
+    scale = float(arrays["scale"][0] / arrays["norm"][0])
+    mine = dosed[dosed.condition == ESTIMATE]
+    strength = mine["strength"].iloc[int((mine["strength"] - scale).abs().argmin())]
+    for metric, title in (("damage", "damage (nats per token)"), ("kl", "KL (nats per token)")):
+        for r in mine[(mine["strength"] == strength) & (mine["metric"] == metric)].to_dict("records"):
+            rows.append({"number": title, "of": ESTIMATE, "value": format_estimate(r), "n": f"{r['n']} openings"})
+    return Table(
+        pd.DataFrame(rows),
+        "Key numbers",
+        f"At strength {strength:+.2g} (norm of the added vector / median norm at the site), chosen on the first half; 95 % "
+        f"intervals.",
+    )
+
+
+def _cost(record: Record[Any]) -> Section:
     items = (
         Figure(
-            curve("effect", "effect (nats)", 320),
-            "Effect by strength, second half of the choices",
-            "Change of log p(yes) − log p(no) of two continuations; band: 95 % bootstrap interval over groups of "
-            "choices. Grey: the range of random directions of equal norm. Horizontal line: the model prompted in "
-            "words. Shaded: the working range, set on the first half.",
-        ),
-        Figure(
-            curve("damage", "damage (nats per token)"),
+            _curve(record, "damage", "damage (nats per token)"),
             "Damage to fluency",
             "Loss of the unsteered model on the steered text minus its loss on its own text (nats per token), both "
             "sampled with the same random numbers; interval over openings. Below 0: the text is more predictable than "
@@ -132,15 +158,16 @@ def _dose(record: Record[Any]) -> Section:
             small=True,
         ),
         Figure(
-            curve("kl", "KL (nats per token)"),
+            _curve(record, "kl", "KL (nats per token)"),
             "Distance of the next-token distribution",
             "KL(unsteered ‖ steered), mean over the text written by the unsteered model; interval over openings.",
             small=True,
         ),
     )
     return Section(
-        "Effect and damage by strength",
-        "Measured on choices and openings that were not used to find the direction, its block or its strength.",
+        "What steering costs",
+        "Look for strengths at which the effect is above that of random directions while damage is small. Measured on openings "
+        "that were not used to find the direction, its block or its strength.",
         items,
     )
 
@@ -158,7 +185,10 @@ def _texts(record: Record[Any]) -> Section:
     frame.columns = pd.Index(["opening", *("unsteered" if s == 0 else f"strength {s:+.2g}" for s in sorted(shown))])
     note = f"Sampled at temperature 1 with the same random numbers; the strength chosen on the first half is {best:+.2g}."
     return Section(
-        "Generated text", "The first openings of the second half, without selection.", (Table(frame, "Continuations", note),)
+        "Generated text",
+        "Look for whether the text still makes sense at the chosen strength. The first openings of the second half, without "
+        "selection.",
+        (Table(frame, "Continuations", note),),
     )
 
 
@@ -210,7 +240,10 @@ def _choice(record: Record[Any]) -> Section:
             )
         )
     return Section(
-        "How it was chosen", "The direction that separates texts best may not be the one that steers most.", tuple(items)
+        "How it was chosen",
+        "Look for candidates near the chosen one: the choice among them is noise. The direction that separates texts best may "
+        "not be the one that steers most.",
+        tuple(items),
     )
 
 
@@ -229,5 +262,6 @@ def _reading(record: Record[Any]) -> Section:
         f"intervals over positive texts. Swapped labels: the same fit ({mine['item'].iloc[0]}) with the labels of "
         "half of the texts swapped.",
     )
-    text = f"Best: {best['item']} at block {int(best['layer'])}, {format_estimate(best)}."
+    look = "Look for the block at which the two kinds of text separate best."
+    text = f"{look} Best: {best['item']} at block {int(best['layer'])}, {format_estimate(best)}."
     return Section("How well it separates held-out texts", text, (figure,))

@@ -23,8 +23,7 @@ from repscope.conditions import RANDOM, over
 from repscope.data.contrasts import Contrast, contrast
 from repscope.directions import Direction, DirectionSet
 from repscope.errors import UserError, unknown
-from repscope.report.charts.layers import CHOSEN
-from repscope.results import Result, Row
+from repscope.results import CHOSEN, Result, Row
 from repscope.steer.dose_response import PROMPTED, by_group, doing, dose
 from repscope.steer.effects import DEFINITIONS, Added, log_odds
 from repscope.steer.from_texts import METHODS, fit

@@ -3,6 +3,7 @@
 from repscope.studies.discover.options import DiscoverOptions
 from repscope.studies.discover.page import answer, page
 from repscope.studies.discover.steps import steps
+from repscope.studies.discover.verdict import verdict
 from repscope.studies.run.study import Study
 
 STUDY = Study(
@@ -12,4 +13,5 @@ STUDY = Study(
     steps=steps,
     page=page,
     answer=answer,
+    verdict=verdict,
 )

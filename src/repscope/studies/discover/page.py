@@ -1,6 +1,7 @@
 """The page of the `discover` study and its closing lines, from the tables of the run."""
 
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -8,11 +9,9 @@ import pandas as pd
 from repscope.data.requests import requests
 from repscope.discovery.comparison import DISCOVERY_METRICS, RANDOM_METHOD
 from repscope.report.charts import grids
-from repscope.report.claims import evaluate_claims, load_claims
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.report.text import format_estimate, format_gain
 from repscope.studies.discover.options import DiscoverOptions
-from repscope.studies.run.provenance import page_facts
 from repscope.studies.run.study import Answer, Record
 
 #: metric → title of its axis, in the order of the page
@@ -27,6 +26,7 @@ _FIGURES = {
     "stability": "stability over seeds (mean |cos|)",
     "supervised": "similarity to supervised directions (max |cos|)",
 }
+_STABILITY = "mean |cos| with the directions of other seeds, matched one to one"
 _ANSWERED = ("size", "overlap", "clusters", "consistency", "kl")
 #: method → its wording in the answer
 _WORDING = {
@@ -38,14 +38,15 @@ _WORDING = {
 
 def page(record: Record[DiscoverOptions]) -> Page:
     """The page."""
+    source = str(record.results["scale"].table["site"].iloc[0])
     return Page(
         title="Unsupervised directions",
-        question=record.facts["question"],
-        answer="\n\n".join([*record.warnings, *_sentences(record)]),
+        context=(Path(str(record.options.prompts)).name, f"added at {source}"),
+        tested=f"All vectors are added at {source} and have the norm {_scale(record)}. Directions are found on some prompts and "
+        "evaluated on others.",
+        headline=_kl(record),
+        key=_key(record),
         sections=(_compared(record), _behaviours(record), _dose(record)),
-        verdicts=evaluate_claims(load_claims(), record.table),
-        notes=record.notes,
-        facts=page_facts(record.facts),
     )
 
 
@@ -87,35 +88,51 @@ def _sentences(record: Record[Any]) -> list[str]:
     return lines
 
 
+def _points(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.rename(columns={"item": "name"})[["metric", "name", "value", "lo", "hi", "n"]]
+
+
+def _kl(record: Record[Any]) -> Figure:
+    rows = _rows(record)
+    rows = rows[rows["metric"] == "kl"]
+    return Figure(
+        grids.points(_points(rows), value_title=_FIGURES["kl"], controls=[RANDOM_METHOD]),
+        "Change of the next token by the directions of each method",
+        f"KL(unsteered ‖ steered) of the next token on held-out prompts. Interval over {int(rows['n'].max())} seeds; grey: random "
+        "directions of equal norm, the control.",
+    )
+
+
+def _key(record: Record[Any]) -> Table:
+    table = _rows(record)
+    lines: dict[str, dict[str, Any]] = {}
+    for r in table[table["metric"].isin(_ANSWERED)].to_dict("records"):
+        line = lines.setdefault(str(r["item"]), {"method": str(r["item"]), **dict.fromkeys(_ANSWERED, "–"), "n": int(r["n"])})
+        line[str(r["metric"])] = format_estimate(r)
+    frame = pd.DataFrame(list(lines.values())).rename(columns={"kl": "KL (nats)", "size": "effect norm", "n": "seeds"})
+    return Table(frame, "Key numbers", "Mean and 95 % bootstrap interval over seeds; all vectors have equal norm.")
+
+
 def _compared(record: Record[Any]) -> Section:
     table = _rows(record)
-    items: list[Figure | Table] = []
-    for metric, title in _FIGURES.items():
-        rows = table[table["metric"] == metric]
-        if rows.empty:
-            continue
-        frame = rows.rename(columns={"item": "name"})[["name", "value", "lo", "hi", "n"]]
-        meaning = DISCOVERY_METRICS.get(metric, "mean |cos| with the directions of other seeds, matched one to one")
-        meaning = meaning[0].upper() + meaning[1:]
-        items.append(
-            Figure(
-                grids.points(frame, value_title=title, controls=[RANDOM_METHOD]),
-                metric.capitalize() if metric != "kl" else "KL",
-                f"{meaning}. Interval over {int(rows['n'].max())} seeds; grey: random directions of equal norm.",
-                small=True,
-            )
-        )
-    cells = table[table["metric"] != "gain"].assign(
-        cell=[format_estimate(r) for r in table[table["metric"] != "gain"].to_dict("records")]
+    rows = table[table["metric"].isin([m for m in _FIGURES if m != "kl"])]
+    titles = {m: _FIGURES[m] for m in _FIGURES if m in set(rows["metric"])}
+    meanings = [f"{m}: {DISCOVERY_METRICS.get(m, _STABILITY)}" for m in titles]
+    drawn = Figure(
+        grids.multiples(_points(rows), titles=titles, controls=[RANDOM_METHOD]),
+        "What the directions do, by method",
+        f"Interval over {int(rows['n'].max())} seeds; grey: random directions of equal norm. {'; '.join(meanings).capitalize()}.",
     )
+    cells = table[table["metric"] != "gain"]
+    cells = cells.assign(cell=[format_estimate(r) for r in cells.to_dict("records")])
     wide = cells.pivot(index="item", columns="metric", values="cell").fillna("–")
     order = [m for m in [*_FIGURES, *wide.columns] if m in wide.columns]
     wide = wide.loc[list(dict.fromkeys(cells["item"])), list(dict.fromkeys(order))].rename_axis("").reset_index()
-    items.append(Table(wide, "All numbers", "Mean and 95 % bootstrap interval over seeds."))
     return Section(
         "Objectives and solvers compared",
-        "Directions are found on some prompts and evaluated on others, all with equal norm.",
-        tuple(items),
+        "Look for methods with large effects that overlap little and are the same on other prompts (consistency) and for other "
+        "seeds (stability).",
+        (drawn, Table(wide, "All numbers", "Mean and 95 % bootstrap interval over seeds.")),
     )
 
 
@@ -160,7 +177,8 @@ def _behaviours(record: Record[Any]) -> Section:
     )
     return Section(
         "Behaviours",
-        "Directions of the first seed, all methods together, clustered by their mean effects (|cos| > .8): "
+        "Look for clusters that several methods find, and read what they write. Directions of the first seed, all methods "
+        "together, clustered by their mean effects (|cos| > .8): "
         f"different vectors with the same effect count once. Clusters by method: {counted}.",
         items,
     )
@@ -183,4 +201,4 @@ def _dose(record: Record[Any]) -> Section:
         )
         for metric, title in titles.items()
     )
-    return Section("Dose", "Effects at fractions and multiples of the scale.", items)
+    return Section("Dose", "Look for where effects stop growing in proportion: there the response is no longer linear.", items)

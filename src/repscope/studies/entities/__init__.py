@@ -3,6 +3,7 @@
 from repscope.studies.entities.options import EntitiesOptions
 from repscope.studies.entities.page import answer, page
 from repscope.studies.entities.steps import steps
+from repscope.studies.entities.verdict import verdict
 from repscope.studies.run.study import Study
 
 STUDY = Study(
@@ -12,4 +13,5 @@ STUDY = Study(
     steps=steps,
     page=page,
     answer=answer,
+    verdict=verdict,
 )

@@ -6,31 +6,34 @@ import pandas as pd
 
 from repscope.read.probe_sweep import NOT_PROBED
 from repscope.report.charts import layers
-from repscope.report.claims import evaluate_claims, load_claims
 from repscope.report.page import Figure, Page, Section, Table
+from repscope.report.style import block_name
 from repscope.report.text import format_estimate
-from repscope.results import ESTIMATE, select
+from repscope.results import CHOSEN, ESTIMATE, select
+from repscope.studies.entities.names import attribute_of, attributes, title, whole
 from repscope.studies.entities.options import EntitiesOptions
-from repscope.studies.run.provenance import page_facts
 from repscope.studies.run.study import Answer, Record
 
-CHOSEN = "chosen on the other half"
 _METRICS = {"accuracy": "accuracy (held-out entities)", "r2": "R² (held-out entities)"}
+_KEY = ("bag of token embeddings", "random weights", "shuffled labels")
+_TESTED = (
+    "Tested: whether attributes read out linearly at the last token of a name, from which block on, and what the network adds to "
+    "the name's tokens. Not tested: that it is the MLPs that do it, and not attention."
+)
+_PROBE = "ridge on standardised features; penalty by leave-one-out inside the training fold"
 
 
 def page(record: Record[EntitiesOptions]) -> Page:
     """The page."""
-    table = record.table
-    sets = _sets(record)
-    sections = [_overview(table)] + [_section(record, table, name) for name in sets]
+    table, sets = record.table, _sets(record)
     return Page(
         title="Where a name becomes one vector",
-        question=record.facts["question"],
-        answer="\n\n".join([*record.warnings, *(" ".join(_answered(record, table, name)) for name in sets)]),
-        sections=tuple(sections),
-        verdicts=evaluate_claims(load_claims(), table),
-        notes=record.notes,
-        facts=page_facts(record.facts, Probe="ridge on standardised features; penalty by leave-one-out inside the training fold"),
+        context=(", ".join(sets),),
+        tested=_TESTED,
+        headline=_gains(table),
+        key=_key(table),
+        sections=(*(_section(record, table, name) for name in sets), _controls(table)),
+        facts={"Probe": _PROBE},
     )
 
 
@@ -58,29 +61,51 @@ def _answered(record: Record[EntitiesOptions], table: pd.DataFrame, name: str) -
     return lines + [note for note in record.results[name].notes if note.startswith(NOT_PROBED)]
 
 
-def _overview(table: pd.DataFrame) -> Section:
-    gains = select(table, metric="gain")
-    chosen = _chosen(table)
-    items: list[Figure | Table] = [
-        Figure(
-            layers.gains(gains),
-            "Gain over each simpler explanation",
-            "Score at the block chosen on the other half of the entities, minus the score of the control, paired over "
-            "entities; 95 % bootstrap intervals over entities. An interval that contains 0 is no evidence of a "
-            "difference.",
-        ),
-        Table(
-            _wide(chosen),
-            "Scores and controls at the chosen block",
-            "Value and 95 % interval; classes by accuracy, numbers by R². The block was chosen on the other half of the entities.",
-        ),
-    ]
-    text = (
-        "If a probe reads an attribute from the last token of a name, there are simpler explanations than a "
-        "look-up in the network: the tokens of the name, its first token, its letters, the most common class, or "
-        "the number of features. Each is tested as a control on the same entities and folds."
+def _gains(table: pd.DataFrame) -> Figure:
+    return Figure(
+        layers.gains(select(table, metric="gain")),
+        "Gain over each simpler explanation",
+        "Score of the probe at the block chosen on the other half of the entities, minus the score of each control; paired over "
+        "entities, with 95 % bootstrap intervals over them. Right of 0, the network adds something to that explanation.",
     )
-    return Section("Scores compared with controls", text, tuple(items))
+
+
+def _key(table: pd.DataFrame) -> Table:
+    """Estimate, the main controls, and n; one row per attribute."""
+    chosen, blocks = _chosen(table), select(table, metric="block")
+    rows = []
+    for item in attributes(table):
+        at = {r["condition"]: r for r in chosen[chosen["item"] == item].to_dict("records") if "logistic" not in r["definition"]}
+        rows.append(
+            {
+                "attribute": title(item),
+                "score": {"accuracy": "accuracy", "r2": "R²"}[at[ESTIMATE]["metric"]],
+                "estimate": format_estimate(at[ESTIMATE]),
+                **{c: format_estimate(at[c]) if c in at else "–" for c in _KEY},
+                "block": ", ".join(block_name(b) for b in sorted(set(blocks[blocks["item"] == item]["value"]))),
+                "n": at[ESTIMATE]["n"],
+            }
+        )
+    return Table(
+        pd.DataFrame(rows),
+        "Key numbers",
+        "Held-out score with its 95 % interval, and three controls on the same entities and folds. The block was chosen on the "
+        "other half of the entities, so there are two if the halves differ.",
+    )
+
+
+def _controls(table: pd.DataFrame) -> Section:
+    return Section(
+        "All controls",
+        "Look for a control that comes close to the estimate: it would be a simpler explanation than a look-up in the network. The "
+        "tokens of the name, its first token, its letters, the most common class and the number of features are tested on the "
+        "same entities and folds.",
+        (
+            Table(
+                _wide(_chosen(table)), "Scores at the chosen block", "Value and 95 % interval: accuracy of classes, R² of numbers."
+            ),
+        ),
+    )
 
 
 def _section(record: Record[EntitiesOptions], table: pd.DataFrame, name: str) -> Section:
@@ -90,14 +115,14 @@ def _section(record: Record[EntitiesOptions], table: pd.DataFrame, name: str) ->
     attributes = list(dict.fromkeys(rows["item"]))
     for item in attributes:
         here = layered[layered["item"] == item]
-        entity = here[_whole(here) & here["token"].isin(["last", "mean", "first", ""])]
+        entity = here[whole(here) & here["token"].isin(["last", "mean", "first", ""])]
         by_layer = entity[~entity["condition"].str.startswith("context")]
         metric = _METRICS[str(by_layer["metric"].iloc[0])]
         n = int(select(by_layer, condition=ESTIMATE)["n"].iloc[0])
         items.append(
             Figure(
                 layers.by_layer(by_layer, metric_title=metric),
-                f"{_title(item)}, by block",
+                f"{title(item)}, by block",
                 f"Ridge probe at the last token of {n} names, trained on other names. Bands: 95 % bootstrap intervals over "
                 "names; for shuffled labels, the range of 95 % of the shuffles. Horizontal lines are controls without a "
                 "network.",
@@ -107,30 +132,34 @@ def _section(record: Record[EntitiesOptions], table: pd.DataFrame, name: str) ->
         if item == attributes[0]:
             items += _closer(here, item, metric)
     items += _places(record, name)
-    return Section(name.capitalize(), "", tuple(items))
+    text = (
+        "Look for a steep rise in the first blocks, above all controls: there the tokens of the name become one vector. A curve "
+        "that only follows the bag of token embeddings needs no network."
+    )
+    return Section(name.capitalize(), text, tuple(items))
 
 
 def _closer(here: pd.DataFrame, item: str, metric: str) -> list[Figure | Table]:
     """For the first attribute of a set: context cut, token by block, and names that share no token."""
     items: list[Figure | Table] = []
-    full = here[(here["condition"] == ESTIMATE) & (here["token"] == "last") & _whole(here)]
+    full = here[(here["condition"] == ESTIMATE) & (here["token"] == "last") & whole(here)]
     cut = here[here["condition"].str.startswith("context")]
     if len(cut):
         items.append(
             Figure(
                 layers.context_cut(pd.concat([full, cut])),
-                f"{_title(item)}, with the context cut to the last tokens",
+                f"{title(item)}, with the context cut to the last tokens",
                 "The network attends to the first token of the prompt (where attention rests by default) and to the last "
                 "k tokens only. If a short context scores as well as the whole prompt, the vector is computed from these "
                 "few tokens.",
             )
         )
-    entity = here[_whole(here) & ~here["condition"].str.startswith("context")]
+    entity = here[whole(here) & ~here["condition"].str.startswith("context")]
     if (entity["token"] == "-2").any():
         items.append(
             Figure(
                 layers.heat_map(entity),
-                f"{_title(item)}, by block and token of the name",
+                f"{title(item)}, by block and token of the name",
                 "Score above shuffled labels at each token; a token depends only on earlier tokens. Earlier tokens are "
                 "scored on the names that have them.",
                 small=True,
@@ -142,7 +171,7 @@ def _closer(here: pd.DataFrame, item: str, metric: str) -> list[Figure | Table]:
         items.append(
             Figure(
                 layers.by_layer(pd.concat([full, select(apart, condition=ESTIMATE), bag]), metric_title=metric),
-                f"{_title(item)}, with no token shared between training and test",
+                f"{title(item)}, with no token shared between training and test",
                 "As above, but names that share a token with a test name (San Francisco and San Diego) are removed from "
                 "its training fold, also for the bag of token embeddings. Training sets are smaller here, which lowers "
                 "the score.",
@@ -178,7 +207,7 @@ def _places(record: Record[EntitiesOptions], name: str) -> list[Figure | Table]:
             items.append(
                 Figure(
                     layers.predicted_against_true(frame, attribute.replace("_", " ")),
-                    f"{_title(f'{name}.{attribute}')}, predicted against true",
+                    f"{title(f'{name}.{attribute}')}, predicted against true",
                     "Held-out names at the block chosen on the other half; on the line, prediction and truth are equal.",
                     small=True,
                 )
@@ -203,7 +232,7 @@ def _sentences(table: pd.DataFrame, item: str, name: str) -> list[str]:
     gains = {str(c): r for c, r in zip(*(lambda g: (g["condition"], g.to_dict("records")))(select(rows, item=item, metric="gain")))}
     blocks = select(rows, item=item, metric="block")["value"].tolist()
     ours = at[ESTIMATE]
-    what = f"{_title(item)} of {ours['n']} {name if name in ('cities', 'countries', 'elements') else 'items'}"
+    what = f"{attribute_of(item)} of {ours['n']} {name if name in ('cities', 'countries', 'elements') else 'items'}"
     where = " and ".join("the embedding" if b < 0 else f"block {b:.0f}" for b in sorted(set(blocks)))
     named = {
         "bag of token embeddings": "a bag of token embeddings",
@@ -226,14 +255,9 @@ def _sentences(table: pd.DataFrame, item: str, name: str) -> list[str]:
     return [first, verdict]
 
 
-def _whole(table: pd.DataFrame) -> "pd.Series[bool]":
-    """Rows of the study's own split: by entity, or by group."""
-    return (table["split"] == "entity") | table["split"].str.startswith("group ")
-
-
 def _chosen(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of the ridge probe at the chosen block."""
-    return table[(table["site"] == CHOSEN) & table["metric"].isin(list(_METRICS)) & _whole(table)]
+    return table[(table["site"] == CHOSEN) & table["metric"].isin(list(_METRICS)) & whole(table)]
 
 
 def _wide(chosen: pd.DataFrame) -> pd.DataFrame:
@@ -242,8 +266,3 @@ def _wide(chosen: pd.DataFrame) -> pd.DataFrame:
     order = [ESTIMATE] + [c for c in wide.columns if c != ESTIMATE]
     n = chosen[chosen["condition"] == ESTIMATE].set_index("item")["n"].astype(str)
     return wide[order].assign(n=n).loc[list(dict.fromkeys(chosen["item"]))].reset_index()
-
-
-def _title(item: str) -> str:
-    name, _, attribute = item.rpartition(".")
-    return f"{attribute.replace('_', ' ').capitalize()} of {name}" if not attribute else attribute.replace("_", " ").capitalize()

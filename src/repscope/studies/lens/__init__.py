@@ -8,7 +8,6 @@ from repscope.report.charts import layers
 from repscope.report.page import Figure, Page, Section
 from repscope.results import Result
 from repscope.studies.run.options import ModelOptions
-from repscope.studies.run.provenance import page_facts
 from repscope.studies.run.study import Answer, Context, Cost, Record, Setup, Step, Study
 
 _LONGEST_CELL = 12  #: characters of a token in the terminal
@@ -44,7 +43,6 @@ def page(record: Record[LensOptions]) -> Page:
     result = record.results["lens"]
     return Page(
         title="Logit lens",
-        question=record.facts["question"],
         answer=_sentence(record),
         sections=(
             Section(
@@ -62,8 +60,6 @@ def page(record: Record[LensOptions]) -> Page:
                 ),
             ),
         ),
-        notes=result.notes,
-        facts=page_facts(record.facts),
     )
 
 

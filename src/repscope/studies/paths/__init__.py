@@ -3,6 +3,7 @@
 from repscope.studies.paths.options import PathsOptions
 from repscope.studies.paths.page import answer, page
 from repscope.studies.paths.steps import steps, subject
+from repscope.studies.paths.verdict import verdict
 from repscope.studies.run.study import Study
 
 STUDY = Study(
@@ -12,5 +13,6 @@ STUDY = Study(
     steps=steps,
     page=page,
     answer=answer,
+    verdict=verdict,
     subject=subject,
 )

@@ -7,13 +7,11 @@ import pandas as pd
 
 from repscope.conditions import COPY, COPY_MATCHED, INDEPENDENT, MATCHED, NO_BIAS, REBASIN, SHUFFLED_GROUPS, shuffled
 from repscope.report.charts import grids, runs
-from repscope.report.claims import evaluate_claims, load_claims
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.report.text import format_estimate
 from repscope.studies.paths import published_page
 from repscope.studies.paths.options import PathsOptions
 from repscope.studies.paths.summary import CONDITIONS, PLANTED, UNBIASED, inits, sentences
-from repscope.studies.run.provenance import page_facts
 from repscope.studies.run.study import Answer, Record
 from repscope.trace.barriers import GAP, HEIGHTS
 from repscope.trace.interpolation import Curves
@@ -22,20 +20,44 @@ from repscope.trace.run_table import EUCLIDEAN
 
 def page(record: Record[PathsOptions]) -> Page:
     """The page: the study, a published table, or both."""
-    sections = [_matrices(record), _along(record), _behaviour(record), _phases(record)] if "summary" in record.results else []
+    trained = "summary" in record.results
+    sections = [_matrices(record), _along(record), _behaviour(record), _phases(record)] if trained else []
     if "apart" in record.results:
         sections.append(_independent(record))
     if "published" in record.results:
         sections.append(published_page.section(record.results["published"]))
     return Page(
         title="Runs of one recipe",
-        question=record.facts["question"],
-        answer="\n\n".join(sentences(record)),
+        tested="Tested on small transformers that are trained in this study; their first steps, or only their seeds, differ."
+        if trained
+        else "Tested on a published table of runs; nothing was trained.",
+        headline=_ratios(record) if trained else None,
+        key=_key(record) if trained else None,
         sections=tuple(sections),
-        verdicts=evaluate_claims(load_claims(), record.table),
-        notes=record.notes,
-        facts=page_facts(record.facts),
     )
+
+
+_KEY = {
+    "share of the rule, biased towards the rule": ("share of the rule", "rule"),
+    "share of the rule, biased towards lexical overlap": ("share of the rule", "lexical overlap"),
+    "convexity gap, across groups / within": ("ratio", GAP),
+    "Euclidean distance, across groups / within": ("ratio", EUCLIDEAN),
+    "agreement of clusters with groups (ARI)": ("ARI", f"spectral, {GAP}, δ median"),
+    "gap and difference in behaviour (Mantel)": ("mantel rho", GAP),
+}
+
+
+def _key(record: Record[Any]) -> Table:
+    """Means over pretrainings, one column per group of runs."""
+    rows = {(r["condition"], r["metric"], r["item"]): r for r in record.results["summary"].table.to_dict("records")}
+    names = {**CONDITIONS, SHUFFLED_GROUPS: SHUFFLED_GROUPS}
+    lines = []
+    for title, (metric, item) in _KEY.items():
+        found = {name: rows[c, metric, item] for c, name in names.items() if (c, metric, item) in rows}
+        if found:
+            cells = {name: format_estimate(found[name]) if name in found else "–" for name in names.values()}
+            lines.append({"number": title, **cells, "pretrainings": max(int(r["n"]) for r in found.values())})
+    return Table(pd.DataFrame(lines), "Key numbers", "Mean over pretrainings and its 95 % interval over them.")
 
 
 def answer(record: Record[PathsOptions]) -> Answer:
@@ -87,9 +109,10 @@ def _matrices(record: Record[Any]) -> Section:
                 small=True,
             )
         )
-    figures += [_ratios(record), _clusters(record), _heights(record)]
+    figures += [_clusters(record), _heights(record)]
     return Section(
         "Which runs are in one basin",
+        "Look for dark blocks off the diagonal: gaps between runs of different groups. "
         "Runs of one recipe share a pretrained network; their heads and their order of data differ. A path is the "
         "straight line between the weights of two runs. Its convexity gap is the largest loss increase above a "
         "chord over any part of the path. Groups are defined by the early bias; without an early bias, by the "
@@ -193,7 +216,11 @@ def _along(record: Record[Any]) -> Section:
                 small=True,
             )
         )
-    return Section("Loss along the paths", "Held-out ambiguous examples, on which rule and heuristic agree.", tuple(figures))
+    return Section(
+        "Loss along the paths",
+        "Look for a bump between runs of different groups only. Held-out ambiguous examples, on which rule and heuristic agree.",
+        tuple(figures),
+    )
 
 
 def _behaviour(record: Record[Any]) -> Section:
@@ -240,7 +267,8 @@ def _behaviour(record: Record[Any]) -> Section:
     )
     return Section(
         "Clusters against behaviour",
-        "Permuted examples distinguish the rule (labels 0 and 1, word by word) from lexical overlap. No run sees "
+        "Look for groups that differ in behaviour at equal loss. Permuted examples distinguish the rule (labels 0 and 1, word "
+        "by word) from lexical overlap. No run sees "
         "them in the second part of training.",
         tuple(items),
     )
@@ -276,7 +304,8 @@ def _phases(record: Record[Any]) -> Section:
     )
     return Section(
         "When is a recipe open?",
-        "The pretraining step at which fine-tuning begins, and its learning rate, decide whether runs agree. "
+        "Look for the step and rate at which the spread over runs is largest. The pretraining step at which fine-tuning "
+        "begins, and its learning rate, decide whether runs agree. "
         "Shown: the share of the rule over unbiased runs, and its standard deviation over them.",
         tuple(items),
     )
@@ -304,7 +333,8 @@ def _independent(record: Record[Any]) -> Section:
     )
     return Section(
         "Control: independent pretrainings",
-        "Runs from independent pretrainings are separated by barriers, whatever their behaviour. A copy with "
+        "Look for barriers that weight matching does not remove. Runs from independent pretrainings are separated by "
+        "barriers, whatever their behaviour. A copy with "
         "permuted units, heads and residual stream computes the same function, and yet there is a barrier. Weight "
         "matching (Git Re-Basin) permutes one network to fit the other. It recovers the copy; how much it helps "
         "for independent pretrainings is measured here.",

@@ -3,6 +3,7 @@
 from repscope.studies.relations.options import RelationsOptions
 from repscope.studies.relations.page import answer, page
 from repscope.studies.relations.steps import steps
+from repscope.studies.relations.verdict import verdict
 from repscope.studies.run.study import Study
 
 STUDY = Study(
@@ -12,4 +13,5 @@ STUDY = Study(
     steps=steps,
     page=page,
     answer=answer,
+    verdict=verdict,
 )

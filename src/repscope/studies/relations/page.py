@@ -6,13 +6,10 @@ from typing import Any
 import pandas as pd
 
 from repscope.report.charts import grids, layers
-from repscope.report.claims import evaluate_claims, load_claims
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.report.text import format_estimate, format_gain
-from repscope.results import ESTIMATE, select
+from repscope.results import CHOSEN, ESTIMATE, select
 from repscope.studies.relations.options import RelationsOptions
-from repscope.studies.relations.pooled import CHOSEN
-from repscope.studies.run.provenance import page_facts
 from repscope.studies.run.study import Answer, Record
 
 _FALLEN = 0.5  #: of its height, below which a curve has collapsed
@@ -22,15 +19,13 @@ def page(record: Record[RelationsOptions]) -> Page:
     """The page."""
     table = record.table
     items = _items(table)
-    sections = [_overview(table)] + [_section(record, table, item) for item in items]
     return Page(
         title="Relations as linear maps",
-        question=record.facts["question"],
-        answer="\n\n".join([*record.warnings, *(" ".join(_sentences(table, item)) for item in items), *_without_map(record)]),
-        sections=tuple(sections),
-        verdicts=evaluate_claims(load_claims(), table),
-        notes=record.notes,
-        facts=page_facts(record.facts),
+        context=(", ".join(items) or "no relation could be measured",),
+        tested="Tested on facts that the model knows: the first token of the object is its most likely next token in every trial.",
+        headline=_gains(table),
+        key=_key(table) if items else None,
+        sections=(*(_section(record, table, item) for item in items), _overview(table)),
     )
 
 
@@ -56,6 +51,45 @@ def _chosen(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     return table[(table["metric"] == metric) & (table["site"] == CHOSEN) & (table["split"] == "halves")]
 
 
+def _gains(table: pd.DataFrame) -> Figure | None:
+    gains = table[(table["metric"] == "gain") & (table["definition"] == "faithfulness")]
+    gains = gains[gains["condition"] != "over beta 1"]
+    if gains.empty:
+        return None
+    return Figure(
+        layers.gains(gains, title="paired gain of faithfulness"),
+        "Gain of the relation's map over each baseline and control",
+        "Faithfulness of the LRE at the layer and β chosen on the other half, minus that of the control; paired over "
+        "subjects, with "
+        "95 % bootstrap intervals over them. Ridge regression on the whole half uses several times as many subjects as the map.",
+    )
+
+
+_KEY = {
+    "faithfulness": ("faithfulness of the map", "map on another subject's vector", "ridge map, whole half"),
+    "concept accuracy": ("accuracy of concepts", "shuffled objects", "ridge probe"),
+    "edit success": ("success of edits", "random direction", "mean vector of other subjects"),
+}
+
+
+def _key(table: pd.DataFrame) -> Table:
+    """Per relation and number: the estimate, its control, a baseline, and n."""
+    rows = []
+    for item in _items(table):
+        for metric, (name, *others) in _KEY.items():
+            chosen = _chosen(table, metric)
+            at = {str(c): r for c, r in zip(*_columns(chosen[chosen["item"] == item]))}
+            if ESTIMATE in at:
+                control, baseline = (f"{format_estimate(at[c])} ({c})" if c in at else "–" for c in others)
+                row = {"relation": item, "number": name, "estimate": format_estimate(at[ESTIMATE])}
+                rows.append(row | {"control": control, "baseline": baseline, "n": int(at[ESTIMATE]["n"])})
+    return Table(
+        pd.DataFrame(rows),
+        "Key numbers",
+        "Shares of the reported subjects with 95 % intervals over them. Layer, β and rank were chosen on the other half.",
+    )
+
+
 def _overview(table: pd.DataFrame) -> Section:
     items: list[Figure | Table] = []
     known = table[table["metric"] == "known"]
@@ -68,18 +102,6 @@ def _overview(table: pd.DataFrame) -> Section:
                 "Share of all samples and 95 % interval over subjects. First token: the next token begins the object. "
                 "Full object: greedy decoding writes it. The maps below are estimated from and evaluated on facts with a "
                 "correct first token in every trial.",
-            )
-        )
-    gains = table[(table["metric"] == "gain") & (table["definition"] == "faithfulness")]
-    gains = gains[gains["condition"] != "over beta 1"]
-    if len(gains):
-        items.append(
-            Figure(
-                layers.gains(gains, title="paired gain of faithfulness"),
-                "Gain of the relation's map over each baseline and control",
-                "Faithfulness of the LRE at the layer and β chosen on the other half, minus that of the control, paired "
-                "over subjects; 95 % bootstrap intervals over subjects. Ridge regression on the whole half uses several "
-                "times as many subjects as the map.",
             )
         )
     for metric, title in (
@@ -116,12 +138,13 @@ def _overview(table: pd.DataFrame) -> Section:
             )
         )
     text = (
+        "Look for baselines that do as well as the map, and for maps that work on other relations too. "
         "A map W s + b is estimated from a few examples by differentiating the model at the subject's last token. "
         "It is faithful for a subject if its most likely token begins the right object; only subjects that the "
         "model answers correctly count. Layer, β and rank are chosen on one half of the known facts and reported "
         "on the other, over several splits."
     )
-    return Section("Linear maps compared with controls", text, tuple(items))
+    return Section("All controls", text, tuple(items))
 
 
 def _section(record: Record[RelationsOptions], table: pd.DataFrame, item: str) -> Section:
@@ -153,7 +176,8 @@ def _section(record: Record[RelationsOptions], table: pd.DataFrame, item: str) -
                 "probability. In the last blocks the subject's position no longer contains its attributes.",
             )
         )
-    return Section(item, _collapse(here), tuple(items))
+    look = "Look for the blocks in which the map is above all other ways to predict the object from the same vector."
+    return Section(item, "\n\n".join(filter(None, [look, _collapse(here)])), tuple(items))
 
 
 def _concepts(record: Record[RelationsOptions], here: pd.DataFrame, item: str) -> list[Figure | Table]:

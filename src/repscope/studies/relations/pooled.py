@@ -9,10 +9,9 @@ import numpy as np
 
 from repscope import stats
 from repscope.models.sites import Site
-from repscope.results import ESTIMATE, Row
+from repscope.results import CHOSEN, ESTIMATE, Row
 
 METRICS = {"lre": "faithfulness", "lrc": "concept accuracy", "edit": "edit success"}
-CHOSEN = "chosen on the other half"
 Arrays = Mapping[str, np.ndarray]
 
 

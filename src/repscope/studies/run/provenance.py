@@ -5,6 +5,7 @@ import json
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +22,9 @@ def library_versions() -> dict[str, str]:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions, machine and the command of this process."""
+    """Date, versions, machine and the command of this process."""
     return {
+        "date": time.strftime("%Y-%m-%d"),
         "versions": {"repscope": __version__, "python": platform.python_version()} | library_versions(),
         "machine": f"{platform.machine()} {platform.system()}",
         "command": shlex.join(["repscope", *sys.argv[1:]])
@@ -34,12 +36,14 @@ def provenance() -> dict[str, Any]:
 def page_facts(facts: Mapping[str, Any], **more: str) -> dict[str, str]:
     """The last section of a page: how the run was made, from the facts in `run.json`; `more` follows the engine's checks."""
     named = {"fingerprint": "Fingerprint of the weights", "data": "Data"}
+    options = {k: _as_text(v) for k, v in facts["options"].items() if v not in (None, [], False, "")}
+    given = {k: v for k, v in options.items() if k in facts["given"]}
     shown = {
-        "Model": f"{facts['model']} ({facts['precision']})" if facts.get("precision") else facts["model"],
         **{label: facts[key] for key, label in named.items() if facts.get(key)},
         **({"Engine checked on this model": facts["verified"]["summary"]} if facts.get("verified") else {}),
         **more,
-        "Options": ", ".join(f"{k} = {_as_text(v)}" for k, v in facts["options"].items() if v not in (None, [], False, "")),
+        "Options given": ", ".join(f"{k} = {v}" for k, v in given.items()) or "none",
+        "Other options, by default": ", ".join(f"{k} = {v}" for k, v in options.items() if k not in given) or "none",
         "Versions": ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
         "Command": facts["command"],
     }

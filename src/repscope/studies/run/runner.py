@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, Generic
 from repscope.disk import disk_error
 from repscope.errors import UserError
 from repscope.progress import progress
+from repscope.report.verdict import Verdict
 from repscope.results import Result, concat, identified
 from repscope.studies.run.folder import RunFolder, need_folder, slug
+from repscope.studies.run.pages import complete_page, verdict
 from repscope.studies.run.provenance import digest, file_digest, library_versions, provenance
 from repscope.studies.run.study import Answer, AnyOptions, Context, Cost, Record, Setup, Step, Study, Subject
 
@@ -126,6 +128,11 @@ class Run(Generic[AnyOptions]):
         """What the command line prints."""
         return self.study.answer(self.record)
 
+    @property
+    def verdict(self) -> Verdict | None:
+        """The answer to the study's question; None of a tiny run, and of a study that gives none."""
+        return verdict(self.study, self.record)
+
     def answer(self) -> Path:
         """Run what is missing, publish, and return the page's path.
 
@@ -205,8 +212,9 @@ class Run(Generic[AnyOptions]):
         }
         record = Record(self.setup.options, self.results, facts, self.folder)
         answer = self.study.answer(record)
-        facts |= {"answer": list(answer.lines), "passed": answer.passed}
-        return self.run_folder.publish(self.results | checks, facts, self.study.page(record))
+        reply = verdict(self.study, record)
+        facts |= {"answer": list(answer.lines), "verdict": None if reply is None else reply.as_json(), "passed": answer.passed}
+        return self.run_folder.publish(self.results | checks, facts, complete_page(self.study, record))
 
     def _forecast_and_taken(self) -> dict[str, dict[str, float]]:
         """For each step computed now, the seconds that its plan forecast and those that it took."""

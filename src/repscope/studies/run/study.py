@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from repscope.report.page import Page
+from repscope.report.verdict import Verdict
 from repscope.results import Result, concat
 from repscope.studies.run.options import StudyOptions
 
@@ -147,6 +148,7 @@ class Study(Generic[AnyOptions]):
     """A question.
 
     name: on the command line. question: one sentence. options: their class. steps: from the setup. page, answer: from the record.
+    verdict: from the table of a run that is not tiny; its rules' thresholds are in `report/verdicts.toml`.
     subject: for studies that train or combine networks; the others load `options.model`. verified: whether the engine is checked
     on the network and the checks join the run. positional: options that the command line takes without their name. unused: shared
     options that mean nothing here, which it does not take.
@@ -158,6 +160,7 @@ class Study(Generic[AnyOptions]):
     steps: Callable[[Setup[AnyOptions]], Sequence[Step]]
     page: Callable[[Record[AnyOptions]], Page]
     answer: Callable[[Record[AnyOptions]], Answer]
+    verdict: Callable[[Any], Verdict] | None = None
     subject: Callable[[Setup[AnyOptions]], Subject] | None = None
     verified: bool = True
     positional: tuple[str, ...] = ()

@@ -10,7 +10,6 @@ from repscope.models.verify.report import Verification
 from repscope.report.page import Page, Section, Table
 from repscope.results import Result
 from repscope.studies.run.options import ModelOptions
-from repscope.studies.run.provenance import page_facts
 from repscope.studies.run.study import Answer, Context, Cost, Record, Setup, Step, Study
 from repscope.studies.run.verification import engine_digest
 
@@ -35,7 +34,6 @@ def page(record: Record[ModelOptions]) -> Page:
     found = _verification(record)
     return Page(
         title="The engine, checked",
-        question=record.facts["question"],
         answer=_sentence(found),
         sections=(
             Section(
@@ -46,7 +44,7 @@ def page(record: Record[ModelOptions]) -> Page:
             ),
         ),
         notes=found.warnings,
-        facts=page_facts(record.facts, Device=found.device),
+        facts={"Device": found.device},
     )
 
 

@@ -1,0 +1,47 @@
+"""The verdict of `discover`: do the directions of each method change the next token more than random directions of equal norm?"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from repscope.discovery.comparison import RANDOM_METHOD
+from repscope.report.verdict import Verdict, count, joined, side
+from repscope.results import select
+
+
+def verdict(table: pd.DataFrame) -> Verdict:
+    """One verdict per method, and one over all, with what the contrastive objective adds to L2."""
+    rows = select(table, metric="kl")
+    chance = next((r for r in rows.to_dict("records") if r["item"] == RANDOM_METHOD), None)
+    parts = {str(r["item"]): _method(r, chance) for r in rows.to_dict("records") if r["item"] != RANDOM_METHOD}
+    if not parts or chance is None:
+        return Verdict("Cannot tell", "No method was compared with random directions.")
+    each = list(parts.values())
+    reply = joined(each)
+    why = {
+        "Yes": "The directions of every method change the next token more than random directions of equal norm",
+        "No": "No method's directions change the next token more than random directions of equal norm do",
+        "Cannot tell": "For no method do the intervals over seeds separate it from random directions",
+        "Partly": f"The directions of {count(each)} methods change the next token more than random directions of equal norm",
+    }[reply]
+    return Verdict(reply, f"{why}{_contrast(table)}.", parts)
+
+
+def _method(row: Mapping[Any, Any], chance: Mapping[Any, Any] | None) -> Verdict:
+    if chance is None or pd.isna(row["lo"]) or pd.isna(chance["lo"]):
+        return Verdict("Cannot tell", "It has no interval over seeds.")
+    if side(row, chance["hi"]) == "above":
+        return Verdict("Yes", "Its directions change the next token more than random directions of equal norm.")
+    if side(row, chance["lo"]) == "below":
+        return Verdict("No", "Its directions change the next token less than random directions of equal norm.")
+    return Verdict("Cannot tell", "Its interval overlaps that of random directions.")
+
+
+def _contrast(table: pd.DataFrame) -> str:
+    """What contrastive objectives change in the overlap of effects, compared with L2."""
+    gains = {r["item"]: r for r in select(table, metric="gain", definition="overlap").to_dict("records")}
+    for name in ("L2 + contrastive", "contrastive, skip removed"):
+        if (row := gains.get(f"{name}: overlap")) is not None and side(row) != "unclear":
+            return f"; a contrastive term makes effects overlap {'less' if side(row) == 'below' else 'more'}"
+    return ""

@@ -1,0 +1,253 @@
+"""Verdicts: rules on tables, each outcome from a synthetic table; at most 30 words; none of a tiny run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from repscope.cli import run as command
+from repscope.conditions import ESTIMATE, NO_BIAS, RANDOM, SHUFFLED_GROUPS, over
+from repscope.report.verdict import MOST_WORDS, Verdict, joined, side
+from repscope.results import CHOSEN, Row, table_of
+from repscope.studies.catalogue import ANSWERED, study
+from repscope.trace.barriers import GAP
+
+
+def row(value, half=0.05, **where):
+    return Row(value=value, lo=value - half, hi=value + half, level=0.95, n=50, **where)
+
+
+def within_limit(verdict):
+    """Every sentence is at most 30 words, and the verdict of parts too."""
+    for one in (verdict, *verdict.parts.values()):
+        assert len(one.sentence.split()) <= MOST_WORDS, one.sentence
+    return verdict
+
+
+def entities(shuffled, tokens, random=0.3, late=False, item="cities.continent"):
+    rows = [
+        row(gain, item=item, metric="gain", condition=over(name), split="entity", site=CHOSEN)
+        for name, gain in {"shuffled labels": shuffled, "bag of token embeddings": tokens, "random weights": random}.items()
+    ]
+    for block in range(-1, 10):
+        reached = block >= (8 if late else 2)
+        site = "embed" if block < 0 else f"resid_post.{block}"
+        at = {"site": site, "layer": None if block < 0 else block, "token": "last", "split": "entity"}
+        rows.append(row(0.8 if reached else 0.4, item=item, metric="accuracy", **at))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "reply", "words"),
+    [
+        (entities(0.4, 0.2), "Yes", "from block 2 of 10 on"),
+        (entities(0.4, 0.2, late=True), "Partly", "only from block 8 of 10"),
+        (entities(0.4, 0.2, random=0.0), "Partly", "no better than from random weights"),
+        (entities(0.4, 0.0), "Cannot tell", "is open"),
+        (entities(0.4, -0.2), "No", "no better than from the tokens"),
+        (entities(0.0, 0.0), "Cannot tell", "may be zero"),
+        (entities(-0.2, 0.0), "No", "shuffled labels"),
+        (entities(0.4, 0.2) + entities(0.4, -0.2, item="my.towns.kind"), "Partly", "1 of 2 attributes"),
+        (entities(0.4, 0.2) + entities(0.4, 0.2, item="my.towns.kind"), "Yes", "Every attribute"),
+        (entities(0.4, -0.2) + entities(0.4, -0.2, item="my.towns.kind"), "No", "No attribute"),
+        (entities(0.4, 0.0) + entities(0.4, 0.0, item="my.towns.kind"), "Cannot tell", "For no attribute"),
+    ],
+)
+def test_entities(rows, reply, words):
+    verdict = within_limit(study("entities").verdict(table_of(rows)))
+    assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
+    if len(verdict.parts):
+        assert list(verdict.parts) == ["Continent of cities", "Kind of my.towns"]
+
+
+def relations(faithful, other, majority=0.4, item="country-capital"):
+    at = {"item": item, "site": CHOSEN, "split": "halves"}
+    gains = {"map on another subject's vector": other, "majority object": majority, "ridge map, whole half": -0.3}
+    return [row(faithful, metric="faithfulness", **at)] + [
+        row(gain, metric="gain", definition="faithfulness", condition=over(name), **at) for name, gain in gains.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reply"),
+    [
+        (relations(0.8, 0.4), "Yes"),
+        (relations(0.3, 0.2), "Partly"),
+        (relations(0.5, 0.2), "Partly"),
+        (relations(0.8, 0.02), "Cannot tell"),
+        (relations(0.8, 0.4, majority=-0.2), "No"),
+        (relations(0.8, 0.4) + relations(0.8, 0.4, item="b"), "Yes"),
+        (relations(0.8, 0.4) + relations(0.8, -0.4, item="b"), "Partly"),
+        (relations(0.8, -0.4) + relations(0.8, -0.4, item="b"), "No"),
+        (relations(0.8, 0.0) + relations(0.8, -0.4, item="b"), "Cannot tell"),
+        ([], "Cannot tell"),
+    ],
+)
+def test_relations(rows, reply):
+    assert within_limit(study("relations").verdict(table_of(rows))).reply == reply
+
+
+def discover(kl, overlap=0.0, half=0.05, **more):
+    values = {"random directions": 0.2, "L2": kl} | more
+    rows = [
+        row(v, half, metric="kl", item=name, condition=RANDOM if name.startswith("random") else ESTIMATE)
+        for name, v in values.items()
+    ]
+    return [*rows, row(overlap, metric="gain", definition="overlap", item="L2 + contrastive: overlap", condition=over("L2"))]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reply", "words"),
+    [
+        (discover(0.9), "Yes", "every method"),
+        (discover(0.9, overlap=-0.3), "Yes", "overlap less"),
+        (discover(0.9, overlap=0.3), "Yes", "overlap more"),
+        (discover(0.22), "Cannot tell", "For no method"),
+        (discover(0.01), "No", "No method"),
+        (discover(0.9, Jacobian=0.2), "Partly", "1 of 2 methods"),
+        (discover(0.9, half=float("nan")), "Cannot tell", "For no method"),
+        ([row(0.9, metric="kl", item="L2")], "Cannot tell", "No method was compared"),
+    ],
+)
+def test_discover(rows, reply, words):
+    verdict = within_limit(study("discover").verdict(table_of(rows)))
+    assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
+
+
+def contrast(gain, prompting=None):
+    at = {"site": CHOSEN, "split": "halves", "metric": "gain"}
+    more = [row(prompting, condition=over("prompting"), **at)] if prompting is not None else []
+    return [row(gain, condition=over(RANDOM), **at), *more]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reply", "words"),
+    [
+        (contrast(0.4), "Yes", "equal norm, while"),
+        (contrast(0.4, 0.3), "Yes", "more than prompting"),
+        (contrast(0.4, -0.3), "Yes", "less than prompting"),
+        (contrast(0.0), "Cannot tell", "may be zero"),
+        (contrast(-0.4), "No", "random directions of equal norm steer more"),
+        ([], "No", "At no strength"),
+    ],
+)
+def test_contrast(rows, reply, words):
+    verdict = within_limit(study("contrast").verdict(table_of(rows)))
+    assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
+
+
+def paths(ratio, seeds=None, rule=0.9, overlap=0.1, shuffled=1.0):
+    at = {"step": "summary"}
+    rows = [
+        row(rule, metric="share of the rule", item="rule", **at),
+        row(overlap, metric="share of the rule", item="lexical overlap", **at),
+        row(ratio, metric="ratio", item=GAP, **at),
+        row(shuffled, metric="ratio", item=GAP, condition=SHUFFLED_GROUPS, **at),
+    ]
+    return rows + ([row(seeds, metric="mantel rho", item=GAP, condition=NO_BIAS, **at)] if seeds is not None else [])
+
+
+def published(auc, **left):
+    names = {"one": "in-domain accuracy regressed out", "within": "in-domain accuracy regressed out, slope within clusters"}
+    rows = [row(auc, metric="auc", item="score", step="published")]
+    return rows + [row(v, metric="auc", item="score", step="published", condition=names[k]) for k, v in left.items()]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reply", "words"),
+    [
+        (paths(1.8, seeds=0.0), "Partly", "differ only in their seed do not"),
+        (paths(1.8, seeds=0.2), "Partly", "show no evidence"),
+        (paths(1.8), "Partly", "show no evidence"),
+        (paths(1.8, seeds=0.6), "No", "even when they differ only in seed"),
+        (paths(1.0), "Yes", "one basin"),
+        (paths(1.2), "Cannot tell", "intervals over pretrainings")
+        if False
+        else (paths(1.18, shuffled=1.2), "Cannot tell", "intervals"),
+        (paths(1.8, rule=0.5), "Cannot tell", "early bias did not last"),
+        (published(0.8, one=0.7, within=0.7), "No", "beyond what"),
+        (published(0.8, one=0.5, within=0.7), "Partly", "may explain"),
+        (published(0.52), "Cannot tell", "chance"),
+        ([], "Cannot tell", "No score"),
+    ],
+)
+def test_paths(rows, reply, words):
+    verdict = within_limit(study("paths").verdict(table_of(rows)))
+    assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
+
+
+def connect(barrier, control=None, item="a – b", half=0.005):
+    rows = [
+        row(1.0, metric="loss", definition="of the run itself", item=item[0]),
+        row(barrier, half, metric="chord barrier of loss", item=item),
+    ]
+    return rows + ([row(control, half, metric="loss increase of loss", item=item, condition=RANDOM)] if control is not None else [])
+
+
+@pytest.mark.parametrize(
+    ("rows", "reply", "words"),
+    [
+        (connect(0.5), "Yes", "different basins"),
+        (connect(0.0, 0.5), "No", "stays flat between"),
+        (connect(0.0, 0.0), "Cannot tell", "too close"),
+        (connect(0.0), "Cannot tell", "without a control"),
+        (connect(0.01), "Cannot tell", "may be zero"),
+        (connect(0.5, half=float("nan")), "Cannot tell", "interval is missing"),
+        (connect(0.5) + connect(0.0, 0.5, item="a – c"), "Partly", "1 of 2 lines"),
+        (connect(0.5) + connect(0.5, item="a – c"), "Yes", "every line"),
+        (connect(0.0, 0.5) + connect(0.0, 0.5, item="a – c"), "No", "no line"),
+    ],
+)
+def test_connect(rows, reply, words):
+    verdict = within_limit(study("connect").verdict(table_of(rows)))
+    assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
+
+
+def test_every_question_has_rules():
+    assert all(study(name).verdict for name in (*ANSWERED, "contrast", "connect"))
+
+
+def test_sides_and_joined():
+    assert side(None) == "unclear"
+    assert side({"lo": float("nan"), "hi": 1.0}) == "unclear"
+    assert [side({"lo": a, "hi": b}, 0.5) for a, b in ((0.6, 0.7), (0.1, 0.2), (0.4, 0.6))] == ["above", "below", "unclear"]
+    yes, no, open_ = (Verdict(reply, "") for reply in ("Yes", "No", "Cannot tell"))
+    assert [joined(v) for v in ([yes, yes], [yes, no], [no, open_], [open_])] == ["Yes", "Partly", "Cannot tell", "Cannot tell"]
+
+
+def test_a_tiny_run_gives_no_verdict_and_no_claims(tmp_path, capsys):
+    assert command(["study", "entities", "--tiny", "--out", str(tmp_path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["verdict"] is None
+    assert "gives no verdict" in Path(told["page"]).read_text()
+    assert command(["claims", "--out", str(tmp_path), "--json"]) == 0
+    assert {row["verdict"] for row in json.loads(capsys.readouterr().out)} == {"not tested"}
+
+
+def test_the_verdict_stands_in_the_run_the_page_and_the_answer(tmp_path, capsys, monkeypatch):
+    """Of a small network that is no test run; printed last but one, with `--json`, in `run.json` and on the page."""
+    from repscope.worlds.tiny import tiny
+
+    monkeypatch.setattr("repscope.models.loading.sources.load", lambda *a, **k: tiny())
+    order = [
+        "study",
+        "entities",
+        "--entities",
+        "elements",
+        "--attribute",
+        "block",
+        "--context",
+        "0",
+        "--folds",
+        "2",
+        "--shuffles",
+        "2",
+    ]
+    assert command([*order, "--out", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert command([*order, "--out", str(tmp_path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["verdict"]["sentence"] == lines[-2]
+    folder = Path(lines[-1]).parent
+    assert json.loads((folder / "run.json").read_text())["verdict"] == told["verdict"]
+    assert f"<strong>{told['verdict']['reply']}.</strong>" in Path(lines[-1]).read_text()
