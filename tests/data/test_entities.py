@@ -179,7 +179,7 @@ def test_names_with_braces_go_into_prompts_as_they_are():
     assert found.prompts("Say {} now") == ["Say a {} b now"]
 
 
-def test_samples_and_balanced_sets(towns):
+def test_samples(towns):
     some = towns.sample(50, seed=1)
     assert len(some) == 50
     assert some.frame["log10_population"].is_monotonic_decreasing  # still in order
@@ -187,18 +187,6 @@ def test_samples_and_balanced_sets(towns):
     assert not some.frame.equals(towns.sample(50, seed=2).frame)
     assert "50 of 300" in some.notes[-1]
     assert towns.sample(1000) is towns
-    first = towns.balanced("continent", 7)
-    assert first.frame["continent"].value_counts().tolist() == [7] * 5
-    asia = towns.frame[towns.frame["continent"] == "Asia"]["name"].head(7).tolist()
-    assert first.frame[first.frame["continent"] == "Asia"]["name"].tolist() == asia
-    drawn = towns.balanced("continent", 7, seed=0)
-    assert drawn.frame["continent"].value_counts().tolist() == [7] * 5
-    assert not drawn.frame.equals(first.frame)
-    uneven = toy(["a"] * 5 + ["b"] * 30 + [None] * 4).balanced("a", 10)
-    assert uneven.frame["a"].tolist() == ["a"] * 5 + ["b"] * 10
-    assert "fewer are there of a 5" in uneven.notes[-1]
-    with pytest.raises(UserError, match="is a number"):
-        towns.balanced("latitude", 5)
 
 
 def test_a_users_table(table):

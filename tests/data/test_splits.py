@@ -7,10 +7,8 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from repscope.data.splits import folds, halves, purged_folds, shared_token_groups
+from repscope.data.splits import folds, halves, purged_folds
 from repscope.errors import UserError
-
-NAMES = st.lists(st.lists(st.integers(0, 60), max_size=4), min_size=40, max_size=80)
 
 
 @given(n=st.integers(5, 200), k=st.integers(2, 5), seed=st.integers(0, 9))
@@ -83,23 +81,6 @@ def test_halves_of_single_entities_are_even_in_every_class():
     classes = np.repeat([0, 1], [30, 70])
     half = halves(100, 3, stratify=classes)
     assert np.bincount(classes[half]).tolist() == [15, 35]
-
-
-def test_san_francisco_and_san_diego_are_one_group():
-    tokens = [["San", "Francisco"], ["Oslo"], ["San", "Diego"], ["Diego", "Garcia"], [], []]
-    groups = shared_token_groups(tokens)
-    assert groups[0] == groups[2] == groups[3]  # Garcia through Diego
-    assert len(set(groups.tolist())) == 4  # names without tokens share none
-
-
-@given(tokens=NAMES, seed=st.integers(0, 5))
-@settings(max_examples=40)
-def test_groups_share_no_token_with_one_another(tokens, seed):
-    groups = shared_token_groups(tokens)
-    owner = {}
-    for group, held in zip(groups.tolist(), tokens, strict=True):
-        for token in held:
-            assert owner.setdefault(token, group) == group
 
 
 @given(tokens=st.lists(st.lists(st.integers(0, 250), max_size=3), min_size=50, max_size=80), seed=st.integers(0, 5))

@@ -7,6 +7,7 @@ import pytest
 
 from repscope.cli import run
 from repscope.conditions import condition
+from repscope.report.glossary import load_glossary
 from repscope.report.style import STYLES
 from repscope.studies.catalogue import ANSWERED, study
 from repscope.studies.run.folder import MARK, RunFolder
@@ -19,11 +20,14 @@ def forbidden(*args, **kwargs):
 
 @pytest.mark.parametrize("name", [*ANSWERED, "contrast", "verify", "bench-discovery"])
 def test_a_page_is_drawn_again_as_it_was(tmp_path, monkeypatch, capsys, name):
-    """And every condition of its table is one of the closed list, with a style."""
+    """And every condition of its table is one of the closed list, with a style; every metric is in the glossary."""
     found = study(name)
     page = Run(found, found.options(tiny=True), out=tmp_path).answer()
-    for name in load_record(found, RunFolder(page.parent)).table["condition"].unique():
+    table = load_record(found, RunFolder(page.parent)).table
+    for name in table["condition"].unique():
         assert condition(name).style in {*STYLES, "ramp"}
+    for metric in table["metric"].unique():
+        assert any(entry.defines(metric, found.name) for entry in load_glossary()), metric
     text = page.read_text()
     page.unlink()
     monkeypatch.setattr("repscope.worlds.tiny.tiny", forbidden)

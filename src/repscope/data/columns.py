@@ -30,77 +30,19 @@ from repscope.errors import UserError
 
 FEW = 12
 NEVER_WORDS = frozenset({"nan", "NaN", "-nan", "-NaN", "<NA>", "#N/A", "#NA", "N/A", "n/a", "null", "NULL", "NaT"})
-AMONG_NUMBERS = frozenset(
-    {
-        "na",
-        "none",
-        "nil",
-        "n.a.",
-        "nan",
-        "null",
-        "n/a",
-        "unknown",
-        "unk",
-        "missing",
-        "not available",
-        "no data",
-        "-",
-        "--",
-        "---",
-        "\u2013",
-        "\u2014",
-        "\u2212",
-        "?",
-        "??",
-        ".",
-        "..",
-        "...",
-        "\u2026",
-        "*",
-        "/",
-        "#value!",
-        "#div/0!",
-        "#ref!",
-        "#num!",
-        "#name?",
-        "#null!",
-        "1.#ind",
-        "1.#qnan",
-        "-1.#ind",
-        "-1.#qnan",
-    }
-)
-#: unambiguous words for a positive and a negative label, in lower case
-POLES = (
-    ("true", "false"),
-    ("yes", "no"),
-    ("y", "n"),
-    ("t", "f"),
-    ("positive", "negative"),
-    ("pos", "neg"),
-    ("+", "-"),
-    ("correct", "incorrect"),
-    ("correct", "wrong"),
-    ("right", "wrong"),
-    ("on", "off"),
-    ("good", "bad"),
-    ("pass", "fail"),
-    ("present", "absent"),
-    ("oui", "non"),
-    ("vrai", "faux"),
-    ("ja", "nein"),
-    ("wahr", "falsch"),
-    ("sí", "no"),
-    ("si", "no"),
-    ("verdadero", "falso"),
-    ("sim", "não"),
-    ("verdadeiro", "falso"),
-    ("да", "нет"),
-    ("是", "否"),
-    ("真", "假"),
-    ("नहीं", "हाँ")[::-1],
-    ("نعم", "لا"),
-)
+#: marks of a missing number and, in pairs, unambiguous words for a positive and a negative label; in lower case
+_MARKS = """
+na | none | nil | n.a. | nan | null | n/a | unknown | unk | missing | not available | no data
+- | -- | --- | \u2013 | \u2014 | \u2212 | ? | ?? | . | .. | ... | \u2026 | * | /
+#value! | #div/0! | #ref! | #num! | #name? | #null! | 1.#ind | 1.#qnan | -1.#ind | -1.#qnan
+"""
+_LABELS = """
+true false | yes no | y n | t f | positive negative | pos neg | + - | correct incorrect | correct wrong | right wrong | on off
+good bad | pass fail | present absent | oui non | vrai faux | ja nein | wahr falsch | sí no | si no | verdadero falso | sim não
+verdadeiro falso | да нет | 是 否 | 真 假 | हाँ नहीं | نعم لا
+"""
+AMONG_NUMBERS = frozenset(re.split(r" \| |\n", _MARKS.strip()))
+POLES = tuple((yes, no) for yes, no in map(str.split, re.split(r" \| |\n", _LABELS.strip())))
 _NEGATION = re.compile(r"(?:not|non|no)[\s_-]*")
 _TOLD = frozenset({"NA", "na", "None", "none", "-", "--", "?", "."})  #: among words, a note reports that these count as words
 _LEADING_ZERO = re.compile(r"[+-]?0\d+")

@@ -150,21 +150,6 @@ class EntitySet:
         rows = np.sort(np.random.default_rng(seed).choice(len(self), max_entities, replace=False))
         return self.take(rows, f"{max_entities} of {len(self)} entities were drawn at random (seed {seed}).")
 
-    def balanced(self, attribute_name: str, per_class: int, seed: int | None = None) -> "EntitySet":
-        """At most `per_class` entities of each class: the first in the frame, or random ones with a seed."""
-        attribute = self.attribute(attribute_name)
-        if attribute.kind != "class":
-            raise UserError(f"Attribute {attribute.name!r} is a number; only a class can be balanced.")
-        if per_class < 1:
-            raise UserError(f"{per_class} entities a class are none; ask for at least 1.")
-        order = np.arange(len(self)) if seed is None else np.random.default_rng(seed).permutation(len(self))
-        column = self.frame[attribute.name].iloc[order]
-        rank = column.groupby(column).cumcount().reindex(column.index)
-        rows = np.sort(order[(rank < per_class).to_numpy()])
-        short = [f"{c} {n}" for c, n in column.value_counts().items() if n < per_class]
-        note = f"{len(rows)} of {len(self)} entities kept: at most {per_class} for each {attribute.name}"
-        return self.take(rows, note + (f"; fewer are there of {', '.join(short[:8])}." if short else "."))
-
 
 def cities(per_class: int = 60, token_count: TokenCount | None = None) -> EntitySet:
     """The `per_class` most populous cities of each of five continents, largest first; see `facts.cities`."""

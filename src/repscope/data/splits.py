@@ -1,18 +1,16 @@
 """Train-test splits of entities: folds, halves, and folds without shared tokens.
 
 The unit is the entity: all its prompts and token positions are on one side. A probe may still recognise a test name by
-its parts ("San" in San Francisco and San Diego): knowledge of tokens, not of entities. Two ways to exclude it:
+its parts ("San" in San Francisco and San Diego): knowledge of tokens, not of entities. `purged_folds` excludes it: every
+entity is tested once; the training set of a fold excludes all entities that share a token with any entity tested in it.
+The loss depends on the composition of folds, so the folds are optimised:
 
-1. `shared_token_groups`: entities that share a token, directly or through others, form one group (connected
-   components), and `folds` does not split groups. Of little use on names: of 300 cities under SmolLM2's tokenizer, 234
-   form one group, which is always in training, so only 66 are tested.
-2. `purged_folds`: every entity is tested once; the training set of a fold excludes all entities that share a token with
-   any entity tested in it. The loss depends on the composition of folds, so the folds are optimised:
-   a. start from random folds, each with the same share of every class;
-   b. pick an entity, and a fold that holds a neighbour of it (one that shares a token with it); exchange it there for
-      an entity of its own class; accept the exchange unless more training rows are lost in total; 30 tries per entity.
-   On the same cities 10 folds leave 235 of 300 entities for training (random folds 167), and all 300 are tested. A
-   ridge classifier of continents on token counts alone has accuracy 0.45 on plain folds and 0.20, chance, on purged ones.
+1. Start from random folds, each with the same share of every class.
+2. Pick an entity, and a fold that holds a neighbour of it (one that shares a token with it); exchange it there for an
+   entity of its own class; accept the exchange unless more training rows are lost in total; 30 tries per entity.
+
+On 300 cities under SmolLM2's tokenizer 10 folds leave 235 for training (random folds 167), and all 300 are tested. A
+ridge classifier of continents on token counts alone has accuracy 0.45 on plain folds and 0.20, chance, on purged ones.
 
 Purging removes entities of the tested class more often than others (Santa … is South American twice), so an accuracy on
 purged folds is, if biased, too low.
@@ -23,7 +21,6 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 
 from repscope.errors import UserError
 
@@ -95,16 +92,6 @@ def halves(
     return half
 
 
-def shared_token_groups(tokens: Sequence[Sequence[Hashable]]) -> Int[np.ndarray, "entity"]:
-    """Group of each entity: entities that share a token, directly or through others, are in one group.
-
-    >>> shared_token_groups([["San", "Francisco"], ["Oslo"], ["San", "Diego"]]).tolist()
-    [0, 1, 0]
-    """
-    _, groups = connected_components(_sharing(tokens), directed=False)
-    return np.asarray(groups, dtype=np.int64)
-
-
 def purged_folds(
     tokens: Sequence[Sequence[Hashable]], k: int = 10, seed: int = 0, stratify: Shaped[np.ndarray, "entity"] | None = None
 ) -> list[tuple[Int[np.ndarray, "train"], Int[np.ndarray, "test"]]]:
@@ -152,7 +139,7 @@ def _exchange(
     classes: Int[np.ndarray, "entity"],
     rng: np.random.Generator,
 ) -> None:
-    """Step 2b: exchange entities between folds, in place, unless more training rows are lost in total."""
+    """Step 2: exchange entities between folds, in place, unless more training rows are lost in total."""
     sharers = np.zeros((k, len(fold)), dtype=np.int64)  # number of test entities of a fold that share a token with an entity
     for i, f in enumerate(fold):
         sharers[f, neighbours[i]] += 1

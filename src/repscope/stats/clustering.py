@@ -50,13 +50,11 @@ class Agreement:
 
 @dataclass(frozen=True, eq=False)
 class AtScale:
-    """Spectral clusters at one scale, with their agreement with those at the median scale and with the truth, if given."""
+    """Spectral clusters at one scale."""
 
     name: str  #: of `FACTORS`, or "published"
     scale: float
     labels: Labels
-    with_median: Agreement
-    with_truth: Agreement | None
 
 
 @dataclass(frozen=True)
@@ -99,34 +97,12 @@ def spectral(distances: Float[ArrayLike, "run run"], clusters: int = 2, scale: f
     return _by_size(found)
 
 
-def sensitivity(
-    distances: Float[ArrayLike, "run run"],
-    truth: Shaped[ArrayLike, "run"] | None = None,
-    clusters: int = 2,
-    seed: int = 0,
-    permutations: int = PERMUTATIONS,
-) -> tuple[AtScale, ...]:
-    """Spectral clusters at ¼, ½, 1, 2 and 4 medians of the distances and at the published scale of 1.
-
-    Raises
-    ------
-    UserError
-        As `spectral`, and for a truth of another number of runs.
-    """
+def sensitivity(distances: Float[ArrayLike, "run run"], clusters: int = 2, seed: int = 0) -> tuple[AtScale, ...]:
+    """Spectral clusters at ¼, ½, 1, 2 and 4 medians of the distances and at the published scale of 1. Errors as `spectral`."""
     d = checked(distances)
     median = _median(d)
     scales = {name: factor * median for name, factor in FACTORS.items()} | {"published": PUBLISHED}
-    labels = {name: spectral(d, clusters, scale, seed) for name, scale in scales.items()}
-    return tuple(
-        AtScale(
-            name,
-            scale,
-            labels[name],
-            agreement(labels[name], labels["median"], permutations, seed),
-            None if truth is None else agreement(labels[name], truth, permutations, seed),
-        )
-        for name, scale in scales.items()
-    )
+    return tuple(AtScale(name, scale, spectral(d, clusters, scale, seed)) for name, scale in scales.items())
 
 
 def double_centred(distances: Float[ArrayLike, "run run"]) -> Matrix:

@@ -76,14 +76,10 @@ def rows(held: RunMeasurements, *, seed: int = 0, permutations: int = 1000, **wh
         for g in np.unique(held.groups)
         for k in range(2)
     ]
-    for more in (
-        _heights(held, row, seed, condition),
-        _mantel(held, row, seed, permutations),
-        _clusters(held, row, seed, permutations),
-        _confounds(held, row, seed),
-    ):
-        found += more
-    return found
+    found += _heights(held, row, seed, condition)
+    found += _mantel(held, row, seed, permutations)
+    found += _clusters(held, row, seed, permutations)
+    return [*found, *_confounds(held, row, seed)]
 
 
 Make = Callable[..., Row]
@@ -126,14 +122,8 @@ def _mantel(held: RunMeasurements, row: Make, seed: int, permutations: int) -> I
     for name, a, b, given in asked:
         test = permutation.mantel(a, b, given, permutations, seed)
         if np.isfinite(test.rho):
-            yield row(
-                test.estimate,
-                "mantel rho",
-                name,
-                definition="Spearman over pairs with the difference in behaviour"
-                if b is differs
-                else "Spearman over pairs with the difference in ID loss",
-            )
+            what = "behaviour" if b is differs else "ID loss"
+            yield row(test.estimate, "mantel rho", name, definition=f"Spearman over pairs with the difference in {what}")
             yield row(test.p, "mantel p", name, definition=f"one-sided, {permutations} orders of the runs")
 
 
@@ -149,7 +139,7 @@ def _clusters(held: RunMeasurements, row: Make, seed: int, permutations: int) ->
         f"average linkage, {EUCLIDEAN}": clustering.average_linkage(held.euclidean),
         f"average linkage, {EUCLIDEAN}, double-centred": clustering.average_linkage(clustering.double_centred(held.euclidean)),
     }
-    for at in clustering.sensitivity(gap, groups, seed=seed, permutations=permutations):
+    for at in clustering.sensitivity(gap, seed=seed):
         ways[f"spectral, {GAP}, δ {'= 1 (published)' if at.name == 'published' else at.name}"] = at.labels
     for name, labels in ways.items():
         found = clustering.agreement(labels, groups, permutations, seed)
@@ -167,10 +157,5 @@ def _confounds(held: RunMeasurements, row: Make, seed: int) -> Iterable[Row]:
         return
     rule = (held.groups == "rule").astype(int)
     for name, values in (("ID loss", -held.quality), ("share of the rule", held.behaviour)):
-        apart = separation(values, rule, seed=seed)
-        yield row(
-            stats.Estimate(apart.auc, apart.lo, apart.hi, stats.LEVEL, apart.method, "run", apart.n),
-            "AUC",
-            name,
-            definition="P(a run of the rule's group scores better)",
-        )
+        found = separation(values, rule, seed=seed)
+        yield row(found.estimate, "AUC", name, definition="P(a run of the rule's group scores better)")

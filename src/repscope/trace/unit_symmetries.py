@@ -277,85 +277,39 @@ def _averages(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
 
 _Rule = Callable[[_Followed, str, str, Any, _Stream], _Stream]
 
+_POOLINGS = " ".join(f"{kind}Pool{d}d" for kind in ("Max", "Avg", "AdaptiveAvg", "AdaptiveMax") for d in (1, 2, 3))
+_ACTIVATIONS = """
+ReLU ReLU6 LeakyReLU ELU SELU CELU GELU SiLU Mish Softplus Softsign Tanh Sigmoid LogSigmoid Hardtanh Hardswish Hardsigmoid
+Identity Dropout Dropout1d Dropout2d Dropout3d AlphaDropout Softmax LogSoftmax
+"""
+
+
+def _named(module: Any, names: str) -> tuple[Any, ...]:
+    return tuple(getattr(module, name) for name in names.split())
+
+
 # One row per kind of layer. Others are refused: a layer that mixes units would silently be permuted wrongly.
 _LAYERS: dict[type[nn.Module], _Rule] = {
     nn.Linear: _Followed.linear,
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), _Followed.conv),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.LayerNorm), _Followed.norm),
     nn.Flatten: _Followed.flatten,
-    **dict.fromkeys(
-        (
-            nn.MaxPool1d,
-            nn.MaxPool2d,
-            nn.MaxPool3d,
-            nn.AvgPool1d,
-            nn.AvgPool2d,
-            nn.AvgPool3d,
-            nn.AdaptiveAvgPool1d,
-            nn.AdaptiveAvgPool2d,
-            nn.AdaptiveAvgPool3d,
-            nn.AdaptiveMaxPool1d,
-            nn.AdaptiveMaxPool2d,
-            nn.AdaptiveMaxPool3d,
-        ),
-        _Followed.pool,
-    ),
-    **dict.fromkeys(
-        (
-            nn.ReLU,
-            nn.ReLU6,
-            nn.LeakyReLU,
-            nn.ELU,
-            nn.SELU,
-            nn.CELU,
-            nn.GELU,
-            nn.SiLU,
-            nn.Mish,
-            nn.Softplus,
-            nn.Softsign,
-            nn.Tanh,
-            nn.Sigmoid,
-            nn.LogSigmoid,
-            nn.Hardtanh,
-            nn.Hardswish,
-            nn.Hardsigmoid,
-            nn.Identity,
-            nn.Dropout,
-            nn.Dropout1d,
-            nn.Dropout2d,
-            nn.Dropout3d,
-            nn.AlphaDropout,
-            nn.Softmax,
-            nn.LogSoftmax,
-        ),
-        _Followed.each,
-    ),
+    **dict.fromkeys(_named(nn, _POOLINGS), _Followed.pool),
+    **dict.fromkeys(_named(nn, _ACTIVATIONS), _Followed.each),
 }
 _SUMS = (operator.add, operator.iadd, torch.add)
-_POOLS = (functional.max_pool2d, functional.avg_pool2d, functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d)
+_POOLS = _named(functional, "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d")
 _EACH = (
-    functional.relu,
-    functional.leaky_relu,
-    functional.elu,
-    functional.gelu,
-    functional.silu,
-    functional.tanh,
-    functional.sigmoid,
-    functional.softplus,
-    functional.dropout,
-    functional.dropout2d,
-    functional.softmax,
-    functional.log_softmax,
-    torch.relu,
-    torch.tanh,
-    torch.sigmoid,
-    torch.softmax,
-    torch.log_softmax,
-    "relu",
-    "relu_",
-    "tanh",
-    "sigmoid",
-    "contiguous",
+    *_named(functional, "relu leaky_relu elu gelu silu tanh sigmoid softplus dropout dropout2d softmax log_softmax"),
+    *_named(torch, "relu tanh sigmoid softmax log_softmax"),
+    *("relu", "relu_", "tanh", "sigmoid", "contiguous"),
+)
+
+
+#: group, tensor and axis inside each block of a small transformer
+_INNER = (
+    *(("qk", "q.weight", 0), ("qk", "k.weight", 0), ("vo", "v.weight", 0), ("vo", "o.weight", 1)),
+    *(("hidden", "up.weight", 0), ("hidden", "up.bias", 0), ("hidden", "down.weight", 1)),
 )
 
 
@@ -373,16 +327,7 @@ def _transformer(module: nn.Module) -> Symmetries | None:
         residual |= {f"{at}{norm}.{gain}": 0 for norm in ("ln1", "ln2") for gain in ("weight", "bias")}
         residual |= {f"{at}{reads}.weight": 1 for reads in ("q", "k", "v", "up")}
         residual |= {f"{at}o.weight": 0, f"{at}down.weight": 0, f"{at}down.bias": 0}
-        inner = (
-            ("qk", "q.weight", 0),
-            ("qk", "k.weight", 0),
-            ("vo", "v.weight", 0),
-            ("vo", "o.weight", 1),
-            ("hidden", "up.weight", 0),
-            ("hidden", "up.bias", 0),
-            ("hidden", "down.weight", 1),
-        )
-        axes += [Axis(at + tensor, axis, at + group) for group, tensor, axis in inner]
+        axes += [Axis(at + tensor, axis, at + group) for group, tensor, axis in _INNER]
         bound.append(Heads(heads, (at + "qk", at + "vo")))
     axes += [Axis(tensor, axis, "residual") for tensor, axis in residual.items()]
     if {x.tensor for x in axes} != set(shapes) - unmoved:
