@@ -7,7 +7,8 @@ from markupsafe import escape
 from report import browser, synthetic
 from repscope.report import claims
 from repscope.report.charts import layers
-from repscope.report.page import Figure, Page, Section, Table, Term, render, write
+from repscope.report.glossary import GlossaryEntry
+from repscope.report.page import Figure, Page, Section, Table, render, write
 from repscope.report.verdict import Verdict
 
 TABLE = synthetic.table(blocks=8)
@@ -40,7 +41,7 @@ def build(names: tuple[str, ...] = synthetic.HOSTILE) -> Page:
         tested=bad,
         headline=drawn[0],
         key=table,
-        terms=(Term(bad, bad, bad, bad),),
+        terms=(GlossaryEntry(term=bad, definition=f"Text {bad}.", formula=bad, source=bad),),
         warnings=(bad,),
         sections=(Section(f"What {bad}", f"One.\n\nTwo {bad}", (*drawn[1:], Table(WIDE, "Wide"))),),
         claims=claims.evaluate_claims(claims.load_claims(), hostile),

@@ -2,6 +2,8 @@
 
 import inspect
 import json as jsonlib
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -108,7 +110,7 @@ def _answer(found: Any, options: Any, out: Path, plan: bool, fresh: bool, json: 
 
 def _print_plan(run: Any, json: bool) -> None:
     from repscope.models.engine.cost_estimate import product_rate
-    from repscope.studies.run.runner import forecast_seconds
+    from repscope.studies.run.forecast import forecast_seconds
 
     rate = product_rate()
     steps = [
@@ -118,7 +120,7 @@ def _print_plan(run: Any, json: bool) -> None:
             "blocks": cost.blocks,
             "tokens": cost.tokens,
             "gflop": round((cost.network_flops + cost.fit_flops) / 1e9, 1),
-            "minutes": round(forecast_seconds(cost, rate) / 60, 2),
+            "minutes": round(forecast_seconds(run.study.name, name, cost, rate) / 60, 2),
             "memory_mb": round(cost.memory_bytes / 1e6, 1),
             "disk_mb": round(cost.disk_bytes / 1e6, 1),
         }
@@ -133,12 +135,39 @@ def _print_plan(run: Any, json: bool) -> None:
 
 
 @app.command
-def tour(*, model: ModelName = "", out: Out = RUNS, seed: Seed = 0, fresh: Fresh = False, json: Json = False) -> None:
-    """Run the short form of all studies on the default model, as `make demo` does."""
+def tour(
+    *,
+    model: ModelName = "",
+    minutes: Annotated[float, Parameter(help="Studies start while their forecast fits in this time; the first always runs.")] = 5.0,
+    out: Out = RUNS,
+    seed: Seed = 0,
+    fresh: Fresh = False,
+    json: Json = False,
+) -> None:
+    """Run short forms of the questions on the default model, as many as fit in the time, and write one page over all answers.
+
+    The page, `index.html` in the folder of runs, has each question's verdict and headline figure, and the commands of the others.
+    """
+    from repscope.studies.index import write_index
+    from repscope.studies.run.runner import Run
+
+    started = time.monotonic()
+    told: list[dict[str, Any]] = []
     for name in ANSWERED:
         found = study(name)
         chosen = {"model": model} if model and "model" in found.options.model_fields else {}
-        _answer(found, found.options(short=True, seed=seed, **chosen), out, False, fresh, json)
+        run = Run(found, found.options(short=True, seed=seed, **chosen), out=out, fresh=fresh)
+        left = minutes - (time.monotonic() - started) / 60
+        if told and (needed := run.minutes_left()) > left:
+            print(f"{name} is left out: its short form takes about {max(1, round(needed))} min.", file=sys.stderr)
+            continue
+        page = run.answer()
+        verdict = run.verdict
+        told.append({"study": name, "verdict": None if verdict is None else verdict.as_json(), "page": str(page)})
+        if not json:
+            print(f"{found.question}\n  {verdict.sentence if verdict else 'No verdict.'}\n  {page}")
+    index = write_index(out)
+    print(jsonlib.dumps({"index": str(index), "studies": told}) if json else index)
 
 
 @app.command

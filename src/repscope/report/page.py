@@ -28,6 +28,7 @@ from markupsafe import Markup
 from repscope.disk import cache_home, whole_file
 from repscope.errors import UserError
 from repscope.report.claims import ClaimVerdict
+from repscope.report.glossary import GlossaryEntry
 from repscope.report.style import spec_of, unchecked, vega_lite_version
 from repscope.report.verdict import Verdict
 
@@ -67,16 +68,6 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Term:
-    """A term or metric of a page, for its fold "How to read this". formula, source: empty where there is none."""
-
-    name: str
-    definition: str
-    formula: str = ""
-    source: str = ""
-
-
-@dataclass(frozen=True)
 class Page:
     """The content of a page, in print order.
 
@@ -95,7 +86,7 @@ class Page:
     warnings: tuple[str, ...] = ()
     headline: Figure | None = None
     key: Table | None = None
-    terms: tuple[Term, ...] = ()
+    terms: tuple[GlossaryEntry, ...] = ()
     claims: tuple[ClaimVerdict, ...] = ()
     notes: tuple[str, ...] = ()
     facts: Mapping[str, str] = field(default_factory=dict)

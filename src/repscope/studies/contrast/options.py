@@ -42,7 +42,7 @@ class ContrastOptions(ModelOptions, TableOptions):
         if self.tiny:
             small = {"methods": self.methods[:2], "strengths": (-0.4, 0.2, 0.4), "random": 3, "new_tokens": 4}
         elif self.short:
-            small = {"strengths": (-0.4, 0.1, 0.2, 0.4, 0.6), "random": 8, "new_tokens": 16}
+            small = {"strengths": (-0.4, 0.2, 0.4, 0.6), "random": 8, "new_tokens": 12}
         return self.with_sizes(small)
 
     def files(self) -> list[Path]:

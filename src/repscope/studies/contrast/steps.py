@@ -47,7 +47,7 @@ def halves(o: ContrastOptions) -> tuple[Contrast, Contrast]:
     found = found.with_choices()
     if o.instruction:
         found = replace(found, instructions=(o.instruction, found.instructions[1]))
-    pairs, asked, heads = (8, 4, 2) if o.tiny else (48, 16, 8) if o.short else (10**6, 10**6, 16)
+    pairs, asked, heads = (8, 4, 2) if o.tiny else (32, 12, 6) if o.short else (10**6, 10**6, 16)
     cut = []
     for number, half in enumerate(found.halves(o.seed)):
         if len(half.choices) < 2:
@@ -81,7 +81,7 @@ def _candidates(setup: Setup[ContrastOptions], o: ContrastOptions) -> list[int]:
     if outside := [b for b in o.blocks if not 0 <= b < blocks]:
         raise UserError(f"There is no block {outside[0]}; {setup.network.name} has {blocks}, counted from 0.")
     first, last = max(1, round(0.2 * blocks)), max(2, round(0.85 * blocks))
-    return list(o.blocks) or list(range(first, last, max(1, blocks // 12)))
+    return list(o.blocks) or list(range(first, last, max(1, blocks // (6 if o.short else 12))))
 
 
 def _cost(setup: Setup[ContrastOptions], kind: int) -> Callable[[], Cost]:

@@ -29,7 +29,7 @@ from repscope.models.prompts import Prompt
 from repscope.results import Result, Row
 from repscope.steer.effects import in_turn, texts
 from repscope.steer.from_texts import fit
-from repscope.studies.discover.options import DiscoverOptions
+from repscope.studies.discover.options import MOST_PROMPTS, DiscoverOptions
 from repscope.studies.run.study import Context, Cost, Setup, Step
 
 _COMPARED = "L2"  #: the baseline of the other methods
@@ -86,8 +86,8 @@ def _subject(setup: Setup[DiscoverOptions], o: DiscoverOptions) -> LanguageSubje
 def _prompts(setup: Setup[DiscoverOptions], o: DiscoverOptions) -> tuple[list[Prompt], list[Prompt]]:
     train, heldout, _ = requests(o.prompts, **o.how())
     chat = not o.plain and bool(getattr(setup.network.tokenizer, "chat_template", None))
-    if o.tiny:
-        train, heldout = train[:2], heldout[:2]
+    most = 2 if o.tiny else MOST_PROMPTS if o.short else None
+    train, heldout = train[:most], heldout[:most]
 
     def turned(text: str) -> Prompt:
         return setup.network.chat(text, system="") if chat else in_turn(setup.network, text, False)
@@ -115,7 +115,9 @@ def _cost(setup: Setup[DiscoverOptions], kind: int) -> Callable[[], Cost]:
 def _scale(setup: Setup[DiscoverOptions], context: Context) -> Result:
     o = setup.options
     subject, (seen, _) = _subject(setup, o), _prompts(setup, o)
-    notes = requests(o.prompts, **o.how())[2]
+    given, _, notes = requests(o.prompts, **o.how())
+    if o.short and len(given) > MOST_PROMPTS:
+        notes = (*notes, f"Left out by --short: all but {MOST_PROMPTS} of the prompts of each half.")
     states = subject.context(seen)
     if o.scale is not None:
         scale, why = o.scale * states.norm, "given"

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 from repscope.data.entities import SETS
 from repscope.studies.run.options import ModelOptions, TableOptions
 
+MOST_SETS = 3  #: sets of the short form
+MOST_ATTRIBUTES = 3  #: attributes per set of the short form, where none is named
+
 
 class EntitiesOptions(ModelOptions, TableOptions):
     """Options of the `entities` study."""
@@ -55,7 +58,10 @@ class EntitiesOptions(ModelOptions, TableOptions):
         return self
 
     def sized(self) -> "EntitiesOptions":
-        """With the smaller numbers of `tiny`, except for options that were given."""
+        """With the smaller numbers of `tiny` and `short`, except for options that were given."""
+        if self.short:
+            small = self.with_sizes({"folds": 4, "shuffles": 5, "context": 2, "max_items": 240, "per_class": 40})
+            return small.model_copy(update={"entities": self.entities[:MOST_SETS]})
         if not self.tiny:
             return self
         few: dict[str, Any] = {"entities": self.entities[:1], "folds": 3, "shuffles": 3, "context": 2, "max_items": 60}

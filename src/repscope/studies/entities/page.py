@@ -1,9 +1,11 @@
 """The page of the `entities` study and its closing lines, from the table of the run."""
 
+from collections.abc import Sequence
 from functools import cache
 
 import pandas as pd
 
+from repscope.conditions import BAG, over
 from repscope.read.probe_sweep import NOT_PROBED
 from repscope.report.charts import layers
 from repscope.report.page import Figure, Page, Section, Table
@@ -15,6 +17,7 @@ from repscope.studies.entities.options import EntitiesOptions
 from repscope.studies.run.study import Answer, Record
 
 _METRICS = {"accuracy": "accuracy (held-out entities)", "r2": "R² (held-out entities)"}
+_HEADLINE = (over(BAG), over("random weights"))
 _KEY = ("bag of token embeddings", "random weights", "shuffled labels")
 _TESTED = (
     "Tested: whether attributes read out linearly at the last token of a name, from which block on, and what the network adds to "
@@ -30,7 +33,7 @@ def page(record: Record[EntitiesOptions]) -> Page:
         title="Where a name becomes one vector",
         context=(", ".join(sets),),
         tested=_TESTED,
-        headline=_gains(table),
+        headline=_gains(table, _HEADLINE),
         key=_key(table),
         sections=(*(_section(record, table, name) for name in sets), _controls(table)),
         facts={"Probe": _PROBE},
@@ -61,10 +64,11 @@ def _answered(record: Record[EntitiesOptions], table: pd.DataFrame, name: str) -
     return lines + [note for note in record.results[name].notes if note.startswith(NOT_PROBED)]
 
 
-def _gains(table: pd.DataFrame) -> Figure:
+def _gains(table: pd.DataFrame, conditions: Sequence[str] = ()) -> Figure:
+    gains = select(table, metric="gain")
     return Figure(
-        layers.gains(select(table, metric="gain")),
-        "Gain over each simpler explanation",
+        layers.gains(gains[gains["condition"].isin(conditions)] if conditions else gains),
+        "Gain over the tokens of the name, and over random weights" if conditions else "Gain over each simpler explanation",
         "Score of the probe at the block chosen on the other half of the entities, minus the score of each control; paired over "
         "entities, with 95 % bootstrap intervals over them. Right of 0, the network adds something to that explanation.",
     )

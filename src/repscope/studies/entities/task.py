@@ -14,7 +14,7 @@ from repscope.errors import UserError
 from repscope.models.prompts import Prompt, encode, shortened
 from repscope.models.sites import Tokens
 from repscope.read.probe_sweep import Panel, panels
-from repscope.studies.entities.options import EntitiesOptions
+from repscope.studies.entities.options import MOST_ATTRIBUTES, EntitiesOptions
 from repscope.studies.run.study import Setup
 
 if TYPE_CHECKING:
@@ -45,8 +45,12 @@ class EntityTask:
     @cached_property
     def _panels(self) -> tuple[list[Panel], list[str]]:
         o = self.options
-        names = [a.name for a in self.items.attributes if a.name != o.group]
+        names = [a.name for a in self.items.attributes if a.name != o.group][: self._most_attributes]
         return panels(self.items, names, k=o.folds, seed=o.seed, min_count=o.min_count, group=o.group)
+
+    @property
+    def _most_attributes(self) -> int | None:
+        return MOST_ATTRIBUTES if self.options.short and not self.options.attribute and not self.is_text else None
 
     @property
     def split(self) -> str:
@@ -70,7 +74,10 @@ class EntityTask:
             "In this network every token attends to the whole name, so the first token alone and shortened contexts "
             "were not tested."
         )
-        return (*self.items.notes, *self._panels[1], *self.extra, *([] if self.causal or self.is_text else [cut]))
+        more = [a.name for a in self.items.attributes if a.name != self.options.group][self._most_attributes or 10**6 :]
+        left = f"Left out by --short: {', '.join(more)} of {self.items.name}; name them with --attribute."
+        extra = (*self.extra, *([left] if more else []))
+        return (*self.items.notes, *self._panels[1], *extra, *([] if self.causal or self.is_text else [cut]))
 
     def prompts(self, template: str) -> list[Any]:
         """The prompts."""

@@ -68,12 +68,13 @@ class PathsOptions(StudyOptions, TableOptions):
             }
         elif self.short:
             small_ones = {
-                "runs": 8,
-                "forks": (300, 400, 500, 600, 700),
-                "rates": (4e-3, 1e-2),
+                "runs": 6,
+                "points": 7,
+                "forks": (400, 500, 600, 700),
+                "rates": (4e-3,),
                 "unbiased_runs": 3,
-                "apart": 6,
-                "texts": 256,
+                "apart": 4,
+                "texts": 192,
             }
         return self.with_sizes(small_ones)
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from repscope.studies.run.options import ModelOptions, TableOptions
 
 LEAST_KNOWN = 12  #: facts that a model must know for two halves of them to mean something
+MOST_RELATIONS = 2  #: of the short form
 
 
 class RelationsOptions(ModelOptions, TableOptions):
@@ -47,7 +48,10 @@ class RelationsOptions(ModelOptions, TableOptions):
             tiny: dict[str, Any] = {"splits": 2, "trials": 1, "max_items": 30, "examples": 3, "ranks": (4, 8), "edits": 3}
             return self.with_sizes(tiny | {"relations": self.relations[:2]})
         if self.short:
-            return self.with_sizes({"splits": 2, "max_items": 80, "edits": 8, "relations": ("country-language",)})
+            small = {"splits": 1, "trials": 2, "examples": 4, "max_items": 60, "edits": 6, "ranks": (8, 32, 128)}
+            small["relations"] = ("country-language",)
+            made = self.with_sizes(small)
+            return made.model_copy(update={"relations": made.relations[:MOST_RELATIONS]})
         return self
 
     @property

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from repscope.report.claims import evaluate_claims, load_claims
+from repscope.report.glossary import entries_for
 from repscope.report.page import Page
 from repscope.report.style import unchecked
 from repscope.report.verdict import Verdict
@@ -11,6 +12,7 @@ from repscope.studies.run.provenance import page_facts
 from repscope.studies.run.study import Record, Study
 
 NO_VERDICT = "A test run on a tiny model: its numbers mean nothing, and it gives no verdict."
+_WORDS = ("95 % CI", "n", "chosen on the other half")  #: terms of every page
 
 
 def verdict(study: Study[Any], record: Record[Any]) -> Verdict | None:
@@ -22,6 +24,7 @@ def complete_page(study: Study[Any], record: Record[Any]) -> Page:
     """The page of a run, whole."""
     with unchecked():
         drawn, facts = study.page(record), record.facts
+    table = record.table
     tiny = record.options.tiny and study.verdict is not None
     model = f"{facts['model']} ({facts['precision']})" if facts.get("precision") else str(facts["model"])
     return replace(
@@ -31,7 +34,8 @@ def complete_page(study: Study[Any], record: Record[Any]) -> Page:
         verdict=verdict(study, record),
         answer=NO_VERDICT if tiny else drawn.answer,
         warnings=record.warnings,
-        claims=() if record.options.tiny else evaluate_claims(load_claims(), record.table),
+        terms=entries_for(table["metric"].unique(), table["condition"].unique(), study=study.name, words=_WORDS),
+        claims=() if record.options.tiny else evaluate_claims(load_claims(), table),
         notes=(*record.notes, *drawn.notes),
         facts=page_facts(facts, **drawn.facts),
     )

@@ -20,6 +20,7 @@ from repscope.progress import progress
 from repscope.report.verdict import Verdict
 from repscope.results import Result, concat, identified
 from repscope.studies.run.folder import RunFolder, need_folder, slug
+from repscope.studies.run.forecast import forecast_seconds
 from repscope.studies.run.pages import complete_page, verdict
 from repscope.studies.run.provenance import digest, file_digest, library_versions, provenance
 from repscope.studies.run.study import Answer, AnyOptions, Context, Cost, Record, Setup, Step, Study, Subject
@@ -162,11 +163,19 @@ class Run(Generic[AnyOptions]):
         """Each step with its cost and whether it is there already; runs nothing."""
         return [(s.name, s.cost(), self.run_folder.step(s.name, key).is_dir()) for s, key in self._keyed()]
 
+    def minutes_left(self) -> float:
+        """Forecast of what is left to do, on this machine."""
+        from repscope.models.engine.cost_estimate import product_rate
+
+        rate = product_rate()
+        return sum(forecast_seconds(self.study.name, name, cost, rate) for name, cost, done in self.plan() if not done) / 60
+
     def _keyed(self) -> list[tuple[Step, str]]:
+        sizes = self.setup.options.model_dump(mode="json") if self.options.short or self.options.tiny else {}
         shared: dict[str, Any] = {
             "schema": _SCHEMA,
             "study": self.study.name,
-            "options": self.options.key(),
+            "options": self.options.key() | sizes,  # a version with other sizes never continues from the numbers of this one
             "weights": self.subject.fingerprint,
             "files": {str(p): file_digest(p) for p in self.options.files()},
             "libraries": library_versions(),
@@ -183,7 +192,7 @@ class Run(Generic[AnyOptions]):
     def _compute(self, keyed: "Sequence[tuple[Step, str]]") -> None:
         folder = self.run_folder
         missing = {step.name: step.cost() for step, key in keyed if not folder.step(step.name, key).is_dir()}
-        weights = {name: _weight(cost) for name, cost in missing.items()}
+        weights = {name: forecast_seconds(self.study.name, name, cost) for name, cost in missing.items()}
         with progress(self.study.name, sum(weights.values())) as advance:
             for step, key in keyed:
                 if step.name in missing:
@@ -222,7 +231,7 @@ class Run(Generic[AnyOptions]):
 
         rate = product_rate()
         return {
-            name: {"forecast_seconds": round(forecast_seconds(cost, rate), 2), "seconds": round(took, 2)}
+            name: {"forecast_seconds": round(forecast_seconds(self.study.name, name, cost, rate), 2), "seconds": round(took, 2)}
             for name, (cost, took) in self.took.items()
         }
 
@@ -266,15 +275,3 @@ def load_record(study: Study[Any], folder: RunFolder) -> Record[Any]:
     options = study.options(**facts["given"]).sized()
     results = {str(name): folder.load_step(name, key) for name, key in facts["steps"].items()}
     return Record(options, results, facts, folder.path)
-
-
-def _weight(cost: Cost) -> float:
-    """Relative weights of steps for the bar: the network runs at about the rate of products, fits at a quarter of it."""
-    return 0.05 + (cost.network_flops + 4 * cost.fit_flops) / 1e11
-
-
-def forecast_seconds(cost: Cost, rate: float) -> float:
-    """Seconds that a step takes on a machine with that rate of products: measured shares of it, see `_weight`."""
-    from repscope.models.engine.cost_estimate import REACHED
-
-    return (cost.network_flops / REACHED + cost.fit_flops / 0.2) / rate
