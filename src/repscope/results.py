@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from repscope import notebook
 from repscope.conditions import ESTIMATE as ESTIMATE
 from repscope.conditions import condition as known_condition
 from repscope.disk import whole_folder
 from repscope.errors import UserError, unknown
-from repscope.stats import Estimate
+from repscope.stats import Estimate, mean
 
 if TYPE_CHECKING:
     import altair as alt
@@ -67,6 +68,18 @@ class Row:
             n=estimate.n,
             **where,
         )
+
+    @classmethod
+    def over(cls, values: Float[np.ndarray, "unit"], unit: str, *, seed: int = 0, **where: Any) -> "Row":
+        """The mean over units with its interval; a single unit has none."""
+        if len(values) == 1:
+            return cls(value=float(values[0]), n=1, unit=unit, seed=seed, **where)
+        return cls.of(mean(values, unit=unit, seed=seed), seed=seed, **where)
+
+
+def at(site: Any) -> dict[str, Any]:
+    """The columns of a `models.sites.Site`."""
+    return {"site": str(site), "layer": site.layer}
 
 
 _MEASURED = ("value", "lo", "hi", "level", "interval_method", "unit", "n")

@@ -307,31 +307,18 @@ def violations(result: Result) -> list[str]:
 
 
 #: Condition, metric, test for a violation, and its message.
-INVARIANTS: tuple[tuple[str, str, Callable[[float], bool], str], ...] = (
-    (
-        RANDOM,
-        "recovered",
-        lambda x: not x <= 0,
-        "On {model} random directions recover {value:.2f} of the features: the seed leaks.",
-    ),
-    (
-        RANDOM,
-        "elicits",
-        lambda x: not x <= 0,
-        "On {model} {value:.2f} of random directions elicit the sentence: the scale is too large, or the trigger too weak.",
-    ),
-    (
-        "oracle",
-        "recovered",
-        lambda x: not x >= 1,
-        "On {model} the oracle recovers {value:.2f} of the features, and must recover all.",
-    ),
-    (
-        "oracle",
-        "reached",
-        lambda x: not x >= 1,
-        "On {model} the truth moves the target along {value:.2f} of what was planted, and must along all of it.",
-    ),
+INVARIANTS: tuple[tuple[str, str, Callable[[float], bool], str], ...] = tuple(
+    (condition, metric, (lambda x: not x <= 0) if condition == RANDOM else (lambda x: not x >= 1), f"On {{model}} {says}")
+    for condition, metric, says in (
+        (RANDOM, "recovered", "random directions recover {value:.2f} of the features: the seed leaks."),
+        (
+            RANDOM,
+            "elicits",
+            "{value:.2f} of random directions elicit the sentence: the scale is too large, or the trigger too weak.",
+        ),
+        ("oracle", "recovered", "the oracle recovers {value:.2f} of the features, and must recover all."),
+        ("oracle", "reached", "the truth moves the target along {value:.2f} of what was planted, and must along all of it."),
+    )
 )
 
 

@@ -20,7 +20,7 @@ differences, and depends on their mean only through its sign.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -34,6 +34,7 @@ from repscope.errors import UserError, unknown
 from repscope.models.language import LanguageModel
 from repscope.models.sites import Site
 from repscope.results import Result, Row
+from repscope.results import at as at_site
 from repscope.steer.effects import in_turn
 
 Rows = Float[np.ndarray, "text d_model"]
@@ -149,24 +150,15 @@ def fit(
             made.append(direction)
             if held_out is None:
                 continue
-            where: dict[str, Any] = {
-                "metric": "auc",
-                "definition": "P(positive farther along than negative)",
-                "site": str(site),
-                "layer": site.layer,
-                "token": str(tokens),
-                "item": name,
-                "split": "other groups of texts",
-                "seed": seed,
-            }
-            found = stats.mean(placed(test[site] @ direction.vector, theirs), unit="text", seed=seed)
-            rows.append(Row.of(found, **where))
+            where = {**at_site(site), "token": str(tokens), "item": name, "split": "other groups of texts"}
+            row = partial(Row.of, metric="auc", definition="P(positive farther along than negative)", seed=seed, **where)
+            rows.append(row(stats.mean(placed(test[site] @ direction.vector, theirs), unit="text", seed=seed)))
             null = []
             for flip in flips:
                 other = METHODS[name](*_arranged(x, flip, texts.paired), texts.paired)
                 null.append(float(placed(test[site] @ other, theirs).mean()))
             if null:
-                rows.append(Row.of(stats.null(null, unit="swap"), condition=SWAPPED, **where))
+                rows.append(row(stats.null(null, unit="swap"), condition=SWAPPED))
     config = lm.model.config
     note = f"{texts.positive} against {texts.negative} ({texts.name})"
     found_set = DirectionSet(made, lm.fingerprint, note, architecture=str(getattr(config, "model_type", "")), blocks=lm.blocks)
