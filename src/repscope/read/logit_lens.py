@@ -9,7 +9,6 @@ After nostalgebraist 2020, "interpreting GPT":
 The lens uses the basis of the last block; a negative result at an early block does not show that the information is absent.
 """
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -90,12 +89,11 @@ def logit_lens(lm: "LanguageModel", prompt: str, *, top: int = 5, seed: int = 0,
                         "of_final": of_final[i],
                     }
                 )
-            row = partial(
-                Row.of, metric="probability", definition=DEFINITION, **at(site), token="all", item="final prediction", seed=seed
-            )
-            rows.append(row(stats.mean(of_final, unit="token", seed=seed)))
+            where = {**at(site), "token": "all", "item": "final prediction", "seed": seed}
+            where |= {"metric": "probability", "definition": DEFINITION}
+            rows.append(Row.of(stats.mean(of_final, unit="token", seed=seed), **where))
             draws = _random_control(lm, held, final, rng)
-            rows.append(row(stats.null(draws, unit="random direction"), condition=RANDOM))
+            rows.append(Row.of(stats.null(draws, unit="random direction"), condition=RANDOM, **where))
             advance(1)
     notes = (f"The prompt has {read} tokens; the network read them all, the lens the last {last}.",) if first else ()
     return Result.of(rows, side={"cells": pd.DataFrame(cells)}, notes=notes)

@@ -20,7 +20,6 @@ differences, and depends on their mean only through its sign.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -150,15 +149,15 @@ def fit(
             made.append(direction)
             if held_out is None:
                 continue
-            where = {**at_site(site), "token": str(tokens), "item": name, "split": "other groups of texts"}
-            row = partial(Row.of, metric="auc", definition="P(positive farther along than negative)", seed=seed, **where)
-            rows.append(row(stats.mean(placed(test[site] @ direction.vector, theirs), unit="text", seed=seed)))
+            where = {**at_site(site), "token": str(tokens), "item": name, "split": "other groups of texts", "seed": seed}
+            where |= {"metric": "auc", "definition": "P(positive farther along than negative)"}
+            rows.append(Row.of(stats.mean(placed(test[site] @ direction.vector, theirs), unit="text", seed=seed), **where))
             null = []
             for flip in flips:
                 other = METHODS[name](*_arranged(x, flip, texts.paired), texts.paired)
                 null.append(float(placed(test[site] @ other, theirs).mean()))
             if null:
-                rows.append(row(stats.null(null, unit="swap"), condition=SWAPPED))
+                rows.append(Row.of(stats.null(null, unit="swap"), condition=SWAPPED, **where))
     config = lm.model.config
     note = f"{texts.positive} against {texts.negative} ({texts.name})"
     found_set = DirectionSet(made, lm.fingerprint, note, architecture=str(getattr(config, "model_type", "")), blocks=lm.blocks)

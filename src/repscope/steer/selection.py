@@ -105,13 +105,13 @@ def choose(
     table: list[dict[str, Any]] = []
     for (d, condition, s), effect, cost in zip(rows, moved, kl):
         estimate = stats.mean(effect, unit="choice", seed=seed)
-        site = at(Site.parse(d.site))
-        where = {**site, "token": d.tokens, "condition": condition, "split": "choosing half", "item": f"{d.name} at {s:+.2f}"}
+        place = at(Site.parse(d.site))
+        where = {**place, "token": d.tokens, "condition": condition, "split": "choosing half", "item": f"{d.name} at {s:+.2f}"}
         found.append(Row.of(estimate, metric="effect", definition=DEFINITIONS["effect"], seed=seed, **where))
-        kl_row = {"metric": "kl", "definition": DEFINITIONS["kl"], "value": float(cost), "n": len(openings), "unit": "opening"}
-        found.append(Row(**kl_row, seed=seed, **where))
+        where |= {"seed": seed, "n": len(openings), "unit": "opening"}
+        found.append(Row(metric="kl", definition=DEFINITIONS["kl"], value=float(cost), **where))
         numbers = {"effect": estimate.value, "lo": estimate.lo, "hi": estimate.hi, "kl": float(cost)}
-        table.append({"name": d.name, **site, "strength": s, "condition": condition, **numbers})
+        table.append({"name": d.name, **place, "strength": s, "condition": condition, **numbers})
     frame = pd.DataFrame(table)
     return Selection(best(candidates, frame, most_kl), frame, Result.of(found))
 
