@@ -1,4 +1,6 @@
 import io
+import sys
+import types
 
 from rich.console import Console
 
@@ -38,3 +40,45 @@ def test_nested_work_shows_as_bars_under_the_first(monkeypatch):
     assert "Capturing" in said
     assert "50%" in said
     assert progress._live == []
+
+
+class Handle:
+    """A display that keeps what a notebook would show."""
+
+    def __init__(self):
+        self.shown = []
+
+    def __call__(self, data, *, raw, display_id=False):
+        self.shown.append(data)
+        return self
+
+    def update(self, data, *, raw):
+        self.shown.append(data)
+
+
+def test_a_notebook_shows_bars_that_are_replaced_and_go(monkeypatch, capsys):
+    """Without ipywidgets: one output, nested work as further lines, empty at the end; nothing on standard error."""
+    handle, clock = Handle(), iter(range(0, 1000, 2))
+    monkeypatch.setattr(progress.notebook, "in_notebook", lambda: True)
+    monkeypatch.setitem(sys.modules, "IPython.display", types.SimpleNamespace(display=handle))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    with progress.progress("probes of <b>", 4) as outer:
+        outer(1)
+        with progress.progress("Capturing", None) as inner:
+            inner(1)
+    assert [len(s["text/plain"].splitlines()) for s in handle.shown] == [1, 2, 0]
+    assert handle.shown[0]["text/plain"] == "probes of <b>: 25 %, about 6 s left"
+    assert '<progress max="4" value="1">' in handle.shown[0]["text/html"]
+    assert "&lt;b&gt;" in handle.shown[0]["text/html"]
+    assert handle.shown[-1]["text/html"] == ""
+    assert progress._cells == []
+    assert capsys.readouterr().err == ""
+
+
+def test_a_notebook_shows_nothing_of_short_work(monkeypatch):
+    handle = Handle()
+    monkeypatch.setattr(progress.notebook, "in_notebook", lambda: True)
+    monkeypatch.setitem(sys.modules, "IPython.display", types.SimpleNamespace(display=handle))
+    with progress.progress("Capturing", 4) as advance:
+        advance(4)
+    assert handle.shown == []

@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
+from repscope import notebook
 from repscope.conditions import ESTIMATE as ESTIMATE
 from repscope.conditions import condition as known_condition
 from repscope.disk import whole_folder
 from repscope.errors import UserError, unknown
-from repscope.stats import Estimate
+from repscope.stats import Estimate, mean
 
 if TYPE_CHECKING:
     import altair as alt
+    import xarray as xr
 
 
 CHOSEN = "chosen on the other half"  #: site of a number whose setting was chosen on the half that it is not reported on
@@ -68,6 +71,18 @@ class Row:
             n=estimate.n,
             **where,
         )
+
+    @classmethod
+    def over(cls, values: Float[np.ndarray, "unit"], unit: str, *, seed: int = 0, **where: Any) -> "Row":
+        """The mean over units with its interval; a single unit has none."""
+        if len(values) == 1:
+            return cls(value=float(values[0]), n=1, unit=unit, seed=seed, **where)
+        return cls.of(mean(values, unit=unit, seed=seed), seed=seed, **where)
+
+
+def at(site: Any) -> dict[str, Any]:
+    """The columns of a `models.sites.Site`."""
+    return {"site": str(site), "layer": site.layer}
 
 
 _MEASURED = ("value", "lo", "hi", "level", "interval_method", "unit", "n")
@@ -163,21 +178,55 @@ class Result:
             notes=tuple(pd.read_parquet(folder / "notes.parquet")["note"]),
         )
 
-    def figure(self) -> "alt.LayerChart | alt.FacetChart":
-        """Value by layer with its interval: one line per condition, one panel per item and metric."""
-        import altair as alt
+    def to_xarray(self, *dims: str, **equal: object) -> "xr.Dataset":
+        """The selected rows as an xarray dataset with the variables value, lo, hi and n over the given columns.
 
-        shown = self.table.dropna(subset=["layer"]).assign(panel=lambda t: t["item"] + " · " + t["metric"])
-        if shown.empty:
-            raise UserError("This result has no rows with a layer to draw; look at its table instead.")
-        base = alt.Chart(shown.astype({"layer": "int64"})).encode(x=alt.X("layer:Q", title="block"), color=alt.Color("condition:N"))
-        lines = base.mark_line().encode(y=alt.Y("value:Q", title="value"))
-        bands = base.mark_area(opacity=0.2).encode(y="lo:Q", y2="hi:Q")
-        return alt.layer(bands, lines).facet("panel:N", columns=2)
+        Parameters
+        ----------
+        dims
+            Columns of the schema that become dimensions, such as `"item", "condition", "layer"`. Cells without a row are NaN.
+        equal
+            Selects rows, as `select`.
+
+        Raises
+        ------
+        UserError
+            For an unknown column, no row, or rows that the dimensions do not distinguish; names a column that does.
+
+        >>> rows = [Row(metric="r2", item=i, layer=l, value=0.1 * l) for i in "ab" for l in (0, 1)]
+        >>> Result.of(rows).to_xarray("item", "layer")["value"].sel(item="a").values.tolist()
+        [0.0, 0.1]
+        """
+        rows = self.select(**equal).dropna(subset=[d for d in dims if d in self.table.columns])
+        for name in dims:
+            if name not in rows.columns:
+                raise unknown("column", name, rows.columns)
+        if rows.empty:
+            raise UserError("No row has these values and a value in each dimension; see the column's values in result.table.")
+        if rows.duplicated(list(dims)).any() if dims else len(rows) > 1:
+            columns = [c for c in COLUMNS if c not in (*dims, *_MEASURED, "row_id") and rows[c].nunique(dropna=False) > 1]
+            raise UserError(
+                f"Several rows share {' and '.join(dims) or 'no dimension'}; add a dimension or select one value of: "
+                f"{', '.join(columns) or 'row_id'}."
+            )
+        plain = {"layer": "int64"} | {c: "object" for c in dims if COLUMNS[c] == "string"}
+        table = rows[[*dims, "value", "lo", "hi", "n"]].astype({c: plain[c] for c in dims if c in plain})
+        found = table.set_index(list(dims)) if dims else table.reset_index(drop=True)
+        dataset = found.to_xarray() if dims else found.to_xarray().isel(index=0, drop=True)
+        return dataset.assign_attrs({c: str(rows[c].iloc[0]) for c in ("study", "model", "metric") if rows[c].nunique() == 1})
+
+    def figure(self) -> "alt.TopLevelMixin":
+        """Values with their intervals, one panel per item and metric (at most 12): by block, or by condition without blocks.
+
+        Raises
+        ------
+        UserError
+            If no row has a value.
+        """
+        return notebook.figure(self)
 
     def _repr_html_(self) -> str:
-        shown = self.table[["metric", "item", "site", "token", "condition", "value", "lo", "hi", "n", "unit"]]
-        return str(shown.to_html(index=False, max_rows=40, float_format=lambda v: f"{v:.3g}"))
+        return notebook.html(self)
 
 
 def select(table: pd.DataFrame, **equal: object) -> pd.DataFrame:

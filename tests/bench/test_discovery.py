@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from repscope.bench.discovery import BENCH_METHODS, BENCH_METRICS, SCALES, SOUGHT, dct_synthetic, planted_mlp, violations
+from repscope.bench.discovery import SCALES, SOUGHT, dct_synthetic, planted_mlp, violations
+from repscope.bench.methods import BENCH_METHODS, BENCH_METRICS
 from repscope.discovery import SOLVERS, FunctionSubject, SolverOptions, discover, magnitude, metrics, solvers
 from repscope.errors import UserError
 from repscope.results import Result, Row

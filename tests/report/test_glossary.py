@@ -10,7 +10,7 @@ from repscope.trace.barriers import HEIGHTS
 
 def test_metrics_that_no_tiny_run_measures():
     """Metrics of `connect`, published tables, patching, known relations and the trigger; `test_report` has those of tiny runs."""
-    from repscope.bench.discovery import BENCH_METRICS
+    from repscope.bench.methods import BENCH_METRICS
     from repscope.discovery.comparison import DISCOVERY_METRICS
     from repscope.steer.effects import DEFINITIONS
     from repscope.steer.patching.result import DEFINITIONS as PATCHING

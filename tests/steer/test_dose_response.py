@@ -11,9 +11,10 @@ from repscope.conditions import RANDOM
 from repscope.data.contrasts import Choice, Contrast
 from repscope.directions import Direction
 from repscope.errors import UserError
+from repscope.models.edits import Edit
 from repscope.results import COLUMNS, ESTIMATE
 from repscope.steer.dose_response import PROMPTED, by_group, dose, working_range
-from repscope.steer.effects import Added, log_odds
+from repscope.steer.effects import log_odds
 from repscope.steer.quick import learn
 from repscope.steer.selection import best, choose
 from repscope.worlds.tiny import tiny
@@ -48,7 +49,7 @@ def test_a_planted_direction_has_its_effect_and_chance_has_none(found, lm, plant
     assert list(effect.index) == [-0.5, 0.5, 1.0, 2.0]
     assert effect[-0.5] < 0 < effect[0.5] < effect[1.0] < effect[2.0]
     assert (null["hi"] < [effect[s] for s in null.index]).all()
-    added = [Added("resid_post.3", s * found.direction.norm * planted.vector) for s in (-0.5, 0.5, 1.0, 2.0)]
+    added = [Edit.add("resid_post.3", s * found.direction.norm * planted.vector) for s in (-0.5, 0.5, 1.0, 2.0)]
     odds = log_odds(lm, CHOICES, added)
     slow = by_group(odds[1:] - odds[0], [c.group for c in CHOICES]).mean(1)
     np.testing.assert_allclose(effect, slow, atol=1e-9)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from repscope.bench import discovery
-from repscope.bench.discovery import BENCH_METHODS, BENCH_METRICS
+from repscope.bench.methods import BENCH_METHODS, BENCH_METRICS
 from repscope.cli import run
 from repscope.studies.bench_discovery.settings import SETTINGS
 from repscope.studies.catalogue import study

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from repscope.bench.discovery import BENCH_METHODS, difference_of_means, planted_transformers, violations
+from repscope.bench.discovery import difference_of_means, planted_transformers, violations
+from repscope.bench.methods import BENCH_METHODS
 from repscope.discovery import LanguageSubject, discover, metrics
 from repscope.errors import UserError
 from repscope.worlds.planted.functions import seed_for

@@ -21,7 +21,7 @@ random vectors.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from repscope import stats
+from repscope.bench.methods import BENCH_METHODS, BENCH_METRICS, BenchMethod
 from repscope.conditions import ESTIMATE, RANDOM
 from repscope.discovery import (
     SOLVERS,
@@ -38,15 +39,10 @@ from repscope.discovery import (
     Fluency,
     FunctionSubject,
     LanguageSubject,
-    Objective,
     SolverOptions,
     Subject,
-    contrastive,
     discover,
-    l2,
-    magnitude,
     metrics,
-    soft_orthogonal,
 )
 from repscope.errors import UserError
 from repscope.progress import progress
@@ -86,68 +82,6 @@ class Case:
     searched: Float[Tensor, "direction width"] | None = None
     more: Callable[[Float[Tensor, "direction width"]], Mapping[str, float]] = lambda vectors: {}
     once: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class BenchMethod:
-    """One row of the table.
-
-    name: in the table. solver, objective: arguments of `discover`. steps: if None, the budget for gradient methods, else the
-    solver's default. condition: of its rows in the result. sees_weights: whether it also gets the network's weights. given: without
-    a solver, the field of a case with its directions.
-    """
-
-    name: str
-    solver: str = ""
-    objective: Objective = field(default_factory=l2)
-    steps: int | None = None
-    condition: str = ESTIMATE
-    sees_weights: bool = False
-    given: str = ""
-
-
-BENCH_METHODS = (
-    BenchMethod("random", "random", condition=RANDOM),
-    BenchMethod("PCA of states", "pca"),
-    BenchMethod("SVD of weights", "weights", sees_weights=True),
-    BenchMethod("Jacobian", "jacobian"),
-    BenchMethod("L2, sequential", "sequential", l2()),
-    BenchMethod("L2, batched", "sphere", l2()),
-    BenchMethod("DCT, 10 iterations", "dct", steps=10),
-    BenchMethod("DCT, 100 iterations", "dct", steps=100),
-    BenchMethod("L2 + soft-orthogonal", "sphere", magnitude() + soft_orthogonal()),
-    BenchMethod("contrastive", "sphere", contrastive()),
-    BenchMethod("contrastive, skip removed", "sphere", contrastive(subtract_skip=True)),
-    BenchMethod("L2 + contrastive", "sphere", magnitude() + contrastive()),
-    BenchMethod("L2 + contrastive, skip removed", "sphere", magnitude() + contrastive(subtract_skip=True)),
-    BenchMethod("difference of means", condition="supervised", given="supervised"),
-    BenchMethod("oracle", condition="oracle", given="truth"),
-)
-
-BENCH_METRICS = {
-    "mmcs": "mean over planted features of the best |cos| of a direction",
-    "recovered": "share of planted features with a direction at |cos| > .9",
-    "duplicates": "share of directions that repeat a feature already found",
-    "false": "share of directions at |cos| > .9 of no feature",
-    "reached": "share of planted features along whose output a mean effect points, the vector or its negative added: cos > .7, the "
-    "injected vector taken off",
-    "elicits": "share of directions under which at least half of the greedy answers to held-out prompts begin as planted",
-    "gain": "mean gain in log-probability of the planted sentence on held-out prompts, nats per token",
-    "best gain": "that of the direction with the largest",
-    "rank": "exp of the entropy of the singular values of mean effects",
-    "overlap": "mean |cos| between mean effects of two directions",
-    "clusters": "groups of directions whose mean effects hang together at |cos| > .8",
-    "consistency": "mean cos of a direction's effects on two held-out states, the injected vector taken off",
-    "consistency between": "the same between effects of two directions",
-    "size": "mean length of effects on held-out states",
-    "size per spread": "root mean square of effects in standard deviations of the output's coordinates",
-    "kl": "next-token KL from the network as it is, on held-out prompts, nats",
-    "half dose": "cos of mean effects at half the scale with those at the scale",
-    "minus dose": "cos of mean effects at minus the scale with those at the scale",
-    "stability": "mean |cos| with directions of another seed of the method, matched one to one",
-    "cost": "forward equivalents: one vector through one state, forward or backward",
-    "seconds": "of the search",
-}
 
 
 def planted_mlp(
@@ -203,20 +137,9 @@ def mlp_cases(kinds: Sequence[str], seeds: int, seed: int = 0) -> list[Case]:
     for kind, one in _each(kinds, seeds, seed):
         net = planted(kind, one)
         means = difference_of_means(net.states(LABELLED, "labelled"), net.truth)
-        cases.append(
-            Case(
-                f"planted {kind}",
-                one,
-                FunctionSubject(net),
-                net.states(STATES),
-                net.states(STATES, "held out"),
-                SCALES[kind],
-                net.weight,
-                means,
-                net.truth.numpy(),
-                net.out.numpy(),
-            )
-        )
+        states = net.states(STATES), net.states(STATES, "held out")
+        truth = net.truth.numpy(), net.out.numpy()
+        cases.append(Case(f"planted {kind}", one, FunctionSubject(net), *states, SCALES[kind], net.weight, means, *truth))
     return cases
 
 
@@ -229,22 +152,10 @@ def transformer_cases(kinds: Sequence[str], seeds: int, seed: int = 0) -> list[C
         labelled = net.lm.capture(net.prompts("labelled", (16,) * (LABELLED // 16)), net.source, "all").numpy()
         means = difference_of_means(torch.from_numpy(labelled.reshape(-1, transformer.WIDTH)), net.truth)
         fluency = Fluency(net.lm, net.source, net.prompts("held out"))
-        cases.append(
-            Case(
-                f"planted {kind}",
-                one,
-                subject,
-                net.prompts(),
-                net.prompts("held out"),
-                transformer.SCALE,
-                transformer.readers(net.lm, transformer.SOURCE, transformer.TARGET),
-                means,
-                net.truth.numpy(),
-                net.out.numpy(),
-                more=partial(_kl, fluency),
-                once=("sequential",),
-            )
-        )
+        weight = transformer.readers(net.lm, transformer.SOURCE, transformer.TARGET)
+        prompts, truth = (net.prompts(), net.prompts("held out")), (net.truth.numpy(), net.out.numpy())
+        more: dict[str, Any] = {"more": partial(_kl, fluency), "once": ("sequential",)}
+        cases.append(Case(f"planted {kind}", one, subject, *prompts, transformer.SCALE, weight, means, *truth, **more))
     return cases
 
 
@@ -275,7 +186,7 @@ def benchmark(
                     continue
                 each, found = [], []
                 for case, context in some:
-                    numbers, unit = _judged(case, context, method, n, budget, steps)
+                    numbers, unit = _evaluated(case, context, method, n, budget, steps)
                     each.append(numbers)
                     found.append(unit)
                     advance(1)
@@ -307,31 +218,18 @@ def violations(result: Result) -> list[str]:
 
 
 #: Condition, metric, test for a violation, and its message.
-INVARIANTS: tuple[tuple[str, str, Callable[[float], bool], str], ...] = (
-    (
-        RANDOM,
-        "recovered",
-        lambda x: not x <= 0,
-        "On {model} random directions recover {value:.2f} of the features: the seed leaks.",
-    ),
-    (
-        RANDOM,
-        "elicits",
-        lambda x: not x <= 0,
-        "On {model} {value:.2f} of random directions elicit the sentence: the scale is too large, or the trigger too weak.",
-    ),
-    (
-        "oracle",
-        "recovered",
-        lambda x: not x >= 1,
-        "On {model} the oracle recovers {value:.2f} of the features, and must recover all.",
-    ),
-    (
-        "oracle",
-        "reached",
-        lambda x: not x >= 1,
-        "On {model} the truth moves the target along {value:.2f} of what was planted, and must along all of it.",
-    ),
+INVARIANTS: tuple[tuple[str, str, Callable[[float], bool], str], ...] = tuple(
+    (condition, metric, (lambda x: not x <= 0) if condition == RANDOM else (lambda x: not x >= 1), f"On {{model}} {says}")
+    for condition, metric, says in (
+        (RANDOM, "recovered", "random directions recover {value:.2f} of the features: the seed leaks."),
+        (
+            RANDOM,
+            "elicits",
+            "{value:.2f} of random directions elicit the sentence: the scale is too large, or the trigger too weak.",
+        ),
+        ("oracle", "recovered", "the oracle recovers {value:.2f} of the features, and must recover all."),
+        ("oracle", "reached", "the truth moves the target along {value:.2f} of what was planted, and must along all of it."),
+    )
 )
 
 
@@ -353,16 +251,14 @@ def dct_synthetic(
                 net = exp_mlp(seed + i, width=width, features=features)
                 subject = FunctionSubject(net)
                 options = SolverOptions(start=start, published=published)  # type: ignore[arg-type]  # a plain string
-                found = discover(
-                    subject,
-                    torch.zeros(1, width),
-                    solver="dct",
-                    n=sought,
-                    scale=1.0,
-                    steps=steps,
-                    options=options,
-                    seed=seed_for("dct", net.seed),
-                )
+                given: dict[str, Any] = {
+                    "n": sought,
+                    "scale": 1.0,
+                    "steps": steps,
+                    "options": options,
+                    "seed": seed_for("dct", net.seed),
+                }
+                found = discover(subject, torch.zeros(1, width), solver="dct", **given)
                 best = (net.truth.numpy() @ metrics.unit(found.vectors).T).max(1)
                 numbers = {"mmcs": best.mean(), "recovered at .99": (best > 0.99).mean(), "seconds": found.seconds}
                 each.append({name: float(number) for name, number in numbers.items()})
@@ -382,23 +278,14 @@ def _each(kinds: Sequence[str], seeds: int, seed: int) -> list[tuple[str, int]]:
 
 
 def _rows(step: str, model: str, item: str, condition: str, each: Sequence[dict[str, float]], seed: int) -> list[Row]:
+    row = partial(Row.of, study="bench", step=step, model=model, item=item, condition=condition, seed=seed)
     return [
-        Row.of(
-            stats.mean([one[metric] for one in each], unit="seed"),
-            study="bench",
-            step=step,
-            metric=metric,
-            definition=BENCH_METRICS.get(metric, ""),
-            model=model,
-            item=item,
-            condition=condition,
-            seed=seed,
-        )
+        row(stats.mean([one[metric] for one in each], unit="seed"), metric=metric, definition=BENCH_METRICS.get(metric, ""))
         for metric in each[0]
     ]
 
 
-def _judged(
+def _evaluated(
     case: Case, held: Context, method: BenchMethod, n: int, budget: int, most: int | None
 ) -> tuple[dict[str, float], Float[np.ndarray, "direction width"]]:
     """One method on one case: its metrics and its unit directions. The ground truth is read only after the search."""
@@ -406,21 +293,13 @@ def _judged(
     if method.solver:
         solver = SOLVERS[method.solver]
         steps = method.steps or (budget if solver.descends else solver.steps)
+        options = SolverOptions(weight=case.weight if method.sees_weights else None)
+        given: dict[str, Any] = {"scale": case.scale, "steps": max(1, min(steps, most or steps)), "options": options}
         for turn in range(1 if method.solver in case.once else 2):
             context = case.subject.context(case.seen)
-            runs.append(
-                discover(
-                    case.subject,
-                    context,
-                    method.objective,
-                    method.solver,
-                    min(n, len(context.states) - 1) if method.solver == "pca" else n,
-                    scale=case.scale,
-                    steps=max(1, min(steps, most or steps)),
-                    seed=seed_for(method.name, case.seed, turn),
-                    options=SolverOptions(weight=case.weight if method.sees_weights else None),
-                )
-            )
+            count = min(n, len(context.states) - 1) if method.solver == "pca" else n
+            seed = seed_for(method.name, case.seed, turn)
+            runs.append(discover(case.subject, context, method.objective, method.solver, count, seed=seed, **given))
     unit = metrics.unit(runs[0].vectors if runs else np.asarray(getattr(case, method.given)))
     vectors = case.scale * torch.from_numpy(np.ascontiguousarray(unit, dtype=np.float32))
     whole, half, minus = (case.subject.effect(held, by * vectors).cpu().numpy() for by in (1.0, 0.5, -1.0))
@@ -430,11 +309,8 @@ def _judged(
     if case.written is not None:
         found["reached"] = _reached(whole, minus, vectors.numpy(), case.written)
     found |= case.more(vectors)
-    variety, same, linear = (
-        metrics.diversity(whole),
-        metrics.consistency(whole, vectors.numpy()),
-        metrics.dose_curve(half, whole, minus),
-    )
+    variety, same = metrics.diversity(whole), metrics.consistency(whole, vectors.numpy())
+    linear = metrics.dose_curve(half, whole, minus)
     length, per_spread = metrics.effect_norm(whole, held.spread.cpu().numpy())
     found |= {
         "rank": variety.rank,

@@ -22,17 +22,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from repscope import stats
-from repscope.bench.discovery import BENCH_METHODS, BenchMethod, Case, benchmark
+from repscope.bench.discovery import Case, benchmark
+from repscope.bench.methods import BENCH_METHODS, BenchMethod
 from repscope.discovery import SOLVERS, Fluency, LanguageSubject, calibrate
 from repscope.errors import UserError
 from repscope.models.language import LanguageModel
 from repscope.models.prompts import Encoded, Ragged
-from repscope.models.variants.block_replay import block_replay
+from repscope.models.variants.block_replay import BlockReplay, block_replay
 from repscope.results import Result, Row, concat
 from repscope.worlds.planted.functions import drawn_from
 from repscope.worlds.planted.transformer import readers
@@ -72,14 +73,8 @@ class Elicited:
         self, vectors: Float[Tensor, "direction width"]
     ) -> tuple[Float[np.ndarray, "direction prompt"], Float[np.ndarray, "direction prompt"]]:
         """Whether the greedy answer begins with the sentence (1 or 0), and its log-probability in nats per token."""
-        held, tail = joined(self.lm, self.prompts)
-        ids = Ragged.of([np.concatenate([row, tail]) for row in held])
-        stop = ids.lengths - 1  # a token is predicted one position earlier
-        kept = block_replay(
-            self.lm, Encoded(ids, stop - len(tail), stop), self.source, f"resid_post.{self.lm.blocks - 1}", pooled=False
-        )
-        base = torch.cat([target[a:b] for target, a, b in zip(kept.targets, stop - len(tail), stop)])
-        said = np.zeros((len(vectors), len(held)))
+        kept, base, tail = _replay(self.lm, self.source, self.prompts)
+        said = np.zeros((len(vectors), len(self.prompts)))
         logp = np.zeros_like(said)
         with torch.no_grad():
             for part in kept.parts:
@@ -99,11 +94,7 @@ def searched(
     lm: LanguageModel, source: str, prompts: Sequence[str], scale: float, steps: int = SEARCHED, seed: int = 0
 ) -> Float[Tensor, "one width"]:
     """Unit vector that, added at a scale, maximises the sentence's likelihood on prompts: Adam from a random start."""
-    held, tail = joined(lm, prompts)
-    ids = Ragged.of([np.concatenate([row, tail]) for row in held])
-    stop = ids.lengths - 1
-    kept = block_replay(lm, Encoded(ids, stop - len(tail), stop), source, f"resid_post.{lm.blocks - 1}", pooled=False)
-    base = torch.cat([target[a:b] for target, a, b in zip(kept.targets, stop - len(tail), stop)])
+    kept, base, tail = _replay(lm, source, prompts)
     model: Any = lm.model
     vector = torch.randn(kept.states[0].shape[1], generator=drawn_from("searched", seed)).requires_grad_(True)
     adam = torch.optim.Adam([vector], lr=0.2)
@@ -174,21 +165,8 @@ def trigger_cases(lm: LanguageModel, seeds: int, seed: int = 0, steps: int = SEA
         seen, held = asked(drawn[0]), asked(drawn[1])
         speaks = Elicited(lm, subject.source, held)
         more = partial(_said, speaks, speaks(torch.zeros_like(means))[1], Fluency(lm, subject.source, held))
-        cases.append(
-            Case(
-                lm.name,
-                one,
-                subject,
-                seen,
-                held,
-                scale,
-                readers(lm, source, target),
-                means,
-                searched=best,
-                more=more,
-                once=tuple(SOLVERS),
-            )
-        )
+        own: dict[str, Any] = {"searched": best, "more": more, "once": tuple(SOLVERS)}
+        cases.append(Case(lm.name, one, subject, seen, held, scale, readers(lm, source, target), means, **own))
     return cases
 
 
@@ -202,20 +180,21 @@ def planted_rows(before: LanguageModel, after: LanguageModel, seed: int = 0) -> 
         "with another word": (after, odd),
         "with the trigger, before it was planted": (before, triggered),
     }
+    definition = f"share of prompts whose greedy answer begins with {SENTENCE.strip()!r}"
+    where = {"metric": "planted", "definition": definition, "model": after.name, "condition": "planted"}
     return [
-        Row.of(
-            stats.proportion(elicited(lm, prompts), unit="prompt"),
-            study="bench",
-            step="lm",
-            metric="planted",
-            definition=f"share of prompts whose greedy answer begins with {SENTENCE.strip()!r}",
-            model=after.name,
-            item=item,
-            condition="planted",
-            seed=seed,
-        )
+        Row.of(stats.proportion(elicited(lm, prompts), unit="prompt"), study="bench", step="lm", item=item, seed=seed, **where)
         for item, (lm, prompts) in asked_of.items()
     ]
+
+
+def _replay(lm: LanguageModel, source: str, prompts: Sequence[str]) -> tuple[BlockReplay, Tensor, Int[np.ndarray, "token"]]:
+    """Prompts followed by the sentence: their replay, the last block's output before each token of the sentence, its tokens."""
+    rows, tail = joined(lm, prompts)
+    ids = Ragged.of([np.concatenate([row, tail]) for row in rows])
+    stop = ids.lengths - 1  # a token is predicted one position earlier
+    kept = block_replay(lm, Encoded(ids, stop - len(tail), stop), source, f"resid_post.{lm.blocks - 1}", pooled=False)
+    return kept, torch.cat([target[a:b] for target, a, b in zip(kept.targets, stop - len(tail), stop)]), tail
 
 
 def _said(

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from repscope.data import facts
 from repscope.data.facts import TokenCount
 from repscope.data.reading import How
-from repscope.data.tables import SUFFIXES, clean, missing, read_table
+from repscope.data.tables import clean, missing, read_table, table_path
 from repscope.errors import UserError, unknown
 
 LEAST_ROWS = 20
@@ -219,9 +219,7 @@ def entity_set(
             frame=found.frame[["name", *(a.name for a in kept)]],
             templates=found.templates if templates is None else tuple(templates),
         )
-    path = Path(asked)
-    if path.suffix.lower() not in SUFFIXES and len(path.parts) == 1 and not path.exists():
-        raise unknown("set of entities", asked, SETS, f"Or give the path of a {' or '.join(SUFFIXES)} file.")
+    path = table_path(asked, "set of entities", SETS)
     own = ("I am thinking of {}", "This is about {}", "{}") if templates is None else tuple(templates)
     return _of_table(path, name_column, attributes, own, LONGEST_NAME, how)
 

@@ -14,7 +14,7 @@ import json
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, Unpack
@@ -307,6 +307,14 @@ _READERS: dict[str, _Reader] = {
     ".json": _json,
 }
 SUFFIXES = tuple(_READERS)
+
+
+def table_path(name: str, what: str, known: Iterable[str], hint: str = "Or give") -> Path:
+    """The path of a table; a UserError that lists known names for a bare word that is no file."""
+    path = Path(name).expanduser()
+    if path.suffix.lower() not in SUFFIXES and len(path.parts) == 1 and not path.exists():
+        raise unknown(what, name, known, f"{hint} the path of a {_listed()} file.")
+    return path
 
 
 def _listed() -> str:

@@ -14,3 +14,10 @@ def random_units(width: int, count: int, seed: int) -> Float[np.ndarray, "direct
     drawn = np.random.default_rng(seed).standard_normal((count, width))
     units: np.ndarray = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
     return units
+
+
+def random_like(rows: Float[np.ndarray, "*row feature"], rng: np.random.Generator) -> Float[np.ndarray, "*row feature"]:
+    """For each row a vector of equal norm in a random direction."""
+    drawn = rng.standard_normal(rows.shape)
+    made: np.ndarray = drawn * (np.linalg.norm(rows, axis=-1, keepdims=True) / np.linalg.norm(drawn, axis=-1, keepdims=True))
+    return made

@@ -5,20 +5,23 @@
 3. `fits`: whether a network is the one they were made for.
 """
 
-import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
 
+from repscope import notebook
 from repscope.directions import control_vectors, matrix, native, steering_vectors
 from repscope.directions.architectures import agree
 from repscope.directions.direction import Direction
 from repscope.errors import UserError, unknown
 from repscope.models.sites import Site
+
+if TYPE_CHECKING:
+    import altair as alt
 
 #: kinds of site as wide as the residual stream
 _STREAM = ("embed", "resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post", "final_norm")
@@ -80,8 +83,18 @@ class DirectionSet:
     def __str__(self) -> str:
         return self.card()
 
+    def figure(self) -> "alt.TopLevelMixin":
+        """Absolute cosines between all directions.
+
+        Raises
+        ------
+        UserError
+            When their widths differ.
+        """
+        return notebook.figure(self)
+
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(self.card())}</pre>"
+        return notebook.html(self)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -30,6 +30,7 @@ from repscope.discovery.subject import Context, LanguageSubject, Subject
 from repscope.errors import UserError
 from repscope.models.language import LanguageModel
 from repscope.models.prompts import PromptLike, as_prompts
+from repscope.steer.effects import kl_from_first
 
 DRAWS = 30
 REACH = (1e-3, 100.0)  #: search range of R, in median norms of a source state
@@ -72,16 +73,15 @@ class Fluency:
 
     def kl(self, vectors: Float[Tensor, "direction width"]) -> Float[Tensor, "direction prompt"]:
         """KL in nats per vector and prompt."""
-        plain = self._logp(self._hidden)
+        plain = self._logits(self._hidden)[None]
         found = []
         for some in torch.split(vectors, 16):
-            steered = self._logp((self._hidden + self._subject.effect(self._context, some).cpu()).flatten(0, 1))
-            steered = torch.unflatten(steered, 0, (len(some), -1))
-            found.append((plain.exp() * (plain - steered)).sum(-1))
+            steered = self._logits((self._hidden + self._subject.effect(self._context, some).cpu()).flatten(0, 1))
+            found.append(kl_from_first(torch.cat([plain, torch.unflatten(steered, 0, (len(some), -1))])))
         return torch.cat(found)
 
-    def _logp(self, hidden: Tensor) -> Tensor:
-        return torch.from_numpy(self.lm.unembed(hidden.numpy())).double().log_softmax(-1)
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return torch.from_numpy(self.lm.unembed(hidden.numpy()))
 
 
 def calibrate(

@@ -27,10 +27,8 @@ from repscope.discovery import (
     soft_orthogonal,
 )
 from repscope.discovery import metrics as judged
-from repscope.models.engine.generation import Continuation
-from repscope.models.language import LanguageModel
 from repscope.models.prompts import Prompt
-from repscope.steer.effects import repeated, texts
+from repscope.steer.effects import nats_per_token, repeated, texts
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class TestBed:
         self.apart: Context = self.subject.context(self.held)
         self.fluency = Fluency(self.subject.lm, self.subject.source, self.held)
         self.plain = texts(self.subject.lm, self.held, [], new_tokens=self.new_tokens) if self.new_tokens else []
-        self.plain_nats = _nats(self.subject.lm, self.held, self.plain) if self.new_tokens else np.zeros(0)
+        self.plain_nats = nats_per_token(self.subject.lm, self.held, self.plain) if self.new_tokens else np.zeros(0)
         target = self.subject.lm.capture(list(self.held), self.subject.target, "last").numpy()
         self.length = float(np.median(np.linalg.norm(target, axis=1)))
 
@@ -153,7 +151,7 @@ class TestBed:
         if self.new_tokens:
             lm, site = self.subject.lm, self.subject.site
             wrote = texts(lm, self.held, self.scale * found.vectors, site, new_tokens=self.new_tokens)
-            nats = _nats(lm, [p for _ in found.vectors for p in self.held], wrote).reshape(len(found.vectors), -1)
+            nats = nats_per_token(lm, [p for _ in found.vectors for p in self.held], wrote).reshape(len(found.vectors), -1)
             arrays["damage"] = (nats - self.plain_nats).mean(1)
             numbers["damage"] = float(arrays["damage"].mean())
             numbers["repeats"] = float(np.mean([repeated(c.ids) for c in wrote]))
@@ -169,13 +167,3 @@ def clusters(means: Mapping[str, Float[np.ndarray, "direction feature"]], at: fl
     order = np.argsort(-np.bincount(labels), kind="stable")
     renamed = np.argsort(order)[labels]
     return dict(zip(means, np.split(renamed, np.cumsum([len(m) for m in means.values()])[:-1])))
-
-
-def _nats(lm: LanguageModel, prompts: Sequence[str | Prompt], wrote: Sequence[Continuation]) -> Float[np.ndarray, "text"]:
-    """Mean -log p per token of each text under the unsteered model, in nats; 0 for an empty text."""
-    nats = np.zeros(len(wrote))
-    kept = [i for i, c in enumerate(wrote) if c.text]
-    if kept:
-        scores = lm.score([prompts[i] for i in kept], [wrote[i].text for i in kept])
-        nats[kept] = -scores.logprob / scores.tokens
-    return nats

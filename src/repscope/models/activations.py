@@ -6,12 +6,19 @@ Rows follow the order of the prompts, sites the order of the request.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Int
 
+from repscope import notebook
 from repscope.errors import UserError
 from repscope.models.sites import Site, Tokens
+
+if TYPE_CHECKING:
+    import altair as alt
+    import xarray as xr
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,61 @@ class Activations:
         rows = [self.rows[site] for site in self.asked or self.sites]
         per_site = [r.reshape(len(self), -1, *r.shape[1:]) if self.tokens.ragged else r for r in rows]
         return per_site[0] if self.single else np.stack(per_site, axis=1)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row per captured row, indexed by prompt and token position; columns are site and hidden (the feature).
+
+        Further feature axes (heads, image positions) are flattened.
+        """
+        prompts = np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        index = pd.MultiIndex.from_arrays([prompts, np.asarray(self.positions)], names=["prompt", "token"])
+        parts = [pd.DataFrame(np.asarray(rows).reshape(len(rows), -1), index=index) for rows in self.rows.values()]
+        return pd.concat(parts, axis=1, keys=[str(site) for site in self.rows], names=["site", "hidden"])
+
+    def to_xarray(self) -> "xr.DataArray":
+        """An xarray array with named dimensions: prompt, site, hidden; with `tokens="all"` prompt, site, token, hidden.
+
+        Prompts of different numbers of tokens have the dimension row (one per token) with the coordinates prompt and token, so
+        that nothing is padded. `site` has the names of the sites. Further feature axes are hidden_0, hidden_1 …
+
+        Raises
+        ------
+        UserError
+            When sites differ in width; says how to read them.
+
+        >>> from repscope.worlds.tiny import tiny
+        >>> acts = tiny().capture(["one", "two"], ["resid_post.0", "resid_post.1"], "last")
+        >>> acts.to_xarray().sel(site="resid_post.1").dims
+        ('prompt', 'hidden')
+        """
+        import xarray as xr
+
+        if len({r.shape[1:] for r in self.rows.values()}) > 1:
+            raise UserError(f"{_listed(self.sites)} differ in width: read each by acts[site], or all by acts.to_pandas().")
+        sites, counts = self.sites, np.diff(self.offsets)
+        extra = next(iter(self.rows.values())).ndim - 1
+        hidden = ["hidden"] if extra == 1 else [f"hidden_{i}" for i in range(extra)]
+        coords: dict[str, Any] = {"site": [str(site) for site in sites]}
+        stacked = np.stack([self.rows[site] for site in sites], axis=1)  # (row, site, *hidden)
+        if not self.tokens.ragged:
+            dims = ["prompt", "site", *hidden]
+            coords |= {"prompt": np.arange(len(self)), "token": ("prompt", np.asarray(self.positions))}
+        elif counts.size and counts.min() == counts.max():
+            dims = ["prompt", "site", "token", *hidden]
+            stacked = np.moveaxis(stacked.reshape(len(self), int(counts[0]), *stacked.shape[1:]), 1, 2)
+            coords |= {"prompt": np.arange(len(self)), "token": np.asarray(self.positions)[: int(counts[0])]}
+        else:
+            dims = ["row", "site", *hidden]
+            prompts = np.repeat(np.arange(len(self)), counts)
+            coords |= {"prompt": ("row", prompts), "token": ("row", np.asarray(self.positions))}
+        return xr.DataArray(stacked, coords, dims, "activation", {"model": self.model, "tokens": str(self.tokens)})
+
+    def figure(self) -> "alt.TopLevelMixin":
+        """Norms of the activations by block: median and the range from the 5th to the 95th percentile, of at most 1,000 rows."""
+        return notebook.figure(self)
+
+    def _repr_html_(self) -> str:
+        return notebook.html(self)
 
     def __repr__(self) -> str:
         return f"Activations({len(self)} prompts, {_listed(self.sites)}, tokens={self.tokens}, rows={len(self.positions)})"

@@ -16,19 +16,23 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from repscope import notebook
 from repscope.disk import whole_file, whole_folder
 from repscope.errors import UserError, unknown
 from repscope.models.engine.fingerprint import Fingerprint, digests_of, of_digests
 from repscope.models.loading.folders import weight_files
 from repscope.models.loading.stacked_weights import Shape, State, stack, unstack
 from repscope.models.loading.tensor_check import derived
+
+if TYPE_CHECKING:
+    import altair as alt
 
 TABLE, NETWORK = "checkpoints.csv", "network.json"
 _NEEDED = ("run", "step", "path")
@@ -180,6 +184,13 @@ class CheckpointSet:
             lines = digests_of(_files(path))
             digests.append(of_digests({name: line for name, line in lines.items() if name in self.sizes}).digest)
         return Fingerprint(hashlib.sha256("\n".join(digests).encode()).hexdigest(), False)
+
+    def figure(self) -> "alt.TopLevelMixin":
+        """Runs by training step: one point per checkpoint, coloured by group if the table has groups."""
+        return notebook.figure(self)
+
+    def _repr_html_(self) -> str:
+        return notebook.html(self)
 
     def __len__(self) -> int:
         return len(self.table)

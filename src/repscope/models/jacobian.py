@@ -15,13 +15,14 @@ as in steering, and J is the sum over them. The target is one position or the me
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from repscope import notebook
 from repscope.errors import UserError
 from repscope.models.engine.memory import memory_kept
 from repscope.models.engine.positions import as_float
@@ -30,6 +31,9 @@ from repscope.models.linear.linearization import Linearized
 from repscope.models.linear.svd import Triplets, leading
 from repscope.models.sites import PerSite, Site
 from repscope.progress import progress
+
+if TYPE_CHECKING:
+    import altair as alt
 
 
 @dataclass(eq=False)
@@ -76,6 +80,13 @@ class Jacobian:
     def __repr__(self) -> str:
         named = str(self.sources[0]) if len(self.sources) == 1 else f"{self.sources[0]} … {self.sources[-1]}"
         return f"Jacobian({named} → {self.target}, {len(self)} prompts)"
+
+    def figure(self) -> "alt.TopLevelMixin":
+        """Leading singular values of the mean Jacobian, one line per source; computed when called, by products with the network."""
+        return notebook.figure(self)
+
+    def _repr_html_(self) -> str:
+        return notebook.html(self)
 
     def __getitem__(self, source: "str | Site") -> "Jacobian":
         """The Jacobian of one source, from the same passes.

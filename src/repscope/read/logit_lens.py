@@ -17,9 +17,10 @@ from jaxtyping import Float, Int
 
 from repscope import stats
 from repscope.conditions import RANDOM
+from repscope.directions.random import random_like
 from repscope.errors import UserError
 from repscope.progress import progress
-from repscope.results import Result, Row
+from repscope.results import Result, Row, at
 
 if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
@@ -88,15 +89,8 @@ def logit_lens(lm: "LanguageModel", prompt: str, *, top: int = 5, seed: int = 0,
                         "of_final": of_final[i],
                     }
                 )
-            where = {
-                "metric": "probability",
-                "definition": DEFINITION,
-                "site": str(site),
-                "layer": site.layer,
-                "token": "all",
-                "item": "final prediction",
-                "seed": seed,
-            }
+            where = {**at(site), "token": "all", "item": "final prediction", "seed": seed}
+            where |= {"metric": "probability", "definition": DEFINITION}
             rows.append(Row.of(stats.mean(of_final, unit="token", seed=seed), **where))
             draws = _random_control(lm, held, final, rng)
             rows.append(Row.of(stats.null(draws, unit="random direction"), condition=RANDOM, **where))
@@ -117,8 +111,7 @@ def _random_control(
     lm: "LanguageModel", hidden: Float[np.ndarray, "token d_model"], final: Int[np.ndarray, "token"], rng: np.random.Generator
 ) -> Float[np.ndarray, "draw"]:
     """The same mean over tokens, per draw of random directions of equal norm."""
-    drawn = rng.standard_normal((_DRAWS, *hidden.shape)).astype(np.float32)
-    drawn *= np.linalg.norm(hidden, axis=1, keepdims=True) / np.linalg.norm(drawn, axis=2, keepdims=True)
+    drawn = random_like(np.broadcast_to(hidden, (_DRAWS, *hidden.shape)), rng).astype(np.float32)
     probability = _probabilities(lm, drawn.reshape(-1, hidden.shape[1]))[np.arange(_DRAWS * len(final)), np.tile(final, _DRAWS)]
     means: np.ndarray = probability.reshape(_DRAWS, -1).mean(1)
     return means

@@ -25,8 +25,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from repscope import stats
 from repscope.conditions import ESTIMATE, RANDOM
+from repscope.directions.random import random_like
 from repscope.errors import UserError
 from repscope.models.engine.hooks import head_outputs
 from repscope.models.jacobian import Jacobian, as_numpy
@@ -34,7 +34,7 @@ from repscope.models.language import LanguageModel
 from repscope.models.linear.jacobian_passes import plan_jacobian
 from repscope.models.prompts import PromptLike
 from repscope.models.sites import Site
-from repscope.results import Result, Row
+from repscope.results import Result, Row, at
 
 _STREAM = ("resid_pre", "resid_mid", "resid_post")
 _ADDED = (*_STREAM, "attn_out", "mlp_out")  #: sites that reach the stream of later blocks unchanged
@@ -87,20 +87,8 @@ class PathAttribution:
             for pair in range(each.shape[1]):
                 if np.isnan(each[:, pair]).any():
                     continue
-                where: dict[str, Any] = {
-                    "metric": metric,
-                    "definition": definition,
-                    "model": self.model,
-                    "site": str(site),
-                    "layer": site.layer,
-                    "item": f"pair {pair}",
-                    "condition": condition,
-                    "seed": self.seed,
-                }
-                if len(each) > 1:
-                    rows.append(Row.of(stats.mean(each[:, pair], unit="prompt", seed=self.seed), **where))
-                else:  # one prompt has no interval over prompts
-                    rows.append(Row(value=float(each[0, pair]), n=1, unit="prompt", **where))
+                where = {"metric": metric, "definition": definition, "model": self.model, "item": f"pair {pair}", **at(site)}
+                rows.append(Row.over(each[:, pair], "prompt", condition=condition, seed=self.seed, **where))
         return rows
 
     def _repr_html_(self) -> str:
@@ -221,11 +209,8 @@ def _components(lm: LanguageModel, watch: list[Site]) -> list[Site]:
 
 def _random(like: tuple[Tensor, Tensor], seed: int) -> tuple[Tensor, Tensor]:
     rng = np.random.default_rng(seed)
-    drawn = []
-    for x in like:
-        way = torch.from_numpy(rng.standard_normal(tuple(x.shape))).to(x)
-        drawn.append(way / way.norm(dim=1, keepdim=True) * x.norm(dim=1, keepdim=True))
-    return drawn[0], drawn[1]
+    u, v = (torch.from_numpy(random_like(as_numpy(x), rng)).to(x) for x in like)
+    return u, v
 
 
 def _measured(

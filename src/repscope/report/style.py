@@ -165,6 +165,12 @@ def finish(*layers: alt.Chart, height: float, **hints: float) -> alt.LayerChart:
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
         usermeta=hints,
     )
+    themed(chart)
+    return chart
+
+
+def themed(chart: Any) -> Any:
+    """The chart, in the theme of all figures."""
     chart.config = alt.Config.from_dict(_THEME)
     return chart
 

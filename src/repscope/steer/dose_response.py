@@ -12,6 +12,8 @@ Select on one half of the choices and report on the other: call it on each.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -23,12 +25,13 @@ from repscope.data.contrasts import Choice
 from repscope.directions import Direction
 from repscope.directions.random import random_units
 from repscope.errors import UserError
+from repscope.models.edits import Edit
 from repscope.models.language import LanguageModel
 from repscope.models.prompts import with_continuation
 from repscope.models.sites import Site
-from repscope.results import Result, Row
+from repscope.results import Result, Row, at
 from repscope.stats import Estimate
-from repscope.steer.effects import DEFINITIONS, Added, Written, divergence, in_turn, log_odds, written
+from repscope.steer.effects import DEFINITIONS, Written, divergence, in_turn, log_odds, written
 
 STRENGTHS = (-0.6, -0.4, -0.2, -0.1, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8)
 MOST_DAMAGE = 0.5  #: nats per token: a perplexity under the unsteered model of 1.65 times the baseline
@@ -106,20 +109,20 @@ def dose(
     levels = sorted({float(s) for s in strengths if s != 0})
     norm = direction.norm if np.isfinite(direction.norm) else _norm(lm, direction.site, openings, chat)
     sizes = sorted({abs(s) for s in levels})
-    away = random_units(len(direction.vector), random, seed)
-    mine = [Added(direction.site, s * norm * direction.vector, direction.tokens) for s in levels]
-    others = [[Added(direction.site, s * norm * u, direction.tokens) for u in away] for s in sizes]
-    every = [*mine, *(one for group in others for one in group)]
+    add = partial(Edit.add, direction.site, tokens=direction.tokens)
+    mine = [add(s * norm * direction.vector) for s in levels]
+    others = [[add(s * norm * u) for u in random_units(len(direction.vector), random, seed)] for s in sizes]
 
-    odds = log_odds(lm, choices, every, chat=chat)
-    effect = by_group(odds[1:] - odds[0], [c.group for c in choices])
+    groups = [c.group for c in choices]
+    odds = log_odds(lm, choices, [*mine, *chain(*others)], chat=chat)
+    effect = by_group(odds[1:] - odds[0], groups)
     turns = [in_turn(lm, o, chat) for o in openings]
     plain = written(lm, turns, [None], new_tokens=new_tokens, seed=seed)[0]
     kept = [(o, t) for o, t in zip(turns, plain.texts) if t]
     if not kept:
         raise UserError("The model ends its text at once after every opening; give other openings.")
-    some = [group[:_READ_RANDOM] for group in others]
-    read = [*mine, *(one for group in some for one in group)]
+    few = min(random, _READ_RANDOM)
+    read = [*mine, *(edit for group in others for edit in group[:few])]
     kl = divergence(lm, [with_continuation(o, t) for o, t in kept], read)
     wrote = written(lm, turns, read, new_tokens=new_tokens, seed=seed)
 
@@ -131,20 +134,18 @@ def dose(
         found.fluency(level, ESTIMATE, wrote[i], plain)
     for i, size in enumerate(sizes):
         found.null(size, "effect", effect[n + i * random : n + (i + 1) * random].mean(1))
-        rows = slice(n + i * len(some[0]), n + (i + 1) * len(some[0]))
+        rows = slice(n + i * few, n + (i + 1) * few)
         found.null(size, "kl", kl[rows].mean(1))
-        several = wrote[rows]
-        found.null(size, "damage", np.array([(w.nats - plain.nats).mean() for w in several]))
-        found.null(size, "repeats", np.array([w.repeats.mean() for w in several]))
+        found.null(size, "damage", np.array([(w.nats - plain.nats).mean() for w in wrote[rows]]))
+        found.null(size, "repeats", np.array([w.repeats.mean() for w in wrote[rows]]))
     found.mean(0.0, PLAIN, "repeats", plain.repeats, "opening")
-    found.mean(0.0, PLAIN, "log-odds", by_group(odds[:1], [c.group for c in choices])[0], "group of choices")
+    found.mean(0.0, PLAIN, "log-odds", by_group(odds[:1], groups)[0], "group of choices")
     if instruction:
-        told = [replace(c, prompt=instruction + c.prompt) for c in choices]
-        asked = log_odds(lm, told, [], chat=chat) - odds[:1]
-        obeyed_effect = by_group(asked, [c.group for c in choices])[0]
-        found.mean(0.0, PROMPTED, "effect", obeyed_effect, "group of choices")
-        obeyed = written(lm, turns, [None], new_tokens=new_tokens, seed=seed, prefixes=[instruction])[0]
-        found.fluency(0.0, PROMPTED, obeyed, plain)
+        instructed = [replace(c, prompt=instruction + c.prompt) for c in choices]
+        prompting = by_group(log_odds(lm, instructed, [], chat=chat) - odds[:1], groups)[0]
+        found.mean(0.0, PROMPTED, "effect", prompting, "group of choices")
+        instructed_texts = written(lm, turns, [None], new_tokens=new_tokens, seed=seed, prefixes=[instruction])[0]
+        found.fluency(0.0, PROMPTED, instructed_texts, plain)
     side = found.frame()
     low_high = working_range(side, most_damage)
     texts = _texts(openings, plain, zip(levels, wrote))
@@ -156,7 +157,7 @@ def dose(
         "random": effect[n:].mean(1).reshape(len(sizes), random),
     }
     if instruction:
-        arrays["prompting"] = obeyed_effect
+        arrays["prompting"] = prompting
     return DoseResponse(done, Result.of(found.rows, arrays=arrays, side={"dose": side, "texts": texts}))
 
 
@@ -201,34 +202,12 @@ class _Table:
         return pd.DataFrame(self._side)
 
     def _add(self, strength: float, condition: str, metric: str, found: Estimate) -> None:
-        site = Site.parse(self.direction.site)
-        definition = DEFINITIONS[metric]
-        self.rows.append(
-            Row.of(
-                found,
-                metric=metric,
-                definition=definition,
-                site=str(site),
-                layer=site.layer,
-                token=self.direction.tokens,
-                item=f"{self.direction.name} at {strength:+.2f}",
-                condition=condition,
-                seed=self.seed,
-            )
-        )
-        self._side.append(
-            {
-                "direction": self.direction.name,
-                "strength": strength,
-                "condition": condition,
-                "metric": metric,
-                "value": found.value,
-                "lo": found.lo,
-                "hi": found.hi,
-                "n": found.n,
-                "unit": found.unit,
-            }
-        )
+        one = self.direction
+        where = {"metric": metric, "definition": DEFINITIONS[metric], "token": one.tokens, **at(Site.parse(one.site))}
+        row = Row.of(found, item=f"{one.name} at {strength:+.2f}", condition=condition, seed=self.seed, **where)
+        self.rows.append(row)
+        shared = ("condition", "metric", "value", "lo", "hi", "n", "unit")
+        self._side.append({"direction": one.name, "strength": strength} | {name: getattr(row, name) for name in shared})
 
 
 def _see(choices: Sequence[Choice], openings: Sequence[str], strengths: Sequence[float], random: int) -> None:

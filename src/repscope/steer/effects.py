@@ -51,32 +51,15 @@ _WHERE: dict[str, Callable[[int, int], tuple[int, int]]] = {
 }  #: positions of a text at which a vector is added, by its numbers of tokens
 
 
-@dataclass(frozen=True, eq=False)
-class Added:
-    """An added vector.
-
-    site: where. vector: (feature), in the site's own units. tokens: `all`, `prompt`, `last` (of the prompt) or `generated` (after
-    the prompt).
-    """
-
-    site: str
-    vector: Float[np.ndarray, "feature"]
-    tokens: str = "all"
-
-    def edit(self) -> Edit:
-        """The edit that adds it."""
-        return Edit.add(self.site, self.vector, tokens=self.tokens)
-
-
 def in_turn(lm: LanguageModel, text: str, chat: bool) -> Prompt:
     """A text as a prompt; with `chat`, as a user turn in the model's chat template."""
     return lm.chat(text) if chat else Prompt(text)
 
 
 def log_odds(
-    lm: LanguageModel, choices: Sequence[Choice], added: Sequence[Added], *, chat: bool = False
+    lm: LanguageModel, choices: Sequence[Choice], added: Sequence[Edit], *, chat: bool = False
 ) -> Float[np.ndarray, "added_plus_1 choice"]:
-    """Log-odds of `yes` against `no`, in nats; the first row is unsteered.
+    """Log-odds of `yes` against `no`, in nats; the first row is unsteered, the others have one edit each (`Edit.add`).
 
     Raises
     ------
@@ -100,7 +83,7 @@ def log_odds(
     return out
 
 
-def divergence(lm: LanguageModel, texts: Sequence[Prompt], added: Sequence[Added]) -> Float[np.ndarray, "added text"]:
+def divergence(lm: LanguageModel, texts: Sequence[Prompt], added: Sequence[Edit]) -> Float[np.ndarray, "added text"]:
     """Mean over the positions of the span "continuation" of KL(unsteered ‖ steered) of the next token, in nats per token."""
     out = np.empty((len(added) + 1, len(texts)))
     with progress("Divergence", len(texts) * (len(added) + 1)) as advance:
@@ -133,10 +116,9 @@ class Written:
 def written(
     lm: LanguageModel,
     openings: Sequence[str | Prompt],
-    added: Sequence[Added | None],
+    added: Sequence[Edit | None],
     *,
     new_tokens: int = 24,
-    temperature: float = 1.0,
     seed: int = 0,
     prefixes: Sequence[str] = (),
 ) -> list[Written]:
@@ -149,42 +131,28 @@ def written(
     openings
         Beginnings of texts.
     added
-        Vectors, one per condition.
+        Edits that add a vector, one per condition.
     new_tokens
         Maximum of generated tokens.
-    temperature, seed
-        Of the sampling.
+    seed
+        Of the sampling, at temperature 1.
     prefixes
         For each of `added`, a text before every opening, such as an instruction; it is removed before scoring.
     """
     heads = list(prefixes) or [""] * len(added)
-    kinds = [None if one is None else (one.site, one.tokens) for one in added]
+    kinds = [None if one is None else (str(one.site), one.tokens) for one in added]
     groups: list[list[Continuation]] = [[] for _ in added]
     with progress("Writing", len(added)) as advance:
         for kind in dict.fromkeys(zip(kinds, heads)):  # those at the same site are rows of one batch
             mine = [i for i, it in enumerate(zip(kinds, heads)) if it == kind]
-            vectors = [one.vector for i in mine if (one := added[i]) is not None]
-            found = texts(
-                lm,
-                [_behind(kind[1], o) for o in openings],
-                vectors,
-                *(kind[0] or ("", "all")),
-                new_tokens=new_tokens,
-                temperature=temperature,
-                seed=seed,
-            )
+            vectors = [one.arrays["vector"].numpy() for i in mine if (one := added[i]) is not None]
+            prompts = [_behind(kind[1], o) for o in openings]
+            found = texts(lm, prompts, vectors, *(kind[0] or ("", "all")), new_tokens=new_tokens, seed=seed)
             for place, i in enumerate(mine):
                 begin = place * len(openings) if vectors else 0
                 groups[i] = found[begin : begin + len(openings)]
             advance(len(mine))
-    # An empty text has no token to score, and counts as zero.
-    flat = [(opening, found.text) for group in groups for opening, found in zip(openings, group)]
-    kept = [i for i, (_, text) in enumerate(flat) if text]
-    nats = np.zeros(len(flat))
-    if kept:
-        scores = lm.score([flat[i][0] for i in kept], [flat[i][1] for i in kept])
-        nats[kept] = -scores.logprob / scores.tokens
-    by_group = nats.reshape(len(groups), -1)
+    by_group = nats_per_token(lm, list(openings) * len(groups), [c for group in groups for c in group]).reshape(len(groups), -1)
     return [
         Written(tuple(c.text for c in group), row, np.array([repeated(c.ids) for c in group]))
         for group, row in zip(groups, by_group)
@@ -212,6 +180,23 @@ def texts(
     each = np.repeat(np.stack(list(vectors)), len(prompts), axis=0)
     with lm.edit(Edit.add(site, each, tokens=tokens, per_prompt=True)):
         return lm.generate(tiled, new_tokens, temperature=temperature, seed=seed, alike=True)
+
+
+def nats_per_token(
+    lm: LanguageModel, prompts: Sequence[str | Prompt], continuations: Sequence[Continuation]
+) -> Float[np.ndarray, "text"]:
+    """Mean -log p per token of each continuation under the model, in nats; 0 for an empty text, which has no token to score."""
+    nats = np.zeros(len(continuations))
+    if rows := [i for i, c in enumerate(continuations) if c.text]:
+        scores = lm.score([prompts[i] for i in rows], [continuations[i].text for i in rows])
+        nats[rows] = -scores.logprob / scores.tokens
+    return nats
+
+
+def kl_from_first(logits: Float[Tensor, "variant *position vocab"]) -> Float[Tensor, "other_variant *position"]:
+    """KL(first row ‖ each other row) of the next token, in nats, in double precision."""
+    logp = logits.double().log_softmax(-1)
+    return (logp[:1].exp() * (logp[:1] - logp[1:])).sum(-1)
 
 
 def repeated(ids: Int[np.ndarray, "token"]) -> float:
@@ -242,7 +227,7 @@ def _ids(lm: LanguageModel, text: Prompt) -> tuple[Int[np.ndarray, "token"], int
 
 
 def _steered(
-    lm: LanguageModel, ids: Int[np.ndarray, "token"], prompt: int, ends: int, added: Sequence[Added]
+    lm: LanguageModel, ids: Int[np.ndarray, "token"], prompt: int, ends: int, added: Sequence[Edit]
 ) -> Iterator[tuple[slice, Float[Tensor, "row end vocab"]]]:
     """Logits after the last `ends` positions, in batches of rows; row 0 is unsteered, row 1 + i has `added[i]`."""
     last = Site("resid_post", lm.blocks - 1)
@@ -252,7 +237,7 @@ def _steered(
             raise unknown("choice of tokens", one.tokens, _WHERE)
         start, stop = _WHERE[one.tokens](prompt, len(ids))
         if start < stop:
-            forks.append(PromptVariant(lm.resolve(one.site)[0], start, stop, _adding(one.vector)))
+            forks.append(PromptVariant(lm.resolve(one.site)[0], start, stop, _adding(one.arrays["vector"])))
         else:  # nothing is generated before the first token
             forks.append(forks[0])
     head = lm.head()
@@ -264,8 +249,8 @@ def _steered(
         yield slice(rows.start, rows.start + len(logits)), logits
 
 
-def _adding(vector: Float[np.ndarray, "feature"]) -> Callable[[Tensor], Tensor]:
-    step = torch.from_numpy(np.asarray(vector, dtype=np.float32))
+def _adding(vector: Float[Tensor, "feature"]) -> Callable[[Tensor], Tensor]:
+    step = vector.float()
 
     def add(there: Tensor) -> Tensor:
         wide = there.float() + step.to(there.device)

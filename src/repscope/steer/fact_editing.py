@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from repscope.directions.random import random_like
 from repscope.models.prompts import Prompt, encode
 from repscope.models.sites import Site, Tokens
 from repscope.models.variants.prompt_variants import PromptVariant, run_variants
+from repscope.steer.effects import kl_from_first
 
 if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
@@ -48,13 +50,9 @@ def _adding(step: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def random_step(like: Float[np.ndarray, "d_model"], seed: int) -> Float[np.ndarray, "d_model"]:
     """A step of equal norm in a random direction."""
-    drawn = np.random.default_rng(seed).standard_normal(like.shape)
-    out: np.ndarray = (drawn * np.linalg.norm(like) / np.linalg.norm(drawn)).astype(np.float32)
-    return out
+    return random_like(like, np.random.default_rng(seed)).astype(np.float32)
 
 
 def kl(logits: Float[np.ndarray, "variant vocab"]) -> Float[np.ndarray, "variant"]:
     """KL(unedited ‖ edited) of the next token, in nats, for each variant after the first row."""
-    logp = torch.from_numpy(np.asarray(logits, dtype=np.float64)).log_softmax(-1)
-    out: np.ndarray = (logp[:1].exp() * (logp[:1] - logp[1:])).sum(-1).numpy()
-    return out
+    return np.asarray(kl_from_first(torch.from_numpy(logits)))

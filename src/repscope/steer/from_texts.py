@@ -20,7 +20,6 @@ differences, and depends on their mean only through its sign.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -34,6 +33,7 @@ from repscope.errors import UserError, unknown
 from repscope.models.language import LanguageModel
 from repscope.models.sites import Site
 from repscope.results import Result, Row
+from repscope.results import at as at_site
 from repscope.steer.effects import in_turn
 
 Rows = Float[np.ndarray, "text d_model"]
@@ -149,18 +149,9 @@ def fit(
             made.append(direction)
             if held_out is None:
                 continue
-            where: dict[str, Any] = {
-                "metric": "auc",
-                "definition": "P(positive farther along than negative)",
-                "site": str(site),
-                "layer": site.layer,
-                "token": str(tokens),
-                "item": name,
-                "split": "other groups of texts",
-                "seed": seed,
-            }
-            found = stats.mean(placed(test[site] @ direction.vector, theirs), unit="text", seed=seed)
-            rows.append(Row.of(found, **where))
+            where = {**at_site(site), "token": str(tokens), "item": name, "split": "other groups of texts", "seed": seed}
+            where |= {"metric": "auc", "definition": "P(positive farther along than negative)"}
+            rows.append(Row.of(stats.mean(placed(test[site] @ direction.vector, theirs), unit="text", seed=seed), **where))
             null = []
             for flip in flips:
                 other = METHODS[name](*_arranged(x, flip, texts.paired), texts.paired)

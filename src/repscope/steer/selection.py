@@ -22,11 +22,12 @@ from repscope.data.contrasts import Choice
 from repscope.directions import Direction, DirectionSet
 from repscope.directions.random import random_units
 from repscope.errors import UserError
+from repscope.models.edits import Edit
 from repscope.models.language import LanguageModel
 from repscope.models.prompts import with_continuation
 from repscope.models.sites import Site
-from repscope.results import Result, Row
-from repscope.steer.effects import DEFINITIONS, Added, divergence, in_turn, log_odds
+from repscope.results import Result, Row, at
+from repscope.steer.effects import DEFINITIONS, divergence, in_turn, log_odds
 
 STRENGTHS = (0.1, 0.2, 0.4)
 MOST_KL = 0.5  #: nats per token
@@ -86,17 +87,17 @@ def choose(
     UserError
         Without candidates or choices; for a candidate without `norm`.
     """
-    held = list(directions)
-    if not held or not choices or not openings:
+    candidates = list(directions)
+    if not candidates or not choices or not openings:
         raise UserError("There is nothing to choose from: give directions, choices and openings.")
-    if unknown := [d.name for d in held if not np.isfinite(d.norm)]:
+    if unknown := [d.name for d in candidates if not np.isfinite(d.norm)]:
         raise UserError(f"The direction {unknown[0]!r} does not say what its strength is relative to; give it a norm.")
-    rows = [(d, ESTIMATE, s) for d in held for s in strengths]
-    for site, like in {d.site: d for d in held}.items():
+    rows = [(d, ESTIMATE, s) for d in candidates for s in strengths]
+    for site, like in {d.site: d for d in candidates}.items():
         units = random_units(len(like.vector), random, seed)
         away = [replace(like, vector=u, name=f"random {i}, {site}") for i, u in enumerate(units)]
         rows += [(d, RANDOM, s) for d in away for s in strengths]
-    added = [Added(d.site, s * d.norm * d.vector, d.tokens) for d, _, s in rows]
+    added = [Edit.add(d.site, s * d.norm * d.vector, tokens=d.tokens) for d, _, s in rows]
     odds = log_odds(lm, choices, added, chat=chat)
     moved = odds[1:] - odds[0]
     kl = divergence(lm, [with_continuation(in_turn(lm, o, chat), _TAIL) for o in openings], added).mean(1)
@@ -104,33 +105,15 @@ def choose(
     table: list[dict[str, Any]] = []
     for (d, condition, s), effect, cost in zip(rows, moved, kl):
         estimate = stats.mean(effect, unit="choice", seed=seed)
-        layer = Site.parse(d.site).layer
-        where: dict[str, Any] = {
-            "site": d.site,
-            "layer": layer,
-            "token": d.tokens,
-            "condition": condition,
-            "split": "choosing half",
-            "seed": seed,
-            "item": f"{d.name} at {s:+.2f}",
-        }
-        found.append(Row.of(estimate, metric="effect", definition=DEFINITIONS["effect"], **where))
-        found.append(Row(metric="kl", definition=DEFINITIONS["kl"], value=float(cost), n=len(openings), unit="opening", **where))
-        table.append(
-            {
-                "name": d.name,
-                "site": d.site,
-                "layer": layer,
-                "strength": s,
-                "condition": condition,
-                "effect": estimate.value,
-                "lo": estimate.lo,
-                "hi": estimate.hi,
-                "kl": float(cost),
-            }
-        )
+        place = at(Site.parse(d.site))
+        where = {**place, "token": d.tokens, "condition": condition, "split": "choosing half", "item": f"{d.name} at {s:+.2f}"}
+        found.append(Row.of(estimate, metric="effect", definition=DEFINITIONS["effect"], seed=seed, **where))
+        where |= {"seed": seed, "n": len(openings), "unit": "opening"}
+        found.append(Row(metric="kl", definition=DEFINITIONS["kl"], value=float(cost), **where))
+        numbers = {"effect": estimate.value, "lo": estimate.lo, "hi": estimate.hi, "kl": float(cost)}
+        table.append({"name": d.name, **place, "strength": s, "condition": condition, **numbers})
     frame = pd.DataFrame(table)
-    return Selection(best(held, frame, most_kl), frame, Result.of(found))
+    return Selection(best(candidates, frame, most_kl), frame, Result.of(found))
 
 
 def best(directions: Sequence[Direction], table: pd.DataFrame, most_kl: float = MOST_KL) -> Direction:

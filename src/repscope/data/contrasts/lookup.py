@@ -7,7 +7,7 @@ comes first.
 """
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
@@ -18,7 +18,7 @@ from repscope.data.columns import poles
 from repscope.data.contrasts.built_in import CONTRASTS, openings
 from repscope.data.contrasts.definition import Choice, Contrast
 from repscope.data.reading import How, shortened
-from repscope.data.tables import SUFFIXES, DataTable, read_table
+from repscope.data.tables import DataTable, read_table, table_path
 from repscope.errors import UserError, unknown
 
 LEAST = 8  #: texts per pole in a file of the user's
@@ -64,10 +64,10 @@ def contrast(
                 raise UserError(f"{option}={given!r} is for a file of yours; the built-in {asked!r} has its own.")
         found = CONTRASTS[asked]()
     else:
-        path = _path(asked, "contrast", CONTRASTS)
+        path = table_path(asked, "contrast", CONTRASTS, "Give")
         found = replace(_of_file(path, positive, how), chat=bool(chat), openings=openings(bool(chat)))
     if choices is not None:
-        held, notes = _choices(_path(str(choices), "file of choices", ()), found.chat, how)
+        held, notes = _choices(table_path(str(choices), "file of choices", (), "Give"), found.chat, how)
         found = replace(found, choices=held, notes=(*found.notes, *notes))
     if instructions is not None:
         if isinstance(instructions, str) or len(instructions) != 2:
@@ -79,13 +79,6 @@ def contrast(
 def contrast_names() -> tuple[str, ...]:
     """The contrasts that are built in."""
     return tuple(CONTRASTS)
-
-
-def _path(asked: str, what: str, known: Iterable[str]) -> Path:
-    path = Path(asked).expanduser()
-    if path.suffix.lower() not in SUFFIXES and len(path.parts) == 1 and not path.exists():
-        raise unknown(what, asked, known, f"Give the path of a {' or '.join(SUFFIXES)} file.")
-    return path
 
 
 def _of_file(path: Path, positive: str | None, how: How) -> Contrast:
@@ -102,16 +95,11 @@ def _of_file(path: Path, positive: str | None, how: How) -> Contrast:
 
 
 def _of_pairs(path: Path, frame: pd.DataFrame, told: Sequence[str]) -> Contrast:
-    total = len(frame)
-    notes = list(told)
+    total, notes = len(frame), list(told)
     full = (frame["positive"] != "") & (frame["negative"] != "") & (frame["positive"] != frame["negative"])
-    if empty := total - int(full.sum()):
-        notes.append(f"{path.stem}: {empty} of {total} pairs are empty on a side or twice one text and left out.")
-    frame = frame[full]
+    frame = _without(frame, ~full, path, f"of {total} pairs are empty on a side or twice one text and left out", notes)
     copies = frame.duplicated(["positive", "negative"])
-    if int(copies.sum()):
-        notes.append(f"{path.stem}: {int(copies.sum())} of {total} pairs are copies of an earlier one and left out.")
-    frame = frame[~copies]
+    frame = _without(frame, copies, path, f"of {total} pairs are copies of an earlier one and left out", notes)
     _check_enough(path, {"positive": len(frame), "negative": len(frame)})
     groups = _groups(frame)
     return Contrast(
@@ -125,9 +113,7 @@ def _of_labels(path: Path, table: DataTable, frame: pd.DataFrame, positive: str 
     notes = [*table.notes, *found.notes]
     frame = frame.assign(label=found.values.fillna("").map(str.strip))
     full = (frame["text"] != "") & (frame["label"] != "")
-    if empty := total - int(full.sum()):
-        notes.append(f"{path.stem}: {empty} of {total} rows have an empty text or label and are left out.")
-    frame = frame[full]
+    frame = _without(frame, ~full, path, f"of {total} rows have an empty text or label and are left out", notes)
     labels = list(dict.fromkeys(frame["label"]))
     if len(labels) != 2:
         raise UserError(
@@ -142,10 +128,9 @@ def _of_labels(path: Path, table: DataTable, frame: pd.DataFrame, positive: str 
             raise unknown(f"label in {path.name}", positive, labels)
         positive = same[0]
     negative = labels[1 - labels.index(positive)]
-    copies = frame.duplicated(["text", "label"])
-    if int(copies.sum()):
-        notes.append(f"{path.stem}: {int(copies.sum())} of {total} texts are copies of an earlier one and left out.")
-    frame = frame[~copies]
+    frame = _without(
+        frame, frame.duplicated(["text", "label"]), path, f"of {total} texts are copies of an earlier one and left out", notes
+    )
     torn = frame.duplicated("text", keep=False)
     if int(torn.sum()):
         notes.append(f"{path.stem}: {int(torn.sum()) // 2} texts have both labels and are left out.")
@@ -154,6 +139,13 @@ def _of_labels(path: Path, table: DataTable, frame: pd.DataFrame, positive: str 
     _check_enough(path, {positive: len(sides[0]), negative: len(sides[1])})
     (yes, yes_groups), (no, no_groups) = ((tuple(side["text"]), _groups(side)) for side in sides)
     return Contrast(path.stem, positive, negative, yes, no, yes_groups, no_groups, paired=False, notes=tuple(notes))
+
+
+def _without(frame: pd.DataFrame, dropped: pd.Series, path: Path, why: str, notes: list[str]) -> pd.DataFrame:
+    """The rows that are not dropped; adds a note with the number of dropped ones."""
+    if count := int(dropped.sum()):
+        notes.append(f"{path.stem}: {count} {why}.")
+    return frame[~dropped]
 
 
 def _positive(labels: Sequence[str]) -> tuple[str, str]:
@@ -180,13 +172,9 @@ def _choices(path: Path, chat: bool, how: How) -> tuple[tuple[Choice, ...], list
     notes = list(table.notes)
     stripped = frame[["prompt", "yes", "no"]].apply(lambda column: column.str.strip())
     full = (stripped != "").all(axis=1) & (frame["yes"] != frame["no"])
-    if empty := total - int(full.sum()):
-        notes.append(f"{path.stem}: {empty} of {total} choices are empty in part or twice one text and left out.")
-    frame = frame[full]
+    frame = _without(frame, ~full, path, f"of {total} choices are empty in part or twice one text and left out", notes)
     copies = frame.duplicated(["prompt", "yes", "no"])
-    if int(copies.sum()):
-        notes.append(f"{path.stem}: {int(copies.sum())} of {total} choices are copies of an earlier one and left out.")
-    frame = frame[~copies]
+    frame = _without(frame, copies, path, f"of {total} choices are copies of an earlier one and left out", notes)
     if frame.empty:
         raise UserError(f"{path} has no usable choice among {total}; each needs a prompt and two continuations.")
     made = tuple(Choice(*row) for row in zip(frame["prompt"], frame["yes"], frame["no"], _groups(frame, "choice ")))

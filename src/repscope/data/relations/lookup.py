@@ -15,8 +15,8 @@ from repscope.data.reading import How
 from repscope.data.relations.built_in import RELATIONS
 from repscope.data.relations.definition import Relation, of_pairs
 from repscope.data.separated import text_of
-from repscope.data.tables import SUFFIXES, read_table
-from repscope.errors import UserError, unknown
+from repscope.data.tables import read_table, table_path
+from repscope.errors import UserError
 
 _LARGEST_FILE = 64 << 20  #: bytes of a JSON file
 OWN_TEMPLATE = "{}:"  #: of a table that brings none
@@ -44,9 +44,7 @@ def relation(name_or_path: str | Path, *, templates: Sequence[str] = (), **how: 
     if asked in RELATIONS:
         found = RELATIONS[asked]()
         return replace(found, templates=own) if own else found
-    path = Path(asked).expanduser()
-    if path.suffix.lower() not in SUFFIXES and len(path.parts) == 1 and not path.exists():
-        raise unknown("relation", asked, RELATIONS, f"Or give the path of a {' or '.join(SUFFIXES)} file.")
+    path = table_path(asked, "relation", RELATIONS)
     return _of_json(path, own, how) if path.suffix.lower() == ".json" else _of_table(path, own, how)
 
 

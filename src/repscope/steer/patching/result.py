@@ -1,16 +1,16 @@
 """Results of patching and ablation: arrays, a table with intervals over pairs, a figure."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from repscope import stats
 from repscope.conditions import ESTIMATE, RANDOM
 from repscope.models.sites import Site
-from repscope.results import Result, Row
+from repscope.results import Result, Row, at
 
 if TYPE_CHECKING:
     import altair as alt
@@ -53,6 +53,14 @@ class Patching:
 
     def result(self) -> Result:
         """The mean over pairs of each cell with its interval over pairs, the control beside it, as a table."""
+        row = partial(
+            Row.over,
+            metric=self.method,
+            definition=DEFINITIONS[self.method],
+            model=self.model,
+            item="effect on the metric",
+            seed=self.seed,
+        )
         rows = []
         for condition, values in ((ESTIMATE, self.effect), (RANDOM, self.control)):
             for i, site in enumerate(self.sites):
@@ -60,21 +68,7 @@ class Patching:
                     if values is None or np.isnan(values[:, i, j]).all():
                         continue
                     seen = values[:, i, j][~np.isnan(values[:, i, j])]
-                    where: dict[str, Any] = {
-                        "metric": self.method,
-                        "definition": DEFINITIONS[self.method],
-                        "model": self.model,
-                        "site": str(site),
-                        "layer": site.layer,
-                        "token": token,
-                        "item": "effect on the metric",
-                        "condition": condition,
-                        "seed": self.seed,
-                    }
-                    if len(seen) > 1:
-                        rows.append(Row.of(stats.mean(seen, unit="pair", seed=self.seed), **where))
-                    else:  # one pair has no interval over pairs
-                        rows.append(Row(value=float(seen[0]), n=1, unit="pair", **where))
+                    rows.append(row(seen, "pair", **at(site), token=token, condition=condition))
         return Result.of(rows, arrays={"clean": self.clean, "corrupt": self.corrupt})
 
     def figure(self) -> "alt.FacetChart":

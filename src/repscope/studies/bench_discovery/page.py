@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from repscope.bench import discovery
+from repscope.bench.methods import BENCH_METRICS
 from repscope.conditions import ESTIMATE, RANDOM
 from repscope.report.charts import layers
 from repscope.report.page import Figure, Page, Section, Table
@@ -38,16 +39,12 @@ def page(record: Record[BenchOptions]) -> Page:
     """Methods compared with the controls."""
     setting, table = SETTINGS[record.options.setting], record.table
     drawn = [
-        Figure(
-            layers.ranked(some, title=title),
-            _capitalised(f"{metric}: {model}"),
-            _capitalised(discovery.BENCH_METRICS[metric]) + ".",
-        )
+        Figure(layers.ranked(some, title=title), _capitalised(f"{metric}: {model}"), _capitalised(BENCH_METRICS[metric]) + ".")
         for metric, title in setting.drawn
         for model, some in table[table["metric"] == metric].groupby("model", sort=False)
     ]
-    shown_here = [k for k in discovery.BENCH_METRICS if k in setting.columns]
-    numbers = pd.DataFrame([{"number": k, "what it is": discovery.BENCH_METRICS[k]} for k in shown_here])
+    shown_here = [k for k in BENCH_METRICS if k in setting.columns]
+    numbers = pd.DataFrame([{"number": k, "what it is": BENCH_METRICS[k]} for k in shown_here])
     methods = pd.DataFrame(number_rows(record))
     each = [Table(some.drop(columns="network"), f"Methods: {model}") for model, some in methods.groupby("network", sort=False)]
     items: list[Figure | Table] = [*drawn, *each, Table(numbers, "Numbers")]

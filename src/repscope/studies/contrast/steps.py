@@ -23,9 +23,10 @@ from repscope.conditions import RANDOM, over
 from repscope.data.contrasts import Contrast, contrast
 from repscope.directions import Direction, DirectionSet
 from repscope.errors import UserError, unknown
+from repscope.models.edits import Edit
 from repscope.results import CHOSEN, Result, Row
 from repscope.steer.dose_response import PROMPTED, by_group, doing, dose
-from repscope.steer.effects import DEFINITIONS, Added, log_odds
+from repscope.steer.effects import DEFINITIONS, log_odds
 from repscope.steer.from_texts import METHODS, fit
 from repscope.steer.selection import best as best_of
 from repscope.steer.selection import choose
@@ -255,7 +256,7 @@ def _methods(setup: Setup[ContrastOptions], context: Context) -> Result:
     _, second = halves(o)
     names = [m for m in context.inputs["choose"].side["chosen"]["method"] if m]
     held = [_chosen(context, m) for m in names]
-    odds = log_odds(lm, second.choices, [Added(d.site, d.scale * d.vector) for d in held], chat=second.chat)
+    odds = log_odds(lm, second.choices, [Edit.add(d.site, d.scale * d.vector) for d in held], chat=second.chat)
     effect = dict(zip(names, by_group(odds[1:] - odds[0], [c.group for c in second.choices])))
     rows = []
     for name, d in zip(names, held):
