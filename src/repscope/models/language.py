@@ -26,18 +26,11 @@ from repscope.models.engine.edit_positions import check_effect, resolve_edit_pos
 from repscope.models.engine.fingerprint import WeightSource, of_module
 from repscope.models.engine.generation import Continuation, Sampling
 from repscope.models.engine.hooks import unhooked
-from repscope.models.engine.positions import as_float
+from repscope.models.engine.positions import as_float, row_offsets, row_positions
 from repscope.models.engine.random_weights import with_random_weights
-from repscope.models.engine.requests import (
-    check_batch_tokens,
-    check_count,
-    continuation_list,
-    generate_batches,
-    row_positions,
-    text_prompt,
-)
+from repscope.models.engine.requests import check_batch_tokens, check_count, continuation_list, generate_batches, text_prompt
 from repscope.models.engine.row_writer import Rows, as_tensor, cast, dtype_of
-from repscope.models.engine.token_network import TokenNetwork, rows_of
+from repscope.models.engine.token_network import TokenNetwork
 from repscope.models.inputs.chats import chat_prompt
 from repscope.models.inputs.given import Chat
 from repscope.models.inputs.text_spans import described
@@ -149,7 +142,7 @@ class LanguageModel(TokenNetwork):
             for installed in self.installed:
                 installed.planned = True
         planned = self.planned(encoded.ids, batch_tokens, sites)
-        return forecast(self, planned, sites, encoded.ids, int(rows_of(encoded, picked)[-1]), size)
+        return forecast(self, planned, sites, encoded.ids, int(row_offsets(encoded, picked)[-1]), size)
 
     @contextmanager
     def edit(self, *edits: Edit) -> Iterator[Self]:
@@ -216,7 +209,7 @@ class LanguageModel(TokenNetwork):
         self._see_once(sites)
         if self.installed:
             self._aim(held, encoded, sites, picked)
-        offsets = rows_of(encoded, picked)
+        offsets = row_offsets(encoded, picked)
         started = time.perf_counter()
         with Rows(list(dict.fromkeys(asked)), int(offsets[-1]), dtype, Path(out) if out is not None else None) as rows:
             planned = self.planned(encoded.ids, batch_tokens, sites)
@@ -296,7 +289,7 @@ class LanguageModel(TokenNetwork):
         before = Encoded(spans.ids, spans.start - 1, spans.stop - 1)  # the logits of a token are read one position earlier
         if self.installed:
             self._aim(joined, before, [self.last], Tokens("all"), spans.start, bool((spans.stop - spans.start).max() == 1))
-        offsets = rows_of(before, Tokens("all"))
+        offsets = row_offsets(before, Tokens("all"))
         targets = torch.from_numpy(np.concatenate([row[a:b] for row, a, b in zip(spans.ids, spans.start, spans.stop)]))
         nats = np.empty(int(offsets[-1]))
 
@@ -441,7 +434,7 @@ class LanguageModel(TokenNetwork):
         encoded, ends = self._encoded(held, picked), self._encoded(held, read)
         if self.installed:
             resolve_edit_positions(self, self.tokenizer, held, encoded.ids)
-        offsets = rows_of(encoded, picked)
+        offsets = row_offsets(encoded, picked)
         values = np.empty(len(held))
 
         def scalar(hidden: Tensor, which: Int[np.ndarray, "row"]) -> Tensor:

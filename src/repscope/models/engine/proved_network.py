@@ -57,15 +57,16 @@ def altered(model: nn.Module) -> tuple[Any, ...]:
     found: list[Any] = []
     for path, module in model.named_modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            found += [(path, key) for key, hook in hooks.items() if _foreign(hook)]
-        if (own := module.__dict__.get("forward")) is not None and _foreign(own):
+            found += [(path, key) for key, hook in hooks.items() if is_foreign(hook)]
+        if (own := module.__dict__.get("forward")) is not None and is_foreign(own):
             found.append((path, id(own)))
     return tuple(found)
 
 
-def _foreign(function: Any) -> bool:
+def is_foreign(function: Any, but: Sequence[str] = ("repscope", "transformers", "accelerate", "torch")) -> bool:
+    """Whether a function comes from none of these packages."""
     home = str(getattr(getattr(function, "func", function), "__module__", ""))
-    return home.split(".")[0] not in ("repscope", "transformers", "accelerate", "torch")
+    return home.split(".")[0] not in but
 
 
 class ProvedNetwork(BaseNetwork):
@@ -87,7 +88,7 @@ class ProvedNetwork(BaseNetwork):
         self.prefix = str(getattr(model, "base_model_prefix", "")) if body is not model else ""
         taken = inspect.signature(body.forward).parameters
         anything = any(p.kind is p.VAR_KEYWORD for p in taken.values()) and hasattr(model.config, "use_cache")
-        self._takes_cache = "use_cache" in taken or anything
+        self.takes_cache = "use_cache" in taken or anything
         self.cache_name = "cache" if "cache" in taken else "past_key_values"  #: transformers renamed it in 5.24
         if getattr(model.config, "is_encoder_decoder", False):
             raise UserError(f"{self.name} is an encoder–decoder, which is not supported yet; use `rs.Network` on one half of it.")
@@ -252,7 +253,7 @@ class ProvedNetwork(BaseNetwork):
 
     def plain(self, use_cache: bool = False) -> dict[str, Any]:
         """Arguments that prevent a pass from building an unneeded cache."""
-        return {"use_cache": use_cache} if self._takes_cache else {}
+        return {"use_cache": use_cache} if self.takes_cache else {}
 
     @property
     def pad(self) -> int:

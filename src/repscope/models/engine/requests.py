@@ -4,16 +4,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
 from repscope.errors import UserError
 from repscope.models.engine.generation import Continuation, Sampling, continued, growing
 from repscope.models.engine.hooks import unhooked
-from repscope.models.engine.positions import padded, ranges
+from repscope.models.engine.positions import padded
 from repscope.models.engine.token_network import TokenNetwork
 from repscope.models.inputs.text_spans import described
-from repscope.models.prompts import Encoded, Prompt, Ragged
-from repscope.models.sites import Tokens
+from repscope.models.prompts import Prompt, Ragged
 
 
 def check_batch_tokens(batch_tokens: Any) -> None:
@@ -40,15 +38,6 @@ def text_prompt(prompt: Any, i: int) -> Prompt:
     if isinstance(prompt, Prompt):
         return prompt
     raise UserError(f"Prompt {i} is token ids, and a continuation is scored after a text; give the text.")
-
-
-def row_positions(encoded: Encoded, picked: Tokens) -> Int[np.ndarray, "row"]:
-    """The position of each row in its prompt; for a mean, the position of its last token."""
-    if not picked.ragged:
-        return encoded.stop - 1
-    sizes = encoded.stop - encoded.start
-    positions: np.ndarray = np.repeat(encoded.start, sizes) + ranges(sizes)
-    return positions
 
 
 def generate_batches(
