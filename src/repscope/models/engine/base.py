@@ -134,9 +134,9 @@ class BaseNetwork:
         UserError
             For an unknown name, a block out of range, or a site that this network lacks (with the reason).
         """
-        return sorted(dict.fromkeys(self.asked(at)), key=lambda site: site.depth)
+        return sorted(dict.fromkeys(self.requested_sites(at)), key=lambda site: site.depth)
 
-    def asked(self, at: str | Site | Sequence[str | Site]) -> list[Site]:
+    def requested_sites(self, at: str | Site | Sequence[str | Site]) -> list[Site]:
         """As `resolve`, in the order of the request and with repetition; a kind's blocks in forward order."""
         if not isinstance(at, (str, Site)) and (
             isinstance(at, (bytes, Mapping, Set)) or not isinstance(at, Iterable) or getattr(at, "ndim", 1) == 0
@@ -196,7 +196,7 @@ class BaseNetwork:
         """The path relative to the module: Hugging Face's `model.layers.3.mlp` is the same place as `layers.3.mlp`."""
         return site.path.removeprefix(f"{self.prefix}.") if self.prefix else site.path
 
-    def see_once(self, sites: Sequence[Site], run: Callable[[], object]) -> None:
+    def check_single_calls(self, sites: Sequence[Site], run: Callable[[], object]) -> None:
         """Check, once for each, that modules named by their path run once in the forward pass of `run`.
 
         Raises

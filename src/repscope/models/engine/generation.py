@@ -36,14 +36,14 @@ class Continuation:
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are chosen: at most `max_new_tokens`; temperature 0 is greedy; `top_p` keeps the most likely tokens that hold it;
-    `alike`: a prompt given twice draws the same numbers.
+    `share_random_numbers`: a prompt given twice draws the same numbers.
     """
 
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
-    alike: bool = False
+    share_random_numbers: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -59,7 +59,7 @@ class Sampling:
         streams = []
         for row in ids:
             key = np.ascontiguousarray(row, dtype=np.int64).tobytes()
-            copy = given[key] = 0 if self.alike else given.get(key, -1) + 1
+            copy = given[key] = 0 if self.share_random_numbers else given.get(key, -1) + 1
             digest = hashlib.sha256(f"{self.seed}/{copy}/".encode() + key).digest()
             streams.append(np.random.default_rng(int.from_bytes(digest[:16], "little")))
         return streams
@@ -75,7 +75,7 @@ def continued(
     device: torch.device,
     *,
     use_cache: bool,
-    told: Callable[[Int[np.ndarray, "row"]], None] | None = None,
+    on_tokens: Callable[[Int[np.ndarray, "row"]], None] | None = None,
 ) -> list[tuple[Int[np.ndarray, "token"], bool]]:
     """The new tokens of each row up to the end-of-text token, and whether that occurred.
 
@@ -97,11 +97,11 @@ def continued(
         Device of the ids.
     use_cache
         Whether to cache keys and values between steps.
-    told
+    on_tokens
         Called with the new token of every row, as soon as it is there.
     """
     chooser = [_Drawn(sampling, draws)] if sampling.temperature > 0 else []
-    streamer = _Told(told) if told is not None else None
+    streamer = _Streamer(on_tokens) if on_tokens is not None else None
     whole = _generated(model, ids, lengths, sampling.max_new_tokens, ends_of(model), pad, device, use_cache, chooser, streamer)
     stops = ends_of(model)
     rows = []
@@ -177,32 +177,32 @@ def ends_of(model: Any) -> set[int]:
     return {ends} if isinstance(ends, int) else set(ends or ())
 
 
-def growing(
-    model: Any, tokenizer: Any, rows: Int[np.ndarray, "row"], told: Callable[[int, str], None]
+def growing_texts(
+    model: Any, tokenizer: Any, rows: Int[np.ndarray, "row"], on_token: Callable[[int, str], None]
 ) -> Callable[[Int[np.ndarray, "row"]], None]:
-    """Makes of new tokens the text so far of each row that has not ended, and tells it with the row's number."""
+    """A function of new tokens that calls `on_token` with each unfinished row's number and its text so far."""
     stops = ends_of(model)
-    held: list[list[int]] = [[] for _ in rows]
+    texts: list[list[int]] = [[] for _ in rows]
 
     def grow(new: Int[np.ndarray, "row"]) -> None:
-        for number, ids, token in zip(rows, held, new):
+        for number, ids, token in zip(rows, texts, new):
             if not ids or ids[-1] not in stops:
                 ids.append(int(token))
-                told(int(number), tokenizer.decode(ids, skip_special_tokens=True))
+                on_token(int(number), tokenizer.decode(ids, skip_special_tokens=True))
 
     return grow
 
 
-class _Told:
+class _Streamer:
     """A transformers streamer: receives the prompts first, then one token per row at each step."""
 
-    def __init__(self, told: Callable[[Int[np.ndarray, "row"]], None]) -> None:
-        self._told, self._begun = told, False
+    def __init__(self, on_tokens: Callable[[Int[np.ndarray, "row"]], None]) -> None:
+        self._on_tokens, self._begun = on_tokens, False
 
     def put(self, value: Tensor) -> None:
         """Pass on everything after the prompts."""
         if self._begun:
-            self._told(value.cpu().numpy().reshape(-1))
+            self._on_tokens(value.cpu().numpy().reshape(-1))
         self._begun = True
 
     def end(self) -> None:

@@ -152,6 +152,11 @@ class ProvedNetwork(BaseNetwork):
         """Whether later tokens do not affect earlier ones."""
         return self._causal
 
+    @property
+    def generates(self) -> bool:
+        """Whether it is a causal language model with a head."""
+        return self.causal and hasattr(self.model, "generate") and self.model.get_output_embeddings() is not None
+
     def agree(self, a: Tensor, b: Tensor) -> bool:
         """Whether two computations of a tensor agree up to rounding."""
         tolerance = _SINGLE if a.dtype in (torch.float32, torch.float64) else _LOW

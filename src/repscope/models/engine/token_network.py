@@ -170,7 +170,7 @@ class TokenNetwork(ProvedNetwork):
         found = {"packed prompts": self.unpackable(Ragged.of([np.arange(longest) % self.vocabulary]), [])}
         found["padded batches"] = self.batched_below(longest)[1]
         found["shared prefix"] = self.prefix_refused(longest)
-        if not self.causal or not hasattr(self.model, "generate") or self.model.get_output_embeddings() is None:
+        if not self.generates:
             return found
         try:
             way = self.generation(longest)
