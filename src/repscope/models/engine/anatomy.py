@@ -84,22 +84,11 @@ _Operands = dict[str, Tensor]  #: part → (row, token, head, feature)
 
 
 def resolve(model: nn.Module, embedding: nn.Module | None, inputs: Mapping[str, Tensor]) -> Anatomy | None:
-    """Find and verify the sites of a transformer.
+    """Find and verify the sites of a transformer; None if no list of blocks is found (such a network has `module:` sites only).
 
-    Parameters
-    ----------
-    model
-        The network without its head. Not modified.
-    embedding
-        Its input-embedding module, if any.
-    inputs
-        Keyword arguments of one forward pass over two inputs of equal length, which differ in the last token only; for a network
-        without tokens any two inputs (it is not causal).
-
-    Returns
-    -------
-    Anatomy or None
-        None if no list of blocks is found; such a network has `module:` sites only.
+    `model` is the network without its head, `embedding` its input-embedding module. `inputs` are the keyword arguments of a pass
+    over two inputs of equal length, which differ in the last token only; for a network without tokens, any two inputs (it is not
+    causal).
     """
     seen, operands = _record(model, inputs)
     prefix, blocks, why = _blocks(model, seen, inputs)
@@ -365,11 +354,6 @@ def _heads(found: _Found, inside: list[_Seen], operands: Mapping[str, _Operands]
         return
     found.taps["head_out"] = replace(at, part="head_out", side="out")
     found.error = max(found.error, error)
-
-
-def _is_attention(path: str, module: nn.Module) -> bool:
-    kind = type(module).__name__.lower()
-    return ("attention" in kind or "attn" in kind) and "norm" not in kind
 
 
 def _in_attention(block: str, s: _Seen) -> bool:

@@ -34,10 +34,7 @@ def resolve_edit_positions(
 
     An additional last entry represents a row without edits.
 
-    Raises
-    ------
-    UserError
-        For an absent span, a prompt too short for an index, or a number of vectors other than one per prompt.
+    Raises a `UserError` for an absent span, a prompt too short for an index, or a number of vectors other than one per prompt.
     """
     stop = ids.lengths if ends is None else ends
     everywhere = np.full(len(ids), EVERYWHERE)
@@ -64,10 +61,7 @@ def resolve_edit_positions(
 def check_effect(net: TokenNetwork, encoded: Encoded, sites: Sequence[Site], picked: Tokens) -> None:
     """Check on a few prompts that the installed edits, with resolved positions, change a requested row.
 
-    Raises
-    ------
-    UserError
-        When they change none.
+    Raises a `UserError` when they change none.
     """
     untouched = len(encoded.ids)
     order = np.argsort(encoded.ids.lengths, kind="stable")
@@ -105,10 +99,7 @@ def _rows(
 def _see_span(span: str, prompts: Any) -> None:
     """Check that a span is in the prompts.
 
-    Raises
-    ------
-    UserError
-        When it is not; suggests the available spans and other choices of tokens.
+    Raises a `UserError` when it is not; suggests the available spans and other choices of tokens.
     """
     for prompt in prompts:
         spans = prompt.spans if isinstance(prompt, Prompt) else ()

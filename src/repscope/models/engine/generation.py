@@ -79,26 +79,8 @@ def continued(
 ) -> list[tuple[Int[np.ndarray, "token"], bool]]:
     """The new tokens of each row up to the end-of-text token, and whether that occurred.
 
-    Parameters
-    ----------
-    model
-        A Hugging Face model with a head, inside `unhooked`.
-    ids
-        Token ids, padded on the left.
-    lengths
-        Number of tokens of each row.
-    sampling
-        Sampling options.
-    draws
-        Random stream of each row.
-    pad
-        Padding id, to the left of a row and after its end.
-    device
-        Device of the ids.
-    use_cache
-        Whether to cache keys and values between steps.
-    on_tokens
-        Called with the new token of every row, as soon as it is there.
+    `ids` are padded on the left and `lengths` count the tokens of each row; `pad` also follows a row's end. `draws` are the random
+    streams of the rows. The model is inside `unhooked`. `on_tokens` is called at each step with the new token of every row.
     """
     chooser = [_Drawn(sampling, draws)] if sampling.temperature > 0 else []
     streamer = _Streamer(on_tokens) if on_tokens is not None else None

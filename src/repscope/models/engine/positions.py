@@ -41,14 +41,7 @@ class BatchRows:
 class RequestedRows:
     """Requested positions of prompts, and the rows of the result they are written to.
 
-    Parameters
-    ----------
-    encoded, picked
-        The prompts and the choice of positions.
-    inverse
-        Index of each prompt's distinct prompt; only distinct prompts run.
-    device
-        Device of the indices.
+    `inverse` is the index of each prompt's distinct prompt (only distinct prompts run), `device` that of the indices.
     """
 
     def __init__(self, encoded: Encoded, picked: Tokens, inverse: Int[np.ndarray, "prompt"], device: torch.device) -> None:

@@ -70,15 +70,7 @@ def is_foreign(function: Any, but: Sequence[str] = ("repscope", "transformers", 
 
 
 class ProvedNetwork(BaseNetwork):
-    """A Hugging Face model fed with token ids.
-
-    Parameters
-    ----------
-    model
-        With or without a head. Not modified.
-    source
-        Origin of its weights.
-    """
+    """A Hugging Face model fed with token ids, with or without a head. It is not modified."""
 
     def __init__(self, model: Any, source: WeightSource) -> None:
         self.model = model
@@ -204,10 +196,7 @@ class ProvedNetwork(BaseNetwork):
     def laid_out(self, site: Site) -> None:
         """Check once, with two passes, that a raw module's output is (prompt, token, feature).
 
-        Raises
-        ------
-        UserError
-            When it is not: another axis comes first (parallel streams), or there is no token axis.
+        Raises a `UserError` when it is not: another axis comes first (parallel streams), or there is no token axis.
         """
         why = self.proofs.refused(f"layout of {site}", 0, lambda _: self._layout_differs(site))
         if why:
@@ -312,10 +301,7 @@ class ProvedNetwork(BaseNetwork):
     def generation(self, longest: int, worth: float = float("inf")) -> "Generation":
         """The fastest mode of generation, up to `longest` tokens, whose logits agree with plain passes.
 
-        Raises
-        ------
-        UserError
-            When no mode agrees.
+        Raises a `UserError` when no mode agrees.
         """
         whys: list[str] = []
         for way in _WAYS:

