@@ -7,12 +7,11 @@ requested rows is an error.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -25,27 +24,15 @@ from repscope.models.engine.hooks import unhooked
 from repscope.models.engine.positions import as_float, row_offsets
 from repscope.models.engine.random_weights import with_random_weights
 from repscope.models.engine.row_writer import Rows, as_tensor, cast, dtype_of
-from repscope.models.engine.text_network import TextNetwork, check_batch_tokens, check_count
+from repscope.models.engine.text_network import TextNetwork, TokenScores, check_batch_tokens, check_count
 from repscope.models.inputs.chats import chat_prompt
 from repscope.models.inputs.given import Chat
 from repscope.models.inputs.text_spans import described
 from repscope.models.jacobian import Jacobian
 from repscope.models.linear.jacobian_passes import plan_jacobian
 from repscope.models.network import per_row
-from repscope.models.prompts import Encoded, Prompt, PromptLike, with_continuation
+from repscope.models.prompts import Prompt, PromptLike, with_continuation
 from repscope.models.sites import Site, Tokens
-
-
-@dataclass(frozen=True)
-class TokenScores:
-    """Log-probabilities of continuations.
-
-    logprob: (prompt), of the whole continuation. tokens: (prompt), its number of tokens. each: per prompt, one value per token.
-    """
-
-    logprob: Float[np.ndarray, "prompt"]
-    tokens: Int[np.ndarray, "prompt"]
-    each: list[Float[np.ndarray, "token"]]
 
 
 class LanguageModel(TextNetwork):
@@ -239,36 +226,16 @@ class LanguageModel(TextNetwork):
             When the lists differ in length, a continuation has no token, or its prompt is empty.
         """
         check_batch_tokens(batch_tokens)
+        given = self.prompt_list(prompts)
         if isinstance(continuations, (str, bytes)) or not isinstance(continuations, Iterable):
             raise UserError(f"Continuations are a list of texts, and {described(continuations)} was given: put it in [ ].")
-        given, tails = self.prompt_list(prompts), list(continuations)
+        tails = list(continuations)
         if len(given) != len(tails):
             raise UserError(f"There are {len(given)} prompts and {len(tails)} continuations; give one for each.")
         for i, prompt in enumerate(given):
             if not isinstance(prompt, Prompt):
                 raise UserError(f"Prompt {i} is token ids, and a continuation is scored after a text; give the text.")
-        joined = [with_continuation(prompt, tail) for prompt, tail in zip(given, tails)]
-        head, picked = self.head(), Tokens("all", "continuation")
-        spans = self.encoded(joined, picked)
-        if bool((spans.start == 0).any()):
-            i = int(np.argmin(spans.start))
-            raise UserError(f"Nothing stands before continuation {i}, so it has no probability; give it a prompt.")
-        before = Encoded(spans.ids, spans.start - 1, spans.stop - 1)  # the logits of a token are read one position earlier
-        self.check_edits(joined, before, [self.last], Tokens("all"), spans.start, bool((spans.stop - spans.start).max() == 1))
-        offsets = row_offsets(before, Tokens("all"))
-        targets = torch.from_numpy(np.concatenate([row[a:b] for row, a, b in zip(spans.ids, spans.start, spans.stop)]))
-        nats = np.empty(int(offsets[-1]))
-
-        def sink(_: Site, destination: Int[np.ndarray, "row"], hidden: Tensor) -> None:
-            logp = as_float(head(hidden)).log_softmax(-1)
-            target = targets[torch.from_numpy(destination)].to(logp.device)
-            nats[destination] = logp.gather(1, target[:, None])[:, 0].double().cpu().numpy()
-
-        planned = self.planned(before.ids, batch_tokens, [self.last])
-        with unhooked(self.model):
-            self.run([self.last], before, planned, Tokens("all"), sink)
-        each = np.split(nats, offsets[1:-1])
-        return TokenScores(np.array([e.sum() for e in each]), np.diff(offsets), each)
+        return self.token_scores([with_continuation(prompt, tail) for prompt, tail in zip(given, tails)], batch_tokens)
 
     def generate(
         self,
@@ -336,20 +303,16 @@ class LanguageModel(TextNetwork):
 
         Parameters
         ----------
-        prompts
-            Texts, `Prompt`s or token ids.
+        prompts, batch_tokens
+            As for `capture`.
         of
             Maps the logits (row, vocab) at one token of each prompt, or another site's vectors, to one number per row.
-        at
-            Sites of the gradients.
-        tokens
-            Positions of the gradients.
+        at, tokens
+            Sites and positions of the gradients.
         of_at
             Input of `of`: `logits`, or a site after all of `at`.
         of_tokens
             The single token of each prompt that `of` reads.
-        batch_tokens
-            Tokens per batch, including padding; by default chosen from the device's speed and memory.
 
         Returns
         -------

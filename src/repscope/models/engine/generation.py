@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from repscope.errors import UserError
+from repscope.models.engine.positions import padded
 
 
 @dataclass(frozen=True)
@@ -65,75 +66,70 @@ class Sampling:
         return streams
 
 
+@dataclass(frozen=True)
+class GenerationBatch:
+    """Prompts padded on the left. ids: token ids. mask: 0 at padding. pad: padding id, also after a row's end."""
+
+    ids: Int[Tensor, "row column"]
+    mask: Int[Tensor, "row column"]
+    pad: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Int[np.ndarray, "token"]], pad: int, device: torch.device) -> "GenerationBatch":
+        """From the token ids of each prompt."""
+        reversed_ids, lengths = padded([row[::-1] for row in rows], pad)
+        ids, columns = reversed_ids[:, ::-1].copy(), np.arange(reversed_ids.shape[1])
+        mask = columns >= len(columns) - lengths[:, None]
+        return cls(torch.from_numpy(ids).to(device), torch.from_numpy(mask.astype(np.int64)).to(device), pad)
+
+
 def continued(
     model: Any,
-    ids: Int[np.ndarray, "row column"],
-    lengths: Int[np.ndarray, "row"],
+    batch: GenerationBatch,
     sampling: Sampling,
     draws: Sequence[np.random.Generator],
-    pad: int,
-    device: torch.device,
     *,
     use_cache: bool,
     on_tokens: Callable[[Int[np.ndarray, "row"]], None] | None = None,
 ) -> list[tuple[Int[np.ndarray, "token"], bool]]:
     """The new tokens of each row up to the end-of-text token, and whether that occurred.
 
-    `ids` are padded on the left and `lengths` count the tokens of each row; `pad` also follows a row's end. `draws` are the random
-    streams of the rows. The model is inside `unhooked`. `on_tokens` is called at each step with the new token of every row.
+    The model has a head and is inside `unhooked`; `draws` are the random streams of the rows. `on_tokens` is called at each step
+    with the new token of every row.
     """
     chooser = [_Drawn(sampling, draws)] if sampling.temperature > 0 else []
     streamer = _Streamer(on_tokens) if on_tokens is not None else None
-    whole = _generated(model, ids, lengths, sampling.max_new_tokens, ends_of(model), pad, device, use_cache, chooser, streamer)
     stops = ends_of(model)
+    whole = _generated(model, batch, sampling.max_new_tokens, stops, use_cache, chooser, streamer)
     rows = []
-    for new in whole[:, ids.shape[1] :].cpu().numpy():
+    for new in whole[:, batch.ids.shape[1] :].cpu().numpy():
         ended = np.flatnonzero(np.isin(new, list(stops))) if stops else np.array([], dtype=np.int64)
         rows.append((new[: ended[0] + 1] if len(ended) else new, bool(len(ended))))
     return rows
 
 
 def forced_logits(
-    model: Any,
-    ids: Int[np.ndarray, "row column"],
-    lengths: Int[np.ndarray, "row"],
-    new: Int[np.ndarray, "row step"],
-    pad: int,
-    device: torch.device,
-    *,
-    use_cache: bool,
+    model: Any, batch: GenerationBatch, new: Int[np.ndarray, "row step"], *, use_cache: bool
 ) -> Float[Tensor, "step row vocab"]:
-    """The logits of each step of a generation with teacher forcing: the logits that `continued` samples from.
-
-    Arguments as `continued`; `new` are the forced tokens.
-    """
+    """The logits that `continued` samples from, at each step of a generation in which the tokens `new` are forced."""
     forced = _Forced(new)
-    _generated(model, ids, lengths, new.shape[1], set(), pad, device, use_cache, [forced], None)
+    _generated(model, batch, new.shape[1], set(), use_cache, [forced], None)
     return torch.stack(forced.seen)
 
 
 def _generated(
-    model: Any,
-    ids: Int[np.ndarray, "row column"],
-    lengths: Int[np.ndarray, "row"],
-    steps: int,
-    ends: set[int],
-    pad: int,
-    device: torch.device,
-    use_cache: bool,
-    processors: Sequence[Any],
-    streamer: Any,
+    model: Any, batch: GenerationBatch, steps: int, ends: set[int], use_cache: bool, processors: Sequence[Any], streamer: Any
 ) -> Int[Tensor, "row column"]:
     """transformers' `generate` with every option explicit; others would be taken from the model's generation config."""
     from transformers import GenerationConfig, LogitsProcessorList
 
-    mask = np.arange(ids.shape[1])[None] >= ids.shape[1] - lengths[:, None]
+    options = {"do_sample": False, "num_beams": 1, "use_cache": use_cache}
     config = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=steps, do_sample=False, num_beams=1, use_cache=use_cache, pad_token_id=pad, eos_token_id=sorted(ends) or None
+        max_new_tokens=steps, pad_token_id=batch.pad, eos_token_id=sorted(ends) or None, **options
     )
     whole: Tensor = _with_options(model, config).generate(
-        input_ids=torch.from_numpy(ids).to(device),
-        attention_mask=torch.from_numpy(mask.astype(np.int64)).to(device),
+        input_ids=batch.ids,
+        attention_mask=batch.mask,
         generation_config=config,
         logits_processor=LogitsProcessorList(processors),
         streamer=streamer,

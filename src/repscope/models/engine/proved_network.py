@@ -24,7 +24,7 @@ from repscope.errors import UserError
 from repscope.models.engine.anatomy import is_causal, resolve
 from repscope.models.engine.base import BaseNetwork, tapped
 from repscope.models.engine.fingerprint import WeightSource
-from repscope.models.engine.generation import forced_logits
+from repscope.models.engine.generation import GenerationBatch, forced_logits
 from repscope.models.engine.hooks import first_tensor, unhooked
 from repscope.models.engine.positions import padded
 from repscope.models.engine.proofs import Proofs, differing, prompts_of, special_ids, switch_lengths
@@ -335,12 +335,10 @@ class ProvedNetwork(BaseNetwork):
         out: list[Float[Tensor, "step vocab"]] = []
         each = range(len(prompts))
         for group in [list(each)] if way.batch else [[i] for i in each]:
-            ids, sizes = padded([prompts[i][::-1] for i in group], self.pad)
+            batch = GenerationBatch.of([prompts[i] for i in group], self.pad, self.device)
             with self.unedited(), unhooked(self.model), self.taps.settled() as state:
                 state.rewind()
-                logits = forced_logits(
-                    self.model, ids[:, ::-1].copy(), sizes, new[group], self.pad, self.device, use_cache=way.cache
-                )
+                logits = forced_logits(self.model, batch, new[group], use_cache=way.cache)
             out += list(logits.transpose(0, 1))
         return out
 

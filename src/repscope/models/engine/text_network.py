@@ -6,25 +6,40 @@ What the methods of `LanguageModel` share; arguments are documented there.
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from jaxtyping import Int
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from repscope.errors import UserError
 from repscope.models.activations import Activations
 from repscope.models.edits import Edit
 from repscope.models.engine.edit_positions import check_effect, resolve_edit_positions
 from repscope.models.engine.fingerprint import WeightSource
-from repscope.models.engine.generation import Continuation, Sampling, continued, growing_texts
+from repscope.models.engine.generation import Continuation, GenerationBatch, Sampling, continued, growing_texts
 from repscope.models.engine.hooks import unhooked
-from repscope.models.engine.positions import padded, row_offsets, row_positions
+from repscope.models.engine.positions import as_float, row_offsets, row_positions
 from repscope.models.engine.row_writer import Rows
 from repscope.models.engine.token_network import TokenNetwork
 from repscope.models.inputs.text_spans import described
-from repscope.models.prompts import Encoded, PromptLike, Ragged, as_prompts, encode
+from repscope.models.prompts import Encoded, Prompt, PromptLike, Ragged, as_prompts, encode
 from repscope.models.sites import Site, Tokens, names_one
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Log-probabilities of continuations.
+
+    logprob: (prompt), of the whole continuation. tokens: (prompt), its number of tokens. each: per prompt, one value per token.
+    """
+
+    logprob: Float[np.ndarray, "prompt"]
+    tokens: Int[np.ndarray, "prompt"]
+    each: list[Float[np.ndarray, "token"]]
 
 
 class TextNetwork(TokenNetwork):
@@ -116,6 +131,30 @@ class TextNetwork(TokenNetwork):
             requested=tuple(requested),
         )
 
+    def token_scores(self, joined: Sequence[Prompt], batch_tokens: int | None) -> TokenScores:
+        """Log-probabilities of the span `continuation` of each prompt."""
+        head, picked = self.head(), Tokens("all", "continuation")
+        spans = self.encoded(joined, picked)
+        if bool((spans.start == 0).any()):
+            i = int(np.argmin(spans.start))
+            raise UserError(f"Nothing stands before continuation {i}, so it has no probability; give it a prompt.")
+        before = Encoded(spans.ids, spans.start - 1, spans.stop - 1)  # the logits of a token are read one position earlier
+        self.check_edits(joined, before, [self.last], Tokens("all"), spans.start, bool((spans.stop - spans.start).max() == 1))
+        offsets = row_offsets(before, Tokens("all"))
+        targets = torch.from_numpy(np.concatenate([row[a:b] for row, a, b in zip(spans.ids, spans.start, spans.stop)]))
+        nats = np.empty(int(offsets[-1]))
+
+        def sink(_: Site, destination: Int[np.ndarray, "row"], hidden: Tensor) -> None:
+            logp = as_float(head(hidden)).log_softmax(-1)
+            target = targets[torch.from_numpy(destination)].to(logp.device)
+            nats[destination] = logp.gather(1, target[:, None])[:, 0].double().cpu().numpy()
+
+        planned = self.planned(before.ids, batch_tokens, [self.last])
+        with unhooked(self.model):
+            self.run([self.last], before, planned, Tokens("all"), sink)
+        each = np.split(nats, offsets[1:-1])
+        return TokenScores(np.array([e.sum() for e in each]), np.diff(offsets), each)
+
     def continuations(
         self,
         prompts: Iterable[PromptLike],
@@ -158,20 +197,12 @@ class TextNetwork(TokenNetwork):
             way = self.generation(total, float((lengths[order] + new_tokens).sum()) if len(order) > 1 else 0.0)
             most = max(1, (batch_tokens or 4 * self.batch_tokens) // total) if way.batch else 1
             rows, order = np.split(order, [most])
-            batch, _ = padded([ids[i][::-1] for i in rows], self.pad)
+            batch = GenerationBatch.of([ids[i] for i in rows], self.pad, self.device)
+            grow = None if on_token is None else growing_texts(self.model, self.tokenizer, rows, on_token)
             with unhooked(self.model), self.taps.settled() as state, self.announced(rows, width - lengths[rows]):
                 state.rewind()
-                texts = continued(
-                    self.model,
-                    batch[:, ::-1].copy(),
-                    lengths[rows],
-                    sampling,
-                    [draws[i] for i in rows],
-                    self.pad,
-                    self.device,
-                    use_cache=use_cache and way.cache,
-                    on_tokens=None if on_token is None else growing_texts(self.model, self.tokenizer, rows, on_token),
-                )
+                cached = use_cache and way.cache
+                texts = continued(self.model, batch, sampling, [draws[i] for i in rows], use_cache=cached, on_tokens=grow)
             for i, (new, stopped) in zip(rows, texts):
                 out[i] = Continuation(self.tokenizer.decode(new, skip_special_tokens=True), new, stopped)
         return out

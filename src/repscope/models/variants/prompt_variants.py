@@ -83,14 +83,8 @@ def run_variants_last(
 def _alone(net: TokenNetwork, ids: Tensor, fork: PromptVariant, ends: int) -> Float[Tensor, "end d_model"]:
     """One fork in a pass by itself."""
 
-    def changed(value: Tensor) -> Tensor:
-        new = value.clone()
-        there = value[0, fork.start : fork.stop]
-        new[0, fork.start : fork.stop] = (fork.value(there) if callable(fork.value) else fork.value).to(value)
-        return new
-
     seen: list[Tensor] = []
-    hooks = net.taps.hooked([(net.write_tap(fork.site), changed)])
+    hooks = net.taps.hooked([(net.write_tap(fork.site), lambda value: _with_values(value, [(0, fork)], 0))])
     reads = tapped(net.taps, [(net.tap(net.last), seen.append)])
     with unhooked(net.module), net.announced(np.zeros(1, dtype=np.int64)), hooks, reads as run:
         run(input_ids=ids, **net.plain())
@@ -172,16 +166,17 @@ class _Rows:
     def _difference(self, site: Site) -> Handler:
         mine = [(row, fork) for row, fork in enumerate(self.forks, start=1) if fork.site == site]
 
-        def handle(value: Tensor) -> Tensor:
-            new = value.clone()
-            first = self.total - value.shape[1]
-            for row, fork in mine:
-                at = slice(fork.start - first, fork.stop - first)
-                there = value[row, at]
-                new[row, at] = (fork.value(there) if callable(fork.value) else fork.value).to(value)
-            return new
+        return lambda value: _with_values(value, mine, self.total - value.shape[1])
 
-        return handle
+
+def _with_values(value: Tensor, forks: Sequence[tuple[int, PromptVariant]], first: int) -> Tensor:
+    """The activations with the values of some rows' variants; the first column is position `first`."""
+    new = value.clone()
+    for row, fork in forks:
+        at = slice(fork.start - first, fork.stop - first)
+        there = value[row, at]
+        new[row, at] = (fork.value(there) if callable(fork.value) else fork.value).to(value)
+    return new
 
 
 def _groups(forks: Sequence[PromptVariant], total: int, pass_tokens: int) -> Iterator[list[int]]:
