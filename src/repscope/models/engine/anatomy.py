@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from repscope.models.engine.attention_probe import PARTS, AttentionProducts, Visit, distinct_heads
+from repscope.models.engine.attention_probe import PARTS, AttentionCall, AttentionProducts, distinct_heads
 from repscope.models.engine.hooks import HookPoint, first_tensor, head_outputs, hidden_argument, linear_map, parameter, unhooked
 from repscope.models.sites import KINDS, Site
 
@@ -207,23 +207,23 @@ def _record(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[list[_Seen]
     seen: dict[str, _Seen] = {}
     operands: dict[str, _Operands] = {}
     running: list[str] = []
-    visits: list[Visit | None] = []
+    calls_around: list[AttentionCall | None] = []
     handles = []
 
-    def see(part: str, value: Tensor) -> None:
+    def record(part: str, value: Tensor) -> None:
         operands.setdefault(running[-1], {})[part] = value.detach().clone()
 
     def hooks_for(path: str) -> tuple[Any, Any]:
         def begin(module: nn.Module, args: Any) -> None:
             # A softmax and a product belong to one attention only if they run in one module (or the softmax is itself a module).
-            visits.append(products.visit)
-            if products.visit is None or module._modules or module._parameters:
-                products.visit = Visit(see, frozenset(PARTS), rows)
+            calls_around.append(products.call)
+            if products.call is None or module._modules or module._parameters:
+                products.call = AttentionCall(record, frozenset(PARTS), rows)
             running.append(path)
 
         def end(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             running.pop()
-            products.visit = visits.pop()
+            products.call = calls_around.pop()
             if path in seen:
                 seen[path].calls += 1
                 return
