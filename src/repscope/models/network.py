@@ -16,7 +16,7 @@ from repscope.models.engine.base import BaseNetwork, Read, tapped
 from repscope.models.engine.fingerprint import WeightSource
 from repscope.models.engine.hooks import unhooked
 from repscope.models.engine.positions import as_float
-from repscope.models.inputs.text_spans import described
+from repscope.models.engine.text_network import check_count
 from repscope.models.jacobian import Jacobian
 from repscope.models.linear.jacobian_passes import plan_jacobian_of_inputs
 from repscope.models.sites import PerSite, Site, Tokens, names_one
@@ -186,8 +186,7 @@ class Network(BaseNetwork):
 
     def _counted(self, inputs: Inputs, batch: int) -> tuple[Mapping[str, Tensor], int]:
         """Check inputs and batch size; return the inputs by name and their number."""
-        if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1:
-            raise UserError(f"batch is {described(batch)}; it must be a whole number, 1 or more.")
+        check_count("batch", batch)
         named = self._named(inputs)
         total = len(next(iter(named.values())))
         if not total:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -209,15 +210,12 @@ class BaseNetwork:
             return
         calls = dict.fromkeys(paths, 0)
 
-        def counting(path: str) -> Callable[..., None]:
-            def count(*_: Any) -> None:
-                calls[path] += 1
-
-            return count
+        def count_call(path: str, *_: Any) -> None:
+            calls[path] += 1
 
         with ExitStack() as stack:
             for path in paths:
-                stack.callback(self.module.get_submodule(path).register_forward_pre_hook(counting(path)).remove)
+                stack.callback(self.module.get_submodule(path).register_forward_pre_hook(partial(count_call, path)).remove)
             stack.enter_context(self.unedited())
             stack.enter_context(unhooked(self.module))
             run()

@@ -135,11 +135,10 @@ def packing_differs(net: ProvedNetwork, size: int, others: Sequence[Int[np.ndarr
     long, tail = rng.integers(0, net.vocabulary, size), rng.integers(0, net.vocabulary, 5)
     ids = Ragged.of([long, np.concatenate([long[: size // 2], (long[size // 2] + tail + 1) % net.vocabulary]), *others])
     site = Site("resid_post", net.anatomy.blocks - 1)
-    encoded = Encoded(ids, np.zeros(len(ids), dtype=np.int64), ids.lengths)
     rows = CollectedRows()
     alone: list[Tensor] = []
     try:
-        calls = run_packed(net, [site], encoded, packed(ids, size, share=net.causal), Tokens("all"), rows)
+        calls = run_packed(net, [site], Encoded.whole(ids), packed(ids, size, share=net.causal), Tokens("all"), rows)
     except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, NotImplementedError) as error:
         return f"a packed pass stops with {type(error).__name__}"
     if not calls:

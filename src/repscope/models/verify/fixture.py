@@ -66,8 +66,9 @@ class Fixture:
     @property
     def sites(self) -> list[Site]:
         """What is compared between ways to run: the output of every block, and what the head reads."""
-        found = [site for site in (self.lm.anatomy.taps if self.lm.anatomy else {}) if site.kind == "resid_post"]
-        if not found and not (self.lm.anatomy and Site("final_norm") in self.lm.anatomy.taps):
+        taps = self.lm.anatomy.taps if self.lm.anatomy else {}
+        found = [site for site in taps if site.kind == "resid_post"]
+        if not found and Site("final_norm") not in taps:
             raise Inapplicable("no transformer blocks were found in it")
         return list(dict.fromkeys([*found, self.lm.last]))
 
@@ -115,7 +116,7 @@ class Fixture:
 
     def _run(self, sites: Sequence[Site], ids: Ragged, planned: Plan) -> list[Float[Tensor, "row feature"]]:
         found = CollectedRows()
-        self.lm.run(sites, Encoded(ids, np.zeros(len(ids), dtype=np.int64), ids.lengths), planned, Tokens("all"), found)
+        self.lm.run(sites, Encoded.whole(ids), planned, Tokens("all"), found)
         return [found[site] for site in sites]
 
     @cached_property
