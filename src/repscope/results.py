@@ -86,15 +86,7 @@ def at(site: Any) -> dict[str, Any]:
 
 
 _MEASURED = ("value", "lo", "hi", "level", "interval_method", "unit", "n")
-_KINDS: dict[str, str] = {
-    "layer": "Int64",
-    "n": "int64",
-    "seed": "int64",
-    "value": "float64",
-    "lo": "float64",
-    "hi": "float64",
-    "level": "float64",
-}
+_KINDS = {"layer": "Int64", "n": "int64", "seed": "int64"} | dict.fromkeys(("value", "lo", "hi", "level"), "float64")
 COLUMNS: dict[str, str] = {f.name: _KINDS.get(f.name, "string") for f in fields(Row)} | {"row_id": "string"}
 
 

@@ -9,7 +9,11 @@ from torch import nn
 
 from repscope.errors import UserError
 from repscope.models.engine import fingerprint
-from repscope.models.engine.fingerprint import of_files, of_module, sha256_of
+from repscope.models.engine.fingerprint import digests_of, of_digests, of_module, sha256_of
+
+
+def of_files(paths):
+    return of_digests(digests_of(paths))
 
 
 @pytest.fixture(autouse=True)

@@ -182,7 +182,7 @@ def test_verify_fails_where_a_proof_lies(tokenizer, path, check):
     """Each fast path is declared proved, on a network on which it is wrong."""
     lm = rs.load(net(*NETWORKS["longrope"]), tokenizer=tokenizer)
     if path == "packed":
-        lm._packs = dict.fromkeys((1 << n for n in range(5, 9)), "")
+        lm.proofs.found |= {("packed prompts", 1 << n): "" for n in range(5, 9)}
     else:
         lm.proofs.found |= {(path, level): "" for level in range(3)}
     found = verify(lm)

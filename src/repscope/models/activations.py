@@ -28,7 +28,7 @@ class Activations:
     rows: per site an array (row, feature), possibly memory-mapped. tokens: the requested positions.
     offsets: (prompt + 1), rows of prompt i are `offsets[i]:offsets[i + 1]`. positions: (row), token index in the prompt (for
     a mean: that of its last token). model: fingerprint of the network. single: whether a single site was requested by name.
-    seconds: run time, to compare with `lm.plan(…).seconds`. asked: the sites as requested, possibly with repetition.
+    seconds: run time, to compare with `lm.plan(…).seconds`. requested: the sites as requested, possibly with repetition.
     """
 
     rows: Mapping[Site, Float[np.ndarray, "row *feature"]]
@@ -38,7 +38,7 @@ class Activations:
     model: str
     single: bool
     seconds: float = 0.0
-    asked: tuple[Site, ...] = ()
+    requested: tuple[Site, ...] = ()
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -80,7 +80,7 @@ class Activations:
             )
         if len({r.shape[1:] for r in self.rows.values()}) > 1:
             raise UserError(f"{_listed(self.sites)} differ in width: read each by acts[site].")
-        rows = [self.rows[site] for site in self.asked or self.sites]
+        rows = [self.rows[site] for site in self.requested or self.sites]
         per_site = [r.reshape(len(self), -1, *r.shape[1:]) if self.tokens.ragged else r for r in rows]
         return per_site[0] if self.single else np.stack(per_site, axis=1)
 

@@ -12,9 +12,10 @@
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -171,7 +172,7 @@ class CheckpointSet:
         UserError
             When the file has been removed or damaged.
         """
-        return {name: value for name, value in tensors(self.table["path"].iloc[index]) if name in self.sizes}
+        return dict(Weights(self.table["path"].iloc[index], self.sizes))
 
     def stacked(self) -> State:
         """The weights of all rows with a leading run axis; for small networks, as all must fit in memory."""
@@ -198,7 +199,7 @@ class CheckpointSet:
     def __repr__(self) -> str:
         known = [str(c) for c in self.table.columns if c not in _NEEDED]
         return (
-            f"CheckpointSet of {len(self.runs)} runs, {len(self)} checkpoints, {sum(_count(s) for s in self.sizes.values()):,} "
+            f"CheckpointSet of {len(self.runs)} runs, {len(self)} checkpoints, {sum(map(prod, self.sizes.values())):,} "
             f"weights each{'; known: ' + ', '.join(known) if known else ''}"
         )
 
@@ -258,20 +259,6 @@ def config_of(folder: Path) -> dict[str, Any]:
         return held
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder / 'config.json'} cannot be read ({str(error).splitlines()[0]}).") from error
-
-
-def tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Iterate over names and values of a checkpoint's tensors.
-
-    Raises
-    ------
-    UserError
-        When a file is missing or damaged.
-    """
-    for file in _files(path):
-        with _opened(file) as opened:
-            for name in opened.keys():  # noqa: SIM118  # safetensors' handle is no mapping
-                yield name, opened.get_tensor(name)
 
 
 def _files(path: Path) -> list[Path]:
@@ -352,7 +339,3 @@ def save(path: Path, state: Mapping[str, Tensor]) -> None:
 
     with whole_file(path) as partial:
         save_file({name: value.contiguous() for name, value in state.items()}, partial)
-
-
-def _count(size: Sequence[int]) -> int:
-    return int(torch.tensor(size).prod()) if size else 1

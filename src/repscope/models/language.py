@@ -6,61 +6,36 @@ requested rows is an error.
 """
 
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from repscope.errors import UserError
 from repscope.models.activations import Activations
-from repscope.models.edits import Edit
 from repscope.models.engine.cost_estimate import Forecast, forecast
-from repscope.models.engine.edit_positions import check_effect, resolve_edit_positions
 from repscope.models.engine.fingerprint import WeightSource, of_module
 from repscope.models.engine.generation import Continuation, Sampling
 from repscope.models.engine.hooks import unhooked
-from repscope.models.engine.positions import as_float
+from repscope.models.engine.positions import as_float, row_offsets
 from repscope.models.engine.random_weights import with_random_weights
-from repscope.models.engine.requests import (
-    check_batch_tokens,
-    check_count,
-    continuation_list,
-    generate_batches,
-    row_positions,
-    text_prompt,
-)
 from repscope.models.engine.row_writer import Rows, as_tensor, cast, dtype_of
-from repscope.models.engine.token_network import TokenNetwork, rows_of
+from repscope.models.engine.text_network import TextNetwork, TokenScores, check_batch_tokens, check_count
 from repscope.models.inputs.chats import chat_prompt
 from repscope.models.inputs.given import Chat
 from repscope.models.inputs.text_spans import described
 from repscope.models.jacobian import Jacobian
 from repscope.models.linear.jacobian_passes import plan_jacobian
 from repscope.models.network import per_row
-from repscope.models.prompts import Encoded, Prompt, PromptLike, Ragged, as_prompts, encode, with_continuation
-from repscope.models.sites import Site, Tokens, names_one
+from repscope.models.prompts import Prompt, PromptLike, with_continuation
+from repscope.models.sites import Site, Tokens
 
 
-@dataclass(frozen=True)
-class TokenScores:
-    """Log-probabilities of continuations.
-
-    logprob: (prompt), of the whole continuation. tokens: (prompt), its number of tokens. each: per prompt, one value per token.
-    """
-
-    logprob: Float[np.ndarray, "prompt"]
-    tokens: Int[np.ndarray, "prompt"]
-    each: list[Float[np.ndarray, "token"]]
-
-
-class LanguageModel(TokenNetwork):
+class LanguageModel(TextNetwork):
     """A language model and its tokenizer, the unmodified Hugging Face objects: `lm.model`, `lm.tokenizer`.
 
     Parameters
@@ -79,17 +54,15 @@ class LanguageModel(TokenNetwork):
         if source is None:
             precision = str(model.dtype).removeprefix("torch.")
             source = WeightSource(name or type(model).__name__, of_module(model), precision, None, None)
-        super().__init__(model, source if name is None else replace(source, name=name))
-        self.tokenizer = tokenizer
-        self._effective: set[tuple[str, ...]] = set()
+        super().__init__(model, tokenizer, source if name is None else replace(source, name=name))
 
     def __repr__(self) -> str:
-        held = f"{self.anatomy.blocks} blocks × {self.anatomy.width}" if self.anatomy else "no blocks found"
-        return f"LanguageModel({self.name}, {held}, {self.source.precision}, {self.fingerprint})"
+        size = f"{self.anatomy.blocks} blocks × {self.anatomy.width}" if self.anatomy else "no blocks found"
+        return f"LanguageModel({self.name}, {size}, {self.source.precision}, {self.fingerprint})"
 
     def tokens(self, text: str | Prompt | Chat) -> list[str]:
         """The tokens of a text as strings, exactly as the network receives them."""
-        return [self.tokenizer.decode([int(i)]) for i in self._encoded([text], Tokens("all")).ids[0]]
+        return [self.tokenizer.decode([int(i)]) for i in self.encoded([text], Tokens("all")).ids[0]]
 
     def chat(self, content: str | Prompt | Chat, system: str | None = None) -> Prompt:
         """Format a user's turn or a whole chat with the model's chat template, ready for the answer.
@@ -142,32 +115,13 @@ class LanguageModel(TokenNetwork):
         """
         sites, picked, size = self.resolve(at), Tokens.parse(tokens), dtype_of(dtype).itemsize
         check_batch_tokens(batch_tokens)
-        held = self._held(prompts) if self.installed else prompts
-        encoded = self._encoded(held, picked)
-        if self.installed:
-            resolve_edit_positions(self, self.tokenizer, held, encoded.ids)
-            for installed in self.installed:
-                installed.planned = True
+        given = self.prompt_list(prompts) if self.installed else prompts
+        encoded = self.encoded(given, picked)
+        self.resolve_edits(given, encoded.ids)
+        for installed in self.installed:
+            installed.planned = True
         planned = self.planned(encoded.ids, batch_tokens, sites)
-        return forecast(self, planned, sites, encoded.ids, int(rows_of(encoded, picked)[-1]), size)
-
-    @contextmanager
-    def edit(self, *edits: Edit) -> Iterator[Self]:
-        """As `BaseNetwork.edit`; inside, a request whose rows are all unchanged by the edits raises.
-
-        >>> import repscope as rs
-        >>> from repscope.worlds.tiny import tiny
-        >>> lm = tiny()
-        >>> with lm.edit(rs.Edit.replace("mlp_out.1", 0.0, tokens="last")):
-        ...     lm.logits(["A map of Paris"]).shape
-        (1, 256)
-        """
-        known, self._effective = self._effective, set()
-        try:
-            with super().edit(*edits):
-                yield self
-        finally:
-            self._effective = known
+        return forecast(self, planned, sites, encoded.ids, int(row_offsets(encoded, picked)[-1]), size)
 
     def capture(
         self,
@@ -207,30 +161,19 @@ class LanguageModel(TokenNetwork):
         UserError
             For unknown sites, spans or tokens, prompts that are empty or too long, or an edit that changes no row.
         """
-        asked, sites, picked = self.asked(at), self.resolve(at), Tokens.parse(tokens)
+        sites, picked = self.resolve(at), Tokens.parse(tokens)
         if out is not None and not isinstance(out, (str, Path)):
             raise UserError(f"out is {described(out)}; it must name a folder.")
         check_batch_tokens(batch_tokens)
-        held = self._held(prompts) if self.installed else prompts
-        encoded = self._encoded(held, picked)
-        self._see_once(sites)
-        if self.installed:
-            self._aim(held, encoded, sites, picked)
-        offsets = rows_of(encoded, picked)
-        started = time.perf_counter()
-        with Rows(list(dict.fromkeys(asked)), int(offsets[-1]), dtype, Path(out) if out is not None else None) as rows:
-            planned = self.planned(encoded.ids, batch_tokens, sites)
-            self.run(sites, encoded, planned, picked, rows.write)
-        return Activations(
-            rows=rows.finish(),
-            tokens=picked,
-            offsets=offsets,
-            positions=row_positions(encoded, picked),
-            model=self.fingerprint,
-            single=names_one(at),
-            seconds=time.perf_counter() - started,
-            asked=tuple(asked),
-        )
+        given = self.prompt_list(prompts) if self.installed else prompts
+        encoded = self.encoded(given, picked)
+        self.run_once_per_pass(sites)
+        self.check_edits(given, encoded, sites, picked)
+
+        def run(rows: Rows) -> None:
+            self.run(sites, encoded, self.planned(encoded.ids, batch_tokens, sites), picked, rows.write)
+
+        return self.activations(at, encoded, picked, run, dtype, Path(out) if out is not None else None)
 
     def logits(
         self, prompts: Iterable[PromptLike], tokens: str | int = "last", *, batch_tokens: int | None = None
@@ -243,8 +186,7 @@ class LanguageModel(TokenNetwork):
             As `capture` and `unembed`.
         """
         self.head()
-        held = self.capture(prompts, self.last, tokens, batch_tokens=batch_tokens)
-        return self.unembed(held[self.last], normed=True)
+        return self.unembed(self.capture(prompts, self.last, tokens, batch_tokens=batch_tokens)[self.last], normed=True)
 
     def unembed(self, hidden: Float[np.ndarray, "row d_model"], *, normed: bool = False) -> Float[np.ndarray, "row vocab"]:
         """Logits of residual-stream vectors, as in the logit lens: head(final_norm(hidden)).
@@ -284,32 +226,16 @@ class LanguageModel(TokenNetwork):
             When the lists differ in length, a continuation has no token, or its prompt is empty.
         """
         check_batch_tokens(batch_tokens)
-        held, tails = self._held(prompts), continuation_list(continuations)
-        if len(held) != len(tails):
-            raise UserError(f"There are {len(held)} prompts and {len(tails)} continuations; give one for each.")
-        joined = [with_continuation(text_prompt(prompt, i), tail) for i, (prompt, tail) in enumerate(zip(held, tails))]
-        head, picked = self.head(), Tokens("all", "continuation")
-        spans = self._encoded(joined, picked)
-        if bool((spans.start == 0).any()):
-            i = int(np.argmin(spans.start))
-            raise UserError(f"Nothing stands before continuation {i}, so it has no probability; give it a prompt.")
-        before = Encoded(spans.ids, spans.start - 1, spans.stop - 1)  # the logits of a token are read one position earlier
-        if self.installed:
-            self._aim(joined, before, [self.last], Tokens("all"), spans.start, bool((spans.stop - spans.start).max() == 1))
-        offsets = rows_of(before, Tokens("all"))
-        targets = torch.from_numpy(np.concatenate([row[a:b] for row, a, b in zip(spans.ids, spans.start, spans.stop)]))
-        nats = np.empty(int(offsets[-1]))
-
-        def sink(_: Site, destination: Int[np.ndarray, "row"], hidden: Tensor) -> None:
-            logp = as_float(head(hidden)).log_softmax(-1)
-            wanted = targets[torch.from_numpy(destination)].to(logp.device)
-            nats[destination] = logp.gather(1, wanted[:, None])[:, 0].double().cpu().numpy()
-
-        planned = self.planned(before.ids, batch_tokens, [self.last])
-        with unhooked(self.model):
-            self.run([self.last], before, planned, Tokens("all"), sink)
-        each = np.split(nats, offsets[1:-1])
-        return TokenScores(np.array([e.sum() for e in each]), np.diff(offsets), each)
+        given = self.prompt_list(prompts)
+        if isinstance(continuations, (str, bytes)) or not isinstance(continuations, Iterable):
+            raise UserError(f"Continuations are a list of texts, and {described(continuations)} was given: put it in [ ].")
+        tails = list(continuations)
+        if len(given) != len(tails):
+            raise UserError(f"There are {len(given)} prompts and {len(tails)} continuations; give one for each.")
+        for i, prompt in enumerate(given):
+            if not isinstance(prompt, Prompt):
+                raise UserError(f"Prompt {i} is token ids, and a continuation is scored after a text; give the text.")
+        return self.token_scores([with_continuation(prompt, tail) for prompt, tail in zip(given, tails)], batch_tokens)
 
     def generate(
         self,
@@ -321,8 +247,8 @@ class LanguageModel(TokenNetwork):
         seed: int = 0,
         use_cache: bool = True,
         batch_tokens: int | None = None,
-        alike: bool = False,
-        told: Callable[[int, str], None] | None = None,
+        share_random_numbers: bool = False,
+        on_token: Callable[[int, str], None] | None = None,
     ) -> list[Continuation]:
         """Continue prompts, greedily or by sampling.
 
@@ -345,9 +271,9 @@ class LanguageModel(TokenNetwork):
             Cache keys and values; without, each step runs the whole text again.
         batch_tokens
             Tokens per batch including padding and new ones; by default four times as many as for `capture`.
-        alike
+        share_random_numbers
             Whether repeated prompts share random numbers, so that differences are due to edits.
-        told
+        on_token
             Callback for streaming: called with a prompt's index and its continuation so far, after every new token.
 
         Raises
@@ -359,33 +285,8 @@ class LanguageModel(TokenNetwork):
         for name, value in (("temperature", temperature), ("top_p", top_p)):
             if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
                 raise UserError(f"{name} is {described(value)}; it must be a number.")
-        sampling = Sampling(max_new_tokens, temperature, top_p, seed, alike)
-        if not self.causal and self._altered:
-            raise UserError(
-                f"A hook or forward function set on {self.name} lets later tokens change earlier ones; remove it to continue texts."
-            )
-        if not self.causal or not hasattr(self.model, "generate") or self.model.get_output_embeddings() is None:
-            raise UserError(f"{self.name} is no causal language model with a head, so it cannot continue a text.")
-        check_batch_tokens(batch_tokens)
-        held = self._held(prompts)
-        encoded = self._encoded(held, Tokens("last"))
-        lengths = encoded.ids.lengths
-        if self.context is not None and lengths.max() + max_new_tokens > self.context:
-            i = int(lengths.argmax())
-            raise UserError(
-                f"Prompt {i} has {lengths[i]} tokens and {max_new_tokens} new ones are requested, but the network takes "
-                f"{self.context} in all."
-            )
-        if self.installed:
-            # An extra token represents a generated one: the rows of the prompt's last token and of that one must change.
-            longer = Ragged.of(np.append(row, row[-1]) for row in encoded.ids)
-            if max_new_tokens == 1:
-                longer = encoded.ids
-            seen = Encoded(longer, lengths - 1, longer.lengths)
-            self._aim(held, seen, [self.last], Tokens("all"), lengths, max_new_tokens == 1)
-            # caches of other kinds do not report their length
-            use_cache = use_cache and self.shares_prefix(int(lengths.max()) + max_new_tokens)
-        return generate_batches(self, self.tokenizer, encoded.ids, sampling, batch_tokens or 4 * self.batch_tokens, use_cache, told)
+        sampling = Sampling(max_new_tokens, temperature, top_p, seed, share_random_numbers)
+        return self.continuations(prompts, sampling, batch_tokens, use_cache, on_token)
 
     def gradient(
         self,
@@ -402,20 +303,16 @@ class LanguageModel(TokenNetwork):
 
         Parameters
         ----------
-        prompts
-            Texts, `Prompt`s or token ids.
+        prompts, batch_tokens
+            As for `capture`.
         of
             Maps the logits (row, vocab) at one token of each prompt, or another site's vectors, to one number per row.
-        at
-            Sites of the gradients.
-        tokens
-            Positions of the gradients.
+        at, tokens
+            Sites and positions of the gradients.
         of_at
             Input of `of`: `logits`, or a site after all of `at`.
         of_tokens
             The single token of each prompt that `of` reads.
-        batch_tokens
-            Tokens per batch, including padding; by default chosen from the device's speed and memory.
 
         Returns
         -------
@@ -427,7 +324,7 @@ class LanguageModel(TokenNetwork):
         UserError
             As `capture`; when `of` does not return one number per row, or does not depend on a site.
         """
-        asked, sites, picked, read = self.asked(at), self.resolve(at), Tokens.parse(tokens), Tokens.parse(of_tokens)
+        sites, picked, read = self.resolve(at), Tokens.parse(tokens), Tokens.parse(of_tokens)
         if read.pooled or read.ragged:
             raise UserError(f"The scalar is read at one token of each prompt, but {read} names several.")
         head = self.head() if of_at == "logits" else None
@@ -436,24 +333,22 @@ class LanguageModel(TokenNetwork):
             raise UserError(f"The scalar is read at one site, but {of_at} names {len(targets)}; name one, such as {targets[-1]}.")
         target = targets[0]
         check_batch_tokens(batch_tokens)
-        held = self._held(prompts)
-        self._see_once([*sites, target])
-        encoded, ends = self._encoded(held, picked), self._encoded(held, read)
-        if self.installed:
-            resolve_edit_positions(self, self.tokenizer, held, encoded.ids)
-        offsets = rows_of(encoded, picked)
-        values = np.empty(len(held))
+        given = self.prompt_list(prompts)
+        self.run_once_per_pass([*sites, target])
+        encoded, ends = self.encoded(given, picked), self.encoded(given, read)
+        self.resolve_edits(given, encoded.ids)
+        values = np.empty(len(given))
 
         def scalar(hidden: Tensor, which: Int[np.ndarray, "row"]) -> Tensor:
             scores = per_row(of(head(hidden) if head is not None else hidden), len(which))
             values[which] = scores.detach().double().cpu().numpy()
             return scores.sum()
 
-        with Rows(list(dict.fromkeys(asked)), int(offsets[-1]), "float32", None) as rows:
-            self.differentiate(sites, encoded, picked, (target, ends.start), scalar, rows.write, batch_tokens or self.batch_tokens)
-        positions = row_positions(encoded, picked)
-        grads = Activations(rows.finish(), picked, offsets, positions, self.fingerprint, names_one(at), asked=tuple(asked))
-        return values, grads
+        def run(rows: Rows) -> None:
+            budget = batch_tokens or self.batch_tokens
+            self.differentiate(sites, encoded, picked, (target, ends.start), scalar, rows.write, budget)
+
+        return values, self.activations(at, encoded, picked, run)
 
     def jacobian(
         self,
@@ -495,40 +390,8 @@ class LanguageModel(TokenNetwork):
         >>> jac.matrix().shape, jac.mean().svd(4, tolerance=0.1).s.shape
         ((1, 32, 32), (4,))
         """
-        self._see_once([*self.resolve(source), *self.resolve(target)])
+        self.run_once_per_pass([*self.resolve(source), *self.resolve(target)])
         return Jacobian.over(plan_jacobian(self, self.tokenizer, prompts, source, target, source_tokens, target_tokens))
-
-    def _encoded(self, prompts: Iterable[PromptLike], picked: Tokens) -> Encoded:
-        encoded = encode(self.tokenizer, prompts, picked, self.context, causal=self.causal)
-        self.checked(encoded.ids)
-        return encoded
-
-    def _held(self, prompts: Iterable[PromptLike]) -> list[Any]:
-        """The prompts as a list of `Prompt`s and token ids, to be iterated repeatedly."""
-        return list(as_prompts(self.tokenizer, prompts))
-
-    def _see_once(self, sites: Sequence[Site]) -> None:
-        """Check on the probe that modules named by their path run once per pass."""
-        self.see_once(sites, lambda: self.module(input_ids=self.probe, **self.plain()))
-
-    def _aim(
-        self,
-        prompts: Any,
-        encoded: Encoded,
-        sites: Sequence[Site],
-        picked: Tokens,
-        ends: Int[np.ndarray, "prompt"] | None = None,
-        only_one: bool = False,
-    ) -> None:
-        """Resolve the positions of the installed edits, and check that they change the requested rows.
-
-        The check runs once per kind of request: sites, tokens, and whether more than one token follows a prompt.
-        """
-        resolve_edit_positions(self, self.tokenizer, prompts, encoded.ids, ends)
-        key = (*map(str, sites), str(picked), str(ends is None), str(only_one))
-        if key not in self._effective:
-            check_effect(self, encoded, sites, picked)
-            self._effective.add(key)
 
     def twin(self, seed: int = 0) -> "LanguageModel":
         """The same architecture with random weights: the control for effects of training."""

@@ -16,7 +16,7 @@ from repscope.models.engine.base import BaseNetwork, Read, tapped
 from repscope.models.engine.fingerprint import WeightSource
 from repscope.models.engine.hooks import unhooked
 from repscope.models.engine.positions import as_float
-from repscope.models.inputs.text_spans import described
+from repscope.models.engine.text_network import check_count
 from repscope.models.jacobian import Jacobian
 from repscope.models.linear.jacobian_passes import plan_jacobian_of_inputs
 from repscope.models.sites import PerSite, Site, Tokens, names_one
@@ -66,9 +66,9 @@ class Network(BaseNetwork):
         UserError
             For a module that is unknown, does not run, or whose output does not have one row per input.
         """
-        asked, sites = self.asked(at), self.resolve(at)
+        sites = self.resolve(at)
         named, total = self._counted(inputs, batch)
-        self._see_once(sites, named)
+        self._check_single_calls(sites, named)
         held: dict[Site, np.ndarray] = {}
         start = 0
 
@@ -86,7 +86,7 @@ class Network(BaseNetwork):
                 with self._running(start, min(start + batch, total)):
                     part = self._arguments({k: v[start : start + batch] for k, v in named.items()})
                     run(part[""]) if "" in part else run(**part)
-        return self._activations(held, asked, total, at)
+        return self._activations(held, total, at)
 
     def gradient(
         self, inputs: Inputs, of: Callable[[Any], Tensor], at: str | Site | Sequence[str | Site], *, batch: int = 64
@@ -114,9 +114,9 @@ class Network(BaseNetwork):
         UserError
             As `capture`; and when `of` does not return one number per input.
         """
-        asked, sites = self.asked(at), self.resolve(at)
+        sites = self.resolve(at)
         named, total = self._counted(inputs, batch)
-        self._see_once(sites, named)
+        self._check_single_calls(sites, named)
         held: dict[Site, np.ndarray] = {}
         values = np.empty(total)
         for start in range(0, total, batch):
@@ -131,7 +131,7 @@ class Network(BaseNetwork):
             with self._running(start, stop):
                 for site, grad in zip(sites, self.differentiated(sites, run)):
                     _write(held, site, total, start, grad)
-        return values, self._activations(held, asked, total, at)
+        return values, self._activations(held, total, at)
 
     def jacobian(
         self, inputs: Inputs, source: str | Site | Sequence[str | Site], target: str | Site, *, batch: int = 16
@@ -159,7 +159,7 @@ class Network(BaseNetwork):
         """
         named, total = self._counted(inputs, batch)
         named = {name: value.detach().clone() for name, value in named.items()}  # inputs may change later
-        self._see_once([*self.resolve(source), *self.resolve(target)], named)
+        self._check_single_calls([*self.resolve(source), *self.resolve(target)], named)
 
         def run(go: Callable[..., None], start: int, stop: int) -> None:
             part = self._arguments({name: value[start:stop] for name, value in named.items()})
@@ -186,22 +186,21 @@ class Network(BaseNetwork):
 
     def _counted(self, inputs: Inputs, batch: int) -> tuple[Mapping[str, Tensor], int]:
         """Check inputs and batch size; return the inputs by name and their number."""
-        if isinstance(batch, bool) or not isinstance(batch, (int, np.integer)) or batch < 1:
-            raise UserError(f"batch is {described(batch)}; it must be a whole number, 1 or more.")
+        check_count("batch", batch)
         named = self._named(inputs)
         total = len(next(iter(named.values())))
         if not total:
             raise UserError("There is no input: the tensor has no rows.")
         return named, total
 
-    def _see_once(self, sites: Sequence[Site], named: Mapping[str, Tensor]) -> None:
+    def _check_single_calls(self, sites: Sequence[Site], named: Mapping[str, Tensor]) -> None:
         """Check on two inputs that modules run once per pass."""
 
         def run() -> None:
             part = self._arguments({name: value[:2] for name, value in named.items()})
             self.module(part[""]) if "" in part else self.module(**part)
 
-        self.see_once(sites, run)
+        self.check_single_calls(sites, run)
 
     def _named(self, inputs: Inputs) -> Mapping[str, Tensor]:
         named = inputs if isinstance(inputs, Mapping) else {"": inputs}
@@ -220,15 +219,16 @@ class Network(BaseNetwork):
     def _arguments(self, named: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(self.device) for name, value in named.items()}
 
-    def _activations(self, held: dict[Site, np.ndarray], asked: list[Site], total: int, at: Any) -> Activations:
+    def _activations(self, held: dict[Site, np.ndarray], total: int, at: Any) -> Activations:
+        requested = self.requested_sites(at)
         return Activations(
-            rows=PerSite((s, held[s]) for s in dict.fromkeys(asked)),
+            rows=PerSite((s, held[s]) for s in dict.fromkeys(requested)),
             tokens=Tokens.parse("last"),
             offsets=np.arange(total + 1),
             positions=np.zeros(total, dtype=np.int64),
             model=self.fingerprint,
             single=names_one(at),
-            asked=tuple(asked),
+            requested=tuple(requested),
         )
 
 

@@ -98,6 +98,11 @@ class Encoded:
     start: Int[np.ndarray, "prompt"]
     stop: Int[np.ndarray, "prompt"]
 
+    @classmethod
+    def whole(cls, ids: Ragged) -> "Encoded":
+        """All positions of each prompt."""
+        return cls(ids, np.zeros(len(ids), dtype=np.int64), ids.lengths)
+
 
 def encode(
     tokenizer: Any, prompts: Iterable[PromptLike], tokens: Tokens, limit: int | None = None, *, causal: bool = True

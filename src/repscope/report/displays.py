@@ -41,6 +41,7 @@ _SMALL = 4  #: most panels of the figure inside a card
 _SHOWN = 12  #: rows of a card's table
 _NAMED = 24  #: most directions of the figure inside a card
 _SINGULAR = 16  #: leading singular values
+_BLOCKS: dict[str, Any] = {"format": "d", "tickMinStep": 1, "labelExpr": "datum.value < 0 ? 'emb' : datum.label"}
 
 
 def figure(shown: Any) -> alt.TopLevelMixin:
@@ -66,7 +67,7 @@ def html(shown: Any) -> str:
 def _result_figure(result: "Result") -> Any:
     """Value by block with its interval, or values with intervals if no row has a layer: one panel per item and metric."""
     table = result.table
-    layered = table.dropna(subset=["layer"])
+    layered = _layered(table)
     drawn = layered if len(layered) else table[table["value"].notna()]
     if drawn.empty:
         raise UserError("This result has no rows with a value to draw; look at its side tables and notes instead.")
@@ -79,7 +80,7 @@ def _result_figure(result: "Result") -> Any:
     color = by_condition("color", styles, lines=bool(len(layered)))
     base = alt.Chart().encode(color=color, tooltip=[*tips("condition", "site", "token"), *numbers("value", "lo", "hi"), *tips("n")])
     if len(layered):
-        base = base.encode(x=alt.X("layer:Q", title=BLOCK_TITLE).axis(format="d", tickMinStep=1), detail=["token:N", "split:N"])
+        base = base.encode(x=alt.X("layer:Q", title=BLOCK_TITLE).axis(**_BLOCKS), detail=["token:N", "split:N"])
         y, lo = (alt.Y(f"{end}:Q", title="value") for end in ("value", "lo"))
         dash = by_condition("dash", styles, lines=True)
         marks = [base.mark_area(opacity=0.15).encode(y=lo, y2="hi:Q"), base.mark_line(point=True).encode(y=y, strokeDash=dash)]
@@ -97,15 +98,21 @@ def _result_figure(result: "Result") -> Any:
     return themed(facets.resolve_scale(x="shared" if len(layered) else "independent", y="independent"))
 
 
+def _layered(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows with a block; that of the embedding is −1, if there are others."""
+    some = table[table["layer"].notna() | (table["site"] == "embed")]
+    return some.assign(layer=some["layer"].fillna(-1)) if some["layer"].notna().any() else some.iloc[:0]
+
+
 def _result_card(result: "Result") -> str:
     table = result.table
     columns = ["metric", "item", "site", "token", "condition", "value", "lo", "hi", "n", "unit"]
     facts = {name: _few(table[name]) for name in ("study", "step", "model")}
-    more = {"side tables": ", ".join(result.side), "arrays": _few(pd.Series(list(result.arrays), dtype="string"))}
-    layered = table.dropna(subset=["layer"])
+    more = {"side tables": ", ".join(result.side), "arrays": str(len(result.arrays) or "")}
+    layered = _layered(table)
     drawn = 0 < len(layered.drop_duplicates(["item", "metric"])) <= _SMALL
     title = f"Result: {len(table):,} row{'s' * (len(table) != 1)}"
-    return _card(title, facts | more, table[columns], _result_figure(result) if drawn else None, result.notes, most=40)
+    return _card(title, facts | more, table[columns], _result_figure(result) if drawn else None, result.notes)
 
 
 # ---- activations
@@ -131,7 +138,7 @@ def _activations_figure(acts: "Activations") -> Any:
     frame = frame.assign(layer=frame["layer"].astype("float").fillna(-1.0))
     frame = frame.rename(columns={"median norm": "value", "5th percentile": "lo", "95th percentile": "hi"})
     base = alt.Chart(data(frame)).encode(
-        x=alt.X("layer:Q", title=BLOCK_TITLE).axis(format="d", tickMinStep=1),
+        x=alt.X("layer:Q", title=BLOCK_TITLE).axis(**_BLOCKS),
         color=alt.Color("kind:N", title=None).legend(orient="top"),
         tooltip=[
             *tips("site", "shape"),
@@ -278,18 +285,14 @@ _CARDS: Mapping[str, Callable[[Any], str]] = {
 
 
 def _card(
-    title: str,
-    facts: Mapping[str, str],
-    table: pd.DataFrame,
-    drawn: alt.TopLevelMixin | None = None,
-    notes: tuple[str, ...] = (),
-    *,
-    most: int = _SHOWN,
+    title: str, facts: Mapping[str, str], table: pd.DataFrame, drawn: alt.TopLevelMixin | None = None, notes: tuple[str, ...] = ()
 ) -> str:
     """Title, facts, table and figure as HTML; empty facts are left out, all text is escaped."""
     line = Markup(" · ").join(Markup("{}: <b>{}</b>").format(name, value) for name, value in facts.items() if value)
     listed = Markup("").join(Markup("<li>{}</li>").format(note) for note in notes)
-    rows = Markup(table.to_html(index=False, max_rows=most, float_format=lambda v: f"{v:.3g}", border=0))  # pandas escapes cells
+    rows = Markup(
+        table.to_html(index=False, max_rows=_SHOWN, float_format=lambda v: f"{v:.3g}", na_rep="–", border=0)
+    )  # pandas escapes cells
     picture = Markup('<img alt="{}" src="data:image/svg+xml;base64,{}">').format(f"Figure: {title}", _svg(drawn)) if drawn else ""
     parts = (Markup("<div><b>{}</b>").format(title), Markup("<br>") + line if line else "", rows, picture)
     return str(Markup("").join(parts) + (Markup("<ul>{}</ul>").format(listed) if notes else "") + Markup("</div>"))

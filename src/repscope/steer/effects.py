@@ -175,11 +175,11 @@ def texts(
     The random numbers of a prompt are the same under all vectors.
     """
     if not len(vectors):
-        return lm.generate(list(prompts), new_tokens, temperature=temperature, seed=seed, alike=True)
+        return lm.generate(list(prompts), new_tokens, temperature=temperature, seed=seed, share_random_numbers=True)
     tiled = [p for _ in vectors for p in prompts]
     each = np.repeat(np.stack(list(vectors)), len(prompts), axis=0)
     with lm.edit(Edit.add(site, each, tokens=tokens, per_prompt=True)):
-        return lm.generate(tiled, new_tokens, temperature=temperature, seed=seed, alike=True)
+        return lm.generate(tiled, new_tokens, temperature=temperature, seed=seed, share_random_numbers=True)
 
 
 def nats_per_token(

@@ -165,7 +165,9 @@ def side_by_side(
 
         pair = [_half_steered(one) for one in edits(lm, directions, scale=scale, times=times, anyway=anyway)]
         with lm.edit(*pair):
-            texts = lm.generate([prompt, prompt], max_new_tokens, temperature=temperature, seed=seed, told=grow, alike=True)
+            texts = lm.generate(
+                [prompt, prompt], max_new_tokens, temperature=temperature, seed=seed, on_token=grow, share_random_numbers=True
+            )
         shown = prompt.text if isinstance(prompt, Prompt) else prompt
         done.append(SideBySide(shown, texts[0].text, texts[1].text))
     return done

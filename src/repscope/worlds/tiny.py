@@ -21,6 +21,16 @@ def byte_tokenizer() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=core)  # type: ignore[no-untyped-call]
 
 
+def untrained_llama(seed: int, **sizes: Any) -> Any:
+    """A Llama with four heads and random weights from a seed, without special tokens, in evaluation mode."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(LlamaConfig(num_attention_heads=4, bos_token_id=None, eos_token_id=None, **sizes)).eval()  # type: ignore[no-untyped-call]
+
+
 def tiny(seed: int = 0, *, device: str = "cpu", dtype: str = "float32") -> "LanguageModel":
     """Untrained Llama of four blocks of width 32 over bytes.
 
@@ -32,7 +42,6 @@ def tiny(seed: int = 0, *, device: str = "cpu", dtype: str = "float32") -> "Lang
         For an unknown device or dtype.
     """
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     from repscope.models.language import LanguageModel
     from repscope.models.loading.folders import SPREAD
@@ -44,22 +53,15 @@ def tiny(seed: int = 0, *, device: str = "cpu", dtype: str = "float32") -> "Lang
         raise UserError(f"The tiny model fits one device, and {device!r} spreads a model; give cpu or cuda.")
     where = device_named(device)
     tokenizer = byte_tokenizer()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=1024,
-            bos_token_id=None,
-            eos_token_id=None,
-        )
-        model = LlamaForCausalLM(config)
-        model.train(False)
-    placed: Any = model
-    placed.to(where, getattr(torch, dtype))
+    model = untrained_llama(
+        seed,
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+    )
+    model.to(where, getattr(torch, dtype))
     source = WeightSource("tiny", of_module(model), f"{dtype}, random weights", None, None)
     return LanguageModel(model, tokenizer, "tiny", source)

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from repscope.models.engine.attention_probe import PARTS, AttentionProducts, Visit, distinct_heads
+from repscope.models.engine.attention_probe import PARTS, AttentionCall, AttentionProducts, distinct_heads
 from repscope.models.engine.hooks import HookPoint, first_tensor, head_outputs, hidden_argument, linear_map, parameter, unhooked
 from repscope.models.sites import KINDS, Site
 
@@ -84,22 +84,11 @@ _Operands = dict[str, Tensor]  #: part → (row, token, head, feature)
 
 
 def resolve(model: nn.Module, embedding: nn.Module | None, inputs: Mapping[str, Tensor]) -> Anatomy | None:
-    """Find and verify the sites of a transformer.
+    """Find and verify the sites of a transformer; None if no list of blocks is found (such a network has `module:` sites only).
 
-    Parameters
-    ----------
-    model
-        The network without its head. Not modified.
-    embedding
-        Its input-embedding module, if any.
-    inputs
-        Keyword arguments of one forward pass over two inputs of equal length, which differ in the last token only; for a network
-        without tokens any two inputs (it is not causal).
-
-    Returns
-    -------
-    Anatomy or None
-        None if no list of blocks is found; such a network has `module:` sites only.
+    `model` is the network without its head, `embedding` its input-embedding module. `inputs` are the keyword arguments of a pass
+    over two inputs of equal length, which differ in the last token only; for a network without tokens, any two inputs (it is not
+    causal).
     """
     seen, operands = _record(model, inputs)
     prefix, blocks, why = _blocks(model, seen, inputs)
@@ -218,23 +207,23 @@ def _record(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[list[_Seen]
     seen: dict[str, _Seen] = {}
     operands: dict[str, _Operands] = {}
     running: list[str] = []
-    visits: list[Visit | None] = []
+    calls_around: list[AttentionCall | None] = []
     handles = []
 
-    def see(part: str, value: Tensor) -> None:
+    def record(part: str, value: Tensor) -> None:
         operands.setdefault(running[-1], {})[part] = value.detach().clone()
 
     def hooks_for(path: str) -> tuple[Any, Any]:
         def begin(module: nn.Module, args: Any) -> None:
             # A softmax and a product belong to one attention only if they run in one module (or the softmax is itself a module).
-            visits.append(products.visit)
-            if products.visit is None or module._modules or module._parameters:
-                products.visit = Visit(see, frozenset(PARTS), rows)
+            calls_around.append(products.call)
+            if products.call is None or module._modules or module._parameters:
+                products.call = AttentionCall(record, frozenset(PARTS), rows)
             running.append(path)
 
         def end(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             running.pop()
-            products.visit = visits.pop()
+            products.call = calls_around.pop()
             if path in seen:
                 seen[path].calls += 1
                 return
@@ -365,11 +354,6 @@ def _heads(found: _Found, inside: list[_Seen], operands: Mapping[str, _Operands]
         return
     found.taps["head_out"] = replace(at, part="head_out", side="out")
     found.error = max(found.error, error)
-
-
-def _is_attention(path: str, module: nn.Module) -> bool:
-    kind = type(module).__name__.lower()
-    return ("attention" in kind or "attn" in kind) and "norm" not in kind
 
 
 def _in_attention(block: str, s: _Seen) -> bool:

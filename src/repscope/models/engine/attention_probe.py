@@ -23,23 +23,23 @@ from torch.overrides import TorchFunctionMode
 
 PARTS = ("q", "k", "v", "pattern")
 _PRODUCTS = frozenset({"matmul", "bmm", "baddbmm", "__matmul__"})
-See = Callable[[str, Tensor], Tensor | None]
+OperandHandler = Callable[[str, Tensor], Tensor | None]
 
 
 @dataclass
-class Visit:
+class AttentionCall:
     """One run of one attention module.
 
-    see: called with a part's name and its tensor (row, token, head, feature); what it returns, if anything, takes its place.
-    wants: parts to show. rows: of the batch. heads, kv_heads: how many, 0 where that is not known yet.
+    handler: called with a part's name and its tensor (row, token, head, feature); what it returns, if anything, takes its place.
+    parts: parts to show. rows: of the batch. heads, kv_heads: how many, 0 where that is not known yet.
     """
 
-    see: See
-    wants: frozenset[str]
+    handler: OperandHandler
+    parts: frozenset[str]
     rows: int
     heads: int = 0
     kv_heads: int = 0
-    weighed: bool = False
+    after_softmax: bool = False
 
     def fused(
         self,
@@ -53,10 +53,10 @@ class Visit:
         enable_gqa: bool = False,
     ) -> Tensor:
         """`scaled_dot_product_attention`, its operands shown."""
-        query, key, value = self._shown("q", query), self._shown("k", key), self._shown("v", value)
-        if "pattern" in self.wants:
+        query, key, value = self._handled("q", query), self._handled("k", key), self._handled("v", value)
+        if "pattern" in self.parts:
             weights = _weights(query, key, attn_mask, is_causal, scale)
-            edited = self._shown("pattern", weights)
+            edited = self._handled("pattern", weights)
             if edited is not weights:
                 return edited @ grouped(value, query.shape[1])
         return functional.scaled_dot_product_attention(
@@ -72,18 +72,18 @@ class Visit:
             return func(*args, **kwargs)
         if len(a) % self.rows or len(b) % self.rows:  # one for all rows: the angles of a rotation
             return func(*args, **kwargs)
-        if self.weighed:
-            self.weighed = False
-            a, b = self._shown("pattern", a), self._shown("v", b)
+        if self.after_softmax:
+            self.after_softmax = False
+            a, b = self._handled("pattern", a), self._handled("v", b)
         else:
-            a, b = self._shown("q", a), self._shown("k", b.transpose(-1, -2)).transpose(-1, -2)
+            a, b = self._handled("q", a), self._handled("k", b.transpose(-1, -2)).transpose(-1, -2)
         if len(named) == 2:
             return func(*args, **(kwargs | {"batch1": a, "batch2": b}))
         return func(*args[:first], a, b, *args[first + 2 :], **kwargs)
 
-    def _shown(self, part: str, raw: Tensor) -> Tensor:
+    def _handled(self, part: str, raw: Tensor) -> Tensor:
         """Show an operand; the operand itself where nothing takes its place."""
-        if part not in self.wants:
+        if part not in self.parts:
             return raw
         shaped = raw if raw.dim() == 4 else torch.unflatten(raw, 0, (self.rows, -1))
         packed = part in ("q", "pattern") and self.heads and shaped.shape[1] != self.heads
@@ -92,7 +92,7 @@ class Visit:
         repeats = 1
         if part in ("k", "v") and self.kv_heads:
             repeats = shaped.shape[1] // self.kv_heads
-        new = self.see(part, shaped[:, ::repeats].transpose(1, 2))
+        new = self.handler(part, shaped[:, ::repeats].transpose(1, 2))
         if new is None:
             return raw
         new = new.transpose(1, 2).to(raw.dtype)
@@ -100,23 +100,23 @@ class Visit:
 
 
 class AttentionProducts(TorchFunctionMode):
-    """Shows the operands of attention to a visit while one is open; every other torch function passes."""
+    """Shows the operands of attention to the current call, if there is one; every other torch function passes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.visit: Visit | None = None
+        self.call: AttentionCall | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
-        if self.visit is None:
+        if self.call is None:
             return func(*args, **kwargs)
         if func is functional.scaled_dot_product_attention:
-            return self.visit.fused(*args, **kwargs)
+            return self.call.fused(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name in _PRODUCTS:
-            return self.visit.product(func, tuple(args), kwargs)
+            return self.call.product(func, tuple(args), kwargs)
         if name == "softmax":
-            self.visit.weighed = True
+            self.call.after_softmax = True
         return func(*args, **kwargs)
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -134,9 +135,9 @@ class BaseNetwork:
         UserError
             For an unknown name, a block out of range, or a site that this network lacks (with the reason).
         """
-        return sorted(dict.fromkeys(self.asked(at)), key=lambda site: site.depth)
+        return sorted(dict.fromkeys(self.requested_sites(at)), key=lambda site: site.depth)
 
-    def asked(self, at: str | Site | Sequence[str | Site]) -> list[Site]:
+    def requested_sites(self, at: str | Site | Sequence[str | Site]) -> list[Site]:
         """As `resolve`, in the order of the request and with repetition; a kind's blocks in forward order."""
         if not isinstance(at, (str, Site)) and (
             isinstance(at, (bytes, Mapping, Set)) or not isinstance(at, Iterable) or getattr(at, "ndim", 1) == 0
@@ -196,7 +197,7 @@ class BaseNetwork:
         """The path relative to the module: Hugging Face's `model.layers.3.mlp` is the same place as `layers.3.mlp`."""
         return site.path.removeprefix(f"{self.prefix}.") if self.prefix else site.path
 
-    def see_once(self, sites: Sequence[Site], run: Callable[[], object]) -> None:
+    def check_single_calls(self, sites: Sequence[Site], run: Callable[[], object]) -> None:
         """Check, once for each, that modules named by their path run once in the forward pass of `run`.
 
         Raises
@@ -209,15 +210,12 @@ class BaseNetwork:
             return
         calls = dict.fromkeys(paths, 0)
 
-        def counting(path: str) -> Callable[..., None]:
-            def count(*_: Any) -> None:
-                calls[path] += 1
-
-            return count
+        def count_call(path: str, *_: Any) -> None:
+            calls[path] += 1
 
         with ExitStack() as stack:
             for path in paths:
-                stack.callback(self.module.get_submodule(path).register_forward_pre_hook(counting(path)).remove)
+                stack.callback(self.module.get_submodule(path).register_forward_pre_hook(partial(count_call, path)).remove)
             stack.enter_context(self.unedited())
             stack.enter_context(unhooked(self.module))
             run()

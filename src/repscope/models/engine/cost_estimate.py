@@ -50,11 +50,6 @@ class Forecast:
         """Token positions that the network computes, padding included."""
         return self.plan.tokens
 
-    @property
-    def minutes(self) -> float:
-        """About how long it takes."""
-        return self.seconds / 60
-
     def __str__(self) -> str:
         plan, sites = self.plan, ", ".join(self.sites[:3]) + (f" … ({len(self.sites)})" if len(self.sites) > 3 else "")
         saved = 1 - self.tokens / self.given

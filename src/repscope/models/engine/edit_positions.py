@@ -15,6 +15,7 @@ from torch import Tensor
 
 from repscope.errors import UserError, unknown
 from repscope.models.edits import EVERYWHERE, WHERE
+from repscope.models.engine.positions import CollectedRows
 from repscope.models.engine.token_network import TokenNetwork
 from repscope.models.prompts import Encoded, Prompt, Ragged, encode, token_ends
 from repscope.models.sites import PICKS, Site, Tokens
@@ -33,10 +34,7 @@ def resolve_edit_positions(
 
     An additional last entry represents a row without edits.
 
-    Raises
-    ------
-    UserError
-        For an absent span, a prompt too short for an index, or a number of vectors other than one per prompt.
+    Raises a `UserError` for an absent span, a prompt too short for an index, or a number of vectors other than one per prompt.
     """
     stop = ids.lengths if ends is None else ends
     everywhere = np.full(len(ids), EVERYWHERE)
@@ -63,10 +61,7 @@ def resolve_edit_positions(
 def check_effect(net: TokenNetwork, encoded: Encoded, sites: Sequence[Site], picked: Tokens) -> None:
     """Check on a few prompts that the installed edits, with resolved positions, change a requested row.
 
-    Raises
-    ------
-    UserError
-        When they change none.
+    Raises a `UserError` when they change none.
     """
     untouched = len(encoded.ids)
     order = np.argsort(encoded.ids.lengths, kind="stable")
@@ -96,28 +91,15 @@ def _rows(
 ) -> list[Tensor]:
     """The rows of some prompts at each site, run one by one; `numbers` are their prompt indices for the edits."""
     some = Encoded(encoded.ids.take(np.array(which)), encoded.start[list(which)], encoded.stop[list(which)])
-    held: dict[Site, list[tuple[Int[np.ndarray, row], Tensor]]] = {site: [] for site in sites}
-
-    def sink(site: Site, destination: Int[np.ndarray, "row"], rows: Tensor) -> None:
-        held[site].append((destination, rows.clone()))
-
-    planned = net.planned(some.ids, _BATCH_TOKENS, share=False)
-    net.run(sites, some, planned, picked, sink, np.array(numbers))
-    whole = []
-    for site in sites:
-        order = torch.from_numpy(np.argsort(np.concatenate([d for d, _ in held[site]])))
-        rows = torch.cat([r for _, r in held[site]])
-        whole.append(rows[order.to(rows.device)])
-    return whole
+    rows = CollectedRows()
+    net.run(sites, some, net.planned(some.ids, _BATCH_TOKENS, share=False), picked, rows, np.array(numbers))
+    return [rows[site] for site in sites]
 
 
 def _see_span(span: str, prompts: Any) -> None:
     """Check that a span is in the prompts.
 
-    Raises
-    ------
-    UserError
-        When it is not; suggests the available spans and other choices of tokens.
+    Raises a `UserError` when it is not; suggests the available spans and other choices of tokens.
     """
     for prompt in prompts:
         spans = prompt.spans if isinstance(prompt, Prompt) else ()

@@ -60,17 +60,6 @@ class WeightSource:
     revision: str | None
 
 
-def of_files(paths: Sequence[Path]) -> Fingerprint:
-    """The fingerprint of the tensors in safetensors files. Cached by path, size and modification time.
-
-    Raises
-    ------
-    UserError
-        As `digests_of`.
-    """
-    return of_digests(digests_of(paths))
-
-
 def of_digests(lines: Mapping[str, str]) -> Fingerprint:
     """The fingerprint of these tensors, given as by `digests_of`."""
     return Fingerprint(_combined(lines), sampled=False)
@@ -79,10 +68,7 @@ def of_digests(lines: Mapping[str, str]) -> Fingerprint:
 def digests_of(paths: Sequence[Path]) -> dict[str, str]:
     """Name of each tensor in safetensors files → its dtype, shape and digest. Cached by path, size and modification time.
 
-    Raises
-    ------
-    UserError
-        For a file that is missing, truncated or not safetensors, and for a tensor in two files.
+    Raises a `UserError` for a file that is missing, truncated or not safetensors, and for a tensor in two files.
     """
     total = sum(path.stat().st_size for path in paths if path.is_file())
     lines: dict[str, str] = {}

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from repscope.errors import UserError
+from repscope.models.engine.positions import padded
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,14 @@ class Continuation:
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are chosen: at most `max_new_tokens`; temperature 0 is greedy; `top_p` keeps the most likely tokens that hold it;
-    `alike`: a prompt given twice draws the same numbers.
+    `share_random_numbers`: a prompt given twice draws the same numbers.
     """
 
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
-    alike: bool = False
+    share_random_numbers: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -59,99 +60,76 @@ class Sampling:
         streams = []
         for row in ids:
             key = np.ascontiguousarray(row, dtype=np.int64).tobytes()
-            copy = given[key] = 0 if self.alike else given.get(key, -1) + 1
+            copy = given[key] = 0 if self.share_random_numbers else given.get(key, -1) + 1
             digest = hashlib.sha256(f"{self.seed}/{copy}/".encode() + key).digest()
             streams.append(np.random.default_rng(int.from_bytes(digest[:16], "little")))
         return streams
 
 
+@dataclass(frozen=True)
+class GenerationBatch:
+    """Prompts padded on the left. ids: token ids. mask: 0 at padding. pad: padding id, also after a row's end."""
+
+    ids: Int[Tensor, "row column"]
+    mask: Int[Tensor, "row column"]
+    pad: int
+
+    @classmethod
+    def of(cls, rows: Sequence[Int[np.ndarray, "token"]], pad: int, device: torch.device) -> "GenerationBatch":
+        """From the token ids of each prompt."""
+        reversed_ids, lengths = padded([row[::-1] for row in rows], pad)
+        ids, columns = reversed_ids[:, ::-1].copy(), np.arange(reversed_ids.shape[1])
+        mask = columns >= len(columns) - lengths[:, None]
+        return cls(torch.from_numpy(ids).to(device), torch.from_numpy(mask.astype(np.int64)).to(device), pad)
+
+
 def continued(
     model: Any,
-    ids: Int[np.ndarray, "row column"],
-    lengths: Int[np.ndarray, "row"],
+    batch: GenerationBatch,
     sampling: Sampling,
     draws: Sequence[np.random.Generator],
-    pad: int,
-    device: torch.device,
     *,
     use_cache: bool,
-    told: Callable[[Int[np.ndarray, "row"]], None] | None = None,
+    on_tokens: Callable[[Int[np.ndarray, "row"]], None] | None = None,
 ) -> list[tuple[Int[np.ndarray, "token"], bool]]:
     """The new tokens of each row up to the end-of-text token, and whether that occurred.
 
-    Parameters
-    ----------
-    model
-        A Hugging Face model with a head, inside `unhooked`.
-    ids
-        Token ids, padded on the left.
-    lengths
-        Number of tokens of each row.
-    sampling
-        Sampling options.
-    draws
-        Random stream of each row.
-    pad
-        Padding id, to the left of a row and after its end.
-    device
-        Device of the ids.
-    use_cache
-        Whether to cache keys and values between steps.
-    told
-        Called with the new token of every row, as soon as it is there.
+    The model has a head and is inside `unhooked`; `draws` are the random streams of the rows. `on_tokens` is called at each step
+    with the new token of every row.
     """
     chooser = [_Drawn(sampling, draws)] if sampling.temperature > 0 else []
-    streamer = _Told(told) if told is not None else None
-    whole = _generated(model, ids, lengths, sampling.max_new_tokens, ends_of(model), pad, device, use_cache, chooser, streamer)
+    streamer = _Streamer(on_tokens) if on_tokens is not None else None
     stops = ends_of(model)
+    whole = _generated(model, batch, sampling.max_new_tokens, stops, use_cache, chooser, streamer)
     rows = []
-    for new in whole[:, ids.shape[1] :].cpu().numpy():
+    for new in whole[:, batch.ids.shape[1] :].cpu().numpy():
         ended = np.flatnonzero(np.isin(new, list(stops))) if stops else np.array([], dtype=np.int64)
         rows.append((new[: ended[0] + 1] if len(ended) else new, bool(len(ended))))
     return rows
 
 
 def forced_logits(
-    model: Any,
-    ids: Int[np.ndarray, "row column"],
-    lengths: Int[np.ndarray, "row"],
-    new: Int[np.ndarray, "row step"],
-    pad: int,
-    device: torch.device,
-    *,
-    use_cache: bool,
+    model: Any, batch: GenerationBatch, new: Int[np.ndarray, "row step"], *, use_cache: bool
 ) -> Float[Tensor, "step row vocab"]:
-    """The logits of each step of a generation with teacher forcing: the logits that `continued` samples from.
-
-    Arguments as `continued`; `new` are the forced tokens.
-    """
+    """The logits that `continued` samples from, at each step of a generation in which the tokens `new` are forced."""
     forced = _Forced(new)
-    _generated(model, ids, lengths, new.shape[1], set(), pad, device, use_cache, [forced], None)
+    _generated(model, batch, new.shape[1], set(), use_cache, [forced], None)
     return torch.stack(forced.seen)
 
 
 def _generated(
-    model: Any,
-    ids: Int[np.ndarray, "row column"],
-    lengths: Int[np.ndarray, "row"],
-    steps: int,
-    ends: set[int],
-    pad: int,
-    device: torch.device,
-    use_cache: bool,
-    processors: Sequence[Any],
-    streamer: Any,
+    model: Any, batch: GenerationBatch, steps: int, ends: set[int], use_cache: bool, processors: Sequence[Any], streamer: Any
 ) -> Int[Tensor, "row column"]:
     """transformers' `generate` with every option explicit; others would be taken from the model's generation config."""
     from transformers import GenerationConfig, LogitsProcessorList
 
-    mask = np.arange(ids.shape[1])[None] >= ids.shape[1] - lengths[:, None]
+    options = {"do_sample": False, "num_beams": 1, "use_cache": use_cache}
     config = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=steps, do_sample=False, num_beams=1, use_cache=use_cache, pad_token_id=pad, eos_token_id=sorted(ends) or None
+        max_new_tokens=steps, pad_token_id=batch.pad, eos_token_id=sorted(ends) or None, **options
     )
     whole: Tensor = _with_options(model, config).generate(
-        input_ids=torch.from_numpy(ids).to(device),
-        attention_mask=torch.from_numpy(mask.astype(np.int64)).to(device),
+        input_ids=batch.ids,
+        attention_mask=batch.mask,
         generation_config=config,
         logits_processor=LogitsProcessorList(processors),
         streamer=streamer,
@@ -177,32 +155,32 @@ def ends_of(model: Any) -> set[int]:
     return {ends} if isinstance(ends, int) else set(ends or ())
 
 
-def growing(
-    model: Any, tokenizer: Any, rows: Int[np.ndarray, "row"], told: Callable[[int, str], None]
+def growing_texts(
+    model: Any, tokenizer: Any, rows: Int[np.ndarray, "row"], on_token: Callable[[int, str], None]
 ) -> Callable[[Int[np.ndarray, "row"]], None]:
-    """Makes of new tokens the text so far of each row that has not ended, and tells it with the row's number."""
+    """A function of new tokens that calls `on_token` with each unfinished row's number and its text so far."""
     stops = ends_of(model)
-    held: list[list[int]] = [[] for _ in rows]
+    texts: list[list[int]] = [[] for _ in rows]
 
     def grow(new: Int[np.ndarray, "row"]) -> None:
-        for number, ids, token in zip(rows, held, new):
+        for number, ids, token in zip(rows, texts, new):
             if not ids or ids[-1] not in stops:
                 ids.append(int(token))
-                told(int(number), tokenizer.decode(ids, skip_special_tokens=True))
+                on_token(int(number), tokenizer.decode(ids, skip_special_tokens=True))
 
     return grow
 
 
-class _Told:
+class _Streamer:
     """A transformers streamer: receives the prompts first, then one token per row at each step."""
 
-    def __init__(self, told: Callable[[Int[np.ndarray, "row"]], None]) -> None:
-        self._told, self._begun = told, False
+    def __init__(self, on_tokens: Callable[[Int[np.ndarray, "row"]], None]) -> None:
+        self._on_tokens, self._begun = on_tokens, False
 
     def put(self, value: Tensor) -> None:
         """Pass on everything after the prompts."""
         if self._begun:
-            self._told(value.cpu().numpy().reshape(-1))
+            self._on_tokens(value.cpu().numpy().reshape(-1))
         self._begun = True
 
     def end(self) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from repscope.errors import UserError
-from repscope.models.engine.attention_probe import PARTS, AttentionProducts, Visit
+from repscope.models.engine.attention_probe import PARTS, AttentionCall, AttentionProducts
 from repscope.models.engine.rewritten_state import Rewritten
 
 Handler = Callable[[Tensor], Tensor | None]
@@ -119,11 +119,11 @@ class Hooks:
         self.state = Rewritten(module)
         self._open = 0
         self._products = AttentionProducts()
-        self._seers: dict[str, list[tuple[HookPoint, Handler]]] = {}
+        self._operand_handlers: dict[str, list[tuple[HookPoint, Handler]]] = {}
 
     def rest(self) -> None:
         """Reset the state of the attention probe, which an interrupt may have left open."""
-        self._products.visit = None
+        self._products.call = None
 
     @contextmanager
     def hooked(self, handlers: Iterable[tuple[HookPoint, Handler]]) -> Iterator[None]:
@@ -150,7 +150,7 @@ class Hooks:
     def _hang(self, tap: HookPoint, handler: Handler, stack: ExitStack) -> None:
         module = self.module.get_submodule(tap.path)
         if tap.part in PARTS:
-            self._see(tap, handler, module, stack)
+            self._hook_operand(tap, handler, module, stack)
             return
         handle = _one_head(handler, tap.head) if tap.head is not None else handler
         before: list[Tensor] = []
@@ -190,31 +190,31 @@ class Hooks:
         else:
             stack.callback(module.register_forward_hook(on_output, with_kwargs=True).remove)
 
-    def _see(self, tap: HookPoint, handler: Handler, module: nn.Module, stack: ExitStack) -> None:
+    def _hook_operand(self, tap: HookPoint, handler: Handler, module: nn.Module, stack: ExitStack) -> None:
         """Attach a function to an operand of attention."""
         handle = _one_head(handler, tap.head) if tap.head is not None else handler
-        if not any(self._seers.values()):
+        if not any(self._operand_handlers.values()):
             stack.enter_context(self._products)
         entry = (tap, handle)
-        seers = self._seers.setdefault(tap.path, [])
-        seers.append(entry)
-        stack.callback(seers.remove, entry)
+        handlers = self._operand_handlers.setdefault(tap.path, [])
+        handlers.append(entry)
+        stack.callback(handlers.remove, entry)
 
-        def see(part: str, value: Tensor) -> Tensor | None:
+        def operand(part: str, value: Tensor) -> Tensor | None:
             new = None
-            for seer, its in seers:
-                if seer.part == part and (edited := its(value if new is None else new)) is not None:
+            for point, one in handlers:
+                if point.part == part and (edited := one(value if new is None else new)) is not None:
                     new = edited.to(value.dtype)
             return new
 
         def begin(_: nn.Module, args: Any, kwargs: Any) -> None:
             hidden = hidden_argument(args, kwargs)
             assert hidden is not None
-            wants = frozenset(seer.part for seer, _ in seers)
-            self._products.visit = Visit(see, wants, len(hidden), tap.heads, tap.kv_heads)
+            parts = frozenset(point.part for point, _ in handlers)
+            self._products.call = AttentionCall(operand, parts, len(hidden), tap.heads, tap.kv_heads)
 
         def end(_: nn.Module, args: Any, output: Any) -> None:
-            self._products.visit = None
+            self._products.call = None
 
         stack.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
         stack.callback(module.register_forward_hook(end, always_call=True).remove)

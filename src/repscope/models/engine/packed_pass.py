@@ -9,100 +9,103 @@ Support is tested on the network, not looked up in a table of model families.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from repscope.models.engine.attention_probe import PARTS
-from repscope.models.engine.base import BaseNetwork, Read, tapped
+from repscope.models.engine.base import BaseNetwork, tapped
 from repscope.models.engine.hooks import unhooked
 from repscope.models.engine.packed_attention import PackedAttention
 from repscope.models.engine.planner import Plan, packed
-from repscope.models.engine.positions import Users, Wanted
+from repscope.models.engine.positions import CollectedRows, RequestedRows, RowReader, Sink
+from repscope.models.engine.prefix_tree import Pack
+from repscope.models.engine.proved_network import ProvedNetwork, is_foreign
 from repscope.models.prompts import Encoded, Ragged
 from repscope.models.sites import Site, Tokens
 from repscope.progress import progress
 
-Sink = Callable[[Site, Int[np.ndarray, "row"], Float[Tensor, "row *feature"]], None]
-Inputs = Callable[[Int[Tensor, "1 token"], Int[Tensor, "1 token"]], dict[str, Any]]
+
+class _PackReader(RowReader):
+    """Reads packs; keeps the hidden states of shared segments whose rows are requested by later packs."""
+
+    def __init__(self, requested: RequestedRows, sink: Sink, planned: Plan) -> None:
+        super().__init__(requested, sink)
+        assert planned.tree is not None
+        self.ids, self.tree = planned.ids, planned.tree
+        self.by_leaf = np.argsort(self.tree.leaf, kind="stable")
+        self.leaves = self.tree.leaf[self.by_leaf]
+        start = self.tree.start[self.tree.leaf[planned.inverse]]
+        self.carries = bool((requested.encoded.start < start).any())
+        self.carried: dict[Site, dict[int, Tensor]] = {}
+        self.places = np.zeros(len(self.tree.start), dtype=np.int64)  # (segment), its place on the axis [carried, pack]
+        self.chain: tuple[int, ...] = ()
+        self.keep: tuple[int, ...] = ()
+
+    def begin(self, pack: Pack, keep: tuple[int, ...]) -> tuple[Int[np.ndarray, "token"], Int[np.ndarray, "token"]]:
+        """Lay out the next pack; return its token ids and positions. `keep`: segments that the pack after it continues."""
+        tree, segments = self.tree, range(pack.first, pack.last)
+        self.chain, self.keep = pack.kept, keep
+        axis = [*(pack.kept if self.carries else ()), *segments]
+        self.places[axis] = np.cumsum([0, *(tree.stop - tree.start)[axis[:-1]]])
+        ending = self.by_leaf[slice(*np.searchsorted(self.leaves, (pack.first, pack.last)))]
+        self.rows = self.requested.of(ending, self._place) if len(ending) else None
+        ids = np.concatenate([self.ids[tree.prompt[s]][tree.start[s] : tree.stop[s]] for s in segments])
+        self.width = len(ids)
+        return ids, np.concatenate([np.arange(tree.start[s], tree.stop[s]) for s in segments])
+
+    def _place(self, _: Any, prompt: Int[np.ndarray, "n"], position: Int[np.ndarray, "n"]) -> tuple[Int[np.ndarray, "n"]]:
+        segment = self.tree.holder(prompt, position)
+        return (self.places[segment] + position - self.tree.start[segment],)
+
+    def layout(self, site: Site, hidden: Tensor) -> Tensor:
+        """(token, feature) of the pack, after the carried segments where there are any."""
+        rows = super().layout(site, hidden)[0]
+        if self.carries:
+            tree, places = self.tree, self.places
+            rows = torch.cat([*(self.carried[site][s] for s in self.chain), rows])
+            self.carried[site] = {s: rows[places[s] : places[s] + tree.stop[s] - tree.start[s]].clone() for s in self.keep}
+        return rows
 
 
-def run_packed(
-    net: BaseNetwork,
-    inputs: Inputs,
-    sites: Sequence[Site],
-    encoded: Encoded,
-    planned: Plan,
-    picked: Tokens,
-    offsets: Int[np.ndarray, "n"],
-    sink: Sink,
-    *,
-    causal: bool,
-) -> int:
+def run_packed(net: ProvedNetwork, sites: Sequence[Site], encoded: Encoded, planned: Plan, picked: Tokens, sink: Sink) -> int:
     """Run a packed plan; each site's hook passes the rows of the requested positions to the sink.
-
-    `inputs` converts token ids and positions to the network's arguments; `offsets` is the first row of each prompt.
 
     Returns
     -------
     int
         Attention products replaced in the last pass; 0 if the network uses other attention functions, or none.
     """
-    tree = planned.tree
-    assert tree is not None
-    users = Users.by(planned.inverse)
-    by_leaf = np.argsort(tree.leaf, kind="stable")
-    leaves = tree.leaf[by_leaf]
-    carries = bool((encoded.start < tree.start[tree.leaf[planned.inverse]]).any())
-    carried: dict[Site, dict[int, Tensor]] = {site: {} for site in sites}
-    attention = PackedAttention(tree, causal, net.device)
-    where = np.zeros(len(tree.start), dtype=np.int64)  # (segment), its place on the axis [carried, pack]
-    wanted: Wanted | None = None
-    kept: tuple[int, ...] = ()
-    keep: Sequence[int] = ()
-    width = 0
-
-    def reader(site: Site) -> Read:
-        def read(hidden: Tensor) -> None:
-            rows = (torch.unflatten(hidden, 0, (-1, width)) if hidden.dim() == 2 else hidden)[0]
-            if carries:
-                mine = carried[site]
-                rows = torch.cat([*(mine[s] for s in kept), rows])
-                carried[site] = {s: rows[where[s] : where[s] + tree.stop[s] - tree.start[s]].clone() for s in keep}
-            if wanted is not None:
-                sink(site, wanted.destination, wanted.take(rows))
-
-        return read
-
-    reads = [(net.tap(site), reader(site)) for site in sites]
+    assert planned.tree is not None
+    reader = _PackReader(RequestedRows(encoded, picked, planned.inverse, net.device), sink, planned)
+    attention = PackedAttention(planned.tree, net.causal, net.device)
+    reads = [(net.tap(site), partial(reader, site)) for site in sites]
     with unhooked(net.module), tapped(net.taps, reads) as run, attention, progress("Capturing", planned.tokens) as advance:
-        for pack, following in zip(planned.packs, (*planned.packs[1:], None)):
-            kept, keep = pack.kept, following.kept if following is not None else ()
+        for pack, keep in zip(planned.packs, (*(following.kept for following in planned.packs[1:]), ())):
             attention.begin(pack, keep)
-            segments = range(pack.first, pack.last)
-            axis = [*(kept if carries else ()), *segments]
-            where[axis] = np.cumsum([0, *(tree.stop - tree.start)[axis[:-1]]])
-            ids = np.concatenate([planned.ids[tree.prompt[s]][tree.start[s] : tree.stop[s]] for s in segments])
-            positions = np.concatenate([np.arange(tree.start[s], tree.stop[s]) for s in segments])
-            width = len(ids)
-            ending = by_leaf[np.searchsorted(leaves, pack.first) : np.searchsorted(leaves, pack.last)]
-            wanted = None
-            if len(ending):
-
-                def place(
-                    _: Int[np.ndarray, "n"], prompt: Int[np.ndarray, "n"], position: Int[np.ndarray, "n"]
-                ) -> tuple[Int[np.ndarray, "n"]]:
-                    held = tree.holder(prompt, position)
-                    return (where[held] + position - tree.start[held],)
-
-                wanted = Wanted.of(ending, users, encoded, picked, offsets, net.device, place)
-            run(**inputs(*(torch.from_numpy(x)[None].to(net.device) for x in (ids, positions))))
-            advance(width)
+            ids, positions = (torch.from_numpy(x)[None].to(net.device) for x in reader.begin(pack, keep))
+            run(**_arguments(net, ids, positions))
+            advance(reader.width)
     return attention.calls
+
+
+def _arguments(net: ProvedNetwork, ids: Int[Tensor, "1 token"], positions: Int[Tensor, "1 token"]) -> dict[str, Any]:
+    """Arguments of a packed pass. An empty cache prevents transformers from looking for packs itself."""
+    named: dict[str, Any] = {"input_ids": ids, "position_ids": positions} | net.plain()
+    if net.causal and net.takes_cache:
+        from transformers import DynamicCache
+
+        class Through(DynamicCache):
+            def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+                return key_states, value_states
+
+        named |= {net.cache_name: Through()} | net.plain(use_cache=True)
+    return named
 
 
 def cannot_pack(net: BaseNetwork, sites: Sequence[Site]) -> str:
@@ -111,7 +114,9 @@ def cannot_pack(net: BaseNetwork, sites: Sequence[Site]) -> str:
         return "it has no blocks that were found"
     if "position_ids" not in inspect.signature(net.module.forward).parameters:
         return "it takes no token positions"
-    if any(_foreign(hook) for m in net.module.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())):
+    # transformers leaves hooks after returning hidden states
+    hooks = (hook for m in net.module.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
+    if any(is_foreign(hook, but=("transformers", "accelerate")) for hook in hooks):
         return "hooks hang on it, which may take each row for a prompt"
     for site in sites:
         if site.kind == "module" or net.tap(site).part in PARTS:
@@ -119,23 +124,7 @@ def cannot_pack(net: BaseNetwork, sites: Sequence[Site]) -> str:
     return ""
 
 
-def _foreign(hook: Any) -> bool:
-    """Whether a hook is neither transformers' (which leaves some after returning hidden states) nor accelerate's."""
-    home = str(getattr(getattr(hook, "func", hook), "__module__", ""))
-    return home.split(".")[0] not in ("transformers", "accelerate")
-
-
-def tried(
-    net: BaseNetwork,
-    inputs: Inputs,
-    plain: Callable[[Int[Tensor, "1 token"]], dict[str, Any]],
-    size: int,
-    vocabulary: int,
-    agree: Callable[[Tensor, Tensor], bool],
-    *,
-    causal: bool,
-    others: Sequence[Int[np.ndarray, "token"]] = (),
-) -> str:
+def packing_differs(net: ProvedNetwork, size: int, others: Sequence[Int[np.ndarray, "token"]] = ()) -> str:
     """Why packing changes the output for prompts of up to `size` tokens; empty if it does not.
 
     Compares packed prompts, two of which share a half, with each alone. This detects attention windows, other sources of positions
@@ -143,26 +132,20 @@ def tried(
     """
     assert net.anatomy is not None
     rng = np.random.default_rng(0)
-    long, tail = rng.integers(0, vocabulary, size), rng.integers(0, vocabulary, 5)
-    ids = Ragged.of([long, np.concatenate([long[: size // 2], (long[size // 2] + tail + 1) % vocabulary]), *others])
+    long, tail = rng.integers(0, net.vocabulary, size), rng.integers(0, net.vocabulary, 5)
+    ids = Ragged.of([long, np.concatenate([long[: size // 2], (long[size // 2] + tail + 1) % net.vocabulary]), *others])
     site = Site("resid_post", net.anatomy.blocks - 1)
-    encoded = Encoded(ids, np.zeros(len(ids), dtype=np.int64), ids.lengths)
-    rows: dict[int, Tensor] = {}
+    rows = CollectedRows()
     alone: list[Tensor] = []
-
-    def sink(_: Site, destination: Int[np.ndarray, "row"], hidden: Tensor) -> None:
-        rows.update(zip(destination.tolist(), hidden.clone()))
-
-    halves = packed(ids, size, share=causal)
     try:
-        taken = run_packed(net, inputs, [site], encoded, halves, Tokens("all"), ids.offsets, sink, causal=causal)
+        calls = run_packed(net, [site], Encoded.whole(ids), packed(ids, size, share=net.causal), Tokens("all"), rows)
     except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, NotImplementedError) as error:
         return f"a packed pass stops with {type(error).__name__}"
-    if not taken:
+    if not calls:
         return "it does not attend by torch's scaled_dot_product_attention"
     with unhooked(net.module), tapped(net.taps, [(net.tap(site), alone.append)]) as run:
         for row in ids:
-            run(**plain(torch.from_numpy(row)[None].to(net.device)))
-    ours = torch.split(torch.stack([rows[i] for i in sorted(rows)]), ids.lengths.tolist())
-    same = all(agree(mine, hidden[0]) for mine, hidden in zip(ours, alone, strict=True))
+            run(input_ids=torch.from_numpy(row)[None].to(net.device), **net.plain())
+    ours = torch.split(rows[site], ids.lengths.tolist())
+    same = all(net.agree(mine, hidden[0]) for mine, hidden in zip(ours, alone, strict=True))
     return "" if same else f"packed, prompts of {size} tokens come out otherwise"

@@ -73,26 +73,12 @@ def plan(
     limit: int | None = None,
     merge: bool = True,
 ) -> Plan:
-    """Plan a pass over prompts given as token ids.
+    """Plan a pass over prompts, none of them empty.
 
-    Parameters
-    ----------
-    ids
-        The prompts, none empty.
-    budget
-        Tokens per batch including padding; a longer prompt is its own batch.
-    share
-        Whether the network is causal, so that common prefixes can run once.
-    pack
-        Empty if prompts may be packed, else the reason why not.
-    refuses
-        Called if packing would save time: why the network does not support it, empty if it does.
-    most
-        Maximum tokens of a pack; by default the budget.
-    limit
-        Maximum tokens of a shared prefix; by default unlimited.
-    merge
-        Whether to merge identical prompts.
+    budget: tokens per batch including padding; a longer prompt is its own batch. share: whether common prefixes can run once
+    (causal networks). pack: why prompts must not be packed, empty if they may. refuses: called if packing would save time; why the
+    network does not support it, empty if it does. most: maximum tokens of a pack, by default the budget. limit: maximum tokens of a
+    shared prefix. merge: whether identical prompts run once.
     """
     distinct, inverse = _merged(ids) if merge else (ids, np.arange(len(ids)))
     prefix = _common_prefix(distinct) if share and len(distinct) > 1 else 0

@@ -58,16 +58,8 @@ class Proofs:
     def refused(self, path: str, longest: int, trial: Trial, worth: float = float("inf")) -> str:
         """Why a fast path is invalid for prompts of up to `longest` tokens; empty if valid. Runs missing trials.
 
-        Parameters
-        ----------
-        path
-            Its name.
-        longest
-            Tokens of the longest prompt.
-        trial
-            Maps the lengths of its prompts to the reason why the path is invalid.
-        worth
-            Tokens of the run; those of earlier runs are added.
+        `trial` maps the lengths of its prompts to the reason why the path is invalid. `worth` is the number of tokens of this run;
+        those of earlier runs are added.
         """
         for level in range(self.level(longest) + 1):
             if (path, level) not in self.found:
@@ -91,15 +83,7 @@ class Proofs:
 
 
 def switch_lengths(config: Mapping[str, Any], most: int | None) -> tuple[int, ...]:
-    """The lengths at which the network's behaviour changes, according to its configuration.
-
-    Parameters
-    ----------
-    config
-        The configuration of the (text) model as a dictionary.
-    most
-        Maximum number of tokens.
-    """
+    """The lengths, below the maximum, at which the network's behaviour changes according to its configuration."""
     found: set[int] = set()
     for name, value in _entries(config):
         for number in value if isinstance(value, (list, tuple)) else (value,):

@@ -24,7 +24,7 @@ from repscope.errors import UserError
 from repscope.models.engine.anatomy import is_causal, resolve
 from repscope.models.engine.base import BaseNetwork, tapped
 from repscope.models.engine.fingerprint import WeightSource
-from repscope.models.engine.generation import forced_logits
+from repscope.models.engine.generation import GenerationBatch, forced_logits
 from repscope.models.engine.hooks import first_tensor, unhooked
 from repscope.models.engine.positions import padded
 from repscope.models.engine.proofs import Proofs, differing, prompts_of, special_ids, switch_lengths
@@ -57,27 +57,20 @@ def altered(model: nn.Module) -> tuple[Any, ...]:
     found: list[Any] = []
     for path, module in model.named_modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            found += [(path, key) for key, hook in hooks.items() if _foreign(hook)]
-        if (own := module.__dict__.get("forward")) is not None and _foreign(own):
+            found += [(path, key) for key, hook in hooks.items() if is_foreign(hook)]
+        if (own := module.__dict__.get("forward")) is not None and is_foreign(own):
             found.append((path, id(own)))
     return tuple(found)
 
 
-def _foreign(function: Any) -> bool:
+def is_foreign(function: Any, but: Sequence[str] = ("repscope", "transformers", "accelerate", "torch")) -> bool:
+    """Whether a function comes from none of these packages."""
     home = str(getattr(getattr(function, "func", function), "__module__", ""))
-    return home.split(".")[0] not in ("repscope", "transformers", "accelerate", "torch")
+    return home.split(".")[0] not in but
 
 
 class ProvedNetwork(BaseNetwork):
-    """A Hugging Face model fed with token ids.
-
-    Parameters
-    ----------
-    model
-        With or without a head. Not modified.
-    source
-        Origin of its weights.
-    """
+    """A Hugging Face model fed with token ids, with or without a head. It is not modified."""
 
     def __init__(self, model: Any, source: WeightSource) -> None:
         self.model = model
@@ -87,7 +80,7 @@ class ProvedNetwork(BaseNetwork):
         self.prefix = str(getattr(model, "base_model_prefix", "")) if body is not model else ""
         taken = inspect.signature(body.forward).parameters
         anything = any(p.kind is p.VAR_KEYWORD for p in taken.values()) and hasattr(model.config, "use_cache")
-        self._takes_cache = "use_cache" in taken or anything
+        self.takes_cache = "use_cache" in taken or anything
         self.cache_name = "cache" if "cache" in taken else "past_key_values"  #: transformers renamed it in 5.24
         if getattr(model.config, "is_encoder_decoder", False):
             raise UserError(f"{self.name} is an encoder–decoder, which is not supported yet; use `rs.Network` on one half of it.")
@@ -151,6 +144,11 @@ class ProvedNetwork(BaseNetwork):
         """Whether later tokens do not affect earlier ones."""
         return self._causal
 
+    @property
+    def generates(self) -> bool:
+        """Whether it is a causal language model with a head."""
+        return self.causal and hasattr(self.model, "generate") and self.model.get_output_embeddings() is not None
+
     def agree(self, a: Tensor, b: Tensor) -> bool:
         """Whether two computations of a tensor agree up to rounding."""
         tolerance = _SINGLE if a.dtype in (torch.float32, torch.float64) else _LOW
@@ -198,10 +196,7 @@ class ProvedNetwork(BaseNetwork):
     def laid_out(self, site: Site) -> None:
         """Check once, with two passes, that a raw module's output is (prompt, token, feature).
 
-        Raises
-        ------
-        UserError
-            When it is not: another axis comes first (parallel streams), or there is no token axis.
+        Raises a `UserError` when it is not: another axis comes first (parallel streams), or there is no token axis.
         """
         why = self.proofs.refused(f"layout of {site}", 0, lambda _: self._layout_differs(site))
         if why:
@@ -252,7 +247,7 @@ class ProvedNetwork(BaseNetwork):
 
     def plain(self, use_cache: bool = False) -> dict[str, Any]:
         """Arguments that prevent a pass from building an unneeded cache."""
-        return {"use_cache": use_cache} if self._takes_cache else {}
+        return {"use_cache": use_cache} if self.takes_cache else {}
 
     @property
     def pad(self) -> int:
@@ -306,10 +301,7 @@ class ProvedNetwork(BaseNetwork):
     def generation(self, longest: int, worth: float = float("inf")) -> "Generation":
         """The fastest mode of generation, up to `longest` tokens, whose logits agree with plain passes.
 
-        Raises
-        ------
-        UserError
-            When no mode agrees.
+        Raises a `UserError` when no mode agrees.
         """
         whys: list[str] = []
         for way in _WAYS:
@@ -343,12 +335,10 @@ class ProvedNetwork(BaseNetwork):
         out: list[Float[Tensor, "step vocab"]] = []
         each = range(len(prompts))
         for group in [list(each)] if way.batch else [[i] for i in each]:
-            ids, sizes = padded([prompts[i][::-1] for i in group], self.pad)
+            batch = GenerationBatch.of([prompts[i] for i in group], self.pad, self.device)
             with self.unedited(), unhooked(self.model), self.taps.settled() as state:
                 state.rewind()
-                logits = forced_logits(
-                    self.model, ids[:, ::-1].copy(), sizes, new[group], self.pad, self.device, use_cache=way.cache
-                )
+                logits = forced_logits(self.model, batch, new[group], use_cache=way.cache)
             out += list(logits.transpose(0, 1))
         return out
 

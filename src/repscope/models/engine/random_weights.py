@@ -15,10 +15,7 @@ from repscope.errors import UserError
 def with_random_weights(model: Any, seed: int) -> Any:
     """A network like `model` with random weights, on the CPU; the same seed gives the same weights. `model` stays as it is.
 
-    Raises
-    ------
-    UserError
-        When the class cannot be made from its configuration, and for trained tokens before the prompt (PEFT).
+    Raises a `UserError` when the class cannot be made from its configuration, and for trained tokens before the prompt (PEFT).
     """
     bare = unwrapped(model)
     with torch.random.fork_rng(devices=[]):
@@ -36,10 +33,7 @@ def with_random_weights(model: Any, seed: int) -> Any:
 def unwrapped(model: Any) -> Any:
     """The network inside the wrappers that torch.compile and PEFT put around it.
 
-    Raises
-    ------
-    UserError
-        For a network of PEFT that puts trained tokens before the prompt, which its base network alone is not.
+    Raises a `UserError` for a network of PEFT that puts trained tokens before the prompt, which its base network alone is not.
     """
     while True:
         if hasattr(model, "_orig_mod"):

@@ -29,18 +29,9 @@ _LOST = 1e-2  #: share of a row's largest entry that a cast may change
 
 
 class Rows:
-    """Preallocated rows of several sites; a context manager that leaves nothing half-written.
+    """Preallocated rows of several sites, in memory or in a folder with one `.npy` per site.
 
-    Parameters
-    ----------
-    sites
-        The sites that will be written.
-    count
-        Rows of each.
-    dtype
-        Their stored precision.
-    folder
-        Folder for one `.npy` per site; None for memory.
+    A context manager: if the block fails, no file remains.
     """
 
     def __init__(self, sites: Sequence[Site], count: int, dtype: str, folder: Path | None) -> None:
@@ -69,10 +60,7 @@ class Rows:
     def write(self, site: Site, destination: Int[np.ndarray, "row"], rows: Float[Tensor, "row *feature"]) -> None:
         """Write rows to their destination.
 
-        Raises
-        ------
-        UserError
-            For rows that the stored type cannot represent.
+        Raises a `UserError` for rows that the stored type cannot represent.
         """
         wider = "float64" if self._dtype == np.float32 else "float32"
         held = cast(rows.detach().cpu(), self._torch_dtype, str(site), f"keep rows with dtype={wider!r}")
@@ -114,10 +102,7 @@ class Rows:
 def dtype_of(name: Any) -> "np.dtype[Any]":
     """The type in which rows are kept.
 
-    Raises
-    ------
-    UserError
-        For a type in which they are not.
+    Raises a `UserError` for a type in which they are not.
     """
     if not isinstance(name, str) or name not in DTYPES:
         raise unknown("type of rows", name if isinstance(name, str) else str(name), DTYPES)
@@ -125,21 +110,10 @@ def dtype_of(name: Any) -> "np.dtype[Any]":
 
 
 def cast(values: Tensor, dtype: torch.dtype, what: str, hint: str) -> Tensor:
-    """Cast values to another type, checked for overflow and loss of precision.
+    """Cast numbers (row, *feature) to a floating type, checked for overflow and loss of precision.
 
-    Parameters
-    ----------
-    values
-        Numbers (row, *feature).
-    dtype
-        A floating type.
-    what, hint
-        What the values are and what to do where they do not fit, for the error.
-
-    Raises
-    ------
-    UserError
-        For finite values that would become infinite, rows of which more than a hundredth would be lost, and complex numbers.
+    Raises a `UserError` for finite values that would become infinite, rows whose error would exceed 1 % of their largest entry, and
+    complex numbers. `what` and `hint` name the values and the remedy in that error.
     """
     if values.is_complex():
         raise UserError(f"{what} holds complex numbers, and real ones are kept; choose another module.")
@@ -175,10 +149,7 @@ def cast(values: Tensor, dtype: torch.dtype, what: str, hint: str) -> Tensor:
 def as_tensor(given: Any, what: str) -> Tensor:
     """An array, a tensor or nested lists of numbers as a tensor on the CPU.
 
-    Raises
-    ------
-    UserError
-        For anything else.
+    Raises a `UserError` for anything else.
     """
     if isinstance(given, Tensor):
         return given.detach().cpu()

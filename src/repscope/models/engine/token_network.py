@@ -15,7 +15,7 @@ One run over prompts:
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -25,13 +25,13 @@ from torch import Tensor
 
 from repscope.errors import UserError
 from repscope.models.edits import Pass
-from repscope.models.engine.base import Read, tapped
+from repscope.models.engine.base import tapped
 from repscope.models.engine.fingerprint import WeightSource
 from repscope.models.engine.hooks import Handler, HookPoint, unhooked
 from repscope.models.engine.memory import token_budget, token_bytes
-from repscope.models.engine.packed_pass import Sink, cannot_pack, run_packed, tried
+from repscope.models.engine.packed_pass import cannot_pack, packing_differs, run_packed
 from repscope.models.engine.planner import Plan, plan
-from repscope.models.engine.positions import Users, Wanted, padded
+from repscope.models.engine.positions import RequestedRows, RowReader, Sink, padded
 from repscope.models.engine.proved_network import ProvedNetwork
 from repscope.models.prompts import Encoded, Ragged
 from repscope.models.sites import Site, Tokens
@@ -40,21 +40,40 @@ from repscope.progress import progress
 _PROVED = 600  #: tokens up to which fast paths are tried when nobody runs prompts that long
 
 
-class TokenNetwork(ProvedNetwork):
-    """A Hugging Face model fed with token ids.
+class _PaddedReader(RowReader):
+    """Reads padded batches; the hidden states of a prefix that ran once precede those of each batch."""
 
-    Parameters
-    ----------
-    model
-        With or without a head. Left as it is.
-    source
-        Where its weights come from.
-    """
+    def __init__(self, requested: RequestedRows, sink: Sink, planned: Plan) -> None:
+        super().__init__(requested, sink)
+        self.longest = int(planned.ids.lengths.max())
+        self.needs_prefix = bool(planned.prefix) and bool((requested.encoded.start < planned.prefix).any())
+        self.shift = 0 if self.needs_prefix else planned.prefix
+        self.prefix_rows: dict[Site, Tensor] = {}
+
+    def begin(self, batch: Int[np.ndarray, "row"], width: int) -> None:
+        """Lay out the next batch; before the first, the shared prefix runs."""
+        self.rows, self.width = self.requested.of(batch, lambda row, _, at: (row, at - self.shift)), width
+
+    def layout(self, site: Site, hidden: Tensor) -> Tensor:
+        """(row, token, feature) of the batch, after the prefix where rows of it are requested."""
+        if site.kind in ("k", "v"):  # with a cache, those of earlier columns stand before
+            hidden = hidden[:, -self.width :]
+        if site.kind == "pattern":
+            hidden = torch.nn.functional.pad(hidden, (0, self.longest - hidden.shape[-1]))
+        hidden = super().layout(site, hidden)
+        if self.needs_prefix and self.rows is None:  # the shared prefix is running
+            self.prefix_rows[site] = hidden.clone()
+        elif self.needs_prefix:
+            before = self.prefix_rows[site]
+            hidden = torch.cat([before.expand(len(hidden), *before.shape[1:]), hidden], dim=1)
+        return hidden
+
+
+class TokenNetwork(ProvedNetwork):
+    """A Hugging Face model fed with token ids, with or without a head. It is not modified."""
 
     def __init__(self, model: Any, source: WeightSource) -> None:
         super().__init__(model, source)
-        self._packs: dict[int, str] = {}  #: power of two → why prompts of up to so many tokens are not packed
-        self._packed_as = self._altered
         self._head: Callable[[Tensor], Tensor] | None = None
 
     @property
@@ -67,10 +86,7 @@ class TokenNetwork(ProvedNetwork):
     def checked(self, ids: Ragged) -> None:
         """See that all token ids are in the vocabulary.
 
-        Raises
-        ------
-        UserError
-            When one is not; names the prompt.
+        Raises a `UserError` when one is not; names the prompt.
         """
         outside = np.flatnonzero((ids.flat >= self.vocabulary) | (ids.flat < 0))
         if outside.size:
@@ -115,9 +131,9 @@ class TokenNetwork(ProvedNetwork):
         )
         if planned.prefix and not self.shares_prefix(int(ids.lengths.max()), len(ids.flat)):
             planned = plan(ids, batch_tokens, share=False, pack=planned.why, merge=not edited)
-        return self.kept_apart(planned)
+        return self.separated(planned)
 
-    def kept_apart(self, planned: Plan) -> Plan:
+    def separated(self, planned: Plan) -> Plan:
         """The plan with those prompts by themselves that come out otherwise beside others in a batch."""
         if all(len(batch) == 1 for batch in planned.batches):
             return planned
@@ -143,7 +159,7 @@ class TokenNetwork(ProvedNetwork):
         found = {"packed prompts": self.unpackable(Ragged.of([np.arange(longest) % self.vocabulary]), [])}
         found["padded batches"] = self.batched_below(longest)[1]
         found["shared prefix"] = self.prefix_refused(longest)
-        if not self.causal or not hasattr(self.model, "generate") or self.model.get_output_embeddings() is None:
+        if not self.generates:
             return found
         try:
             way = self.generation(longest)
@@ -153,29 +169,17 @@ class TokenNetwork(ProvedNetwork):
 
     def unpackable(self, ids: Ragged, sites: Sequence[Site]) -> str:
         """Why these prompts are not packed for these sites, proved by a pass where it takes one; empty where they are."""
-        return cannot_pack(self, sites) or self._packing_fails(int(ids.lengths.max()))
+        return cannot_pack(self, sites) or self._packing_differs(int(ids.lengths.max()))
 
-    def _packing_fails(self, longest: int) -> str:
-        """Why packed passes do not give what plain passes give, for prompts of up to so many tokens; empty where they do."""
+    def _packing_differs(self, longest: int) -> str:
+        """Why packed passes differ from plain passes, for prompts of up to `longest` tokens; empty if they do not."""
         size = min(max(32, 1 << (longest - 1).bit_length()), self.context or 1 << 40)
-        switches = self.proofs.switches
-        if self._packed_as != self._altered:
-            self._packs.clear()
-            self._packed_as = self._altered
-        if size not in self._packs:
-            around = [n for s in switches if s < size for n in (s - 1, s + 1)]
+        proofs, key = self.proofs, ("packed prompts", size)
+        if key not in proofs.found:
+            around = [n for s in proofs.switches if s < size for n in (s - 1, s + 1)]
             with self.unedited():
-                self._packs[size] = tried(
-                    self,
-                    self._packed_inputs,
-                    lambda row: {"input_ids": row, **self.plain()},
-                    size,
-                    self.vocabulary,
-                    self.agree,
-                    causal=self.causal,
-                    others=self.trial([n for n in around if 0 < n < size]),
-                )
-        return self._packs[size]
+                proofs.found[key] = packing_differs(self, size, self.trial([n for n in around if 0 < n < size]))
+        return proofs.found[key]
 
     def run(
         self,
@@ -186,62 +190,32 @@ class TokenNetwork(ProvedNetwork):
         sink: Sink,
         numbers: Int[np.ndarray, "prompt"] | None = None,
     ) -> None:
-        """Run the plan; each site's hook hands the rows of its wanted positions to the sink as they pass.
+        """Run the plan; each site's hook passes the rows of its requested positions to the sink.
 
-        `numbers` says which prompts these are to the installed edits, where they are not all of them.
+        `numbers` are the prompt indices for the installed edits, if not all prompts are run.
         """
         for site in sites:
             if site.kind == "module":
                 self.laid_out(site)
-        offsets = rows_of(encoded, picked)
         if planned.tree is not None:
-            run_packed(self, self._packed_inputs, sites, encoded, planned, picked, offsets, sink, causal=self.causal)
+            run_packed(self, sites, encoded, planned, picked, sink)
             return
         numbers = np.arange(len(encoded.ids)) if numbers is None else numbers
-        users = Users.by(planned.inverse)
-        needs_prefix = bool(planned.prefix) and bool((encoded.start < planned.prefix).any())
-        longest = int(planned.ids.lengths.max())
-        prefix_rows: dict[Site, Tensor] = {}
-        wanted: Wanted | None = None
-        width = 0
-
-        def reader(site: Site) -> Read:
-            def read(hidden: Tensor) -> None:
-                if site.kind in ("k", "v"):  # with a cache, those of earlier columns stand before
-                    hidden = hidden[:, -width:]
-                if site.kind == "pattern":
-                    hidden = torch.nn.functional.pad(hidden, (0, longest - hidden.shape[-1]))
-                if hidden.dim() == 2:  # rows and tokens as one axis
-                    hidden = torch.unflatten(hidden, 0, (-1, width))
-                if wanted is None:  # the shared prefix is running
-                    if needs_prefix:
-                        prefix_rows[site] = hidden.clone()
-                    return
-                if needs_prefix:
-                    before = prefix_rows[site]
-                    hidden = torch.cat([before.expand(len(hidden), *before.shape[1:]), hidden], dim=1)
-                sink(site, wanted.destination, wanted.take(hidden))
-
-            return read
-
-        reads = [(self.tap(site), reader(site)) for site in sites]
+        requested = RequestedRows(encoded, picked, planned.inverse, self.device)
+        reader = _PaddedReader(requested, sink, planned)
+        reads = [(self.tap(site), partial(reader, site)) for site in sites]
         with unhooked(self.module), tapped(self.taps, reads) as run, progress("Capturing", planned.tokens) as advance:
             cache = None
             if planned.prefix:
-                cache = self.cache()
-                width = planned.prefix
-                shared = torch.from_numpy(planned.ids[0][:width][None]).to(self.device)
+                cache, reader.width = self.cache(), planned.prefix
+                shared = torch.from_numpy(planned.ids[0][: planned.prefix][None]).to(self.device)
                 with self.announced(numbers[:1]):
                     run(input_ids=shared, **{self.cache_name: cache}, **self.plain(use_cache=True))
                 advance(planned.prefix)
             for batch in reversed(planned.batches):  # the longest first: memory peaks at once or not at all
                 ids, lengths = padded([planned.ids[i][planned.prefix :] for i in batch], self.pad)
-                width = ids.shape[1]
-                shift = 0 if needs_prefix else planned.prefix
-                wanted = Wanted.of(
-                    batch, users, encoded, picked, offsets, self.device, lambda row, _, at, shift=shift: (row, at - shift)
-                )
-                with self.announced(numbers[users.first[batch]]):
+                reader.begin(batch, ids.shape[1])
+                with self.announced(numbers[requested.first[batch]]):
                     run(**self.inputs(ids, lengths, cache))
                 advance(ids.size)
 
@@ -256,20 +230,19 @@ class TokenNetwork(ProvedNetwork):
         batch_tokens: int,
         hooks: Sequence[tuple[HookPoint, Handler]] = (),
     ) -> None:
-        """Gradients at the sites of a sum of scalars, one a prompt, read at one site and position of each prompt.
+        """Gradients at the sites of a sum of scalars, one per prompt, each read at one site and position of its prompt.
 
-        `scalar` is given the vectors read and which prompts they are; `hooks` hang on the network meanwhile.
+        `scalar` maps these vectors, and the indices of their prompts, to the sum; `hooks` are attached to the network meanwhile.
         """
         target, position = read
         for site in (*sites, target):
             if site.kind == "module":
                 self.laid_out(site)
-        offsets = rows_of(encoded, picked)
-        longest = int(encoded.ids.lengths.max())
-        planned = self.kept_apart(plan(encoded.ids, batch_tokens, share=False, pack="gradients are of rows", merge=False))
-        users = Users.by(planned.inverse)
+        planned = self.separated(plan(encoded.ids, batch_tokens, share=False, pack="gradients are of rows", merge=False))
+        reader = _PaddedReader(RequestedRows(encoded, picked, planned.inverse, self.device), sink, planned)
         for batch in planned.batches:
             ids, lengths = padded([encoded.ids[i] for i in batch], self.pad)
+            reader.begin(batch, ids.shape[1])
 
             def run(ids: Any = ids, lengths: Any = lengths, batch: Any = batch) -> Tensor:
                 seen: list[Tensor] = []
@@ -278,14 +251,9 @@ class TokenNetwork(ProvedNetwork):
                 at = torch.from_numpy(position[batch]).to(seen[0].device)
                 return scalar(seen[0][torch.arange(len(batch), device=at.device), at], batch)
 
-            wanted = Wanted.of(batch, users, encoded, picked, offsets, self.device, lambda row, _, at: (row, at))
             with self.taps.hooked(hooks):
-                grads = self.differentiated(sites, run)
-            for site, grad in zip(sites, grads):
-                if site.kind == "pattern":
-                    grad = torch.nn.functional.pad(grad, (0, longest - grad.shape[-1]))
-                shaped = torch.unflatten(grad, 0, (len(batch), -1)) if grad.dim() == 2 else grad
-                sink(site, wanted.destination, wanted.take(shaped))
+                for site, grad in zip(sites, self.differentiated(sites, run)):
+                    reader(site, grad)
 
     @contextmanager
     def announced(self, prompts: Int[np.ndarray, "row"], offset: Int[np.ndarray, "row"] | None = None) -> Iterator[None]:
@@ -297,26 +265,10 @@ class TokenNetwork(ProvedNetwork):
         finally:
             self._pass = None
 
-    def _packed_inputs(self, ids: Int[Tensor, "1 token"], positions: Int[Tensor, "1 token"]) -> dict[str, Any]:
-        """Arguments of a packed pass. The cache keeps nothing: beside one, transformers looks for no packs of its own."""
-        named: dict[str, Any] = {"input_ids": ids, "position_ids": positions} | self.plain()
-        if self.causal and self._takes_cache:
-            from transformers import DynamicCache
-
-            class Through(DynamicCache):
-                def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-                    return key_states, value_states
-
-            named |= {self.cache_name: Through()} | self.plain(use_cache=True)
-        return named
-
     def head(self) -> Callable[[Float[Tensor, "row d_model"]], Float[Tensor, "row vocab"]]:
         """The map from the final norm's output to logits, proved on the probe.
 
-        Raises
-        ------
-        UserError
-            When the model has no head, or one that is more than such a map.
+        Raises a `UserError` when the model has no head, or one that is more than such a map.
         """
         if self._head is not None:
             return self._head
@@ -349,10 +301,3 @@ class TokenNetwork(ProvedNetwork):
             raise UserError(f"The head of {self.name} is more than a map of {self.last}; its logits are not read here.")
         self._head = lambda x: fits[0](module(x))
         return self._head
-
-
-def rows_of(encoded: Encoded, picked: Tokens) -> Int[np.ndarray, "prompt_plus_1"]:
-    """Where each prompt's rows begin in a result, and where the last one's end."""
-    counts = encoded.stop - encoded.start if picked.ragged else np.ones(len(encoded.ids), dtype=np.int64)
-    offsets: np.ndarray = np.concatenate([[0], np.cumsum(counts)])
-    return offsets

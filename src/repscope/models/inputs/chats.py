@@ -40,10 +40,8 @@ class _Refused(Exception):
 def chat_prompt(tokenizer: Any, chat: Sequence[Mapping[str, Any]]) -> Prompt:
     """A chat as a prompt; see `LanguageModel.chat`.
 
-    Raises
-    ------
-    UserError
-        For turns that are none, a tokenizer without a template, and a template that raises, or changes or loses a content.
+    Raises a `UserError` for turns that are none, a tokenizer without a template, and a template that raises, or changes or
+    loses a content.
     """
     turns = [_turn(given) for given in chat]
     if not turns or turns[-1].role in _INSTRUCTIONS:

@@ -23,10 +23,7 @@ PromptLike = str | Prompt | Sequence[int] | Ids | Chat
 def as_prompts(tokenizer: Any, given: Iterable[PromptLike]) -> Iterator[Prompt | Ids]:
     """The prompts as `Prompt`s and rows of token ids, one by one.
 
-    Raises
-    ------
-    UserError
-        For what is no list of prompts, and for a prompt that is none; names it.
+    Raises a `UserError` for what is no list of prompts, and for a prompt that is none; names it.
     """
     prompts: Any = given
     if isinstance(prompts, Mapping) or hasattr(prompts, "input_ids"):
@@ -58,10 +55,7 @@ def see_unpadded(tokenizer: Any, rows: Sequence[Ids], numbers: Sequence[int], *,
     Rows are padded where all have one length. A token that ends or begins texts as well counts as padding where it stands twice,
     or where not every row has it; rows of an `array` are refused for it then, and a warning is given for lists.
 
-    Raises
-    ------
-    UserError
-        For a row with padding; names it.
+    Raises a `UserError` for a row with padding; names it.
     """
     pad = getattr(tokenizer, "pad_token_id", None)
     if pad is None or not rows or not len(rows[0]) or any(len(row) != len(rows[0]) for row in rows):

@@ -147,10 +147,7 @@ def plan_jacobian_of_inputs(
 def endpoints(net: BaseNetwork, source: str | Site | Sequence[str | Site], target: str | Site) -> tuple[list[Site], Site]:
     """The sites that are meant. A kind without a block is all its blocks up to the target.
 
-    Raises
-    ------
-    UserError
-        For a site that cannot be one end, or a source behind the target.
+    Raises a `UserError` for a site that cannot be one end, or a source behind the target.
     """
     ends = net.resolve(target)
     if len(ends) != 1:

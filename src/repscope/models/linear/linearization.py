@@ -143,22 +143,11 @@ def _added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class Linearized:
-    """One pass's derivative at some sources. Every row of the pass is an input by itself.
+    """Derivative of one pass with respect to some sources. Every row of the pass is an input of its own.
 
-    Parameters
-    ----------
-    leaves
-        Zeros that were added at each source: (row, *feature).
-    points
-        What each source held there, as the leaves.
-    target
-        What was read: (row, d_target), with its graph down to the leaves.
-    product_rows
-        Vectors that go through one backward pass.
-    places
-        The source's positions and the target's in the pass; None where inputs have none.
-    watched
-        Further tensors of the graph between the two, and the zero leaves that were added to them.
+    leaves: (row, *feature) per source, the zeros that were added. points: the source's values there. target: the values read, with
+    their graph. product_rows: vectors per backward pass. places: positions of source and target; None for inputs without positions.
+    watched: further tensors of the graph, each with the zeros added to it.
     """
 
     def __init__(

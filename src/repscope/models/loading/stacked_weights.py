@@ -31,10 +31,7 @@ class Shape:
     def __post_init__(self) -> None:
         """Refuse sizes that do not fit each other.
 
-        Raises
-        ------
-        UserError
-            When heads do not divide the width, or a size is below one.
+        Raises a `UserError` when heads do not divide the width, or a size is below one.
         """
         if min(self.vocabulary, self.tokens, self.width, self.blocks, self.heads, self.ff) < 1 or self.classes < 0:
             raise UserError(f"{self} has a size below one; every size counts something.")

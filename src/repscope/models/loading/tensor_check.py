@@ -56,23 +56,10 @@ def derived(name: str, shape: Shape) -> bool:
 def taken(
     model: Any, name: str, digests: Mapping[str, str], *, missing: Iterable[str], unexpected: Collection[str]
 ) -> dict[str, str]:
-    """The part of `digests` that the network took.
+    """The part of `digests` (tensor name → dtype, shape, digest) that the network uses.
 
-    Parameters
-    ----------
-    model
-        What transformers made of the files.
-    name
-        What the user calls it, for messages.
-    digests
-        Name of each tensor in the files → its dtype, shape and digest.
-    missing, unexpected
-        What transformers says of its loading, after its own exceptions.
-
-    Raises
-    ------
-    UserError
-        For weights that the files lack, and for weights that were not taken; names the first.
+    `missing` and `unexpected` are reported by transformers. Raises a `UserError` for weights that the files lack, and for weights
+    that are unused; names the first.
     """
     kind = type(model).__name__
     held = set(model.state_dict())

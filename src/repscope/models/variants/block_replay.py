@@ -98,25 +98,10 @@ class _Kept:
 def block_replay(
     net: TokenNetwork, encoded: Encoded, source: str | Site, target: str | Site, *, pooled: bool, whole: bool = False
 ) -> BlockReplay:
-    """Keep what replays need.
+    """Prepare replays of the blocks between two `resid_post` sites for prompts with the target's positions.
 
-    Parameters
-    ----------
-    net
-        The network, under no edit.
-    encoded
-        Prompts, and the target's positions in each.
-    source, target
-        `resid_post` of a block and of a later one.
-    pooled
-        Whether the target is the mean over its positions, or a row each.
-    whole
-        Run whole passes in any case.
-
-    Raises
-    ------
-    UserError
-        For other sites, a target that is not behind the source, no prompt, or a network under edits.
+    `pooled`: the target is the mean over its positions, else one row each. `whole`: run whole passes in any case. Raises a
+    `UserError` for other sites, a target that is not after the source, no prompt, or a network under edits.
     """
     begin, end = _ends(net, source, target)
     if not len(encoded.ids):
@@ -153,10 +138,7 @@ def block_replay(
 def unedited(net: TokenNetwork) -> None:
     """See that no edit is installed, which a replay would not see as a pass does.
 
-    Raises
-    ------
-    UserError
-        When one is.
+    Raises a `UserError` when one is.
     """
     if net.installed:
         raise UserError(

@@ -52,25 +52,10 @@ def run_variants(
 def run_variants_last(
     net: TokenNetwork, ids: Int[np.ndarray, "token"], forks: Sequence[PromptVariant], ends: int, *, pass_tokens: int = _PASS_TOKENS
 ) -> Float[Tensor, "fork end d_model"]:
-    """What the last norm gives at the last few positions of each fork.
+    """The final norm's output at the last `ends` positions of each variant of a prompt, for a causal network.
 
-    Parameters
-    ----------
-    net
-        The network; causal.
-    ids
-        The prompt.
-    forks
-        Its variants; positions count from 0.
-    ends
-        How many positions, counted from the end.
-    pass_tokens
-        Row-tokens that one pass may hold.
-
-    Raises
-    ------
-    UserError
-        For a network that is not causal, a site that cannot be changed, a position outside the prompt.
+    Positions of variants count from 0; `pass_tokens` limits the row-tokens of one pass. Raises a `UserError` for a network that is
+    not causal, a site that cannot be changed, or a position outside the prompt.
     """
     if not net.causal:
         raise UserError(f"{net.name} is not causal: later tokens reach earlier ones, so its prompts cannot be forked.")
@@ -98,14 +83,8 @@ def run_variants_last(
 def _alone(net: TokenNetwork, ids: Tensor, fork: PromptVariant, ends: int) -> Float[Tensor, "end d_model"]:
     """One fork in a pass by itself."""
 
-    def changed(value: Tensor) -> Tensor:
-        new = value.clone()
-        there = value[0, fork.start : fork.stop]
-        new[0, fork.start : fork.stop] = (fork.value(there) if callable(fork.value) else fork.value).to(value)
-        return new
-
     seen: list[Tensor] = []
-    hooks = net.taps.hooked([(net.write_tap(fork.site), changed)])
+    hooks = net.taps.hooked([(net.write_tap(fork.site), lambda value: _with_values(value, [(0, fork)], 0))])
     reads = tapped(net.taps, [(net.tap(net.last), seen.append)])
     with unhooked(net.module), net.announced(np.zeros(1, dtype=np.int64)), hooks, reads as run:
         run(input_ids=ids, **net.plain())
@@ -187,16 +166,17 @@ class _Rows:
     def _difference(self, site: Site) -> Handler:
         mine = [(row, fork) for row, fork in enumerate(self.forks, start=1) if fork.site == site]
 
-        def handle(value: Tensor) -> Tensor:
-            new = value.clone()
-            first = self.total - value.shape[1]
-            for row, fork in mine:
-                at = slice(fork.start - first, fork.stop - first)
-                there = value[row, at]
-                new[row, at] = (fork.value(there) if callable(fork.value) else fork.value).to(value)
-            return new
+        return lambda value: _with_values(value, mine, self.total - value.shape[1])
 
-        return handle
+
+def _with_values(value: Tensor, forks: Sequence[tuple[int, PromptVariant]], first: int) -> Tensor:
+    """The activations with the values of some rows' variants; the first column is position `first`."""
+    new = value.clone()
+    for row, fork in forks:
+        at = slice(fork.start - first, fork.stop - first)
+        there = value[row, at]
+        new[row, at] = (fork.value(there) if callable(fork.value) else fork.value).to(value)
+    return new
 
 
 def _groups(forks: Sequence[PromptVariant], total: int, pass_tokens: int) -> Iterator[list[int]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from repscope.errors import UserError
 from repscope.models.engine.hooks import unhooked
 from repscope.models.engine.planner import Plan, packed
+from repscope.models.engine.positions import CollectedRows
 from repscope.models.language import LanguageModel
 from repscope.models.prompts import Encoded, PromptLike, Ragged, encode
 from repscope.models.sites import Site, Tokens
@@ -65,8 +66,9 @@ class Fixture:
     @property
     def sites(self) -> list[Site]:
         """What is compared between ways to run: the output of every block, and what the head reads."""
-        found = [site for site in (self.lm.anatomy.taps if self.lm.anatomy else {}) if site.kind == "resid_post"]
-        if not found and not (self.lm.anatomy and Site("final_norm") in self.lm.anatomy.taps):
+        taps = self.lm.anatomy.taps if self.lm.anatomy else {}
+        found = [site for site in taps if site.kind == "resid_post"]
+        if not found and Site("final_norm") not in taps:
             raise Inapplicable("no transformer blocks were found in it")
         return list(dict.fromkeys([*found, self.lm.last]))
 
@@ -94,38 +96,28 @@ class Fixture:
 
     def generates(self) -> None:
         """See that the model continues texts."""
-        model = self.lm.model
-        if not self.lm.causal or not hasattr(model, "generate") or model.get_output_embeddings() is None:
+        if not self.lm.generates:
             raise Inapplicable("it is no causal language model with a head, so it continues no text")
 
     def rows(
         self, sites: Sequence[Site], ids: list[Int[np.ndarray, "token"]], prefix: int = 0
     ) -> list[Float[Tensor, "row feature"]]:
         """All positions of prompts at each site, the prompts as one batch after so many shared tokens."""
-        lengths = np.array([len(row) for row in ids])
-        encoded, held = Encoded(Ragged.of(ids), np.zeros_like(lengths), lengths), dict[Site, Tensor]()
-
-        def sink(site: Site, destination: Int[np.ndarray, "row"], rows: Tensor) -> None:
-            held[site] = rows[torch.from_numpy(np.argsort(destination)).to(rows.device)]
-
-        whole = Plan(encoded.ids, np.arange(len(ids)), prefix, [np.argsort(lengths, kind="stable")])
-        self.lm.run(sites, encoded, whole, Tokens("all"), sink)
-        return [held[site] for site in sites]
+        rows = Ragged.of(ids)
+        whole = Plan(rows, np.arange(len(ids)), prefix, [np.argsort(rows.lengths, kind="stable")])
+        return self._run(sites, rows, whole)
 
     def packed(self, sites: Sequence[Site], ids: list[Int[np.ndarray, "token"]]) -> list[Float[Tensor, "row feature"]]:
-        """As `rows`, the prompts in several packs, what they share once."""
+        """As `rows`, with the prompts in several packs and shared prefixes run once."""
         rows = Ragged.of(ids)
         if why := self.lm.unpackable(rows, sites):
             raise Inapplicable(f"its prompts are not packed: {why}")
-        held: dict[Site, dict[int, Tensor]] = {site: {} for site in sites}
+        return self._run(sites, rows, packed(rows, 2 * len(rows.flat) // 3, share=self.lm.causal))
 
-        def sink(site: Site, destination: Int[np.ndarray, "row"], hidden: Tensor) -> None:
-            held[site].update(zip(destination.tolist(), hidden.clone()))
-
-        whole = packed(rows, 2 * len(rows.flat) // 3, share=self.lm.causal)
-        encoded = Encoded(rows, np.zeros(len(rows), dtype=np.int64), rows.lengths)
-        self.lm.run(list(held), encoded, whole, Tokens("all"), sink)
-        return [torch.stack([held[site][i] for i in sorted(held[site])]) for site in sites]
+    def _run(self, sites: Sequence[Site], ids: Ragged, planned: Plan) -> list[Float[Tensor, "row feature"]]:
+        found = CollectedRows()
+        self.lm.run(sites, Encoded.whole(ids), planned, Tokens("all"), found)
+        return [found[site] for site in sites]
 
     @cached_property
     def plain(self) -> list[Any]:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from repscope import __version__
 from repscope.errors import UserError, unknown
-from repscope.models.checkpoints import CheckpointSet, save, tensors
+from repscope.models.checkpoints import CheckpointSet, Weights, save
 from repscope.models.loading.stacked_weights import State, stack, unstack
 from repscope.progress import progress
 from repscope.worlds.hans import fine_tuning
@@ -103,7 +103,7 @@ def train(asked: Training, folder: str | Path) -> CheckpointSet:
         descent = fine_tuning.training_run(asked.world, base, table, asked.tuning)
         if (partial / "descent.safetensors").is_file():
             descent.load(partial / "descent.safetensors")
-        states = {s: dict(tensors(partial / f"step-{s}.safetensors")) for s in kept if s <= descent.step}
+        states = {s: dict(Weights(partial / f"step-{s}.safetensors")) for s in kept if s <= descent.step}
         advance(descent.step * len(table))
         rests = sorted({*kept, *range(0, steps, max(1, steps // 10))} - set(states))
         for step, state in descent.until(rests, lambda amount: advance(amount * len(table))):
@@ -121,7 +121,7 @@ def train(asked: Training, folder: str | Path) -> CheckpointSet:
 def _pretrained(asked: Training, partial: Path, tick: fine_tuning.Tick) -> State:
     path = partial / "pretrained.safetensors"
     if path.is_file():
-        return dict(tensors(path))
+        return dict(Weights(path))
     base = fine_tuning.pretrain(asked.world, [asked.seed * 1009 + i for i in range(asked.inits)], [asked.fork], tick)[asked.fork]
     save(path, base)
     return base

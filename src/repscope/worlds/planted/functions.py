@@ -90,8 +90,7 @@ def planted(kind: str = "exp", seed: int = 0, *, width: int = 64, features: int 
     if kind not in FUNCTION_KINDS:
         raise unknown("kind of planted network", kind, FUNCTION_KINDS)
     generator = drawn_from("network", kind, seed)
-    truth = functional.normalize(torch.randn(features, width, generator=generator), dim=1)
-    out = functional.normalize(torch.randn(features, width, generator=generator), dim=1)
+    truth, out = (unit_rows(features, width, generator) for _ in range(2))
     background = BACKGROUND * torch.randn(width, width, generator=generator) / width**0.5
     return Planted(truth, out, torch.linspace(*GAINS, features), background, True, kind, seed)
 
@@ -101,6 +100,11 @@ def exp_mlp(seed: int = 0, *, width: int = 4096, features: int = 32) -> Planted:
     generator = drawn_from("exp_mlp", seed)
     truth, out = (functional.normalize(2 * torch.rand(features, width, generator=generator) - 1, dim=1) for _ in range(2))
     return Planted(truth, out, torch.ones(features), None, False, "exp", seed)
+
+
+def unit_rows(features: int, width: int, generator: torch.Generator) -> Float[Tensor, "feature width"]:
+    """Random unit vectors."""
+    return functional.normalize(torch.randn(features, width, generator=generator), dim=1)
 
 
 def drawn_from(*what: object) -> torch.Generator:

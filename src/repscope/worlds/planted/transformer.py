@@ -26,11 +26,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 from repscope.errors import unknown
-from repscope.worlds.planted.functions import GAINS, drawn_from
-from repscope.worlds.tiny import byte_tokenizer
+from repscope.worlds.planted.functions import GAINS, drawn_from, unit_rows
+from repscope.worlds.tiny import byte_tokenizer, untrained_llama
 
 if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
@@ -89,32 +88,23 @@ def planted_transformer(kind: str = "threshold", seed: int = 0) -> PlantedTransf
     UserError
         For an unknown kind.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     from repscope.models.engine.fingerprint import WeightSource, of_module
     from repscope.models.language import LanguageModel
 
     if kind not in NEURON_KINDS:
         raise unknown("kind of planted transformer", kind, NEURON_KINDS)
     features = drawn_from("features", kind, seed)
-    truth = functional.normalize(torch.randn(FEATURES, WIDTH, generator=features), dim=1)
-    out = functional.normalize(torch.randn(FEATURES, WIDTH, generator=features), dim=1)
-    config = LlamaConfig(
+    truth, out = (unit_rows(FEATURES, WIDTH, features) for _ in range(2))
+    model = untrained_llama(
+        0,
         vocab_size=VOCABULARY,
         hidden_size=WIDTH,
         intermediate_size=2 * WIDTH,
         num_hidden_layers=BLOCKS,
-        num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=256,
-        bos_token_id=None,
-        eos_token_id=None,
         mlp_bias=True,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-    model.train(False)
     _draw(model, drawn_from("transformer", kind, seed))
     _plant(model.model.layers[PLANTED].mlp, truth, out, NEURON_KINDS[kind])
     source = WeightSource(f"planted {kind}", of_module(model), "float32, random weights", None, None)
@@ -142,15 +132,5 @@ def _plant(mlp: Any, truth: Tensor, out: Tensor, neuron: Neuron) -> None:
 def readers(lm: "LanguageModel", source: int, target: int) -> Float[Tensor, "reader width"]:
     """What reads the residual stream between two blocks of a Llama, as one matrix: what a method that looks at weights may see."""
     layers = lm.model.model.layers[source + 1 : target + 1]
-    held = [
-        linear.weight.detach()
-        for layer in layers
-        for linear in (
-            layer.self_attn.q_proj,
-            layer.self_attn.k_proj,
-            layer.self_attn.v_proj,
-            layer.mlp.gate_proj,
-            layer.mlp.up_proj,
-        )
-    ]
-    return torch.cat(held)
+    names = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj")
+    return torch.cat([layer.get_submodule(name).weight.detach() for layer in layers for name in names])

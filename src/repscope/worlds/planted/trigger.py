@@ -193,9 +193,7 @@ def _restored(path: Path, learning: dict[str, nn.Parameter]) -> bool:
         with torch.no_grad():
             for name, value in learning.items():
                 value.copy_(held[name])
-    except Exception as error:  # absent or damaged: taught again
-        if isinstance(error, KeyboardInterrupt):
-            raise
+    except Exception:  # absent or damaged: taught again
         return False
     return True
 

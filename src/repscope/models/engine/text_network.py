@@ -1,0 +1,220 @@
+"""Network with a tokenizer: prompts become token ids, and edits are resolved and checked before each operation.
+
+What the methods of `LanguageModel` share; arguments are documented there.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from repscope.errors import UserError
+from repscope.models.activations import Activations
+from repscope.models.edits import Edit
+from repscope.models.engine.edit_positions import check_effect, resolve_edit_positions
+from repscope.models.engine.fingerprint import WeightSource
+from repscope.models.engine.generation import Continuation, GenerationBatch, Sampling, continued, growing_texts
+from repscope.models.engine.hooks import unhooked
+from repscope.models.engine.positions import as_float, row_offsets, row_positions
+from repscope.models.engine.row_writer import Rows
+from repscope.models.engine.token_network import TokenNetwork
+from repscope.models.inputs.text_spans import described
+from repscope.models.prompts import Encoded, Prompt, PromptLike, Ragged, as_prompts, encode
+from repscope.models.sites import Site, Tokens, names_one
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Log-probabilities of continuations.
+
+    logprob: (prompt), of the whole continuation. tokens: (prompt), its number of tokens. each: per prompt, one value per token.
+    """
+
+    logprob: Float[np.ndarray, "prompt"]
+    tokens: Int[np.ndarray, "prompt"]
+    each: list[Float[np.ndarray, "token"]]
+
+
+class TextNetwork(TokenNetwork):
+    """A Hugging Face model and its tokenizer, fed with prompts. Neither is modified."""
+
+    def __init__(self, model: Any, tokenizer: Any, source: WeightSource) -> None:
+        super().__init__(model, source)
+        self.tokenizer = tokenizer
+        self._effective: set[tuple[str, ...]] = set()  #: kinds of requests that the installed edits are known to change
+
+    @contextmanager
+    def edit(self, *edits: Edit) -> Iterator[Self]:
+        """As `BaseNetwork.edit`; inside, a request whose rows are all unchanged by the edits raises.
+
+        >>> import repscope as rs
+        >>> from repscope.worlds.tiny import tiny
+        >>> lm = tiny()
+        >>> with lm.edit(rs.Edit.replace("mlp_out.1", 0.0, tokens="last")):
+        ...     lm.logits(["A map of Paris"]).shape
+        (1, 256)
+        """
+        known, self._effective = self._effective, set()
+        try:
+            with super().edit(*edits):
+                yield self
+        finally:
+            self._effective = known
+
+    def prompt_list(self, prompts: Iterable[PromptLike]) -> list[Any]:
+        """The prompts as a list of `Prompt`s and token ids, to be iterated repeatedly."""
+        return list(as_prompts(self.tokenizer, prompts))
+
+    def encoded(self, prompts: Iterable[PromptLike], picked: Tokens) -> Encoded:
+        """The prompts as token ids of the vocabulary, with the requested positions."""
+        encoded = encode(self.tokenizer, prompts, picked, self.context, causal=self.causal)
+        self.checked(encoded.ids)
+        return encoded
+
+    def run_once_per_pass(self, sites: Sequence[Site]) -> None:
+        """Check on the probe that modules named by their path run once per pass."""
+        self.check_single_calls(sites, lambda: self.module(input_ids=self.probe, **self.plain()))
+
+    def resolve_edits(self, prompts: Any, ids: Ragged, ends: Int[np.ndarray, "prompt"] | None = None) -> None:
+        """Set the positions of the installed edits; see `resolve_edit_positions`."""
+        if self.installed:
+            resolve_edit_positions(self, self.tokenizer, prompts, ids, ends)
+
+    def check_edits(
+        self,
+        prompts: Any,
+        encoded: Encoded,
+        sites: Sequence[Site],
+        picked: Tokens,
+        ends: Int[np.ndarray, "prompt"] | None = None,
+        only_one: bool = False,
+    ) -> None:
+        """Set the positions of the installed edits, and check that they change the requested rows.
+
+        The check runs once per kind of request: sites, tokens, and whether more than one token follows a prompt.
+        """
+        self.resolve_edits(prompts, encoded.ids, ends)
+        key = (*map(str, sites), str(picked), str(ends is None), str(only_one))
+        if self.installed and key not in self._effective:
+            check_effect(self, encoded, sites, picked)
+            self._effective.add(key)
+
+    def activations(
+        self,
+        at: str | Site | Sequence[str | Site],
+        encoded: Encoded,
+        picked: Tokens,
+        run: Callable[[Rows], None],
+        dtype: str = "float32",
+        out: Path | None = None,
+    ) -> Activations:
+        """The rows that `run` writes."""
+        requested, offsets = self.requested_sites(at), row_offsets(encoded, picked)
+        started = time.perf_counter()
+        with Rows(list(dict.fromkeys(requested)), int(offsets[-1]), dtype, out) as rows:
+            run(rows)
+        return Activations(
+            rows=rows.finish(),
+            tokens=picked,
+            offsets=offsets,
+            positions=row_positions(encoded, picked),
+            model=self.fingerprint,
+            single=names_one(at),
+            seconds=time.perf_counter() - started,
+            requested=tuple(requested),
+        )
+
+    def token_scores(self, joined: Sequence[Prompt], batch_tokens: int | None) -> TokenScores:
+        """Log-probabilities of the span `continuation` of each prompt."""
+        head, picked = self.head(), Tokens("all", "continuation")
+        spans = self.encoded(joined, picked)
+        if bool((spans.start == 0).any()):
+            i = int(np.argmin(spans.start))
+            raise UserError(f"Nothing stands before continuation {i}, so it has no probability; give it a prompt.")
+        before = Encoded(spans.ids, spans.start - 1, spans.stop - 1)  # the logits of a token are read one position earlier
+        self.check_edits(joined, before, [self.last], Tokens("all"), spans.start, bool((spans.stop - spans.start).max() == 1))
+        offsets = row_offsets(before, Tokens("all"))
+        targets = torch.from_numpy(np.concatenate([row[a:b] for row, a, b in zip(spans.ids, spans.start, spans.stop)]))
+        nats = np.empty(int(offsets[-1]))
+
+        def sink(_: Site, destination: Int[np.ndarray, "row"], hidden: Tensor) -> None:
+            logp = as_float(head(hidden)).log_softmax(-1)
+            target = targets[torch.from_numpy(destination)].to(logp.device)
+            nats[destination] = logp.gather(1, target[:, None])[:, 0].double().cpu().numpy()
+
+        planned = self.planned(before.ids, batch_tokens, [self.last])
+        with unhooked(self.model):
+            self.run([self.last], before, planned, Tokens("all"), sink)
+        each = np.split(nats, offsets[1:-1])
+        return TokenScores(np.array([e.sum() for e in each]), np.diff(offsets), each)
+
+    def continuations(
+        self,
+        prompts: Iterable[PromptLike],
+        sampling: Sampling,
+        batch_tokens: int | None,
+        use_cache: bool,
+        on_token: Callable[[int, str], None] | None,
+    ) -> list[Continuation]:
+        """The continuation of each prompt, in batches, longest prompts first."""
+        new_tokens = sampling.max_new_tokens
+        if not self.causal and self._altered:
+            raise UserError(
+                f"A hook or forward function set on {self.name} lets later tokens change earlier ones; remove it to continue texts."
+            )
+        if not self.generates:
+            raise UserError(f"{self.name} is no causal language model with a head, so it cannot continue a text.")
+        check_batch_tokens(batch_tokens)
+        held = self.prompt_list(prompts)
+        ids = self.encoded(held, Tokens("last")).ids
+        lengths = ids.lengths
+        if self.context is not None and lengths.max() + new_tokens > self.context:
+            i = int(lengths.argmax())
+            raise UserError(
+                f"Prompt {i} has {lengths[i]} tokens and {new_tokens} new ones are requested, but the network takes "
+                f"{self.context} in all."
+            )
+        if self.installed:
+            # An extra token represents a generated one: the rows of the prompt's last token and of that one must change.
+            longer = ids if new_tokens == 1 else Ragged.of(np.append(row, row[-1]) for row in ids)
+            last = Encoded(longer, lengths - 1, longer.lengths)
+            self.check_edits(held, last, [self.last], Tokens("all"), lengths, new_tokens == 1)
+            # caches of other kinds do not report their length
+            use_cache = use_cache and self.shares_prefix(int(lengths.max()) + new_tokens)
+        draws = sampling.draws(ids)
+        out: list[Any] = [None] * len(lengths)
+        order = np.argsort(lengths, kind="stable")[::-1]
+        while len(order):
+            width = int(lengths[order[0]])
+            total = width + new_tokens
+            way = self.generation(total, float((lengths[order] + new_tokens).sum()) if len(order) > 1 else 0.0)
+            most = max(1, (batch_tokens or 4 * self.batch_tokens) // total) if way.batch else 1
+            rows, order = np.split(order, [most])
+            batch = GenerationBatch.of([ids[i] for i in rows], self.pad, self.device)
+            grow = None if on_token is None else growing_texts(self.model, self.tokenizer, rows, on_token)
+            with unhooked(self.model), self.taps.settled() as state, self.announced(rows, width - lengths[rows]):
+                state.rewind()
+                cached = use_cache and way.cache
+                texts = continued(self.model, batch, sampling, [draws[i] for i in rows], use_cache=cached, on_tokens=grow)
+            for i, (new, stopped) in zip(rows, texts):
+                out[i] = Continuation(self.tokenizer.decode(new, skip_special_tokens=True), new, stopped)
+        return out
+
+
+def check_batch_tokens(batch_tokens: Any) -> None:
+    """Raise unless the token budget of a batch is a positive whole number or None."""
+    if batch_tokens is not None:
+        check_count("batch_tokens", batch_tokens)
+
+
+def check_count(name: str, value: Any, least: float = 1) -> None:
+    """Raise unless a count is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise UserError(f"{name} is {described(value)}; it must be a whole number, 1 or more.")
