@@ -2,7 +2,7 @@
 
 A cost counts floating-point operations. What a step takes per operation depends on its calls, tokens and products; the
 factors in `forecast.toml` are measured: seconds taken by the short form on the default model over seconds forecast without a factor
-(`benchmarks/forecasts.py` prints them anew from finished runs).
+(`benchmarks/forecasts.py` prints them from finished runs).
 """
 
 import tomllib
