@@ -1,10 +1,13 @@
 """Fixtures: tiny models of each family, and the default model, loaded once."""
 
+import gc
+
 import hypothesis
 import pytest
 import transformers
 
 from families import FAMILIES, build, build_tokenizer
+from tiny_runs import TinyRuns, session_folder
 
 # A machine that does something else meanwhile is slow, not wrong.
 hypothesis.settings.register_profile("unhurried", deadline=None)
@@ -14,6 +17,17 @@ hypothesis.settings.load_profile("unhurried")
 def pytest_report_header():
     """Which transformers is tested: `make test-oldest` puts another one before the environment's own."""
     return f"transformers {transformers.__version__} from {transformers.__file__}"
+
+
+def pytest_collection_modifyitems(items):
+    """Long tests first, so that the workers of xdist finish together; the default model's in a row, as each worker loads it."""
+    items.sort(key=lambda item: (item.get_closest_marker("model") is None, "/studies/" not in str(item.path)))
+
+
+def pytest_collection_finish():
+    """What was imported stays: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +56,11 @@ def smollm():
     import repscope as rs
 
     return rs.load()
+
+
+@pytest.fixture(scope="session")
+def tiny_runs(tmp_path_factory):
+    """Finished tiny runs of the studies: `tiny_runs.copied(NAME, folder)`."""
+    home = session_folder(tmp_path_factory) / "tiny-runs"
+    home.mkdir(exist_ok=True)
+    return TinyRuns(home)

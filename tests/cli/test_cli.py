@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,18 +18,15 @@ from repscope.worlds.tiny import tiny
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tiny_runs, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")
+    tiny_runs.copied("entities", out)
     assert run(["study", "entities", "--tiny", "--out", str(out)]) == 0
     return out
 
 
-def test_standard_output_ends_with_the_page(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "repscope", "study", "entities", "--tiny", "--entities", "countries", "--out", str(tmp_path)],
-        capture_output=True,
-        text=True,
-    )
+def test_standard_output_ends_with_the_page(tiny_runs):
+    _, done = tiny_runs.in_a_process()
     assert done.returncode == 0, done.stderr
     page = done.stdout.splitlines()[-1]
     assert page.endswith("report.html")

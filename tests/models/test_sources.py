@@ -430,10 +430,15 @@ def test_the_second_process_waits_and_finds_it_done(tmp_path):
 
 def test_two_processes_convert_one_file(tmp_path):
     write_gguf(tmp_path / "m.gguf")
-    script = "import sys; from repscope.models.loading.sources import load_parts; print(load_parts(sys.argv[1])[2].fingerprint)"
+    script = (
+        "import sys, torch, transformers; from repscope.models.loading import gguf, sources;"
+        "print('ready', flush=True); print(sources.load_parts(sys.argv[1])[2].fingerprint)"
+    )
     command = [sys.executable, "-c", script, str(tmp_path / "m.gguf")]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = {process.communicate(timeout=120)[0].strip() for process in both}
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "ready\n"
+    said = {str(load_parts(tmp_path / "m.gguf")[2].fingerprint)}  # this process converts it at the same time
+    said |= {other.communicate(timeout=120)[0].strip()}
     assert said == {str(load_parts(tmp_path / "m.gguf")[2].fingerprint)}
     assert len([p for p in (tmp_path / "cache/models").iterdir() if p.is_dir()]) == 1
 

@@ -24,12 +24,16 @@ def lm():
     return tiny()
 
 
+def names(checks):
+    return {check.name for check in checks}
+
+
 def failed(lm):
-    return {check.name for check in verify(lm).failed}
+    return names(verify(lm).failed)
 
 
-def detail(lm, name):
-    return next(check.detail for check in verify(lm).checks if check.name == name)
+def detail(found, name):
+    return next(check.detail for check in found.checks if check.name == name)
 
 
 def block(lm, number=1):
@@ -97,8 +101,9 @@ def test_a_hook_left_behind_is_named(lm):
         m.register_forward_hook(lambda m, args, output: None)
 
     block(lm, 2).register_forward_pre_hook(leave)
-    assert "edit and restore" in failed(lm)  # beside what is proved anew at each pass
-    assert "forward hooks of model.layers.2" in detail(lm, "edit and restore")
+    found = verify(lm)
+    assert "edit and restore" in names(found.failed)  # beside what is proved anew at each pass
+    assert "forward hooks of model.layers.2" in detail(found, "edit and restore")
 
 
 @pytest.mark.parametrize(
@@ -128,8 +133,9 @@ def test_whatever_an_operation_leaves_changed_is_named(lm, monkeypatch, leave, n
 
 def test_a_block_that_adds_beside_its_parts_fails_the_identities(lm):
     block(lm).register_forward_hook(lambda m, args, output: output + 0.1)
-    assert failed(lm) == {"block identities"}
-    assert "resid" in detail(lm, "block identities") or "no longer" in detail(lm, "block identities")
+    found = verify(lm)
+    assert names(found.failed) == {"block identities"}
+    assert "resid" in detail(found, "block identities") or "no longer" in detail(found, "block identities")
 
 
 def test_a_site_read_in_the_wrong_block_fails_the_hidden_states(lm):
@@ -174,8 +180,9 @@ def test_forks_that_are_no_edits_fail(lm, monkeypatch):
 
 def test_a_check_that_could_not_have_failed_fails(lm):
     torch.nn.init.zeros_(lm.model.lm_head.weight)
-    assert "nothing was tested" in detail(lm, "logits")
-    assert "logits" in failed(lm)
+    found = verify(lm)
+    assert "nothing was tested" in detail(found, "logits")
+    assert "logits" in names(found.failed)
 
 
 def test_a_network_that_stops_is_a_failure_and_not_an_error(lm):

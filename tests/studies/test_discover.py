@@ -19,10 +19,8 @@ TINY = {"tiny": True, "vectors": 4, "steps": 2, "new_tokens": 2}
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    made = Run(DISCOVER, DiscoverOptions(**TINY), out=tmp_path_factory.mktemp("runs"))
-    made.answer()
-    return made
+def run(tiny_runs, tmp_path_factory):
+    return tiny_runs.copied("discover", tmp_path_factory.mktemp("runs"))
 
 
 def test_every_method_has_every_number_and_chance_beside_it(run):
@@ -66,7 +64,7 @@ def test_the_page_and_the_directions(run):
 def test_a_further_seed_leaves_the_cells_that_are_there(run, tmp_path):
     import shutil
 
-    more = Run(DISCOVER, DiscoverOptions(**TINY, seeds=3), out=tmp_path)
+    more = Run(DISCOVER, DiscoverOptions(tiny=True, seeds=3), out=tmp_path)
     shutil.copytree(run.folder / ".steps", more.folder / ".steps")
     more.answer()
     assert more.folder != run.folder  # 3 is what is taken when nobody says, but tiny takes 2 then

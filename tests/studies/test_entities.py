@@ -1,8 +1,6 @@
 """The study end to end on a tiny random network, and where the truth was planted."""
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +8,7 @@ import pytest
 import torch
 
 from families import build
+from report import browser
 from repscope.errors import UserError
 from repscope.models.language import LanguageModel
 from repscope.results import COLUMNS, ESTIMATE
@@ -29,10 +28,8 @@ CONTROLS = {
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    made = Run(ENTITIES, EntitiesOptions(tiny=True, entities=("cities",), context=2), out=tmp_path_factory.mktemp("runs"))
-    made.answer()
-    return made
+def run(tiny_runs, tmp_path_factory):
+    return tiny_runs.copied("entities", tmp_path_factory.mktemp("runs"))  # of cities, with a context of 2
 
 
 def test_every_estimate_has_its_controls_and_intervals_over_entities(run):
@@ -65,13 +62,16 @@ def test_the_page_and_its_files(run):
     }
 
 
+@pytest.fixture(scope="module")
+def chromium():
+    with browser.chromium() as held:
+        yield held
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_in_a_real_browser(run, width):
-    sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
-    from browser import chromium, opened
-
-    with chromium() as browser, opened(browser, run.folder / "report.html", width) as held:
+def test_the_page_in_a_real_browser(run, chromium, width):
+    with browser.opened(chromium, run.folder / "report.html", width) as held:
         assert not held.troubles
         assert not held.requests
         assert held.overflow() <= 0

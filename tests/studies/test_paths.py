@@ -18,11 +18,8 @@ TINY = {"tiny": True}
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    paths = study("paths")
-    run = Run(paths, paths.options(**TINY), out=tmp_path_factory.mktemp("runs"))
-    run.answer()
-    return run
+def done(tiny_runs, tmp_path_factory):
+    return tiny_runs.copied("paths", tmp_path_factory.mktemp("runs"))
 
 
 def test_the_page_has_figures_controls_and_how_it_was_made(done):

@@ -11,7 +11,7 @@ from repscope.report.glossary import load_glossary
 from repscope.report.style import STYLES
 from repscope.studies.catalogue import ANSWERED, study
 from repscope.studies.run.folder import MARK, RunFolder
-from repscope.studies.run.runner import Run, load_record
+from repscope.studies.run.runner import load_record
 
 
 def forbidden(*args, **kwargs):
@@ -19,10 +19,10 @@ def forbidden(*args, **kwargs):
 
 
 @pytest.mark.parametrize("name", [*ANSWERED, "contrast", "verify", "bench-discovery"])
-def test_a_page_is_drawn_again_as_it_was(tmp_path, monkeypatch, capsys, name):
+def test_a_page_is_drawn_again_as_it_was(tiny_runs, tmp_path, monkeypatch, capsys, name):
     """And every condition of its table is one of the closed list, with a style; every metric is in the glossary."""
     found = study(name)
-    page = Run(found, found.options(tiny=True), out=tmp_path).answer()
+    page = tiny_runs.copied(name, tmp_path).run_folder.page
     table = load_record(found, RunFolder(page.parent)).table
     for name in table["condition"].unique():
         assert condition(name).style in {*STYLES, "ramp"}
@@ -49,18 +49,16 @@ def test_an_unfinished_run_and_no_run_are_said(tmp_path, capsys):
 
 
 @pytest.mark.browser
-def test_a_page_as_pdf(tmp_path, capsys):
-    found = study("verify")
-    Run(found, found.options(tiny=True), out=tmp_path).answer()
+def test_a_page_as_pdf(tiny_runs, tmp_path, capsys):
+    tiny_runs.copied("verify", tmp_path)
     assert run(["report", "verify", "--pdf", "--out", str(tmp_path)]) == 0
     page, pdf = reversed(capsys.readouterr().out.splitlines()[-2:])
     assert Path(pdf).read_bytes().startswith(b"%PDF")
     assert Path(page).is_file()
 
 
-def test_pdf_without_a_browser_says_what_to_install(tmp_path, capsys, monkeypatch):
-    found = study("verify")
-    Run(found, found.options(tiny=True), out=tmp_path).answer()
+def test_pdf_without_a_browser_says_what_to_install(tiny_runs, tmp_path, capsys, monkeypatch):
+    tiny_runs.copied("verify", tmp_path)
     monkeypatch.delenv("CHROMIUM", raising=False)
     monkeypatch.setattr("repscope.report.pdf._NAMES", ())
     assert run(["report", "verify", "--pdf", "--out", str(tmp_path)]) == 2

@@ -16,6 +16,7 @@ from repscope.results import Result, Row
 from repscope.studies.run.options import ModelOptions
 from repscope.studies.run.runner import Run
 from repscope.studies.run.study import Answer, Cost, Step, Study
+from tiny_runs import COUNTRIES
 
 
 class CountOptions(ModelOptions):
@@ -123,10 +124,6 @@ def test_two_processes_do_not_work_on_one_run(tmp_path):
         run.answer()
 
 
-def _command(out):
-    return ["study", "entities", "--tiny", "--entities", "countries", "--out", str(out)]
-
-
 #: What a tiny run imports on its way; nothing of it may start a thread.
 _IMPORTED = [
     "repscope.studies.entities",
@@ -154,7 +151,7 @@ def started():
         forkserver.ensure_running()
 
     def start(out):
-        process = context.Process(target=main, args=(_command(out),))
+        process = context.Process(target=main, args=([*COUNTRIES, "--out", str(out)],))
         process.start()
         return process
 
@@ -167,11 +164,10 @@ def _table(out):
     return pd.concat(parts, ignore_index=True)
 
 
-def test_killed_at_any_moment_the_next_run_goes_on_and_its_table_is_the_same(tmp_path, started):
+def test_killed_at_any_moment_the_next_run_goes_on_and_its_table_is_the_same(tmp_path, tiny_runs, started):
     """SIGKILL after each step in turn and between them, then one run to the end; beside it a run left alone."""
-    alone = started(tmp_path / "alone")
-    alone.join()
-    assert alone.exitcode == 0
+    alone, process = tiny_runs.in_a_process()
+    assert process.returncode == 0
     killed = 0
     for wait in (0, 1, 2, 3):
         process = started(tmp_path / "killed")
@@ -190,7 +186,7 @@ def test_killed_at_any_moment_the_next_run_goes_on_and_its_table_is_the_same(tmp
     last = started(tmp_path / "killed")
     last.join()
     assert last.exitcode == 0
-    pd.testing.assert_frame_equal(_table(tmp_path / "killed"), _table(tmp_path / "alone"))
+    pd.testing.assert_frame_equal(_table(tmp_path / "killed"), _table(alone))
     folder = next(p for p in (tmp_path / "killed").iterdir() if p.is_dir())
     assert not list(folder.rglob("*.part")), "nothing half-written remains"
 
