@@ -93,6 +93,23 @@ def text_of(path: Path) -> str:
     return text
 
 
+def lines_of(path: Path) -> tuple[str, ...]:
+    """The lines of a text file that are not blank, stripped.
+
+    Raises
+    ------
+    UserError
+        For a file that is missing or cannot be read, and as `text_of`.
+    """
+    try:
+        lines = text_of(path).replace("\r", "\n").split("\n")
+    except FileNotFoundError as error:
+        raise UserError(f"There is no file {path}; check the path.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); check the file.") from error
+    return tuple(line.strip() for line in lines if line.strip())
+
+
 def separated(path: Path, separator: str, wanted: Sequence[str], quote: bool | None) -> Separated:
     """Read a file of fields between separators.
 
