@@ -173,6 +173,8 @@ _LISTED = ", ".join(SUFFIXES)
 
 
 def _lines(file: Path) -> Texts:
+    if not file.exists():
+        raise UserError(f"There is no file {file}; check the path.")
     held = lines_of(file)
     if not held:
         raise UserError(f"{file} is empty; give a file with one text per line.")

@@ -99,14 +99,12 @@ def lines_of(path: Path) -> tuple[str, ...]:
     Raises
     ------
     UserError
-        For a file that is missing or cannot be read, and as `text_of`.
+        For a file that cannot be read, and as `text_of`.
     """
     try:
         lines = text_of(path).replace("\r", "\n").split("\n")
-    except FileNotFoundError as error:
-        raise UserError(f"There is no file {path}; check the path.") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}); check the file.") from error
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); check the path.") from error
     return tuple(line.strip() for line in lines if line.strip())
 
 
