@@ -152,7 +152,9 @@ def test_the_published_start_holds_some_of_each_singular_vector():
     """Columns of the full right factor R of J = L S R: J's own columns are L S times their first entries."""
     net = exp_mlp(1, width=48, features=6)
     subject = FunctionSubject(net)
-    task = solvers.SolverTask(subject, subject.context(torch.zeros(1, 48)), magnitude(), 20, 1.0, 1, seed=0, published=True)
+    task = solvers.SolverTask(
+        subject, subject.context(torch.zeros(1, 48)), magnitude(), 20, 1.0, 1, seed=0, options=SolverOptions(published=True)
+    )
     columns, none = solvers._published(task)
     assert none is None
     assert torch.allclose(columns @ columns.T, torch.eye(20), atol=1e-5)

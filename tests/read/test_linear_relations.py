@@ -211,7 +211,7 @@ class Plain:
     def __init__(self):
         self.tokenizer = self
 
-    def unembed(self, states):
+    def unembed(self, states, normed=False):
         return states
 
     def decode(self, ids):

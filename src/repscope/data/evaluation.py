@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from repscope.data.reading import How
-from repscope.data.separated import text_of
+from repscope.data.separated import lines_of
 from repscope.data.tables import SUFFIXES, WORKBOOKS, read_table
 from repscope.errors import UserError, unknown
 
@@ -173,13 +173,9 @@ _LISTED = ", ".join(SUFFIXES)
 
 
 def _lines(file: Path) -> Texts:
-    try:
-        lines = text_of(file).replace("\r", "\n").split("\n")
-    except FileNotFoundError as error:
-        raise UserError(f"There is no file {file}; check the path.") from error
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror or error}); check the file.") from error
-    held = tuple(line.strip() for line in lines if line.strip())
+    if not file.exists():
+        raise UserError(f"There is no file {file}; check the path.")
+    held = lines_of(file)
     if not held:
         raise UserError(f"{file} is empty; give a file with one text per line.")
     return Texts(file.name, held)

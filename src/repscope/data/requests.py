@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Unpack
 
 from repscope.data.reading import How
-from repscope.data.separated import text_of
+from repscope.data.separated import lines_of
 from repscope.data.tables import SUFFIXES, WORKBOOKS, read_table
 from repscope.errors import UserError, unknown
 
@@ -46,11 +46,7 @@ def requests(path: str | Path | None = None, **how: Unpack[How]) -> Requests:
         raise unknown("kind of prompts file", file.suffix or file.name, (".txt", *SUFFIXES))
     notes: list[str] = []
     if file.suffix.lower() == ".txt":
-        try:
-            given = [line.strip() for line in text_of(file).replace("\r", "\n").split("\n")]
-        except OSError as error:
-            raise UserError(f"{file} cannot be read ({error.strerror or error}); check the path.") from error
-        full = [line for line in given if line]
+        full = list(lines_of(file))
     else:
         table = read_table(file, ["text"], **how)
         given = [str(text).strip() for text in table.frame["text"]]

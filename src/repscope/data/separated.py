@@ -93,6 +93,21 @@ def text_of(path: Path) -> str:
     return text
 
 
+def lines_of(path: Path) -> tuple[str, ...]:
+    """The lines of a text file that are not blank, stripped.
+
+    Raises
+    ------
+    UserError
+        For a file that cannot be read, and as `text_of`.
+    """
+    try:
+        lines = text_of(path).replace("\r", "\n").split("\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); check the path.") from error
+    return tuple(line.strip() for line in lines if line.strip())
+
+
 def separated(path: Path, separator: str, wanted: Sequence[str], quote: bool | None) -> Separated:
     """Read a file of fields between separators.
 

@@ -2,8 +2,8 @@
 
 from repscope.discovery.calibration import Calibration, Fluency, calibrate
 from repscope.discovery.objectives import OBJECTIVES, Objective, contrastive, l2, magnitude, objective, soft_orthogonal
-from repscope.discovery.search import DiscoveryResult, SolverOptions, discover
-from repscope.discovery.solvers import SOLVERS
+from repscope.discovery.search import DiscoveryResult, discover
+from repscope.discovery.solvers import SOLVERS, SolverOptions
 from repscope.discovery.subject import Context, FunctionSubject, LanguageSubject, Subject
 
 __all__ = [

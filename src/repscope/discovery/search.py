@@ -6,7 +6,7 @@ unit vectors that minimise an objective (`objectives`). 4. The result records co
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -17,8 +17,8 @@ from torch import Tensor
 from repscope.directions import Direction, DirectionSet
 from repscope.discovery.calibration import Calibration, Fluency, calibrate
 from repscope.discovery.objectives import Objective, objective
-from repscope.discovery.solvers import SOLVERS, SolverTask
-from repscope.discovery.subject import MEMORY, Context, LanguageSubject, Subject
+from repscope.discovery.solvers import SOLVERS, SolverOptions, SolverTask
+from repscope.discovery.subject import Context, LanguageSubject, Subject
 from repscope.errors import UserError, unknown
 from repscope.models.engine.memory import memory_kept
 from repscope.models.language import LanguageModel
@@ -67,19 +67,6 @@ class DiscoveryResult:
             for k, vector in enumerate(self.vectors)
         ]
         return DirectionSet(made, self.model, f"{len(self)} directions found without labels by {how}")
-
-
-@dataclass(frozen=True)
-class SolverOptions:
-    """Advanced settings of a search; see `SolverTask` and `calibrate`."""
-
-    rate: float = 0.13
-    start: Literal["jacobian", "random"] = "jacobian"
-    published: bool = False
-    memory: float = MEMORY
-    ratio: float = 0.5
-    damage: float = 0.5
-    weight: Any = field(default=None, repr=False)
 
 
 def discover(
@@ -145,21 +132,7 @@ def discover(
     if scale == "calibrate":
         calibration = _calibrated(subject, context, prompts, seed, options)
     size = calibration.scale if calibration is not None else float(scale)
-    weight = None if options.weight is None else torch.as_tensor(options.weight)
-    task = SolverTask(
-        subject,
-        context,
-        goal,
-        n,
-        size,
-        row.steps if steps is None else steps,
-        options.rate,
-        seed,
-        weight,
-        options.start,
-        options.published,
-        options.memory,
-    )
+    task = SolverTask(subject, context, goal, n, size, row.steps if steps is None else steps, seed, options)
     before, started = context.cost, time.perf_counter()
     with memory_kept(), torch.no_grad():
         found = row.run(task)

@@ -17,6 +17,7 @@ offered: its published code differentiates a linear map, so no second derivative
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -33,13 +34,28 @@ PROJECTED = 32  #: output directions whose gradients initialise DCT
 STEP = 1e-2  #: step of a central difference, in median norms of a source state
 
 
+@dataclass(frozen=True)
+class SolverOptions:
+    """Advanced settings of a search.
+
+    rate: approximate rotation by a first step of Adam, in radians. start: of `dct`. published: whether DCT runs as its published
+    code (see `_published`). memory: limit for graphs, bytes. ratio, damage: of `calibrate`. weight: (reader, width), for `weights`.
+    """
+
+    rate: float = 0.13
+    start: Literal["jacobian", "random"] = "jacobian"
+    published: bool = False
+    memory: float = MEMORY
+    ratio: float = 0.5
+    damage: float = 0.5
+    weight: Any = field(default=None, repr=False)
+
+
 @dataclass(frozen=True, eq=False)
 class SolverTask:
     """Input of a solver.
 
-    n: directions. scale: norm at which effects are taken. steps: iterations (per direction for `sequential`). rate: approximate
-    rotation by a first step of Adam, in radians. weight: (reader, width), for `weights`. start: of `dct`, `jacobian` or `random`.
-    published: whether DCT runs as its published code (see `_published`). memory: limit for graphs in bytes.
+    n: directions. scale: norm at which effects are taken. steps: iterations (per direction for `sequential`).
     """
 
     subject: Subject
@@ -48,12 +64,8 @@ class SolverTask:
     n: int
     scale: float
     steps: int
-    rate: float = 0.13
     seed: int = 0
-    weight: Float[Tensor, "reader width"] | None = None
-    start: str = "jacobian"
-    published: bool = False
-    memory: float = MEMORY
+    options: SolverOptions = SolverOptions()
 
     def drawn(self, count: int | None = None) -> Float[Tensor, "direction width"]:
         """Random unit vectors, from the seed."""
@@ -112,12 +124,12 @@ def _sequential(task: SolverTask) -> Solution:
 def _descended(task: SolverTask, start: Tensor, free: Callable[[Tensor], Tensor], advance: Advance) -> Solution:
     """Adam on the sphere, within the subspace that `free` projects to; the step shrinks linearly over the second half."""
     unit = functional.normalize(free(start), dim=1)
-    adam = torch.optim.Adam([unit], lr=task.rate / math.sqrt(unit.shape[1]), betas=(0.9, 0.98), eps=1e-30)
+    adam = torch.optim.Adam([unit], lr=task.options.rate / math.sqrt(unit.shape[1]), betas=(0.9, 0.98), eps=1e-30)
     losses = []
     for step in range(task.steps):
         for group in adam.param_groups:
-            group["lr"] = task.rate / math.sqrt(unit.shape[1]) * min(1.0, 2 * (1 - step / task.steps))
-        terms, grad = task.subject.loss_and_grad(task.context, task.scale * unit, task.objective, task.memory)
+            group["lr"] = task.options.rate / math.sqrt(unit.shape[1]) * min(1.0, 2 * (1 - step / task.steps))
+        terms, grad = task.subject.loss_and_grad(task.context, task.scale * unit, task.objective, task.options.memory)
         _finite(terms, grad, step)
         grad = free(grad)
         unit.grad = grad - (grad * unit).sum(1, keepdim=True) * unit
@@ -177,14 +189,18 @@ def _jacobian(task: SolverTask) -> Solution:
 
 
 def _dct(task: SolverTask) -> Solution:
-    v, u = _published(task) if task.published else (_projected(task) if task.start == "jacobian" else task.drawn(), None)
+    v, u = (
+        _published(task)
+        if task.options.published
+        else (_projected(task) if task.options.start == "jacobian" else task.drawn(), None)
+    )
     if u is None:
         v = orthonormal(v)
         u = functional.normalize(mean_over(task.context, task.subject.effect(task.context, task.scale * v)), dim=1)
     losses = []
     with progress("DCT", task.steps) as advance:
         for step in range(task.steps):
-            v = torch.linalg.qr(v.T)[0].T if task.published else orthonormal(v)
+            v = torch.linalg.qr(v.T)[0].T if task.options.published else orthonormal(v)
             effects, pulled = _pulled(task, task.scale * v, u)
             losses.append(-(u * effects).sum(1))
             _finite(losses[-1], pulled, step)
@@ -222,7 +238,7 @@ def _published(task: SolverTask) -> tuple[Tensor, Tensor | None]:
     From random vectors, U is random too. From the Jacobian, V are the first *columns* of the SVD's full right factor, whose *rows*
     are the singular vectors: orthonormal mixtures of all singular vectors. QR may flip signs.
     """
-    if task.start == "random":
+    if task.options.start == "random":
         return task.drawn(), _outputs(task, task.n, task.seed + 2)
     right = torch.linalg.svd(_gradients(task), full_matrices=True)[2]
     return right[:, : task.n].T.contiguous(), None
@@ -254,9 +270,10 @@ def _pca(task: SolverTask) -> Solution:
 
 
 def _weights(task: SolverTask) -> Solution:
-    if task.weight is None or task.weight.dim() != 2 or task.weight.shape[1] != task.context.width:
+    weight = None if task.options.weight is None else torch.as_tensor(task.options.weight)
+    if weight is None or weight.dim() != 2 or weight.shape[1] != task.context.width:
         raise UserError(f"The solver `weights` takes a weight of shape (reader, {task.context.width}): pass weight=….")
-    _, sizes, v = torch.linalg.svd(functional.normalize(task.weight.to(task.context.states), dim=1), full_matrices=False)
+    _, sizes, v = torch.linalg.svd(functional.normalize(weight.to(task.context.states), dim=1), full_matrices=False)
     if len(v) < task.n:
         raise UserError(f"The weight has {len(v)} singular vectors; {task.n} are asked for.")
     return Solution(v[: task.n], sizes.new_zeros(0, task.n), {"sigma": sizes[: task.n]})

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from repscope.data.relations import Pair, Relation
 from repscope.errors import UserError
@@ -190,15 +190,19 @@ def _asked(
     acts = lm.capture(prompts, lm.last, "tail.all")
     ids = encode(lm.tokenizer, prompts, Tokens.parse("tail.all"), lm.context, causal=lm.causal)
     hidden = acts[lm.last]
-    said = np.concatenate(
-        [lm.unembed(hidden[a : a + _HEAD_ROWS], normed=True).argmax(-1) for a in range(0, len(hidden), _HEAD_ROWS)]
-    )
+    said = most_likely(lm, hidden, normed=True)
     first, full = np.zeros(len(prompts), dtype=bool), np.zeros(len(prompts), dtype=bool)
     for i, obj in enumerate(objects):
         told = said[acts.offsets[i] : acts.offsets[i + 1]][:-1]
         first[i] = len(told) > 0 and starts_with(lm.tokenizer.decode([int(told[0])]), obj)
         full[i] = len(told) > 0 and bool((told == ids.ids[i][ids.start[i] + 1 : ids.stop[i]]).all())
     return first, full
+
+
+def most_likely(lm: "LanguageModel", states: Float[np.ndarray, "row d_model"], *, normed: bool = False) -> Int[np.ndarray, "row"]:
+    """Most likely next token of each state, by the final norm (unless `normed`) and the head."""
+    batches = [states[a : a + _HEAD_ROWS].astype(np.float32) for a in range(0, len(states), _HEAD_ROWS)]
+    return np.concatenate([lm.unembed(batch, normed=normed).argmax(-1) for batch in batches])
 
 
 def _after(lm: "LanguageModel", question: Prompt, tail: str) -> list[int]:

@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from repscope.data.relations import Pair, Relation
 from repscope.errors import UserError, unknown
 from repscope.models.prompts import Prompt, encode
 from repscope.models.sites import Site, Tokens
-from repscope.read.known_facts import EncodedFacts, distinct, encode_facts, starts_with
+from repscope.read.known_facts import EncodedFacts, distinct, encode_facts, most_likely, starts_with
 
 if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 EXAMPLES = 5
 READ_AT = {"first": "last", "mean": "answering.mean"}  #: tokens at which an object's state is read
 BETAS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 7.0)
-_HEAD_ROWS = 256  #: rows per batch of the head
 _DENSE = 1536  #: largest width of a full singular value decomposition
 
 
@@ -146,7 +145,7 @@ class LREs(Mapping[str, LRE]):
     def answers(self, lm: "LanguageModel", names: Sequence[str], site: str, beta: float | None = None) -> list[str]:
         """The map's most likely token per subject."""
         held = self.subjects(lm, names)
-        return [lm.tokenizer.decode([i]) for i in top(lm, self[site](held[site], beta), self[site].target)]
+        return [lm.tokenizer.decode([i]) for i in most_likely(lm, self[site](held[site], beta))]
 
 
 def lre(
@@ -234,18 +233,9 @@ def vectors(
     return {str(site): rows for site, rows in held.rows.items()} | {"target": end[target]}
 
 
-def top(lm: "LanguageModel", states: Float[np.ndarray, "row d_model"], target: str) -> Int[np.ndarray, "row"]:
-    """Most likely next token of each state at the target, by the final norm and the head."""
-    return np.concatenate(
-        [lm.unembed(states[a : a + _HEAD_ROWS].astype(np.float32)).argmax(-1) for a in range(0, len(states), _HEAD_ROWS)]
-    )
-
-
-def right(
-    lm: "LanguageModel", states: Float[np.ndarray, "row d_model"], objects: Sequence[str], target: str
-) -> Bool[np.ndarray, "row"]:
+def right(lm: "LanguageModel", states: Float[np.ndarray, "row d_model"], objects: Sequence[str]) -> Bool[np.ndarray, "row"]:
     """Whether the most likely token of each state begins its object."""
-    said = [lm.tokenizer.decode([int(i)]) for i in top(lm, states, target)]
+    said = [lm.tokenizer.decode([int(i)]) for i in most_likely(lm, states)]
     return np.array([starts_with(word, obj) for word, obj in zip(said, objects)], dtype=bool)
 
 
@@ -259,7 +249,7 @@ def best_beta(
     """The map with the most accurate β on these subjects (ties: nearest to 1), and its accuracy."""
     moved = subjects @ fit.weight.T
     states = np.concatenate([beta * moved + fit.bias for beta in betas])
-    hits = right(lm, states, list(objects) * len(betas), fit.target).reshape(len(betas), -1).mean(1)
+    hits = right(lm, states, list(objects) * len(betas)).reshape(len(betas), -1).mean(1)
     best = max(range(len(betas)), key=lambda i: (hits[i], -abs(np.log(betas[i]))))
     return replace(fit, beta=betas[best]), float(hits[best])
 
@@ -306,14 +296,6 @@ def attribute_lens(lm: "LanguageModel", fits: LREs, text: "str | Prompt", *, top
             order = np.argsort(-chance)[:top_k]
             words = [lm.tokenizer.decode([int(i)]) for i in order]
             listed = ", ".join(f"{w.strip()} {chance[i]:.2f}" for w, i in zip(words, order))
-            cells.append(
-                {
-                    "block": -1 if layer is None else layer,
-                    "position": position,
-                    "token": lm.tokenizer.decode([ids[position]]),
-                    "predicted": words[0],
-                    "probability": float(chance[order[0]]),
-                    "top_five": listed,
-                }
-            )
+            place = {"block": -1 if layer is None else layer, "position": position, "token": lm.tokenizer.decode([ids[position]])}
+            cells.append({**place, "predicted": words[0], "probability": float(chance[order[0]]), "top_five": listed})
     return pd.DataFrame(cells)

@@ -78,17 +78,8 @@ def logit_lens(lm: "LanguageModel", prompt: str, *, top: int = 5, seed: int = 0,
             for i, best in enumerate(leading):
                 said = [lm.tokenizer.decode([t]) for t in best]
                 five = "  ".join(f"{t!r} {p:.2f}" for t, p in zip(said, probability[i, best]))
-                cells.append(
-                    {
-                        "block": block,
-                        "position": first + i,
-                        "token": tokens[i],
-                        "predicted": said[0],
-                        "probability": probability[i, best[0]],
-                        "top_five": five,
-                        "of_final": of_final[i],
-                    }
-                )
+                read_out = {"predicted": said[0], "probability": probability[i, best[0]], "top_five": five, "of_final": of_final[i]}
+                cells.append({"block": block, "position": first + i, "token": tokens[i], **read_out})
             where = {**at(site), "token": "all", "item": "final prediction", "seed": seed}
             where |= {"metric": "probability", "definition": DEFINITION}
             rows.append(Row.of(stats.mean(of_final, unit="token", seed=seed), **where))

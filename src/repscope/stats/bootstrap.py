@@ -55,7 +55,7 @@ def mean(values: Float[ArrayLike, "unit"], *, unit: str, seed: int = 0, level: f
     return _estimate(float(x.mean()), sampled, level, unit, x.size)
 
 
-def proportion(hits: Float[ArrayLike, "unit"], *, unit: str, seed: int = 0, level: float = LEVEL, draws: int = DRAWS) -> Estimate:
+def proportion(hits: Float[ArrayLike, "unit"], *, unit: str, seed: int = 0) -> Estimate:
     """The share of units that are 1 (others are 0), with its bootstrap interval; Wilson's where all units agree.
 
     >>> e = proportion([1.0] * 10, unit="entity")
@@ -64,27 +64,19 @@ def proportion(hits: Float[ArrayLike, "unit"], *, unit: str, seed: int = 0, leve
     """
     x = _rows(hits)
     if x.min() == x.max() and x[0] in (0.0, 1.0):
-        lo, hi = wilson(int(x.sum()), x.size, level)
-        return Estimate(float(x[0]), lo, hi, level, "wilson", unit, x.size)
-    return mean(x, unit=unit, seed=seed, level=level, draws=draws)
+        lo, hi = wilson(int(x.sum()), x.size)
+        return Estimate(float(x[0]), lo, hi, LEVEL, "wilson", unit, x.size)
+    return mean(x, unit=unit, seed=seed)
 
 
-def ratio(
-    top: Float[ArrayLike, "unit"],
-    bottom: Float[ArrayLike, "unit"],
-    *,
-    unit: str,
-    seed: int = 0,
-    level: float = LEVEL,
-    draws: int = DRAWS,
-) -> Estimate:
+def ratio(top: Float[ArrayLike, "unit"], bottom: Float[ArrayLike, "unit"], *, unit: str, seed: int = 0) -> Estimate:
     """Sum of `top` over sum of `bottom`, with its bootstrap interval. NaN where bottom sums to 0."""
     a, b = _rows(top), _rows(bottom)
-    sums = _resampled(np.stack([a, b], axis=1), draws, seed)
+    sums = _resampled(np.stack([a, b], axis=1), DRAWS, seed)
     with np.errstate(divide="ignore", invalid="ignore"):
         sampled = sums[:, 0] / sums[:, 1]
         value = float(a.sum() / b.sum()) if b.sum() else float("nan")
-    return _estimate(value, sampled, level, unit, a.size)
+    return _estimate(value, sampled, LEVEL, unit, a.size)
 
 
 def functions_of_ratios(
@@ -94,8 +86,6 @@ def functions_of_ratios(
     *,
     unit: str,
     seed: int = 0,
-    level: float = LEVEL,
-    draws: int = DRAWS,
 ) -> dict[str, Estimate]:
     """Functions, by name, of several ratios. A ratio is the sum of a column of `top` over that of `bottom`; columns share draws.
 
@@ -104,12 +94,12 @@ def functions_of_ratios(
     (2.0, 2.0, 2.0)
     """
     a, b = np.asarray(top, dtype=np.float64), np.asarray(bottom, dtype=np.float64)
-    sums = _resampled(np.concatenate([a, b], axis=1), draws, seed)
+    sums = _resampled(np.concatenate([a, b], axis=1), DRAWS, seed)
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn = sums[:, : a.shape[1]] / sums[:, a.shape[1] :]
     drawn, whole = drawn[np.isfinite(drawn).all(1)], (a.sum(0) / b.sum(0))[None]
     return {
-        name: _estimate(float(of(whole)[0]), of(drawn) if len(drawn) else drawn.ravel(), level, unit, len(a))
+        name: _estimate(float(of(whole)[0]), of(drawn) if len(drawn) else drawn.ravel(), LEVEL, unit, len(a))
         for name, of in functions.items()
     }
 

@@ -88,6 +88,22 @@ def load(
     """
     from repscope.models.language import LanguageModel
 
+    parts, its_tokenizer, source = load_parts(
+        model, tokenizer=tokenizer, revision=revision, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+    )
+    return LanguageModel(parts, its_tokenizer, name=source.name, source=source)
+
+
+def load_parts(
+    model: "str | Path | nn.Module",
+    *,
+    tokenizer: Any = None,
+    revision: str | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    trust_remote_code: bool = False,
+) -> "tuple[PreTrainedModel, Any, WeightSource]":
+    """As `load`: the Hugging Face model, its tokenizer and where they came from."""
     if not isinstance(model, str | Path):
         return _given(model, tokenizer, revision, device)
     if dtype not in DTYPES:
@@ -98,8 +114,7 @@ def load(
     if tokenizer is None:
         tokenizer = read_tokenizer(folder, name, code=trust_remote_code)
     origin = gguf.record(folder).get("precision", "")
-    source = WeightSource(name, fingerprint, f"{dtype}, {origin}" if origin else dtype, folder, commit)
-    return LanguageModel(hf_model, tokenizer, name, source)
+    return hf_model, tokenizer, WeightSource(name, fingerprint, f"{dtype}, {origin}" if origin else dtype, folder, commit)
 
 
 def folder_of(model: str | Path) -> Path:
@@ -167,10 +182,8 @@ def _located(model: str | Path, revision: str | None, code: bool) -> tuple[str, 
     raise unknown("model", asked, [m.name for m in cached()], "A hub id has the form 'org/name'.")
 
 
-def _given(model: Any, tokenizer: Any, revision: str | None, device: str | None) -> "LanguageModel":
+def _given(model: Any, tokenizer: Any, revision: str | None, device: str | None) -> "tuple[PreTrainedModel, Any, WeightSource]":
     from torch import nn
-
-    from repscope.models.language import LanguageModel
 
     if not isinstance(model, nn.Module):
         raise UserError(f"load() takes a name, a path or a torch module, not a {type(model).__name__}.")
@@ -186,7 +199,8 @@ def _given(model: Any, tokenizer: Any, revision: str | None, device: str | None)
     first = next((p for p in model.parameters() if p.is_floating_point()), None)
     precision = str(first.dtype).removeprefix("torch.") if first is not None else "no floating-point weights"
     name = Path(str(getattr(config, "_name_or_path", "") or "")).name or type(model).__name__
-    return LanguageModel(model, tokenizer, name, WeightSource(name, of_module(model), precision, None, None))
+    hf_model: Any = model
+    return hf_model, tokenizer, WeightSource(name, of_module(model), precision, None, None)
 
 
 def device_named(device: str | None) -> str:

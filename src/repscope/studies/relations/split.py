@@ -27,8 +27,8 @@ from repscope.read.concept_directions import (
     mean_of_inverses,
 )
 from repscope.read.concept_directions import right as named
-from repscope.read.known_facts import EncodedFacts, distinct, starts_with
-from repscope.read.linear_relations import LREs, best_beta, lre, ridge_map, right, top, translation
+from repscope.read.known_facts import EncodedFacts, distinct, most_likely, starts_with
+from repscope.read.linear_relations import LREs, best_beta, lre, ridge_map, right, translation
 from repscope.steer.fact_editing import kl, logits_after_edit, random_step
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def faithfulness(split: Split, tick: Tick) -> Hits:
             ANOTHER: best(s[turned]),
         }
         for name, rows in states.items():
-            hits[f"{name}|{site}"] = right(lm, rows, report.objects, target)
+            hits[f"{name}|{site}"] = right(lm, rows, report.objects)
         tick(1 / len(split.fits))
     site = chosen[1]
     for name in list(hits):
@@ -170,8 +170,8 @@ def faithfulness(split: Split, tick: Tick) -> Hits:
     hits["map from the embedding|chosen"] = hits["estimate|embed"]
     common = max(set(everything.objects), key=everything.objects.count)
     hits["majority object|chosen"] = np.array([o == common for o in report.objects])
-    own = top(lm, report.end[target], target)
-    hits["agrees|chosen"] = top(lm, tuned[site](report.at[site]), target) == own
+    own = most_likely(lm, report.end[target])
+    hits["agrees|chosen"] = most_likely(lm, tuned[site](report.at[site])) == own
     split.facts |= {"site": site, "beta": tuned[site].beta, "fits": LREs(split.spelt, tuple(split.examples), tuned)}
     return hits
 

@@ -280,7 +280,7 @@ def _across(setup: Setup[RelationsOptions], held: Sequence[Relation]) -> Callabl
             at = vectors(lm, prompts, sorted({m.site for m in maps.values()}), target)
             objects = [words.relation.samples[i][1] for i in reported]
             for name, fit in maps.items():
-                hits = right(lm, fit(at[fit.site]), objects, target)
+                hits = right(lm, fit(at[fit.site]), objects)
                 rows.append(
                     Row.of(
                         stats.proportion(hits.astype(float), unit="subject"),
