@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-oldest lint bench browser clean
+.PHONY: demo test test-oldest lint bench browser docs notebooks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/repscope tour
@@ -24,6 +24,14 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site, in site/: built offline; a warning is an error.
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
+# Runs the notebooks on the default model and stores their outputs: minutes.
+notebooks: $(VENV)/.docs
+	cd docs/notebooks && $(CURDIR)/$(BIN)/jupyter execute --inplace --timeout=3600 *.ipynb
 
 # Peers live in an environment of their own; the table goes to benchmarks/RESULTS.md.
 bench: .venv-bench/.done .venv-relations/.done .peers-melbo/.done .peers-nngeom/.done $(VENV)/.demo
@@ -46,6 +54,10 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(VENV)/.demo $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
 
 .venv-bench/.done: benchmarks/requirements-peers.txt pyproject.toml
 	$(PYTHON) -m venv .venv-bench
@@ -84,4 +96,4 @@ browser: $(VENV)/.dev
 	@$(BIN)/python tests/report/browser.py
 
 clean:
-	rm -rf $(VENV) .venv-bench .venv-relations .oldest .peers .peers-melbo .peers-nngeom runs
+	rm -rf $(VENV) site .venv-bench .venv-relations .oldest .peers .peers-melbo .peers-nngeom runs

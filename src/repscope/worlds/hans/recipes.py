@@ -44,13 +44,7 @@ class Training:
     tuning: FineTuning = field(default_factory=FineTuning)
 
     def __post_init__(self) -> None:
-        """Refuse what gives no runs.
-
-        Raises
-        ------
-        UserError
-            For an unknown recipe, numbers below one, a fork or an early bias beyond its training.
-        """
+        """Raise a `UserError` for an unknown recipe, numbers below one, or a fork or early bias beyond its training."""
         if self.recipe not in RECIPES:
             raise unknown("recipe", self.recipe, RECIPES)
         if min(self.runs, self.inits, self.keep) < 1:
