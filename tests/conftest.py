@@ -1,6 +1,8 @@
 """Fixtures: tiny models of each family, and the default model, loaded once."""
 
 import gc
+import marshal
+import sys
 
 import hypothesis
 import pytest
@@ -26,8 +28,30 @@ def pytest_collection_modifyitems(items):
 
 def pytest_collection_finish():
     """What was imported stays: the garbage collector need not look at it again and again."""
+    if "altair" in sys.modules:
+        _validate_equal_parts_of_charts_once()
     gc.collect()
     gc.freeze()
+
+
+def _validate_equal_parts_of_charts_once():
+    """Most axes, scales and titles of a page are equal, and altair validates each of them; this is half of the time of a page."""
+    from altair.utils import schemapi
+
+    validate, valid = schemapi.validate_jsonschema, {}
+
+    def validated(spec, schema, rootschema=None, *, raise_error=True):
+        try:
+            key = marshal.dumps((spec, schema, id(rootschema)), 2)
+        except ValueError:  # holds more than plain values
+            return validate(spec, schema, rootschema, raise_error=raise_error)
+        if key not in valid:
+            if (error := validate(spec, schema, rootschema, raise_error=raise_error)) is not None:
+                return error
+            valid[key] = rootschema  # kept, so that its id stays its own
+        return None
+
+    schemapi.validate_jsonschema = validated
 
 
 @pytest.fixture(scope="session")

@@ -29,15 +29,15 @@ def token_flops(blocks: Sequence[nn.Module]) -> float:
 
 
 def token_bytes(block: nn.Module, element: int) -> float:
-    """About what a pass holds of one token at once: what each linear map of a block takes and gives, twice."""
+    """Estimated memory per token of a pass: twice the inputs and outputs of a block's linear maps."""
     maps = [w for m in block.modules() if (w := linear_map(m)) is not None]
     return 2.0 * element * sum(sum(w.shape) for w in maps)
 
 
 def token_budget(device: str, per_token: float, *, offloaded: bool = False) -> int:
-    """Tokens of one pass: what the device gains by, as far as a quarter of its free memory allows.
+    """Token budget of one pass: the size beyond which the device gains nothing, within a quarter of its free memory.
 
-    Where weights come from disk, every pass reads them all, so that passes are as large as can be.
+    If weights are read from disk, each pass reads all of them, so passes are as large as possible.
     """
     most = _CPU_TOKENS if device == "cpu" and not offloaded else _TOKENS
     return int(max(64, min(most, _SHARE_OF_MEMORY * free_memory(device) / max(per_token, 1.0))))
@@ -59,9 +59,9 @@ def free_memory(device: str) -> float:
 
 @contextmanager
 def memory_kept() -> Iterator[None]:
-    """While this lasts, freed memory stays with the process, so that the same work over and over meets no page for the first time.
+    """Keep freed memory in the process, so that repeated work reuses its pages (glibc only).
 
-    Where large temporaries come and go, the kernel's handing out of zeroed pages takes up to a seventh of the time. For glibc only.
+    With large temporaries, zeroing of new pages by the kernel takes up to a seventh of the time.
     """
     libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
     if libc is None or not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):

@@ -84,7 +84,7 @@ class TokenNetwork(ProvedNetwork):
         return self.resolve("resid_post.-1")[0]
 
     def checked(self, ids: Ragged) -> None:
-        """See that all token ids are in the vocabulary.
+        """Check that all token ids are in the vocabulary.
 
         Raises a `UserError` when one is not; names the prompt.
         """
@@ -95,18 +95,18 @@ class TokenNetwork(ProvedNetwork):
 
     @cached_property
     def offloaded(self) -> bool:
-        """Whether some weights are read from disk, or brought from another memory, at each pass."""
+        """Whether some weights are read from disk or another device at each pass."""
         return any(getattr(getattr(m, "_hf_hook", None), "offload", False) for m in self.module.modules())
 
     @cached_property
     def token_bytes(self) -> float:
-        """About what a pass holds of one token at once."""
+        """Estimated memory per token of a pass."""
         blocks = self.block_list
         return token_bytes(blocks[0], self.model.dtype.itemsize) if len(blocks) else 1.0
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens of one pass, when nobody says how many."""
+        """Default token budget of one forward pass."""
         return token_budget(str(self.device), self.token_bytes, offloaded=self.offloaded)
 
     def planned(
@@ -134,7 +134,7 @@ class TokenNetwork(ProvedNetwork):
         return self.separated(planned)
 
     def separated(self, planned: Plan) -> Plan:
-        """The plan with those prompts by themselves that come out otherwise beside others in a batch."""
+        """The plan with prompts run alone whose results differ in a batch."""
         if all(len(batch) == 1 for batch in planned.batches):
             return planned
         longest = int(planned.ids.lengths.max())
@@ -168,7 +168,7 @@ class TokenNetwork(ProvedNetwork):
             return found | {"generation in batches": str(error)}
 
     def unpackable(self, ids: Ragged, sites: Sequence[Site]) -> str:
-        """Why these prompts are not packed for these sites, proved by a pass where it takes one; empty where they are."""
+        """Why these prompts are not packed for these sites, tested by a pass if necessary; empty if they are."""
         return cannot_pack(self, sites) or self._packing_differs(int(ids.lengths.max()))
 
     def _packing_differs(self, longest: int) -> str:
@@ -257,7 +257,7 @@ class TokenNetwork(ProvedNetwork):
 
     @contextmanager
     def announced(self, prompts: Int[np.ndarray, "row"], offset: Int[np.ndarray, "row"] | None = None) -> Iterator[None]:
-        """Tell the installed edits which prompts the rows of the next passes are, and how many columns of padding stand before."""
+        """Tell the installed edits the prompts of the rows of the next passes, and the padding columns before each."""
         none = np.zeros(len(prompts), dtype=np.int64)
         self._pass = Pass(np.array(prompts), none if offset is None else offset)
         try:
@@ -266,7 +266,7 @@ class TokenNetwork(ProvedNetwork):
             self._pass = None
 
     def head(self) -> Callable[[Float[Tensor, "row d_model"]], Float[Tensor, "row vocab"]]:
-        """The map from the final norm's output to logits, proved on the probe.
+        """The map from the final norm's output to logits, verified on the probe.
 
         Raises a `UserError` when the model has no head, or one that is more than such a map.
         """

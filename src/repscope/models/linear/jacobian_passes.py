@@ -35,7 +35,7 @@ _NEVER_TARGETS = ("q", "k", "v", "pattern")
 class Group:
     """Inputs that go through one pass.
 
-    inputs: which. make: makes the pass. bytes: about what its graph takes. held: the pass, where it is kept.
+    inputs: their indices. make: runs the pass. bytes: estimated size of its graph. held: the pass, if it is cached.
     """
 
     inputs: Sequence[int]
@@ -44,16 +44,16 @@ class Group:
     held: Linearized | None = None
 
     def linearized(self) -> Linearized:
-        """The pass, kept or made again."""
+        """The cached pass, or a new one."""
         return self.held if self.held is not None else self.make()
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """The passes of which Jacobians are taken.
+    """Passes for Jacobians.
 
-    sources, target: the sites. groups: inputs that share a pass. single: whether one source was named, and not a list. unchanged:
-    raises, before further products, where the network is not what it was.
+    groups: inputs that share a pass. single: whether a single source was named, not a list. unchanged: raises if the network has
+    changed since.
     """
 
     sources: Sequence[Site]
@@ -172,13 +172,13 @@ def endpoints(net: BaseNetwork, source: str | Site | Sequence[str | Site], targe
 
 
 def _all_blocks(name: str) -> bool:
-    """Whether a name stands for every block of a kind: `resid_post`, `resid_post.*`, `z.*.*`."""
+    """Whether a name means every block of a kind: `resid_post`, `resid_post.*`, `z.*.*`."""
     kind, *numbers = name.split(".")
     return kind in KINDS and KINDS[kind].per_block and set(numbers) <= {"*"}
 
 
 def _unchanged(net: BaseNetwork) -> Callable[[], None]:
-    """A function that raises where the weights are not what they are now: products would mix two networks."""
+    """A function that raises if the weights have changed since: products would mix two networks."""
 
     def now() -> object:
         held = [p for p in net.module.parameters() if not p.is_meta]  # those on another device are brought anew for each pass
@@ -197,14 +197,14 @@ def _unchanged(net: BaseNetwork) -> Callable[[], None]:
 
 
 def _aimed(net: TokenNetwork, tokenizer: Any, held: Sequence[PromptLike], installed: tuple[Any, ...]) -> None:
-    """See that the network is edited as it was when the Jacobian was asked for, and tell the edits their positions."""
+    """Check that the installed edits are those under which the Jacobian was requested, and resolve their positions."""
     _see_edited(net, installed)
     if installed:
         resolve_edit_positions(net, tokenizer, held, encode(tokenizer, held, Tokens("all"), net.context, causal=net.causal).ids)
 
 
 def _see_edited(net: BaseNetwork, installed: tuple[Any, ...]) -> None:
-    """See that the network is edited as it was when the Jacobian was asked for."""
+    """Check that the installed edits are those under which the Jacobian was requested."""
     if len(installed) != len(net.installed) or any(a is not b for a, b in zip(installed, net.installed)):
         raise UserError(
             "This Jacobian was made under other edits than those of now, and is too large to keep: ask for products in the context "
@@ -222,7 +222,7 @@ def _prompt_pass(
     watch: Sequence[Site],
     aimed: Callable[[], None],
 ) -> Linearized:
-    """One pass over prompts whose parts have the lengths in `key`: what is before, then the source's, the target's and the end."""
+    """One pass over prompts with the lengths in `key`: tokens before, source positions, target positions, and the end."""
     before, first, last, read_from, read_to, tokens = key
     ids = torch.from_numpy(np.stack([row[: before + tokens] for row in rows])).to(net.device)
     aimed()
@@ -268,7 +268,7 @@ def _prompt_pass(
 
 
 def _joins_otherwise(net: TokenNetwork, passed: Callable[[bool], Linearized], kept: list[Linearized]) -> str:
-    """Why earlier keys and values cannot be joined inside attention, out of the graph, instead of by the cache: tried both ways."""
+    """Why joining earlier keys and values inside attention differs from joining them in the cache; empty if it does not."""
     try:
         kept[:] = [passed(True)]
         return "" if net.agree(kept[0].target, passed(False).target) else "joined inside attention they give another target"
@@ -277,7 +277,7 @@ def _joins_otherwise(net: TokenNetwork, passed: Callable[[bool], Linearized], ke
 
 
 def _apart(cache: Any, attention: Explicit) -> Any:
-    """The cache, which hands what it holds to attention and the new keys and values on as they are."""
+    """A view of the cache that passes its content to `attention` and returns new keys and values unchanged."""
     from transformers import DynamicCache
 
     class Apart(DynamicCache):
@@ -304,7 +304,7 @@ def _pass(
     tokens: int = 0,
     watch: Sequence[Site] = (),
 ) -> Linearized:
-    """One pass: zeros added at the sources, the target read, and nothing beyond it run."""
+    """One pass that adds zeros at the sources, reads the target and stops there."""
     leaves: dict[Site, Tensor] = {}
     points: dict[Site, Tensor] = {}
     watched: dict[Site, tuple[Tensor, Tensor]] = {}

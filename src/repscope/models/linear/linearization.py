@@ -25,11 +25,11 @@ _POINTWISE = (functional.silu, functional.gelu)  #: whose derivative torch compu
 
 
 class Explicit(TorchFunctionMode):
-    """A pass written so that many vectors go back through it quickly, and twice: its first derivative is all that is right.
+    """A mode for passes with fast batched and double backward passes; only their first derivative is correct.
 
-    `scaled_dot_product_attention` becomes plain products, and an activation a multiplication by its slope, which is taken once.
+    `scaled_dot_product_attention` becomes plain products; activations become multiplications by their slope, computed once.
 
-    before: keys and values of earlier positions, to be joined to those of the next call; whoever sets them does so for each call.
+    before: keys and values of earlier positions for the next call of attention; must be set before each call.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Explicit(TorchFunctionMode):
 
 
 def _sloped(func: Any, x: Tensor, more: Sequence[Any], options: dict[str, Any]) -> Tensor:
-    """func(x), with x's graph joined by the slope there as a constant."""
+    """func(x), with its slope at x as a constant in the graph."""
     point = x.detach().requires_grad_()
     value = func(point, *more, **options)
     (slope,) = torch.autograd.grad(value.sum(), point)
@@ -138,7 +138,7 @@ def explicit(
 
 
 def _added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """What a mask of allowed pairs adds to their scores."""
+    """Additive mask of scores: 0 for allowed pairs, -inf for others."""
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
 
 

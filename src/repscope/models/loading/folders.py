@@ -128,7 +128,7 @@ def read_tokenizer(folder: Path, name: str, *, code: bool) -> Any:
 
 
 def _placement(device: str, folder: Path) -> dict[str, Any]:
-    """Where accelerate is to put a model that no single device shall hold."""
+    """Options of accelerate's placement, for a model that is not on a single device."""
     if device == "auto":
         return {"device_map": "auto"}
     # Files of safetensors are read where they are; the folder is for weights that must be written in another precision.
@@ -163,7 +163,7 @@ def _auto_class(config: Any, code: bool, classifiers: bool = False) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the bar that transformers draws for every load, however short."""
+    """Disable transformers' progress bar, which appears even for short loads."""
     from transformers.utils import logging as transformers_logging
 
     logging: Any = transformers_logging

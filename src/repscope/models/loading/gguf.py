@@ -119,7 +119,7 @@ def _header(reader: Any) -> Header:
 
 
 def prepared(name: str, make: Callable[[Path], None]) -> Path:
-    """The folder of that name in our cache, made now if it is not there. `make` gets a temporary folder to fill."""
+    """The folder of that name in the cache; if absent, `make` fills a temporary folder first."""
     target = cache_home() / "models" / name
     if complete(target):
         return target
@@ -136,7 +136,7 @@ def prepared(name: str, make: Callable[[Path], None]) -> Path:
 
 @contextmanager
 def _alone(target: Path) -> Iterator[None]:
-    """Hold the lock on a name in our cache; wait, and say so, while another process holds it."""
+    """Acquire the lock on a name in the cache; show progress while waiting for another process."""
     from filelock import FileLock, Timeout
 
     try:
@@ -159,13 +159,13 @@ def _alone(target: Path) -> Iterator[None]:
 
 
 def complete(folder: Path) -> bool:
-    """Whether a folder holds a whole conversion, made as this version makes them."""
+    """Whether a folder contains a complete conversion of the present format."""
     needed = ("config.json", "model.safetensors")
     return record(folder).get("format") == FORMAT and all((folder / name).is_file() for name in needed)
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """What a conversion noted about its source; empty for any other folder."""
+    """The record of a conversion about its source; empty for any other folder."""
     try:
         noted = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -277,7 +277,7 @@ def _write(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 class _Muted(io.TextIOBase):
-    """Standard error without what one thread writes: transformers draws a bar of its own, across ours."""
+    """Standard error without the output of one thread: transformers draws its own progress bar over ours."""
 
     def __init__(self, real: TextIO) -> None:
         self._real, self._thread = real, threading.get_ident()
@@ -299,6 +299,6 @@ def _muted() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, for a sentence of ours."""
+    """The first line of an error's text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:200].rstrip(".")

@@ -43,7 +43,7 @@ ALIASES: dict[str, Wheel] = {
 
 @dataclass(frozen=True)
 class Cached:
-    """A model that is on this disk, or could be. kind: alias, gguf or hub. state: "ready" or "not downloaded"."""
+    """A model that is cached or can be downloaded. kind: alias, gguf or hub. state: "ready" or "not downloaded"."""
 
     name: str
     kind: str
@@ -118,7 +118,7 @@ def load_parts(
 
 
 def folder_of(model: str | Path) -> Path:
-    """The folder on this disk of a model named as for `load`; fetched or converted first where it has to be."""
+    """The local folder of a model named as for `load`; downloaded or converted first if necessary."""
     return _located(model, None, False)[1]
 
 
@@ -162,7 +162,7 @@ def cached() -> list[Cached]:
 
 
 def _located(model: str | Path, revision: str | None, code: bool) -> tuple[str, Path, str | None]:
-    """Its name, its folder on this disk and, from the hub, its commit."""
+    """Name, local folder and, for the hub, commit of a model."""
     asked, path = str(model), Path(model).expanduser()
     on_hub = isinstance(model, str) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", asked) is not None
     if asked not in ALIASES and on_hub and not path.exists() and path.suffix.lower() != ".gguf":

@@ -37,10 +37,10 @@ Run = Callable[[Float[Tensor, "vector d_model"]], Float[Tensor, "vector row feat
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What goes through together: a differentiable function of vectors.
+    """Prompts that share a replay, as a differentiable function of vectors.
 
-    prompts: how many. rows: which rows of all effects these are. tokens: row-tokens that one vector takes. run: from vectors
-    to their effects on these rows.
+    prompts: their number. rows: indices of their rows among all effects. tokens: row-tokens per vector. run: maps vectors to their
+    effects on these rows.
     """
 
     prompts: int
@@ -51,7 +51,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """How the network called a block: with which arguments, and which of them is the hidden states."""
+    """Arguments with which the network called a block, and the hidden states among them."""
 
     block: nn.Module
     args: tuple[Any, ...]
@@ -87,7 +87,7 @@ class BlockReplay:
 
 @dataclass(frozen=True, eq=False)
 class _Kept:
-    """What one pass over one prompt leaves behind."""
+    """Results of one pass over one prompt."""
 
     ids: Tensor
     state: Float[Tensor, "token d_model"]
@@ -160,7 +160,7 @@ def _ends(net: TokenNetwork, source: str | Site, target: str | Site) -> tuple[Si
 
 
 def _groups(encoded: Encoded) -> list[list[int]]:
-    """Prompts that share a replay: of one length, read at the same positions, not more than a pass gains by."""
+    """Prompts that share a replay: equal length and target positions, up to `PART_TOKENS` tokens."""
     same: dict[tuple[int, int, int], list[int]] = {}
     for i, length in enumerate(encoded.ids.lengths):
         same.setdefault((int(length), int(encoded.start[i]), int(encoded.stop[i])), []).append(i)
@@ -172,7 +172,7 @@ def _groups(encoded: Encoded) -> list[list[int]]:
 
 
 def _kept(net: TokenNetwork, row: Int[np.ndarray, "token"], source: Site, target: Site) -> _Kept:
-    """One plain pass over one prompt; the calls of the blocks between are seen on the way."""
+    """One plain pass over one prompt that records the calls of the blocks in between."""
     assert source.layer is not None
     assert target.layer is not None
     calls: list[Call] = []
@@ -206,7 +206,7 @@ def _effect(
 
 
 def _read(y: Float[Tensor, "*vector prompt token feature"], places: slice, pooled: bool) -> Tensor:
-    """The target's positions, their mean or each as a row, in float32 or wider."""
+    """The mean over the target's positions, or one row per position, in float32 or wider."""
     there = as_float(y[..., places, :])
     return there.mean(-2) if pooled else there.flatten(-3, -2)
 
@@ -214,7 +214,7 @@ def _read(y: Float[Tensor, "*vector prompt token feature"], places: slice, poole
 def _replayed(
     net: TokenNetwork, source: Site, target: Site, held: Sequence[_Kept], state: Tensor, vectors: Tensor
 ) -> Float[Tensor, "row token feature"]:
-    """The blocks alone, called as the network called them; every row as the group's first prompt was."""
+    """The blocks alone, called with the network's arguments for the group's first prompt."""
     hidden = (state + vectors.to(state)[:, None, None]).flatten(0, 1)
     with unhooked(net.module, differentiable=torch.is_grad_enabled()):
         for call in held[0].calls:
@@ -225,7 +225,7 @@ def _replayed(
 def _whole(
     net: TokenNetwork, source: Site, target: Site, held: Sequence[_Kept], state: Tensor, vectors: Tensor
 ) -> Float[Tensor, "row token feature"]:
-    """Whole passes from the token ids, the vectors added by a hook: the slow twin."""
+    """Whole passes from the token ids with the vectors added by a hook: the reference."""
     ids = torch.cat([k.ids for k in held]).repeat(len(vectors), 1)
     each = vectors.to(state).repeat_interleave(len(held), 0)[:, None]
     seen: list[Tensor] = []
@@ -240,7 +240,7 @@ def _whole(
 
 
 def _cannot_replay(net: TokenNetwork, kept: Sequence[_Kept], source: Site, target: Site) -> str:
-    """Why the blocks alone do not give what the network gives at these prompts, empty where they do."""
+    """Why the blocks alone differ from the whole network at these prompts; empty if they agree."""
     named = f"blocks {(source.layer or 0) + 1} to {target.layer} of {net.name}"
     if not net.batches(max(len(one.state) for one in kept)):
         return f"rows of {net.name} depend on their neighbours in a batch"

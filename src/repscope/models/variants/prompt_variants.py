@@ -33,8 +33,8 @@ _PASS_TOKENS = 512  #: row-tokens of a pass at its top; larger matrices gain not
 class PromptVariant:
     """One variant of a prompt.
 
-    site: where it differs, resolved. start, stop: at which positions. value: (stop - start, *feature) to put there, or a function
-    from what is there to what shall be.
+    site: resolved site at which it differs. start, stop: positions. value: (stop - start, *feature) to put there, or a function of
+    the present activations.
     """
 
     site: Site
@@ -46,7 +46,7 @@ class PromptVariant:
 def run_variants(
     net: TokenNetwork, ids: Int[np.ndarray, "token"], forks: Sequence[PromptVariant], *, pass_tokens: int = _PASS_TOKENS
 ) -> Float[Tensor, "fork d_model"]:
-    """What the last norm gives at the last position of each fork. Arguments as `run_variants_last`."""
+    """The final norm's output at the last position of each variant. Arguments as `run_variants_last`."""
     return run_variants_last(net, ids, forks, 1, pass_tokens=pass_tokens)[:, 0]
 
 
@@ -82,7 +82,7 @@ def run_variants_last(
 
 
 def _alone(net: TokenNetwork, ids: Tensor, fork: PromptVariant, ends: int) -> Float[Tensor, "end d_model"]:
-    """One fork in a pass by itself."""
+    """One variant in a pass of its own."""
 
     seen: list[Tensor] = []
     hooks = net.taps.hooked([(net.write_tap(fork.site), lambda value: _with_values(value, [(0, fork)], 0))])
@@ -121,13 +121,13 @@ def _forked(net: TokenNetwork, ids: Tensor, forks: Sequence[PromptVariant], pass
 
 
 class _Rows:
-    """The rows of one pass: row 0 is the prompt itself, each fork comes in at its block and differs from its site on."""
+    """The rows of one pass: row 0 is the prompt, each variant is added at its block and differs from its site on."""
 
     def __init__(self, forks: Sequence[PromptVariant], total: int, cache: Any, grow: bool) -> None:
         self.forks, self.total, self.cache, self.grow = forks, total, cache, grow
 
     def hooks(self, net: TokenNetwork) -> list[tuple[HookPoint, Handler]]:
-        """In the order of the pass: at each block first the rows that come in, then what they differ by."""
+        """Hooks in the order of the pass: at each block first the new rows, then their values."""
         hooks: list[tuple[HookPoint, Handler]] = []
         sites = list(dict.fromkeys(fork.site for fork in self.forks))
         entries: dict[HookPoint, int] = {}
@@ -175,7 +175,7 @@ def _with_values(value: Tensor, forks: Sequence[tuple[int, PromptVariant]], firs
 
 
 def _groups(forks: Sequence[PromptVariant], total: int, pass_tokens: int) -> Iterator[list[int]]:
-    """Forks that share a pass: from the last start on, as long as the pass stays small; half its rows are there on average."""
+    """Variants that share a pass: the latest starts first, until the pass is full; on average half of its rows are present."""
     order = sorted(range(len(forks)), key=lambda i: (-forks[i].start, forks[i].site.depth))
     group: list[int] = []
     for i in order:
@@ -189,12 +189,12 @@ def _groups(forks: Sequence[PromptVariant], total: int, pass_tokens: int) -> Ite
 
 
 def variants_refused(net: TokenNetwork, length: int) -> str:
-    """Why rows may not come in on the way up of a pass over a prompt of so many tokens; empty where they may."""
+    """Why rows cannot be added at later blocks of a pass over a prompt of this length; empty if they can."""
     return net.prefix_refused(length) or net.proofs.refused("growing rows", length, lambda n: _grows_otherwise(net, n))
 
 
 def _grows_otherwise(net: TokenNetwork, lengths: Sequence[int]) -> str:
-    """Why forks whose rows come in on the way up differ from the same with all rows from the bottom; empty where they do not."""
+    """Why variants added at later blocks differ from variants run from the first block; empty if they do not."""
     kinds = [Site("resid_post", layer) for layer in range(min(2, net.blocks))]
     generator = torch.Generator().manual_seed(0)
 

@@ -47,7 +47,7 @@ _Vectors = Float[Tensor, "row feature"]
 
 @dataclass(frozen=True)
 class _Measured:
-    """error, control: relative. n: rows compared. detail: what a reader should know. broken: why it fails whatever the error."""
+    """error, control: relative. n: rows compared. detail: further information. broken: why it fails regardless of the error."""
 
     error: float
     control: float
@@ -58,7 +58,7 @@ class _Measured:
 
 @dataclass(frozen=True)
 class _Kind:
-    """One check: its name, what it compares and what its control compares, the function, whether nothing but 0 will do."""
+    """One check: its name, what it and its control compare, the function, and whether the error must be 0."""
 
     name: str
     compared: str
@@ -267,7 +267,7 @@ def _edited(tokens: str) -> Callable[[Fixture], _Measured]:
 
 
 def _steps(cached: New, uncached: New, unedited: New | None = None) -> _Measured:
-    """Logits of each step, up to and with the one where two texts part: either two tokens tie there, or the logits differ."""
+    """Compare logits of each step up to the first difference of two texts: there two tokens tie, or the logits differ."""
     ours, theirs, edited, otherwise, same = [], [], [], [], 0
     for i, (a, b) in enumerate(zip(cached[0], uncached[0])):
         both = min(len(a), len(b))
@@ -338,13 +338,13 @@ def _restored(subject: Fixture) -> _Measured:
 
 
 def _agreement(ours: Sequence[_Vectors], theirs: Sequence[_Vectors]) -> _Measured:
-    """One pair of tables a site; the control shifts the rows of each."""
+    """Compare one pair of tables per site; the control shifts the rows of each."""
     shifted = _relative([there.roll(1, 0) for there in theirs], theirs)
     return _Measured(float(_relative(ours, theirs).max()), float(shifted.min()), sum(map(len, theirs)))
 
 
 def _relative(ours: Sequence[_Vectors], theirs: Sequence[_Vectors]) -> Float[Tensor, "site"]:
-    """Root mean square over the rows of each pair of tables of ‖a - b‖ / ‖b‖; not a number where either holds one."""
+    """Root mean square over the rows of each pair of tables of ‖a - b‖ / ‖b‖; NaN if either contains NaN."""
     parts = [((a.double() - b.double()).norm(dim=-1), b.double().norm(dim=-1)) for a, b in zip(ours, theirs)]
     return torch.stack([(gap / size.clamp_min(1e-30)).square().mean().sqrt().cpu() for gap, size in parts])
 

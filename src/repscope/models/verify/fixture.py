@@ -35,11 +35,11 @@ New = tuple[list[Int[np.ndarray, "token"]], list[Float[Tensor, "row vocab"]]]
 
 
 class Inapplicable(Exception):
-    """Its text says why a check has nothing to check in this network."""
+    """A check does not apply to this network; the text is the reason."""
 
 
 class Fixture:
-    """The model under test with its prompts, and what several checks share: the state it was in, an edit's vector, plain text."""
+    """The model under test with its prompts, its initial state, and reference outputs that several checks share."""
 
     def __init__(self, lm: LanguageModel, prompts: Iterable[PromptLike] | None) -> None:
         ids = _ids(lm, prompts)
@@ -65,7 +65,7 @@ class Fixture:
 
     @property
     def sites(self) -> list[Site]:
-        """What is compared between ways to run: the output of every block, and what the head reads."""
+        """Sites compared between execution paths: the output of every block, and the input of the head."""
         taps = self.lm.anatomy.taps if self.lm.anatomy else {}
         found = [site for site in taps if site.kind == "resid_post"]
         if not found and Site("final_norm") not in taps:
@@ -74,19 +74,19 @@ class Fixture:
 
     @property
     def middle(self) -> Site:
-        """The output of a block that others follow, where there are two or more."""
+        """The output of a middle block; it is not the last one if there are two or more."""
         return self.posts[(len(self.posts) - 1) // 2]
 
     @cached_property
     def vector(self) -> Float[Tensor, "d_model"]:
-        """A random direction, as long as the residual stream is at most tokens."""
+        """A random direction with the median norm of the residual stream."""
         drawn = torch.randn(self.lm.anatomy.width, generator=torch.Generator().manual_seed(0))  # type: ignore[union-attr]
         lengths = np.linalg.norm(self.lm.capture(self.ids, self.middle, "all")[self.middle], axis=1)
         vector: Tensor = drawn * float(np.median(lengths)) / drawn.norm()
         return vector
 
     def head(self) -> None:
-        """See that there is a head whose logits can be read."""
+        """Raise `Inapplicable` unless there is a head whose logits can be read."""
         if self.lm.model.get_output_embeddings() is None:
             raise Inapplicable("it has no language-model head")
         try:
@@ -95,14 +95,14 @@ class Fixture:
             raise Inapplicable(str(error)) from error
 
     def generates(self) -> None:
-        """See that the model continues texts."""
+        """Raise `Inapplicable` unless the model can generate."""
         if not self.lm.generates:
             raise Inapplicable("it is no causal language model with a head, so it continues no text")
 
     def rows(
         self, sites: Sequence[Site], ids: list[Int[np.ndarray, "token"]], prefix: int = 0
     ) -> list[Float[Tensor, "row feature"]]:
-        """All positions of prompts at each site, the prompts as one batch after so many shared tokens."""
+        """All positions of prompts at each site, run as one batch after a shared prefix of some tokens."""
         rows = Ragged.of(ids)
         whole = Plan(rows, np.arange(len(ids)), prefix, [np.argsort(rows.lengths, kind="stable")])
         return self._run(sites, rows, whole)
@@ -121,7 +121,7 @@ class Fixture:
 
     @cached_property
     def plain(self) -> list[Any]:
-        """What transformers itself returns for each prompt alone, hidden states included."""
+        """The output of transformers for each prompt alone, including hidden states."""
         # Asked for hidden states, transformers leaves hooks behind; so it runs on another tree of modules with the same weights.
         shared = {id(t): t for t in [*self.lm.model.parameters(), *self.lm.model.buffers()]}
         model = copy.deepcopy(self.lm.model, shared)
@@ -155,7 +155,7 @@ class Fixture:
 
     @cached_property
     def unedited(self) -> New:
-        """What it generates with a cache and no edit."""
+        """Generated tokens with a cache and without edits."""
         return self.generated(use_cache=True)
 
 
@@ -172,7 +172,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def state(lm: LanguageModel) -> dict[str, Any]:
-    """Everything about a model that an operation could leave changed, under the name that a reader would give it."""
+    """Everything about a model that an operation could change by mistake, by a readable name."""
     model = lm.model
     held: dict[str, Any] = {
         "attention implementation": getattr(model.config, "_attn_implementation", None),

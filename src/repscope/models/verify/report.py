@@ -16,9 +16,9 @@ STEP = "verify"  #: the step under which the rows stand in a table of results
 class Check:
     """One check.
 
-    name: what a reader calls it. compared: what was compared with what. error: relative, the largest over sites; not a number where
-    nothing was measured. tolerance: how large it may be. control: the same where there must be a difference, the smallest over
-    sites. against: what that control is. n: rows compared. state: passed, failed or not applicable. detail: what else to know.
+    compared: what was compared with what. error: maximum relative error over sites; NaN if nothing was measured. tolerance: largest
+    error that passes. control: minimum relative error over sites of a comparison that must differ. against: that comparison.
+    n: rows compared. state: passed, failed or not applicable. detail: further information.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """Whether it was made and holds."""
+        """Whether the check ran and passed."""
         return self.state == "passed"
 
 
@@ -41,7 +41,7 @@ class Check:
 class Verification:
     """The checks of one model.
 
-    model, fingerprint, precision, device: which model, where. checks: in the order in which they ran. seconds: that they took.
+    checks: in the order in which they ran. seconds: their total run time.
     """
 
     model: str
@@ -53,22 +53,22 @@ class Verification:
 
     @property
     def applied(self) -> Sequence[Check]:
-        """The checks that this model can be put to."""
+        """The checks that apply to this model."""
         return [check for check in self.checks if check.state != "not applicable"]
 
     @property
     def failed(self) -> Sequence[Check]:
-        """Those that do not hold."""
+        """The checks that failed."""
         return [check for check in self.applied if not check.passed]
 
     @property
     def passed(self) -> bool:
-        """Whether all that apply hold, and there is one."""
+        """Whether all checks that apply passed, and at least one applies."""
         return bool(self.applied) and not self.failed
 
     @property
     def error(self) -> float:
-        """The largest error that was measured; not a number where none was."""
+        """The largest measured error; NaN if there is none."""
         return max((c.error for c in self.applied if not isnan(c.error)), default=float("nan"))
 
     @property
@@ -82,7 +82,7 @@ class Verification:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """A sentence for each failed check, for a page's head."""
+        """A sentence for each failed check, for the top of a page."""
         return tuple(
             f"The engine failed its check “{check.name}” on this model ({check.detail}): do not trust the numbers here."
             for check in self.failed
@@ -90,7 +90,7 @@ class Verification:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """A row a check, for a table."""
+        """One row per check, for a table."""
         return [
             {
                 "check": check.name,
@@ -107,7 +107,7 @@ class Verification:
         ]
 
     def result(self, study: str = STEP) -> Result:
-        """As a result: for each check a row with its error, its control and its tolerance, and all records as a side table."""
+        """As a result: error, control and tolerance of each check as rows, and all records as a side table."""
         rows = list[Row]()
         for check in self.checks:
             one = Row(
@@ -135,7 +135,7 @@ class Verification:
 
     @classmethod
     def of(cls, result: Result) -> "Verification":
-        """The verification that a result was made from."""
+        """The verification from which a result was made."""
         facts = result.side["facts"].to_dict("records")[0]
         checks = tuple(Check(**{str(k): v for k, v in row.items()}) for row in result.side["checks"].to_dict("records"))
         return cls(checks=checks, **{str(name): value for name, value in facts.items()})
