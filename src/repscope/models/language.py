@@ -326,8 +326,7 @@ class LanguageModel(TextNetwork):
         sites, picked, read = self.resolve(at), Tokens.parse(tokens), Tokens.parse(of_tokens)
         if read.pooled or read.ragged:
             raise UserError(f"The scalar is read at one token of each prompt, but {read} names several.")
-        head = self.head() if of_at == "logits" else None
-        targets = [self.last] if of_at == "logits" else self.resolve(of_at)
+        head, targets = (self.head(), [self.last]) if of_at == "logits" else (None, self.resolve(of_at))
         if len(targets) > 1:
             raise UserError(f"The scalar is read at one site, but {of_at} names {len(targets)}; name one, such as {targets[-1]}.")
         target = targets[0]
