@@ -1,8 +1,7 @@
 """Language model with tokenizer: capture, logits, scores, generation, gradients and Jacobians.
 
-`prompts` tokenises texts and locates spans, `TokenNetwork` runs them. Inside `lm.edit(…)` the same methods run the edited network.
-Edit positions are relative to each prompt, so results do not depend on batching or caching. An edit that changes none of the
-requested rows is an error.
+Inside `lm.edit(…)` the same methods run the edited network. Edit positions are relative to each prompt, so results do not depend on
+batching or caching. An edit that changes none of the requested rows is an error.
 """
 
 import math
@@ -209,7 +208,7 @@ class LanguageModel(TextNetwork):
         with unhooked(self.model):
             x = cast(rows, self.model.dtype, "The vectors to unembed", "load the model with dtype='float32'").to(self.device)
             if not normed and self.last.kind == "final_norm":
-                x = self.module.get_submodule(self.tap([self.last][0]).path)(x)
+                x = self.module.get_submodule(self.tap(self.last).path)(x)
             logits: np.ndarray = as_float(head(x)).cpu().numpy()
         return logits
 
@@ -327,8 +326,7 @@ class LanguageModel(TextNetwork):
         sites, picked, read = self.resolve(at), Tokens.parse(tokens), Tokens.parse(of_tokens)
         if read.pooled or read.ragged:
             raise UserError(f"The scalar is read at one token of each prompt, but {read} names several.")
-        head = self.head() if of_at == "logits" else None
-        targets = [self.last] if of_at == "logits" else self.resolve(of_at)
+        head, targets = (self.head(), [self.last]) if of_at == "logits" else (None, self.resolve(of_at))
         if len(targets) > 1:
             raise UserError(f"The scalar is read at one site, but {of_at} names {len(targets)}; name one, such as {targets[-1]}.")
         target = targets[0]
