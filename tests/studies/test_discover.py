@@ -49,7 +49,7 @@ def test_judging_sees_other_prompts_than_the_search():
 
 def test_the_page_and_the_directions(run):
     page = (run.folder / "report.html").read_text()
-    for text in ("Objectives and solvers compared", "Behaviours", "KL by dose", "stability over seeds", "Key numbers"):
+    for text in ("Objectives and solvers compared", "Behaviours", "KL by dose", "Stability", "Key numbers"):
         assert text in page
     kept = DirectionSet.load(run.folder / "artifacts" / "L2.safetensors")
     assert len(kept) == 4

@@ -133,7 +133,7 @@ def points(frame: pd.DataFrame, *, value_title: str, controls: Sequence[str] = (
 
 
 def multiples(
-    frame: pd.DataFrame, *, titles: Mapping[str, str], controls: Sequence[str] = (), columns: int = 3, width: int = 200
+    frame: pd.DataFrame, *, titles: Mapping[str, str], controls: Sequence[str] = (), columns: int = 3, width: int = 230
 ) -> alt.FacetChart:
     """`points` for several metrics as small multiples, each with its own scale. Controls are grey.
 

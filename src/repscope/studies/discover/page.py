@@ -116,8 +116,8 @@ def _key(record: Record[Any]) -> Table:
 def _compared(record: Record[Any]) -> Section:
     table = _rows(record)
     rows = table[table["metric"].isin([m for m in _FIGURES if m != "kl"])]
-    titles = {m: _FIGURES[m] for m in _FIGURES if m in set(rows["metric"])}
-    meanings = [f"{m}: {DISCOVERY_METRICS.get(m, _STABILITY)}" for m in titles]
+    titles = {m: "Effect norm" if m == "size" else m.capitalize() for m in _FIGURES if m in set(rows["metric"])}
+    meanings = [f"{titles[m].lower()}: {DISCOVERY_METRICS.get(m, _STABILITY)}" for m in titles]
     drawn = Figure(
         grids.multiples(_points(rows), titles=titles, controls=[RANDOM_METHOD]),
         "What the directions do, by method",

@@ -50,7 +50,7 @@ _KEY = {
 def _key(record: Record[Any]) -> Table:
     """Means over pretrainings, one column per group of runs."""
     rows = {(r["condition"], r["metric"], r["item"]): r for r in record.results["summary"].table.to_dict("records")}
-    names = {**CONDITIONS, SHUFFLED_GROUPS: SHUFFLED_GROUPS}
+    names = {PLANTED: "early bias", MATCHED: "matched on ID loss", UNBIASED: UNBIASED, SHUFFLED_GROUPS: SHUFFLED_GROUPS}
     lines = []
     for title, (metric, item) in _KEY.items():
         found = {name: rows[c, metric, item] for c, name in names.items() if (c, metric, item) in rows}
@@ -128,7 +128,7 @@ def _ratios(record: Record[Any]) -> Figure:
             for step in (f"planted {i}", f"plain {i}"):
                 table = record.results[step].select(metric="ratio", item=GAP, condition=condition)
                 for r in table.to_dict("records"):
-                    name = {PLANTED: "planted"}.get(condition, condition)
+                    name = {PLANTED: "early bias"}.get(condition, condition)
                     row = {"name": f"pretraining {i}, {name}", **{k: r[k] for k in ("value", "lo", "hi", "n")}}
                     if row["name"] not in {line["name"] for line in lines}:
                         lines.append(row)
