@@ -24,7 +24,10 @@ def main(folder: Path) -> None:
             continue
         study = facts["study"]
         forecast, seconds = (sum(t[key] for t in took.values()) for key in ("forecast_seconds", "seconds"))
-        print(f"{study}: forecast {forecast:.0f} s, taken {seconds:.0f} s (ratio {seconds / forecast:.2f}), whole {facts['seconds']} s")
+        print(
+            f"{study}: forecast {forecast:.0f} s, taken {seconds:.0f} s (ratio {seconds / forecast:.2f}), whole "
+            f"{facts['seconds']} s"
+        )
         groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
         for step, t in took.items():
             raw = max(t["forecast_seconds"] - 0.05, 1e-3) / factor(study, step)
