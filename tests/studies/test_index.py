@@ -81,3 +81,14 @@ def test_the_tour_runs_what_fits_and_ends_with_the_index(tmp_path, capsys, monke
     told = json.loads(capsys.readouterr().out)
     assert told["index"] == str(tmp_path / "index.html")
     assert [s["study"] for s in told["studies"]] == ["entities"]
+
+
+def test_a_forecast_has_the_factor_of_the_first_pattern_that_fits():
+    from repscope.studies.run.forecast import factor, forecast_seconds, raw_seconds
+    from repscope.studies.run.study import Cost
+
+    assert factor("paths", "planted 12") > factor("paths", "plain 0") > 1
+    assert factor("no such study", "step") == 1
+    cost = Cost(network_flops=1e12, fit_flops=1e11)
+    assert forecast_seconds("paths", "planted 0", cost, 5e10) == pytest.approx(0.05 + 7.0 * raw_seconds(cost, 5e10))
+    assert raw_seconds(cost, 1e11) == pytest.approx(raw_seconds(cost, 5e10) / 2)
