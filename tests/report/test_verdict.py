@@ -90,7 +90,8 @@ def test_relations(rows, reply):
 def discover(kl, overlap=0.0, half=0.05, **more):
     values = {"random directions": 0.2, "L2": kl} | more
     rows = [
-        row(v, half, metric="kl", item=name, condition=RANDOM if name.startswith("random") else ESTIMATE)
+        row(v, at, metric="kl", item=name, condition=RANDOM if name.startswith("random") else ESTIMATE, step=step)
+        for step, at in (("seed 0", float("nan")), ("summary", half))  # a run's table has the seeds first, without intervals
         for name, v in values.items()
     ]
     return [*rows, row(overlap, metric="gain", definition="overlap", item="L2 + contrastive: overlap", condition=over("L2"))]

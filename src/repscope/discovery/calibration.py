@@ -11,13 +11,14 @@ If the norm is too small the response is linear; if too large the output degener
    most `damage` nats (KL from the unsteered model). Random vectors do not suffice: at a norm where they are harmless, optimised
    vectors already destroy the text.
 
-Both are roots of an increasing function of R, found by bisection of log R between 0.001 and 100 times the median norm of a source
-state. A map that is linear over this range has no such R and gets the median norm.
+Both are roots of an increasing function of R, found by Brent's method in log R between 0.001 and 100 times the median norm of a
+source state. A map that is linear over this range has no such R and gets the median norm.
 """
 
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -34,8 +35,9 @@ from repscope.steer.effects import kl_from_first
 
 DRAWS = 30
 REACH = (1e-3, 100.0)  #: search range of R, in median norms of a source state
-LEADING, ITERATIONS = 8, 6  #: Jacobian directions whose damage is measured, and steps of the power iteration
-BISECTIONS = 10  #: to a hundredth of R
+LEADING, ITERATIONS = 8, 6  #: Jacobian directions whose damage is measured, and default steps of the power iteration
+PRECISION = 0.01  #: of log R
+_FAR = 50.0  #: how far above its level a value counts that is not finite
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ def calibrate(
     *,
     ratio: float = 0.5,
     draws: int = DRAWS,
+    iterations: int = ITERATIONS,
     seed: int = 0,
     fluency: Fluency | None = None,
     damage: float = 0.5,
@@ -104,6 +107,8 @@ def calibrate(
         Target departure from linearity.
     draws, seed
         Number and seed of the random vectors.
+    iterations
+        Steps of the power iteration for the Jacobian's leading directions.
     fluency
         Measures damage; None: damage is not limited.
     damage
@@ -127,7 +132,7 @@ def calibrate(
         part = (effect - scale * slope).square().sum(1) / (scale * slope).square().sum(1)
         return math.sqrt(float(part.mean()))
 
-    leading = v if fluency is None else _leading(subject, context, seed)
+    leading = v if fluency is None else _leading(subject, context, iterations, seed)
 
     def damaged(scale: float) -> float:
         return float(fluency.kl(scale * leading).mean()) if fluency is not None else 0.0
@@ -144,15 +149,22 @@ def calibrate(
     return Calibration(scale, scale / context.norm, linear(scale), harm, why)
 
 
-def _leading(subject: Subject, context: Context, seed: int) -> Float[Tensor, "direction width"]:
+def _leading(subject: Subject, context: Context, iterations: int, seed: int) -> Float[Tensor, "direction width"]:
     """Leading right singular vectors of the mean Jacobian at zero."""
-    task = SolverTask(subject, context, magnitude(), LEADING, context.norm, ITERATIONS, seed=seed)
+    task = SolverTask(subject, context, magnitude(), LEADING, context.norm, iterations, seed=seed)
     return SOLVERS["jacobian"].run(task).vectors
 
 
 def _root(rising: Callable[[float], float], level: float, low: float, high: float) -> float:
-    """Argument at which an increasing function reaches a level; NaN counts as above."""
-    for _ in range(BISECTIONS):
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if rising(middle) < level else (low, middle)
-    return math.sqrt(low * high)
+    """Argument at which an increasing function reaches a level, by Brent's method on its logarithm; NaN counts as above."""
+    from scipy.optimize import brentq
+
+    @cache
+    def above(log_scale: float) -> float:
+        value = rising(math.exp(log_scale))
+        return math.log(max(value, 1e-30) / level) if math.isfinite(value) else _FAR
+
+    low, high = math.log(low), math.log(high)
+    if above(low) >= 0 or above(high) <= 0:  # the level is not between the ends
+        return math.exp(low if above(low) >= 0 else high)
+    return math.exp(float(brentq(above, low, high, xtol=PRECISION)))

@@ -36,6 +36,7 @@ _COMPARED = "L2"  #: the baseline of the other methods
 _LABELLED = ("sentiment", "formality", "language", "honesty")  #: contrasts of the supervised directions
 _SHOWN = 2  #: continuations of a cluster
 _DOSES = (0.25, 0.5, 1.0, 1.5)
+_CALIBRATED, _DRAWS, _ITERATIONS = 3, 8, 3  #: prompts, random vectors and power iterations of the short form's calibration
 
 
 def steps(setup: Setup[DiscoverOptions]) -> list[Step]:
@@ -56,7 +57,9 @@ def steps(setup: Setup[DiscoverOptions]) -> list[Step]:
         )
     unaffected = ("methods", "seeds")  # further seeds and methods do not change existing cells
     bed = _Bed(setup)
-    steps = [Step("scale", partial(_scale, setup), _cost(setup, 0), ignores=(*unaffected, "vectors", "steps", "new_tokens"))]
+    version = f"2, {_CALIBRATED} prompts, {_DRAWS} draws" if o.short else 2
+    unused = (*unaffected, "vectors", "steps", "new_tokens")
+    steps = [Step("scale", partial(_scale, setup), _cost(setup, 0), version, ignores=unused)]
     cells = {(name, seed): f"{name} seed {seed}" for seed in range(o.seeds) for name in names}
     for (name, seed), step in cells.items():
         kind = 1 if DISCOVERY_METHODS[name].solver in ("sphere", "sequential", "dct") else 2
@@ -106,7 +109,9 @@ def _cost(setup: Setup[DiscoverOptions], kind: int) -> Callable[[], Cost]:
         train_tokens, heldout_tokens = (sum(len(lm.tokenizer(p.text)["input_ids"]) for p in some) for some in (train, heldout))
         search = 2 * o.vectors * o.steps * train_tokens
         judge = 5 * o.vectors * heldout_tokens + 3 * o.vectors * len(heldout) * o.new_tokens
-        tokens = {0: 30 * 14 * train_tokens, 1: search + judge, 2: judge}[kind]
+        share = _DRAWS / 30 * min(1.0, _CALIBRATED / len(train)) if o.short else 1.0
+        calibration = round(30 * 14 * share * train_tokens)
+        tokens = {0: calibration, 1: search + judge, 2: judge}[kind]
         return Cost(tokens, tokens * each, 0.0, 0.0, lm.blocks, plan.working)
 
     return cost
@@ -116,14 +121,18 @@ def _scale(setup: Setup[DiscoverOptions], context: Context) -> Result:
     o = setup.options
     subject, (seen, _) = _subject(setup, o), _prompts(setup, o)
     given, _, notes = requests(o.prompts, **o.how())
-    if o.short and len(given) > MOST_PROMPTS:
-        notes = (*notes, f"Left out by --short: all but {MOST_PROMPTS} of the prompts of each half.")
+    how: dict[str, int] = {}
+    if o.short:
+        seen, how = seen[:_CALIBRATED], {"draws": _DRAWS, "iterations": _ITERATIONS}
+        notes = (*notes, f"With --short the scale is calibrated on {len(seen)} prompts and {_DRAWS} random vectors.")
+        if len(given) > MOST_PROMPTS:
+            notes = (*notes, f"Left out by --short: all but {MOST_PROMPTS} of the prompts of each half.")
     states = subject.context(seen)
     if o.scale is not None:
         scale, why = o.scale * states.norm, "given"
     else:
         fluency = Fluency(setup.network, subject.source, seen) if subject.speaks else None
-        found = calibrate(subject, states, fluency=fluency, damage=o.damage, seed=o.seed)
+        found = calibrate(subject, states, fluency=fluency, damage=o.damage, seed=o.seed, **how)
         scale, why = found.scale, found.why
     layer = int(subject.source.split(".")[1])
     rows = [

@@ -12,9 +12,9 @@ from repscope.results import select
 
 def verdict(table: pd.DataFrame) -> Verdict:
     """One verdict per method, and one over all, with what the contrastive objective adds to L2."""
-    rows = select(table, metric="kl")
-    chance = next((r for r in rows.to_dict("records") if r["item"] == RANDOM_METHOD), None)
-    parts = {str(r["item"]): _method(r, chance) for r in rows.to_dict("records") if r["item"] != RANDOM_METHOD}
+    rows = {str(r["item"]): r for r in select(table, metric="kl").to_dict("records")}  # the means over seeds come after the seeds
+    chance = rows.pop(RANDOM_METHOD, None)
+    parts = {item: _method(row, chance) for item, row in rows.items()}
     if not parts or chance is None:
         return Verdict("Cannot tell", "No method was compared with random directions.")
     each = list(parts.values())

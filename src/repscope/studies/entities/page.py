@@ -23,6 +23,9 @@ _TESTED = (
     "Tested: whether attributes read out linearly at the last token of a name, from which block on, and what the network adds to "
     "the name's tokens. Not tested: that it is the MLPs that do it, and not attention."
 )
+_TESTED_TEXTS = (
+    "Tested: whether the labels of texts read out linearly, from which block on, and what the network adds to the texts' tokens."
+)
 _PROBE = "ridge on standardised features; penalty by leave-one-out inside the training fold"
 
 
@@ -30,12 +33,12 @@ def page(record: Record[EntitiesOptions]) -> Page:
     """The page."""
     table, sets = record.table, _sets(record)
     return Page(
-        title="Where a name becomes one vector",
+        title="Where a name becomes one vector" if record.options.data is None else "Where the label of a text reads out",
         context=(", ".join(sets),),
-        tested=_TESTED,
-        headline=_gains(table, _HEADLINE),
-        key=_key(table),
-        sections=(*(_section(record, table, name) for name in sets), _controls(table)),
+        tested=_TESTED if record.options.data is None else _TESTED_TEXTS,
+        headline=_gains(table, _noun(record), _HEADLINE),
+        key=_key(table, _noun(record)),
+        sections=(*(_section(record, table, name) for name in sets), _controls(table, _noun(record))),
         facts={"Probe": _PROBE},
     )
 
@@ -52,6 +55,11 @@ def _sets(record: Record[EntitiesOptions]) -> list[str]:
     return [name for name in record.results if f"{name} summary" in record.results]
 
 
+def _noun(record: Record[EntitiesOptions]) -> str:
+    """What one item is called, in the plural."""
+    return "entities" if record.options.data is None else "texts"
+
+
 def _answered(record: Record[EntitiesOptions], table: pd.DataFrame, name: str) -> list[str]:
     """The results of a set: its first attribute in detail, one line per further attribute that was given, and the
     attributes that could not be probed, with the reason."""
@@ -64,17 +72,17 @@ def _answered(record: Record[EntitiesOptions], table: pd.DataFrame, name: str) -
     return lines + [note for note in record.results[name].notes if note.startswith(NOT_PROBED)]
 
 
-def _gains(table: pd.DataFrame, conditions: Sequence[str] = ()) -> Figure:
+def _gains(table: pd.DataFrame, noun: str, conditions: Sequence[str] = ()) -> Figure:
     gains = select(table, metric="gain")
     return Figure(
         layers.gains(gains[gains["condition"].isin(conditions)] if conditions else gains),
-        "Gain over the tokens of the name, and over random weights" if conditions else "Gain over each simpler explanation",
-        "Score of the probe at the block chosen on the other half of the entities, minus the score of each control; paired over "
-        "entities, with 95 % bootstrap intervals over them. Right of 0, the network adds something to that explanation.",
+        "Gain over the tokens alone, and over random weights" if conditions else "Gain over each simpler explanation",
+        f"Score of the probe at the block chosen on the other half of the {noun}, minus the score of each control; paired over "
+        f"{noun}, with 95 % bootstrap intervals over them. Right of 0, the network adds something to that explanation.",
     )
 
 
-def _key(table: pd.DataFrame) -> Table:
+def _key(table: pd.DataFrame, noun: str) -> Table:
     """Estimate, the main controls, and n; one row per attribute."""
     chosen, blocks = _chosen(table), select(table, metric="block")
     rows = []
@@ -93,17 +101,17 @@ def _key(table: pd.DataFrame) -> Table:
     return Table(
         pd.DataFrame(rows),
         "Key numbers",
-        "Held-out score with its 95 % interval, and three controls on the same entities and folds. The block was chosen on the "
-        "other half of the entities, so there are two if the halves differ.",
+        f"Held-out score with its 95 % interval, and three controls on the same {noun} and folds. The block was chosen on the "
+        f"other half of the {noun}, so there are two if the halves differ.",
     )
 
 
-def _controls(table: pd.DataFrame) -> Section:
+def _controls(table: pd.DataFrame, noun: str) -> Section:
     return Section(
         "All controls",
         "Look for a control that comes close to the estimate: it would be a simpler explanation than a look-up in the network. The "
-        "tokens of the name, its first token, its letters, the most common class and the number of features are tested on the "
-        "same entities and folds.",
+        f"tokens alone, the first token, the letters, the most common class and the number of features are tested on the "
+        f"same {noun} and folds.",
         (
             Table(
                 _wide(_chosen(table)), "Scores at the chosen block", "Value and 95 % interval: accuracy of classes, R² of numbers."
@@ -116,6 +124,8 @@ def _section(record: Record[EntitiesOptions], table: pd.DataFrame, name: str) ->
     rows = table[table["item"].str.startswith(f"{name}.")]
     layered = rows[rows["layer"].notna() | (rows["site"] == "embed") | (rows["site"] == "")]
     items: list[Figure | Table] = []
+    noun = "names" if record.options.data is None else "texts"
+    where = "the mean over the tokens" if record.options.data is not None and record.options.tokens == "mean" else "the last token"
     attributes = list(dict.fromkeys(rows["item"]))
     for item in attributes:
         here = layered[layered["item"] == item]
@@ -127,8 +137,8 @@ def _section(record: Record[EntitiesOptions], table: pd.DataFrame, name: str) ->
             Figure(
                 layers.by_layer(by_layer, metric_title=metric),
                 f"{title(item)}, by block",
-                f"Ridge probe at the last token of {n} names, trained on other names. Bands: 95 % bootstrap intervals over "
-                "names; for shuffled labels, the range of 95 % of the shuffles. Horizontal lines are controls without a "
+                f"Ridge probe at {where} of {n} {noun}, trained on other {noun}. Bands: 95 % bootstrap intervals over "
+                f"{noun}; for shuffled labels, the range of 95 % of the shuffles. Horizontal lines are controls without a "
                 "network.",
                 small=item != attributes[0],
             )
@@ -139,6 +149,9 @@ def _section(record: Record[EntitiesOptions], table: pd.DataFrame, name: str) ->
     text = (
         "Look for a steep rise in the first blocks, above all controls: there the tokens of the name become one vector. A curve "
         "that only follows the bag of token embeddings needs no network."
+        if record.options.data is None
+        else "Look for the block from which the score stays above all controls. A curve that only follows the bag of token "
+        "embeddings needs no network."
     )
     return Section(name.capitalize(), text, tuple(items))
 
