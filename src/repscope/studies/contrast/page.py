@@ -16,6 +16,7 @@ from repscope.studies.contrast.options import ContrastOptions
 from repscope.studies.run.study import Answer, Record
 
 _SHOWN = 6  #: openings whose continuations stand in the page
+_DIFFERENCES = ("effect", "damage", "kl")  #: metrics that are 0 without a direction
 _X = "strength: norm of the added vector / median norm at the site"
 
 
@@ -109,6 +110,11 @@ def _curve(record: Record[Any], metric: str, title: str, height: float = 250) ->
     rows = dosed[(dosed.metric == metric) & (dosed.condition != "unsteered")]
     flat = rows.condition == PROMPTED
     frame = rows.assign(dose=rows.strength.mask(flat))[["dose", "condition", "value", "lo", "hi", "n"]]
+    if metric in _DIFFERENCES:  # without a direction there is none, and a line from a negative strength must pass there
+        lines = [c for c in (ESTIMATE, RANDOM) if c in set(frame.condition)]
+        frame = pd.concat(
+            [frame, pd.DataFrame([{"dose": 0.0, "condition": c, "value": 0.0, "lo": 0.0, "hi": 0.0, "n": 0} for c in lines])]
+        )
     frame = frame.sort_values("dose")
     return grids.dose(frame, x_title=_X, value_title=title, share=False, span=_works(record), height=height)
 

@@ -42,5 +42,5 @@ def _relation(table: pd.DataFrame, chosen: Mapping[Any, Any]) -> Verdict:
     most = side(chosen, limits["faithful"])
     if most == "above":
         return Verdict("Yes", "One linear map gives the object of most known subjects, more often than its controls.")
-    why = "for fewer than half of the subjects" if most == "below" else "whether for most subjects is open"
-    return Verdict("Partly", f"A linear map is right more often than its controls, {'but ' if most == 'below' else ''}{why}.")
+    why = ", but for fewer than half of the subjects" if most == "below" else "; whether for most subjects is open"
+    return Verdict("Partly", f"A linear map is right more often than its controls{why}.")
