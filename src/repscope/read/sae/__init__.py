@@ -2,8 +2,10 @@
 
 from repscope.read.sae.activations import BatchTopK, Gated, GroupMax, JumpReLU, ReLU, TopK
 from repscope.read.sae.autoencoder import SparseAutoencoder
+from repscope.read.sae.folding import fold
 from repscope.read.sae.latents import Latents
 from repscope.read.sae.normalization import ConstantNorm, LayerNorm, Scale, Whitening
+from repscope.read.sae.opening import open, save
 
 __all__ = [
     "BatchTopK",
@@ -18,4 +20,7 @@ __all__ = [
     "SparseAutoencoder",
     "TopK",
     "Whitening",
+    "fold",
+    "open",
+    "save",
 ]
