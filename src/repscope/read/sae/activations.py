@@ -12,6 +12,7 @@ is positive there.
     GroupMax    largest of its group of consecutive latents, h > 0      sparsify (EleutherAI)
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -64,7 +65,7 @@ class GroupMax:
 
     def __call__(self, h: Pre) -> Active:
         """Mask and values."""
-        grouped = h.unflatten(1, (self.k, -1))
+        grouped = h.reshape(len(h), self.k, -1)
         best = torch.zeros_like(grouped, dtype=torch.bool).scatter_(2, grouped.argmax(2, keepdim=True), True)
         return best.flatten(1) & (h > 0), h
 
@@ -122,3 +123,13 @@ Activation = ReLU | TopK | GroupMax | BatchTopK | JumpReLU | Gated
 TENSORS: dict[type, tuple[str, ...]] = {JumpReLU: ("threshold",), Gated: ("b_gate", "b_mag", "r_mag")}
 #: the activations where a latent of a row depends on no other latent
 ELEMENTWISE = (ReLU, BatchTopK, JumpReLU, Gated)
+
+
+def with_tensors(activation: Activation, change: Callable[[Tensor], Tensor]) -> Activation:
+    """The activation with each of its tensors over latents replaced by its change."""
+    match activation:
+        case JumpReLU():
+            return JumpReLU(change(activation.threshold))
+        case Gated():
+            return Gated(change(activation.b_gate), change(activation.b_mag), change(activation.r_mag))
+    return activation

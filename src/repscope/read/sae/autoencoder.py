@@ -25,14 +25,17 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from repscope.directions.direction import Direction
+from repscope.directions.sets import DirectionSet
 from repscope.errors import UserError
 from repscope.models.sites import Site
-from repscope.read.sae.activations import ELEMENTWISE, TENSORS, Activation, Gated, GroupMax, ReLU
+from repscope.read.sae.activations import ELEMENTWISE, TENSORS, Activation, Gated, GroupMax, ReLU, with_tensors
 from repscope.read.sae.latents import Latents, check_latents
 from repscope.read.sae.normalization import Normalization, Whitening, row_scale
 
 _CHUNK = 1 << 23  #: pre-activations at a time
 Rows = Float[Tensor, "row d_in"] | Float[np.ndarray, "row d_in"]
+Chosen = Sequence[int] | Int[Tensor, "chosen"] | Int[np.ndarray, "chosen"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -123,17 +126,20 @@ class SparseAutoencoder:
     @property
     def dtype(self) -> torch.dtype:
         """Precision of weights and arithmetic."""
-        return self.W_enc.dtype
+        kind: torch.dtype = self.W_enc.dtype
+        return kind
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.W_enc.device
+        where: torch.device = self.W_enc.device
+        return where
 
     @cached_property
     def decoder_norms(self) -> Float[Tensor, "d_sae"]:
         """Norms of the decoder's rows, in normalised units."""
-        return self.W_dec.norm(dim=1)
+        norms: Tensor = torch.linalg.vector_norm(self.W_dec, dim=1)
+        return norms
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name: weights, and those of the activation and the normalisation."""
@@ -147,13 +153,37 @@ class SparseAutoencoder:
         """The same on another device or in another precision."""
         if (device is None or torch.device(device) == self.device) and (dtype is None or dtype == self.dtype):
             return self
-        moved = {name: tensor.to(device=device, dtype=dtype) for name, tensor in self.tensors().items()}
-        inner = TENSORS.get(type(self.activation), ())
-        activation = replace(self.activation, **{name: moved.pop(name) for name in inner}) if inner else self.activation
-        normalization = self.normalization
-        if isinstance(normalization, Whitening):
-            normalization = Whitening(moved.pop("mean"), moved.pop("matrix"), moved.pop("inverse"))
-        return replace(self, activation=activation, normalization=normalization, **moved)
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device=device, dtype=dtype)
+
+        white = self.normalization
+        return replace(
+            self,
+            W_enc=moved(self.W_enc),
+            b_enc=moved(self.b_enc),
+            W_dec=moved(self.W_dec),
+            b_dec=moved(self.b_dec),
+            W_skip=None if self.W_skip is None else moved(self.W_skip),
+            activation=with_tensors(self.activation, moved),
+            normalization=Whitening(moved(white.mean), moved(white.matrix), moved(white.inverse))
+            if isinstance(white, Whitening)
+            else white,
+        )
+
+    def columns(self, latents: Chosen) -> "SparseAutoencoder":
+        """The autoencoder of some latents alone, in that order; each has the activation it has among all.
+
+        Raises
+        ------
+        UserError
+            For a latent that does not exist, and for TopK and GroupMax, where latents compete.
+        """
+        chosen = self._chosen(latents)
+        if not isinstance(self.activation, ELEMENTWISE):
+            raise UserError(f"The latents of {type(self.activation).__name__} compete with each other; encode them all.")
+        activation = with_tensors(self.activation, lambda tensor: tensor[chosen])
+        return replace(self, W_enc=self.W_enc[:, chosen], b_enc=self.b_enc[chosen], W_dec=self.W_dec[chosen], activation=activation)
 
     def encode(self, x: Rows) -> Latents:
         """Latents of rows (row, d_in); a site with several feature axes, such as heads, is flattened.
@@ -165,7 +195,7 @@ class SparseAutoencoder:
         """
         return Latents.join([self._encoded(chunk) for chunk in self._chunks(self._rows(x))])
 
-    def activations(self, x: Rows, latents: Sequence[int] | Int[Tensor, "chosen"]) -> Float[Tensor, "row chosen"]:
+    def activations(self, x: Rows, latents: Chosen) -> Float[Tensor, "row chosen"]:
         """Activations of some latents, dense. Computes those alone if the activation allows (it does not for TopK).
 
         Raises
@@ -173,21 +203,9 @@ class SparseAutoencoder:
         UserError
             As `encode`; for a latent that does not exist.
         """
-        chosen = torch.as_tensor(latents, dtype=torch.long, device=self.device).flatten()
-        check_latents(chosen, self.d_sae)
         if not isinstance(self.activation, ELEMENTWISE):
-            return self.encode(x).select(chosen)
-        inner = TENSORS.get(type(self.activation), ())
-        part = replace(
-            self,
-            W_enc=self.W_enc[:, chosen],
-            b_enc=self.b_enc[chosen],
-            W_dec=self.W_dec[chosen],
-            activation=replace(self.activation, **{name: getattr(self.activation, name)[chosen] for name in inner})
-            if inner
-            else self.activation,
-        )
-        return part.encode(x).dense()
+            return self.encode(x).select(self._chosen(latents))
+        return self.columns(latents).encode(x).dense()
 
     def pre_activations(self, x: Rows) -> Float[Tensor, "row d_sae"]:
         """Pre-activations h of rows, dense and in one piece: what the activation function reads.
@@ -210,8 +228,14 @@ class SparseAutoencoder:
         if latents.width != self.d_sae:
             raise UserError(f"The latents are {latents.width} wide, but the autoencoder has {self.d_sae}; decode with their own.")
         values = latents.values / self.decoder_norms[latents.indices] if self.rescale_by_decoder_norm else latents.values
-        weights = {"per_sample_weights": values.to(self.dtype), "mode": "sum", "include_last_offset": True}
-        y = functional.embedding_bag(latents.indices, self.W_dec, latents.starts, **weights)
+        y = functional.embedding_bag(
+            latents.indices,
+            self.W_dec,
+            latents.starts,
+            mode="sum",
+            per_sample_weights=values.to(self.dtype),
+            include_last_offset=True,
+        )
         return self._denormalized(y + self.b_dec, latents.statistics)
 
     def reconstruct(self, x: Rows) -> Float[Tensor, "row d_out"]:
@@ -228,7 +252,7 @@ class SparseAutoencoder:
             out.append(y if self.W_skip is None else y + chunk @ self.W_skip)
         return torch.cat(out)
 
-    def decoder_vectors(self, latents: Sequence[int] | Int[Tensor, "chosen"] | None = None) -> Float[Tensor, "chosen d_out"]:
+    def decoder_vectors(self, latents: Chosen | None = None) -> Float[Tensor, "chosen d_out"]:
         """What one unit of each latent adds to the site; under `ConstantNorm` and `LayerNorm` up to the row's own scale.
 
         Raises
@@ -236,9 +260,7 @@ class SparseAutoencoder:
         UserError
             For a latent that does not exist.
         """
-        chosen = torch.arange(self.d_sae) if latents is None else torch.as_tensor(latents, dtype=torch.long).flatten()
-        chosen = chosen.to(self.device)
-        check_latents(chosen, self.d_sae)
+        chosen = torch.arange(self.d_sae, device=self.device) if latents is None else self._chosen(latents)
         w = self.W_dec[chosen]
         w = w / self.decoder_norms[chosen][:, None] if self.rescale_by_decoder_norm else w
         return w if self.normalization is None or self.transcoder else self.normalization.vectors(w)
@@ -246,6 +268,52 @@ class SparseAutoencoder:
     def row_scale(self, latents: Latents) -> Float[Tensor, "row 1"] | None:
         """The row's own scale that `decoder_vectors` leaves out; None if it is 1 for all rows."""
         return None if self.transcoder else row_scale(self.normalization, latents.statistics)
+
+    def directions(self, latents: Chosen | None = None, *, site: str | Site | None = None, model: str = "") -> DirectionSet:
+        """Decoder vectors of latents as directions; one unit of a latent adds `scale` times the direction.
+
+        Parameters
+        ----------
+        latents
+            Their indices; by default all.
+        site
+            Where they apply; by default the site that the autoencoder writes.
+        model
+            Fingerprint of the network (`lm.fingerprint`), so that another one refuses them.
+
+        Raises
+        ------
+        UserError
+            If the site is unknown, a latent does not exist, or a decoder vector is zero.
+        """
+        at = str(self.written_site if site is None else Site.parse(site))
+        chosen = torch.arange(self.d_sae) if latents is None else self._chosen(latents)
+        vectors = self.decoder_vectors(chosen).detach().double().cpu().numpy()
+        found = f"decoder of a sparse autoencoder ({self.source or type(self.activation).__name__})"
+        made = [Direction.of(v, at, f"latent {int(i)}", found_by=found) for i, v in zip(chosen, vectors)]
+        return DirectionSet.of(*made, model=model, note=self.source)
+
+    @property
+    def written_site(self) -> Site:
+        """The site of the reconstruction.
+
+        Raises
+        ------
+        UserError
+            If it is unknown.
+        """
+        site = self.site_out if self.transcoder else self.site
+        if site is None:
+            name = "site_out" if self.transcoder else "site"
+            raise UserError(
+                f"Nothing says where this {'transcoder writes' if self.transcoder else 'autoencoder is'}; give {name}=."
+            )
+        return site
+
+    def _chosen(self, latents: Chosen) -> Int[Tensor, "chosen"]:
+        chosen = torch.as_tensor(latents, dtype=torch.long, device=self.device).flatten()
+        check_latents(chosen, self.d_sae)
+        return chosen
 
     def _rows(self, x: Rows) -> Float[Tensor, "row d_in"]:
         rows = torch.as_tensor(x).to(device=self.device, dtype=self.dtype)
@@ -257,7 +325,7 @@ class SparseAutoencoder:
         return rows
 
     def _chunks(self, x: Float[Tensor, "row d_in"]) -> Iterator[Float[Tensor, "row d_in"]]:
-        yield from x.split(max(1, _CHUNK // self.d_sae)) if len(x) else [x]
+        yield from torch.split(x, max(1, _CHUNK // self.d_sae)) if len(x) else [x]
 
     def _normalized(self, x: Float[Tensor, "row d_in"]) -> tuple[Tensor, tuple[Tensor, ...]]:
         z, statistics = (x, ()) if self.normalization is None else self.normalization.apply(x)

@@ -61,7 +61,7 @@ class Latents:
         """
         chosen = torch.as_tensor(latents, dtype=torch.long, device=self.indices.device).flatten()
         check_latents(chosen, self.width)
-        unique, place = chosen.unique(return_inverse=True)
+        unique, place = torch.unique(chosen, return_inverse=True)
         at = torch.full((self.width,), -1, dtype=torch.long, device=chosen.device)
         at[unique] = torch.arange(len(unique), device=chosen.device)
         column = at[self.indices]

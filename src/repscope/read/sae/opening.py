@@ -30,8 +30,8 @@ FORMATS = {
 }
 _WEIGHTS = {files[-1] for files in FORMATS.values()}
 _WRITERS = {"saelens": saelens.write, "sparsify": sparsify.write}
-_FETCHED = (saelens.SETTINGS, saelens.WEIGHTS, saelens.SCALER, saelens.WHITENING, sparsify.WEIGHTS, dictionary_learning.SETTINGS)
-_FETCHED += (dictionary_learning.WEIGHTS, gemma_scope.WEIGHTS)
+_FETCHED = [saelens.SETTINGS, saelens.WEIGHTS, saelens.SCALER, saelens.WHITENING, sparsify.WEIGHTS]
+_FETCHED += [dictionary_learning.SETTINGS, dictionary_learning.WEIGHTS, gemma_scope.WEIGHTS]
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
 _SEARCHED = 2000  #: folders looked at for one that holds an autoencoder, to name it in an error
 
@@ -85,9 +85,8 @@ def open(  # shadows the builtin on purpose: it is called as `sae.open`
     else:
         raise UserError(f"There is no folder {str(name)!r}, and a hub id has the form 'org/name'; check the name.")
     made = _read(found, source, getattr(torch, dtype), saelens.Overrides(scale, threshold))
-    given = {"site": site, "site_out": site_out}
-    parsed = {place: Site.parse(value) for place, value in given.items() if value is not None}
-    return replace(made, source=source, **parsed)
+    read_at = made.site if site is None else Site.parse(site)
+    return replace(made, source=source, site=read_at, site_out=made.site_out if site_out is None else Site.parse(site_out))
 
 
 def _fetched(repo: str, revision: str | None, inside: str) -> tuple[Path, str]:

@@ -72,7 +72,8 @@ def read(folder: Path, dtype: torch.dtype, given: Overrides) -> SparseAutoencode
         W_skip = None
     if "scaling_factor" in weights:  # of old files, 1 where it never acted
         _see_ones(folder, weights.take("scaling_factor", d_sae))
-    metadata = settings.get("metadata") if isinstance(settings.get("metadata"), dict) else {}
+    held = settings.get("metadata")
+    metadata: dict[str, Any] = held if isinstance(held, dict) else {}
     made = SparseAutoencoder(
         W_enc,
         torch.zeros(d_sae, dtype=dtype) if gated else weights.take("b_enc", d_sae),

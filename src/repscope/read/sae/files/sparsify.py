@@ -21,7 +21,7 @@ from repscope.read.sae.files.tensors import Weights, read_safetensors, read_sett
 from repscope.read.sae.folding import fold, shifted
 
 SETTINGS, WEIGHTS = "cfg.json", "sae.safetensors"
-_ACTIVATIONS = {"topk": TopK, "groupmax": GroupMax}
+_ACTIVATIONS: dict[str, type[TopK] | type[GroupMax]] = {"topk": TopK, "groupmax": GroupMax}
 
 
 def read(folder: Path, dtype: torch.dtype) -> SparseAutoencoder:
@@ -93,11 +93,12 @@ def write(sae: SparseAutoencoder, folder: Path) -> None:
         why = f"a {type(made.normalization).__name__}" if made.normalization is not None else why
         raise UserError(f"sparsify cannot represent {why}; write it in the format of SAELens.")
     assert isinstance(made.activation, (TopK, GroupMax))
+    k = made.activation.k
     if not made.transcoder and not made.subtract_b_dec:
         wide = made.to(dtype=torch.float64)
         made = replace(shifted(wide, wide.b_dec @ wide.W_enc), subtract_b_dec=True).to(dtype=sae.dtype)
     settings = {"activation": name, "expansion_factor": max(1, made.d_sae // made.d_in), "normalize_decoder": False}
-    settings |= {"num_latents": made.d_sae, "k": made.activation.k, "multi_topk": False}
+    settings |= {"num_latents": made.d_sae, "k": k, "multi_topk": False}
     settings |= {"skip_connection": made.W_skip is not None, "transcode": made.transcoder, "d_in": made.d_in}
     tensors = {"encoder.weight": made.W_enc.T, "encoder.bias": made.b_enc, "W_dec": made.W_dec, "b_dec": made.b_dec}
     if made.W_skip is not None:
