@@ -85,10 +85,12 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
 		transformers==5.0.0 tokenizers==0.22.0 huggingface-hub==1.3.0 httpx==0.28.1 httpcore==1.0.9
 	@touch $@
 
-# It pins transformers below 5, so it stands apart: a test runs it in a process of its own. What else it imports we have.
+# They pin other versions of what we have, so they stand apart: tests run them in processes of their own. What else they import we
+# have, or the tests leave out (tests/read/sae/peers.py).
 .peers/.done: Makefile | $(VENV)/.dev
 	rm -rf .peers
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .peers steering-vectors==0.12.2
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .peers steering-vectors==0.12.2 \
+		sae-lens==6.54.12 eai-sparsify==1.3.3 dictionary-learning==0.1.0 simple-parsing==0.1.8 natsort==8.4.0 einops==0.8.2
 	@touch $@
 
 # A real browser for the tests of pages: the one named in CHROMIUM, one on the path, else it is installed.

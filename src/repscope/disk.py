@@ -22,8 +22,10 @@ def cache_home() -> Path:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; it becomes `path` if the block succeeds, otherwise it is removed.
+
+    `sync`: write it through to the disk before it is renamed, and its folder afterwards, so that it outlives a power failure.
 
     Raises
     ------
@@ -38,7 +40,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         try:
             yield partial
             os.chmod(partial, 0o666 & ~_umask())
+            if sync:
+                _synchronise(partial)
             os.replace(partial, path)
+            if sync:
+                _synchronise(path.parent)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -121,6 +127,15 @@ def _full(error: Exception) -> bool:
     """Whether the disk is full; safetensors and pyarrow say so only in the text of their errors."""
     number = getattr(error, "errno", None)
     return number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
+def _synchronise(path: Path) -> None:
+    """Write a file or the entries of a folder through to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

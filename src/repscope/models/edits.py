@@ -1,4 +1,4 @@
-"""Edits of activations at a site: add, replace, project out, affine map, clamp along a direction.
+"""Edits of activations at a site: add, replace, project out, affine map, clamp along a direction, any function of a row.
 
 An `Edit` describes operation, site and tokens, independently of any module; `BaseNetwork.edit` installs it within a context.
 
@@ -7,13 +7,14 @@ An `Edit` describes operation, site and tokens, independently of any module; `Ba
     x' = x - Q Qᵀ x                    project out; Q spans the directions given
     x' = W x + b                       affine
     x' = x + (clip(c) - c) u           clamp, with c = u · x the coordinate along a unit vector
+    x' = f(x)                          map; observe reads x and leaves it
 
 Arithmetic is in float32 or wider. Edits at one site act in the order given, sites in the order of the forward pass. Positions are
 relative to the prompt, so padding, caches and batches have no effect.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from repscope.errors import UserError, unknown
 from repscope.models.sites import PICKS, Site, Tokens
 
 EVERYWHERE = 1 << 40  #: a position beyond any prompt
-Kind = Literal["add", "replace", "project_out", "affine", "clamp"]
+Kind = Literal["add", "replace", "project_out", "affine", "clamp", "map", "observe"]
 WHERE = ("prompt", "generated")
 Arrays = Mapping[str, Tensor]
 
@@ -47,12 +48,12 @@ _CHANGES: dict[Kind, Callable[[Tensor, Arrays], Tensor]] = {
 
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """One change at one site. Made by `Edit.add`, `replace`, `project_out`, `affine` and `clamp`.
+    """One change at one site. Made by `Edit.add`, `replace`, `project_out`, `affine`, `clamp`, `map` and `observe`.
 
     site: a kind without a block (`resid_post`) means all blocks. tokens: `all`, `last`, `first`, an index, a span name with or
     without such a choice (`subject`, `subject.last`), `prompt`, or `generated` for the tokens after the prompt. arrays: vectors and
     matrices of the operation. per_prompt: whether `vector` has one row per prompt. axis: feature axis of a `module:` site in a
-    network that is not a transformer (1 for image channels).
+    network that is not a transformer (1 for image channels). function, name: of `map` and `observe`.
     """
 
     kind: Kind
@@ -61,6 +62,8 @@ class Edit:
     arrays: Arrays
     per_prompt: bool = False
     axis: int = -1
+    function: Callable[[Tensor], Any] | None = None
+    name: str = ""
 
     @classmethod
     def add(
@@ -158,7 +161,34 @@ class Edit:
         }
         return _made("clamp", site, tokens, arrays, False, axis)
 
+    @classmethod
+    def map(
+        cls, site: str | Site, function: Callable[[Tensor], Tensor], *, tokens: str | int = "all", name: str = "", axis: int = -1
+    ) -> "Edit":
+        """Map each row by a function.
+
+        Parameters
+        ----------
+        function
+            Rows (position, feature) of float32 or wider to as many of the same width, several feature axes (heads) flattened; each
+            row from itself alone, as which rows come together depends on the batch. Differentiable, if gradients are to pass it.
+        name
+            What errors call it.
+        """
+        edit = _made("map", site, tokens, {}, False, axis)
+        return replace(edit, function=function, name=name)
+
+    @classmethod
+    def observe(
+        cls, site: str | Site, function: Callable[[Tensor], Any], *, tokens: str | int = "all", name: str = "", axis: int = -1
+    ) -> "Edit":
+        """Call a function with the rows, as `map` does, and change nothing: for an edit at a later site that depends on them."""
+        edit = _made("observe", site, tokens, {}, False, axis)
+        return replace(edit, function=function, name=name)
+
     def __repr__(self) -> str:
+        if self.function is not None:
+            return f"Edit({self.name or self.kind} at {self.site}, tokens={self.tokens})"
         return f"Edit({self.kind} at {self.site}, tokens={self.tokens})"
 
     @property
@@ -175,6 +205,8 @@ class Edit:
             When the arrays do not fit the site.
         """
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.function is not None:
+            return self._mapped(x, wide, self.function)
         if self.per_prompt:
             assert prompts is not None
             arrays = {"vector": arrays["vector"][prompts]}
@@ -191,6 +223,20 @@ class Edit:
         if not fits:
             shapes = ", ".join(f"{name} {tuple(a.shape[self.per_prompt :])}" for name, a in arrays.items() if a.dim())
             raise UserError(f"The {self} has {shapes}; the site's features are {tuple(x.shape[1:])}.")
+        return self._narrow(x, new)
+
+    def _mapped(self, x: Tensor, wide: Tensor, function: Callable[[Tensor], Any]) -> Tensor:
+        rows = wide.flatten(1)
+        new = function(rows)
+        if self.kind == "observe":
+            return x
+        if not isinstance(new, Tensor) or new.shape != rows.shape:
+            given = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
+            raise UserError(f"The function of {self} gives {given} for rows {tuple(rows.shape)}; it must keep the shape.")
+        return self._narrow(x, new.to(wide.dtype).reshape(wide.shape))
+
+    def _narrow(self, x: Tensor, new: Tensor) -> Tensor:
+        """New values in the precision of the site."""
         if self.site.kind == "pattern":  # masked keys (future tokens, padding) stay masked
             new = torch.where(x == 0, torch.zeros_like(new), new)
         made = new.to(x.dtype)

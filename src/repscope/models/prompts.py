@@ -29,6 +29,7 @@ __all__ = [
     "as_prompts",
     "encode",
     "shortened",
+    "special_tokens",
     "token_ends",
     "token_span",
     "with_continuation",
@@ -254,6 +255,13 @@ def _around(tokenizer: Any) -> tuple[int, int]:
             if list(whole[before : before + len(own)]) == list(own):
                 return before, len(whole) - len(own) - before
     return 0, 0
+
+
+def special_tokens(tokenizer: Any, *, causal: bool) -> tuple[Ids, Ids]:
+    """The token ids that the tokenizer puts before and after a text; none after it where the network is causal."""
+    before, after = _around(tokenizer)
+    whole = np.asarray(tokenizer(_PROBES[0], add_special_tokens=True, verbose=False)["input_ids"], dtype=np.int64)
+    return whole[:before], whole[len(whole) - (0 if causal else after) :]
 
 
 def _span(prompt: Prompt, tokens: Tokens, offsets: Sequence[tuple[int, int]], i: int) -> tuple[int, int]:

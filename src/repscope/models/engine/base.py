@@ -290,6 +290,8 @@ class BaseNetwork:
             yield self
         for edit in edits:  # one edit may have many sites, and need not act at each
             mine = [installed for installed in new if installed.edit is edit]
+            if edit.kind == "observe" and any(installed.hit for installed in mine):
+                continue
             if not any(installed.moved or installed.planned for installed in mine):
                 why = "changed nothing" if any(installed.hit for installed in mine) else "was never reached"
                 raise UserError(f"{edit} {why}; check its site, its tokens and its vector.")

