@@ -87,6 +87,19 @@ CONDITIONS: dict[str, Condition] = {
         Condition(
             OTHER_SUBJECTS, "The subject's vector replaced by the mean vector of subjects with the new object.", "bound", "green"
         ),
+        # features
+        Condition("dense probe", "A probe on all features of the site.", "baseline", "black"),
+        Condition("neurons", "The neurons of the same block's MLP instead of latents.", "baseline", "orange"),
+        Condition(
+            "random dictionary",
+            "An autoencoder of equal size and sparsity whose features are random unit vectors.",
+            "control",
+            "grey",
+        ),
+        Condition(
+            "principal components", "As many leading principal components as there are active latents.", "baseline", "vermillion"
+        ),
+        Condition("permuted coordinates", "The second dictionary with its coordinates permuted.", "control", "purple"),
         # contrast
         Condition("unsteered", "The model without a direction.", "baseline", "black"),
         Condition(PROMPTING, "The model asked in words.", "baseline", "vermillion"),

@@ -137,6 +137,33 @@ def test_contrast(rows, reply, words):
     assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
 
 
+def features(layer, random, dense):
+    at = {"metric": "gain", "item": "countries.continent: 16 features"}
+    return [
+        row(layer, metric="gain", item="CE recovered", condition=over("principal components")),
+        row(random, condition=over("random dictionary"), **at),
+        row(dense, condition=over("dense probe"), **at),
+        row(9.0, metric="gain", item="countries.continent: 4 features", condition=over("dense probe")),  # not what it is about
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reply", "words"),
+    [
+        (features(0.3, 0.3, 0.02), "Yes", "1 of 1 attributes"),
+        (features(-0.3, -0.2, -0.3), "No", "keep less"),
+        (features(0.0, 0.0, 0.0), "Cannot tell", "is open"),
+        (features(0.3, 0.3, -0.3), "Partly", "0 of 1 attributes"),
+        (features(0.3, 0.3, -0.05), "Partly", "0 of 1 attributes"),
+        (features(0.0, 0.3, 0.02), "Partly", "principal components is open"),
+        ([row(0.3, metric="gain", item="CE recovered", condition=over("principal components"))], "Yes", "keep more"),
+    ],
+)
+def test_features(rows, reply, words):
+    verdict = within_limit(study("features").verdict(table_of(rows)))
+    assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
+
+
 def paths(ratio, seeds=None, rule=0.9, overlap=0.1, shuffled=1.0):
     at = {"step": "summary"}
     rows = [

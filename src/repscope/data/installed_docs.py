@@ -36,12 +36,10 @@ PACKAGES = {
     "transformers": "transformers",
 }
 VERSION = 1  #: of the rules
-_WORDS = 8
+_WORDS = 6
 _LEFT_OUT = {"tests", "test", "testing", "_vendor", "_vendored", "vendored", "externals", "third_party", "benchmarks"}
 _GENERATED = b"automatically generated from"
-_NOT_PROSE = re.compile(r">>>|::|\.\. |```|\||<[a-z/]|https?://|-{3}|==|\w=\w|^\w+ ?: |^\W*(Args|Raises|Examples?|Parameters)\b")
-    r">>>|::|\.\. |```|\||<[a-z/]|https?://|\w+ ?= ?|^\w+ ?: |^\W*(Args|Returns?|Raises|Examples?|Parameters)\b"
-)
+_NOT_PROSE = re.compile(r">>>|\.\. |```|\||<[a-z/]|-{3}|==|\w=\w|^\w+ ?: |^\W*(Args|Raises|Examples?|Parameters)\b")
 _LETTERS = re.compile(r"[A-Za-z ]")
 
 
@@ -169,6 +167,6 @@ def _is_prose(text: str) -> bool:
         len(text.split()) >= _WORDS
         and text[0].isupper()
         and text.endswith((".", "!", "?"))
-        and len(_LETTERS.findall(text)) > 0.8 * len(text)
+        and len(_LETTERS.findall(text)) > 0.75 * len(text)
         and not _NOT_PROSE.search(text)
     )

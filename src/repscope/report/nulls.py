@@ -37,6 +37,8 @@ NULLS: dict[tuple[str, str], Null] = {
     ("relations", "faithfulness"): Null(("majority object", "map on another subject's vector")),
     ("relations", "concept accuracy"): Null(("majority object", "shuffled objects")),
     ("relations", "edit success"): Null((RANDOM,)),
+    ("features", "accuracy"): Null((SHUFFLED_LABELS,)),
+    ("features", "r2"): Null((SHUFFLED_LABELS,), ("the mean of the training values", 0.0)),
     ("contrast", "effect"): Null((RANDOM,)),
     ("paths", "ratio"): Null((SHUFFLED_GROUPS,), ("no difference", 1.0)),
     ("paths", "ARI"): Null((), ("clusters at random", 0.0)),

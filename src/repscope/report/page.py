@@ -55,6 +55,27 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Card:
+    """What is known of one feature. facts: one line. passages: tokens, each with its shade from 0 to 1."""
+
+    title: str
+    facts: str
+    passages: tuple[tuple[tuple[str, float], ...], ...]
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Cards under a title and a caption, two in a row if there is room."""
+
+    cards: tuple[Card, ...]
+    title: str
+    caption: str
+
+
+Item = Figure | Table | Cards
+
+
+@dataclass(frozen=True)
 class Section:
     """A heading, paragraphs (separated by empty lines; the first says what to look for), figures and tables.
 
@@ -63,7 +84,7 @@ class Section:
 
     title: str
     text: str
-    items: tuple[Figure | Table, ...] = ()
+    items: tuple[Item, ...] = ()
     link: tuple[str, str] | None = None
 
 
@@ -106,12 +127,14 @@ def render(page: Page) -> str:
     specs: list[dict[str, Any]] = []
     tables = 0
 
-    def entry(item: Figure | Table) -> dict[str, Any]:
+    def entry(item: Item) -> dict[str, Any]:
         nonlocal tables
         common = {"title": item.title, "caption": item.caption}
         if isinstance(item, Figure):
             specs.append(_responsive(spec_of(item.chart), item.title))
             return common | {"figure": len(specs), "hints": specs[-1].get("usermeta", {}), "small": item.small}
+        if isinstance(item, Cards):
+            return common | {"cards": item.cards}
         tables += 1
         return common | {"table": tables, **_cells(item.frame)}
 

@@ -33,7 +33,7 @@ QUESTIONS: dict[str, Entry] = dict(
     [
         _entry("entities", "Do early MLPs turn the last few tokens of a name into one vector of its attributes?", "entities"),
         _entry("relations", "Is a relation a linear map on the vector of its subject?", "relations"),
-        _entry("features", "Which sparse features does a layer hold, and which belong to a name?"),
+        _entry("features", "Which sparse features make up a layer, and a name?", "features"),
         _entry("discover", "Which unsupervised directions move the model, and what does each objective find?", "discover"),
         _entry("drift", "What do fine-tuning, preference optimisation and RL change?"),
         _entry("context", "Does a prompt full of examples do what fine-tuning on them does?"),

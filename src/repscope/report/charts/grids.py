@@ -57,11 +57,12 @@ def dose(
     share: bool = True,
     span: tuple[float, float] | None = None,
     height: float = 260,
+    log: bool = False,
 ) -> alt.LayerChart:
     """A value by dose with its interval, one line per condition; rows without a dose are horizontal rules with a band.
 
     Columns dose (a number, or missing), condition, value, lo, hi and n. `share`: values from 0 to 1. `span`: doses to
-    shade, such as the working range.
+    shade, such as the working range. `log`: doses on a logarithmic axis with base 2.
     """
     styles = styles_of(frame["condition"])
     color, dash = (by_condition(kind, styles, lines=True) for kind in ("color", "dash"))
@@ -69,7 +70,8 @@ def dose(
     y, lo = (alt.Y(f"{end}:Q", title=value_title, scale=scale) for end in ("value", "lo"))
     shown_tips = [*tips("condition"), *numbers("value", "lo", "hi"), *tips("n")]
     along, flat = frame[frame["dose"].notna()], frame[frame["dose"].isna()]
-    lines = alt.Chart(data(along)).encode(x=alt.X("dose:Q", title=x_title), color=color)
+    x_scale = alt.Scale(type="log", base=2, nice=False, padding=12) if log else alt.Scale()
+    lines = alt.Chart(data(along)).encode(x=alt.X("dose:Q", title=x_title, scale=x_scale), color=color)
     layers = [lines.mark_area(opacity=0.13).encode(y=lo, y2="hi:Q")]
     if len(flat):
         rules = alt.Chart(data(flat.drop(columns="dose"))).encode(color=color)

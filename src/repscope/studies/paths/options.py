@@ -73,7 +73,7 @@ class PathsOptions(StudyOptions, TableOptions):
                 "forks": (400, 500, 600, 700),
                 "rates": (4e-3,),
                 "unbiased_runs": 3,
-                "apart": 4,
+                "apart": 3,
                 "texts": 192,
             }
         return self.with_sizes(small_ones)

@@ -1,0 +1,17 @@
+"""Which sparse features make up a layer, and a name?"""
+
+from repscope.studies.features.options import FeaturesOptions
+from repscope.studies.features.page import answer, page
+from repscope.studies.features.steps import steps
+from repscope.studies.features.verdict import verdict
+from repscope.studies.run.study import Study
+
+STUDY = Study(
+    name="features",
+    question="Which sparse features make up a layer, and do a few of them tell of a name what a dense probe tells?",
+    options=FeaturesOptions,
+    steps=steps,
+    page=page,
+    answer=answer,
+    verdict=verdict,
+)
