@@ -1,8 +1,7 @@
 """The default corpus: prose of the docstrings of packages that every installation has.
 
 1. Every Python file of a package is parsed with `ast`, never imported; tests, vendored copies and generated files are left out.
-2. A docstring's lines of equal indentation without a blank line between them are a paragraph. Prose is a paragraph of at least
-   eight
+2. A docstring's lines of equal indentation without a blank line between them are a paragraph. Prose is a paragraph of at least six
    words that begins with a capital letter, ends a sentence and consists of letters, spaces and little else; so code, signatures,
    tables and headings are left out.
 3. A paragraph that came before, in any package, is left out. A document is what remains of a docstring.
@@ -36,12 +35,10 @@ PACKAGES = {
     "transformers": "transformers",
 }
 VERSION = 1  #: of the rules
-_WORDS = 8
+_WORDS = 6
 _LEFT_OUT = {"tests", "test", "testing", "_vendor", "_vendored", "vendored", "externals", "third_party", "benchmarks"}
 _GENERATED = b"automatically generated from"
-_NOT_PROSE = re.compile(r">>>|::|\.\. |```|\||<[a-z/]|https?://|-{3}|==|\w=\w|^\w+ ?: |^\W*(Args|Raises|Examples?|Parameters)\b")
-    r">>>|::|\.\. |```|\||<[a-z/]|https?://|\w+ ?= ?|^\w+ ?: |^\W*(Args|Returns?|Raises|Examples?|Parameters)\b"
-)
+_NOT_PROSE = re.compile(r">>>|\.\. |```|\||<[a-z/]|-{3}|==|\w=\w|^\w+ ?: |^\W*(Args|Raises|Examples?|Parameters)\b")
 _LETTERS = re.compile(r"[A-Za-z ]")
 
 
@@ -169,6 +166,6 @@ def _is_prose(text: str) -> bool:
         len(text.split()) >= _WORDS
         and text[0].isupper()
         and text.endswith((".", "!", "?"))
-        and len(_LETTERS.findall(text)) > 0.8 * len(text)
+        and len(_LETTERS.findall(text)) > 0.75 * len(text)
         and not _NOT_PROSE.search(text)
     )
