@@ -143,8 +143,7 @@ def test_prose_of_docstrings_comes_once_and_nothing_is_imported(tmp_path, monkey
         assert held.labels["object"] == ("mapped.maps", "mapped.maps.Map")
         assert held.texts == (
             "Tools for reading of maps and of the plans of cities.",
-            "Return the distance between two places on the map in metres.\n\n"
-            "Name of the place at which the measured route begins.",
+            "Return the distance between two places on the map in metres.\n\nName of the place at which the measured route begins.",
         )
         assert held.versions == {"mapped": "1.0"}
         assert "absent_package is not installed" in held.notes[0]

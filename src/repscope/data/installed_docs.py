@@ -1,8 +1,7 @@
 """The default corpus: prose of the docstrings of packages that every installation has.
 
 1. Every Python file of a package is parsed with `ast`, never imported; tests, vendored copies and generated files are left out.
-2. A docstring's lines of equal indentation without a blank line between them are a paragraph. Prose is a paragraph of at least
-   eight
+2. A docstring's lines of equal indentation without a blank line between them are a paragraph. Prose is a paragraph of at least six
    words that begins with a capital letter, ends a sentence and consists of letters, spaces and little else; so code, signatures,
    tables and headings are left out.
 3. A paragraph that came before, in any package, is left out. A document is what remains of a docstring.

@@ -14,7 +14,9 @@ import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,6 +26,7 @@ from repscope.errors import UserError
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*(::[A-Za-z][A-Za-z0-9+.\-]*)*://")
 _WHOLE_WHEN_SEEN = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "memory"}  #: a put is complete or absent
+_CONNECTIONS = 16  #: at once, to a file system without asynchronous reads
 Range = tuple[str, int, int]  #: name, first byte, number of bytes
 
 
@@ -158,9 +161,8 @@ def _s3_of_pyarrow() -> Any:
     from pyarrow.fs import S3FileSystem
 
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    fs = ArrowFSWrapper(S3FileSystem(endpoint_override=endpoint) if endpoint else S3FileSystem())
-    fs.protocol = "s3"
-    return fs
+    scheme, _, host = (endpoint or "").rpartition("://")
+    return ArrowFSWrapper(S3FileSystem(endpoint_override=host, scheme=scheme or "https") if endpoint else S3FileSystem())
 
 
 class RemoteFiles(Files):
@@ -178,11 +180,17 @@ class RemoteFiles(Files):
         except (ImportError, ValueError) as error:
             said = " ".join(str(error).split()).rstrip(".")
             raise UserError(f"{url} cannot be opened ({said}); install that package or choose another place.") from error
+        # pyarrow's files cannot seek unless they are told to, and fsspec tells them only where a range does not begin at 0
+        self._ranged = {"seekable": True} if type(self._fs).__name__ == "ArrowFSWrapper" else {}
         protocol = self._fs.protocol
         self._whole = bool(_WHOLE_WHEN_SEEN & set((protocol,) if isinstance(protocol, str) else protocol))
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}" if name else str(self._root)
+
+    def _make_folder(self, path: str) -> None:
+        if not self._whole:  # object stores have no folders
+            self._fs.makedirs(self._fs._parent(path), exist_ok=True)
 
     def size(self, name: str) -> int | None:
         """See `Files`."""
@@ -210,7 +218,12 @@ class RemoteFiles(Files):
         """See `Files`. All ranges are requested at once, as each has the latency of the network."""
         names, starts, sizes = (list(column) for column in zip(*ranges, strict=True))
         ends = [start + size for start, size in zip(starts, sizes)]
-        found = self._fs.cat_ranges([self._path(name) for name in names], starts, ends, on_error="raise")
+        paths = [self._path(name) for name in names]
+        if self._fs.async_impl:
+            found = self._fs.cat_ranges(paths, starts, ends, on_error="raise")
+        else:
+            with ThreadPoolExecutor(_CONNECTIONS) as pool:
+                found = list(pool.map(partial(self._fs.cat_file, **self._ranged), paths, starts, ends))
         for name, size, data, buffer in zip(names, sizes, found, buffers, strict=True):
             if len(data) != size:
                 raise OSError(errno.EIO, "the file is too short", name)
@@ -224,7 +237,7 @@ class RemoteFiles(Files):
             with explained(local):
                 yield local
             path = self._path(name)
-            self._fs.makedirs(self._fs._parent(path), exist_ok=True)
+            self._make_folder(path)
             to = path if self._whole else f"{path}.{os.urandom(4).hex()}.part"
             try:
                 self._fs.put_file(str(local), to)
@@ -236,7 +249,7 @@ class RemoteFiles(Files):
     def create(self, name: str, content: bytes) -> bool:
         """See `Files`. A file system without exclusive creation is asked first whether the file exists."""
         path = self._path(name)
-        self._fs.makedirs(self._fs._parent(path), exist_ok=True)
+        self._make_folder(path)
         if self.size(name) is not None:
             return False
         try:

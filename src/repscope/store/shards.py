@@ -2,7 +2,7 @@
 
 1. The header follows from the manifest (names, types, shapes), so it is compared byte by byte and never trusted.
 2. Every block of rows of every tensor has a CRC-32, which is checked whenever the block is read.
-3. The mean and the sum of squared deviations of each feature are computed from the stored values: sums in float32 of 1,024 rows
+3. The mean and the sum of squared deviations of each feature are computed from the stored values: sums in float32 of 256 rows
    after a shift by the first row, added in float64.
 """
 
@@ -24,7 +24,7 @@ from repscope.store.manifest import Moments, ShardRecord, SiteRecord
 
 LABELS = ("token", "document", "position")
 _NAMES = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64", torch.int32: "I32"}
-_MOMENT_ROWS = 1024  #: rows summed in float32
+_MOMENT_ROWS = 256  #: rows summed in float32
 
 
 def shard_name(index: int) -> str:
@@ -139,20 +139,22 @@ def moments_of(rows: Shaped[Tensor, "row d"], name: str) -> Moments:
 
     Raises a `UserError` for values that are not finite.
     """
-    shift = rows[:1].double()
+    kind = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    shift = rows[0].to(kind)
     sums, squares = (np.zeros(rows.shape[1]) for _ in range(2))
-    ones = torch.ones(1, _MOMENT_ROWS, dtype=torch.float64 if rows.dtype == torch.float64 else torch.float32)
-    near = shift.to(ones.dtype)
-    for part in torch.split(rows, _MOMENT_ROWS):
-        centred = part.to(ones.dtype) - near
-        one = ones[:, : len(part)]
-        sums += torch.mm(one, centred)[0].double().numpy()
-        squares += torch.mm(one, centred.square_())[0].double().numpy()
+    memory = torch.empty(min(_MOMENT_ROWS, len(rows)), rows.shape[1], dtype=kind)
+    for first in range(0, len(rows), _MOMENT_ROWS):
+        part = rows[first : first + _MOMENT_ROWS]
+        centred = memory[: len(part)].copy_(part).sub_(shift).numpy()
+        with np.errstate(all="ignore"):  # checked below
+            sums += centred.sum(0)
+            np.multiply(centred, centred, out=centred)
+            squares += centred.sum(0)
     if not (np.isfinite(sums).all() and np.isfinite(squares).all()):
         if bool(torch.isfinite(rows).all()):
             return moments_of(rows.double(), name)
         raise UserError(f"Rows of {name} hold values that are not finite; load the network in float32, or leave that site out.")
-    base = near[0].double().numpy()
+    base = shift.double().numpy()
     mean = base + sums / len(rows)
     spread = np.maximum(squares - sums**2 / len(rows), 0.0)
     return Moments(mean=tuple(mean.tolist()), squares=tuple(spread.tolist()))

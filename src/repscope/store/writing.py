@@ -7,8 +7,10 @@
 """
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +63,7 @@ class Scatter:
     def put(self, name: str, first: int | Int[Tensor, "row"], rows: Float[Tensor, "row *d"]) -> None:
         """Put rows of one tensor: from the given number on, or those of the given numbers."""
         numbers = self._places[first : first + len(rows)] if isinstance(first, int) else self._places[first]
-        self.tensors[name].index_copy_(0, numbers, rows)
+        _items(self.tensors[name])[numbers.numpy()] = _items(rows.contiguous())
 
     def shortened(self, rows: int) -> tuple[Layout, dict[str, Tensor]]:
         """Layout and tensors when only the first rows were put."""
@@ -70,6 +72,13 @@ class Scatter:
         kept = self._places[:rows].sort().values
         layout = Layout(self.layout.tensors, rows, self.layout.block)
         return layout, {name: tensor[kept] for name, tensor in self.tensors.items()}
+
+
+def _items(rows: Tensor) -> "np.ndarray[Any, Any]":
+    """A view of rows in which each is one item, which numpy moves quickest."""
+    size = rows.element_size() * (rows.shape[1] if rows.dim() > 1 else 1)
+    array: np.ndarray = rows.view(torch.uint8).numpy().reshape(len(rows), size).view(f"V{size}")[:, 0]
+    return array
 
 
 def _rows(rows: int, width: int, dtype: torch.dtype) -> Tensor:
@@ -88,7 +97,7 @@ class StoreWriter:
     dtype
         Type in which rows are kept: float16, bfloat16, float32 or float64. Casts are checked for overflow and loss.
     shard_bytes
-        Approximate size of a shard; so much memory is used.
+        Approximate size of a shard; twice as much memory is used, as one is filled while another is written.
     seed
         Of the order of rows in each shard.
     origin
@@ -119,10 +128,12 @@ class StoreWriter:
         self.seed, self.origin = seed, origin or Origin()
         self._rows = shard_rows(self.sites, shard_bytes)
         self._block = block_rows(self._rows)
-        self._records: list[ShardRecord] = []
-        self._shard = self._next(None)
+        self._thread = ThreadPoolExecutor(1)
+        self._records: list[Future[ShardRecord]] = []
+        self._spare: dict[str, Tensor] = {}  #: memory of the shard that is being written
+        self._shard = self._next({})
 
-    def _next(self, memory: dict[str, Tensor] | None) -> Scatter:
+    def _next(self, memory: dict[str, Tensor]) -> Scatter:
         layout = Layout.of(self.sites, self._rows, self._block)
         return Scatter(layout, self.seed, len(self._records), memory)
 
@@ -130,8 +141,11 @@ class StoreWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            self.close()
+        try:
+            if kind is None:
+                self.close()
+        finally:
+            self._thread.shutdown(cancel_futures=True)
 
     def add(
         self,
@@ -175,9 +189,13 @@ class StoreWriter:
                 self._flush()
 
     def _flush(self) -> None:
+        """Write the shard in another thread, after the one before it; go on with the memory of that one."""
         layout, tensors = self._shard.shortened(self._shard.filled)
-        self._records.append(write_shard(self.files, self._shard.index, layout, tensors))
-        self._shard = self._next(self._shard.tensors)
+        if self._records:
+            self._records[-1].result()
+        self._records.append(self._thread.submit(write_shard, self.files, self._shard.index, layout, tensors))
+        memory, self._spare = self._spare, self._shard.tensors
+        self._shard = self._next(memory)
 
     def close(self) -> None:
         """Write the last shard and the manifest.
@@ -191,4 +209,5 @@ class StoreWriter:
             self._flush()
         if not self._records:
             raise UserError(f"No row was added, so {self.files.place} was not written.")
-        self.files.write(MANIFEST, written(finished(self.sites, self._block, self.seed, self.origin, self._records)))
+        records = [record.result() for record in self._records]
+        self.files.write(MANIFEST, written(finished(self.sites, self._block, self.seed, self.origin, records)))

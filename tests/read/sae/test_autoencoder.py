@@ -166,6 +166,21 @@ def test_latents_are_sorted_and_counted():
     assert made().reconstruct(X[:0]).shape == (0, D)
 
 
+@pytest.mark.parametrize("normalization", ["none", "layer"])
+def test_dense_and_sparse_decoding_agree(normalization, monkeypatch):
+    sae = made(ReLU(), normalization=NORMALIZATIONS[normalization], rescale_by_decoder_norm=True)
+    latents = sae.encode(X)
+    monkeypatch.setattr(module, "_CHUNK", 5 * L)
+    monkeypatch.setattr(module, "_DENSE", 0.0)
+    dense = sae.decode(latents)
+    monkeypatch.setattr(module, "_DENSE", 1.0)
+    np.testing.assert_allclose(dense, sae.decode(latents), atol=1e-12)
+    parts = list(latents.split(5))
+    assert [len(part) for part in parts] == [5, 5, 5, 2]
+    np.testing.assert_array_equal(torch.cat([part.dense() for part in parts]), latents.dense())
+    np.testing.assert_allclose(torch.cat([sae.decode(part) for part in parts]), dense, atol=1e-12)
+
+
 def test_heads_are_flattened_and_numpy_is_read():
     sae = made()
     np.testing.assert_array_equal(sae.encode(X.reshape(ROWS, 2, 3)).dense(), sae.encode(X.numpy()).dense())

@@ -34,6 +34,7 @@ from repscope.read.sae.latents import Latents, check_latents
 from repscope.read.sae.normalization import Normalization, Whitening, row_scale
 
 _CHUNK = 1 << 23  #: pre-activations at a time
+_DENSE = 0.08  #: share of active latents above which a dense product is faster than a sum of rows
 Rows = Float[Tensor, "row d_in"] | Float[np.ndarray, "row d_in"]
 Chosen = Sequence[int] | Int[Tensor, "chosen"] | Int[np.ndarray, "chosen"]
 
@@ -228,14 +229,14 @@ class SparseAutoencoder:
         if latents.width != self.d_sae:
             raise UserError(f"The latents are {latents.width} wide, but the autoencoder has {self.d_sae}; decode with their own.")
         values = latents.values / self.decoder_norms[latents.indices] if self.rescale_by_decoder_norm else latents.values
-        y = functional.embedding_bag(
-            latents.indices,
-            self.W_dec,
-            latents.starts,
-            mode="sum",
-            per_sample_weights=values.to(self.dtype),
-            include_last_offset=True,
-        )
+        scaled = latents.with_values(values.to(self.dtype))
+        if len(values) > _DENSE * len(latents) * self.d_sae:
+            y = torch.cat([part.dense() @ self.W_dec for part in scaled.split(max(1, _CHUNK // self.d_sae))])
+        else:
+            starts, weights = latents.starts, scaled.values
+            y = functional.embedding_bag(
+                latents.indices, self.W_dec, starts, mode="sum", per_sample_weights=weights, include_last_offset=True
+            )
         return self._denormalized(y + self.b_dec, latents.statistics)
 
     def reconstruct(self, x: Rows) -> Float[Tensor, "row d_out"]:

@@ -4,7 +4,7 @@ Row i has the latents `indices[starts[i]:starts[i + 1]]`, ascending, with positi
 the rows' normalisation stand beside them, so that `decode` is a function of the latents alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -68,6 +68,14 @@ class Latents:
         kept = column >= 0
         out = self.values.new_zeros(len(self), len(unique)).index_put((self.row_of[kept], column[kept]), self.values[kept])
         return out[:, place]
+
+    def split(self, rows: int) -> "Iterator[Latents]":
+        """Chunks of at most so many rows."""
+        for first in range(0, len(self), rows):
+            starts = self.starts[first : first + rows + 1]
+            part = slice(int(starts[0]), int(starts[-1]))
+            statistics = tuple(kind[first : first + rows] for kind in self.statistics)
+            yield Latents(starts - starts[0], self.indices[part], self.values[part], self.width, statistics)
 
     def with_values(self, values: Float[Tensor, "active"]) -> "Latents":
         """The same latents with other values."""

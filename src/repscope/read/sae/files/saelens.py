@@ -254,7 +254,7 @@ def write(sae: SparseAutoencoder, folder: Path) -> None:
     settings["metadata"] = {**said, **_hook(made.site), **_hook(made.site_out, "_out")}
     settings["metadata"] |= {"sae_lens_version": _VERSION, "written_by": "repscope"}
     save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, folder / WEIGHTS)
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=1, default=str), encoding="utf-8")
 
 
 def _architecture(sae: SparseAutoencoder) -> str:

@@ -104,4 +104,4 @@ def write(sae: SparseAutoencoder, folder: Path) -> None:
     if made.W_skip is not None:
         tensors["W_skip"] = made.W_skip.T
     save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, folder / WEIGHTS)
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=1, default=str), encoding="utf-8")
