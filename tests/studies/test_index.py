@@ -69,7 +69,9 @@ def test_the_tour_runs_what_fits_and_ends_with_the_index(tmp_path, capsys, monke
     monkeypatch.setattr(Run, "answer", answer)
     monkeypatch.setattr(Run, "folder", property(lambda self: self.out / self.study.name))
     monkeypatch.setattr(Run, "verdict", None)
-    monkeypatch.setattr(Run, "minutes_left", lambda self: {"relations": 2.0, "discover": 30.0, "paths": 1.0}[self.study.name])
+    monkeypatch.setattr(
+        Run, "minutes_left", lambda self: {"relations": 2.0, "features": 40.0, "discover": 30.0, "paths": 1.0}[self.study.name]
+    )
     assert command(["tour", "--minutes", "3", "--out", str(tmp_path)]) == 0
     told = capsys.readouterr()
     assert ran == [("entities", True), ("relations", True), ("paths", True)]
@@ -87,8 +89,10 @@ def test_a_forecast_has_the_factor_of_the_first_pattern_that_fits():
     from repscope.studies.run.forecast import factor, forecast_seconds, raw_seconds
     from repscope.studies.run.study import Cost
 
-    assert factor("paths", "planted 12") > factor("paths", "plain 0") > 1
+    assert factor("paths", "planted 12") > factor("paths", "plain 0") > 0
     assert factor("no such study", "step") == 1
     cost = Cost(network_flops=1e12, fit_flops=1e11)
-    assert forecast_seconds("paths", "planted 0", cost, 5e10) == pytest.approx(0.05 + 7.0 * raw_seconds(cost, 5e10))
+    assert forecast_seconds("paths", "planted 0", cost, 5e10) == pytest.approx(
+        0.05 + factor("paths", "planted *") * raw_seconds(cost, 5e10)
+    )
     assert raw_seconds(cost, 1e11) == pytest.approx(raw_seconds(cost, 5e10) / 2)

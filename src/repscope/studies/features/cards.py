@@ -1,6 +1,7 @@
 """Cards of features: where they are active, what they write, how much of them the current token explains."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ def _labelled(task: FeaturesTask) -> DirectionSet:
     found = []
     for name in _LABELLED:
         made = fit(task.lm, contrast(name).sample(few), at=str(task.site), methods=["difference of means"]).directions[0]
-        found.append(made.renamed(name) if hasattr(made, "renamed") else made)
+        found.append(replace(made, name=name))
     return DirectionSet(found, task.lm.fingerprint, "built-in contrasts")
 
 
@@ -114,7 +115,7 @@ def _passages(
             pieces = cut(lm, [corpus[document]], task.options.context)
             piece = int(np.searchsorted(pieces.start, position, side="right")) - 1
             ids = pieces.ragged[piece]
-            x = lm.capture([ids], task.site, "all").numpy()
+            x = lm.capture([ids], task.site, "all")[task.site]
             values = one.activations(torch.from_numpy(np.array(x, np.float32)).flatten(1), [int(i)])[:, 0].detach().numpy()
             centre = position - int(pieces.start[piece]) + pieces.lead
             for place in range(max(0, centre - _AROUND), min(len(ids), centre + _AROUND + 1)):

@@ -1,7 +1,7 @@
 """Names in the tables of the `features` study: autoencoders, metrics, conditions and items."""
 
 EXPLAINED, L0, DEAD = "explained variance", "L0", "dead share"
-RECOVERED, KL = "CE recovered", "kl"
+RECOVERED, KL = "CE recovered", "next-token KL"
 MATCHED, FOUND = "matched cosine", "found again"
 TOKEN_SHARE = "token share"
 

@@ -244,21 +244,24 @@ def _card(row: dict[Any, Any], passages: pd.DataFrame) -> Card:
 
 
 def _stability(table: pd.DataFrame) -> tuple[Section, ...]:
-    rows = select(table, metric=names.MATCHED)
-    if rows.empty:
+    rows = select(table, metric=names.MATCHED).to_dict("records")
+    if not rows:
         return ()
-    shown = pd.DataFrame(
-        [
-            {"": r["condition"], "matched cosine": format_estimate(r), "definition": r["definition"], "n": r["n"]}
-            for r in rows.to_dict("records")
-        ]
-    )
+    again = {r["condition"]: r for r in select(table, metric=names.FOUND).to_dict("records")}
+    shown = [
+        {
+            "": r["condition"],
+            "matched cosine": format_estimate(r),
+            f"cosine above {names.AGAIN}": format_estimate(again[r["condition"]]),
+            "features": r["n"],
+        }
+        for r in rows
+    ]
     return (
         Section(
             "A second seed",
-            "Look for a matched cosine near 1: then the features are the layer's, not those of one training. Each feature is "
-            "matched with one of "
-            "the second autoencoder, trained on the same activations from another seed.",
-            (Table(shown, "Are the features of one seed found by the other?"),),
+            "Look for a matched cosine near 1: then the features are the layer's, not those of one training. Each feature that is "
+            "active on stored rows is matched with one of a second autoencoder, trained on the same activations from another seed.",
+            (Table(pd.DataFrame(shown), "Are the features of one seed found by the other?", "With 95 % intervals over features."),),
         ),
     )

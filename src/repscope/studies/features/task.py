@@ -148,7 +148,7 @@ class FeaturesTask:
         o = self.options
         if o.tiny and not o.given("corpus"):
             held = contrast("sentiment")
-            return Corpus("contrast texts", (*held.positive, *held.negative))
+            return Corpus("contrast texts", (*held.yes, *held.no))
         return corpus(self.options.corpus, text=self.options.text)
 
     def documents(self, held_out: bool) -> Corpus:

@@ -18,11 +18,11 @@ def verdict(table: pd.DataFrame) -> Verdict:
     names = {title(item): _attribute(gains[gains["item"] == item]) for item in items}
     told = count(names.values())
     recovered = {
-        "Yes": "Spliced in, the features keep more of the model's loss than as many principal components",
-        "No": "Spliced in, the features keep less of the model's loss than as many principal components",
-        "Cannot tell": "Whether the features keep more of the model's loss than as many principal components is open",
+        "Yes": "The features keep more of the model's loss than principal components",
+        "No": "The features keep less of the model's loss than principal components",
+        "Cannot tell": "Whether the features keep more loss than principal components is open",
     }[layer.reply]
-    why = f"{recovered}; {CLAIMED} features tell {told} attributes of names as well as a dense probe." if names else f"{recovered}."
+    why = f"{recovered}; {CLAIMED} of them tell {told} attributes of names as well as a dense probe." if names else f"{recovered}."
     return Verdict(joined([layer, *names.values()]), why, {LAYER: layer} | names)
 
 
