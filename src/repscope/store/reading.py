@@ -207,7 +207,7 @@ class ActivationStore:
                     raise UserError(f"{start} is no position of this store; its buffer has {len(permutation)} rows.")
                 while offset < len(permutation):
                     chosen = permutation[offset : offset + missing]
-                    parts.append({name: held[name].index_select(0, chosen) for name in tensors})
+                    parts.append({name: _chosen(held[name], chosen) for name in tensors})
                     offset += len(chosen)
                     missing -= len(chosen)
                     place = Position(first.epoch, first.block, offset)
@@ -286,6 +286,13 @@ class ActivationStore:
             check_header(self.files, index, layout)
             for name, block in damaged_blocks(self.files, index, layout, record):
                 raise UserError(f"{self.files.place}/{shard_name(index)} is corrupt in block {block} of {name}; {REPAIR}.")
+
+
+def _chosen(rows: Tensor, chosen: Int[Tensor, "row"]) -> Tensor:
+    """Rows by their numbers; moved as 64-bit integers where they fit, twice as quick as in half precision."""
+    if rows.dim() > 1 and rows.shape[1] * rows.element_size() % 8 == 0:
+        return rows.view(torch.int64).index_select(0, chosen).view(rows.dtype)
+    return rows.index_select(0, chosen)
 
 
 def _batch(names: list[str], parts: list[dict[str, Tensor]], place: Position, labels: bool) -> Batch:
