@@ -71,9 +71,9 @@ def write_raw(path, rows):
         os.fsync(file.fileno())
 
 
-def read_store(folder, rows):
+def read_store(store, rows):
     seen = 0
-    for batch in ActivationStore(folder).batches(SITE, BATCH, buffer=BUFFER):
+    for batch in store.batches(SITE, BATCH, buffer=BUFFER):
         seen += len(batch.rows[SITE])
     assert seen == rows
 
