@@ -11,6 +11,7 @@ sign, and activations are positive, so each component stands twice. A random dic
 all latents, the least-squares one, makes up for the overlap of its directions.
 """
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -78,13 +79,7 @@ def baseline(name: str, rows: Float[Tensor, "row d"], latents: int, k: int, *, s
         return made
     rebuilt = (made.reconstruct(rows.float()) - made.b_dec).double()
     factor = float((rebuilt * centred).sum() / rebuilt.square().sum().clamp(min=1e-300))
-    return SparseAutoencoder(
-        **{**made.tensors(), "W_enc": made.W_enc * factor, "b_enc": made.b_enc},
-        activation=made.activation,
-        subtract_b_dec=True,
-        source=made.source,
-        metadata=made.metadata,
-    )
+    return dataclasses.replace(made, W_enc=made.W_enc * factor)
 
 
 def _principal(centred: Float[Tensor, "row d"], count: int) -> tuple[Float[Tensor, "d c"], Float[Tensor, "c d"]]:
