@@ -34,7 +34,7 @@ notebooks: $(VENV)/.docs
 	cd docs/notebooks && $(CURDIR)/$(BIN)/jupyter execute --inplace --timeout=3600 *.ipynb
 
 # Peers live in an environment of their own; the table goes to benchmarks/RESULTS.md.
-bench: .venv-bench/.done .venv-relations/.done .peers-melbo/.done .peers-nngeom/.done $(VENV)/.demo
+bench: .venv-bench/.done .venv-relations/.done .peers-melbo/.done .peers-nngeom/.done .venv-sae/.done $(VENV)/.demo
 	.venv-bench/bin/python benchmarks/capture.py --write
 	.venv-bench/bin/python benchmarks/edits.py --write
 	$(BIN)/python benchmarks/jacobian.py --write
@@ -42,6 +42,7 @@ bench: .venv-bench/.done .venv-relations/.done .peers-melbo/.done .peers-nngeom/
 	$(BIN)/python benchmarks/discovery.py --write
 	$(BIN)/python benchmarks/paths.py --write
 	$(BIN)/python benchmarks/weight_matching.py --write
+	$(BIN)/python benchmarks/sae_training.py --write
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "repscope needs Python 3.11 or newer; try make PYTHON=python3.11")'
@@ -67,6 +68,13 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
 .venv-relations/.done: benchmarks/requirements-relations.txt
 	$(PYTHON) -m venv .venv-relations
 	.venv-relations/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements-relations.txt
+	@touch $@
+
+# SAELens needs an older transformer-lens than .venv-bench has. dictionary-learning without what it imports for models.
+.venv-sae/.done: benchmarks/requirements-sae.txt
+	$(PYTHON) -m venv .venv-sae
+	.venv-sae/bin/pip install --quiet --disable-pip-version-check -r benchmarks/requirements-sae.txt
+	.venv-sae/bin/pip install --quiet --disable-pip-version-check --no-deps dictionary-learning==0.1.0
 	@touch $@
 
 # Code alone: what it imports is in the environment already.
@@ -98,4 +106,4 @@ browser: $(VENV)/.dev
 	@$(BIN)/python tests/report/browser.py
 
 clean:
-	rm -rf $(VENV) site .venv-bench .venv-relations .oldest .peers .peers-melbo .peers-nngeom runs
+	rm -rf $(VENV) site .venv-bench .venv-relations .venv-sae .oldest .peers .peers-melbo .peers-nngeom runs

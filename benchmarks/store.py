@@ -71,9 +71,9 @@ def write_raw(path, rows):
         os.fsync(file.fileno())
 
 
-def read_store(folder, rows):
+def read_store(store, rows):
     seen = 0
-    for batch in ActivationStore(folder).batches(SITE, BATCH, buffer=BUFFER):
+    for batch in store.batches(SITE, BATCH, buffer=BUFFER):
         seen += len(batch.rows[SITE])
     assert seen == rows
 
@@ -235,11 +235,13 @@ def main():
     shutil.rmtree(folder, ignore_errors=True)
     if given.write:
         head = (
-            f"## Activation store\n\n`python benchmarks/store.py --rows {given.rows} --rounds {given.rounds}`, "
+            f"## Activation store: {', '.join(given.parts)}\n\n`python benchmarks/store.py --rows {given.rows} --rounds "
+            f"{given.rounds} --parts {' '.join(given.parts)}`, "
             f"{datetime.date.today()}. {describe()}. {versions(['torch', 'numpy', 'transformers'])}, {torch.get_num_threads()} "
             f"threads. {given.rows:,} rows of {WIDTH} float16. Median over rounds (least–most)."
         )
-        write_section("store", "\n\n".join([head, "\n".join(lines), *notes]), RESULTS)
+        name = "store" if "write" in given.parts else f"store, {' '.join(given.parts)}"
+        write_section(name, "\n\n".join([head, *(["\n".join(lines)] if len(lines) > 2 else []), *notes]), RESULTS)
     print(json.dumps({"notes": len(notes)}))
 
 

@@ -219,3 +219,17 @@ def test_a_batch_and_a_position_are_immutable(store):
     with pytest.raises(dataclasses.FrozenInstanceError):
         batch.position.block = 3
     assert len(batch) == 10
+
+
+def test_blocks_are_compared_once(store, monkeypatch):
+    from repscope.store import reading
+
+    compared = []
+    real = reading.zlib.crc32
+    monkeypatch.setattr(reading.zlib, "crc32", lambda data: compared.append(len(data)) or real(data))
+    first = _numbers(store.batches(SITE, 256, buffer=900))
+    assert sum(compared) == ROWS * 3 * 4
+    assert _numbers(store.batches(SITE, 256, buffer=900)) == first
+    assert sum(compared) == ROWS * 3 * 4
+    list(store.batches(SITE, 256, labels=True))
+    assert sum(compared) == ROWS * (3 * 4 + 3 * 4)

@@ -13,7 +13,7 @@ import os
 import re
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -61,8 +61,13 @@ class Files(ABC):
         """Names of the files directly in a folder, sorted, relative to the store; empty where there is none."""
 
     @abstractmethod
-    def read_into(self, ranges: Sequence[Range], buffers: Sequence[memoryview]) -> None:
-        """Fill each buffer with the bytes of its range. Raises an `OSError` when a file is too short."""
+    def read_into(
+        self, ranges: Sequence[Range], buffers: Sequence[memoryview], filled: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """Fill each buffer with the bytes of its range, and call `filled` with its number while they are in the processor's cache.
+
+        Raises an `OSError` when a file is too short.
+        """
 
     @abstractmethod
     def written(self, name: str) -> Any:
@@ -106,11 +111,13 @@ class LocalFiles(Files):
             found = [str(PurePosixPath(folder) / entry.name) for entry in entries if entry.is_file(follow_symlinks=False)]
         return sorted(found)
 
-    def read_into(self, ranges: Sequence[Range], buffers: Sequence[memoryview]) -> None:
+    def read_into(
+        self, ranges: Sequence[Range], buffers: Sequence[memoryview], filled: Callable[[int], None] = lambda _: None
+    ) -> None:
         """See `Files`."""
         handles: dict[str, int] = {}
         try:
-            for (name, first, size), buffer in zip(ranges, buffers, strict=True):
+            for number, ((name, first, size), buffer) in enumerate(zip(ranges, buffers, strict=True)):
                 if name not in handles:
                     handles[name] = os.open(self.folder / name, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
                 done = 0
@@ -119,6 +126,7 @@ class LocalFiles(Files):
                     if not got:
                         raise OSError(errno.EIO, "the file is too short", name)
                     done += got
+                filled(number)
         finally:
             for handle in handles.values():
                 os.close(handle)
@@ -214,7 +222,9 @@ class RemoteFiles(Files):
         found = [PurePosixPath(entry["name"]).name for entry in entries if entry["type"] == "file"]
         return sorted(str(PurePosixPath(folder) / name) for name in found)
 
-    def read_into(self, ranges: Sequence[Range], buffers: Sequence[memoryview]) -> None:
+    def read_into(
+        self, ranges: Sequence[Range], buffers: Sequence[memoryview], filled: Callable[[int], None] = lambda _: None
+    ) -> None:
         """See `Files`. All ranges are requested at once, as each has the latency of the network."""
         names, starts, sizes = (list(column) for column in zip(*ranges, strict=True))
         ends = [start + size for start, size in zip(starts, sizes)]
@@ -224,10 +234,11 @@ class RemoteFiles(Files):
         else:
             with ThreadPoolExecutor(_CONNECTIONS) as pool:
                 found = list(pool.map(partial(self._fs.cat_file, **self._ranged), paths, starts, ends))
-        for name, size, data, buffer in zip(names, sizes, found, buffers, strict=True):
+        for number, (name, size, data, buffer) in enumerate(zip(names, sizes, found, buffers, strict=True)):
             if len(data) != size:
                 raise OSError(errno.EIO, "the file is too short", name)
             buffer[:size] = data
+            filled(number)
 
     @contextmanager
     def written(self, name: str) -> Iterator[Path]:

@@ -35,15 +35,16 @@ _Filled = tuple[Position, dict[str, Tensor], Tensor]  #: place, tensors and the 
 
 @dataclass(frozen=True)
 class _Block:
-    """A block of a shard. index: of its shard. number: in it. rows: its number of rows."""
+    """A block of a shard. at: its number in the store. index: of its shard. number: in it. rows: its number of rows."""
 
+    at: int
     index: int
     number: int
     rows: int
 
 
 class ActivationStore:
-    """A finished store. Blocks are checked against their checksums whenever they are read.
+    """A finished store. Every block is compared with its checksum the first time that it is read through this object.
 
     Parameters
     ----------
@@ -83,6 +84,7 @@ class ActivationStore:
         if not whole or not fits or sum(shard.rows for shard in held.shards) != held.rows:
             raise UserError(f"{self.files.place}/{MANIFEST} is damaged (its counts disagree); {REPAIR}.")
         self._checked: set[int] = set()  #: shards whose size and header were looked at
+        self._sound: dict[str, np.ndarray] = {}  #: per tensor, blocks that were compared with their checksums
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -128,11 +130,9 @@ class ActivationStore:
     @cached_property
     def _blocks(self) -> list[_Block]:
         size = self.manifest.block
-        return [
-            _Block(index, number, min(size, layout.rows - number * size))
-            for index, layout in enumerate(self._layouts)
-            for number in range(layout.blocks)
-        ]
+        places = [(index, number) for index, layout in enumerate(self._layouts) for number in range(layout.blocks)]
+        rows = [layout.rows for layout in self._layouts]
+        return [_Block(at, index, n, min(size, rows[index] - n * size)) for at, (index, n) in enumerate(places)]
 
     def order(self, seed: int, epoch: int) -> Int[np.ndarray, "block"]:
         """The order of all blocks in an epoch: random within each shard, and each shard spread evenly over the epoch."""
@@ -207,7 +207,7 @@ class ActivationStore:
                     raise UserError(f"{start} is no position of this store; its buffer has {len(permutation)} rows.")
                 while offset < len(permutation):
                     chosen = permutation[offset : offset + missing]
-                    parts.append({name: held[name].index_select(0, chosen) for name in tensors})
+                    parts.append({name: _chosen(held[name], chosen) for name in tensors})
                     offset += len(chosen)
                     missing -= len(chosen)
                     place = Position(first.epoch, first.block, offset)
@@ -255,23 +255,29 @@ class ActivationStore:
             check_header(self.files, index, self._layouts[index])
             self._checked.add(index)
         ranges, buffers, sums = [], [], []
+        for name in tensors:
+            self._sound.setdefault(name, np.zeros(len(self._blocks), dtype=bool))
         at = 0
         for block in blocks:
             layout, record = self._layouts[block.index], self.manifest.shards[block.index]
             for name in tensors:
                 ranges.append(layout.range(shard_name(block.index), name, block.number))
                 buffers.append(raw(memory[name][at : at + block.rows]))
-                sums.append(record.crc[name][block.number])
+                sums.append((self._sound[name], block.at, record.crc[name][block.number]))
             at += block.rows
-        try:
-            self.files.read_into(ranges, buffers)
-        except FileNotFoundError as error:
-            raise UserError(f"{self.files.place} lacks a shard ({error.filename}); {REPAIR}.") from error
-        for (name, first, _), buffer, expected in zip(ranges, buffers, sums, strict=True):
-            if zlib.crc32(buffer) != expected:
+
+        def check(number: int) -> None:
+            sound, block, crc = sums[number]
+            if not sound[block] and zlib.crc32(buffers[number]) != crc:
+                name, first, _ = ranges[number]
                 raise UserError(
                     f"{self.files.place}/{name} is corrupt: the bytes from {first} differ from their checksum; {REPAIR}."
                 )
+
+        try:
+            self.files.read_into(ranges, buffers, check)
+        except FileNotFoundError as error:
+            raise UserError(f"{self.files.place} lacks a shard ({error.filename}); {REPAIR}.") from error
         return {name: memory[name][:at] for name in tensors}
 
     def verify(self) -> None:
@@ -286,6 +292,13 @@ class ActivationStore:
             check_header(self.files, index, layout)
             for name, block in damaged_blocks(self.files, index, layout, record):
                 raise UserError(f"{self.files.place}/{shard_name(index)} is corrupt in block {block} of {name}; {REPAIR}.")
+
+
+def _chosen(rows: Tensor, chosen: Int[Tensor, "row"]) -> Tensor:
+    """Rows by their numbers; moved as 64-bit integers where they fit, twice as quick as in half precision."""
+    if rows.dim() > 1 and rows.shape[1] * rows.element_size() % 8 == 0:
+        return rows.view(torch.int64).index_select(0, chosen).view(rows.dtype)
+    return rows.index_select(0, chosen)
 
 
 def _batch(names: list[str], parts: list[dict[str, Tensor]], place: Position, labels: bool) -> Batch:

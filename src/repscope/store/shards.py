@@ -1,7 +1,7 @@
 """Shards: safetensors files of rows, one tensor per site, and token, document and position of each row.
 
 1. The header follows from the manifest (names, types, shapes), so it is compared byte by byte and never trusted.
-2. Every block of rows of every tensor has a CRC-32, which is checked whenever the block is read.
+2. Every block of rows of every tensor has a CRC-32, which is checked when the block is read.
 3. The mean and the sum of squared deviations of each feature are computed from the stored values: sums in float32 of 256 rows
    after a shift by the first row, added in float64.
 """

@@ -129,7 +129,7 @@ def test_killed_at_any_moment_the_files_end_equal(tmp_path):
 def test_the_optimizer_is_adam_with_clipping_and_unit_rows():
     recipe = _recipe(TopK(3), clip=0.01, learning_rate=1e-2)
     source = _source()
-    batches = [b.rows for b, _ in zip(source.batches(["other"], rows=64), range(4))]
+    batches = [b.rows for b, _ in zip(source.batches(["other"], rows=64, epochs=None), range(4))]
     trainer = Trainer.begin(recipe, Layout.of("other", None), batches, torch.float64)
     p = {n: torch.nn.Parameter(v.clone()) for n, v in trainer.parameters.items()}
     plain = torch.optim.Adam(p.values(), lr=1e-2)
@@ -163,7 +163,7 @@ def test_dead_latents_are_counted_and_learn_from_the_residual():
     x = _data(2048, d=32, features=40)
     for aux in (0.0, 1.0):
         recipe = Recipe(TopK(4, aux=aux, aux_k=4), 48, steps=1, batch=128, learning_rate=3e-3, dead_after=600)
-        batches = TensorRows({"a": x}).batches(["a"], rows=128)
+        batches = TensorRows({"a": x}).batches(["a"], rows=128, epochs=None)
         trainer = Trainer.begin(recipe, Layout.of("a", None), [next(batches).rows])
         trainer.parameters["b_enc"][:12] = 8.0
         before = trainer.parameters["decoder"][12:].clone()
@@ -197,7 +197,7 @@ def test_folding_keeps_the_function(architecture):
     """The autoencoder of raw rows reconstructs what the scaled parameters reconstruct."""
     recipe = _recipe(architecture, decoder_norm="rescale" if isinstance(architecture, TopK) else None)
     source = TensorRows({"a": 40 * _data()})
-    batches = [b.rows for b, _ in zip(source.batches(["a"], rows=64), range(4))]
+    batches = [b.rows for b, _ in zip(source.batches(["a"], rows=64, epochs=None), range(4))]
     trainer = Trainer.begin(recipe, Layout.of("a", None), batches, torch.float64)
     for batch in batches:
         result = trainer.step(batch)

@@ -13,7 +13,7 @@ from repscope.read.sae.training.selection import Selector
 from repscope.read.sae.training.sparse_codes import codes_of_flat, decode, products_at, sums_by_latent
 from repscope.read.sae.training.topk_step import TopKStep
 
-ROWS, D, LATENTS = 700, 12, 96  # more rows than a chunk
+ROWS, D, LATENTS = 1100, 12, 96  # more rows than a chunk
 
 
 def _rows(width=D, seed=0):

@@ -1,6 +1,6 @@
 """Batches of rows for training: from an activation store, or from tensors in memory.
 
-A source has `batches(sites, rows=, seed=, start=)`, an endless iterator of batches with the position where the next one begins. An
+A source has `batches(sites, rows=, seed=, start=, epochs=)`, an iterator of batches with the position where the next one begins. An
 `ActivationStore` is one. `TensorRows` is another: whole epochs of rows in memory, each in a random order of its own.
 """
 
@@ -39,8 +39,10 @@ class AnyBatch(Protocol):
 class Source(Protocol):
     """Where batches come from. `batches` takes `start=None` for the beginning, or a position of an earlier batch."""
 
-    def batches(self, sites: Sequence[Any], *, rows: int = ..., seed: int = ..., start: Any = ...) -> Iterator[AnyBatch]:
-        """Batches from a position on, in an order that depends on the seed alone."""
+    def batches(
+        self, sites: Any, rows: int = ..., seed: int = ..., start: Any = ..., *, epochs: int | None = ...
+    ) -> Iterator[AnyBatch]:
+        """Batches from a position on, in an order that depends on the seed alone; endless for `epochs=None`."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,10 @@ class TensorRows:
         if len(set(self._lengths())) != 1:
             raise UserError(f"The sites have {self._lengths()} rows; give the same rows of each.")
 
-    def batches(self, sites: Sequence[str], *, rows: int = 4096, seed: int = 0, start: Any = None) -> Iterator[TensorBatch]:
-        """Endless batches of `rows` rows.
+    def batches(
+        self, sites: Sequence[str], rows: int = 4096, seed: int = 0, start: Any = None, *, epochs: int | None = 1
+    ) -> Iterator[TensorBatch]:
+        """Batches of `rows` rows; endless for `epochs=None`.
 
         Raises
         ------
@@ -82,7 +86,7 @@ class TensorRows:
         if missing := [str(site) for site in sites if str(site) not in self.by_site]:
             raise UserError(f"There are no rows of {', '.join(missing)}; there are those of {', '.join(self.by_site)}.")
         epoch, offset = (start.epoch, start.offset) if start is not None else (0, 0)
-        while True:
+        while epochs is None or epoch < epochs:
             order = torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
             while offset + rows <= n:
                 chosen = order[offset : offset + rows]

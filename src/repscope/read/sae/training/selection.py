@@ -18,7 +18,7 @@ from torch import Tensor
 
 from repscope.read.sae.training.sparse_codes import SparseCodes, codes_of_equal_rows, codes_of_flat
 
-CHUNK = 512  #: rows whose pre-activations are in memory at a time
+CHUNK = 1024  #: rows whose pre-activations are in memory at a time; smaller chunks repack the encoder more often
 
 
 @dataclass(frozen=True, eq=False)

@@ -259,10 +259,11 @@ def _train(
     if path is not None and path.exists():
         trainer = Trainer.resume(path, recipe, layout)
     else:
-        first = source.batches(layout.sites, rows=recipe.batch, seed=recipe.seed)
+        first = source.batches(layout.sites, rows=recipe.batch, seed=recipe.seed, epochs=None)
         trainer = Trainer.begin(recipe, layout, [batch.rows for batch, _ in zip(first, range(recipe.calibration))])
     if trainer.step_count < recipe.steps:
-        for batch in source.batches(layout.sites, rows=recipe.batch, seed=recipe.seed, start=trainer.position):
+        how = {"rows": recipe.batch, "seed": recipe.seed}
+        for batch in source.batches(layout.sites, **how, start=trainer.position, epochs=None):
             result = trainer.step(batch.rows)
             trainer.position = batch.position
             if trainer.step_count % log_every == 0 or trainer.step_count in (1, recipe.steps):
