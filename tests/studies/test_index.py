@@ -92,7 +92,6 @@ def test_a_forecast_has_the_factor_of_the_first_pattern_that_fits():
     assert factor("paths", "planted 12") > factor("paths", "plain 0") > 0
     assert factor("no such study", "step") == 1
     cost = Cost(network_flops=1e12, fit_flops=1e11)
-    assert forecast_seconds("paths", "planted 0", cost, 5e10) == pytest.approx(
-        0.05 + factor("paths", "planted *") * raw_seconds(cost, 5e10)
-    )
+    expected = 0.05 + factor("paths", "planted *") * raw_seconds(cost, 5e10)
+    assert forecast_seconds("paths", "planted 0", cost, 5e10) == pytest.approx(expected)
     assert raw_seconds(cost, 1e11) == pytest.approx(raw_seconds(cost, 5e10) / 2)

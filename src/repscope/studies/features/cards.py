@@ -28,7 +28,9 @@ from repscope.studies.run.study import Context
 
 _PASSAGES = 4  #: documents on a card
 _AROUND = 16  #: tokens shown on each side
-_BATCH = 4096
+_BATCH = 2048
+_COUNTED = 65_536  #: stored rows on which features are counted
+_SHARED = 20_000  #: stored rows on which token shares are measured
 _MEASURED = 400  #: latents whose token share is measured
 _LEAST_ACTIVE = 20  #: rows on which a latent is active that has a card
 _LABELLED = ("sentiment", "formality", "language", "honesty")
@@ -37,7 +39,7 @@ _LABELLED = ("sentiment", "formality", "language", "honesty")
 def cards(task: FeaturesTask, context: Context) -> Result:
     """Cards of random living features of the main autoencoder, and of that of the random weights."""
     o, rows = task.options, list[Row]()
-    made, passages = [], []
+    made, passages = list[dict[str, Any]](), list[dict[str, Any]]()
     networks = [(ESTIMATE, task.main, False)] + ([(names.WEIGHTS, names.WEIGHTS, True)] if task.trainings else [])
     with progress("cards", len(networks)) as advance:
         for condition, name, twin in networks:
@@ -51,7 +53,7 @@ def cards(task: FeaturesTask, context: Context) -> Result:
             made += [
                 {"condition": condition, "feature": int(i), "density": float(found.density[i]), **described[int(i)]} for i in drawn
             ]
-            passages += _passages(task, condition, one, found, drawn, twin)
+            passages += _passages(task, condition, one, found, drawn)
             share = _token_shares(task, one, store, living)
             if len(share):
                 where: dict[str, Any] = {"item": task.main, "condition": condition, "seed": o.seed, **at(task.site)}
@@ -98,30 +100,29 @@ def _labelled(task: FeaturesTask) -> DirectionSet:
 
 
 def _passages(
-    task: FeaturesTask,
-    condition: str,
-    one: SparseAutoencoder,
-    found: FeatureStatistics,
-    drawn: Int[np.ndarray, "drawn"],
-    twin: bool,
+    task: FeaturesTask, condition: str, one: SparseAutoencoder, found: FeatureStatistics, drawn: Int[np.ndarray, "drawn"]
 ) -> list[dict[str, Any]]:
     """Tokens around each feature's largest activations, with their own activations as shades."""
-    lm, corpus, rows = task.network(twin), task.documents(False), []
-    for i in drawn:
-        for number in range(_PASSAGES):
-            if found.top[i, number] <= 0:
-                continue
-            document, position = (int(found.labels[key][i, number]) for key in ("document", "position"))
-            pieces = cut(lm, [corpus[document]], task.options.context)
-            piece = int(np.searchsorted(pieces.start, position, side="right")) - 1
-            ids = pieces.ragged[piece]
-            x = lm.capture([ids], task.site, "all")[task.site]
-            values = one.activations(torch.from_numpy(np.array(x, np.float32)).flatten(1), [int(i)])[:, 0].detach().numpy()
-            centre = position - int(pieces.start[piece]) + pieces.lead
-            for place in range(max(0, centre - _AROUND), min(len(ids), centre + _AROUND + 1)):
-                token = lm.tokenizer.decode([int(ids[place])]).replace("\n", " ")
-                shade = float(np.clip(values[place] / max(float(found.top[i, 0]), 1e-12), 0, 1)) if place else 0.0
-                rows.append({"condition": condition, "feature": int(i), "passage": number, "token": token, "shade": shade})
+    lm, corpus = task.network(condition == names.WEIGHTS), task.documents(False)
+    wanted = [(int(i), n) for i in drawn for n in range(_PASSAGES) if found.top[i, n] > 0]
+    places, pieces = [], []
+    for i, number in wanted:
+        document, position = (int(found.labels[key][i, number]) for key in ("document", "position"))
+        parts = cut(lm, [corpus[document]], task.options.context)
+        piece = int(np.searchsorted(parts.start, position, side="right")) - 1
+        pieces.append(np.asarray(parts.ragged[piece]))
+        places.append(position - int(parts.start[piece]) + parts.lead)
+    if not pieces:
+        return []
+    held = lm.capture(pieces, task.site, "all")
+    x, rows = held[task.site], []
+    for (i, number), centre, ids, start in zip(wanted, places, pieces, held.offsets):
+        here = torch.from_numpy(np.array(x[start : start + len(ids)], np.float32)).flatten(1)
+        values = one.activations(here, [i])[:, 0].detach().numpy()
+        for place in range(max(0, centre - _AROUND), min(len(ids), centre + _AROUND + 1)):
+            token = lm.tokenizer.decode([int(ids[place])]).replace("\n", " ")
+            shade = float(np.clip(values[place] / max(float(found.top[i, 0]), 1e-12), 0, 1)) if place else 0.0
+            rows.append({"condition": condition, "feature": i, "passage": number, "token": token, "shade": shade})
     return rows
 
 
@@ -141,7 +142,7 @@ def _token_shares(
         tokens.append(batch.labels.token.numpy())
         half.append(batch.labels.document.numpy() % 2)
         seen += len(x)
-        if seen >= 10 * _BATCH:
+        if seen >= _SHARED:
             break
     share = cross_fitted_share(np.concatenate(values), np.concatenate(tokens), np.concatenate(half))
     kept: np.ndarray = share[np.isfinite(share)]

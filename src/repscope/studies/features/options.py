@@ -30,7 +30,7 @@ class FeaturesOptions(ModelOptions, TableOptions):
     k: tuple[int, ...] = Field(
         (16, 32, 64), description="Active latents per token, one autoencoder each; cards and names use the middle one."
     )
-    tokens: int = Field(400_000, ge=1000, description="Tokens of activations that are stored for training.")
+    tokens: int = Field(250_000, ge=1000, description="Tokens of activations that are stored for training.")
     epochs: int = Field(4, ge=1, description="Passes over them.")
     context: int = Field(128, ge=8, description="Tokens per text; longer documents are cut into several.")
     evaluated: int = Field(96, ge=4, description="Held-out texts on which autoencoders are evaluated.")
@@ -62,7 +62,7 @@ class FeaturesOptions(ModelOptions, TableOptions):
         """With the smaller numbers of `tiny` and `short`, except for options that were given."""
         if self.short:
             return self.with_sizes(
-                {"k": (32,), "expansion": 4, "tokens": 50_000, "evaluated": 24, "cards": 12, "entities": ("countries",), "folds": 4}
+                {"k": (32,), "expansion": 4, "tokens": 25_000, "evaluated": 12, "cards": 8, "entities": ("countries",), "folds": 4}
             )
         if not self.tiny:
             return self

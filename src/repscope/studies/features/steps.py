@@ -39,7 +39,7 @@ from repscope.studies.features.task import SECOND_SEED, FeaturesTask, Training, 
 from repscope.studies.features.training import architecture, train_one
 from repscope.studies.run.study import Context, Cost, Setup, Step
 
-_SAMPLED = 40_000  #: stored rows from which principal components and the random dictionary's scale come
+_SAMPLED = 20_000  #: stored rows from which principal components and the random dictionary's scale come
 _BINS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 

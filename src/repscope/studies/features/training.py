@@ -1,29 +1,16 @@
-"""Training of the autoencoders of `features`: recipe by option, and the source that passes over a store several times."""
+"""Training of the autoencoders of `features`: the recipe that the options give."""
 
 import math
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 from repscope.progress import progress
 from repscope.read.sae.training import BatchTopK, Gated, JumpReLU, Matryoshka, Recipe, TopK, Trained, train
-from repscope.store import ActivationStore
 from repscope.studies.features.task import FeaturesTask, Training
 from repscope.studies.run.study import Context
 
 _BATCH = 1024  #: rows; small, as a store of some hundred thousand rows is passed over a few times
 _RATE = 4e-4  #: of Adam, for such a short training
 _CALIBRATION = 4
-
-
-class _Epochs:
-    """A store whose batches never end."""
-
-    def __init__(self, store: ActivationStore) -> None:
-        self._store = store
-
-    def batches(self, sites: Sequence[Any], *, rows: int = 4096, seed: int = 0, start: Any = None) -> Iterator[Any]:
-        """Batches of all epochs."""
-        return self._store.batches([str(s) for s in sites], rows, seed, start, epochs=None)
 
 
 def architecture(task: FeaturesTask, k: int) -> Any:
@@ -76,6 +63,4 @@ def train_one(task: FeaturesTask, one: Training, context: Context) -> Trained:
             done[0] = int(row["step"])
 
         out = context.partial / "training"
-        return train(
-            _Epochs(store), plan, task.site, out=out, checkpoint_every=max(50, plan.steps // 4), log_every=each, on_log=log
-        )
+        return train(store, plan, task.site, out=out, checkpoint_every=max(50, plan.steps // 4), log_every=each, on_log=log)
