@@ -65,6 +65,7 @@ _THEME: dict[str, Any] = {
     "padding": 4,
     "view": {"stroke": None},
     "axis": {
+        "labelFlush": False,
         "labelFontSize": 12,
         "titleFontSize": 12.5,
         "titleFontWeight": "normal",

@@ -114,8 +114,11 @@ def trade(frame: pd.DataFrame, *, x_title: str, y_title: str, most: float) -> al
     )
 
 
-def points(frame: pd.DataFrame, *, value_title: str, controls: Sequence[str] = (), label_limit: int = 190) -> alt.LayerChart:
+def points(
+    frame: pd.DataFrame, *, value_title: str, controls: Sequence[str] = (), label_limit: int = 190, rule: float | None = None
+) -> alt.LayerChart:
     """One row per name, in the given order: its value and interval. Controls are grey. `label_limit`: px, longer names are cut.
+    `rule`: a value with a line, such as that of no effect.
 
     Columns name, value, lo, hi and n.
     """
@@ -131,7 +134,13 @@ def points(frame: pd.DataFrame, *, value_title: str, controls: Sequence[str] = (
     scale = alt.Scale(zero=True, nice=True)
     x, lo = (alt.X(f"{end}:Q", title=value_title, scale=scale) for end in ("value", "lo"))
     bars = base.mark_rule(strokeWidth=1.8).encode(x=lo, x2="hi:Q")
-    return finish(bars, base.mark_point(filled=True, size=46, opacity=1).encode(x=x), height=19 * len(frame) + 30, max_width=620)
+    at = (
+        []
+        if rule is None
+        else [alt.Chart(data(pd.DataFrame({"rule": [rule]}))).mark_rule(color=INK, strokeWidth=1).encode(x="rule:Q")]
+    )
+    marks = base.mark_point(filled=True, size=46, opacity=1).encode(x=x)
+    return finish(*at, bars, marks, height=19 * len(frame) + 30, max_width=620)
 
 
 def multiples(

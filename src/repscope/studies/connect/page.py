@@ -10,7 +10,7 @@ from repscope.report.charts import lines, runs
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.results import Result
 from repscope.studies.connect.basins import section
-from repscope.studies.connect.names import RISE
+from repscope.studies.connect.names import OWN, RISE
 from repscope.studies.connect.options import ConnectOptions
 from repscope.studies.connect.summary import height_rows, sentences
 from repscope.studies.run.study import Answer, Record
@@ -40,7 +40,7 @@ _FLAT = 4.0  #: if the range of a control is so many times that of the lines, th
 def page(record: Record[ConnectOptions]) -> Page:
     """Losses along the lines, barriers between all runs, clusters, and barriers by each definition."""
     names, result, unit = tuple(record.facts["names"]), record.results["connect"], record.facts["loss unit"]
-    losses = [name.removeprefix("line ") for name in result.arrays if name.startswith("line ")]
+    losses = [str(m) for m in dict.fromkeys(result.table[result.table["definition"] == OWN]["metric"])]  # the verdict's first
     heights = pd.DataFrame(height_rows(record))
     first, *others = [figure for loss in losses for figure in _lines(loss, names, result, unit)]
     sections = (

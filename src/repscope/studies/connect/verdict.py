@@ -25,7 +25,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
         "Yes": "The loss rises on every line between the networks.",
         "No": "The loss rises on no line between the networks, and it does in random directions of equal norm.",
         "Cannot tell": "The lines are flat, and no random line shows that the loss would rise elsewhere.",
-        "Partly": f"The loss rises on {count(each)} lines between the networks; the others are flat or cannot be told.",
+        "Partly": f"The loss rises on {count(each)} lines between the networks; the others are flat or undecided.",
     }[joined(each)]
     return Verdict(joined(each), why, parts if len(parts) <= _MOST_PARTS else {})
 

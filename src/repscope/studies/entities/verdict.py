@@ -17,8 +17,8 @@ def verdict(table: pd.DataFrame) -> Verdict:
         "Yes": "Every attribute reads out linearly by an early block, better than from the name's tokens or from random weights.",
         "No": "No attribute reads out linearly better than from the tokens of the name.",
         "Cannot tell": "For no attribute do the intervals show whether the network adds to the tokens of the name.",
-        "Partly": f"{count(each)} attributes read out linearly by an early block, better than from tokens or random weights; the "
-        "others do not, or the intervals decide nothing.",
+        "Partly": f"{count(each)} attributes read out linearly by an early block, better than from tokens or random weights; for "
+        f"{count(each, 'Cannot tell').partition(' ')[0]} the intervals decide nothing.",
     }[joined(each)]
     return Verdict(joined(each), why, parts)
 

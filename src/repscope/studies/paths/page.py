@@ -135,8 +135,8 @@ def _ratios(record: Record[Any]) -> Figure:
     frame = pd.DataFrame(lines)
     controls = [name for name in frame["name"] if name.endswith((SHUFFLED_GROUPS, NO_BIAS))]
     return Figure(
-        grids.points(frame, value_title="convexity gap across groups / within", controls=controls, label_limit=230),
-        "Across groups over within",
+        grids.points(frame, value_title="gap across groups ÷ gap within groups", controls=controls, label_limit=300, rule=1.0),
+        "Convexity gap across groups, relative to that within groups (1: no separation)",
         "Bars: 95 % intervals from resampling runs within groups; for shuffled groups, the range of 200 shuffles. "
         "Controls are grey. For groups by strategy, a ratio above 1 shows that the strategies are separated, not "
         "that they form clusters.",

@@ -22,7 +22,10 @@ def _trained(rows: dict[tuple[str, str, str], dict[Any, Any]]) -> Verdict:
     ratio, shuffled = (rows.get((c, "ratio", GAP)) for c in (ESTIMATE, SHUFFLED_GROUPS))
     shares = [rows.get((ESTIMATE, "share of the rule", group)) for group in ("rule", "lexical overlap")]
     if ratio is None or side(shares[0], 0.5) != "above" or side(shares[1], 0.5) != "below":
-        return Verdict("Cannot tell", "The early bias did not last in all pretrainings, so there are no two strategies to compare.")
+        return Verdict(
+            "Cannot tell",
+            "The early bias did not last in every pretraining, so the runs do not form two strategies that could be compared.",
+        )
     early = side(ratio, limits["separated"])
     if early == "above" and shuffled is not None and not ratio["lo"] > shuffled["hi"]:
         early = "unclear"
