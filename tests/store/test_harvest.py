@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 
 import numpy as np
 import pytest
 import torch
 
 import repscope as rs
+from harvest_worker import help_harvest
 from repscope.errors import UserError
 from repscope.store import ActivationStore, cut, harvest
 from repscope.store import workers as workers_of
@@ -100,22 +102,29 @@ def test_special_tokens_are_context_and_no_rows(tmp_path):
     assert torch.allclose(batch.rows[SITES[0]][order], expected[keep], atol=1e-5)
 
 
-def _child(lm, place, most):
-    torch.set_num_threads(1)
-    files = files_at(place)
-    plan = read_plan(files)
-    workers_of.work(files, lm, plan, most=most)
-    workers_of.finish(files, plan)
+@pytest.fixture(scope="module")
+def processes():
+    """Processes that fork from a server in which everything is imported and no thread runs."""
+    held = multiprocessing.get_context("forkserver")
+    held.set_forkserver_preload(["harvest_worker"])
+    with pytest.MonkeyPatch.context() as patch:  # the server imports before it is told our path
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        forkserver.ensure_running()
+    return held
 
 
-def test_two_workers_give_the_same_bytes(lm, whole, tmp_path, monkeypatch):
+def _helper(processes, place):
+    began = processes.Event()
+    process = processes.Process(target=help_harvest, args=(place, began))
+    process.start()
+    return process, began
+
+
+def test_two_workers_give_the_same_bytes(lm, whole, tmp_path, monkeypatch, processes):
     place = tmp_path / "s"
     _begin(lm, place, monkeypatch)
-    fork = multiprocessing.get_context("fork")
-    both = [fork.Process(target=_child, args=(lm, place, None)) for _ in range(2)]
-    for process in both:
-        process.start()
-    for process in both:
+    both = [_helper(processes, place) for _ in range(2)]
+    for process, _ in both:
         process.join()
         assert process.exitcode == 0
     assert contents(place) == contents(whole)
@@ -136,19 +145,18 @@ def _begin(lm, place, monkeypatch):
             harvest(lm, DOCUMENTS, SITES, place, **HOW)
 
 
-def test_killed_again_and_again_nothing_is_lost_or_doubled(lm, whole, tmp_path, monkeypatch):
+def test_killed_again_and_again_nothing_is_lost_or_doubled(lm, whole, tmp_path, monkeypatch, processes):
     place, rng, kills = tmp_path / "s", random.Random(int(os.environ.get("REPSCOPE_KILL_SEED", "0"))), 0
-    wanted = int(os.environ.get("REPSCOPE_KILLS", "12"))
+    wanted = int(os.environ.get("REPSCOPE_KILLS", "10"))
     _begin(lm, place, monkeypatch)
-    fork = multiprocessing.get_context("fork")
     while not (place / "manifest.json").exists() or kills < wanted:
         if (place / "manifest.json").exists():  # begin again until it was killed often enough
             assert contents(place) == contents(whole)
             shutil.rmtree(place)
             _begin(lm, place, monkeypatch)
-        process = fork.Process(target=_child, args=(lm, place, None))
-        process.start()
-        process.join(rng.uniform(0.02, 0.35))
+        process, began = _helper(processes, place)
+        assert began.wait(60)
+        process.join(rng.uniform(0.0, 0.3))
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
             process.join()

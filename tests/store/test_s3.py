@@ -9,8 +9,8 @@ from repscope.store.files import files_at
 from repscope.worlds.tiny import tiny
 from s3_server import s3_server
 
-DOCUMENTS = [f"Document {i} says {'something about a river ' * (i % 3)}{i}." for i in range(40)]
-HOW = {"length": 32, "shard_bytes": 60_000, "batch_tokens": 256}
+DOCUMENTS = [f"Document {i} says {'something about a river ' * (i % 3)}{i}." for i in range(30)]
+HOW = {"length": 32, "shard_bytes": 70_000, "batch_tokens": 256}
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_harvest_on_s3_is_that_on_disk(s3, tmp_path):
     lm = tiny()
     local = harvest(lm, DOCUMENTS, "resid_post.1", tmp_path / "s", **HOW)
     remote = harvest(lm, DOCUMENTS, "resid_post.1", "s3://bucket/some/store", **HOW)
-    assert len(local.manifest.shards) > 3
+    assert len(local.manifest.shards) > 1
     held = {key.removeprefix("some/store/"): data for (_, key), data in s3.objects.items() if not key.endswith("/")}
     assert held == {str(p.relative_to(tmp_path / "s")): p.read_bytes() for p in (tmp_path / "s").rglob("*") if p.is_file()}
     both = zip(remote.batches(rows=512, labels=True), local.batches(rows=512, labels=True), strict=True)
@@ -59,7 +59,7 @@ def test_a_harvest_on_s3_is_that_on_disk(s3, tmp_path):
 
 def test_a_refused_upload_loses_nothing(s3):
     lm = tiny()
-    s3.refused = {12, 13, 14, 15}
+    s3.refused = {9, 10, 11, 12}
     with pytest.raises((OSError, UserError), match=r"(?i)denied"):
         harvest(lm, DOCUMENTS, "resid_post.1", "s3://bucket/s", **HOW)
     s3.refused = set()

@@ -273,6 +273,7 @@ class ActivationStore:
                 raise UserError(
                     f"{self.files.place}/{name} is corrupt: the bytes from {first} differ from their checksum; {REPAIR}."
                 )
+            sound[block] = True
 
         try:
             self.files.read_into(ranges, buffers, check)

@@ -13,7 +13,13 @@ from repscope.read.sae.training.selection import Selector
 from repscope.read.sae.training.sparse_codes import codes_of_flat, decode, products_at, sums_by_latent
 from repscope.read.sae.training.topk_step import TopKStep
 
-ROWS, D, LATENTS = 1100, 12, 96  # more rows than a chunk
+ROWS, D, LATENTS = 700, 12, 96
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    """Three chunks of rows, the last one not full."""
+    monkeypatch.setattr("repscope.read.sae.training.selection.BUFFER", 300 * LATENTS)
 
 
 def _rows(width=D, seed=0):
@@ -50,9 +56,8 @@ def _dense_topk(recipe, p, x, y, subtract, dead):
     errors = [y - z[:, :m] @ unit[:m] - base for m in ends]
     loss = sum(e.square().sum(1).mean() for e in errors)
     if len(dead):
-        aux = h[:, dead].relu()
-        top = aux.topk(min(a.aux_k, len(dead)), dim=1)
-        aux = torch.zeros_like(aux).scatter(1, top.indices, top.values)
+        top = scaled[:, dead].topk(min(a.aux_k, len(dead)), dim=1)
+        aux = torch.zeros(len(x), len(dead)).double().scatter(1, top.indices, top.values.relu()) / norms[dead]
         loss = loss + a.aux * (errors[-1].detach() - aux @ p["decoder"][dead]).square().sum(1).mean()
     return loss
 

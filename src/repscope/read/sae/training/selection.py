@@ -18,7 +18,7 @@ from torch import Tensor
 
 from repscope.read.sae.training.sparse_codes import SparseCodes, codes_of_equal_rows, codes_of_flat
 
-CHUNK = 1024  #: rows whose pre-activations are in memory at a time; smaller chunks repack the encoder more often
+BUFFER = 19_000_000  #: pre-activations in memory at a time, 76 MB; smaller chunks read the encoder more often
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +38,9 @@ class Selector:
     k: active latents per row. over_batch: BatchTopK. aux_k: largest number of dead latents per row, 0 for none.
     """
 
-    def __init__(self, latents: int, k: int, over_batch: bool, aux_k: int, dtype: torch.dtype, chunk: int = CHUNK) -> None:
-        self.latents, self.k, self.over_batch, self.aux_k, self.chunk = latents, k, over_batch, aux_k, chunk
+    def __init__(self, latents: int, k: int, over_batch: bool, aux_k: int, dtype: torch.dtype, chunk: int | None = None) -> None:
+        self.latents, self.k, self.over_batch, self.aux_k = latents, k, over_batch, aux_k
+        self.chunk = chunk or max(16, BUFFER // latents)
         self._buffer = torch.empty(0, latents, dtype=dtype)
 
     def select(
@@ -52,19 +53,21 @@ class Selector:
         dead: Int[Tensor, "dead"] | None = None,
         floor: float = 0.0,
     ) -> Selected:
-        """Select by (x Eᵀ + b) · scale.
+        """Select by (x Eᵀ + b) · scale, for the dead latents too.
 
         scale: norms of the decoder's rows, or None for 1. dead: indices of dead latents. floor: a guess of BatchTopK's threshold.
         """
         aux = self.aux_k and dead is not None and len(dead)
         kept_dead: list[tuple[Tensor, Tensor]] = []
+        if scale is not None:  # of the encoder, which is smaller than the pre-activations
+            encoder, bias = encoder * scale.unsqueeze(1), bias * scale
 
         def chunks() -> Iterator[tuple[int, Tensor]]:
             for start, h in self._pre_activations(x, encoder, bias):
                 if aux and dead is not None:
                     top = h.index_select(1, dead).topk(min(self.aux_k, len(dead)), dim=1, sorted=False)
                     kept_dead.append((top.values.relu_(), top.indices))
-                yield start, h if scale is None else h.mul_(scale)
+                yield start, h
 
         flat, values = self._of_batch(chunks(), len(x), floor) if self.over_batch else self._of_rows(chunks(), len(x))
         if self.over_batch and len(values) < self.k * len(x) and floor > 0:  # the guess was too high
@@ -81,6 +84,8 @@ class Selector:
         quiet = None
         if aux and dead is not None:
             quiet = codes_of_equal_rows(torch.cat([i for _, i in kept_dead]), torch.cat([v for v, _ in kept_dead]), len(dead))
+            if scale is not None:
+                quiet = quiet.with_values(quiet.values / scale[dead][quiet.latents])
         return Selected(codes, quiet, smallest)
 
     def _pre_activations(

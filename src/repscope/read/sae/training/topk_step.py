@@ -92,7 +92,7 @@ class TopKStep:
         d_values = torch.zeros_like(codes.values)
         d_decoder: list[Tensor] = []
         for (first, last), (part, kept), error in reversed(list(zip(self.recipe.levels, parts, errors))):
-            gradient = gradient.add_(error, alpha=2 / len(x)) if len(errors) > 1 else error * (2 / len(x))
+            gradient.add_(error, alpha=2 / len(x))
             products = products_at(part, gradient, decoder[first:last]).mul_(part.values > 0)
             d_values = products if kept is None else d_values.index_copy_(0, kept, products)
             d_decoder.insert(0, sums_by_latent(part, gradient))

@@ -242,6 +242,8 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
+            for left_over in folder.glob(f".{checkpoint.NAME}.*.part"):  # of runs that were killed while they wrote
+                left_over.unlink(missing_ok=True)
             return _train(source, recipe, layout, folder / checkpoint.NAME, checkpoint_every, log_every, on_log)
     except Timeout as error:
         raise UserError(f"Another process is training in {folder}; wait for it or choose another folder.") from error
