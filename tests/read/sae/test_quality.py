@@ -7,7 +7,7 @@ from sklearn.decomposition import PCA
 
 from repscope.read.probes import ProbeTask, probe
 from repscope.read.sae.matching import matched_features
-from repscope.read.sae.quality import HeldOut, principal_components, random_dictionary
+from repscope.read.sae.quality import HeldOut, principal_components
 from repscope.read.sae.sparse_probes import chosen_features, cross_fitted_share, rank_features, sparse_probe
 from repscope.worlds.tiny import tiny
 
@@ -67,22 +67,6 @@ def test_principal_components_are_sklearns():
     pca = PCA(5, svd_solver="full").fit(x.numpy())
     ours = principal_components(x, x.mean(0), 5)(x)
     np.testing.assert_allclose(ours.numpy(), pca.inverse_transform(pca.transform(x.numpy())), atol=1e-3)
-
-
-def test_a_random_dictionary_has_the_best_scale_and_explains_less_than_components():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(400, 16, generator=generator) @ torch.diag(torch.linspace(3, 0.1, 16))
-    one = random_dictionary(x, x.mean(0), 64, 4)
-
-    def error(scale):
-        y = x.mean(0) + scale * (one.reconstruct(x) - x.mean(0))
-        return float((x - y).square().sum())
-
-    assert error(1.0) < min(error(0.98), error(1.02))
-    components = principal_components(x, x.mean(0), 4)(x)
-    assert (x - components).square().sum() < (x - one.reconstruct(x)).square().sum()
-    np.testing.assert_allclose(one.decoder_norms.numpy(), one.decoder_norms.numpy()[0], rtol=1e-5)
-    assert int(one.encode(x).l0.max()) <= 4
 
 
 def _planted(n=160, d=300, seed=0):

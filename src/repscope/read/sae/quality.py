@@ -19,8 +19,6 @@ from torch import Tensor
 
 from repscope.models.edits import Edit
 from repscope.models.sites import Site
-from repscope.read.sae.activations import TopK
-from repscope.read.sae.autoencoder import SparseAutoencoder
 
 if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
@@ -153,29 +151,3 @@ def principal_components(
         return kept
 
     return reconstruct
-
-
-def random_dictionary(
-    rows: Float[Tensor, "row d"], mean: Float[Tensor, "d"], latents: int, k: int, *, seed: int = 0, site: Site | None = None
-) -> SparseAutoencoder:
-    """An autoencoder of random unit vectors: the k largest projections, scaled by one factor that fits the rows best.
-
-    The control of size and sparsity: what a dictionary of that many directions gives without learning.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.nn.functional.normalize(torch.randn(latents, rows.shape[1], generator=generator), dim=1)
-
-    def scaled(by: float) -> SparseAutoencoder:
-        return SparseAutoencoder(
-            directions.T.contiguous(),
-            torch.zeros(latents),
-            by * directions,
-            mean.float().clone(),
-            TopK(min(k, latents)),
-            subtract_b_dec=True,
-            site=site,
-            source="random unit vectors",
-        )
-
-    found = scaled(1.0).reconstruct(rows.float()) - mean
-    return scaled(float((found * (rows - mean)).sum() / found.square().sum()))

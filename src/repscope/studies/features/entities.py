@@ -14,7 +14,7 @@ from repscope.progress import progress
 from repscope.read.probe_sweep import Panel, gain, panels
 from repscope.read.probes import ProbeScores, ProbeTask, probe
 from repscope.read.sae import SparseAutoencoder
-from repscope.read.sae.quality import random_dictionary
+from repscope.read.sae.baselines import baseline
 from repscope.read.sae.sparse_probes import sparse_probe
 from repscope.results import Result, Row, at
 from repscope.studies.features import names
@@ -85,9 +85,9 @@ def _features(
     x = task.lm.capture(prompts, task.site, "name.last").numpy()
     flat = x.reshape(len(x), -1)
     found = {ESTIMATE: _dense(one, flat)}
-    sample, mean = _stored(task, context)
+    sample = _stored(task, context)
     k = max(1, round(float(one.encode(sample).l0.float().mean())))
-    found[names.DICTIONARY] = _dense(random_dictionary(sample, mean, one.d_sae, k, seed=task.options.seed), flat)
+    found[names.DICTIONARY] = _dense(baseline("random", sample, one.d_sae, k, seed=task.options.seed), flat)
     layer = task.site.layer
     if layer is not None and task.lm.anatomy is not None:
         neurons = task.lm.capture(prompts, f"mlp_act.{layer}", "name.last").numpy()
@@ -98,10 +98,10 @@ def _features(
     return found, flat
 
 
-def _stored(task: FeaturesTask, context: Context) -> tuple[torch.Tensor, torch.Tensor]:
+def _stored(task: FeaturesTask, context: Context) -> torch.Tensor:
     store = task.store(context)
     batch = next(iter(store.batches(rows=min(20_000, len(store)), seed=task.options.seed)))
-    return next(iter(batch.rows.values())).float().flatten(1), store.mean(str(task.site)).float().flatten()
+    return next(iter(batch.rows.values())).float().flatten(1)
 
 
 def _dense(one: SparseAutoencoder, rows: Float[np.ndarray, "entity d"]) -> Float[np.ndarray, "entity latent"]:

@@ -27,8 +27,9 @@ from repscope.errors import UserError
 from repscope.progress import progress
 from repscope.read import sae
 from repscope.read.sae import SparseAutoencoder
+from repscope.read.sae.baselines import baseline
 from repscope.read.sae.matching import matched_features
-from repscope.read.sae.quality import Errors, HeldOut, Losses, principal_components, random_dictionary
+from repscope.read.sae.quality import Errors, HeldOut, Losses, principal_components
 from repscope.results import Result, Row, at
 from repscope.store import harvest
 from repscope.studies.features import names
@@ -171,7 +172,7 @@ def _quality(task: FeaturesTask, context: Context) -> Result:
             inner = torch.from_numpy(held.inner)
             active = one.encode(held.rows[inner])
             k = max(1, round(float(active.l0.float().mean())))
-            matched = random_dictionary(sample, mean, one.d_sae, k, seed=o.seed, site=task.site)
+            matched = baseline("random", sample, one.d_sae, k, seed=o.seed)
             each: dict[str, Callable[[Tensor], Tensor]] = {
                 ESTIMATE: one.reconstruct,
                 names.COMPONENTS: principal_components(sample, mean, min(k, one.d_in)),
@@ -274,11 +275,11 @@ def _twin_rows(task: FeaturesTask, context: Context) -> list[Row]:
 def _second_seed(task: FeaturesTask, context: Context) -> Result:
     """How many features of the main autoencoder the second seed has, beside a permuted and a random dictionary."""
     one, other = (task.opened(name, context) for name in (task.main, SECOND_SEED))
-    sample, mean = _sample(task, context)
+    sample, _ = _sample(task, context)
     alive = np.zeros(one.d_sae, dtype=bool)
     alive[one.encode(sample).indices.numpy()] = True
     found = matched_features(one.W_dec, other.W_dec, seed=task.options.seed)
-    drawn = random_dictionary(sample[:1000], mean, one.d_sae, 1, seed=task.options.seed + 1)
+    drawn = baseline("random", sample[:1000], one.d_sae, 1, seed=task.options.seed + 1)
     chance = matched_features(one.W_dec, drawn.W_dec, seed=task.options.seed).cosine
     where: dict[str, Any] = {"item": task.main, "seed": task.options.seed, **at(task.site)}
     rows = []
