@@ -1,8 +1,10 @@
-"""A worker of a harvest by the tiny model, for processes that tests start and kill."""
+"""A worker of a harvest by the tiny model, for processes that tests start and kill. Their server imports what it needs once."""
 
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401  (loaded once, by the server that forks)
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: F401
 
+from repscope.models.language import LanguageModel  # noqa: F401
+from repscope.models.loading import folders, sources  # noqa: F401
 from repscope.store.files import files_at
 from repscope.store.plan import read_plan
 from repscope.store.workers import finish, work

@@ -146,8 +146,9 @@ def _begin(lm, place, monkeypatch):
 
 
 def test_killed_again_and_again_nothing_is_lost_or_doubled(lm, whole, tmp_path, monkeypatch, processes):
+    """REPSCOPE_KILLS and REPSCOPE_KILL_SEED ask for more or other kills."""
     place, rng, kills = tmp_path / "s", random.Random(int(os.environ.get("REPSCOPE_KILL_SEED", "0"))), 0
-    wanted = int(os.environ.get("REPSCOPE_KILLS", "10"))
+    wanted = int(os.environ.get("REPSCOPE_KILLS", "8"))
     _begin(lm, place, monkeypatch)
     while not (place / "manifest.json").exists() or kills < wanted:
         if (place / "manifest.json").exists():  # begin again until it was killed often enough
