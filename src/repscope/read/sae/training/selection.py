@@ -18,7 +18,7 @@ from torch import Tensor
 
 from repscope.read.sae.training.sparse_codes import SparseCodes, codes_of_equal_rows, codes_of_flat
 
-BUFFER = 19_000_000  #: pre-activations in memory at a time, 76 MB; smaller chunks read the encoder more often
+BUFFER = 14_500_000  #: pre-activations in memory at a time, 58 MB; smaller chunks read the encoder more often
 
 
 @dataclass(frozen=True, eq=False)
