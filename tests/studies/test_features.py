@@ -155,3 +155,29 @@ def test_every_architecture_of_the_options_trains(name):
     plan = recipe(task, Training("k = 4", 4), len(rows))
     found = train(TensorRows({str(task.site): rows}), plan, task.site).autoencoder
     assert found.encode(rows).l0.float().mean() > 0
+
+
+def test_a_published_autoencoder_that_does_not_fit_is_refused_at_once(tmp_path):
+    def saved(name, d, site):
+        both = torch.cat([torch.eye(d), -torch.eye(d)])
+        one = sae.SparseAutoencoder(both.T.contiguous(), torch.zeros(2 * d), both, torch.zeros(d), site=site)
+        sae.save(one, tmp_path / name)
+        return str(tmp_path / name)
+
+    def answer(**options):
+        return Run(STUDY, FeaturesOptions(tiny=True, **options), out=tmp_path / "runs")
+
+    with pytest.raises(UserError, match=r"trained at resid_post.1, not at resid_post.2"):
+        answer(sae=saved("a", 32, "resid_post.1"), site="resid_post.2").answer()
+    with pytest.raises(UserError, match=r"reads 48 features, and resid_post.1 has 32"):
+        answer(sae=saved("b", 48, "resid_post.1")).answer()
+    lossless = answer(sae=str(tmp_path / "a"))
+    lossless.answer()
+    quality = lossless.results["quality"]
+    assert select(quality.table, metric=names.EXPLAINED, condition=ESTIMATE)["value"].iloc[0] == pytest.approx(1.0)
+    assert select(quality.table, metric=names.RECOVERED, condition=ESTIMATE)["value"].iloc[0] == pytest.approx(1.0)
+
+
+def test_the_random_weights_are_another_draw_than_the_tiny_model(run):
+    one, other = (sae.open(run.folder / "artifacts" / "sae" / name) for name in ("k-4", "random-weights"))
+    assert not torch.equal(one.W_dec, other.W_dec)

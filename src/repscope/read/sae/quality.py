@@ -103,6 +103,9 @@ class HeldOut:
             self._hidden = self._last()
         if reconstruct is None:
             return self._compared(self._hidden)
+        with torch.no_grad():
+            if torch.allclose(reconstruct(self.rows), self.rows, rtol=1e-5, atol=1e-6):  # an edit that changes nothing is refused
+                return self._compared(self._hidden)
         replaced = Edit.map(self.site, reconstruct, name="reconstruction")
         first = Edit.replace(self.site, self._firsts, tokens="first", per_prompt=True)
         with torch.no_grad(), self.lm.edit(replaced, first):

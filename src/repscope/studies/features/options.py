@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from repscope.data.entities import SETS
 from repscope.studies.run.options import ModelOptions, TableOptions
 
+TINY_CORPUS = "contrast texts"  #: those of a built-in contrast, which take no time to read
 MOST_ATTRIBUTES = 3  #: attributes per set of the short form, where none is named
 
 
@@ -47,6 +48,8 @@ class FeaturesOptions(ModelOptions, TableOptions):
     def _belongs(self) -> "FeaturesOptions":
         if self.sae is not None and (given := self.given("architecture", "expansion", "k", "epochs")):
             raise ValueError(f"{given[0]} is for training, and --sae brings a trained one")
+        if self.given("text") and not Path(self.corpus).is_dir() and Path(self.corpus).suffix.lower() not in (".jsonl", ".parquet"):
+            raise ValueError(f"--text names a column of a table, and the corpus {self.corpus} has none")
         if not self.k or len(set(self.k)) < len(self.k) or min(self.k) < 1:
             raise ValueError("--k needs different numbers of active latents, each at least 1")
         if self.name is not None and not [e for e in self.entities if e not in SETS]:
@@ -68,6 +71,7 @@ class FeaturesOptions(ModelOptions, TableOptions):
             return self
         return self.with_sizes(
             {
+                "corpus": TINY_CORPUS,
                 "k": (4,),
                 "expansion": 2,
                 "tokens": 2000,

@@ -37,7 +37,7 @@ from repscope.studies.features.cards import cards
 from repscope.studies.features.entities import entity_set_of, probes
 from repscope.studies.features.options import FeaturesOptions
 from repscope.studies.features.task import SECOND_SEED, FeaturesTask, Training, folder_of, store_folder
-from repscope.studies.features.training import architecture, train_one
+from repscope.studies.features.training import recipe, train_one
 from repscope.studies.run.study import Context, Cost, Setup, Step
 
 _SAMPLED = 20_000  #: stored rows from which principal components and the random dictionary's scale come
@@ -48,6 +48,10 @@ def steps(setup: Setup[FeaturesOptions]) -> list[Step]:
     """Harvest, one step per autoencoder, quality, cards, one step per set of entities, and the second seed."""
     task = FeaturesTask(setup)
     _ = task.site, task.corpus  # what is wrong with them is said before anything runs
+    if task.published is not None and task.published.d_in != task.width:
+        raise UserError(
+            f"{task.options.sae} reads {task.published.d_in} features, and {task.site} has {task.width}; give one of this site."
+        )
     sets = [entity_set_of(task, name) for name in dict.fromkeys(task.options.entities)]
     probing = ("folds", "entities", "name", "attribute", "cards", "evaluated")
     forms = ("k", *probing)
@@ -60,7 +64,7 @@ def steps(setup: Setup[FeaturesOptions]) -> list[Step]:
         )
     ]
     for one in task.trainings:
-        _ = architecture(task, one.k)
+        _ = recipe(task, one, task.options.tokens)
         made.append(
             Step(
                 one.step,

@@ -17,7 +17,7 @@ from repscope.read import sae
 from repscope.read.sae import SparseAutoencoder
 from repscope.store import ActivationStore, Sequences, cut
 from repscope.studies.features.names import WEIGHTS, trained
-from repscope.studies.features.options import FeaturesOptions
+from repscope.studies.features.options import TINY_CORPUS, FeaturesOptions
 from repscope.studies.run.study import Context, Setup
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 HELD_OUT = 10  #: one document in so many is for evaluation, never for training
 SECOND_SEED = "second seed"
+_LEAST = 2  #: held-out documents
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class FeaturesTask:
     @cached_property
     def twin(self) -> "LanguageModel":
         """The same network with random weights."""
-        return self.lm.twin(self.options.seed)
+        return self.lm.twin(self.options.seed + self.options.tiny)  # the tiny model is drawn from the seed itself
 
     def network(self, twin: bool) -> "LanguageModel":
         """The network, or its twin."""
@@ -78,7 +79,11 @@ class FeaturesTask:
         """
         if self.options.sae is None:
             return None
-        found = sae.open(self.options.sae, site=self.options.site)
+        found = sae.open(self.options.sae)
+        if found.site is None and self.options.site is not None:
+            found = sae.open(self.options.sae, site=self.options.site)
+        elif self.options.site is not None and str(found.site) != self.options.site:
+            raise UserError(f"{self.options.sae} was trained at {found.site}, not at {self.options.site}; omit --site.")
         if found.transcoder:
             raise UserError(
                 f"{self.options.sae} is a transcoder; the study replaces a site by its own reconstruction: give an autoencoder."
@@ -146,10 +151,16 @@ class FeaturesTask:
     def corpus(self) -> Corpus:
         """All documents; the texts of a built-in contrast in a tiny run, which takes seconds."""
         o = self.options
-        if o.tiny and not o.given("corpus"):
+        if o.corpus == TINY_CORPUS:
             held = contrast("sentiment")
-            return Corpus("contrast texts", (*held.yes, *held.no))
-        return corpus(self.options.corpus, text=self.options.text)
+            return Corpus(TINY_CORPUS, (*held.yes, *held.no))
+        found = corpus(o.corpus, text=o.text)
+        if len(found) < HELD_OUT * _LEAST:
+            raise UserError(
+                f"The corpus {o.corpus} has {len(found)} documents, and every {HELD_OUT}th is held out; give "
+                f"{HELD_OUT * _LEAST} or more."
+            )
+        return found
 
     def documents(self, held_out: bool) -> Corpus:
         """The documents for training, or those for evaluation."""
