@@ -24,19 +24,9 @@ def store(lm, tmp_path_factory):
     return harvest(lm, TEXTS, "resid_post.1", tmp_path_factory.mktemp("store") / "store")
 
 
-class Repeated:
-    """A store that is read as often as training needs."""
-
-    def __init__(self, store):
-        self.store = store
-
-    def batches(self, sites, rows, seed, start=None):
-        return self.store.batches(sites, rows=rows, seed=seed, start=start, epochs=None)
-
-
 def test_a_trained_autoencoder_is_saved_opened_and_used(lm, store, tmp_path):
     recipe = training.Recipe(architecture=training.TopK(k=4), latents=64, batch=128, steps=200, learning_rate=3e-3)
-    trained = training.train(Repeated(store), recipe, "resid_post.1").autoencoder
+    trained = training.train(store, recipe, "resid_post.1").autoencoder
     opened = sae.open(sae.save(trained, tmp_path / "one"))
     rows = torch.cat([batch.rows["resid_post.1"] for batch in store.batches()])
     expected = trained.reconstruct(rows)
