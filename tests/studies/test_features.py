@@ -10,12 +10,14 @@ from repscope.cli import run as main
 from repscope.conditions import ESTIMATE, SHUFFLED_LABELS, over
 from repscope.errors import UserError
 from repscope.read import sae
+from repscope.read.sae.quality import Losses
 from repscope.read.sae.training import TensorRows, train
 from repscope.results import select
 from repscope.store import ActivationStore
 from repscope.studies.features import STUDY, names
 from repscope.studies.features.names import COMPONENTS, DENSE, DICTIONARY, NEURONS, PERMUTED, WEIGHTS, probed
 from repscope.studies.features.options import FeaturesOptions
+from repscope.studies.features.steps import _loss_rows
 from repscope.studies.features.task import FeaturesTask, Training
 from repscope.studies.features.training import recipe
 from repscope.studies.run.runner import Run
@@ -30,14 +32,33 @@ def run(tiny_runs, tmp_path_factory):
 
 def test_quality_has_its_controls_and_intervals_over_texts(run):
     table = run.results["quality"].table
-    for metric in (names.RECOVERED, names.EXPLAINED):
+    for metric in (names.KL, names.EXPLAINED):
         rows = select(table, metric=metric, item="k = 4")
         assert {ESTIMATE, COMPONENTS, DICTIONARY} <= set(rows["condition"])
         assert set(rows["unit"]) == {"text"}
         assert rows["lo"].notna().all()
-    assert {over(COMPONENTS), over(DICTIONARY)} == set(select(table, metric="gain", item=names.RECOVERED)["condition"])
     assert select(table, metric=names.L0, condition=ESTIMATE)["value"].iloc[0] == pytest.approx(4.0)  # TopK with k = 4
     assert set(select(table, metric=names.EXPLAINED)["condition"]) >= {WEIGHTS}
+
+
+def test_a_share_of_the_loss_needs_a_loss(run):
+    """Random weights predict no better than without the layer: there is nothing to recover, and the run says so."""
+    quality = run.results["quality"]
+    assert select(quality.table, metric=names.RECOVERED).empty
+    assert any(note.startswith("CE recovered is undefined") for note in quality.notes)
+    tokens = np.full(6, 10)
+
+    def losses(each: float) -> Losses:
+        return Losses(tokens * each + np.arange(6), tokens * 0.5, tokens)
+
+    task = FeaturesTask(run.setup)
+    found = {ESTIMATE: losses(2.5), COMPONENTS: losses(3.0), DICTIONARY: losses(4.0)}
+    rows = {(r.metric, r.condition): r for r in _loss_rows(task, "k = 4", losses(2.0), losses(4.0), found, costly=True)}
+    for condition, value in ((ESTIMATE, 0.75), (COMPONENTS, 0.5), (DICTIONARY, 0.0)):
+        assert rows[names.RECOVERED, condition].value == pytest.approx(value)
+        assert rows[names.KL, condition].value == pytest.approx(0.5)
+    assert rows["gain", over(COMPONENTS)].value == pytest.approx(0.25)
+    assert rows["gain", over(DICTIONARY)].value == pytest.approx(0.75)
 
 
 def test_explained_variance_is_that_of_the_saved_autoencoder_on_plain_captures(run):
@@ -175,7 +196,7 @@ def test_a_published_autoencoder_that_does_not_fit_is_refused_at_once(tmp_path):
     lossless.answer()
     quality = lossless.results["quality"]
     assert select(quality.table, metric=names.EXPLAINED, condition=ESTIMATE)["value"].iloc[0] == pytest.approx(1.0)
-    assert select(quality.table, metric=names.RECOVERED, condition=ESTIMATE)["value"].iloc[0] == pytest.approx(1.0)
+    assert select(quality.table, metric=names.KL, condition=ESTIMATE)["value"].iloc[0] == 0
 
 
 def test_the_random_weights_are_another_draw_than_the_tiny_model(run):

@@ -200,6 +200,8 @@ def test_moving_keeps_everything():
         ({"b_enc": torch.zeros(3, dtype=torch.float64)}, r"b_enc has the shape \(3,\)"),
         ({"b_dec": torch.zeros(D)}, "b_dec is torch.float32"),
         ({"activation": GroupMax(3)}, "do not divide 20"),
+        ({"activation": TopK(L + 1)}, "there are only 20"),
+        ({"b_dec": torch.full((D,), torch.nan, dtype=torch.float64)}, "b_dec has entries that are not finite"),
         ({"activation": ACTIVATIONS["gated"]}, "b_enc must be zero"),
         ({"activation": JumpReLU(torch.zeros(L - 1, dtype=torch.float64))}, "threshold has the shape"),
         ({"transcoder": True, "subtract_b_dec": True}, "cannot be subtracted"),

@@ -29,7 +29,7 @@ from repscope.directions.direction import Direction
 from repscope.directions.sets import DirectionSet
 from repscope.errors import UserError
 from repscope.models.sites import Site
-from repscope.read.sae.activations import ELEMENTWISE, TENSORS, Activation, Gated, GroupMax, ReLU, with_tensors
+from repscope.read.sae.activations import ELEMENTWISE, TENSORS, Activation, Gated, GroupMax, ReLU, TopK, with_tensors
 from repscope.read.sae.latents import Latents, check_latents
 from repscope.read.sae.normalization import Normalization, Whitening, row_scale
 
@@ -92,6 +92,8 @@ class SparseAutoencoder:
                 raise UserError(
                     f"{name} is {tensor.dtype} on {tensor.device} and W_enc {self.dtype} on {self.device}; convert all to one."
                 )
+            if not bool(torch.isfinite(tensor).all()):
+                raise UserError(f"{name} has entries that are not finite; the file is damaged or the training diverged.")
         if self.dtype not in (torch.float32, torch.float64):
             raise UserError(f"The weights are {self.dtype}; arithmetic needs float32 or float64: convert them, which is exact.")
         if not self.transcoder and self.d_in != self.d_out:
@@ -100,6 +102,8 @@ class SparseAutoencoder:
             raise UserError("A transcoder's b_dec belongs to its output, so it cannot be subtracted from the input.")
         if isinstance(self.activation, Gated) and bool(self.b_enc.any()):
             raise UserError("A gated autoencoder has b_gate and b_mag instead of b_enc; b_enc must be zero.")
+        if isinstance(self.activation, TopK) and self.activation.k > self.d_sae:
+            raise UserError(f"TopK keeps k={self.activation.k} latents, but there are only {self.d_sae}.")
         if isinstance(self.activation, GroupMax) and self.d_sae % self.activation.k:
             raise UserError(f"GroupMax has {self.activation.k} groups, which do not divide {self.d_sae} latents.")
 

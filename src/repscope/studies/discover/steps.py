@@ -9,7 +9,7 @@
 Artifacts: the directions of every method (first seed) with their effects, as safetensors.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -65,7 +65,7 @@ def steps(setup: Setup[DiscoverOptions]) -> list[Step]:
         kind = 1 if DISCOVERY_METHODS[name].solver in ("sphere", "sequential", "dct") else 2
         steps.append(Step(step, _cell(setup, bed, name, seed), _cost(setup, kind), needs=("scale",), ignores=unaffected))
     first = tuple(cells[name, 0] for name in names)
-    steps.append(Step("clusters", _clusters(setup, bed, names), _cost(setup, 2), needs=("scale", *first)))
+    steps.append(Step("clusters", _clusters(setup, bed, names), _cost(setup, 2), 2 if o.short else 1, needs=("scale", *first)))
     steps.append(Step("summary", _summary(setup, names, o.seeds), lambda: Cost(fit_flops=1e9), needs=tuple(cells.values())))
     return steps
 
@@ -230,9 +230,9 @@ def _clusters(setup: Setup[DiscoverOptions], bed: "_Bed", names: list[str]) -> C
         best: dict[int, dict[str, Any]] = {}
         for row in sorted(heads, key=lambda r: -r["consistency"]):  # a cluster is shown by its most consistent member
             best.setdefault(row["cluster"], row)
-        shown = sorted(best.values(), key=lambda r: r["cluster"])[: 4 if o.tiny else 8 if o.short else 24]
+        shown = sorted(best.values(), key=lambda r: r["cluster"])[: 24 if not (o.tiny or o.short) else 4]
         vectors = np.stack([cells[r["method"]]["vectors"][r["direction"]] for r in shown])
-        length = max(o.new_tokens, 3) if o.tiny else 24
+        length = max(o.new_tokens, 3) if o.tiny else 16 if o.short else 24
         wrote = texts(lm, prompts, ground.scale * vectors, ground.subject.site, new_tokens=length, temperature=0.0)
         plain = texts(lm, prompts, [], new_tokens=length, temperature=0.0)
         lines = [{"cluster": -1, "prompt": i, "text": c.text} for i, c in enumerate(plain)]
@@ -241,21 +241,22 @@ def _clusters(setup: Setup[DiscoverOptions], bed: "_Bed", names: list[str]) -> C
             for j, r in enumerate(shown)
             for i in range(len(prompts))
         ]
-        dosed = _dosed(ground, {name: cell["vectors"] for name, cell in cells.items()})
+        doses = _DOSES[1:] if o.short else _DOSES
+        dosed = _dosed(ground, {name: cell["vectors"] for name, cell in cells.items()}, doses)
         _save(setup, context, ground, cells, frame)
         return Result.of([], side={"members": frame, "texts": pd.DataFrame(lines), "dose": dosed})
 
     return compute
 
 
-def _dosed(ground: TestBed, vectors: dict[str, np.ndarray]) -> pd.DataFrame:
+def _dosed(ground: TestBed, vectors: dict[str, np.ndarray], doses: Sequence[float]) -> pd.DataFrame:
     """Effect norm and KL at multiples of the scale, for each method's directions."""
     import torch
 
     rows = []
     for name, found in vectors.items():
         unit = torch.from_numpy(np.ascontiguousarray(found)).to(ground.apart.states)
-        for part in _DOSES:
+        for part in doses:
             moved = ground.subject.effect(ground.apart, part * ground.scale * unit).cpu().numpy()
             kl = ground.fluency.kl(part * ground.scale * unit).mean(1).cpu().numpy()
             sizes = np.linalg.norm(moved, axis=-1).mean(1) / ground.length

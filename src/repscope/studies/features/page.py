@@ -42,13 +42,16 @@ def answer(record: Record[FeaturesOptions]) -> Answer:
     table, lines = record.table, list(record.warnings)
     for item in dict.fromkeys(_sae(table)["item"]):
         at: dict[Any, Any] = {(r["metric"], r["condition"]): r for r in _sae(table).to_dict("records") if r["item"] == item}
-        recovered = {c: format_estimate(at[names.RECOVERED, c]) for c in (ESTIMATE, names.COMPONENTS, names.DICTIONARY)}
-        lines.append(
-            f"{item}: L0 {at[names.L0, ESTIMATE]['value']:.0f}, explained variance "
-            f"{format_estimate(at[names.EXPLAINED, ESTIMATE])}, CE "
-            f"recovered {recovered[ESTIMATE]}, against {recovered[names.COMPONENTS]} for as many principal components and "
-            f"{recovered[names.DICTIONARY]} for a random dictionary."
+        said = (
+            f"{item}: L0 {at[names.L0, ESTIMATE]['value']:.0f}, explained variance {format_estimate(at[names.EXPLAINED, ESTIMATE])}"
         )
+        if (names.RECOVERED, ESTIMATE) in at:
+            recovered = {c: format_estimate(at[names.RECOVERED, c]) for c in (ESTIMATE, names.COMPONENTS, names.DICTIONARY)}
+            said += (
+                f", CE recovered {recovered[ESTIMATE]}, against {recovered[names.COMPONENTS]} for as many principal components "
+                f"and {recovered[names.DICTIONARY]} for a random dictionary"
+            )
+        lines.append(f"{said}.")
     for name in _attributes(table):
         at = {r["condition"]: r for r in _scores(table, CLAIMED).to_dict("records") if attribute(r["item"]) == name}
         dense = _dense(table, name)
@@ -144,7 +147,8 @@ def _layer(record: Record[FeaturesOptions], table: pd.DataFrame) -> Section:
     active = {(r["item"], r["condition"]): r["value"] for r in select(quality, metric=names.L0).to_dict("records")}
     items: list[Item] = []
     for metric, said in ((names.RECOVERED, "share of the loss recovered"), (names.EXPLAINED, "share of the variance explained")):
-        rows = select(quality, metric=metric)
+        if (rows := select(quality, metric=metric)).empty:
+            continue
         rows = rows.assign(dose=[active[i, c] for i, c in zip(rows["item"], rows["condition"])])
         figure = grids.dose(rows, x_title="active latents per token (L0)", value_title=said, log=True, share=False)
         caption = {
@@ -160,11 +164,12 @@ def _layer(record: Record[FeaturesOptions], table: pd.DataFrame) -> Section:
     items.append(Table(record.results["quality"].side["density"], "How often latents are active", "Share of latents by density."))
     gain = select(table, metric="gain", item=names.RECOVERED).to_dict("records")
     against = "; ".join(f"{r['split']}: {format_gain(r)} {r['condition']}" for r in gain)
+    paired = f" Paired differences in CE recovered: {against}." if gain else ""
     return Section(
         "The layer",
         "Look for a curve well above that of principal components: there a few features per token stand for what the layer "
         "computes. A "
-        f"random dictionary of equal size and sparsity shows what size alone gives. Paired differences in CE recovered: {against}.",
+        f"random dictionary of equal size and sparsity shows what size alone gives.{paired}",
         tuple(items),
     )
 

@@ -170,6 +170,7 @@ def _quality(task: FeaturesTask, context: Context) -> Result:
     density, described = [], []
     with progress("quality", 2 + 3 * len(task.names)) as advance:
         own, floor = (held.losses(), held.losses(held.constant)) if head else (None, None)
+        cost = None if own is None or floor is None else stats.ratio(floor.nats - own.nats, own.tokens, unit="text")
         advance(2)
         for name in task.names:
             one = task.opened(name, context)
@@ -189,7 +190,8 @@ def _quality(task: FeaturesTask, context: Context) -> Result:
                     losses[condition] = held.losses(reconstruct)
                 advance(1)
             rows += _error_rows(task, name, errors)
-            rows += _loss_rows(task, name, own, floor, losses) if own is not None and floor is not None else []
+            if own is not None and floor is not None and cost is not None:
+                rows += _loss_rows(task, name, own, floor, losses, costly=bool(cost.lo > 0))
             rows += _activity_rows(task, name, one, held, float(k))
             share = np.bincount(active.indices.numpy(), minlength=one.d_sae) / len(inner)
             density.append({"autoencoder": name} | dict(zip(_BIN_NAMES, _histogram(share))))
@@ -197,6 +199,8 @@ def _quality(task: FeaturesTask, context: Context) -> Result:
         if task.trainings:
             rows += _twin_rows(task, context)
     notes = () if head else ("The network has no head, so its loss was not measured.",)
+    if cost is not None and not cost.lo > 0:
+        notes = (f"CE recovered is undefined: with {task.site} replaced by its mean the loss does not rise beyond chance.",)
     return Result.of(rows, side={"density": pd.DataFrame(density), "autoencoders": pd.DataFrame(described)}, notes=notes)
 
 
@@ -226,15 +230,17 @@ def _error_rows(task: FeaturesTask, name: str, errors: dict[str, Errors]) -> lis
     return rows
 
 
-def _loss_rows(task: FeaturesTask, name: str, own: Losses, floor: Losses, losses: dict[str, Losses]) -> list[Row]:
-    """CE recovered and KL of each reconstruction, and the paired differences of CE recovered."""
+def _loss_rows(task: FeaturesTask, name: str, own: Losses, floor: Losses, losses: dict[str, Losses], *, costly: bool) -> list[Row]:
+    """KL of each reconstruction; if the mean costs anything, CE recovered, and its paired differences."""
     where: dict[str, Any] = {"item": name, "split": "held-out texts", "seed": task.options.seed, **at(task.site)}
     rows, bottom = [], floor.nats - own.nats
     for condition, loss in losses.items():
-        rows.append(
-            Row.of(stats.ratio(floor.nats - loss.nats, bottom, unit="text"), metric=names.RECOVERED, condition=condition, **where)
-        )
         rows.append(Row.of(stats.ratio(loss.kl, loss.tokens, unit="text"), metric=names.KL, condition=condition, **where))
+        if costly:
+            share = stats.ratio(floor.nats - loss.nats, bottom, unit="text")
+            rows.append(Row.of(share, metric=names.RECOVERED, condition=condition, **where))
+    if not costly:  # a share of nothing
+        return rows
     gains = where | {"item": names.RECOVERED, "split": name}
     for condition in (names.COMPONENTS, names.DICTIONARY):
         top = np.stack([floor.nats - losses[c].nats for c in (ESTIMATE, condition)], axis=1)
