@@ -1,6 +1,7 @@
 """`repscope report`: the page of a finished run of any study is drawn again from its files, without a network."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,8 @@ def test_a_page_is_drawn_again_as_it_was(tiny_runs, tmp_path, monkeypatch, capsy
     for metric in table["metric"].unique():
         assert any(entry.defines(metric, found.name) for entry in load_glossary()), metric
     text = page.read_text()
+    heading = re.findall(r'<title>(.*?)</title>|<p class="context">(.*?)</p>', text, re.S)
+    assert not any(part.strip() in ("None", "nan", "") for line in heading for part in "".join(line).split(" · ")), heading
     page.unlink()
     monkeypatch.setattr("repscope.worlds.tiny.tiny", forbidden)
     monkeypatch.setattr("repscope.models.loading.sources.load", forbidden)

@@ -41,13 +41,17 @@ def page(record: Record[DiscoverOptions]) -> Page:
     source = str(record.results["scale"].table["site"].iloc[0])
     return Page(
         title="Unsupervised directions",
-        context=(Path(str(record.options.prompts)).name, f"added at {source}"),
+        context=(_prompts(record.options.prompts), f"added at {source}"),
         tested=f"All vectors are added at {source} and have the norm {_scale(record)}. Directions are found on some prompts and "
         "evaluated on others.",
         headline=_kl(record),
         key=_key(record),
         sections=(_compared(record), _behaviours(record), _dose(record)),
     )
+
+
+def _prompts(given: str | None) -> str:
+    return Path(given).name if given else "built-in prompts"
 
 
 def answer(record: Record[DiscoverOptions]) -> Answer:
