@@ -33,7 +33,7 @@ _HOME = {
     "Relation": "repscope.data.relations",
     "verify": "repscope.models.verify.checks",
 }
-_ROOMS = ("discovery", "read", "steer", "store", "trace", "worlds")  #: packages of methods
+_ROOMS = ("align", "discovery", "read", "steer", "store", "trace", "worlds")  #: packages of methods
 __all__ = [
     "Activations",
     "CheckpointSet",
