@@ -29,6 +29,8 @@ INDEPENDENT = "independent pretrainings"
 REBASIN = "independent pretrainings, weights matched"
 COPY = "permuted copy"
 COPY_MATCHED = "permuted copy, weights matched"
+ANOTHER_SEED = "another seed"
+ROUNDING = "rounding to bfloat16"
 OTHER_SUBJECTS = "mean vector of other subjects"
 
 
@@ -130,6 +132,11 @@ CONDITIONS: dict[str, Condition] = {
             "setting",
             "green",
         ),
+        # compare, drift
+        Condition(
+            ANOTHER_SEED, "Two tuned checkpoints that differ in their seed alone, compared with each other.", "control", "black"
+        ),
+        Condition(ROUNDING, "The base and the same weights rounded to bfloat16.", "control", "purple"),
         # verify
         Condition("tolerance", "The largest error at which a check passes.", "bound", "black"),
         Condition("not applicable", "The model has nothing that the check could test.", "setting", "grey"),

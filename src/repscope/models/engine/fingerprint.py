@@ -145,6 +145,17 @@ def _remembered(path: Path, what: str, compute: Callable[[], dict[str, str]]) ->
     return digests
 
 
+def safetensors_header(path: Path) -> tuple[dict[str, dict[str, Any]], int]:
+    """Of a safetensors file: name → dtype, shape and data_offsets of each tensor, and where their bytes start.
+
+    Raises a `UserError` for a file that is missing, truncated or not safetensors.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no file {path}; check the path.")
+    with path.open("rb") as file:
+        return _header(path, file.read(8), path.stat().st_size, file.read)
+
+
 def _tensors(path: Path, advance: Advance) -> dict[str, str]:
     """The line (dtype, shape, digest of the bytes) of every tensor in one safetensors file."""
     lines: dict[str, str] = {}

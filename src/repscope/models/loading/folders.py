@@ -74,7 +74,7 @@ def read_model(
     with _quiet():
         try:
             config = transformers.AutoConfig.from_pretrained(folder, **options)
-            model, info = _auto_class(config, code, classifiers).from_pretrained(
+            model, info = network_class(config, code, classifiers).from_pretrained(
                 folder,
                 config=config,
                 dtype=getattr(torch, dtype),
@@ -135,7 +135,7 @@ def _placement(device: str, folder: Path) -> dict[str, Any]:
     return {"device_map": {"": "disk"}, "offload_folder": cache_home() / "offload" / folder.name} if device == "disk" else {}
 
 
-def _auto_class(config: Any, code: bool, classifiers: bool = False) -> Any:
+def network_class(config: Any, code: bool = False, classifiers: bool = False) -> Any:
     """The transformers class for the head that a configuration names: causal, masked, or none.
 
     A classifier's where these are asked for; elsewhere it is read without its head, as what reads texts knows nothing of classes.

@@ -1,0 +1,1 @@
+"""Drift between two checkpoints: weights, representations, next tokens and directions of a model before and after tuning."""
