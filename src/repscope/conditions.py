@@ -32,6 +32,13 @@ COPY_MATCHED = "permuted copy, weights matched"
 ANOTHER_SEED = "another seed"
 ROUNDING = "rounding to bfloat16"
 OTHER_SUBJECTS = "mean vector of other subjects"
+ZERO_SHOT = "zero-shot"
+FEW_SHOT = "few-shot"
+SHUFFLED_SHOTS = "shuffled shots"
+SHUFFLED_WITH_VECTOR = "shuffled shots with the vector"
+TASK_VECTOR = "task vector"
+RANDOM_HEADS = "random heads"
+OTHER_TASK = "vector of another task"
 
 
 @dataclass(frozen=True)
@@ -137,6 +144,14 @@ CONDITIONS: dict[str, Condition] = {
             ANOTHER_SEED, "Two tuned checkpoints that differ in their seed alone, compared with each other.", "control", "black"
         ),
         Condition(ROUNDING, "The base and the same weights rounded to bfloat16.", "control", "purple"),
+        # context
+        Condition(ZERO_SHOT, "The query without examples and without a vector.", "baseline", "black"),
+        Condition(FEW_SHOT, "The query after k examples.", "bound", "green"),
+        Condition(SHUFFLED_SHOTS, "The query after k examples whose outputs are permuted.", "control", "purple"),
+        Condition(SHUFFLED_WITH_VECTOR, "The vector added to the query after k examples with permuted outputs.", "setting", "sky"),
+        Condition(TASK_VECTOR, "The residual stream of few-shot prompts put in place of the query's.", "baseline", "vermillion"),
+        Condition(RANDOM_HEADS, "A vector of as many random heads, of equal norm.", "control", "grey"),
+        Condition(OTHER_TASK, "The vector of another task, of equal norm.", "control", "orange"),
         # verify
         Condition("tolerance", "The largest error at which a check passes.", "bound", "black"),
         Condition("not applicable", "The model has nothing that the check could test.", "setting", "grey"),

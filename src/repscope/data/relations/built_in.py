@@ -14,14 +14,14 @@ _CITIES = 400
 _PEOPLE = 1_000_000
 _SPELT = {"cmn": "Chinese", "Church Slavic": "Serbian"}
 
-_ADJECTIVES = """
+ADJECTIVES = """
 big small tall short long wide deep high low old young new fast slow hot cold warm cool hard soft strong weak dark
 light bright loud quiet rich poor clean dirty dry wet sharp thick thin heavy great fine kind rude safe strange
 simple close late early easy happy angry busy funny lazy lucky noisy pretty sad brave calm cheap clever cruel fair
 fat firm fresh gentle harsh large mild narrow near neat nice proud quick rare raw rough sick smart smooth steep
 stiff sweet tight tiny ugly wild wise good bad far
 """
-_VERBS = """
+VERBS = """
 walk talk play jump call ask help look want use work love open close start stop turn move live learn listen watch
 wait wash go come see take make give find know think get say tell feel leave keep begin bring buy build break catch
 choose cut do draw drink drive eat fall fight fly forget forgive freeze grow hang have hear hide hit hold hurt lead
@@ -79,6 +79,6 @@ RELATIONS: dict[str, Callable[[], Relation]] = {
     "country-language": lambda: _country("country-language", "People in {} speak", _language),
     "element-symbol": lambda: _element("element-symbol", "The symbol of the chemical element {} is", "symbol"),
     "element-group": lambda: _element("element-group", "In the periodic table, {} is an element of group number", "group"),
-    "comparative": lambda: _inflected("comparative", "The comparative form of {} is", _ADJECTIVES, "JJR"),
-    "past-tense": lambda: _inflected("past-tense", "The past tense of {} is", _VERBS, "VBD"),
+    "comparative": lambda: _inflected("comparative", "The comparative form of {} is", ADJECTIVES, "JJR"),
+    "past-tense": lambda: _inflected("past-tense", "The past tense of {} is", VERBS, "VBD"),
 }

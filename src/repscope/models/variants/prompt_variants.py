@@ -70,7 +70,7 @@ def run_variants_last(
         raise UserError(f"The last {ends} positions are asked for; the prompt has {len(ids)} tokens.")
     row = torch.from_numpy(np.asarray(ids))[None].to(net.device)
     if not net.batches(len(ids)):  # a row depends on its neighbours
-        return torch.stack([_alone(net, row, fork, ends) for fork in forks])
+        return torch.stack([alone(net, row, fork, ends) for fork in forks])
     grows = not variants_refused(net, len(ids))
     # What a pass makes of its embeddings (masks, positions) has one entry a row, so forks there are rows from the bottom.
     below = [i for i, fork in enumerate(forks) if fork.site.kind == "embed"]
@@ -81,8 +81,8 @@ def run_variants_last(
     return torch.cat([rows for _, rows in done])[order.argsort()]
 
 
-def _alone(net: TokenNetwork, ids: Tensor, fork: PromptVariant, ends: int) -> Float[Tensor, "end d_model"]:
-    """One variant in a pass of its own."""
+def alone(net: TokenNetwork, ids: Tensor, fork: PromptVariant, ends: int) -> Float[Tensor, "end d_model"]:
+    """One variant in a pass of its own: the reference."""
 
     seen: list[Tensor] = []
     hooks = net.taps.hooked([(net.write_tap(fork.site), lambda value: _with_values(value, [(0, fork)], 0))])
