@@ -144,6 +144,13 @@ CONDITIONS: dict[str, Condition] = {
             ANOTHER_SEED, "Two tuned checkpoints that differ in their seed alone, compared with each other.", "control", "black"
         ),
         Condition(ROUNDING, "The base and the same weights rounded to bfloat16.", "control", "purple"),
+        Condition("base network", "The same measurement on the base network, before tuning.", "baseline", "black"),
+        Condition("other prompts", "The base network on other prompts, in place of the tuned network.", "control", "grey"),
+        Condition("refit on the tuned network", "The same fit repeated on the tuned network.", "bound", "orange"),
+        Condition("two halves", "Two fits to different halves of the prompts, on one network.", "bound", "sky"),
+        Condition("vector of another pair", "The mean change of another pair of networks, at equal norm.", "control", "purple"),
+        Condition("never had the ability", "A network that was never trained to have the ability.", "control", "vermillion"),
+        Condition("permuted latents", "One source's decoder vectors permuted among the latents.", "control", "grey"),
         # context
         Condition(ZERO_SHOT, "The query without examples and without a vector.", "baseline", "black"),
         Condition(FEW_SHOT, "The query after k examples.", "bound", "green"),
@@ -152,13 +159,6 @@ CONDITIONS: dict[str, Condition] = {
         Condition(TASK_VECTOR, "The residual stream of few-shot prompts put in place of the query's.", "baseline", "vermillion"),
         Condition(RANDOM_HEADS, "A vector of as many random heads, of equal norm.", "control", "grey"),
         Condition(OTHER_TASK, "The vector of another task, of equal norm.", "control", "orange"),
-        Condition("base network", "The same measurement on the base network, before tuning.", "baseline", "black"),
-        Condition("other prompts", "The base network on other prompts, in place of the tuned network.", "control", "grey"),
-        Condition("refit on the tuned network", "The same fit repeated on the tuned network.", "bound", "orange"),
-        Condition("two halves", "Two fits to different halves of the prompts, on one network.", "bound", "sky"),
-        Condition("vector of another pair", "The mean change of another pair of networks, at equal norm.", "control", "purple"),
-        Condition("never had the ability", "A network that was never trained to have the ability.", "control", "vermillion"),
-        Condition("permuted latents", "One source's decoder vectors permuted among the latents.", "control", "grey"),
         # verify
         Condition("tolerance", "The largest error at which a check passes.", "bound", "black"),
         Condition("not applicable", "The model has nothing that the check could test.", "setting", "grey"),
