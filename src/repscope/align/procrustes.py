@@ -20,7 +20,7 @@ from jaxtyping import Float
 from repscope.align.rows import Rows, as_rows, same_rows
 from repscope.errors import UserError
 
-_UNDETERMINED = 1e-5  #: of the largest singular value: float32 products have no more to say there
+_UNDETERMINED = 1e-5  #: of the Frobenius norm: float32 products have no more to say there
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ class ProcrustesFit:
         """
         xy = self._centred()
         if xy.shape[0] == xy.shape[1]:
-            xy = xy + _UNDETERMINED * np.linalg.norm(xy, 2) * np.eye(len(xy))
+            xy = xy + _UNDETERMINED * np.linalg.norm(xy) * np.eye(len(xy))
         u, _, vt = np.linalg.svd(xy, full_matrices=False)
         assert self._shift is not None
         assert self._sums is not None
