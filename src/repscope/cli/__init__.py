@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from cyclopts import CycloptsError, UnusedCliTokensError
 
-from repscope.cli import directions, harvests, models, runs, studies, train  # noqa: F401  # each registers its commands
+from repscope.cli import directions, finetune, harvests, models, runs, studies, train  # noqa: F401  # each registers its commands
 from repscope.cli.shared import app
 from repscope.cli.studies import register
 from repscope.errors import UserError

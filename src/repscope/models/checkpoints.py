@@ -4,8 +4,9 @@
    Hugging Face folder inside the set's folder), and optional metadata: init, head_seed, data_seed, recipe, group. For built-in
    networks, `network.json` has the sizes. In a folder of Hugging Face checkpoints without a table, every subfolder is one run.
 2. Opening reads headers only, and refuses what cannot be interpolated: weights that differ in names or sizes, duplicate rows,
-   missing files. Tensors that networks compute themselves (rotary frequencies, masks) are ignored, and so are copies of tied
-   weights that only some checkpoints store, once their values are verified.
+   missing files. A LoRA adapter (PEFT's folder) is a checkpoint where its base is a folder of the set, as `../base`: weights are
+   merged as they are read. Tensors that networks compute themselves (rotary frequencies, masks) are ignored, and so are copies of
+   tied weights that only some checkpoints store, once their values are verified.
 3. Paths in a table must stay inside its folder; pickled files are never read.
 """
 
@@ -28,6 +29,7 @@ from repscope import notebook
 from repscope.disk import whole_file, whole_folder
 from repscope.errors import UserError, unknown
 from repscope.models.engine.fingerprint import Fingerprint, digests_of, of_digests
+from repscope.models.loading.adapters import WEIGHTS, Adapter, is_adapter
 from repscope.models.loading.folders import weight_files
 from repscope.models.loading.stacked_weights import Shape, State, stack, unstack
 from repscope.models.loading.tensor_check import derived
@@ -182,8 +184,10 @@ class CheckpointSet:
         """Fingerprint of all rows in order."""
         digests = []
         for path in self.table["path"]:
-            lines = digests_of(_files(path))
-            digests.append(of_digests({name: line for name, line in lines.items() if name in self.sizes}).digest)
+            lines = {name: line for name, line in digests_of(_files(path)).items() if name in self.sizes}
+            if is_adapter(path):
+                lines |= digests_of([path / WEIGHTS]) | {"scale": str(Adapter.open(path).scale)}
+            digests.append(of_digests(lines).digest)
         return Fingerprint(hashlib.sha256("\n".join(digests).encode()).hexdigest(), False)
 
     def figure(self) -> "alt.TopLevelMixin":
@@ -210,7 +214,7 @@ class Weights(Mapping[str, Tensor]):
     Parameters
     ----------
     path
-        A safetensors file or a Hugging Face folder.
+        A safetensors file, a Hugging Face folder, or a LoRA adapter's folder beside its base: tensors are those after merging.
     names
         Tensors to include; by default all trained ones.
 
@@ -225,13 +229,14 @@ class Weights(Mapping[str, Tensor]):
         self._home = {name: file for file in _files(path) for name in _opened(file).keys()}  # noqa: SIM118
         self._home = {name: self._home[name] for name in _sizes(path) if names is None or name in names}
         self._open: dict[Path, Any] = {}
+        self._adapter = Adapter.open(path) if is_adapter(path) else None
 
     def __getitem__(self, name: str) -> Tensor:
         file = self._home[name]
         if file not in self._open:
             self._open[file] = _opened(file)
         found: Tensor = self._open[file].get_tensor(name)
-        return found
+        return found if self._adapter is None else self._adapter.merged(name, found)
 
     def close(self) -> None:
         """Release the mapped files; the next access maps them again."""
@@ -255,6 +260,7 @@ def config_of(folder: Path) -> dict[str, Any]:
     from transformers import AutoConfig
 
     try:
+        folder = _base_of(folder) if is_adapter(folder) else folder
         held: dict[str, Any] = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
         return held
     except (OSError, ValueError, KeyError) as error:
@@ -262,13 +268,27 @@ def config_of(folder: Path) -> dict[str, Any]:
 
 
 def _files(path: Path) -> list[Path]:
+    """The files of the full tensors: for an adapter, those of its base."""
     if path.is_dir():
-        return weight_files(path, str(path))
+        home = _base_of(path) if is_adapter(path) else path
+        return weight_files(home, str(home))
     if not path.is_file():
         raise UserError(f"There is no checkpoint {path}; check the path.")
     if path.suffix != ".safetensors":
         raise UserError(f"{path} is not a safetensors file; repscope never reads pickled weights (.bin, .pt).")
     return [path]
+
+
+def _base_of(folder: Path) -> Path:
+    """The folder of an adapter's base. It lies beside the adapter: a file from a stranger names no other place of the disk."""
+    adapter = Adapter.open(folder)
+    root, base = folder.resolve().parent, (folder / adapter.base).resolve()
+    if not adapter.base or not base.is_relative_to(root) or base == folder.resolve() or not base.is_dir():
+        raise UserError(
+            f"The adapter {folder} names the base {adapter.base or 'none'}, which is no folder beside it; put the base's folder "
+            "there and name it in adapter_config.json, as ../base."
+        )
+    return base
 
 
 def _opened(file: Path) -> Any:
@@ -283,7 +303,10 @@ def _sizes(path: Path) -> Sizes:
     for file in _files(path):
         with _opened(file) as opened:
             found |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
-    return {name: size for name, size in found.items() if not derived(name, size)}
+    trained = {name: size for name, size in found.items() if not derived(name, size)}
+    if is_adapter(path):
+        Adapter.open(path).check(trained, _base_of(path))
+    return trained
 
 
 def _copy(path: Path, name: str, sizes: Sizes, of: Collection[str]) -> bool:

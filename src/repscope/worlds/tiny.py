@@ -28,13 +28,15 @@ def untrained_llama(seed: int, **sizes: Any) -> Any:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(LlamaConfig(num_attention_heads=4, bos_token_id=None, eos_token_id=None, **sizes)).eval()  # type: ignore[no-untyped-call]
+        return LlamaForCausalLM(LlamaConfig(num_attention_heads=4, bos_token_id=None, eos_token_id=None, **sizes)).eval()  # type:
+        ignore[no - untyped - call]
 
 
-def tiny(seed: int = 0, *, device: str = "cpu", dtype: str = "float32") -> "LanguageModel":
+def tiny(seed: int = 0, *, device: str = "cpu", dtype: str = "float32", end: str | None = None) -> "LanguageModel":
     """Untrained Llama of four blocks of width 32 over bytes.
 
-    device: a torch device. dtype: as for `load`; the weights are drawn in float32 and converted.
+    device: a torch device. dtype: as for `load`; the weights are drawn in float32 and converted. end: a character that ends
+    answers; by default none does.
 
     Raises
     ------
@@ -62,6 +64,9 @@ def tiny(seed: int = 0, *, device: str = "cpu", dtype: str = "float32") -> "Lang
         num_key_value_heads=2,
         max_position_embeddings=1024,
     )
+    if end is not None:
+        tokenizer.add_special_tokens({"eos_token": tokenizer.convert_ids_to_tokens(tokenizer(end)["input_ids"])[0]})
+        model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.to(where, getattr(torch, dtype))
     source = WeightSource("tiny", of_module(model), f"{dtype}, random weights", None, None)
     return LanguageModel(model, tokenizer, "tiny", source)

@@ -1,0 +1,161 @@
+"""Fine-tuning: each method raises the reward of a toy, a killed run ends as one that was not, and nothing of trl passes unseen."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from repscope.errors import UserError
+from repscope.models.checkpoints import CheckpointSet, Weights
+from repscope.trace.finetuning import FineTuning, finetune, run
+from repscope.trace.finetuning.series import Series
+from toy_chat import TASK, toy
+
+QUICK = {"steps": 12, "keep": 2, "batch": 16, "new_tokens": 6, "rate": 3e-2, "lora": 4, "samples": 8}
+SHORT = QUICK | {"steps": 4, "batch": 8}
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory):
+    """A finished series per method; dpo's starts from a model that was changed in memory."""
+    made = {}
+    for method, more in (
+        ("sft", {}),
+        ("dpo", {"lora": None, "beta": 0.3, "rate": 1e-2, "samples": 16}),
+        ("reinforce", {"lora": None}),
+        ("grpo", {"beta": 1e-3}),
+    ):
+        lm = toy()
+        with torch.no_grad():
+            lm.model.lm_head.weight.mul_(1.1)
+        before = {name: value.clone() for name, value in lm.model.state_dict().items()}
+        folder = tmp_path_factory.mktemp("series") / method
+        made[method] = finetune(lm, FineTuning(method=method, **QUICK | more), folder, task=TASK), lm, before
+    return made
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "reinforce", "grpo"])
+def test_each_method_raises_the_reward_and_its_series_can_be_opened(series, method):
+    found, lm, before = series[method]
+    table = CheckpointSet.open(found.folder).table
+    assert list(table["step"]) == [0, 6, 12]
+    assert set(table["method"]) == {method}
+    reward, kl = table["reward"], table["kl"]
+    assert reward.iloc[-1] > table["reward_hi"].iloc[0]
+    assert kl.iloc[0] == 0 < kl.iloc[-1]
+    assert all(torch.equal(value, before[name]) for name, value in lm.model.state_dict().items()), "the user's model"
+    assert not (found.folder / "trainer").exists()
+    assert not list(found.folder.rglob("*.pt*"))
+    assert not list(found.folder.rglob("*.bin"))
+
+
+def test_facts_show_the_reference_and_the_rows(series):
+    def facts(method):
+        return json.loads((series[method][0].folder / run.RECORD).read_text())["facts"]
+
+    assert abs(facts("dpo")["first loss of DPO minus log 2"]) < 1e-6
+    assert facts("grpo")["first KL to the reference"] == 0
+    assert facts("sft")["completions with an end-of-text token"] == facts("dpo")["completions with an end-of-text token"] == 1
+    assert facts("sft")["prompts with the tokens that answers are sampled from"] == 1
+    assert facts("reinforce")["precision of trained weights"] == "float32"
+
+
+def test_the_base_of_a_series_is_the_model_in_memory(series):
+    found, _, before = series["dpo"]
+    base = found.state(0)
+    assert base.keys() == before.keys()
+    assert all(torch.equal(base[name], before[name]) for name in base)
+
+
+def test_an_adapter_is_merged_as_peft_merges_it(series):
+    import peft
+    import transformers
+
+    found = series["sft"][0]
+    base = transformers.AutoModelForCausalLM.from_pretrained(found.folder / "base", dtype=torch.float64)
+    tuned = (
+        peft.PeftModel.from_pretrained(base, found.folder / "step-000012", autocast_adapter_dtype=False).double().merge_and_unload()
+    )
+    ours, changed = found.state(2), 0
+    for name, value in tuned.state_dict().items():
+        assert torch.allclose(ours[name].double(), value, atol=1e-6, rtol=1e-6)
+        changed += not torch.equal(ours[name], found.state(0)[name])
+    assert changed == 14  # seven linear layers in each of two blocks
+    assert found.table["changed_float32"].iloc[0] == 0
+    assert found.table["changed_float32"].iloc[-1] > 0.99
+
+
+def test_kl_is_that_of_the_two_models_in_float64(series):
+    """Slow twin: one answer at a time, from the folders on disk."""
+    import transformers
+
+    from repscope.trace.finetuning.answers import sampled
+    from repscope.trace.finetuning.examples import prompt_ids
+
+    found = series["reinforce"][0]
+    lm = toy()
+    models = [
+        transformers.AutoModelForCausalLM.from_pretrained(found.folder / name, dtype=torch.float32)
+        for name in ("base", "step-000012")
+    ]
+    prompts = [e.prompt for e in TASK.heldout]
+    answers = sampled(models[1], lm.tokenizer, prompts, [prompt_ids(lm.tokenizer, p) for p in prompts], 6, 20_261)
+    total = 0.0
+    for answer in answers:
+        ids = torch.from_numpy(np.concatenate([answer.before, answer.ids]))[None]
+        q, p = (torch.log_softmax(m.double()(ids).logits[0, len(answer.before) - 1 : -1], -1).detach() for m in models)
+        total += float((p.exp() * (p - q)).sum())
+    assert found.table["kl"].iloc[-1] == pytest.approx(total / len(answers), rel=1e-4)
+    rewards = [TASK.reward(a.prompt, a.text) if a.ended else 0 for a in answers]
+    assert found.table["reward"].iloc[-1] == pytest.approx(np.mean(rewards))
+
+
+class Killed(Exception):
+    """In place of a kill."""
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "reinforce"])
+def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(method, tmp_path, monkeypatch):
+    options = FineTuning(method=method, **SHORT)
+    small = replace(TASK, train=TASK.train[: 20 if method == "dpo" else 12])  # more than one epoch
+    whole = finetune(toy(), options, tmp_path / "whole", task=small)
+    with monkeypatch.context() as patched:
+        ends = Series.on_step_end
+
+        def killed(self, args, state, control, **given):
+            if state.global_step == 3:
+                raise Killed
+            return ends(self, args, state, control, **given)
+
+        patched.setattr(Series, "on_step_end", killed)
+        with pytest.raises(Killed):
+            finetune(toy(), options, tmp_path / "killed", task=small)
+    assert list(CheckpointSet.open(tmp_path / "killed").table["step"]) == [0, 2], "what was kept can be opened"
+    torch.manual_seed(123)
+    again = finetune(toy(), options, tmp_path / "killed", task=small)
+    for a, b in zip((Weights(p) for p in whole.table["path"]), (Weights(p) for p in again.table["path"])):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    assert whole.table.drop(columns="path").equals(again.table.drop(columns="path"))
+    facts = [json.loads((f.folder / run.RECORD).read_text())["facts"] for f in (whole, again)]
+    assert facts[0] == facts[1], "facts of the first step outlive a kill"
+
+
+def test_a_finished_run_is_opened_and_another_is_refused(series, tmp_path):
+    found, lm, _ = series["sft"]
+    options = FineTuning(method="sft", **QUICK)
+    assert finetune(lm, options, found.folder, task=TASK).table.equals(found.table)
+    with pytest.raises(UserError, match=r"holds another fine-tuning \(seed differs\)"):
+        finetune(lm, replace(options, seed=1), found.folder, task=TASK)
+    (tmp_path / "note.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds other files"):
+        finetune(lm, options, tmp_path, task=TASK)
+
+
+def test_random_state_stays_the_users(tmp_path):
+    torch.manual_seed(5)
+    want = torch.rand(2)
+    torch.manual_seed(5)
+    finetune(toy(), FineTuning(method="sft", **SHORT | {"steps": 1, "keep": 1}), tmp_path / "x", task=TASK)
+    assert torch.equal(torch.rand(2), want)
