@@ -28,8 +28,7 @@ def untrained_llama(seed: int, **sizes: Any) -> Any:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlamaForCausalLM(LlamaConfig(num_attention_heads=4, bos_token_id=None, eos_token_id=None, **sizes)).eval()  # type:
-        ignore[no - untyped - call]
+        return LlamaForCausalLM(LlamaConfig(num_attention_heads=4, bos_token_id=None, eos_token_id=None, **sizes)).eval()  # type: ignore[no-untyped-call]
 
 
 def tiny(seed: int = 0, *, device: str = "cpu", dtype: str = "float32", end: str | None = None) -> "LanguageModel":

@@ -38,7 +38,20 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "target_parameters": (None, []),
     "trainable_token_indices": (None, {}, []),
     "alora_invocation_tokens": (None, []),
-}
+    "init_lora_weights": (True, False, None, "gaussian"),  # others change the base before training
+} | dict.fromkeys(
+    (
+        "use_qalora",
+        "use_bdlora",
+        "arrow_config",
+        "kasa_config",
+        "monteclora_config",
+        "velora_config",
+        "ensure_weight_tying",
+        "megatron_config",
+    ),
+    (None, False),
+)
 
 
 @dataclass(frozen=True)

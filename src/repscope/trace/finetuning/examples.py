@@ -161,7 +161,7 @@ def fitting(examples: Examples, tokenizer: Any, options: FineTuning) -> Examples
 
 
 def pairs_of(prompts: Sequence[str], answers: Sequence[Sequence[str]], rewards: Sequence[Sequence[float]]) -> pd.DataFrame:
-    """Preference pairs: per prompt the answers of highest and of lowest reward, first ones first; none where all rewards are equal."""
+    """Preference pairs: per prompt the first answer of highest and of lowest reward; none where all rewards are equal."""
     rows = []
     for prompt, said, values in zip(prompts, answers, rewards):
         best, worst = int(np.argmax(values)), int(np.argmin(values))

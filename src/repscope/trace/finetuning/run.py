@@ -37,6 +37,7 @@ from repscope.trace.finetuning.trainers import libraries, quiet, trainer
 
 RECORD, ROWS = "finetune.json", "examples.jsonl"
 _FEWEST = 8  #: preference pairs
+_BELOW_BF16 = 3e-5  #: half the distance of neighbours in bfloat16 at weights of 0.01 to 0.02; an Adam step is about the rate
 
 
 def finetune(
@@ -120,6 +121,9 @@ def _run(lm: LanguageModel, examples: Examples, options: FineTuning, folder: Pat
         _write_rows(folder, examples.train)
     needs_copy = options.method == "dpo" or options.lora is None
     reference = copy.deepcopy(policy).eval().requires_grad_(False) if needs_copy else None
+    if options.dtype == "bfloat16" and options.lora is None and options.learning_rate < _BELOW_BF16:
+        note = f"A rate of {options.learning_rate:g} is below the resolution of bfloat16 for most weights, which then never change."
+        examples = replace(examples, notes=(*examples.notes, note))
     with progress("fine-tuning", options.steps) as advance:
         series = Series(folder, examples, options, tokenizer, reference, _name(options), advance)
         made = trainer(policy, reference, tokenizer, examples, options, folder / STATE, series)
@@ -146,13 +150,6 @@ def _check(lm: LanguageModel, options: FineTuning) -> None:
         raise UserError(f"{lm.name} is no causal language model with a head; fine-tuning trains those.")
     if lm.tokenizer.eos_token_id is None:
         raise UserError(f"The tokenizer of {lm.name} has no end-of-text token, so its answers never end; set tokenizer.eos_token.")
-    if options.dtype == "bfloat16" and options.lora is None and options.learning_rate < 1e-4:
-        from repscope.models.inputs.notices import warn_once
-
-        warn_once(
-            lm.tokenizer,
-            f"A rate of {options.learning_rate:g} is below the resolution of bfloat16 for most weights, which then stay as they "
-            "are.",
 
 
 def _copy(lm: LanguageModel, options: FineTuning) -> tuple[Any, Any]:

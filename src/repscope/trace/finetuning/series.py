@@ -102,7 +102,6 @@ class Series(TrainerCallback):
                 self._tokenizer.save_pretrained(partial)
                 return
             model.save_pretrained(partial, save_embedding_layers=False)
-            (partial / "README.md").unlink(missing_ok=True)
             config = json.loads((partial / CONFIG).read_text(encoding="utf-8"))
             (partial / CONFIG).write_text(
                 json.dumps(config | {"base_model_name_or_path": f"../{BASE}"}, indent=2), encoding="utf-8"

@@ -34,7 +34,7 @@ def libraries() -> None:
 def trainer(
     policy: Any, reference: Any, tokenizer: Any, examples: Examples, options: FineTuning, folder: Path, callback: Any
 ) -> Any:
-    """The trainer of a method. policy: the network to train, without adapters yet. reference: a frozen copy of the base, for DPO."""
+    """The trainer of a method. policy: the network to train, without adapters. reference: a frozen copy of the base, for DPO."""
     import datasets
     from transformers.trainer_callback import PrinterCallback
 
@@ -46,6 +46,8 @@ def trainer(
     made.remove_callback(PrinterCallback)
     made.add_callback(callback)
     made.create_model_card = _nothing  # written at every checkpoint otherwise
+    if options.lora is not None:
+        made.model.create_or_update_model_card = _nothing
     return made
 
 
