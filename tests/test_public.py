@@ -26,6 +26,7 @@ def test_the_public_names_are_these():
             "Relation",
             "Result",
             "Site",
+            "Task",
             "UserError",
             "ablation",
             "activation_patching",
@@ -35,6 +36,7 @@ def test_the_public_names_are_these():
             "logit_difference",
             "path_attribution",
             "relation",
+            "task",
             "verify",
         ]
     )

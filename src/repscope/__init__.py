@@ -31,6 +31,8 @@ _HOME = {
     "path_attribution": "repscope.read.path_attribution",
     "relation": "repscope.data.relations",
     "Relation": "repscope.data.relations",
+    "task": "repscope.data.tasks",
+    "Task": "repscope.data.tasks",
     "verify": "repscope.models.verify.checks",
 }
 _ROOMS = ("align", "discovery", "read", "steer", "store", "trace", "worlds")  #: packages of methods
@@ -47,6 +49,7 @@ __all__ = [
     "Relation",
     "Result",
     "Site",
+    "Task",
     "UserError",
     "ablation",
     "activation_patching",
@@ -56,12 +59,14 @@ __all__ = [
     "logit_difference",
     "path_attribution",
     "relation",
+    "task",
     "verify",
 ]
 
 if TYPE_CHECKING:
     from repscope.data.contrasts import Contrast, contrast
     from repscope.data.relations import Relation, relation
+    from repscope.data.tasks import Task, task
     from repscope.directions import Direction, DirectionSet
     from repscope.errors import UserError
     from repscope.models.activations import Activations

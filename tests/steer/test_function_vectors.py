@@ -302,6 +302,13 @@ def test_heads_behind_a_norm_are_refused(tokenizer):
         function_vector(lm, encode_task(tokenizer, TASK, shots=3))
 
 
+def test_a_bare_task_is_encoded_with_ten_examples(llama, tokenizer):
+    longer = Task("past", tuple((a + b, f"{a}{b}ed") for a in WORDS[:6] for b in WORDS[6:14]), "here")
+    made = task_vector(llama, longer, prompts=1)
+    assert made.task.shots == 10
+    assert np.allclose(made.direction.weights, task_vector(llama, encode_task(tokenizer, longer), prompts=1).direction.weights)
+
+
 def test_what_is_asked_for_wrongly(llama, tokenizer):
     task = encode_task(tokenizer, TASK, shots=3)
     made = function_vector(llama, task, heads=["z.1.0"], mean_prompts=2)

@@ -7,7 +7,7 @@
 3. The tokens of question and answer are checked: together they must be the tokens of the question followed by those of the answer.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
@@ -72,7 +72,8 @@ def _answered(lm: "LanguageModel", task: EncodedTask, prompts: Sequence[Shots], 
         acts = lm.capture(texts, lm.last, "tail.all")
     rows, targets = acts[lm.last], np.concatenate([np.append(ids, -1) for ids in expected])
     inside = targets >= 0  # the row at the answer's last token predicts what follows it
-    logp, hit = _next_tokens(lm, rows[inside], targets[inside])
+    normed = torch.from_numpy(np.asarray(rows[inside])).to(lm.device, lm.model.dtype)
+    logp, hit = target_scores(lm, normed, targets[inside])
     ends = np.cumsum([len(ids) for ids in expected])[:-1]
     per_answer = [np.split(values, ends) for values in (hit, logp)]
     return Answers(
@@ -80,22 +81,6 @@ def _answered(lm: "LanguageModel", task: EncodedTask, prompts: Sequence[Shots], 
         np.array([hits.min() for hits in per_answer[0]]),
         np.array([values.sum() for values in per_answer[1]]),
     )
-
-
-def _next_tokens(
-    lm: "LanguageModel", rows: Float[np.ndarray, "row d_model"], targets: np.ndarray
-) -> tuple[Float[np.ndarray, "row"], Float[np.ndarray, "row"]]:
-    """Log-probability of each target, and 1 where it is the most likely token."""
-    found = [
-        target_scores(lm, torch.from_numpy(np.asarray(rows[i : i + _HEAD_ROWS])).to(lm.device, lm.model.dtype), part)
-        for i, part in _parts(targets)
-    ]
-    return np.concatenate([a for a, _ in found]), np.concatenate([b for _, b in found])
-
-
-def _parts(targets: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    for i in range(0, len(targets), _HEAD_ROWS):
-        yield i, targets[i : i + _HEAD_ROWS]
 
 
 def target_scores(

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from repscope.data.tasks import EncodedTask
+from repscope.data.tasks import EncodedTask, Task, encode_task
 from repscope.directions import Direction, DirectionSet
 from repscope.errors import UserError
 from repscope.models.edits import Edit
@@ -105,7 +105,7 @@ class TaskVector:
 
 def function_vector(
     lm: "LanguageModel",
-    task: EncodedTask,
+    task: EncodedTask | Task,
     *,
     heads: int | Sequence[str | Site] = 10,
     mean_prompts: int = 100,
@@ -116,6 +116,8 @@ def function_vector(
 
     Parameters
     ----------
+    task
+        As `encode_task` gives it; a bare task is encoded with ten examples per prompt.
     heads
         How many heads with the largest average indirect effect on this task; or the heads themselves (`z.L.H`), such as
         `top_heads` of several tasks; no effects are measured then.
@@ -129,6 +131,7 @@ def function_vector(
     UserError
         If a head's output does not add to the residual stream (a norm in between), or an intervention changes no logit.
     """
+    task = _encoded(lm, task)
     lm.resolve("head_out")  # refused where no head adds by itself
     if isinstance(heads, int):
         check_count(heads, sum(lm.tap(site).heads for site in lm.resolve("z")))
@@ -148,7 +151,7 @@ def function_vector(
     return FunctionVector(task, direction, chosen, means, effects, sweep)
 
 
-def task_vector(lm: "LanguageModel", task: EncodedTask, *, prompts: int = 25, dev_items: int = 50) -> TaskVector:
+def task_vector(lm: "LanguageModel", task: EncodedTask | Task, *, prompts: int = 25, dev_items: int = 50) -> TaskVector:
     """A task's task vector, averaged over so many few-shot prompts with dummy queries from the train items.
 
     Raises
@@ -156,6 +159,7 @@ def task_vector(lm: "LanguageModel", task: EncodedTask, *, prompts: int = 25, de
     UserError
         If an intervention changes no logit.
     """
+    task = _encoded(lm, task)
     sites = lm.resolve("resid_post")
     shown = [shots.prompt() for shots in task.few_shot(_repeated(task, prompts), stream=DUMMY)]
     totals: dict[Site, Float[np.ndarray, d_model]] = {site: np.zeros(()) for site in sites}
@@ -198,6 +202,10 @@ def direction_set(lm: "LanguageModel", vectors: Sequence[FunctionVector | TaskVe
     """The vectors of several tasks as a set of directions of this network, to be saved or added."""
     kind = str(getattr(lm.model.config, "model_type", ""))
     return DirectionSet.of(*(v.direction for v in vectors), model=lm.fingerprint, note=note, architecture=kind, blocks=lm.blocks)
+
+
+def _encoded(lm: "LanguageModel", task: EncodedTask | Task) -> EncodedTask:
+    return task if isinstance(task, EncodedTask) else encode_task(lm.tokenizer, task)
 
 
 def _adding(vector: Float[np.ndarray, "d_model"]) -> Callable[[Tensor], Tensor]:
