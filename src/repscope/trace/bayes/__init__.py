@@ -1,0 +1,18 @@
+"""Exact Bayes predictors: what an observer who knows the hidden Markov models would predict, by the forward algorithm."""
+
+from repscope.trace.bayes.distances import kl, total_variation
+from repscope.trace.bayes.hmm import HiddenMarkovModel
+from repscope.trace.bayes.mixture import Forecast, Mixture
+from repscope.trace.bayes.prompted import PromptForecast, format_aware, oracle, pretraining
+
+__all__ = [
+    "Forecast",
+    "HiddenMarkovModel",
+    "Mixture",
+    "PromptForecast",
+    "format_aware",
+    "kl",
+    "oracle",
+    "pretraining",
+    "total_variation",
+]
