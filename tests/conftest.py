@@ -9,6 +9,7 @@ import pytest
 import transformers
 
 from families import FAMILIES, build, build_tokenizer
+from processes import Processes
 from tiny_runs import TinyRuns, session_folder
 
 # A machine that does something else meanwhile is slow, not wrong.
@@ -22,8 +23,17 @@ def pytest_report_header():
 
 
 def pytest_collection_modifyitems(items):
-    """Long tests first, so that the workers of xdist finish together; the default model's in a row, as each worker loads it."""
-    items.sort(key=lambda item: (item.get_closest_marker("model") is None, "/studies/" not in str(item.path)))
+    """Long tests first, so that the workers of xdist finish together.
+
+    Those of the default model in a row, as each worker loads it, and those that start processes, as each worker starts a server.
+    """
+    items.sort(
+        key=lambda item: (
+            item.get_closest_marker("model") is None,
+            "processes" not in item.fixturenames,
+            "/studies/" not in str(item.path),
+        )
+    )
 
 
 def pytest_collection_finish():
@@ -80,6 +90,12 @@ def smollm():
     import repscope as rs
 
     return rs.load()
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Starts processes that find everything imported; see `processes.py`."""
+    return Processes()
 
 
 @pytest.fixture(scope="session")

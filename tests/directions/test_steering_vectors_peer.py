@@ -1,8 +1,5 @@
 """What steering-vectors does with our export, in a process of its own: the package stands in .peers (`make .peers/.done`)."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +35,7 @@ for kind in ("resid_post", "attn_out", "mlp_out"):
 
 
 @pytest.mark.model
-def test_its_apply_gives_the_logits_of_our_edit(smollm, tmp_path):
+def test_its_apply_gives_the_logits_of_our_edit(smollm, processes, tmp_path):
     assert (PEERS / "steering_vectors").is_dir(), "the peer's package is missing: make .peers/.done"
     rng = np.random.default_rng(0)
     width = smollm.capture(PROMPTS[:1], at="resid_post.8", tokens="last").numpy().shape[-1]
@@ -50,13 +47,9 @@ def test_its_apply_gives_the_logits_of_our_edit(smollm, tmp_path):
         with smollm.edit(*(Edit.add(d.site, d) for d in held)):
             expected[kind] = np.asarray(smollm.logits(PROMPTS))
         assert np.abs(expected[kind] - plain).max() > 0.5
-    ran = subprocess.run(
-        [sys.executable, "-c", PEER, str(smollm.source.path), str(tmp_path), *PROMPTS],
-        env=os.environ | {"PYTHONPATH": str(PEERS)},
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
+    peer = processes.code(PEER, str(smollm.source.path), str(tmp_path), *PROMPTS, path=(str(PEERS),))
+    peer.communicate()
+    assert peer.returncode == 0
     for kind, rows in expected.items():
         # 1e-4 of the largest logit: what float32 leaves of thirty blocks whose sums are taken in another order
         off = np.abs(np.load(tmp_path / f"{kind}.npy") - rows).max() / np.abs(rows).max()

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -403,15 +402,18 @@ here, seconds = Path(sys.argv[1]), float(sys.argv[2])
 def make(partial):
     with (here / "made").open("a") as log: log.write("x")
     (partial / "config.json").touch()
-    time.sleep(seconds)
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not (here / "go").exists(): time.sleep(0.01)
     (partial / "model.safetensors").touch()
     (partial / "repscope.json").write_text(json.dumps({"format": gguf.FORMAT}))
 print(gguf.prepared("name", make))
 """
 
 
-def preparing(tmp_path, seconds):
-    return subprocess.Popen([sys.executable, "-c", PREPARE, str(tmp_path), str(seconds)], stdout=subprocess.PIPE, text=True)
+@pytest.fixture
+def preparing(processes, tmp_path):
+    """Starts a process that prepares a model for some seconds."""
+    return lambda seconds: processes.code(PREPARE, str(tmp_path), str(seconds))
 
 
 def wait_until(true, seconds=20.0):
@@ -421,52 +423,54 @@ def wait_until(true, seconds=20.0):
         time.sleep(0.02)
 
 
-def test_the_second_process_waits_and_finds_it_done(tmp_path):
-    first, second = preparing(tmp_path, 1.0), preparing(tmp_path, 1.0)
-    said = {process.communicate(timeout=30)[0].strip() for process in (first, second)}
+def test_the_second_process_waits_and_finds_it_done(preparing, tmp_path):
+    first, second = preparing(1.0), preparing(1.0)
+    said = {process.communicate(timeout=30).strip() for process in (first, second)}
     assert said == {str(tmp_path / "cache/models/name")}
     assert (tmp_path / "made").read_text() == "x"
 
 
-def test_two_processes_convert_one_file(tmp_path):
+def test_two_processes_convert_one_file(processes, tmp_path):
     write_gguf(tmp_path / "m.gguf")
     script = (
         "import sys, torch, transformers; from repscope.models.loading import gguf, sources;"
         "print('ready', flush=True); print(sources.load_parts(sys.argv[1])[2].fingerprint)"
     )
-    command = [sys.executable, "-c", script, str(tmp_path / "m.gguf")]
-    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert other.stdout.readline() == "ready\n"
+    other = processes.code(script, str(tmp_path / "m.gguf"))
+    assert other.output.readline() == "ready\n"
     said = {str(load_parts(tmp_path / "m.gguf")[2].fingerprint)}  # this process converts it at the same time
-    said |= {other.communicate(timeout=120)[0].strip()}
+    said |= {other.communicate().strip()}
     assert said == {str(load_parts(tmp_path / "m.gguf")[2].fingerprint)}
     assert len([p for p in (tmp_path / "cache/models").iterdir() if p.is_dir()]) == 1
 
 
-def test_a_killed_process_costs_only_its_own_work(tmp_path):
-    process = preparing(tmp_path, 60)
+def test_a_killed_process_costs_only_its_own_work(preparing, tmp_path):
+    process = preparing(60)
     wait_until((tmp_path / "made").exists)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.kill()
     kept = tmp_path / "cache/models"
     (left,) = [path for path in kept.iterdir() if path.is_dir()]
     assert left.suffix == ".part"
     (kept / ".name.other.abcdefgh.part").mkdir()  # being made under the name "name.other": not ours to remove
-    assert preparing(tmp_path, 0).communicate(timeout=30)[0].strip() == str(kept / "name")
+    assert preparing(0).communicate(timeout=30).strip() == str(kept / "name")
     assert {path.name for path in kept.iterdir() if path.is_dir()} == {"name", ".name.other.abcdefgh.part"}
 
 
-def test_waiting_is_told(tmp_path, monkeypatch):
+def test_waiting_is_told(preparing, tmp_path, monkeypatch):
     from contextlib import contextmanager
 
     told = []
 
     @contextmanager
     def progress(label, total):
-        yield lambda amount: told.append(label)
+        def advance(amount):
+            told.append(label)
+            (tmp_path / "go").touch()
+
+        yield advance
 
     monkeypatch.setattr(gguf, "progress", progress)
-    process = preparing(tmp_path, 2.5)
+    process = preparing(60)
     wait_until((tmp_path / "made").exists)
     gguf.prepared("name", lambda partial: pytest.fail("made twice"))
     process.communicate()

