@@ -17,6 +17,7 @@ from repscope.steer.function_vectors.answers import answered
 from repscope.steer.function_vectors.evaluation import random_heads
 from repscope.steer.function_vectors.indirect_effects import EFFECTS, MEANS
 from repscope.steer.function_vectors.vectors import summed_heads
+from repscope.worlds.tiny import tiny
 
 WORDS = [
     "big",
@@ -302,11 +303,12 @@ def test_heads_behind_a_norm_are_refused(tokenizer):
         function_vector(lm, encode_task(tokenizer, TASK, shots=3))
 
 
-def test_a_bare_task_is_encoded_with_ten_examples(llama, tokenizer):
+def test_a_bare_task_is_encoded_with_ten_examples():
+    lm = tiny()
     longer = Task("past", tuple((a + b, f"{a}{b}ed") for a in WORDS[:6] for b in WORDS[6:14]), "here")
-    made = task_vector(llama, longer, prompts=1)
+    made = task_vector(lm, longer, prompts=1)
     assert made.task.shots == 10
-    assert np.allclose(made.direction.weights, task_vector(llama, encode_task(tokenizer, longer), prompts=1).direction.weights)
+    assert np.allclose(made.direction.weights, task_vector(lm, encode_task(lm.tokenizer, longer), prompts=1).direction.weights)
 
 
 def test_what_is_asked_for_wrongly(llama, tokenizer):
