@@ -129,6 +129,7 @@ def test_a_device_that_is_not_here_is_refused_by_tiny_too(here, monkeypatch, cap
         ["tour"],
         ["verify", "nowhere"],
         ["lens", "nowhere", "hi"],
+        ["compare", "a", "b"],
         ["connect", "a", "b"],
         ["bench", "discovery", "--tiny"],
         ["train"],

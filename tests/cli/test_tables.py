@@ -75,6 +75,7 @@ def test_a_set_that_came_out_smaller_is_told(tmp_path, capsys):
         ["study", "contrast"],
         ["study", "discover"],
         ["study", "paths"],
+        ["compare"],
         ["connect"],
         ["steer"],
     ],

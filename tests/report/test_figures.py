@@ -7,7 +7,7 @@ import pytest
 from report import synthetic
 from repscope.conditions import CONDITIONS, ESTIMATE, PARAMETRISED, SHARED
 from repscope.errors import UserError
-from repscope.report.charts import grids, layers, runs
+from repscope.report.charts import grids, layers, modules, runs
 from repscope.report.style import STYLES, Style, spec_of, styles_of
 from repscope.results import Row, table_of
 
@@ -32,6 +32,24 @@ METHODS = table_of(
         ("truth", "oracle", 2.5),
         ("b", "estimate", 2.0),
     )
+)
+BLOCKS = pd.DataFrame(
+    [
+        {"kind": kind, "block": b, "value": (1 + b) * 10.0**-i}
+        for i, kind in enumerate(("query", "MLP input", "norm"))
+        for b in range(6)
+    ]
+)
+CHARTS["by_block"] = lambda: modules.by_block(BLOCKS, value_title="norm", rules=[("rounding to bfloat16", 0.0017)], log=True)
+SHIFTS = pd.DataFrame(
+    [
+        {"x": x, "part": part, "value": v}
+        for x in range(1, 9)
+        for part, v in (("unshifted", 0.5), ("marginal", 0.3), ("shifted", 0.2))
+    ]
+)
+CHARTS["stacked_shares"] = lambda: modules.stacked_shares(
+    SHIFTS, x_title="position", value_title="share", parts=("unshifted", "marginal", "shifted")
 )
 CHARTS["ranked"] = lambda: layers.ranked(METHODS, title="share")
 

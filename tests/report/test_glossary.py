@@ -14,12 +14,14 @@ def test_metrics_that_no_tiny_run_measures():
     from repscope.discovery.comparison import DISCOVERY_METRICS
     from repscope.steer.effects import DEFINITIONS
     from repscope.steer.patching.result import DEFINITIONS as PATCHING
+    from repscope.studies.compare.names import OF_SITES, OF_TOKENS, OF_WEIGHTS, SHARED
     from repscope.studies.connect.names import RISE, metric_of
     from repscope.studies.relations.pooled import METRICS
 
     connect = [metric_of(loss, how) for loss in ("loss", "ood error") for how in (*HEIGHTS, RISE)]
     connect += ["loss", "ood error", "distance", "mantel rho of ood error", "mantel p of ood error", "AUC of loss", "ARI", "ratio"]
     measured = {
+        "compare": [*OF_WEIGHTS, SHARED, *OF_SITES, *OF_TOKENS],
         "connect": connect,
         "paths": ["mean", "auc", "p", "spearman", "bic", "components", "heaps", "sarle"],
         "relations": [*METRICS.values(), *(f"{m}: rank" for m in METRICS.values())],

@@ -231,8 +231,40 @@ def test_connect(rows, reply, words):
     assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
 
 
+def compared(norm, same=0.1, cka=None, unshifted=None, half=0.001, rounding=0.0017):
+    rows = [row(norm, half, item="all weights", metric="relative Frobenius norm")]
+    rows.append(row(same, 0.0, item="all weights", metric="unchanged in float32"))
+    rows.append(row(rounding, 0.0, item="all weights", metric="relative Frobenius norm", condition="rounding to bfloat16"))
+    rows += [row(value, 0.01, metric="CKA", site=f"resid_post.{i}", layer=i) for i, value in enumerate(cka or ())]
+    return rows + ([] if unshifted is None else [row(unshifted, 0.02, metric="unshifted")])
+
+
+@pytest.mark.parametrize(
+    ("rows", "reply", "words"),
+    [
+        (compared(0.0, 1.0, half=0.0), "No", "identical"),
+        (compared(0.05), "Yes", "change by more than 1%"),
+        (compared(0.005), "No", "barely change: by less than 1%"),
+        (compared(0.001, half=0.0001), "No", "less than rounding"),
+        (compared(0.01), "Cannot tell", "is open"),
+        (compared(0.05, half=float("nan")), "Cannot tell", "is open"),
+        (compared(0.05, cka=(0.99, 0.5), unshifted=0.5), "Yes", "change, representations change and next tokens change"),
+        (compared(0.005, cka=(0.99, 0.98), unshifted=0.97), "No", "representations stay alike and next tokens stay the same"),
+        (
+            compared(0.005, cka=(0.99, 0.98), unshifted=0.5),
+            "Partly",
+            "barely change, representations stay alike and next tokens change",
+        ),
+        (compared(0.005, cka=(0.99, 0.95), unshifted=0.9), "Cannot tell", "whether representations change is open"),
+    ],
+)
+def test_compare(rows, reply, words):
+    verdict = within_limit(study("compare").verdict(table_of(rows)))
+    assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
+
+
 def test_every_question_has_rules():
-    assert all(study(name).verdict for name in (*ANSWERED, "contrast", "connect"))
+    assert all(study(name).verdict for name in (*ANSWERED, "compare", "contrast", "connect"))
 
 
 def test_sides_and_joined():

@@ -86,9 +86,9 @@ def test_sums_of_many_parts_are_those_of_float64(monkeypatch):
     for y in (x + step, x + 1e-5 * torch.randn(300_000, generator=g), torch.full_like(x, 0.0123)):
         (found,) = measured(Pair.of({"w": x}, {"w": y}))
         d = y.double() - x.double()
-        assert found.sums.change == pytest.approx(float(d @ d), rel=2e-7)
-        assert found.sums.base == pytest.approx(float(x.double() @ x.double()), rel=2e-7)
-        assert found.sums.tuned == pytest.approx(float(y.double() @ y.double()), rel=2e-7)
+        assert found.sums.change == pytest.approx(float(d @ d), rel=5e-7)
+        assert found.sums.base == pytest.approx(float(x.double() @ x.double()), rel=5e-7)
+        assert found.sums.tuned == pytest.approx(float(y.double() @ y.double()), rel=5e-7)
 
 
 @settings(max_examples=25)
@@ -229,6 +229,18 @@ def test_it_continues_after_the_tensors_that_are_kept(tmp_path, monkeypatch):
     continued = weight_drift(base, tuned, kept=kept)
     assert set(ran) == set(list(SHAPES)[3:])
     assert continued.table.equals(whole.table)
+
+
+def test_threads_do_not_matter(tmp_path):
+    base = {f"layers.{i}.weight": torch.randn(50 + i, 64, generator=torch.Generator().manual_seed(i)).bfloat16() for i in range(40)}
+    save_file(base, tmp_path / "a.safetensors")
+    save_file({n: v + 0.01 for n, v in base.items()}, tmp_path / "b.safetensors")
+    pair = Pair.open(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    one, many = ([(t.name, t.sums) for t in measured(pair, threads=n)] for n in (1, 4))
+    assert one == many
+    for _ in zip(range(3), measured(pair, threads=4)):  # left in the middle: files are closed after the threads are done
+        pass
+    assert [(t.name, t.sums) for t in measured(pair, threads=4)] == one
 
 
 def test_files_are_read_as_tensors_are(tmp_path):

@@ -6,8 +6,8 @@
    be the number of rows of A in the file.
 3. Every key of `adapter_model.safetensors` must be a LoRA factor of a module of the base, or replace one of its tensors
    (`modules_to_save`, trained biases, saved embeddings). PEFT ignores unknown keys silently; here they are an error.
-4. Whether W is stored transposed is read from the module's type: GPT-2's Conv1D is. `fan_in_fan_out` in the file is that of the module
-   which PEFT wrapped last.
+4. Whether W is stored transposed is read from the type of the module: GPT-2 uses Conv1D. `fan_in_fan_out` in the file is that of
+   the module that PEFT wrapped last.
 5. Tied weights: an adapter on one end changes that end alone, as in PEFT before merging. Both ends are then tensors of their own;
    if neither is changed, they are one.
 

@@ -10,6 +10,7 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from repscope.trace.drift.stored import Checkpoint, FileCheckpoint, Renamed, Sto
 #: matrices that files may leave out or store twice where they are tied to the embedding
 _TIED = ("lm_head.weight", "embed_out.weight", "decoder.weight")
 _SHAPING = ("model_type", "hidden_act", "activation_function", "rope_theta", "num_attention_heads", "n_head", "tie_word_embeddings")
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _SAMPLE = (
     "The capital of France is Paris.",
     "def f(x):\n    return x**2 + 1\n",
@@ -53,13 +54,10 @@ class TensorPair:
     def parts(self, most: int = PART) -> Iterator[tuple[Values, Values, Values | None]]:
         """Consecutive entries of base and tuned checkpoint, and their change where it is known better than by the difference.
 
-        Parts of matrices are whole rows if a row has at most `most` entries. All are valid until the next part. The second is the
-        first where nothing changed.
+        Parts of matrices are whole rows. All are valid until the next part. The second is the first where nothing changed.
         """
-        step, total = most, self.base.entries
-        columns = self.base.shape[1] if len(self.base.shape) == 2 else 1
-        if columns <= most or self.factors is not None:
-            step = max(1, most // max(columns, 1)) * columns
+        total, columns = self.base.entries, self.base.shape[1] if len(self.base.shape) == 2 else 1
+        step = max(1, most // max(columns, 1)) * columns
         base, tuned = self.source.base, self.source.tuned
         for first in range(0, total, max(step, 1)):
             last = min(first + step, total)
@@ -151,24 +149,27 @@ class Pair:
         return list(found)
 
     def tensors(self) -> Iterator[TensorPair]:
-        """Tensors of weights, one after the other, in the order of the base. Files are closed at the end.
+        """Tensors of weights in the order of the base, none of them read yet.
 
         Raises
         ------
         UserError
             For whole numbers that differ, which are no weights or packed ones.
         """
-        with closing(*_unwrapped(self.base), *_unwrapped(self.tuned)):
-            for name, stored in self.base.stored.items():
-                tuned = self.tuned.stored[name]
-                if not (stored.floating and tuned.floating):
-                    self._equal(name, stored)
-                    continue
-                factors, same = None, False
-                if isinstance(self.tuned, AdaptedCheckpoint) and self.base is self.tuned.root:
-                    factors = self.tuned.factors.get(name)
-                    same = factors is None and name not in self.tuned.replaced
-                yield TensorPair(name, stored, tuned, same, factors, self)
+        for name, stored in self.base.stored.items():
+            tuned = self.tuned.stored[name]
+            if not (stored.floating and tuned.floating):
+                self._equal(name, stored)
+                continue
+            factors, same = None, False
+            if isinstance(self.tuned, AdaptedCheckpoint) and self.base is self.tuned.root:
+                factors = self.tuned.factors.get(name)
+                same = factors is None and name not in self.tuned.replaced
+            yield TensorPair(name, stored, tuned, same, factors, self)
+
+    def closing(self) -> AbstractContextManager[None]:
+        """Close all files at the end of a block; a later read opens them again."""
+        return closing(*_unwrapped(self.base), *_unwrapped(self.tuned))
 
     def _equal(self, name: str, stored: Stored) -> None:
         for first in range(0, stored.entries, PART):
@@ -188,7 +189,7 @@ def check_tokenizers(pair: Pair) -> None:
     UserError
         When they give other tokens.
     """
-    folders = [f for f in pair.folders if f is not None and f.is_dir() and any((f / name).is_file() for name in _TOKENIZERS)]
+    folders = [f for f in pair.folders if f is not None and f.is_dir() and any((f / name).is_file() for name in TOKENIZERS)]
     if len(folders) < 2 or folders[0] == folders[1]:
         return
     ids = [[tokenizer_of(folder)(text)["input_ids"] for text in _SAMPLE] for folder in folders]

@@ -5,6 +5,7 @@ read once take longer than the copy, and mapped pages count as memory of the pro
 """
 
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -117,8 +118,8 @@ class FileCheckpoint:
         self.files = files_of(path)
         self.stored: dict[str, Stored] = {}
         self._places: dict[str, _Place] = {}
-        self._raw = np.empty(0, dtype=np.uint8)
-        self._values = np.empty(0, dtype=np.float32)
+        self._buffers = threading.local()  # each thread reads into its own
+        self._lock = threading.Lock()
         for file in self.files:
             header, start = safetensors_header(file)
             for name, entry in header.items():
@@ -146,18 +147,22 @@ class FileCheckpoint:
             return self._whole(place, first, last)
         kind: Any = _NUMPY[stored.dtype]
         size, n = np.dtype(kind).itemsize, last - first
-        if len(self._raw) < n * size:
-            self._raw = np.empty(n * size, dtype=np.uint8)
-        raw = self._raw[: n * size]
+        raw = self._buffer("raw", n * size, np.uint8)
         self._fill(place.file, raw, place.start + first * size)
         read = raw.view(kind)
         if stored.dtype in ("float32", "float64"):
             return np.asarray(read)
-        if len(self._values) < n:
-            self._values = np.empty(n, dtype=np.float32)
-        values = torch.from_numpy(self._values[:n])
-        values.copy_(torch.from_numpy(read).view(torch.bfloat16) if stored.dtype == "bfloat16" else torch.from_numpy(read))
-        return self._values[:n]
+        values = self._buffer("values", n, np.float32)
+        low = torch.from_numpy(read)
+        torch.from_numpy(values).copy_(low.view(torch.bfloat16) if stored.dtype == "bfloat16" else low)
+        return np.asarray(values)
+
+    def _buffer(self, name: str, n: int, kind: Any) -> Any:
+        held = getattr(self._buffers, name, None)
+        if held is None or len(held) < n:
+            held = np.empty(n, dtype=kind)
+            setattr(self._buffers, name, held)
+        return held[:n]
 
     def _whole(self, place: _Place, first: int, last: int) -> Values:
         kinds = {"BOOL": np.uint8} | {c: np.dtype(f"{'u' if c[0] == 'U' else ''}int{c[1:]}") for c in _WHOLE if c != "BOOL"}
@@ -167,11 +172,12 @@ class FileCheckpoint:
         return np.asarray(raw.view(kinds[place.code]).astype(np.float64))
 
     def _fill(self, file: Path, raw: Any, offset: int) -> None:
-        if file not in self._handles:
-            try:
-                self._handles[file] = os.open(file, os.O_RDONLY)
-            except OSError as error:
-                raise UserError(f"{file} cannot be read ({error.strerror}); was it moved?") from error
+        with self._lock:
+            if file not in self._handles:
+                try:
+                    self._handles[file] = os.open(file, os.O_RDONLY)
+                except OSError as error:
+                    raise UserError(f"{file} cannot be read ({error.strerror}); was it moved?") from error
         view, done = memoryview(raw), 0
         while done < len(view):
             got = os.preadv(self._handles[file], [view[done:]], offset + done)

@@ -17,7 +17,9 @@ Tensors are streamed: memory is a few parts of fixed size, and for spectra what 
 """
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -103,19 +106,48 @@ def weight_drift(
     return Result.of(rows, side=_side(found, top), notes=(*pair.notes, *_notes(found, spectra)))
 
 
-def measured(pair: Pair, *, spectra: bool = False, rounding: bool = False, kept: Path | None = None) -> Iterator[TensorDrift]:
-    """The tensors of a pair, one after the other, as for `weight_drift`."""
-    audit, done = Audit(rounding=rounding), _read(kept)
+def measured(
+    pair: Pair, *, spectra: bool = False, rounding: bool = False, kept: Path | None = None, threads: int | None = None
+) -> Iterator[TensorDrift]:
+    """The tensors of a pair, one after the other, as for `weight_drift`.
+
+    Parameters
+    ----------
+    threads
+        Tensors that are read at the same time; torch's number of threads if None. Spectra use all threads for one tensor.
+    """
+    own, done = threading.local(), _read(kept)
     total = sum(stored.entries for stored in pair.base.stored.values())
-    with progress("Weights", total) as advance:
-        for tensor in pair.tensors():
-            found = done.get(tensor.name)
-            if found is None or (spectra and found.spectrum is None and len(found.shape) == 2):
-                found = _one(tensor, audit, spectra)
-                if kept is not None:
-                    _append(kept, found)
-            advance(tensor.base.entries)
+
+    def one(tensor: TensorPair) -> tuple[TensorDrift, bool]:
+        found = done.get(tensor.name)
+        if found is not None and not (spectra and found.spectrum is None and len(found.shape) == 2):
+            return found, False
+        if not hasattr(own, "audit"):
+            own.audit = Audit(rounding=rounding)
+        return _one(tensor, own.audit, spectra), True
+
+    workers = 1 if spectra else max(1, threads or torch.get_num_threads())
+    with progress("Weights", total) as advance, pair.closing():
+        for found, new in _mapped(one, pair.tensors(), workers):
+            if new and kept is not None:
+                _append(kept, found)
+            advance(found.sums.entries)
             yield found
+
+
+def _mapped(
+    function: Callable[[TensorPair], tuple[TensorDrift, bool]], tensors: Iterator[TensorPair], workers: int
+) -> Iterator[tuple[TensorDrift, bool]]:
+    """Results in order, from several threads if there are: numpy and torch give the lock back while they compute."""
+    if workers == 1:
+        yield from map(function, tensors)
+        return
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from pool.map(function, tensors)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _one(tensor: TensorPair, audit: Audit, spectra: bool) -> TensorDrift:
