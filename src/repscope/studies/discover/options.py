@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from repscope.discovery.comparison import RANDOM_METHOD
 from repscope.studies.run.options import ModelOptions, TableOptions
 
-MOST_PROMPTS = 6  #: for discovery, and as many held out, of the short form
+MOST_PROMPTS = 4  #: for discovery, and as many held out, of the short form
 
 
 class DiscoverOptions(ModelOptions, TableOptions):
