@@ -17,6 +17,7 @@ higher logit, so ties with the highest are rank 1.
    with the tuned one) and `other prompts` (the base network after another prompt's prefix, compared with itself).
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,7 @@ DEFINITIONS = {
 BINS = (1, 2, 4, 8, 16, 32, 64, 128)  #: first answer position of each bin of positions
 _CHUNK, _ROWS = 16, 32  #: prompts of one pass; rows of logits at a time
 _MARGINAL = 3
+_HELD = 1 << 17  #: logits at a time in divergences
 
 Logits = Float[Tensor, "*position vocab"] | Float[np.ndarray, "*position vocab"]
 
@@ -75,12 +77,18 @@ def divergences(base: Logits, tuned: Logits) -> Divergences:
     >>> round(float(found.base_tuned), 4), round(float(np.log(2 / np.sqrt(3))), 4)
     (0.1438, 0.1438)
     """
-    q, p = (_logp(side, name) for side, name in ((base, "base"), (tuned, "tuned")))
+    q, p = (torch.as_tensor(side).detach() for side in (base, tuned))
     if p.shape != q.shape:
         raise UserError(
             f"The base network gives logits {tuple(q.shape)} and the tuned one {tuple(p.shape)}; vocabularies must be equal."
         )
-    return Divergences(*(x.cpu().numpy() for x in (_kl(p, q), _kl(q, p), (_half(p, q) + _half(q, p)) / 2)))
+    found = np.empty((3, math.prod(p.shape[:-1])))
+    step = max(1, _HELD // p.shape[-1])
+    rows = (torch.split(side.reshape(-1, side.shape[-1]), step) for side in (q, p))
+    for start, (a, b) in zip(range(0, found.shape[1], step), zip(*rows)):  # a few rows at a time stay in the processor's cache
+        x, y = _logp(a, "base"), _logp(b, "tuned")
+        found[:, start : start + step] = torch.stack([_kl(y, x), _kl(x, y), _js(y, x)]).cpu().numpy()
+    return Divergences(*found.reshape(3, *p.shape[:-1]))
 
 
 def token_ranks(logits: Logits, ids: Int[Tensor, "*position"] | Int[np.ndarray, "*position"]) -> Int[np.ndarray, "*position"]:
@@ -306,7 +314,10 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
     return terms.where(p > -torch.inf, 0.0).sum(-1).clamp_min(0)
 
 
-def _half(p: Tensor, q: Tensor) -> Tensor:
-    """Σ p (log p - log m) with m = (p + q)/2: log p - log m = log 2 - log(1 + q/p), exactly 0 where p = q."""
-    ratio = softplus(q - p)
-    return (p.exp() * (softplus(torch.zeros_like(p)) - ratio)).where(p > -torch.inf, 0.0).sum(-1).clamp_min(0)
+def _js(p: Tensor, q: Tensor) -> Tensor:
+    """½ Σ p (log p - log m) + ½ Σ q (log q - log m), where log p - log m = log 2 - log(1 + q/p): exactly 0 where p = q."""
+    apart = q - p
+    above = softplus(apart)  # log(1 + q/p)
+    below = (above - apart).where(p > -torch.inf, 0.0)  # log(1 + p/q)
+    terms = [(x.exp() * (math.log(2) - part)).where((x > -torch.inf) & (apart != 0), 0.0) for x, part in ((p, above), (q, below))]
+    return ((terms[0] + terms[1]).sum(-1) / 2).clamp_min(0)
