@@ -157,6 +157,8 @@ def test_examples_are_drawn_from_train_without_the_query():
     assert held.few_shot(queries) == true
     assert held.few_shot(queries, stream=1) != true
     assert len(set(held.queries("test", 99))) == len(held.split.test)
+    with pytest.raises(UserError, match="1 examples of 'comparative' cannot be shuffled"):
+        encode_task(byte_tokenizer(), COMPARATIVE, shots=1).few_shot(queries, shuffled=True)
 
 
 def test_too_many_examples_and_answers_that_cannot_be_told_apart():

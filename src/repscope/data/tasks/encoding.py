@@ -61,7 +61,14 @@ class EncodedTask:
             order are those of the unshuffled prompts of the same stream.
         stream
             Number of the random stream; streams are independent.
+
+        Raises
+        ------
+        UserError
+            If outputs are to be shuffled and there are fewer than two examples.
         """
+        if shuffled and self.shots < 2:
+            raise UserError(f"The outputs of {self.shots} examples of {self.name!r} cannot be shuffled; encode two or more.")
         return [self._drawn(query, i, shuffled, stream) for i, query in enumerate(queries)]
 
     def queries(self, part: str, most: int) -> tuple[Pair, ...]:
