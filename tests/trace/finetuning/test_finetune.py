@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -155,3 +156,43 @@ def test_a_finished_run_is_opened_and_another_is_refused(series, tmp_path):
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(UserError, match="holds other files"):
         finetune(lm, options, tmp_path, task=TASK)
+
+
+def test_reinforce_is_the_score_function_gradient_with_a_leave_one_out_baseline(tmp_path, monkeypatch):
+    """The gradient norm that trl logs at the first step, from its own samples, by hand in float64."""
+    import copy
+
+    import trl
+
+    lm, seen = toy(), []
+    loss = trl.RLOOTrainer._compute_loss
+
+    def spied(self, model, inputs):
+        seen.append({k: v.clone() for k, v in inputs.items()})
+        return loss(self, model, inputs)
+
+    monkeypatch.setattr(trl.RLOOTrainer, "_compute_loss", spied)
+    options = FineTuning(method="reinforce", **SHORT | {"steps": 1, "keep": 1, "lora": None, "batch": 8, "group": 4})
+    found = finetune(lm, options, tmp_path / "x", task=TASK)
+    (batch,) = seen
+    model = copy.deepcopy(lm.model).double()
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    logits = model(input_ids=ids, attention_mask=mask).logits[:, batch["prompt_ids"].shape[1] - 1 : -1]
+    logp = logits.log_softmax(-1).gather(-1, batch["completion_ids"][..., None])[..., 0]
+    rewards = []
+    for prompt, answer in zip(batch["prompt_ids"], batch["completion_ids"]):
+        ended = bool((answer == 0).any())
+        texts = [lm.tokenizer.decode(part, skip_special_tokens=True) for part in (prompt, answer)]
+        rewards.append(TASK.reward(*texts) if ended else 0.0)
+    r = torch.tensor(rewards, dtype=torch.float64)
+    groups = (batch["prompt_ids"][:, None] == batch["prompt_ids"]).all(-1).double()  # trl shuffles the batch
+    assert groups.sum(1).tolist() == [4.0] * 8
+    advantage = r - (groups @ r - r) / 3
+    assert advantage.abs().sum() > 0
+    assert batch["advantages"].tolist() == pytest.approx(advantage.tolist(), abs=1e-6)
+    assert batch["old_logps"].tolist() == pytest.approx((logp * batch["completion_mask"]).sum(1).tolist(), abs=1e-4)
+    (-(advantage * (logp * batch["completion_mask"]).sum(1)).mean()).backward()
+    norm = torch.sqrt(sum(p.grad.square().sum() for p in model.parameters() if p.grad is not None))
+    log = pd.read_csv(found.folder / "log.csv")
+    assert log["grad_norm"].iloc[0] == pytest.approx(float(norm), rel=1e-4)
