@@ -198,3 +198,34 @@ def test_the_mixture_of_a_world_is_that_of_its_documents():
     log = mixture_of(world, 1e-9).log_likelihood(tokens)
     assert (log.argmax(1) == concept).mean() > 0.95
     assert np.isfinite(log[np.arange(200), concept]).all()
+
+
+@pytest.mark.parametrize("place", [-1, 2])
+def test_a_place_that_does_not_exist_is_refused(place):
+    """Unread places would be returned as whatever the memory held."""
+    with pytest.raises(UserError, match=f"Place {place} was asked of texts of 2 symbols"):
+        Mixture.uniform([drawn(2, 3, 0)]).forecast(np.array([[0, 1]]), [place])
+
+
+def test_damaged_files_are_refused_in_one_sentence(tmp_path):
+    model = drawn(3, 4, 0)
+    np.savez(tmp_path / "whole.npz", start=model.start, transition=model.transition, emission=model.emission)
+    whole = (tmp_path / "whole.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    flipped = bytearray(whole)
+    flipped[len(whole) // 3] ^= 255
+    (tmp_path / "flipped.npz").write_bytes(bytes(flipped))
+    np.save(tmp_path / "array.npy", np.eye(2))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    np.savez(tmp_path / "scalar.npz", start=1.0, transition=np.ones((2, 1, 1)), emission=np.ones((2, 1, 1)))
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    for name in ("cut.npz", "flipped.npz", "array.npz", "scalar.npz", "deep.json"):
+        with pytest.raises(UserError):
+            read_models(tmp_path / name)
+
+
+def test_models_that_differ_a_little_are_two():
+    one = drawn(3, 4, 0)
+    other = one.transition.copy()
+    other[0, :2] += [-4e-6 * other[0, 0], 4e-6 * other[0, 0]]
+    check_mixture([one, HiddenMarkovModel(one.start, other, one.emission)])

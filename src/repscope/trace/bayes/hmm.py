@@ -1,6 +1,7 @@
 """A hidden Markov model over symbols, checked: start, transition and emission as arrays, from hmmlearn, or from a file."""
 
 import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,14 +108,16 @@ def read_models(path: str | Path) -> list[HiddenMarkovModel]:
         raise UserError(f"There is no file {file}; check the path.")
     if file.suffix == ".npz":
         try:
+            with zipfile.ZipFile(file):  # np.load takes a bare array under this suffix too, which has no names
+                pass
             with np.load(file, allow_pickle=False) as held:
                 arrays = {name: np.asarray(held[name]) for name in held.files}
-        except (ValueError, OSError, EOFError, KeyError) as error:
+        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
             raise UserError(f"{file} cannot be read as arrays ({str(error).splitlines()[0]}).") from error
         found: list[dict[str, Any]]
         if arrays.get("transition", np.zeros(0)).ndim == 3:
             count = len(arrays["transition"])
-            if any(len(arrays.get(n, ())) != count for n in _NAMES):
+            if any(len(np.atleast_1d(arrays.get(n, ()))) != count for n in _NAMES):
                 raise UserError(f"{file} has {count} transition matrices and another number of starts or emissions.")
             found = [{n: arrays[n][i] for n in _NAMES} for i in range(count)]
         else:
@@ -122,7 +125,7 @@ def read_models(path: str | Path) -> list[HiddenMarkovModel]:
     elif file.suffix == ".json":
         try:
             parsed = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RecursionError) as error:
             raise UserError(f"{file} is not valid JSON ({error}).") from error
         found = parsed if isinstance(parsed, list) else [parsed]
     else:
@@ -152,7 +155,9 @@ def check_mixture(models: Sequence[HiddenMarkovModel]) -> None:
             )
         for j in range(i):
             other = models[j]
-            if other.states == one.states and all(np.allclose(getattr(one, n), getattr(other, n), atol=1e-12) for n in _NAMES):
+            if other.states == one.states and all(
+                np.allclose(getattr(one, n), getattr(other, n), rtol=0, atol=1e-12) for n in _NAMES
+            ):
                 raise UserError(f"Concepts {j} and {i} are the same model, so no text can tell them apart; drop one.")
 
 

@@ -88,10 +88,13 @@ class Mixture:
         Raises
         ------
         UserError
-            For a symbol that does not exist, or a text that every model holds impossible.
+            For a symbol or a place that does not exist, or a text that every model holds impossible.
         """
         tokens = self._checked(texts)
         asked = np.arange(tokens.shape[1]) if places is None else np.asarray(places, np.int64)
+        if asked.size and (asked.min() < 0 or asked.max() >= tokens.shape[1]):
+            wrong = asked.min() if asked.min() < 0 else asked.max()
+            raise UserError(f"Place {wrong} was asked of texts of {tokens.shape[1]} symbols; places count from 0.")
         out = Forecast(
             np.empty((len(tokens), len(asked), self.emission.shape[1])),
             np.empty((len(tokens), len(asked), self.models)),
