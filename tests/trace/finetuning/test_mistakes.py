@@ -111,6 +111,11 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path):
         finetune(lm, FineTuning(method="sft"), tmp_path / "x", task=TASK)
 
 
+def test_weights_spread_over_devices_are_refused(tmp_path):
+    with pytest.raises(UserError, match="on one device"):
+        finetune(toy(), FineTuning(method="sft"), tmp_path / "x", task=TASK, device="disk")
+
+
 def test_a_reward_is_a_number_from_0_to_1_of_code_that_the_user_names(tmp_path, monkeypatch):
     (tmp_path / "mine_rewards.py").write_text("def good(p, a): return len(a) / 10\nLEVEL = 3\n")
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from repscope.errors import UserError, unknown
 
+BASE, STATE = "base", "trainer"  #: folders of a series: the base, and the trainer's state of an unfinished run
 Method = Literal["sft", "dpo", "reinforce", "grpo"]
 
 

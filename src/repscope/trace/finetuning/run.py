@@ -26,13 +26,13 @@ from repscope.disk import need_folder, need_space, whole_file, whole_folder
 from repscope.errors import UserError
 from repscope.models.checkpoints import CheckpointSet
 from repscope.models.language import LanguageModel
+from repscope.models.loading.folders import SPREAD
 from repscope.models.loading.sources import load
 from repscope.progress import progress
 from repscope.trace.finetuning import checks
 from repscope.trace.finetuning.answers import sampled
 from repscope.trace.finetuning.examples import Examples, Reward, checked, fitting, from_file, from_task, pairs_of, prompt_ids
-from repscope.trace.finetuning.options import METHODS, FineTuning
-from repscope.trace.finetuning.series import BASE, STATE, Series, last_state
+from repscope.trace.finetuning.options import BASE, METHODS, STATE, FineTuning
 from repscope.trace.finetuning.trainers import libraries, quiet, trainer
 
 RECORD, ROWS = "finetune.json", "examples.jsonl"
@@ -81,6 +81,8 @@ def finetune(
         When trl or peft is missing, rows or options do not fit, the folder holds another run, or trl would change rows silently.
     """
     libraries()
+    if device in SPREAD:
+        raise UserError(f"Training holds all weights on one device, and {device!r} spreads them; give cpu or cuda.")
     folder = Path(out).expanduser()
     need_folder(folder)
     given = None if reward is None else checked(reward)
@@ -98,6 +100,8 @@ def _of_task(task: str | VerifiableTask, options: FineTuning, reward: Reward | N
 
 
 def _run(lm: LanguageModel, examples: Examples, options: FineTuning, folder: Path) -> CheckpointSet:
+    from repscope.trace.finetuning.series import Series, last_state  # brings the trainer of transformers, which takes seconds
+
     record = _record(lm, examples, options)
     held = _held(folder)
     if held is not None and held["run"] != record["run"]:

@@ -26,9 +26,9 @@ from repscope.stats import mean
 from repscope.trace.finetuning import checks
 from repscope.trace.finetuning.answers import kl_to_base, sampled
 from repscope.trace.finetuning.examples import Examples, prompt_ids
-from repscope.trace.finetuning.options import FineTuning
+from repscope.trace.finetuning.options import BASE, STATE, FineTuning
 
-BASE, STATE, COMPLETE = "base", "trainer", "repscope-complete"
+COMPLETE = "repscope-complete"
 _HELD = 64  #: held-out prompts that are measured
 _SEED = 20_261  #: of held-out answers: the same random streams at each step
 
