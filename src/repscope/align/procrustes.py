@@ -56,8 +56,8 @@ class ProcrustesFit:
     >>> rng = np.random.default_rng(0)
     >>> x, q = rng.standard_normal((50, 4)), np.linalg.qr(rng.standard_normal((4, 4)))[0]
     >>> fit = ProcrustesFit()
-    >>> fit.update(x[:25], x[:25] @ q)
-    >>> round(distance(fit.rotation().similarity(x[25:], 3 * x[25:] @ q)), 6)
+    >>> fit.update(x[:25], 3 * x[:25] @ q)
+    >>> round(distance(fit.rotation().similarity(x[25:], 3 * x[25:] @ q)), 3)
     0.0
     """
 
