@@ -39,6 +39,11 @@ SHUFFLED_WITH_VECTOR = "shuffled shots with the vector"
 TASK_VECTOR = "task vector"
 RANDOM_HEADS = "random heads"
 OTHER_TASK = "vector of another task"
+ANOTHER_HALF = "difference of halves"
+BFLOAT16 = "bfloat16 weights"
+FITTED_VECTORS = "fitted vectors"
+PERMUTED_GAPS = "permuted gaps"
+PERMUTED_METHODS = "permuted methods"
 
 
 @dataclass(frozen=True)
@@ -159,6 +164,12 @@ CONDITIONS: dict[str, Condition] = {
         Condition(TASK_VECTOR, "The residual stream of few-shot prompts put in place of the query's.", "baseline", "vermillion"),
         Condition(RANDOM_HEADS, "A vector of as many random heads, of equal norm.", "control", "grey"),
         Condition(OTHER_TASK, "The vector of another task, of equal norm.", "control", "orange"),
+        # drift
+        Condition(ANOTHER_HALF, "The difference of the same number from two halves of the documents.", "control", "purple"),
+        Condition(BFLOAT16, "Training that rounds weights to bfloat16 after every update.", "setting", "orange"),
+        Condition(FITTED_VECTORS, "One constant vector per site, fitted to the tuned network's next tokens.", "setting", "sky"),
+        Condition(PERMUTED_GAPS, "The same levels with permuted gaps, within each seed.", "control", "grey"),
+        Condition(PERMUTED_METHODS, "The same methods, permuted within each seed.", "control", "grey"),
         # verify
         Condition("tolerance", "The largest error at which a check passes.", "bound", "black"),
         Condition("not applicable", "The model has nothing that the check could test.", "setting", "grey"),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from repscope.conditions import ESTIMATE, RANDOM, SHUFFLED_GROUPS, SHUFFLED_LABELS, compared
+from repscope.conditions import ESTIMATE, PERMUTED_GAPS, RANDOM, SHUFFLED_GROUPS, SHUFFLED_LABELS, compared
 
 GAIN = "gain"
 
@@ -41,6 +41,8 @@ NULLS: dict[tuple[str, str], Null] = {
     ("features", "r2"): Null((SHUFFLED_LABELS,), ("the mean of the training values", 0.0)),
     ("contrast", "effect"): Null((RANDOM,)),
     ("paths", "ratio"): Null((SHUFFLED_GROUPS,), ("no difference", 1.0)),
+    ("drift", "KL recovered"): Null((RANDOM,)),
+    ("drift", "slope"): Null((PERMUTED_GAPS,), ("no slope", 0.0)),
     ("paths", "ARI"): Null((), ("clusters at random", 0.0)),
     ("paths", "mantel rho"): Null((), ("no correlation", 0.0)),
 }

@@ -35,7 +35,7 @@ QUESTIONS: dict[str, Entry] = dict(
         _entry("relations", "Is a relation a linear map on the vector of its subject?", "relations"),
         _entry("features", "Which sparse features make up a layer, and a name?", "features"),
         _entry("discover", "Which unsupervised directions move the model, and what does each objective find?", "discover"),
-        _entry("drift", "What do fine-tuning, preference optimisation and RL change?"),
+        _entry("drift", "What do fine-tuning, preference optimisation and RL change?", "drift"),
         _entry("context", "Does a prompt full of examples do what fine-tuning on them does?"),
         _entry("bayes", "Is in-context learning Bayesian inference?"),
         _entry("paths", "Do runs of one recipe end in one place, and does that predict how they generalise?", "paths"),

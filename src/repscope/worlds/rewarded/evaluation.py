@@ -1,0 +1,68 @@
+"""Reward of networks and their divergence from reference networks in next tokens, with little noise.
+
+1. A network completes prompts; seeds of prompts and samples are the caller's, so that two evaluations share their random numbers.
+2. The expected reward replaces each sampled token by its probability of being good, given the tokens before it (the mean over the
+   last draw is exact: Rao–Blackwell). The same for KL(network ‖ reference) in nats per token: a sum over the vocabulary at each
+   position of the samples.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from repscope.models.loading.stacked_weights import State
+from repscope.worlds.rewarded import stacked
+from repscope.worlds.rewarded.stacked import Shape
+from repscope.worlds.rewarded.task import PROMPT, RewardedWorlds, generator_of
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates stacked networks, network i in world i.
+
+    reference: of the divergence. documents: sampled per network. seed: of prompts and samples. stage: what it is for; other stages
+    have other random numbers.
+    """
+
+    shape: Shape
+    worlds: RewardedWorlds
+    reference: State
+    documents: int
+    seed: int
+    stage: str = "choose"
+
+    @torch.no_grad()
+    def __call__(self, state: State) -> dict[str, Float[np.ndarray, "network"]]:
+        """Reward and KL of each network."""
+        documents = samples(self.shape, state, self.worlds, self.documents, (self.seed, self.stage))
+        p, q = (log_probabilities(self.shape, s, documents) for s in (state, self.reference))
+        good = p.exp()[..., 1 : self.worlds.good + 1].sum(-1)
+        divergence = (p.exp() * (p - q)).sum(-1)
+        return {name: each.mean((1, 2)).double().numpy() for name, each in (("reward", good), ("KL", divergence))}
+
+
+@torch.no_grad()
+def samples(
+    shape: Shape, state: State, worlds: RewardedWorlds, documents: int, seed: tuple[int | str, ...]
+) -> Int[Tensor, "network document token"]:
+    """Prompts of the corpus, completed by each network."""
+    prompts = worlds.prompts(documents, generator_of(*seed, "prompts"))
+    return stacked.generate(shape, state, prompts, worlds.completion, generator_of(*seed, "samples"))
+
+
+def log_probabilities(
+    shape: Shape, state: State, documents: Int[Tensor, "network document token"]
+) -> Float[Tensor, "network document position token"]:
+    """Log-probabilities of next tokens at each position of the completion. Differentiable."""
+    return stacked.logits(shape, state, documents[..., :-1])[:, :, PROMPT - 1 :].log_softmax(-1)
+
+
+def of_completions(
+    shape: Shape, state: State, documents: Int[Tensor, "network document token"]
+) -> Float[Tensor, "network document position"]:
+    """Log-probability of each token of the completions. Differentiable."""
+    found = log_probabilities(shape, state, documents)
+    return found.gather(-1, documents[..., PROMPT:, None])[..., 0]
