@@ -10,6 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from repscope.errors import UserError
 from repscope.models.loading.stacked_weights import select_runs, unstack
 from repscope.worlds.rewarded import stacked
+from repscope.worlds.rewarded.descent import Descent
 from repscope.worlds.rewarded.evaluation import Evaluator, log_probabilities, of_completions, samples
 from repscope.worlds.rewarded.matching import train_to
 from repscope.worlds.rewarded.methods import BETA, METHODS, Tuning
@@ -235,7 +236,7 @@ def test_matching_meets_its_targets_and_an_update_at_a_smaller_rate_is_the_same_
         again = Tuning(SHAPE, state, WORLDS, METHODS["DPO"], data, 0.01, 32)
         for _ in range(whole):
             again.update()
-        again._adam.param_groups[0]["lr"] = 0.01 * share
+        again.rate = 0.01 * share
         again.update()
         for key, value in again.state.items():
             torch.testing.assert_close(value[i], found.state[key][i], atol=2e-6, rtol=1e-4)
@@ -260,3 +261,17 @@ def test_log_probabilities_are_of_completions(state):
     found = log_probabilities(SHAPE, state, documents)
     assert found.shape == (2, 4, WORLDS.completion, 10)
     torch.testing.assert_close(found.exp().sum(-1), torch.ones(2, 4, WORLDS.completion))
+
+
+def test_the_descent_is_torchs_adamw():
+    ours = {"a": torch.randn(2, 5, 4, requires_grad=True), "b": torch.randn(2, 4, requires_grad=True)}
+    theirs = [v.detach().clone().requires_grad_() for v in ours.values()]
+    descent, adam = Descent(ours), torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.0)
+    for step in range(5):
+        losses = [((a * torch.arange(4.0 + step)[:4]).sin().sum() + (b**2).sum()) for a, b in (tuple(ours.values()), tuple(theirs))]
+        descent.update(losses[0], 0.01)
+        adam.zero_grad()
+        losses[1].backward()
+        adam.step()
+    for mine, other in zip(ours.values(), theirs, strict=True):
+        torch.testing.assert_close(mine, other)

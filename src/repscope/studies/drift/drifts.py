@@ -231,7 +231,8 @@ def losses(lab: Lab, base: State) -> Row:
 
 def _rescaled(vectors: Tensor, like: Tensor) -> Tensor:
     """Vectors with the norms of others."""
-    return vectors * (like.norm(dim=-1, keepdim=True) / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12))
+    size: Tensor = like.norm(dim=-1, keepdim=True) / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    return vectors * size
 
 
 def _documents(lab: Lab, n: int) -> int:

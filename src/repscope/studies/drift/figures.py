@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from repscope.conditions import ANOTHER_SEED, BFLOAT16, ESTIMATE, PERMUTED_GAPS
+from repscope.conditions import BFLOAT16, ESTIMATE, PERMUTED_GAPS
 from repscope.report.charts import grids, runs
 from repscope.report.page import Figure, Table
 from repscope.report.text import format_estimate
@@ -164,7 +164,7 @@ def directions(table: pd.DataFrame) -> list[Figure]:
     titles = {names.READS: "reads: accuracy", names.POINTS: "points: cosine with a refit", names.ACTS: "acts: effect (nats)"}
     rows = table[table["metric"].isin(list(titles))]
     items = []
-    for site in dict.fromkeys(rows["site"]):
+    for site in list(dict.fromkeys(rows["site"]))[-1:]:
         some = rows[rows["site"] == site]
         frame = some.assign(name=some["item"].map(names.SHORT) + ": " + some["condition"].replace(ESTIMATE, "base's direction"))
         controls = [n for n in dict.fromkeys(frame["name"]) if not n.endswith("base's direction")]
@@ -218,8 +218,3 @@ def precision(table: pd.DataFrame) -> Figure | None:
     frame = pd.concat(frames, ignore_index=True)[["metric", "name", "value", "lo", "hi", "n"]]
     chart = grids.multiples(frame, titles=titles)
     return Figure(chart, "Share of unchanged weights", "After the same number of updates; means and 95 % intervals over seeds.")
-
-
-def floor(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the noise floor."""
-    return select(table, condition=ANOTHER_SEED)

@@ -70,15 +70,16 @@ def closed(lab: Lab, name: str, context: Context) -> Result:
     before = lab.evaluator(worlds, start, "report")(start)["reward"]
     table = table.assign(gap=targets["reward"] - before)
     places = np.flatnonzero(table["matched"].to_numpy(dtype=bool)).tolist()
-    for metric in (*names.GAP_METRICS, "norm from base"):
-        table[metric] = np.nan
+    values = {metric: np.full(len(table), np.nan) for metric in (*names.GAP_METRICS, "norm from base")}
     rows: list[Row] = []
-    if len(places):
+    if places:
         here = select_runs(course.matched["reward"].state, places)
         total, *_ = compared(lab, select_runs(start, places), here, worlds.select(places), "gap")
         for metric in names.GAP_METRICS:
-            table.loc[places, metric] = total[metric].to_numpy()
-        table.loc[places, "norm from base"] = relative_norm(select_runs(base, [place[i] for i in places].tolist()), here)
+            values[metric][places] = total[metric].to_numpy(dtype=float)
+        values["norm from base"][places] = relative_norm(select_runs(base, [place[i] for i in places]), here)
+    table = table.assign(**values)
+    if places:
         rows = list(_rows(table, o.seed, name))
     missed = table[~table["matched"]]
     notes = [

@@ -60,7 +60,7 @@ def weights(start: State, tuned: State) -> pd.DataFrame:
             ranks.append(rank)
         rows.append(_weight_rows(name, parts, rank))
     rows.append(_weight_rows("all", whole, np.mean(ranks, 0)))
-    return pd.concat(rows, ignore_index=True)
+    return pd.DataFrame({column: np.concatenate([r[column] for r in rows]) for column in rows[0]})
 
 
 def effective_rank(change: Float[Tensor, "network row column"]) -> Float[np.ndarray, "network"]:
@@ -71,23 +71,22 @@ def effective_rank(change: Float[Tensor, "network row column"]) -> Float[np.ndar
     return np.asarray(entropy.exp() / values.shape[-1])
 
 
-def _weight_rows(name: str, parts: np.ndarray, rank: np.ndarray) -> pd.DataFrame:
+def _weight_rows(name: str, parts: np.ndarray, rank: np.ndarray) -> dict[str, np.ndarray]:
     module, layer = place_of(name)
     change, size, entries, same32, same16 = parts
-    return pd.DataFrame(
-        {
-            "network": range(parts.shape[1]),
-            "tensor": name,
-            "module": module,
-            "layer": layer,
-            "change": change,
-            "size": size,
-            names.NORM: np.sqrt(change / np.where(size > 0, size, np.nan)),
-            names.RANK: rank,
-            names.SAME32: same32 / entries,
-            names.SAME16: same16 / entries,
-        }
-    )
+    n = parts.shape[1]
+    return {
+        "network": np.arange(n),
+        "tensor": np.full(n, name, dtype=object),
+        "module": np.full(n, module, dtype=object),
+        "layer": np.full(n, layer),
+        "change": change,
+        "size": size,
+        names.NORM: np.sqrt(change / np.where(size > 0, size, np.nan)),
+        names.RANK: rank,
+        names.SAME32: same32 / entries,
+        names.SAME16: same16 / entries,
+    }
 
 
 def place_of(name: str) -> tuple[str, int]:

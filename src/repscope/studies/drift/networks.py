@@ -15,7 +15,9 @@ from repscope.studies.drift import names
 from repscope.studies.drift.measures import relative_norm
 from repscope.studies.drift.options import DriftOptions
 from repscope.studies.run.study import Context
+from repscope.worlds.hans.stacked import one_thread
 from repscope.worlds.rewarded import stacked
+from repscope.worlds.rewarded.descent import Descent
 from repscope.worlds.rewarded.evaluation import Evaluator, samples
 from repscope.worlds.rewarded.matching import Course, train_to
 from repscope.worlds.rewarded.methods import Method, Tuning
@@ -59,19 +61,16 @@ def pretrained(lab: Lab) -> tuple[State, np.ndarray]:
     o, worlds = lab.options, lab.worlds
     start = stacked.initial(lab.shape, list(worlds.seeds))
     weights = {name: v.clone().requires_grad_() for name, v in start.items()}
-    adam = torch.optim.AdamW(list(weights.values()), lr=_PRETRAINING_RATE, weight_decay=0.0, fused=True)
+    descent = Descent(weights)
     losses = []
     with progress("pretraining", o.pretraining) as advance:
         for step in range(o.pretraining):
             documents, _ = worlds.corpus(BATCH, generator_of(o.seed, "pretraining", step))
-            for group in adam.param_groups:
-                group["lr"] = _PRETRAINING_RATE * min(1, (step + 1) / 20) * (1 - 0.95 * step / o.pretraining)
-            with torch.enable_grad():
+            rate = _PRETRAINING_RATE * min(1, (step + 1) / 20) * (1 - 0.95 * step / o.pretraining)
+            with one_thread(), torch.enable_grad():
                 found = stacked.logits(lab.shape, weights, documents[..., :-1]).log_softmax(-1)
                 each = -found.gather(-1, documents[..., 1:, None])[..., 0].mean((1, 2))
-                adam.zero_grad()
-                each.sum().backward()  # type: ignore[no-untyped-call]
-                adam.step()
+                descent.update(each.sum(), rate)
             losses.append(each.detach().double().numpy())
             advance(1)
     return {name: v.detach() for name, v in weights.items()}, np.stack(losses)

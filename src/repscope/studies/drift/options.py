@@ -50,14 +50,14 @@ class DriftOptions(StudyOptions):
         if self.tiny:
             small = {
                 "seeds": 2,
-                "width": 16,
-                "pretraining": 30,
+                "width": 8,
+                "pretraining": 12,
                 "gain": 0.05,
                 "divergence": 0.02,
                 "rate": 0.02,
                 "rates": (0.02,),
-                "updates": 30,
-                "documents": 64,
+                "updates": 24,
+                "documents": 24,
                 "levels": (0, 1, 2),
                 "gap_gain": 0.2,
                 "small_rates": (1e-5,),

@@ -1,5 +1,7 @@
 """The page of the `drift` study and its closing lines, from the tables of the run."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -48,12 +50,10 @@ def page(record: Record[DriftOptions]) -> Page:
 def answer(record: Record[DriftOptions]) -> Answer:
     """The main numbers, one line each."""
     table, lines = record.table, []
+    cell = _Cells.of(table)
     for name in METHODS:
-        cells = {
-            m: _cell(table, metric=m, item=name, condition=ESTIMATE, split=names.AT_REWARD, site="", token="")
-            for m in (names.NORM, names.KL, names.CKA)
-        }
-        floor = _cell(table, metric=names.NORM, item=name, condition=ANOTHER_SEED, split=names.AT_REWARD)
+        cells = {m: cell(m, name) for m in (names.NORM, names.KL, names.CKA)}
+        floor = cell(names.NORM, name, ANOTHER_SEED)
         if cells[names.NORM] != "–":
             lines.append(
                 f"{name} at equal reward: relative norm of the change {cells[names.NORM]} (between two seeds {floor}), "
@@ -70,20 +70,33 @@ def answer(record: Record[DriftOptions]) -> Answer:
     return Answer([*lines, *record.notes])
 
 
-def _cell(table: pd.DataFrame, **equal: object) -> str:
-    found = select(table, **equal).to_dict("records")
-    return format_estimate(found[0]) if found else "–"
+@dataclass(frozen=True)
+class _Cells:
+    """Rows of a table by what identifies them, as text; a selection of the table for each cell would take seconds."""
+
+    rows: Mapping[tuple[str, str, str, str], Mapping[Any, Any]]
+
+    @classmethod
+    def of(cls, table: pd.DataFrame) -> "_Cells":
+        """The rows of whole networks."""
+        whole = table[(table["site"] == "") & (table["token"] == "")]
+        return cls({(r["metric"], r["item"], r["condition"], r["split"]): r for r in whole.to_dict("records")})
+
+    def __call__(self, metric: str, item: str, condition: str = ESTIMATE, split: str = names.AT_REWARD) -> str:
+        """The cell, or a dash."""
+        row = self.rows.get((metric, item, condition, split))
+        return "–" if row is None else format_estimate(row)
 
 
 def _key(table: pd.DataFrame) -> Table:
     """Slopes on the gap and orders of the methods, beside their permuted controls."""
-    lines = []
+    lines, cell = [], _Cells.of(table)
     for metric, control, title in (
         (names.SLOPE, PERMUTED_GAPS, "slope of drift on gap"),
         (names.CORRELATION, PERMUTED_METHODS, "rank correlation over methods"),
     ):
         for row in select(table, metric=metric, condition=ESTIMATE).to_dict("records"):
-            null = _cell(table, metric=metric, condition=control, item=row["item"])
+            null = cell(metric, row["item"], control, row["split"])
             lines.append(
                 {"number": f"{title}: {row['item']}", "estimate": format_estimate(row), "permuted": null, "seeds": row["n"]}
             )
@@ -149,16 +162,14 @@ def _total(table: pd.DataFrame) -> Table | None:
 
 
 def _kinds(record: Record[DriftOptions]) -> Section:
-    table = record.table
+    cell = _Cells.of(record.table)
     lines = []
     for name in METHODS:
         for condition, said in ((ESTIMATE, name), (ANOTHER_SEED, f"{name}: {ANOTHER_SEED}")):
-            cells = {
-                m: _cell(table, metric=m, item=name, condition=condition, split=names.AT_REWARD, site="", token="") for m in _SHOWN
-            }
+            cells = {m: cell(m, name, condition) for m in _SHOWN}
             if cells[names.NORM] != "–":
                 lines.append({"method": said, **cells})
-    base = _cell(table, metric=names.LOSS, condition=names.BEFORE)
+    base = cell(names.LOSS, "corpus", names.BEFORE, "")
     items: list[Any] = [figures.kinds(record)] if lines else []
     items.append(
         Table(
@@ -167,16 +178,7 @@ def _kinds(record: Record[DriftOptions]) -> Section:
             f"Means over seeds with 95 % intervals. Grey rows compare two training seeds. Loss of the base on the corpus: {base}.",
         )
     )
-    at_kl = [
-        {
-            "method": name,
-            **{
-                m: _cell(table, metric=m, item=name, condition=ESTIMATE, split=names.AT_KL, site="", token="")
-                for m in (names.REWARD, *_SHOWN)
-            },
-        }
-        for name in METHODS
-    ]
+    at_kl = [{"method": name, **{m: cell(m, name, split=names.AT_KL) for m in (names.REWARD, *_SHOWN)}} for name in METHODS]
     items.append(
         Table(
             pd.DataFrame(at_kl),

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from repscope.models.loading.stacked_weights import State, runs_of
+from repscope.worlds.rewarded.descent import Descent
 from repscope.worlds.rewarded.evaluation import log_probabilities
 from repscope.worlds.rewarded.stacked import Shape, hidden
 from repscope.worlds.rewarded.task import PROMPT, generator_of
@@ -104,15 +105,11 @@ def _fit(shape: Shape, start: State, documents: Tensor, target: Tensor, steps: i
     """One vector per site that together minimise the KL on these documents."""
     width = start[_table(start)].shape[-1]
     found = {i: torch.zeros(runs_of(start), width, requires_grad=True) for i in range(EMBEDDING, shape.layers)}
-    adam = torch.optim.Adam(list(found.values()), lr=_RATE)
+    descent = Descent({str(i): v for i, v in found.items()})
     for step in range(steps):
-        for group in adam.param_groups:
-            group["lr"] = _RATE * (1 - step / steps)
         with torch.enable_grad():
             loss = _divergence(shape, added(start, found), documents, target).sum()
-            adam.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            adam.step()
+            descent.update(loss, _RATE * (1 - step / steps))
     return {i: v.detach() for i, v in found.items()}
 
 

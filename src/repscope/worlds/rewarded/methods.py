@@ -23,6 +23,7 @@ from torch import Tensor
 
 from repscope.models.loading.stacked_weights import State, runs_of
 from repscope.worlds.hans.stacked import one_thread
+from repscope.worlds.rewarded.descent import Descent
 from repscope.worlds.rewarded.evaluation import of_completions, samples
 from repscope.worlds.rewarded.stacked import Shape
 from repscope.worlds.rewarded.task import RewardedWorlds, generator_of
@@ -85,7 +86,7 @@ class Tuning:
         """Copy the weights and make their optimiser; of DPO, the log-probabilities of the reference."""
         first = {name: _rounded(v) if self.rounded else v.detach().clone() for name, v in self.start.items()}
         self._weights = {name: v.requires_grad_() for name, v in first.items()}
-        self._adam = torch.optim.AdamW(list(self._weights.values()), lr=self.rate, weight_decay=0.0, fused=True)
+        self._descent = Descent(self._weights)
         self._batch: tuple[Tensor, Tensor, Tensor] | None = None
         if self.method.loss == "dpo":
             pool = self.data[self.method.source]
@@ -112,9 +113,7 @@ class Tuning:
         """One update of every network; its losses before it."""
         with one_thread(), torch.enable_grad():
             each = self._loss()
-            self._adam.zero_grad()
-            each.sum().backward()  # type: ignore[no-untyped-call]
-            self._adam.step()
+            self._descent.update(each.sum(), self.rate)
             if self.rounded:
                 with torch.no_grad():
                     for v in self._weights.values():
