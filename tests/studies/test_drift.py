@@ -29,10 +29,10 @@ from repscope.studies.drift.steering import added, steering
 from repscope.studies.drift.verdict import ARTEFACT, BARELY, FEWER, SMALLER, STEERS
 from repscope.studies.drift.verdict import verdict as verdict_of
 from repscope.trace.drift.weights import weight_drift
-from repscope.worlds.rewarded import stacked
 from repscope.worlds.rewarded.evaluation import samples
 from repscope.worlds.rewarded.methods import METHODS
 from repscope.worlds.rewarded.task import RewardedWorlds, generator_of
+from repscope.worlds.small_lm import transformer as stacked
 
 WORLDS = RewardedWorlds((3, 4), vocabulary=10, good=3, completion=5)
 SHAPE = stacked.Shape(10, WORLDS.length, 8)

@@ -9,12 +9,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from repscope.errors import UserError
 from repscope.models.loading.stacked_weights import select_runs, unstack
-from repscope.worlds.rewarded import stacked
 from repscope.worlds.rewarded.descent import Descent
 from repscope.worlds.rewarded.evaluation import Evaluator, log_probabilities, of_completions, samples
 from repscope.worlds.rewarded.matching import train_to
 from repscope.worlds.rewarded.methods import BETA, METHODS, Tuning
 from repscope.worlds.rewarded.task import PROMPT, START, TOPICS, RewardedWorlds, generator_of
+from repscope.worlds.small_lm import transformer as stacked
 
 WORLDS = RewardedWorlds((3, 4), vocabulary=10, good=3, completion=5)
 SHAPE = stacked.Shape(10, WORLDS.length, 8)

@@ -20,8 +20,8 @@ from repscope.studies.drift import names
 from repscope.studies.drift.measures import sites
 from repscope.studies.drift.steering import added
 from repscope.worlds.rewarded.evaluation import log_probabilities
-from repscope.worlds.rewarded.stacked import Shape, hidden
 from repscope.worlds.rewarded.task import PROMPT, TOPICS, RewardedWorlds, generator_of
+from repscope.worlds.small_lm.transformer import Shape, hidden
 
 
 @torch.no_grad()

@@ -19,10 +19,10 @@ from torch import Tensor
 from repscope.align.cka import unbiased_cka
 from repscope.models.loading.stacked_weights import State, runs_of
 from repscope.studies.drift import names
-from repscope.worlds.rewarded import stacked
 from repscope.worlds.rewarded.evaluation import log_probabilities
-from repscope.worlds.rewarded.stacked import Shape
 from repscope.worlds.rewarded.task import PROMPT
+from repscope.worlds.small_lm import transformer as stacked
+from repscope.worlds.small_lm.transformer import Shape
 
 _SITES = ("embed", "resid_post.{}")
 
@@ -111,13 +111,20 @@ def representations(shape: Shape, start: State, tuned: State, documents: Int[Ten
         for site, a, b in zip(sites(shape), x, y, strict=True):
             half = len(a) // 2
             change = b - a
-            energy = change.square().sum()
-            shift = len(change) * change.mean((0, 1)).square().sum() * change.shape[1] / energy if energy else torch.nan
+            shift = mean_shift(change.flatten(0, 1).double())
             flat = [(u.flatten(0, 1), v.flatten(0, 1)) for u, v in ((a, b), (a[:half], b[:half]), (a[half:], b[half:]))]
             scores = [float(unbiased_cka(u.numpy(), v.numpy())) for u, v in flat]
             halves = {f"{names.CKA}, half {k}": score for k, score in enumerate(scores[1:])}
-            rows.append({"network": i, "site": site, names.CKA: scores[0], names.SHIFT: float(shift), **halves})
+            rows.append({"network": i, "site": site, names.CKA: scores[0], names.SHIFT: shift, **halves})
     return pd.DataFrame(rows)
+
+
+def mean_shift(change: Float[Tensor, "row feature"]) -> float:
+    """Share of the energy of a change that one vector explains, unbiased: ‖mean‖² is over pairs of different rows."""
+    n, energy = len(change), float(change.square().sum())
+    if not energy:
+        return float("nan")
+    return (float(change.sum(0).square().sum()) - energy) / (n - 1) / energy
 
 
 def _hidden_pairs(

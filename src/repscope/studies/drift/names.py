@@ -7,7 +7,7 @@ from repscope.worlds.rewarded.methods import OFF_POLICY as OFF_POLICY
 from repscope.worlds.rewarded.methods import REINFORCE as REINFORCE
 from repscope.worlds.rewarded.methods import RL_SAMPLES as RL_SAMPLES
 
-NORM, RANK = "relative Frobenius norm", "effective rank"
+NORM, RANK = "relative Frobenius norm", "share of the full rank"
 SAME32, SAME16 = "unchanged in float32", "unchanged in bfloat16"
 CKA, SHIFT = "CKA", "mean shift"
 KL, JS = "KL", "JS"

@@ -16,13 +16,13 @@ from repscope.studies.drift.measures import relative_norm
 from repscope.studies.drift.options import DriftOptions
 from repscope.studies.run.study import Context
 from repscope.worlds.hans.stacked import one_thread
-from repscope.worlds.rewarded import stacked
 from repscope.worlds.rewarded.descent import Descent
 from repscope.worlds.rewarded.evaluation import Evaluator, samples
 from repscope.worlds.rewarded.matching import Course, train_to
 from repscope.worlds.rewarded.methods import Method, Tuning
-from repscope.worlds.rewarded.stacked import Shape
 from repscope.worlds.rewarded.task import RewardedWorlds, generator_of
+from repscope.worlds.small_lm import transformer as stacked
+from repscope.worlds.small_lm.transformer import Shape
 
 BATCH = 64  #: documents per step of pretraining and per update
 POOL = 4096  #: documents from which batches of SFT and DPO are drawn

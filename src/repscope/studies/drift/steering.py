@@ -20,8 +20,8 @@ from torch import Tensor
 from repscope.models.loading.stacked_weights import State, runs_of
 from repscope.worlds.rewarded.descent import Descent
 from repscope.worlds.rewarded.evaluation import log_probabilities
-from repscope.worlds.rewarded.stacked import Shape, hidden
 from repscope.worlds.rewarded.task import PROMPT, generator_of
+from repscope.worlds.small_lm.transformer import Shape, hidden
 
 EMBEDDING = -1
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)

@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from repscope.models.loading.stacked_weights import State
-from repscope.worlds.rewarded import stacked
-from repscope.worlds.rewarded.stacked import Shape
 from repscope.worlds.rewarded.task import PROMPT, RewardedWorlds, generator_of
+from repscope.worlds.small_lm import transformer as stacked
+from repscope.worlds.small_lm.transformer import Shape
 
 
 @dataclass(frozen=True)

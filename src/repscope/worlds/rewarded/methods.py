@@ -25,8 +25,8 @@ from repscope.models.loading.stacked_weights import State, runs_of
 from repscope.worlds.hans.stacked import one_thread
 from repscope.worlds.rewarded.descent import Descent
 from repscope.worlds.rewarded.evaluation import of_completions, samples
-from repscope.worlds.rewarded.stacked import Shape
 from repscope.worlds.rewarded.task import RewardedWorlds, generator_of
+from repscope.worlds.small_lm.transformer import Shape
 
 Loss = Literal["sft", "dpo", "reinforce", "grpo"]
 BETA = 0.1  #: of DPO
@@ -166,7 +166,7 @@ class Tuning:
         return -gain.mean((1, 2))
 
     def _groups(self, prompts: int, group: int) -> Int[Tensor, "network document token"]:
-        from repscope.worlds.rewarded import stacked
+        from repscope.worlds.small_lm import transformer as stacked
 
         key = self._key()
         starts = self.worlds.prompts(prompts, generator_of(*key, "prompts")).repeat_interleave(group, 1)
