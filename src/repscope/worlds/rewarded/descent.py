@@ -1,7 +1,7 @@
 """AdamW without weight decay for stacked networks: Adam with bias correction (Kingma & Ba 2015), network by network the same.
 
-torch.optim brings the compiler with it, whose import takes longer than a short run; the rule is five lines. The change of the weights
-in one update is linear in the rate.
+torch.optim brings the compiler with it, whose import takes longer than a short run; the rule is five lines. The change of the
+weights in one update is linear in the rate.
 """
 
 from dataclasses import dataclass, field

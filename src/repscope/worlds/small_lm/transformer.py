@@ -2,7 +2,7 @@
 
 Pre-norm blocks, learned positions, ReLU, output tied to the embedding; weights have the names of Hugging Face's GPT2LMHeadModel,
 so that any of them can be written as a folder. Written for networks this small, where time goes to overhead: attention is explicit
-(torch's fused attention takes twice as long on 13 tokens), and `generate` keeps keys and values.
+(torch's fused attention takes twice the time on 13 tokens), and `generate` keeps keys and values.
 """
 
 from dataclasses import dataclass
