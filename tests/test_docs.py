@@ -28,11 +28,13 @@ def _touched(lm):
 
 @pytest.mark.model
 @pytest.mark.parametrize("code", list(_blocks("python")))
-def test_python_runs(code, tmp_path, monkeypatch, capsys, smollm):
+def test_python_runs(code, tmp_path, monkeypatch, capsys, smollm, tiny_runs):
     """Each block by itself, in a namespace and a folder of its own; the default model is loaded once for all of them."""
     real = sources.load
     monkeypatch.setattr(sources, "load", lambda *args, **how: real(*args, **how) if args or how else smollm)
     monkeypatch.chdir(tmp_path)
+    for name in re.findall(r'\bstudy\("(\w+)"\)', code):
+        tiny_runs.copied(name, tmp_path / "runs")  # a tiny run finds its steps there
     before = _touched(smollm)
     exec(compile(code, "<block>", "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out.strip()
