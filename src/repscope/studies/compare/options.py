@@ -16,7 +16,9 @@ class CompareOptions(StudyOptions, TableOptions):
         "its base.",
     )
     floor: str | None = Field(None, description="Another checkpoint, tuned the same way with another seed: the noise floor.")
-    data: str | None = Field(None, description="Prompts: .txt with one per line, or a table; prose of docstrings if not given.")
+    data: str | None = Field(
+        None, description="Prompts: .txt with one per line, or a table; requests and short texts if not given."
+    )
     text: str = Field("text", description="Column of prompts.")
     prompts: int = Field(64, ge=16, description="Maximum number of prompts, drawn at random.")
     new_tokens: int = Field(24, ge=1, description="Tokens of the tuned network's answer to each prompt.")

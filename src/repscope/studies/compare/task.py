@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from repscope.data.contrasts import contrast
+from repscope.data.contrasts.lookup import contrast_names
 from repscope.data.evaluation import read_texts
-from repscope.data.installed_docs import installed_docs
+from repscope.data.requests import HELD, SEEN
 from repscope.errors import UserError
 from repscope.models.engine.fingerprint import digests_of
 from repscope.models.language import LanguageModel
@@ -16,7 +18,6 @@ from repscope.studies.compare.options import CompareOptions
 from repscope.trace.drift.networks import networks, tuned_network
 from repscope.trace.drift.pair import Pair, check_tokenizers
 
-_WORDS = 24  #: of a default prompt: the rest of the paragraph is for the network to continue
 _LEAST = 16  #: prompts
 _SINGLE = "single files hold weights and no configuration, so only weights are compared; give folders for the rest."
 
@@ -53,10 +54,11 @@ class CompareTask:
 
     @cached_property
     def prompts(self) -> tuple[str, ...]:
-        """The prompts, in an order drawn from the seed."""
+        """The prompts, drawn with the seed: the user's, or everyday requests and the texts of all built-in contrasts."""
         o = self.options
         if o.data is None:
-            texts = tuple(" ".join(t.split()[:_WORDS]) for t in installed_docs().texts if len(t.split()) > _WORDS)
+            poles = [contrast(name) for name in contrast_names()]
+            texts = (*SEEN, *HELD, *(text for held in poles for text in (*held.positive, *held.negative)))
         else:
             texts = read_texts(Path(o.data).expanduser(), text=o.text, decimal=o.decimal, na=o.na, quote=o.quote).texts
         held = tuple(dict.fromkeys(texts))

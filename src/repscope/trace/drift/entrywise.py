@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from repscope.errors import UserError
 
-PART = 1 << 16  #: entries of a part: with all buffers about 1 MB
+PART = 1 << 17  #: entries of a part: with all buffers about 2 MB
 _RUN = 2048  #: products that are added up in float32
 
 Values = Float[np.ndarray, "entry"]
@@ -44,8 +44,13 @@ class Sums:
     rounding: float = 0.0
 
     def __iadd__(self, other: "Sums") -> "Sums":
-        for name in vars(other):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.entries += other.entries
+        self.base += other.base
+        self.tuned += other.tuned
+        self.change += other.change
+        self.same32 += other.same32
+        self.same16 += other.same16
+        self.rounding += other.rounding
         return self
 
 
@@ -64,7 +69,8 @@ class Audit:
         self._rounding = rounding
         self._d, self._x, self._y = (np.zeros(part, dtype=np.float32) for _ in range(3))
         self._equal = np.empty(part, dtype=bool)
-        self._rounded = [torch.empty(part, dtype=torch.bfloat16) for _ in range(2)]
+        self._low = [torch.empty(part, dtype=torch.bfloat16) for _ in range(2)]
+        self._bits = [low.view(torch.int16).numpy() for low in self._low]
 
     def sums(self, x: Values, y: Values, d: Values | None = None, *, name: str = "", labels: tuple[str, str] = ("", "")) -> Sums:
         """Sums over entries, a part at a time.
@@ -111,21 +117,19 @@ class Audit:
 
     def _pair(self, x: Values, y: Values, d: Values | None) -> Sums:
         n = len(x)
-        x32, y32 = self._single(x, self._x), self._single(y, self._y)
-        same32 = int(np.count_nonzero(np.equal(x32.view(np.uint32), y32.view(np.uint32), out=self._equal[:n])))
+        x32, y32, equal = self._single(x, self._x), self._single(y, self._y), self._equal[:n]
         base = self._squares(x)
+        self._low[0][:n].copy_(torch.from_numpy(x32))
+        self._low[1][:n].copy_(torch.from_numpy(y32))
+        same16 = int(np.count_nonzero(np.equal(self._bits[0][:n], self._bits[1][:n], out=equal)))
+        same32 = 0  # no entry is equal in float32 and not in bfloat16
+        if same16:
+            same32 = int(np.count_nonzero(np.equal(x32.view(np.uint32), y32.view(np.uint32), out=equal)))
         wide = np.float64 in (x.dtype, y.dtype)
         if same32 == n and d is None and not wide:
             return Sums(n, base, base, 0.0, n, n)
         if d is None:
             d = np.subtract(y, x) if wide else np.subtract(y, x, out=self._d[:n])
-        same16 = n
-        if same32 < n:
-            rounded = [b[:n] for b in self._rounded]
-            for to, values in zip(rounded, (x32, y32)):
-                to.copy_(torch.from_numpy(values))
-            a, b = (r.view(torch.int16).numpy() for r in rounded)
-            same16 = int(np.count_nonzero(np.equal(a, b, out=self._equal[:n])))
         return Sums(n, base, self._squares(y), self._squares(d), same32, same16)
 
     def _single(self, values: Values, buffer: Values) -> Values:
@@ -137,6 +141,11 @@ class Audit:
     @staticmethod
     def _squares(values: Values) -> float:
         whole = len(values) // _RUN * _RUN
-        runs, rest = values[:whole].reshape(-1, _RUN), values[whole:].astype(np.float64)
+        runs, total = values[:whole].reshape(-1, _RUN), 0.0
         with np.errstate(over="ignore", invalid="ignore"):  # seen in the sum
-            return float(np.vecdot(runs, runs).sum(dtype=np.float64)) + float(np.dot(rest, rest))
+            if whole:
+                total = float(np.vecdot(runs, runs).sum(dtype=np.float64))
+            if whole < len(values):
+                rest = values[whole:].astype(np.float64)
+                total += float(np.dot(rest, rest))
+        return total

@@ -54,10 +54,13 @@ class TensorPair:
     def parts(self, most: int = PART) -> Iterator[tuple[Values, Values, Values | None]]:
         """Consecutive entries of base and tuned checkpoint, and their change where it is known better than by the difference.
 
-        Parts of matrices are whole rows. All are valid until the next part. The second is the first where nothing changed.
+        Parts of matrices that an adapter may change are whole rows. All are valid until the next part. The second is the first
+        where nothing changed.
         """
-        total, columns = self.base.entries, self.base.shape[1] if len(self.base.shape) == 2 else 1
-        step = max(1, most // max(columns, 1)) * columns
+        step, total = most, self.base.entries
+        columns = self.base.shape[1] if len(self.base.shape) == 2 else 1
+        if any(isinstance(side, AdaptedCheckpoint) for side in (self.source.base, self.source.tuned)):
+            step = max(1, most // max(columns, 1)) * columns
         base, tuned = self.source.base, self.source.tuned
         for first in range(0, total, max(step, 1)):
             last = min(first + step, total)
