@@ -243,8 +243,8 @@ def compared(norm, same=0.1, cka=None, unshifted=None, half=0.001, rounding=0.00
     ("rows", "reply", "words"),
     [
         (compared(0.0, 1.0, half=0.0), "No", "identical"),
-        (compared(0.05), "Yes", "change by more than 1%"),
-        (compared(0.005), "No", "barely change: by less than 1%"),
+        (compared(0.05), "Yes", "change by more than 1 %"),
+        (compared(0.005), "No", "barely change: by less than 1 %"),
         (compared(0.001, half=0.0001), "No", "less than rounding"),
         (compared(0.01), "Cannot tell", "is open"),
         (compared(0.05, half=float("nan")), "Cannot tell", "is open"),

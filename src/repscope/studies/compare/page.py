@@ -47,7 +47,7 @@ def page(record: Record[CompareOptions]) -> Page:
         sections.append(_tokens_section(record.results["next tokens"]))
     return Page(
         title="What tuning changed",
-        context=(f"base {names[0]}", f"tuned {names[1]}", *(f"another seed {n}" for n in names[2:])),
+        context=tuple(f"another seed {n}" for n in names[2:]),
         headline=_headline(record),
         key=Table(_key(record), "Key numbers", "With 95 % intervals over tensors, batches of prompts or prompts."),
         sections=tuple(sections),

@@ -50,13 +50,13 @@ def _weights(table: pd.DataFrame) -> Verdict:
     barely = thresholds("compare")["barely"]
     where = side(rows[0] if rows else None, barely)
     if where == "above":
-        return Verdict("Yes", f"The weights change by more than {barely:.0%} of their norm.")
+        return Verdict("Yes", f"The weights change by more than {barely * 100:g} % of their norm.")
     if where == "unclear":
-        return Verdict("Cannot tell", f"Whether the weights change by more than {barely:.0%} of their norm is open.")
+        return Verdict("Cannot tell", f"Whether the weights change by more than {barely * 100:g} % of their norm is open.")
     rounding = _value(table, NORM, ROUNDING)
     if rounding is not None and float(rows[0]["hi"]) < rounding:
         return Verdict("No", "The weights barely change: by less than rounding them to bfloat16 would.")
-    return Verdict("No", f"The weights barely change: by less than {barely:.0%} of their norm.")
+    return Verdict("No", f"The weights barely change: by less than {barely * 100:g} % of their norm.")
 
 
 def _representations(rows: list[dict[Any, Any]]) -> Verdict:
@@ -75,10 +75,10 @@ def _tokens(row: dict[Any, Any]) -> Verdict:
     same = thresholds("compare")["same_tokens"]
     where = side(row, same)
     if where == "below":
-        return Verdict("Yes", f"The base would choose fewer than {same:.0%} of the tuned network's tokens.")
+        return Verdict("Yes", f"The base would choose fewer than {same * 100:g} % of the tuned network's tokens.")
     if where == "above":
-        return Verdict("No", f"The base would choose more than {same:.0%} of the tuned network's tokens.")
-    return Verdict("Cannot tell", f"Whether the base would choose {same:.0%} of the tuned network's tokens is open.")
+        return Verdict("No", f"The base would choose more than {same * 100:g} % of the tuned network's tokens.")
+    return Verdict("Cannot tell", f"Whether the base would choose {same * 100:g} % of the tuned network's tokens is open.")
 
 
 def _value(table: pd.DataFrame, metric: str, condition: str = ESTIMATE) -> float | None:
