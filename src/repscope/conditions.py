@@ -126,6 +126,19 @@ CONDITIONS: dict[str, Condition] = {
         Condition("supervised", "Directions fitted with labels.", "baseline", "vermillion"),
         Condition("oracle", "The planted directions, or directions optimised for what is measured.", "bound", "black"),
         Condition("planted", "The network in which the behaviour was planted, without a direction.", "baseline", "green"),
+        # bayes
+        Condition(
+            "pretraining Bayes", "The exact predictor of the mixture of concepts that networks are trained on.", "bound", "black"
+        ),
+        Condition(
+            "format-aware Bayes",
+            "The exact predictor of an observer who knows that a prompt is made of examples.",
+            "bound",
+            "orange",
+        ),
+        Condition("LSTM", "Recurrent networks trained on the same documents.", "setting", "sky"),
+        Condition("untrained network", "The same networks before training.", "control", "grey"),
+        Condition("trained on one concept", "Networks that saw documents of one concept alone.", "setting", "purple"),
         # paths
         Condition(
             NO_BIAS, "Runs of one recipe without an early bias; groups are the strategies that they took.", "control", "grey"

@@ -231,6 +231,38 @@ def test_connect(rows, reply, words):
     assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
 
 
+def bayes(token=0.05, last=0.07, change=-0.05, rise=0.2, ceiling=0.25, half=0.02):
+    of = "uniform delimiter, L = 3"
+    return [
+        row(token, half, metric="KL to Bayes per token", item="transformers", split="documents"),
+        row(last, half, metric="KL to Bayes", item=f"{of}, k = 16"),
+        row(0.05, half, metric="KL to Bayes", item=f"{of}, k = 0"),
+        row(change, half, metric="change of KL to Bayes", item=of, split="k = 1 to 16"),
+        row(rise, half, metric="rise", item=of, split="k = 0 to 16"),
+        row(ceiling, half, metric="rise", item=of, split="k = 0 to 16", condition="pretraining Bayes"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reply", "words"),
+    [
+        (bayes(), "Yes", "shrinking with their number"),
+        (bayes(last=0.2), "Partly", "shrinking from the first on"),
+        (bayes(change=0.01), "Partly", "with no clear trend"),
+        (bayes(change=0.05), "Partly", "growing"),
+        (bayes(token=0.3), "No", "too far"),
+        (bayes(rise=0.0), "No", "do not help them"),
+        (bayes(ceiling=0.01), "Cannot tell", "does not learn"),
+        (bayes(token=0.1), "Cannot tell", "do not show"),
+        (bayes(rise=0.06, half=0.07), "Cannot tell", ""),
+        ([], "Cannot tell", "No network"),
+    ],
+)
+def test_bayes(rows, reply, words):
+    verdict = within_limit(study("bayes").verdict(table_of(rows)))
+    assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
+
+
 def compared(norm, same=0.1, cka=None, unshifted=None, half=0.001, rounding=0.0017):
     rows = [row(norm, half, item="all weights", metric="relative Frobenius norm")]
     rows.append(row(same, 0.0, item="all weights", metric="unchanged in float32"))

@@ -40,6 +40,7 @@ NULLS: dict[tuple[str, str], Null] = {
     ("features", "accuracy"): Null((SHUFFLED_LABELS,)),
     ("features", "r2"): Null((SHUFFLED_LABELS,), ("the mean of the training values", 0.0)),
     ("contrast", "effect"): Null((RANDOM,)),
+    ("bayes", "rise"): Null(("untrained network",), ("no rise", 0.0)),
     ("paths", "ratio"): Null((SHUFFLED_GROUPS,), ("no difference", 1.0)),
     ("drift", "KL recovered"): Null((RANDOM,)),
     ("drift", "slope"): Null((PERMUTED_GAPS,), ("no slope", 0.0)),

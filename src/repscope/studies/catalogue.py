@@ -37,7 +37,7 @@ QUESTIONS: dict[str, Entry] = dict(
         _entry("discover", "Which unsupervised directions move the model, and what does each objective find?", "discover"),
         _entry("drift", "What do fine-tuning, preference optimisation and RL change?", "drift"),
         _entry("context", "Does a prompt full of examples do what fine-tuning on them does?"),
-        _entry("bayes", "Is in-context learning Bayesian inference?"),
+        _entry("bayes", "Is in-context learning Bayesian inference?", "bayes"),
         _entry("paths", "Do runs of one recipe end in one place, and does that predict how they generalise?", "paths"),
         _entry("emergence", "When does a skill appear, and how much compute is a trick worth?"),
         _entry("brain", "Does the network represent things as a brain does?"),

@@ -1,7 +1,7 @@
 """Small LSTM language models, stacked along a leading axis of networks: states and logits.
 
-Embedding, layers of torch's LSTM (gates in the order input, forget, cell, output; two biases, of which one is enough), and a head tied
-to the embedding. The products of all networks at one time step are one batched product.
+Embedding, layers of torch's LSTM (gates in the order input, forget, cell, output; two biases, of which one is enough), and a head
+tied to the embedding. The products of all networks at one time step are one batched product.
 """
 
 from dataclasses import dataclass

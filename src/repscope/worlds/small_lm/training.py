@@ -1,8 +1,8 @@
 """Training of stacked language models on fresh documents: AdamW, warm-up, linear decay, clipping per network; resumable.
 
 1. Networks share steps, not numbers: each has its own gradient, norm and Adam state, as if it were trained alone.
-2. Every `keep` steps the weights, the moments and the losses so far go to one safetensors file; a killed training continues there and
-   ends with the same weights. Documents of a step depend on the seed and the step alone.
+2. Every `keep` steps the weights, the moments and the losses so far go to one safetensors file; a killed training continues there
+   and ends with the same weights. Documents of a step depend on the seed and the step alone.
 """
 
 import json
@@ -103,7 +103,7 @@ def train(
                 nats = functional.cross_entropy(found.flatten(0, -2), tokens[..., 1:].reshape(-1), reduction="none")
                 each = nats.view(networks, -1).mean(1)
                 adam.zero_grad()
-                each.sum().backward()
+                each.sum().backward()  # type: ignore[no-untyped-call]
             if not bool(torch.isfinite(each).all()):
                 raise UserError(f"The loss is not a number at step {step}; lower the learning rate of {schedule.rate:g}.")
             _clip(list(weights.values()), schedule.clip)

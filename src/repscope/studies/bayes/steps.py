@@ -1,0 +1,188 @@
+"""Is in-context learning Bayesian inference? In worlds where the exact Bayes predictor is known.
+
+1. World: the first GINC world, with a delimiter that says nothing, whose labels are rarely near-ties (`worlds.ginc.scan`).
+2. Training of small transformers (several seeds), LSTMs, transformers in the same world with the published delimiter, and
+   transformers that see one concept alone. Per training, the distance to the exact predictor on held-out documents.
+3. Prompts: what networks and exact predictors answer after 0 to k examples; accuracy against the oracle's label, KL and total
+   variation to the mixture that was trained on; the floor sweep; concepts that were never seen; the same examples in two orders.
+4. Changes from no example to the most, paired by prompt.
+Controls: untrained networks; exact predictors as ceilings; the published delimiter; networks of one concept, on theirs and on all.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from repscope import stats
+from repscope.conditions import ESTIMATE
+from repscope.results import Result, Row
+from repscope.studies.bayes import measures, names
+from repscope.studies.bayes.measures import Answers, Asked
+from repscope.studies.bayes.options import BayesOptions
+from repscope.studies.bayes.task import CONTRAST, KINDS, RECURRENT, SINGLE, TRANSFORMER, BayesTask, Kind, state_of
+from repscope.studies.run.study import Context, Cost, Setup, Step, Subject
+from repscope.trace import bayes
+from repscope.trace.bayes.prompted import mixture_of
+from repscope.worlds.ginc import GincPrompts, GincWorld
+from repscope.worlds.small_lm import train
+
+_TRAINED = "small-language-models"
+_HELD_OUT = 48  #: documents on which the distance per token is measured
+
+
+def steps(setup: Setup[BayesOptions]) -> list[Step]:
+    """World; trainings; prompts by training; summary is part of each."""
+    task = BayesTask(setup.options)
+    for length in setup.options.lengths:
+        task.examples(length)  # refuses lengths that do not fit
+    made = [Step("world", partial(_world, task), lambda: Cost(fit_flops=1e8))]
+    for kind in KINDS.values():
+        made.append(Step(f"train {kind.name}", partial(_trained, task, kind), _training_cost(task, kind), needs=("world",)))
+    asks: tuple[tuple[Kind, Callable[[BayesTask, Context], Result]], ...] = (
+        (TRANSFORMER, _transformers),
+        (RECURRENT, _recurrent),
+        (CONTRAST, _contrast),
+        (SINGLE, _single),
+    )
+    for kind, compute in asks:
+        made.append(Step(f"prompts {kind.name}", partial(compute, task), _prompts_cost(task), needs=(f"train {kind.name}",)))
+    return made
+
+
+def subject(setup: Setup[BayesOptions]) -> Subject:
+    """The networks trained in the study."""
+    facts = {"model": _TRAINED, "precision": "float32, trained in this run"}
+    return Subject("tiny" if setup.options.tiny else _TRAINED, _TRAINED, facts)
+
+
+def _training_cost(task: BayesTask, kind: Kind) -> Callable[[], Cost]:
+    def cost() -> Cost:
+        o = task.options
+        weights = 24 * o.width**2 + o.symbols * o.width if not kind.recurrent else 32 * o.width**2
+        tokens = task.updates(kind) * o.batch * o.length * o.networks
+        return Cost(tokens, 6.0 * tokens * (weights + 2 * o.length * o.width), 0.0, 4e8)
+
+    return cost
+
+
+def _prompts_cost(task: BayesTask) -> Callable[[], Cost]:
+    def cost() -> Cost:
+        o = task.options
+        tokens = len(o.lengths) * o.prompts * o.length
+        states = o.values * o.slots
+        return Cost(tokens, 2.0 * tokens * o.networks * 24 * o.width**2, 2.0 * tokens * o.concepts * o.slots * states**2, 4e8)
+
+    return cost
+
+
+def _world(task: BayesTask, context: Context) -> Result:
+    """The scan of worlds, and the near-ties of the chosen one."""
+    world, table = task.scanned
+    rows = []
+    for delimiter in (names.UNIFORM, names.PUBLISHED):
+        for length in task.options.lengths:
+            held = task.prompts(delimiter, length, "scan")
+            share = stats.proportion((held.margins[:, 0] < names.NEAR_TIE).astype(float), unit="prompt")
+            where: dict[str, Any] = {"item": names.series(delimiter, length), "seed": task.options.seed}
+            rows.append(Row.of(share, metric=names.TIES, **where))
+    facts = pd.DataFrame([{"world": repr(world), "seed": world.seed, "hidden states": world.sizes.states}])
+    return Result.of(rows, side={"scan": table, "world": facts})
+
+
+def _trained(task: BayesTask, kind: Kind, context: Context) -> Result:
+    """Train, and measure the distance to the exact predictor on held-out documents."""
+    o = task.options
+    start = task.initial(kind)
+    saved = context.partial / "training.safetensors"
+    found = train(
+        task.logits(kind), start, partial(task.documents, kind), task.schedule(kind), saved=saved, title=f"train {kind.name}"
+    )
+    world = task.world(kind.world)
+    seen = kind.concepts or world.seen
+    tokens, _ = world.documents(_HELD_OUT, o.length, np.random.default_rng([o.seed, 77]), seen)
+    expected = mixture_of(world, 1e-9, seen).forecast(tokens).next
+    places = np.arange(o.length)
+    answers = {ESTIMATE: task.answers(kind, found.state, tokens, places)}
+    answers[names.UNTRAINED] = task.answers(kind, start, tokens, places)
+    rows = measures.per_token(expected, answers, kind.name, o.seed)
+    log = pd.DataFrame(
+        [
+            {"step": i, "network": j, "loss": v}
+            for i in range(0, len(found.losses), max(1, len(found.losses) // 100))
+            for j, v in enumerate(found.losses[i])
+        ]
+    )
+    return Result.of(rows, arrays={f"w/{k}": v.numpy() for k, v in found.state.items()}, side={"losses": log})
+
+
+def _asked(task: BayesTask, world: GincWorld, held: GincPrompts, title: str, seen: tuple[int, ...] | None = None) -> Asked:
+    """Prompts and what the exact predictors of these concepts say."""
+    return Asked(title, held, bayes.pretraining(world, held, names.FLOOR, seen), bayes.format_aware(world, held, names.FLOOR, seen))
+
+
+def _answers(task: BayesTask, kind: Kind, context: Context, held: GincPrompts) -> Answers:
+    state = state_of(context.inputs[f"train {kind.name}"].arrays)
+    return task.answers(kind, state, held.tokens, held.positions)
+
+
+def _transformers(task: BayesTask, context: Context) -> Result:
+    o, world, rows = task.options, task.world(names.UNIFORM), list[Row]()
+    for length in o.lengths:
+        held = task.prompts(names.UNIFORM, length, "asked")
+        asked = _asked(task, world, held, names.UNIFORM)
+        given = {
+            ESTIMATE: _answers(task, TRANSFORMER, context, held),
+            names.UNTRAINED: task.answers(TRANSFORMER, task.initial(TRANSFORMER), held.tokens, held.positions),
+        }
+        rows += measures.rows(asked, given, o.seed) + measures.changes(asked, given, o.seed)
+        forecasts = {floor: bayes.pretraining(world, held, floor) for floor in o.floors}
+        rows += measures.floors(names.UNIFORM, held, forecasts, given[ESTIMATE], o.seed)
+        if held.examples > 2:
+            turned = held.reordered(np.asarray(measures.orders(held.examples, o.seed)))
+            first = {ESTIMATE: given[ESTIMATE], names.MIXTURE: asked.mixture.answers[None]}
+            other = {
+                ESTIMATE: _answers(task, TRANSFORMER, context, turned),
+                names.MIXTURE: bayes.pretraining(world, turned, names.FLOOR).answers[None],
+            }
+            rows += measures.order_sensitivity(names.UNIFORM, held, first, other, o.seed)
+        unseen = task.prompts(names.UNIFORM, length, "unseen", world.unseen)
+        other_asked = _asked(task, world, unseen, names.UNSEEN)
+        answers = {ESTIMATE: _answers(task, TRANSFORMER, context, unseen)}
+        rows += measures.rows(other_asked, answers, o.seed) + measures.changes(other_asked, answers, o.seed)
+    return Result.of(rows)
+
+
+def _recurrent(task: BayesTask, context: Context) -> Result:
+    o, world, rows = task.options, task.world(names.UNIFORM), list[Row]()
+    for length in o.lengths:
+        held = task.prompts(names.UNIFORM, length, "asked")
+        asked = _asked(task, world, held, names.UNIFORM)
+        given = {names.RECURRENT: _answers(task, RECURRENT, context, held)}
+        rows += [r for r in measures.rows(asked, given, o.seed) + measures.changes(asked, given, o.seed) if r.condition in given]
+    return Result.of(rows)
+
+
+def _contrast(task: BayesTask, context: Context) -> Result:
+    """The published delimiter."""
+    o, world, rows = task.options, task.world(names.PUBLISHED), list[Row]()
+    for length in o.lengths:
+        held = task.prompts(names.PUBLISHED, length, "asked")
+        asked = _asked(task, world, held, names.PUBLISHED)
+        given = {ESTIMATE: _answers(task, CONTRAST, context, held)}
+        rows += measures.rows(asked, given, o.seed) + measures.changes(asked, given, o.seed)
+    return Result.of(rows)
+
+
+def _single(task: BayesTask, context: Context) -> Result:
+    """Networks of one concept, on prompts of their own concept and of all; the exact predictor is that of the one concept."""
+    o, world, rows = task.options, task.world(names.UNIFORM), list[Row]()
+    for length in o.lengths:
+        for title, concepts in ((names.OWN, SINGLE.concepts), (names.ALL, None)):
+            held = task.prompts(names.UNIFORM, length, "one concept", concepts)
+            asked = _asked(task, world, held, title, SINGLE.concepts)
+            given = {names.ONE: _answers(task, SINGLE, context, held)}
+            rows += measures.rows(asked, given, o.seed) + measures.changes(asked, given, o.seed)
+    return Result.of(rows)

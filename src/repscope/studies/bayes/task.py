@@ -1,0 +1,133 @@
+"""What the steps of `bayes` share: the worlds, the networks and their answers."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+
+from repscope.errors import UserError
+from repscope.models.loading.stacked_weights import State
+from repscope.studies.bayes import names
+from repscope.studies.bayes.options import BayesOptions
+from repscope.worlds.ginc import PUBLISHED, GincPrompts, GincSizes, GincWorld, prompts, scan
+from repscope.worlds.small_lm import Training, lstm, transformer
+
+Logits = Callable[..., torch.Tensor]
+_ROWS = 1 << 14  #: tokens of a network at a time
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One training.
+
+    name: of its step. world: delimiter. concepts: those it sees, all if none. recurrent: an LSTM instead. share: of the updates.
+    """
+
+    name: str
+    world: str = names.UNIFORM
+    concepts: tuple[int, ...] | None = None
+    recurrent: bool = False
+    share: float = 1.0
+
+
+TRANSFORMER = Kind("transformers")
+RECURRENT = Kind("LSTM", recurrent=True, share=0.6)
+CONTRAST = Kind("published delimiter", names.PUBLISHED, share=0.6)
+SINGLE = Kind("one concept", concepts=(0,), share=0.3)
+KINDS = {kind.name: kind for kind in (TRANSFORMER, RECURRENT, CONTRAST, SINGLE)}
+
+
+@dataclass(frozen=True)
+class BayesTask:
+    """The options of a run and what its steps make of them."""
+
+    options: BayesOptions
+
+    @cached_property
+    def sizes(self) -> GincSizes:
+        """Sizes of the worlds."""
+        o = self.options
+        return GincSizes(o.concepts, o.concepts, o.values, o.slots, o.symbols)
+
+    @cached_property
+    def scanned(self) -> tuple[GincWorld, pd.DataFrame]:
+        """The world with a uniform delimiter that the margin rule chooses, and what was looked at."""
+        first = 1 + 1000 * self.options.seed
+        return scan(self.sizes, range(first, first + self.options.worlds), length=min(self.options.lengths))
+
+    def world(self, delimiter: str) -> GincWorld:
+        """The chosen world, or the same draw with the published delimiter."""
+        chosen = self.scanned[0]
+        if delimiter == names.UNIFORM:
+            return chosen
+        return GincWorld.drawn(replace(self.sizes, delimiter=PUBLISHED), chosen.seed)
+
+    def examples(self, length: int) -> int:
+        """Most examples that fit into a document's length, the query not counted."""
+        most = self.options.length // (length + 1) - 1
+        if most < 1:
+            raise UserError(f"--lengths {length} leaves no room for an example in {self.options.length} symbols; raise --length.")
+        return most
+
+    def prompts(self, delimiter: str, length: int, part: str, concepts: tuple[int, ...] | None = None) -> GincPrompts:
+        """Prompts with the most examples that fit."""
+        rng = np.random.default_rng([self.options.seed, length, *part.encode()])
+        return prompts(self.world(delimiter), self.options.prompts, self.examples(length), length, rng, concepts)
+
+    def shape(self, kind: Kind) -> transformer.Shape | lstm.LSTMShape:
+        """Sizes of the networks of a training."""
+        o = self.options
+        if kind.recurrent:
+            return lstm.LSTMShape(o.symbols, 2 * o.width)
+        return transformer.Shape(o.symbols, o.length, o.width)
+
+    def initial(self, kind: Kind) -> State:
+        """Weights before training."""
+        seeds = [1009 * self.options.seed + i for i in range(self.options.networks)]
+        shape = self.shape(kind)
+        return lstm.initial(shape, seeds) if isinstance(shape, lstm.LSTMShape) else transformer.initial(shape, seeds)
+
+    def logits(self, kind: Kind) -> Logits:
+        """(state, tokens) → logits."""
+        shape = self.shape(kind)
+        if isinstance(shape, lstm.LSTMShape):
+            return partial(lstm.logits, shape)
+        return partial(transformer.logits, shape)
+
+    def updates(self, kind: Kind) -> int:
+        """Updates of a training."""
+        return max(1, round(self.options.steps * kind.share))
+
+    def schedule(self, kind: Kind) -> Training:
+        """Of a training."""
+        updates = self.updates(kind)
+        return Training(updates, self.options.rate, warm_up=min(100, max(1, updates // 10)))
+
+    def documents(self, kind: Kind, step: int) -> torch.Tensor:
+        """Documents of a step, others for each network."""
+        o = self.options
+        rng = np.random.default_rng([o.seed, step, *kind.name.encode()])
+        tokens, _ = self.world(kind.world).documents(o.networks * o.batch, o.length, rng, kind.concepts)
+        return torch.from_numpy(tokens.reshape(o.networks, o.batch, o.length))
+
+    @torch.no_grad()
+    def answers(
+        self, kind: Kind, state: State, tokens: Int[np.ndarray, "text token"], places: Int[np.ndarray, "place"]
+    ) -> Float[np.ndarray, "network text place symbol"]:
+        """What networks predict after the symbols at these places."""
+        logits, found = self.logits(kind), []
+        ids = torch.from_numpy(tokens)
+        step = max(1, _ROWS // tokens.shape[1])
+        for start in range(0, len(ids), step):
+            part = ids[start : start + step].expand(self.options.networks, -1, -1)
+            found.append(logits(state, part)[:, :, torch.from_numpy(places)].double().softmax(-1).numpy())
+        return np.concatenate(found, axis=1)
+
+
+def state_of(arrays: Mapping[str, np.ndarray]) -> State:
+    """Weights that a step left."""
+    return {k.removeprefix("w/"): torch.from_numpy(v.copy()) for k, v in arrays.items() if k.startswith("w/")}
