@@ -138,7 +138,7 @@ def _contrast(table: pd.DataFrame) -> Section:
             }[title]
             part = rows[rows["length"] == length]
             items.append(_figure(part, f"Accuracy, {title}, examples of {length}", "accuracy", caption, share=True))
-    text = "Look for curves that stay flat: there the exact predictor does not learn from examples either, and a network is not at fault."
+    text = "Look for curves that stay flat: there the exact predictor does not learn either, and a network is not at fault."
     return Section("Where examples do not help", text, tuple(items))
 
 

@@ -35,7 +35,7 @@ class Kind:
 
 
 TRANSFORMER = Kind("transformers")
-RECURRENT = Kind("LSTM", recurrent=True, share=0.6)
+RECURRENT = Kind("LSTM", recurrent=True, share=0.5)
 CONTRAST = Kind("published delimiter", names.PUBLISHED, share=0.6)
 SINGLE = Kind("one concept", concepts=(0,), share=0.3)
 KINDS = {kind.name: kind for kind in (TRANSFORMER, RECURRENT, CONTRAST, SINGLE)}
@@ -82,7 +82,7 @@ class BayesTask:
         """Sizes of the networks of a training."""
         o = self.options
         if kind.recurrent:
-            return lstm.LSTMShape(o.symbols, 2 * o.width)
+            return lstm.LSTMShape(o.symbols, 3 * o.width // 2)
         return transformer.Shape(o.symbols, o.length, o.width)
 
     def initial(self, kind: Kind) -> State:
