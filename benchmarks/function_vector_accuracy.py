@@ -24,8 +24,8 @@ CONDITIONS = (
     "estimate",
     "task vector",
     "few-shot",
-    "shuffled shots",
-    "shuffled shots with the vector",
+    "permuted shots",
+    "vector after permuted shots",
     "random heads",
     "vector of another task",
 )

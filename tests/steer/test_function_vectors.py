@@ -251,7 +251,7 @@ def test_the_table_has_every_condition_with_its_interval(llama, tokenizer):
     vectors = [function_vector(llama, task, heads=3, mean_prompts=4, effect_prompts=2) for task in tasks]
     result = evaluate_vectors(llama, vectors, [task_vector(llama, tasks[0], prompts=3)], queries=4)
     table = result.table
-    conditions = ["zero-shot", "few-shot", "shuffled shots", "estimate", "shuffled shots with the vector", "random heads"]
+    conditions = ["zero-shot", "few-shot", "permuted shots", "estimate", "vector after permuted shots", "random heads"]
     for task, extra in zip(tasks, (["task vector", "vector of another task"], ["vector of another task"])):
         mine = table[table["item"] == task.name]
         assert sorted(set(mine["condition"])) == sorted([*conditions, *extra])

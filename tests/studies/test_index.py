@@ -69,11 +69,8 @@ def test_the_tour_runs_what_fits_and_ends_with_the_index(tmp_path, capsys, monke
     monkeypatch.setattr(Run, "answer", answer)
     monkeypatch.setattr(Run, "folder", property(lambda self: self.out / self.study.name))
     monkeypatch.setattr(Run, "verdict", None)
-    monkeypatch.setattr(
-        Run,
-        "minutes_left",
-        lambda self: {"relations": 2.0, "features": 40.0, "discover": 30.0, "bayes": 50.0, "paths": 1.0}[self.study.name],
-    )
+    minutes = {"relations": 2.0, "paths": 1.0, "discover": 30.0}
+    monkeypatch.setattr(Run, "minutes_left", lambda self: minutes.get(self.study.name, 40.0))
     assert command(["tour", "--minutes", "3", "--out", str(tmp_path)]) == 0
     told = capsys.readouterr()
     assert ran == [("entities", True), ("relations", True), ("paths", True)]
