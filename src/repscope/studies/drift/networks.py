@@ -28,6 +28,7 @@ BATCH = 64  #: documents per step of pretraining and per update
 POOL = 4096  #: documents from which batches of SFT and DPO are drawn
 BEST_SHARE = 1 / 32  #: of the base's samples, by reward, that "best of base" trains on
 _PRETRAINING_RATE = 3e-3
+_EVERY = 4  #: updates between evaluations at the main rate
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Lab:
         """Two blocks of the GPT-2 layout."""
         return Shape(self.worlds.vocabulary, self.worlds.length, self.options.width)
 
-    def evaluator(self, worlds: RewardedWorlds, reference: State, stage: str) -> Evaluator:
+    def evaluator(self, worlds: RewardedWorlds, reference: State | None, stage: str) -> Evaluator:
         """What chooses ("choose") or reports ("report", twice as many other documents)."""
         documents = self.options.documents * (2 if stage == "report" else 1)
         return Evaluator(self.shape, worlds, reference, documents, self.options.seed, stage)
@@ -128,10 +129,12 @@ def trained(
     """Train stacked networks until each has each target."""
     o = lab.options
     tuning = Tuning(lab.shape, start, worlds, method, data, rate, BATCH, seed=o.seed)
-    choose = lab.evaluator(worlds, start, "choose")
-    most = lab.most(rate)
+    choose = lab.evaluator(worlds, start if "KL" in targets else None, "choose")
+    most, every = lab.most(rate), max(2, round(_EVERY * o.rate / rate))
     with progress(f"{method.name}{part}, rate {rate:g}", most) as advance:
-        course = train_to(tuning, choose, targets, most, tick=advance, also=lambda state: {names.NORM: relative_norm(start, state)})
+        course = train_to(
+            tuning, choose, targets, most, every, tick=advance, also=lambda state: {names.NORM: relative_norm(start, state)}
+        )
     return course, tuning
 
 

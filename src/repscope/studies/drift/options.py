@@ -65,5 +65,13 @@ class DriftOptions(StudyOptions):
                 "fitting": 3,
             }
         elif self.short:
-            small = {"seeds": 4, "pretraining": 500, "rates": (3e-4,), "documents": 384, "small_updates": 30, "fitting": 40}
+            small = {
+                "seeds": 4,
+                "pretraining": 400,
+                "rates": (3e-4,),
+                "documents": 256,
+                "small_rates": (1e-6,),
+                "small_updates": 20,
+                "fitting": 40,
+            }
         return self.with_sizes(small)

@@ -23,25 +23,26 @@ from repscope.worlds.small_lm.transformer import Shape
 class Evaluator:
     """Evaluates stacked networks, network i in world i.
 
-    reference: of the divergence. documents: sampled per network. seed: of prompts and samples. stage: what it is for; other stages
-    have other random numbers.
+    reference: of the divergence; without it only the reward is evaluated. documents: sampled per network. seed: of prompts and
+    samples. stage: what it is for; other stages have other random numbers.
     """
 
     shape: Shape
     worlds: RewardedWorlds
-    reference: State
+    reference: State | None
     documents: int
     seed: int
     stage: str = "choose"
 
     @torch.no_grad()
     def __call__(self, state: State) -> dict[str, Float[np.ndarray, "network"]]:
-        """Reward and KL of each network."""
+        """Reward of each network, and its KL from the reference."""
         documents = samples(self.shape, state, self.worlds, self.documents, (self.seed, self.stage))
-        p, q = (log_probabilities(self.shape, s, documents) for s in (state, self.reference))
-        good = p.exp()[..., 1 : self.worlds.good + 1].sum(-1)
-        divergence = (p.exp() * (p - q)).sum(-1)
-        return {name: each.mean((1, 2)).double().numpy() for name, each in (("reward", good), ("KL", divergence))}
+        p = log_probabilities(self.shape, state, documents)
+        found = {"reward": p.exp()[..., 1 : self.worlds.good + 1].sum(-1)}
+        if self.reference is not None:
+            found["KL"] = (p.exp() * (p - log_probabilities(self.shape, self.reference, documents))).sum(-1)
+        return {name: each.mean((1, 2)).double().numpy() for name, each in found.items()}
 
 
 @torch.no_grad()

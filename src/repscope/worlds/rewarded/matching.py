@@ -1,9 +1,10 @@
 """Training until each of several stacked networks has a given reward, or a given divergence, to a small fraction of an update.
 
 1. Train, and evaluate every few updates on samples with fixed random numbers.
-2. Where a network passed its target since the last evaluation, find the update in which it did (bisection over the weights since
-   then), then repeat that last update at a smaller rate. AdamW's update is linear in its rate, so the weights after an update at
-   the share f of the rate lie at f on the line between the weights before and after it: no update is made again.
+2. Where a network passed its target since the last evaluation, keep the weights since then; at the end, for all networks at once,
+   find the update in which each did (bisection), then repeat that last update at a smaller rate. AdamW's update is linear in its
+   rate, so the weights after an update at the share f of the rate lie at f on the line between the weights before and after it:
+   no update is made again.
 3. f by the secant method inside the bracket, until the target is met.
 A network that does not reach its target in the given number of updates, or that begins beyond it, is marked, never dropped.
 """
@@ -60,16 +61,13 @@ def train_to(
     also
         Further values of the curve.
     """
-    window = [tuning.state]
-    now = measure(window[0])
-    course = Course({}, [_entry(0, now, also(window[0]))])
-    n = runs_of(window[0])
-    beyond = {name: now[name] >= target for name, target in targets.items()}
-    open_ = {name: ~b for name, b in beyond.items()}
-    found = dict.fromkeys(targets, window[0])
-    updates = {name: np.zeros(n) for name in targets}
-    reached = {name: np.zeros(n, dtype=bool) for name in targets}
-    while tuning.step < most and any(o.any() for o in open_.values()):
+    first = tuning.state
+    now = measure(first)
+    course = Course({}, [_entry(0, now, also(first))])
+    missing = {name: now[name] < target for name, target in targets.items()}  # not passed yet
+    passages = {name: _Passage.empty(first, every) for name in targets}
+    window = [first]
+    while tuning.step < most and any(m.any() for m in missing.values()):
         before = now
         for _ in range(min(every, most - tuning.step)):
             tuning.update()
@@ -78,34 +76,72 @@ def train_to(
         now = measure(window[-1])
         course.curve.append(_entry(tuning.step, now, also(window[-1])))
         for name, target in targets.items():
-            passed = open_[name] & (now[name] >= target)
+            passed = missing[name] & (now[name] >= target)
             if passed.any():
-                at = lambda state, name=name: measure(state)[name]  # noqa: E731
-                state, step = _refined(window, at, before[name], now[name], target, passed)
-                found[name] = _placed(found[name], state, passed)
-                updates[name] = np.where(passed, tuning.step - len(window) + 1 + step, updates[name])
-                reached[name] |= passed
-                open_[name] &= ~passed
+                passages[name] = passages[name].with_networks(window, passed, tuning.step, before[name], now[name])
+                missing[name] &= ~passed
         window = window[-1:]
-    for name in targets:
-        left = open_[name]
-        course.matched[name] = Matched(
-            _placed(found[name], window[-1], left), reached[name], np.where(left, float(tuning.step), updates[name])
-        )
+    for name, target in targets.items():
+        passage = passages[name]
+        at = lambda state, name=name: measure(state)[name]  # noqa: E731
+        state, updates = _refined(passage, at, target) if passage.passed.any() else (first, np.zeros(len(target)))
+        state = _placed(state, window[-1], missing[name])
+        updates = np.where(missing[name], float(tuning.step), np.where(passage.passed, updates, 0.0))
+        course.matched[name] = Matched(state, passage.passed, updates)
     return course
 
 
+@dataclass(frozen=True)
+class _Passage:
+    """The weights between the evaluations around a target, of the networks that passed it.
+
+    window: states of the whole stack; of each network those of its own passage, the last repeated. length: updates in a network's
+    window. begin: its first step. below, above: values at its ends.
+    """
+
+    window: list[State]
+    passed: Bool[np.ndarray, "network"]
+    length: Int[np.ndarray, "network"]
+    begin: Int[np.ndarray, "network"]
+    below: Float[np.ndarray, "network"]
+    above: Float[np.ndarray, "network"]
+
+    @classmethod
+    def empty(cls, state: State, every: int) -> "_Passage":
+        """No network has passed."""
+        n = runs_of(state)
+        return cls(
+            [state] * (every + 1), np.zeros(n, dtype=bool), np.ones(n, dtype=int), np.zeros(n, dtype=int), np.zeros(n), np.ones(n)
+        )
+
+    def with_networks(
+        self,
+        window: Sequence[State],
+        passed: Bool[np.ndarray, "network"],
+        step: int,
+        below: Float[np.ndarray, "network"],
+        above: Float[np.ndarray, "network"],
+    ) -> "_Passage":
+        """With the networks that passed in this window, which ends at a step."""
+        length = len(window) - 1
+        padded = [*window, *[window[-1]] * (len(self.window) - len(window))]
+        return _Passage(
+            [_placed(old, new, passed) for old, new in zip(self.window, padded, strict=True)],
+            self.passed | passed,
+            np.where(passed, length, self.length),
+            np.where(passed, step - length, self.begin),
+            np.where(passed, below, self.below),
+            np.where(passed, above, self.above),
+        )
+
+
 def _refined(
-    window: Sequence[State],
-    at: Callable[[State], Float[np.ndarray, "network"]],
-    first: Float[np.ndarray, "network"],
-    last: Float[np.ndarray, "network"],
-    target: Float[np.ndarray, "network"],
-    active: Bool[np.ndarray, "network"],
+    passage: _Passage, at: Callable[[State], Float[np.ndarray, "network"]], target: Float[np.ndarray, "network"]
 ) -> tuple[State, Float[np.ndarray, "network"]]:
-    """Weights at the target, and the updates from the beginning of the window to them, of the active networks."""
-    lo, hi = np.zeros(len(target), dtype=int), np.full(len(target), len(window) - 1)
-    below, above = first.copy(), last.copy()
+    """Weights at the target, and the updates to them, of the networks that passed."""
+    window, active = passage.window, passage.passed
+    lo, hi = np.zeros(len(target), dtype=int), passage.length.copy()
+    below, above = passage.below.copy(), passage.above.copy()
     while (hi - lo > 1)[active].any():
         middle = (lo + hi) // 2
         value = at(_gathered(window, middle))
@@ -127,7 +163,7 @@ def _refined(
         over = value >= target
         high, above = np.where(over, f, high), np.where(over, value, above)
         low, below = np.where(over, low, f), np.where(over, below, value)
-    return _between(start, end, best), lo + best
+    return _between(start, end, best), passage.begin + lo + best
 
 
 def _gathered(window: Sequence[State], index: Int[np.ndarray, "network"]) -> State:
