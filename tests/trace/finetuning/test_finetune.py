@@ -120,7 +120,7 @@ class Killed(Exception):
 @pytest.mark.parametrize("method", ["sft", "dpo", "reinforce"])
 def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(method, tmp_path, monkeypatch):
     options = FineTuning(method=method, **SHORT)
-    small = replace(TASK, train=TASK.train[: 20 if method == "dpo" else 12])  # more than one epoch
+    small = replace(TASK, heldout=TASK.heldout[:4], train=TASK.train[: 20 if method == "dpo" else 12])  # more than one epoch
     torch.manual_seed(5)
     want = torch.rand(2)
     torch.manual_seed(5)
