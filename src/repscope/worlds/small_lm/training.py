@@ -3,6 +3,7 @@
 1. Networks share steps, not numbers: each has its own gradient, norm and Adam state, as if it were trained alone.
 2. Every `keep` steps the weights, the moments and the losses so far go to one safetensors file; a killed training continues there
    and ends with the same weights. Documents of a step depend on the seed and the step alone.
+3. Steps run on one thread: products this small gain nothing from more, and results do not depend on their number.
 """
 
 import json
@@ -20,9 +21,12 @@ from torch.nn import functional
 
 from repscope.disk import whole_file
 from repscope.errors import UserError
+from repscope.models.engine.memory import memory_kept
 from repscope.models.loading.stacked_weights import State
 from repscope.progress import progress
+from repscope.worlds.hans.stacked import one_thread
 
+LossOf = Callable[[State, int], Float[Tensor, "network"]]  #: weights and step → each network's mean loss
 Logits = Callable[[State, Int[Tensor, "network document token"]], Float[Tensor, "network document token vocabulary"]]
 Documents = Callable[[int], Int[Tensor, "network document token"]]
 _BETAS = (0.9, 0.95)
@@ -61,6 +65,19 @@ class Trained:
     losses: Float[np.ndarray, "step network"]
 
 
+def next_token_loss(logits: Logits, documents: Documents) -> LossOf:
+    """Each network's mean cross-entropy of the next token, in nats per token. An axis of one network in documents is for all."""
+
+    def loss(state: State, step: int) -> Float[Tensor, "network"]:
+        networks = len(next(iter(state.values())))
+        tokens = documents(step).expand(networks, -1, -1)
+        found = logits(state, tokens[..., :-1])
+        nats = functional.cross_entropy(found.flatten(0, -2), tokens[..., 1:].reshape(-1), reduction="none")
+        return nats.view(networks, -1).mean(1)
+
+    return loss
+
+
 def train(
     logits: Logits, start: State, documents: Documents, schedule: Training, *, saved: Path | None = None, title: str = "training"
 ) -> Trained:
@@ -86,23 +103,23 @@ def train(
     UserError
         When a loss is not a number.
     """
-    weights = {name: value.clone().requires_grad_() for name, value in start.items()}
-    networks = len(next(iter(start.values())))
+    return train_by(next_token_loss(logits, documents), start, schedule, saved=saved, title=title)
+
+
+def train_by(loss: LossOf, start: State, schedule: Training, *, saved: Path | None = None, title: str = "training") -> Trained:
+    """Train stacked networks by any loss: (weights, step) → each network's mean loss. The rest as `train`."""
+    weights = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
     decayed = [w for w in weights.values() if w.dim() > 2]
     others = [w for w in weights.values() if w.dim() <= 2]
     groups = [{"params": decayed, "weight_decay": schedule.decay}, {"params": others, "weight_decay": 0.0}]
     adam = torch.optim.AdamW([g for g in groups if g["params"]], lr=schedule.rate, betas=_BETAS, fused=True)
     first, losses = _resumed(saved, weights, adam)
-    with progress(title, schedule.steps) as advance:
+    with progress(title, schedule.steps) as advance, one_thread(), memory_kept():
         advance(first)
         for step in range(first, schedule.steps):
-            tokens = documents(step)
-            tokens = tokens.expand(networks, -1, -1)
+            adam.zero_grad()
             with torch.enable_grad():
-                found = logits(weights, tokens[..., :-1])
-                nats = functional.cross_entropy(found.flatten(0, -2), tokens[..., 1:].reshape(-1), reduction="none")
-                each = nats.view(networks, -1).mean(1)
-                adam.zero_grad()
+                each = loss(weights, step)
                 each.sum().backward()  # type: ignore[no-untyped-call]
             if not bool(torch.isfinite(each).all()):
                 raise UserError(f"The loss is not a number at step {step}; lower the learning rate of {schedule.rate:g}.")
