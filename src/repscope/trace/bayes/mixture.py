@@ -83,7 +83,7 @@ class Mixture:
         return len(self.starts)
 
     def forecast(self, texts: Int[np.ndarray, "text token"], places: Sequence[int] | None = None) -> Forecast:
-        """Predictions after the symbols at `places` (all by default) of texts of equal length.
+        """Predictions after the symbols at `places` (all by default) of texts with the same number of tokens.
 
         Raises
         ------
