@@ -8,8 +8,8 @@ token replaced by its mean. Each round takes other prompts:
 2. *One forward per head, prompts in a batch*: the same hooks, the round's prompts padded on the left, logits at the last position.
 3. *repscope*: `indirect_effects` of all heads and all prompts of the round.
 
-Times are per prompt and head. Effects must agree to 1e-4. The floor is the FLOPs of what 3 computes at the sgemm rate of the
-round.
+Times are per prompt and head. Effects must agree to 1e-4 of the largest. The floor is the FLOPs of what 3 computes at the sgemm
+rate of the round.
 
     python benchmarks/function_vectors.py --write      # some minutes on two idle cores; --rounds 2 --stride 45: quick
 """
@@ -79,7 +79,7 @@ def main() -> None:
                 worst = max(worst, float(np.abs(effect - found.effects[:rows, i]).max()))
                 largest = max(largest, float(np.abs(effect).max()))
         print(f"round {number}: " + ", ".join(f"{way} {1e3 * s[-1]:.2f} ms" for way, s in seconds.items()), flush=True)
-    assert worst < 1e-4, worst
+    assert worst < 1e-4 * largest, (worst, largest)
     text = _report(options, lm, heads, seconds, floors, rates, worst, largest)
     print(text)
     if options.write:
@@ -162,7 +162,7 @@ def _report(options, lm, heads, seconds, floors, rates, worst, largest) -> str:
         lines.append(f"| {way} | {_range([1e3 * v for v in values])} | {faster} |")
     lines += [
         "",
-        f"Largest difference of an effect {worst:.1e}; the largest effect is {largest:.2f}. Floor (FLOPs of what repscope computes "
+        f"Largest difference of an effect {worst:.1e}; the largest effect is {largest:.1e}. Floor (FLOPs of what repscope computes "
         f"at the sgemm rate of the round): {100 * statistics.median(floors):.0f} % of the time that it takes.",
     ]
     return "\n".join(lines)
