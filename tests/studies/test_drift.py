@@ -22,12 +22,15 @@ from repscope.report.verdict import MOST_WORDS
 from repscope.results import Row, select, table_of
 from repscope.studies.catalogue import study
 from repscope.studies.drift import measures, names
+from repscope.studies.drift.drifts import folders
 from repscope.studies.drift.networks import Lab, state_of
 from repscope.studies.drift.options import DriftOptions
 from repscope.studies.drift.statistics import over_seeds, rank_correlation, slope
 from repscope.studies.drift.steering import added, steering
 from repscope.studies.drift.verdict import ARTEFACT, BARELY, FEWER, SMALLER, STEERS
 from repscope.studies.drift.verdict import verdict as verdict_of
+from repscope.studies.run.study import Context
+from repscope.trace.drift.pair import Pair
 from repscope.trace.drift.weights import weight_drift
 from repscope.worlds.rewarded.evaluation import samples
 from repscope.worlds.rewarded.methods import METHODS
@@ -129,6 +132,21 @@ def test_a_plan_names_every_step(tmp_path, capsys):
     told = capsys.readouterr().out
     for name in ("pretraining", "train GRPO", "gap DPO", "summary"):
         assert name in told
+
+
+def test_networks_are_folders_that_compare_opens(done, tmp_path):
+    lab = Lab(done.options.sized())
+    context = Context(done.results, tmp_path, tmp_path, tmp_path)
+    folders(lab, context)
+    found = sorted(p.name for p in (tmp_path / "networks").iterdir())
+    assert {"base", "dpo", "reinforce"} <= set(found)
+    drift = done.results["drift"].side["drift"]
+    row = drift[
+        (drift["method"] == "DPO") & (drift["match"] == names.AT_REWARD) & (drift["seed"] == 0) & (drift["repeat"] == 0)
+    ].iloc[0]
+    table = weight_drift(Pair.open(tmp_path / "networks" / "base", tmp_path / "networks" / "dpo"), spectra=False).table
+    whole = table[(table["item"] == "all weights") & (table["condition"] == ESTIMATE) & (table["metric"] == names.NORM)]
+    assert whole["value"].iloc[0] == pytest.approx(row[names.NORM], rel=1e-5)
 
 
 # ---- measures, beside slow twins

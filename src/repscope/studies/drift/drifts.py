@@ -23,6 +23,7 @@ from repscope.studies.run.study import Context
 from repscope.worlds.rewarded.evaluation import log_probabilities, samples
 from repscope.worlds.rewarded.methods import METHODS
 from repscope.worlds.rewarded.task import RewardedWorlds, generator_of
+from repscope.worlds.small_lm.files import write_folder
 
 _CORPUS = 64  #: documents for representations
 _SAMPLES = 256  #: for next tokens
@@ -233,6 +234,23 @@ def _rescaled(vectors: Tensor, like: Tensor) -> Tensor:
     """Vectors with the norms of others."""
     size: Tensor = like.norm(dim=-1, keepdim=True) / vectors.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     return vectors * size
+
+
+def folder_of(name: str) -> str:
+    """The folder of a method's network: "sft-best-of-base"."""
+    return name.lower().replace(", ", "-").replace(" ", "-")
+
+
+def folders(lab: Lab, context: Context) -> Result:
+    """The base and the matched networks of the first world as Hugging Face folders, for `repscope compare` and other tools."""
+    home = context.artifacts / "networks"
+    write_folder(lab.shape, base_of(context), 0, home / "base")
+    for name in METHODS:
+        runs, state = loaded(context, name, names.AT_REWARD, lab.options.rate)
+        for i, run in enumerate(runs.itertuples()):
+            if run.seed == 0 and run.matched:
+                write_folder(lab.shape, state, i, home / (folder_of(name) + ("-another-seed" if run.repeat else "")))
+    return Result.of([])
 
 
 def _documents(lab: Lab, n: int) -> int:

@@ -67,7 +67,11 @@ def answer(record: Record[DriftOptions]) -> Answer:
     for row in select(table, metric=names.SLOPE, condition=ESTIMATE).to_dict("records"):
         null = select(table, metric=names.SLOPE, condition=PERMUTED_GAPS, item=row["item"]).to_dict("records")[0]
         lines.append(f"Slope of drift on the gap, {row['item']}: {format_estimate(row)}; permuted gaps {format_estimate(null)}.")
-    return Answer([*lines, *record.notes])
+    home = record.artifacts / "networks"
+    written = (
+        [f"Networks of the first world: {home}; for instance `repscope compare {home}/base {home}/dpo`."] if home.is_dir() else []
+    )
+    return Answer([*lines, *record.notes, *written])
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,8 @@ def steps(setup: Setup[DriftOptions]) -> list[Step]:
         ),
         Step("imitation", partial(gaps.imitation, lab), _cost(lab, o.seeds * max(o.levels)), needs=("pretraining", "samples")),
     ]
+    if not o.tiny:
+        made.append(Step("networks", partial(drifts.folders, lab), lambda: Cost(disk_bytes=4e6), needs=("pretraining", *methods)))
     for name in gaps.METHODS:
         needs = ("pretraining", "samples", "imitation")
         made.append(Step(f"gap {name}", partial(gaps.closed, lab, name), _cost(lab, gap_nets * o.updates), needs=needs))

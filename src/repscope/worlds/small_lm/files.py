@@ -32,9 +32,15 @@ def write_folder(shape: Shape, state: State, network: int, folder: Path) -> Path
 
     The tokenizer splits at spaces: the text "3 0 12" is the tokens 3, 0, 12.
     """
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with whole_folder(folder) as partial:
         huggingface(shape, state, network).save_pretrained(partial)
         _tokenizer(shape.vocab).save_pretrained(partial)
+    if shown:
+        logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     return folder
 
 
