@@ -136,6 +136,8 @@ CONDITIONS: dict[str, Condition] = {
             "bound",
             "orange",
         ),
+        Condition("dMMSE", "The exact predictor of the regression tasks that networks are trained on.", "bound", "black"),
+        Condition("ridge", "The exact predictor of regression tasks that are normally distributed.", "bound", "orange"),
         Condition("LSTM", "Recurrent networks trained on the same documents.", "setting", "sky"),
         Condition("untrained network", "The same networks before training.", "control", "grey"),
         Condition("trained on one concept", "Networks that saw documents of one concept alone.", "setting", "purple"),

@@ -4,15 +4,20 @@ from repscope.trace.bayes.distances import kl, total_variation
 from repscope.trace.bayes.hmm import HiddenMarkovModel
 from repscope.trace.bayes.mixture import Forecast, Mixture
 from repscope.trace.bayes.prompted import PromptForecast, format_aware, oracle, pretraining
+from repscope.trace.bayes.regression import RegressionOptions, regression_result
+from repscope.trace.bayes.token_map import TokenMap
 
 __all__ = [
     "Forecast",
     "HiddenMarkovModel",
     "Mixture",
     "PromptForecast",
+    "RegressionOptions",
+    "TokenMap",
     "format_aware",
     "kl",
     "oracle",
     "pretraining",
+    "regression_result",
     "total_variation",
 ]
