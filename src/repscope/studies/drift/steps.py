@@ -52,7 +52,10 @@ def steps(setup: Setup[DriftOptions]) -> list[Step]:
             "steering", partial(drifts.steering, lab), _cost(lab, 6 * o.seeds * (o.fitting + 30)), needs=("pretraining", *methods)
         ),
         Step(
-            "precision", partial(precision.twins, lab), _cost(lab, 6 * o.seeds * o.small_updates), needs=("pretraining", "samples")
+            "precision",
+            partial(precision.twins, lab),
+            _cost(lab, 12 * o.seeds * o.small_updates * len(o.small_rates)),
+            needs=("pretraining", "samples"),
         ),
         Step("imitation", partial(gaps.imitation, lab), _cost(lab, o.seeds * max(o.levels)), needs=("pretraining", "samples")),
     ]
