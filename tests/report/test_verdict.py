@@ -231,10 +231,11 @@ def test_connect(rows, reply, words):
     assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
 
 
-def bayes(token=0.05, last=0.07, change=-0.05, rise=0.2, ceiling=0.25, half=0.02):
+def bayes(token=0.05, last=0.07, change=-0.05, rise=0.2, ceiling=0.25, half=0.02, untrained=1.5):
     of = "uniform delimiter, L = 3"
     return [
         row(token, half, metric="KL to Bayes per token", item="transformers", split="documents"),
+        row(untrained, half, metric="KL to Bayes per token", item="transformers", split="documents", condition="untrained network"),
         row(last, half, metric="KL to Bayes", item=f"{of}, k = 16"),
         row(0.05, half, metric="KL to Bayes", item=f"{of}, k = 0"),
         row(change, half, metric="change of KL to Bayes", item=of, split="k = 1 to 16"),
@@ -251,6 +252,7 @@ def bayes(token=0.05, last=0.07, change=-0.05, rise=0.2, ceiling=0.25, half=0.02
         (bayes(change=0.01), "Partly", "with no clear trend"),
         (bayes(change=0.05), "Partly", "growing"),
         (bayes(token=0.3), "No", "too far"),
+        (bayes(token=1.4), "Cannot tell", "hardly learned"),
         (bayes(rise=0.0), "No", "do not help them"),
         (bayes(ceiling=0.01), "Cannot tell", "does not learn"),
         (bayes(token=0.1), "Cannot tell", "do not show"),

@@ -93,7 +93,10 @@ def test_a_killed_run_goes_on(done, tmp_path, monkeypatch):
         (["--slots", "2"], "greater than or equal to 3"),
         (["--symbols", "3", "--values", "1"], "greater than or equal to 2"),
         (["--rate", "nan"], "rate"),
-        (["--lengths", "1"], "an input symbol and a label"),
+        (["--lengths", "1"], "every length is at least 2"),
+        (["--floors", "0"], "between 0 and 1"),
+        (["--floors", "nan"], "between 0 and 1"),
+        (["--width", "7"], "must be even"),
     ],
 )
 def test_mistakes_are_one_sentence(words, said, tmp_path, capsys):

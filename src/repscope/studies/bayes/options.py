@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from repscope.studies.run.options import StudyOptions
 
@@ -23,7 +23,30 @@ class BayesOptions(StudyOptions):
     lengths: tuple[int, ...] = Field((3, 5, 8), description="Symbols per example of a prompt, label included.")
     prompts: int = Field(500, ge=20, description="Prompts per length.")
     worlds: int = Field(20, ge=1, description="Worlds that the margin rule chooses from.")
-    floors: tuple[float, ...] = Field((1e-6, 1e-4, 1e-2), description="Floors under the transitions of the Bayes predictor.")
+    floors: tuple[float, ...] = Field(
+        (1e-6, 1e-4, 1e-2), description="Floors of the Bayes predictor's sweep; main numbers have 0.01."
+    )
+
+    @field_validator("floors")
+    @classmethod
+    def _floors_between(cls, floors: tuple[float, ...]) -> tuple[float, ...]:
+        if not floors or not all(0 < floor < 1 for floor in floors):
+            raise ValueError("every floor must be between 0 and 1, both excluded, such as 1e-4")
+        return tuple(dict.fromkeys(floors))
+
+    @field_validator("lengths")
+    @classmethod
+    def _lengths_of_examples(cls, lengths: tuple[int, ...]) -> tuple[int, ...]:
+        if not lengths or min(lengths) < 2:
+            raise ValueError("an example has an input symbol and a label, so every length is at least 2")
+        return tuple(dict.fromkeys(lengths))
+
+    @field_validator("width")
+    @classmethod
+    def _width_of_two_heads(cls, width: int) -> int:
+        if width % 2:
+            raise ValueError("networks have two heads, so the width must be even")
+        return width
 
     def sized(self) -> "BayesOptions":
         """With the smaller numbers of `tiny` and `short`."""

@@ -63,7 +63,7 @@ def _training_cost(task: BayesTask, kind: Kind) -> Callable[[], Cost]:
         o = task.options
         weights = 24 * o.width**2 + o.symbols * o.width if not kind.recurrent else 32 * o.width**2
         tokens = task.updates(kind) * o.batch * o.length * o.networks
-        return Cost(tokens, 6.0 * tokens * (weights + 2 * o.length * o.width), 0.0, 4e8)
+        return Cost(tokens, 6.0 * tokens * (weights + 2 * o.length * o.width), memory_bytes=4e8)
 
     return cost
 
@@ -73,7 +73,9 @@ def _prompts_cost(task: BayesTask) -> Callable[[], Cost]:
         o = task.options
         tokens = len(o.lengths) * o.prompts * o.length
         states = o.values * o.slots
-        return Cost(tokens, 2.0 * tokens * o.networks * 24 * o.width**2, 2.0 * tokens * o.concepts * o.slots * states**2, 4e8)
+        return Cost(
+            tokens, 2.0 * tokens * o.networks * 24 * o.width**2, 2.0 * tokens * o.concepts * o.slots * states**2, memory_bytes=4e8
+        )
 
     return cost
 

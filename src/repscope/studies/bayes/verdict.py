@@ -24,6 +24,9 @@ def verdict(table: pd.DataFrame) -> Verdict:
     series = names.series(names.UNIFORM, length)
     change = _first(select(table, metric=names.CHANGE, condition=ESTIMATE, item=series, split=f"k = 1 to {most}"))
     rise, ceiling = (_first(select(table, metric=names.RISE, condition=c, item=series)) for c in (ESTIMATE, names.MIXTURE))
+    untrained = _first(select(table, metric=names.TOKEN_KL, condition=names.UNTRAINED, item="transformers"))
+    if untrained is not None and not token["hi"] < limits["learned"] * untrained["lo"]:
+        return Verdict("Cannot tell", "The networks have hardly learned to predict documents; train them longer.")
     said = f"Networks are {token['value']:.2f} nats per token from exact Bayes; after {most} examples {last['value']:.2f},"
     document, prompt = side(token, limits["near"]), side(last, limits["near"])
     if document == "above":
