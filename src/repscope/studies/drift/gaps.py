@@ -83,9 +83,13 @@ def closed(lab: Lab, name: str, context: Context) -> Result:
         rows = list(_rows(table, o.seed, name))
     missed = table[~table["matched"]]
     notes = [
-        f"gap: {name} from seed {r.seed} level {r.level} "
-        + (f"begins {-r.gap:.2f} beyond the target." if r.gap <= 0 else f"missed the target ({r.reward:.2f} of {r.target:.2f}).")
-        for r in missed.itertuples()
+        f"gap: {name} from seed {r['seed']} level {r['level']} "
+        + (
+            f"begins {-r['gap']:.2f} beyond the target."
+            if r["gap"] <= 0
+            else f"missed the target ({r['reward']:.2f} of {r['target']:.2f})."
+        )
+        for r in missed.to_dict("records")
     ]
     return Result.of(rows, side={f"gap-{name}": table}, notes=tuple(notes))
 
