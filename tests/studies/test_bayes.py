@@ -106,9 +106,22 @@ def test_mistakes_are_one_sentence(words, said, tmp_path, capsys):
     assert "Traceback" not in error
 
 
+def test_regression_is_beside_its_exact_predictors(done):
+    rows = select(done.table, metric="regression error", item="2 tasks, unseen tasks")
+    assert set(rows["condition"]) == {ESTIMATE, "dMMSE", "ridge", names.UNTRAINED}
+    assert len(select(done.table, metric="nearer to ridge", condition=ESTIMATE)) == 2
+
+
 def test_the_plan_and_the_page(done, tmp_path, capsys):
     page = (done.folder / "report.html").read_text()
-    for said in ("Distance from Bayes", "Where examples do not help", "floor", "Worlds that were looked at", "untrained network"):
+    for said in (
+        "In-context linear regression",
+        "Distance from Bayes",
+        "Where examples do not help",
+        "floor",
+        "Worlds that were looked at",
+        "untrained network",
+    ):
         assert said in page
     assert command(["study", "bayes", "--plan", "--short", "--out", str(tmp_path)]) == 0
     assert "train transformers" in capsys.readouterr().out

@@ -111,6 +111,14 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path):
     np.testing.assert_array_equal(train(logits, start, documents, schedule, saved=saved).losses, whole.losses)
 
 
+def test_an_lstm_continues_with_its_most_likely_token():
+    state = lstm.initial(LSTM, [0, 1])
+    found = lstm.generate(LSTM, state, documents(0, 2)[..., :3], 4)
+    assert torch.equal(found[..., 3:], lstm.logits(LSTM, state, found)[:, :, 2:-1].argmax(-1))
+    one, two = (lstm.generate(LSTM, state, documents(0, 2)[..., :3], 9, torch.Generator().manual_seed(s)) for s in (1, 2))
+    assert not torch.equal(one, two)
+
+
 def test_generation_equals_the_plain_pass():
     state = transformer.initial(SHAPE, [0, 1])
     found = transformer.generate(SHAPE, state, documents(0, 2)[..., :2], 6, None)

@@ -9,7 +9,7 @@ from repscope.report.charts import grids
 from repscope.report.page import Figure, Item, Page, Section, Table
 from repscope.report.text import format_estimate
 from repscope.results import select
-from repscope.studies.bayes import names
+from repscope.studies.bayes import names, regression_page
 from repscope.studies.bayes.options import BayesOptions
 from repscope.studies.run.study import Answer, Record
 
@@ -28,7 +28,7 @@ def page(record: Record[BayesOptions]) -> Page:
         "Not tested: language models, whose pretraining distribution nobody knows.",
         headline=_headline(table),
         key=_key(table),
-        sections=(_distances(table), _contrast(table), _floors(table), _elsewhere(record)),
+        sections=(_distances(table), _contrast(table), _floors(table), regression_page.section(table), _elsewhere(record)),
     )
 
 
@@ -41,7 +41,7 @@ def answer(record: Record[BayesOptions]) -> Answer:
         ceiling = select(table, metric=names.RISE, condition=names.MIXTURE, item=row["item"]).to_dict("records")
         beside = f", exact Bayes by {format_estimate(ceiling[0])}" if ceiling else ""
         lines.append(f"{row['item']}: accuracy on clear labels rises by {format_estimate(row)}{beside} ({row['split']}).")
-    return Answer(lines)
+    return Answer(lines + regression_page.lines(table))
 
 
 def _curves(table: pd.DataFrame, metric: str, titles: tuple[str, ...], conditions: tuple[str, ...] = _BESIDE) -> pd.DataFrame:

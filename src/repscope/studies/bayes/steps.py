@@ -6,6 +6,7 @@
 3. Prompts: what networks and exact predictors answer after 0 to k examples; accuracy against the oracle's label, KL and total
    variation to the mixture that was trained on; the floor sweep; concepts that were never seen; the same examples in two orders.
 4. Changes from no example to the most, paired by prompt.
+5. In-context linear regression over task diversity, with exact predictors (`trace.bayes.regression`).
 Controls: untrained networks; exact predictors as ceilings; the published delimiter; networks of one concept, on theirs and on all.
 """
 
@@ -49,6 +50,7 @@ def steps(setup: Setup[BayesOptions]) -> list[Step]:
     )
     for kind, compute in asks:
         made.append(Step(f"prompts {kind.name}", partial(compute, task), _prompts_cost(task), needs=(f"train {kind.name}",)))
+    made.append(Step("regression", partial(_regression, task), _regression_cost(task)))
     return made
 
 
@@ -78,6 +80,20 @@ def _prompts_cost(task: BayesTask) -> Callable[[], Cost]:
         )
 
     return cost
+
+
+def _regression_cost(task: BayesTask) -> Callable[[], Cost]:
+    def cost() -> Cost:
+        o = task.regression
+        tokens = len(o.diversities) * o.seeds * o.steps * o.batch * 2 * o.world.examples
+        return Cost(tokens, 6.0 * tokens * o.layers * 12 * o.width**2, 0.0, 4e8)
+
+    return cost
+
+
+def _regression(task: BayesTask, context: Context) -> Result:
+    """In-context linear regression over task diversity."""
+    return bayes.regression_result(task.regression, saved=context.partial / "training.safetensors")
 
 
 def _world(task: BayesTask, context: Context) -> Result:

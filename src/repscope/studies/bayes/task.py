@@ -13,6 +13,7 @@ from repscope.errors import UserError
 from repscope.models.loading.stacked_weights import State
 from repscope.studies.bayes import names
 from repscope.studies.bayes.options import BayesOptions
+from repscope.trace.bayes import RegressionOptions
 from repscope.worlds.ginc import PUBLISHED, GincPrompts, GincSizes, GincWorld, prompts, scan
 from repscope.worlds.small_lm import Training, lstm, transformer
 
@@ -58,6 +59,14 @@ class BayesTask:
         """The world with a uniform delimiter that the margin rule chooses, and what was looked at."""
         first = 1 + 1000 * self.options.seed
         return scan(self.sizes, range(first, first + self.options.worlds), length=min(self.options.lengths))
+
+    @property
+    def regression(self) -> RegressionOptions:
+        """Sizes of the step on linear regression."""
+        o = self.options
+        if o.tiny:
+            return RegressionOptions.tiny(o.seed)
+        return RegressionOptions.short(o.seed) if o.short else RegressionOptions(seed=o.seed)
 
     def world(self, delimiter: str) -> GincWorld:
         """The chosen world, or the same draw with the published delimiter."""

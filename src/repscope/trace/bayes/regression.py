@@ -47,14 +47,14 @@ class RegressionOptions:
     Raises a `UserError` when there is nothing to train or to evaluate.
     """
 
-    world: Regression = field(default_factory=lambda: Regression(4, 8))
-    diversities: tuple[int | None, ...] = (2, 8, 32, 128, 512, None)
+    world: Regression = field(default_factory=lambda: Regression(2, 8))
+    diversities: tuple[int | None, ...] = (2, 4, 8, 16, 32, 128, None)
     seeds: int = 2
     width: int = 32
     layers: int = 2
-    steps: int = 2000
-    batch: int = 64
-    rate: float = 3e-3
+    steps: int = 2200
+    batch: int = 32
+    rate: float = 4e-3
     prompts: int = 500
     seed: int = 0
 
@@ -68,7 +68,7 @@ class RegressionOptions:
     @classmethod
     def short(cls, seed: int = 0) -> "RegressionOptions":
         """Less than a minute of one core."""
-        return cls(diversities=(2, 32, None), seeds=1, steps=1200, prompts=300, seed=seed)
+        return cls(diversities=(2, 16, None), seeds=1, steps=1800, prompts=300, seed=seed)
 
     @classmethod
     def tiny(cls, seed: int = 0) -> "RegressionOptions":

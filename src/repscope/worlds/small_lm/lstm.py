@@ -72,3 +72,17 @@ def logits(
             out.append(h)
         x = torch.stack(out, 2).view(n, b * t, shape.width)
     return torch.baddbmm(state["head.bias"][:, None], x, table.mT).view(n, b, t, shape.vocab)
+
+
+@torch.no_grad()
+def generate(
+    shape: LSTMShape, state: State, start: Int[Tensor, "network document token"], new: int, generator: torch.Generator | None = None
+) -> Int[Tensor, "network document token"]:
+    """Continue documents by `new` tokens: sampled, or the most likely ones without a generator."""
+    tokens = start
+    for _ in range(new):
+        odds = logits(shape, state, tokens)[:, :, -1]
+        if generator is not None:  # the exponential race: argmax of p / e is a sample of p
+            odds = odds.softmax(-1) / torch.empty_like(odds).exponential_(generator=generator)
+        tokens = torch.cat([tokens, odds.argmax(-1, keepdim=True)], -1)
+    return tokens
