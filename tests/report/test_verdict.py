@@ -276,12 +276,15 @@ def compared(norm, same=0.1, cka=None, unshifted=None, half=0.001, rounding=0.00
 @pytest.mark.parametrize(
     ("rows", "reply", "words"),
     [
-        (compared(0.0, 1.0, half=0.0), "No", "identical"),
+        (compared(0.0, 1.0, half=0.0), "No", "The weights are identical"),
+        (compared(0.0, 1.0, cka=(1.0, 1.0), unshifted=1.0), "No", "The checkpoints are identical"),
+        (compared(0.0, 1.0, cka=(0.99, 0.5), unshifted=0.5), "Partly", "The weights are identical, representations change"),
         (compared(0.05), "Yes", "change by more than 1 %"),
         (compared(0.005), "No", "barely change: by less than 1 %"),
         (compared(0.001, half=0.0001), "No", "less than rounding"),
-        (compared(0.01), "Cannot tell", "is open"),
-        (compared(0.05, half=float("nan")), "Cannot tell", "is open"),
+        (compared(0.014, half=0.005), "Yes", "more than 1 %"),
+        (compared(0.05, half=float("nan")), "Yes", "more than 1 %"),
+        ([], "Cannot tell", "not compared"),
         (compared(0.05, cka=(0.99, 0.5), unshifted=0.5), "Yes", "change, representations change and next tokens change"),
         (compared(0.005, cka=(0.99, 0.98), unshifted=0.97), "No", "representations stay alike and next tokens stay the same"),
         (

@@ -57,7 +57,7 @@ def test_a_checkpoint_and_itself_are_identical(home, tmp_path, capsys):
     assert run(["compare", base, base, "--weights-only", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
     assert "are identical" in said
-    assert "No. The checkpoints are identical: every weight has the same bits." in said
+    assert "No. The weights are identical: every weight has the same bits." in said
     told = answered(capsys, base, base, "--weights-only", "--out", tmp_path)
     assert told["page"] == said.splitlines()[-1], "the same question is the same run"
     for metric, value in {"relative Frobenius norm": 0, "cosine": 1, "unchanged in float32": 1, "effective rank": 0}.items():

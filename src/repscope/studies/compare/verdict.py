@@ -1,6 +1,7 @@
 """The verdict of `compare`: whether weights, representations and next tokens changed, each by a rule of its own.
 
-Weights: by the relative Frobenius norm over all of them; equal bits of every entry are "identical". Representations: by the site
+Weights: by the relative Frobenius norm over all of them; equal bits of every entry are identical weights, and identical checkpoints
+if nothing else differs either (another configuration makes another function of the same weights). Representations: by the site
 with the lowest CKA. Next tokens: by the share of the tuned network's answer that is the base's first choice too.
 """
 
@@ -29,32 +30,36 @@ _CLAUSES = {
 
 def verdict(table: pd.DataFrame) -> Verdict:
     """From all rows of a run."""
-    if _value(table, UNCHANGED32) == 1.0:
-        return Verdict("No", "The checkpoints are identical: every weight has the same bits.")
-    parts = {WEIGHTS: _weights(table)}
+    same = _value(table, UNCHANGED32) == 1.0
+    parts = {WEIGHTS: Verdict("No", "Every weight has the same bits.") if same else _weights(table)}
     cka = select(table, metric="CKA", condition=ESTIMATE).to_dict("records")
     if cka:
         parts[REPRESENTATIONS] = _representations(cka)
     unshifted = select(table, metric="unshifted", condition=ESTIMATE, item="").to_dict("records")
     if unshifted:
         parts[TOKENS] = _tokens(unshifted[0])
+    if same and all(part.reply == "No" for part in parts.values()):
+        of = "checkpoints" if len(parts) > 1 else "weights"
+        return Verdict("No", f"The {of} are identical: every weight has the same bits.")
     if len(parts) == 1:
         return parts[WEIGHTS]
     clauses = [_CLAUSES[name, part.reply] for name, part in parts.items()]
+    if same:  # another configuration: the same weights are another function
+        clauses[0] = "the weights are identical"
     why = f"{', '.join(clauses[:-1])} and {clauses[-1]}."
     return Verdict(joined(parts.values()), why[:1].upper() + why[1:], parts)
 
 
 def _weights(table: pd.DataFrame) -> Verdict:
-    rows = select(table, metric=NORM, condition=ESTIMATE, item=ALL).to_dict("records")
+    """By the value itself: both checkpoints are read whole, so the interval over tensors is no doubt about their total."""
+    norm = _value(table, NORM)
     barely = thresholds("compare")["barely"]
-    where = side(rows[0] if rows else None, barely)
-    if where == "above":
+    if norm is None:
+        return Verdict("Cannot tell", "The weights were not compared.")
+    if norm > barely:
         return Verdict("Yes", f"The weights change by more than {barely * 100:g} % of their norm.")
-    if where == "unclear":
-        return Verdict("Cannot tell", f"Whether the weights change by more than {barely * 100:g} % of their norm is open.")
     rounding = _value(table, NORM, ROUNDING)
-    if rounding is not None and float(rows[0]["hi"]) < rounding:
+    if rounding is not None and norm < rounding:
         return Verdict("No", "The weights barely change: by less than rounding them to bfloat16 would.")
     return Verdict("No", f"The weights barely change: by less than {barely * 100:g} % of their norm.")
 
