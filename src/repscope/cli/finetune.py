@@ -1,6 +1,7 @@
 """`repscope finetune`: a series of checkpoints of one model, by SFT, DPO, REINFORCE or GRPO."""
 
 import json as jsonlib
+from math import isnan
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -103,9 +104,9 @@ def finetune(
     record = jsonlib.loads((found.folder / RECORD).read_text(encoding="utf-8"))
     rows = [{str(k): v for k, v in row.items()} for row in found.table.drop(columns="path").to_dict("records")]
     if json:
-        print(
-            jsonlib.dumps({"set": str(out), "checkpoints": rows, "facts": record["facts"], "notes": record["notes"]}, default=str)
-        )
+        rows = [{k: None if isinstance(v, float) and isnan(v) else v for k, v in row.items()} for row in rows]  # JSON has no NaN
+        told = {"set": str(out), "checkpoints": rows, "facts": record["facts"], "notes": record["notes"]}
+        print(jsonlib.dumps(told, default=str))
         return
     print_notes(record["notes"])
     print_table([{k: row[k] for k in _SHOWN if k in row} for row in rows], title=f"{method} of {record['model']}: {record['says']}")

@@ -153,6 +153,8 @@ def test_a_finished_run_is_opened_and_another_is_refused(series, tmp_path):
     assert finetune(lm, options, found.folder, task=TASK).table.equals(found.table)
     with pytest.raises(UserError, match=r"holds another fine-tuning \(seed differs\)"):
         finetune(lm, replace(options, seed=1), found.folder, task=TASK)
+    with pytest.raises(UserError, match=r"\(reward differs\)"):
+        finetune(lm, options, found.folder, task=TASK, reward=lambda prompt, answer: 0.5)
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(UserError, match="holds other files"):
         finetune(lm, options, tmp_path, task=TASK)

@@ -4,8 +4,11 @@ A row has a prompt, and a completion (sft) or a chosen and a rejected answer (dp
 Prompts are asked in the model's chat template where it has one, else as they are. Held-out prompts are never trained on.
 """
 
+import hashlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -99,15 +102,39 @@ def reward_named(name: str) -> Reward:
 
 
 def checked(reward: Reward) -> Reward:
-    """The reward, refused when it is no number in [0, 1]."""
+    """The reward, refused when it fails or is no number in [0, 1]."""
 
+    @wraps(reward)
     def wrapped(prompt: str, answer: str) -> float:
-        value = reward(prompt, answer)
+        try:
+            value = reward(prompt, answer)
+        except Exception as error:  # the user's own code
+            said = f"{type(error).__name__}: {error}"
+            raise UserError(f"The reward {_name(reward)} failed on the answer {answer!r} ({said}); mend it.") from error
         if not isinstance(value, (int, float, np.number)) or not 0 <= float(value) <= 1:
             raise UserError(f"The reward of {answer!r} is {value!r}; a reward is a number from 0 to 1.")
         return float(value)
 
     return wrapped
+
+
+def identity_of(reward: Reward | None) -> str | None:
+    """Name of a reward and a digest of the file it is written in: another reward is another fine-tuning."""
+    if reward is None:
+        return None
+    own: Any = inspect.unwrap(reward)
+    while isinstance(own, partial):
+        own = own.func
+    written = own if hasattr(own, "__code__") or inspect.ismethod(own) else type(own)
+    try:
+        source = Path(inspect.getfile(written)).read_bytes()
+    except (TypeError, OSError):  # no file: of an interactive session
+        source = getattr(getattr(own, "__code__", None), "co_code", b"")
+    return f"{_name(own)} {hashlib.sha256(source).hexdigest()[:16]}"
+
+
+def _name(reward: Reward) -> str:
+    return f"{getattr(reward, '__module__', '')}:{getattr(reward, '__qualname__', type(reward).__name__)}"
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> Ids:

@@ -31,7 +31,17 @@ from repscope.models.loading.sources import load
 from repscope.progress import progress
 from repscope.trace.finetuning import checks
 from repscope.trace.finetuning.answers import sampled
-from repscope.trace.finetuning.examples import Examples, Reward, checked, fitting, from_file, from_task, pairs_of, prompt_ids
+from repscope.trace.finetuning.examples import (
+    Examples,
+    Reward,
+    checked,
+    fitting,
+    from_file,
+    from_task,
+    identity_of,
+    pairs_of,
+    prompt_ids,
+)
 from repscope.trace.finetuning.options import BASE, METHODS, STATE, FineTuning
 from repscope.trace.finetuning.trainers import libraries, quiet, trainer
 
@@ -228,7 +238,7 @@ def _record(lm: LanguageModel, examples: Examples, options: FineTuning) -> dict[
     own = options.as_dict() | {
         "model": str(lm.fingerprint),
         "rows": hashlib.sha256(rows.encode()).hexdigest()[:16],
-        "rewarded": examples.reward is not None,
+        "reward": identity_of(examples.reward),
     }
     versions = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
     return {"run": own, "model": lm.name, "data": examples.name, "says": METHODS[options.method].says, "versions": versions}
