@@ -12,7 +12,7 @@ class DriftOptions(StudyOptions):
 
     seeds: int = Field(5, ge=2, description="Number of worlds; each has a corpus, a pretrained network and runs of its own.")
     width: int = Field(48, ge=4, description="Width of the networks (two blocks of the GPT-2 layout, two heads).")
-    pretraining: int = Field(800, ge=1, description="Pretraining steps of 64 documents.")
+    pretraining: int = Field(600, ge=1, description="Pretraining steps of 64 documents.")
     gain: float = Field(0.2, gt=0, lt=1, description="Reward above the base's at which the methods are compared.")
     divergence: float = Field(0.15, gt=0, description="KL from the base (nats per token) at which they are compared, too.")
     rate: float = Field(3e-4, gt=0, allow_inf_nan=False, description="Learning rate of the main comparison.")
@@ -20,7 +20,7 @@ class DriftOptions(StudyOptions):
     updates: int = Field(
         160, ge=1, description="Most updates of a run at the main rate; other rates have proportionally more or fewer."
     )
-    documents: int = Field(1024, ge=16, description="Documents per network of an evaluation of the reward.")
+    documents: int = Field(512, ge=16, description="Documents per network of an evaluation of the reward.")
     levels: tuple[int, ...] = Field((0, 6, 12, 18, 26), description="Updates of imitation at the checkpoints from which RL starts.")
     gap_gain: float = Field(0.33, gt=0, lt=1, description="Reward above the base's to which every imitation checkpoint is brought.")
     small_rates: tuple[float, ...] = Field(
