@@ -26,7 +26,7 @@ def section(table: pd.DataFrame) -> Section:
             SOURCES[1]: "On new tasks ridge is exact. A network below dMMSE generalises beyond the tasks that it was trained on.",
         }[source]
         items.append(_figure(rows, f"Squared error, {source}", "squared error per dimension", caption))
-    caption = "Above zero: nearer to ridge. Below: nearer to the exact predictor of the pretraining tasks."
+    caption = "Above zero: nearer to ridge. With many tasks both predict almost the same: compare with untrained networks."
     rows = _by_tasks(table, NEARER, SOURCES[1])
     items.append(_figure(rows, f"Distance to dMMSE minus distance to ridge, {SOURCES[1]}", "difference", caption))
     items.append(Table(_numbers(table), "Regression", "Means over at least one pair; 95 % intervals over prompts."))
