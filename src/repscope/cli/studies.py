@@ -16,7 +16,6 @@ from repscope.studies.catalogue import ALL, ANSWERED, Entry, study
 
 _GROUPS = {"study": "Answer one of the ten questions about a network.", "bench": "Benchmark methods where the answer is known."}
 _OPTIONS = Group("Options")
-_LEAST_MINUTES = 0.8  #: no short form takes less
 
 
 def register(arguments: Sequence[str]) -> None:
@@ -156,10 +155,10 @@ def tour(
     told: list[dict[str, Any]] = []
     for name in ANSWERED:
         left = minutes - (time.monotonic() - started) / 60
-        if told and left < _LEAST_MINUTES:  # to forecast may itself take longer than that: a corpus is read for it
+        found = study(name)
+        if told and left < found.least_minutes:
             print(f"{name} is left out: {max(0, round(60 * left))} s are left of --minutes {minutes:g}.", file=sys.stderr)
             continue
-        found = study(name)
         chosen = {"model": model} if model and "model" in found.options.model_fields else {}
         run = Run(found, found.options(short=True, seed=seed, **chosen), out=out, fresh=fresh)
         if told and (needed := run.minutes_left()) > left:

@@ -180,11 +180,12 @@ def convert(path: Path, folder: Path, *, name: str, source_sha256: str) -> None:
     damaged, its architecture is unknown to transformers, or it would load wrongly; an `OSError` with ENOSPC when the disk is full.
     """
     with progress(f"converting {name} (once)", 5) as advance:
-        held = table(path)
-        checked(held.header, path)
-        need_space(folder, int(sum(held.weights.values()) * 4 * 1.02) + 50_000_000)
-        advance(1)
-        model, tokenizer = _read(path, held, advance)
+        with _read_once():
+            held = table(path)
+            checked(held.header, path)
+            need_space(folder, int(sum(held.weights.values()) * 4 * 1.02) + 50_000_000)
+            advance(1)
+            model, tokenizer = _read(path, held, advance)
         _write(model, tokenizer, folder)
         import transformers
 
@@ -290,6 +291,26 @@ class _Muted(io.TextIOBase):
     def flush(self) -> None:
         """Flush the real stream."""
         self._real.flush()
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """One reader per file: transformers opens it for the configuration, the weights and the tokenizer, seconds each."""
+    import gguf
+
+    real, held = gguf.GGUFReader, {}
+
+    def reader(path: Any, *mode: Any) -> Any:
+        key = (str(Path(path).resolve()), *mode)
+        if key not in held:
+            held[key] = real(path, *mode)
+        return held[key]
+
+    gguf.GGUFReader = reader  # type: ignore[misc,assignment]
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = real  # type: ignore[misc]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from repscope.discovery.comparison import RANDOM_METHOD
 from repscope.studies.run.options import ModelOptions, TableOptions
 
-MOST_PROMPTS = 4  #: for discovery, and as many held out, of the short form
+MOST_PROMPTS = 3  #: for discovery, and as many held out, of the short form
 
 
 class DiscoverOptions(ModelOptions, TableOptions):
@@ -68,7 +68,7 @@ class DiscoverOptions(ModelOptions, TableOptions):
             small = {"vectors": 4, "steps": 3, "seeds": 2, "new_tokens": 3, "tokens": "last 3", "plain": True}
             small["methods"] = (RANDOM_METHOD, "L2", "L2 + contrastive", "Jacobian")
         elif self.short:
-            small = {"vectors": 4, "steps": 6, "seeds": 3, "new_tokens": 6}
+            small = {"vectors": 4, "steps": 6, "seeds": 3, "new_tokens": 5}
             small["methods"] = (RANDOM_METHOD, "L2", "L2 + contrastive", "Jacobian")
         return self.with_sizes(small)
 

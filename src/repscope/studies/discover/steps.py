@@ -36,7 +36,7 @@ _COMPARED = "L2"  #: the baseline of the other methods
 _LABELLED = ("sentiment", "formality", "language", "honesty")  #: contrasts of the supervised directions
 _SHOWN = 2  #: continuations of a cluster
 _DOSES = (0.25, 0.5, 1.0, 1.5)
-_CALIBRATED, _DRAWS, _ITERATIONS = 3, 8, 3  #: prompts, random vectors and power iterations of the short form's calibration
+_CALIBRATED, _DRAWS, _ITERATIONS = 2, 6, 3  #: prompts, random vectors and power iterations of the short form's calibration
 
 
 def steps(setup: Setup[DiscoverOptions]) -> list[Step]:
@@ -230,7 +230,7 @@ def _clusters(setup: Setup[DiscoverOptions], bed: "_Bed", names: list[str]) -> C
         best: dict[int, dict[str, Any]] = {}
         for row in sorted(heads, key=lambda r: -r["consistency"]):  # a cluster is shown by its most consistent member
             best.setdefault(row["cluster"], row)
-        shown = sorted(best.values(), key=lambda r: r["cluster"])[: 24 if not (o.tiny or o.short) else 4]
+        shown = sorted(best.values(), key=lambda r: r["cluster"])[: 24 if not (o.tiny or o.short) else 3]
         vectors = np.stack([cells[r["method"]]["vectors"][r["direction"]] for r in shown])
         length = max(o.new_tokens, 3) if o.tiny else 16 if o.short else 24
         wrote = texts(lm, prompts, ground.scale * vectors, ground.subject.site, new_tokens=length, temperature=0.0)

@@ -14,4 +14,5 @@ STUDY = Study(
     page=page,
     answer=answer,
     verdict=verdict,
+    least_minutes=2.0,
 )

@@ -151,7 +151,8 @@ class Study(Generic[AnyOptions]):
     verdict: from the table of a run that is not tiny; its rules' thresholds are in `report/verdicts.toml`.
     subject: for studies that train or combine networks; the others load `options.model`. verified: whether the engine is checked
     on the network and the checks join the run. positional: options that the command line takes without their name. unused: shared
-    options that mean nothing here, which it does not take.
+    options that mean nothing here, which it does not take. least_minutes: that its short form takes on any machine; with less
+    left, the tour makes no forecast, for which some studies read a corpus.
     """
 
     name: str
@@ -165,3 +166,4 @@ class Study(Generic[AnyOptions]):
     verified: bool = True
     positional: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    least_minutes: float = 0.8
