@@ -39,6 +39,14 @@ SHUFFLED_WITH_VECTOR = "vector after permuted shots"
 TASK_VECTOR = "task vector"
 RANDOM_HEADS = "random heads"
 OTHER_TASK = "vector of another task"
+OTHER_SHOTS = "shots of another task"
+NEUTRAL = "neutral prefix"
+LORA = "LoRA"
+FULL_TUNING = "full fine-tuning"
+LORA_PERMUTED = "LoRA, permuted outputs"
+FULL_TUNING_PERMUTED = "full fine-tuning, permuted outputs"
+TUNED_PERMUTED = "fine-tuned on permuted outputs"
+PERMUTED_TASKS = "permuted tasks"
 ANOTHER_HALF = "difference of halves"
 BFLOAT16 = "bfloat16 weights"
 FITTED_VECTORS = "fitted vectors"
@@ -179,6 +187,14 @@ CONDITIONS: dict[str, Condition] = {
         Condition(TASK_VECTOR, "The residual stream of few-shot prompts put in place of the query's.", "baseline", "vermillion"),
         Condition(RANDOM_HEADS, "A vector of as many random heads, of equal norm.", "control", "grey"),
         Condition(OTHER_TASK, "The vector of another task, of equal norm.", "control", "orange"),
+        Condition(OTHER_SHOTS, "The query after as many examples of another task, of as many tokens.", "control", "orange"),
+        Condition(NEUTRAL, "The query after neutral text that is as many tokens as the examples.", "baseline", "black"),
+        Condition(LORA, "The network after LoRA on the same k examples.", "setting", "blue"),
+        Condition(FULL_TUNING, "The network after full fine-tuning on the same k examples.", "setting", "sky"),
+        Condition(LORA_PERMUTED, "LoRA on the same examples with permuted outputs.", "control", "grey"),
+        Condition(FULL_TUNING_PERMUTED, "Full fine-tuning on the same examples with permuted outputs.", "control", "grey"),
+        Condition(TUNED_PERMUTED, "The estimate with fine-tuning on permuted outputs.", "control", "vermillion"),
+        Condition(PERMUTED_TASKS, "The same shifts with the tasks of one side permuted.", "control", "black"),
         # drift
         Condition(ANOTHER_HALF, "The difference of the same number from two halves of the documents.", "control", "purple"),
         Condition(BFLOAT16, "Training that rounds weights to bfloat16 after every update.", "setting", "orange"),
@@ -203,6 +219,7 @@ PARAMETRISED: dict[str, Condition] = {
         Condition(r"rank \d+", "The estimate at this rank of the inverse.", "setting", "sky"),
         Condition(r"dose [\d.e+-]+", "The estimate at this multiple of the step.", "setting", "sky"),
         Condition(r"map of .+", "The map of another relation on these subjects.", "control", "grey"),
+        Condition(r"(LoRA|full fine-tuning), step \d+", "Fine-tuning stopped at this step.", "setting", "ramp"),
         Condition(r"best of \d+ random directions", "The most effective of several random directions.", "control", "grey"),
     )
 }
