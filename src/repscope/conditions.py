@@ -41,6 +41,8 @@ RANDOM_HEADS = "random heads"
 OTHER_TASK = "vector of another task"
 OTHER_SHOTS = "shots of another task"
 NEUTRAL = "neutral prefix"
+OTHER_PROMPT = "prompt about something else"
+BASE_NETWORK = "base network"
 LORA = "LoRA"
 FULL_TUNING = "full fine-tuning"
 LORA_PERMUTED = "LoRA, permuted outputs"
@@ -172,7 +174,7 @@ CONDITIONS: dict[str, Condition] = {
             ANOTHER_SEED, "Two tuned checkpoints that differ in their seed alone, compared with each other.", "control", "black"
         ),
         Condition(ROUNDING, "The base and the same weights rounded to bfloat16.", "control", "purple"),
-        Condition("base network", "The same measurement on the base network, before tuning.", "baseline", "black"),
+        Condition(BASE_NETWORK, "The same measurement on the base network, before tuning.", "baseline", "black"),
         Condition("other prompts", "The base network on other prompts, in place of the tuned network.", "control", "grey"),
         Condition("refit on the tuned network", "The same fit repeated on the tuned network.", "bound", "orange"),
         Condition("two halves", "Two fits to different halves of the prompts, on one network.", "bound", "sky"),
@@ -189,6 +191,7 @@ CONDITIONS: dict[str, Condition] = {
         Condition(OTHER_TASK, "The vector of another task, of equal norm.", "control", "orange"),
         Condition(OTHER_SHOTS, "The query after as many examples of another task, of as many tokens.", "control", "orange"),
         Condition(NEUTRAL, "The query after neutral text that is as many tokens as the examples.", "baseline", "black"),
+        Condition(OTHER_PROMPT, "The base network after a prompt about something else, of as many tokens.", "control", "orange"),
         Condition(LORA, "The network after LoRA on the same k examples.", "setting", "blue"),
         Condition(FULL_TUNING, "The network after full fine-tuning on the same k examples.", "setting", "sky"),
         Condition(LORA_PERMUTED, "LoRA on the same examples with permuted outputs.", "control", "grey"),

@@ -8,7 +8,7 @@ import pytest
 from repscope.errors import UserError
 from repscope.models.sites import Site
 from repscope.results import Result
-from repscope.trace.task_shift.matching import common_share, match_rows, task_match
+from repscope.trace.task_shift.matching import common_share, directed, match_rows, task_match
 
 TASKS, SITES, WIDTH = 5, 3, 40
 
@@ -86,16 +86,64 @@ def test_ties_share_the_top_place():
     assert task_match(x, y).top[0, 0] == pytest.approx(0.5)
 
 
-def test_rows_name_site_condition_and_null():
+def halves(x, noise=0.0, seed=0):
+    """The same shifts in both halves of the queries, with noise."""
+    rng = np.random.default_rng(seed)
+    return np.stack([x + noise * rng.normal(size=x.shape) for _ in range(2)], axis=1)
+
+
+def test_a_shift_that_all_tasks_share_changes_nothing_but_raw_cosines():
+    x, y = planted(1.0)
+    rng = np.random.default_rng(7)
+    moved = task_match(x + 50 * rng.normal(size=(1, SITES, WIDTH)), y + 50 * rng.normal(size=(1, SITES, WIDTH)))
+    found = task_match(x, y)
+    np.testing.assert_allclose(moved.centred, found.centred, atol=1e-9)
+    np.testing.assert_allclose(moved.p_all, found.p_all)
+    assert np.abs(moved.raw - found.raw).max() > 0.1
+
+
+def test_a_way_matches_itself_by_one_and_rows_name_site_condition_and_null():
     x, y = planted(1.0)
     sites = [Site("resid_post", i) for i in range(3)]
-    rows = match_rows({"few-shot": x, "LoRA": y}, [("LoRA", "estimate", "few-shot", "LoRA")], sites)
+    shifts = {"few-shot": halves(x), "LoRA": halves(y)}
+    pairs = [("few-shot", "estimate", "few-shot", "few-shot"), ("LoRA", "estimate", "few-shot", "LoRA")]
+    rows, cosines = match_rows(shifts, pairs, sites)
     table = Result.of(rows).table
     assert table.row_id.is_unique
-    null = table[(table.condition == "permuted tasks") & (table.layer == 2)]
+    same = table[(table["item"] == "few-shot") & (table.metric == "match, same task")]
+    np.testing.assert_allclose(same.value, 1)
+    np.testing.assert_allclose(np.diagonal(cosines["few-shot"], axis1=1, axis2=2), 1)
+    np.testing.assert_allclose(cosines["LoRA"], task_match(x, y).centred)
+    null = table[(table.condition == "permuted tasks") & (table.layer == 2) & (table["item"] == "LoRA")]
     assert len(null) == 1
     assert abs(null.value.iloc[0]) < 0.1
     assert set(table[table.metric == "common share"].item) == {"few-shot", "LoRA"}
+
+
+def test_what_one_half_of_the_queries_shares_with_itself_is_no_match():
+    """Noise that both ways share query by query: a match of means over the same queries would be near 1."""
+    noise = np.random.default_rng(3).normal(size=(8, 2, 1, WIDTH))
+    rows, _ = match_rows({"few-shot": noise, "LoRA": noise}, [("LoRA", "estimate", "few-shot", "LoRA")], [Site("resid_post", 0)])
+    table = Result.of(rows).table
+    assert task_match(noise[:, 0], noise[:, 0]).same.min() == pytest.approx(1)
+    assert abs(table[(table.metric == "match") & (table.condition == "estimate")].value.item()) < 0.3
+    assert table[table.metric == "permutation p"].value.item() > 0.05
+
+
+def test_sites_without_a_shift_are_left_out_and_no_others():
+    x, y = planted(1.0)
+    y[:, 0] = 0  # blocks below the first one that is fine-tuned
+    y[:, 1] = y[2, 1]  # all tasks are the same there
+    sites = [Site("resid_post", i) for i in range(3)]
+    pairs = [("LoRA", "estimate", "few-shot", "LoRA"), ("few-shot", "estimate", "few-shot", "few-shot")]
+    rows, cosines = match_rows({"few-shot": halves(x), "LoRA": halves(y)}, pairs, sites)
+    table = Result.of(rows).table
+    assert np.isfinite(table.value).all()
+    assert directed(halves(y)).tolist() == [False, False, True]
+    assert set(table[table["item"].eq("LoRA") & table.metric.eq("match")].layer) == {2}
+    assert set(table[table["item"].eq("few-shot") & table.metric.eq("match")].layer) == {0, 1, 2}
+    assert np.isnan(cosines["LoRA"][:2]).all()
+    np.testing.assert_allclose(cosines["LoRA"][2], task_match(x[:, 2:], y[:, 2:]).centred[0])
 
 
 @pytest.mark.parametrize(

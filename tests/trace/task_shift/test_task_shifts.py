@@ -1,10 +1,13 @@
 """Task shifts on a tiny network against bare Hugging Face passes, one prompt at a time, and planted cases."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from families import build
 from repscope.conditions import FEW_SHOT, NEUTRAL, OTHER_SHOTS, SHUFFLED_SHOTS
@@ -13,8 +16,9 @@ from repscope.errors import UserError
 from repscope.models.language import LanguageModel
 from repscope.models.sites import Site
 from repscope.results import Result, select
-from repscope.trace.task_shift import FewShotTuning, task_shifts
-from repscope.trace.task_shift.contexts import contexts
+from repscope.trace.task_shift import FewShotTuning, measure_task, over_tasks, task_shifts
+from repscope.trace.task_shift.contexts import alone_ids, contexts
+from repscope.trace.task_shift.fine_tuning import fine_tuned, working_copy
 from repscope.trace.task_shift.outcomes import AFTER_NEUTRAL, ALONE, DEV
 from repscope.trace.task_shift.recovery import recovered_kl
 from repscope.trace.task_shift.shifts import shift_rows, size_rows
@@ -130,12 +134,21 @@ def test_rows_of_all_conditions_once(result, lm):
     rows = select(table, metric="first-token accuracy", item="past", split=split)
     tuned = {f"{m}{c}" for m in ("LoRA", "full fine-tuning") for c in ("", ", permuted outputs")}
     assert set(rows.condition) == {NEUTRAL, *tuned}
-    assert set(result.arrays) == {f"means {w}" for w in (FEW_SHOT, SHUFFLED_SHOTS, OTHER_SHOTS, *tuned)}
+    ways = ("few-shot", "LoRA", "full fine-tuning")
+    assert set(result.arrays) == {f"match {w}" for w in ways} | {
+        f"means {w}" for w in (FEW_SHOT, SHUFFLED_SHOTS, OTHER_SHOTS, *tuned)
+    }
     assert result.arrays["means LoRA"].shape == (4, 2, 8, 32)
     over = select(table, metric="first-token accuracy", item="all tasks", split=split, condition="LoRA").iloc[0]
     each = table[(table.metric == "first-token accuracy") & (table.condition == "LoRA") & (table.split == split)]
     assert over.n == 4
     assert over.value == pytest.approx(each[each["item"] != "all tasks"].value.mean())
+    over_all = select(table, metric="recovered KL", condition="vector of another task", item="all tasks, LoRA")
+    assert set(over_all.n) == {3}  # the first task has no vector of a task before it
+    assert list(result.side["tasks"]["task"]) == list(MAPS)
+    assert result.arrays["match LoRA"].shape == (8, 4, 4)
+    match = select(table, metric="match", condition="estimate", site="resid_post.3").set_index("item").value
+    assert match["few-shot"] > 0.5  # few-shot on the other half of the queries: the ceiling
     simaou = table[(table.metric == "cosine per query") & table.site.str.startswith("attn_out") & (table.condition == "estimate")]
     assert len(simaou) == 2 * 4 * 5
 
@@ -160,6 +173,80 @@ def test_the_network_is_left_as_it_was_and_a_seed_repeats(result, tasks, tokeniz
     again = task_shifts(lm, tasks, tunings=TUNINGS, queries=6, dev_items=3, permutations=200)
     assert all(torch.equal(before[k], v) for k, v in lm.model.state_dict().items())
     np.testing.assert_array_equal(again.table.value, result.table.value)
+
+
+def test_examples_of_a_task_that_the_network_cannot_do_match_like_permuted_ones(result):
+    """An untrained network: what it does after examples does not depend on which output belongs to which input."""
+    match = select(result.table, metric="match", item="LoRA", site="resid_post.3").set_index("condition").value
+    assert abs(match["estimate"] - match["permuted shots"]) < 0.15
+
+
+def test_blocks_that_are_not_fine_tuned_are_named_and_left_out(lm, tasks):
+    how = FewShotTuning("full", (1,), 1e-3, first_block=2)
+    found = task_shifts(lm, tasks, tunings=(how,), queries=4, dev_items=2, at="resid_post", vectors_at="resid_post.3")
+    table = found.table
+    assert np.isfinite(table.value).all()
+    for metric in ("match", "cosine per query", "cosine of means", "common share", "share of rank 1"):
+        rows = table[(table.metric == metric) & (table["item"].str.contains("full") | (table.condition == "full fine-tuning"))]
+        assert set(rows.layer) == {2, 3}, metric
+    assert set(table[(table.metric == "match") & (table["item"] == "few-shot")].layer) == {0, 1, 2, 3}
+    assert any("full fine-tuning does not change 2 of 4 sites (resid_post.0, resid_post.1)" in note for note in found.notes)
+    assert np.isnan(found.arrays["match full fine-tuning"][:2]).all()
+
+
+def test_states_of_the_fine_tuned_copy_are_those_of_a_network_with_its_weights(lm, tasks):
+    task, copied = tasks[0], working_copy(lm)
+    found = contexts(lm, task, tasks[1], task.queries("test", 4))
+    examples = [(alone_ids(lm, task, pair), np.asarray(task.answers[pair[1]])) for pair in found.examples]
+    for _ in fine_tuned(lm, copied, examples, FewShotTuning("full", (1, 3), 1e-2)):
+        own = states(copied, found.base(), copied.resolve("resid_post"))
+        fresh = LanguageModel(copy.deepcopy(copied.model), lm.tokenizer, "fresh")
+        np.testing.assert_allclose(own.rows, states(fresh, found.base(), fresh.resolve("resid_post")).rows, atol=1e-5)
+
+
+def test_recovered_kl_is_that_of_hooks_one_query_at_a_time(lm, tasks):
+    """Vector, control and target are arbitrary; scale by one half, report on the other."""
+    found = contexts(lm, tasks[0], tasks[1], tasks[0].queries("test", 6))
+    site, scales, rng = Site("resid_post", 1), (0.5, 2.0), np.random.default_rng(2)
+    base, adapted = (states(lm, found.base(), [site]), states(lm, found.prompts(FEW_SHOT), [site]))
+    vector, halves = rng.normal(size=(1, 32)) + (adapted.rows - base.rows)[0, :3].mean(0), (np.arange(3), np.arange(3, 6))
+    args = (found.base(), halves, base.logits, {"way": adapted.logits}, {"way": vector}, {}, [site])
+    table = Result.of(recovered_kl(lm, *args, scales=scales, item="task")).table
+
+    def kl(query, scale):
+        with torch.no_grad():
+            hook = lm.model.model.layers[1].register_forward_hook(
+                lambda _, __, o: _shifted(o, (scale * vector[0]).astype(np.float32))
+            )
+            q = lm.model(torch.from_numpy(found.base()[query])[None].long()).logits[0, -1].double().log_softmax(-1)
+            hook.remove()
+        p = torch.from_numpy(adapted.logits[query]).double().log_softmax(-1)
+        return float((p.exp() * (p - q)).sum())
+
+    chosen = min((0.0, *scales), key=lambda s: sum(kl(q, s) for q in halves[0]))
+    expected = 1 - sum(kl(q, chosen) for q in halves[1]) / sum(kl(q, 0.0) for q in halves[1])
+    assert select(table, metric="scale", condition="estimate").value.item() == chosen
+    assert select(table, metric="recovered KL", condition="estimate").value.item() == pytest.approx(expected, abs=1e-4)
+    assert "vector of another task" not in set(table.condition)
+
+
+def test_queries_whose_tokens_merge_with_the_examples_are_left_out_and_named():
+    """The tokenizer joins d and b, so that "big" after an output in -ed is other tokens than alone."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate([*alphabet, "db"])}, merges=[("d", "b")]))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    own = LanguageModel(build("llama"), PreTrainedTokenizerFast(tokenizer_object=core), "merging")
+    made = encoded(own.tokenizer, template=Template("{input}:{output}"))
+    free = [pair for pair in made[0].task.pairs if pair not in made[0].split.train]
+    queries = [("big", "gibed"), *(pair for pair in free if pair[0] != "big")]
+    trained = [pair for pair in made[0].split.train if pair[0] != "big"]
+    task = replace(made[0], split=replace(made[0].split, train=tuple(trained)))
+    assert any("big" in note for note in task.notes)
+    found = contexts(own, task, made[1], queries)
+    assert [x for x, _ in found.queries] == [x for x, _ in queries[1:]]
+    assert any("1 queries are left out" in note and "(big)" in note for note in found.notes)
+    with pytest.raises(UserError, match="All 1 queries"):
+        contexts(own, task, made[1], queries[:1])
 
 
 def test_one_vector_recovers_what_one_vector_made(lm, tasks):
@@ -226,6 +313,7 @@ def test_cosines_of_planted_shifts():
         (lambda t: {"tasks": t, "scales": (0.0,)}, "above 0"),
         (lambda t: {"tasks": t, "at": "z"}, "residual stream"),
         (lambda t: {"tasks": t, "at": "attn_out", "vectors_at": "resid_post.1"}, "not measured"),
+        (lambda t: {"tasks": t, "at": "resid_post.99"}, "99"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(lm, tasks, change, words):
@@ -242,3 +330,26 @@ def test_unlike_tasks_are_refused(lm, tasks, tokenizer):
     one = encoded(tokenizer, shots=1)
     with pytest.raises(UserError, match="cannot be permuted"):
         contexts(lm, one[0], one[1], one[0].split.test)
+
+
+def test_what_a_tokenizer_or_a_task_cannot_give_is_one_sentence(tokenizer):
+    with pytest.raises(UserError, match="one label"):
+        Task("one", tuple((word, "yes") for word in WORDS), "here")
+    with pytest.raises(UserError, match="cannot separate"):
+        encode_task(tokenizer, Task("same", tuple((word, f"x{word}") for word in WORDS), "here"), shots=3)
+    with pytest.raises(UserError, match="ask for fewer examples"):
+        encoded(tokenizer, shots=19)
+
+
+def test_measurements_that_are_not_alike_are_not_combined(lm, tasks):
+    few = {"tunings": (), "queries": 4, "dev_items": 1, "vectors_at": "resid_post.1"}
+    found = [measure_task(lm, tasks[i], tasks[i + 1], at="resid_post", **few) for i in range(3)]
+    names = [task.name for task in tasks[:3]]
+    assert select(over_tasks(names, found).table, metric="match", item="few-shot", condition="estimate").shape[0] == 4
+    other = measure_task(lm, tasks[3], tasks[0], at="resid_post.1", **few)
+    with pytest.raises(UserError, match="measure all alike"):
+        over_tasks([*names, "upper"], [*found, other])
+    with pytest.raises(UserError, match="3 or more"):
+        over_tasks(names[:2], found[:2])
+    with pytest.raises(UserError, match="measure both alike"):
+        measure_task(lm, tasks[3], tasks[0], at="resid_post.1", other_vectors=found[0], **few)

@@ -39,11 +39,13 @@ _TRIES = 400  #: random orders; exchanges of one example for another while token
 class Contexts:
     """Contexts of a task's queries as token ids.
 
-    prefixes: condition → what stands before the query. neutral: number of tokens → neutral text. tails: per query, its own tokens.
-    alone: per query, its tokens as a prompt without examples. examples, permuted: the k examples, with their outputs and permuted.
-    notes: where token counts differ, or outputs could not all be permuted.
+    queries: those that are the same tokens after the examples and alone. prefixes: condition → what stands before the query.
+    neutral: number of tokens → neutral text. tails: per query, its own tokens. alone: per query, its tokens as a prompt without
+    examples. examples, permuted: the k examples, with their outputs and permuted.
+    notes: where token counts differ, queries are left out, or outputs could not all be permuted.
     """
 
+    queries: tuple[Pair, ...]
     prefixes: dict[str, Ids]
     neutral: dict[int, Ids]
     tails: tuple[Ids, ...]
@@ -68,7 +70,7 @@ def contexts(lm: "LanguageModel", task: EncodedTask, other: EncodedTask, queries
     ------
     UserError
         For tasks whose templates or numbers of examples differ, fewer than two examples, outputs that are all the same, a query
-        among the examples' inputs, and a query that is other tokens after an example than alone.
+        among the examples' inputs, and if no query is the same tokens after examples as alone.
     """
     if other.template != task.template or other.shots != task.shots:
         raise UserError(f"{task.name!r} and {other.name!r} have other templates or numbers of examples; encode both alike.")
@@ -79,12 +81,15 @@ def contexts(lm: "LanguageModel", task: EncodedTask, other: EncodedTask, queries
     if used := {x for x, _ in given} & {x for x, _ in queries}:
         raise UserError(f"The query {min(used)!r} of {task.name!r} is among its examples; take queries of the dev or test part.")
     permuted = _permuted(given, rng)
-    alone = tuple(alone_ids(lm, task, query) for query in queries)
-    size = len(_prefix(lm, task, given, queries[0], alone[0])[0])
-    other_examples = _of_length(lm, task, other, queries, size, rng)
+    asked = _same_tokens(lm, task, given, queries)
+    if not asked:
+        raise UserError(f"All {len(queries)} queries of {task.name!r} are other tokens after examples; use another template.")
+    alone = tuple(alone_ids(lm, task, query) for query in asked)
+    size = len(_prefix(lm, task, given, asked[0], alone[0])[0])
+    other_examples = _of_length(lm, task, other, asked, size, rng)
     prefixes, tails = dict[str, Ids](), list[Ids]()
     for condition, examples in ((FEW_SHOT, given), (SHUFFLED_SHOTS, permuted), (OTHER_SHOTS, other_examples)):
-        for query, own in zip(queries, alone):
+        for query, own in zip(asked, alone):
             prefix, tail = _prefix(lm, task, examples, query, own)
             if not np.array_equal(prefix, prefixes.setdefault(condition, prefix)):
                 raise UserError(f"The examples of {task.name!r} are other tokens before {query[0]!r} than before other queries.")
@@ -94,10 +99,14 @@ def contexts(lm: "LanguageModel", task: EncodedTask, other: EncodedTask, queries
         for condition, prefix in prefixes.items()
         if len(prefix) != size
     ]
+    if lost := [x for x, y in queries if (x, y) not in asked]:
+        notes.append(
+            f"{task.name}: {len(lost)} queries are left out, whose tokens differ after examples and alone ({', '.join(lost[:3])})."
+        )
     if kept := sum(a == b for a, b in zip(given, permuted)):
         notes.append(f"{task.name}: {kept} of {task.shots} examples have their own output after permutation, as outputs repeat.")
     neutral = {n: _neutral(lm, task, prefixes[FEW_SHOT], n) for n in sorted({len(prefix) for prefix in prefixes.values()})}
-    return Contexts(prefixes, neutral, tuple(tails), alone, given, permuted, tuple(notes))
+    return Contexts(asked, prefixes, neutral, tuple(tails), alone, given, permuted, tuple(notes))
 
 
 def alone_ids(lm: "LanguageModel", task: EncodedTask, query: Pair) -> Ids:
@@ -128,13 +137,27 @@ def _permuted(examples: Sequence[Pair], rng: np.random.Generator) -> tuple[Pair,
     return tuple((x, outputs[int(j)]) for j, (x, _) in zip(best, examples))
 
 
-def _prefix(lm: "LanguageModel", task: EncodedTask, examples: Sequence[Pair], query: Pair, alone: Ids) -> tuple[Ids, Ids]:
-    """Ids before the query, and its own."""
-    whole = _ids(lm, Shots(tuple(examples), query, task.template, task.blank))
+def _same_tokens(lm: "LanguageModel", task: EncodedTask, examples: Sequence[Pair], queries: Sequence[Pair]) -> tuple[Pair, ...]:
+    """The queries that are the same tokens after the examples as alone."""
+    kept = []
+    for query in queries:
+        whole, own = _ids(lm, Shots(tuple(examples), query, task.template, task.blank)), _own(lm, task, alone_ids(lm, task, query))
+        if len(whole) > len(own) > 0 and np.array_equal(whole[len(whole) - len(own) :], own):
+            kept.append(query)
+    return tuple(kept)
+
+
+def _own(lm: "LanguageModel", task: EncodedTask, alone: Ids) -> Ids:
+    """A query's ids without what stands before every prompt."""
     start, _ = special_tokens(lm.tokenizer, causal=lm.causal)
     before = len(lm.tokenizer(task.template.before, add_special_tokens=False)["input_ids"]) if task.template.before else 0
-    own = alone[len(start) + before :]
-    if not len(own) or len(whole) <= len(own) or not np.array_equal(whole[len(whole) - len(own) :], own):
+    return alone[len(start) + before :]
+
+
+def _prefix(lm: "LanguageModel", task: EncodedTask, examples: Sequence[Pair], query: Pair, alone: Ids) -> tuple[Ids, Ids]:
+    """Ids before the query, and its own."""
+    whole, own = _ids(lm, Shots(tuple(examples), query, task.template, task.blank)), _own(lm, task, alone)
+    if len(whole) <= len(own) or not np.array_equal(whole[len(whole) - len(own) :], own):
         raise UserError(f"The query {query[0]!r} of {task.name!r} is other tokens after examples than alone; use another template.")
     return whole[: len(whole) - len(own)], own
 

@@ -14,6 +14,10 @@ With a_i the mean shift of task i in one way (k examples in the prompt) and b_i 
 Raw cosines are high for any two shifts that share format and position, so only differences between tasks say that tasks match.
 With T tasks and a perfect match, C_ij of other tasks is about -1/(T - 1), so the match can reach T/(T - 1); permuted tasks give 0.
 Intervals are over tasks, each of which gives C_ii minus the mean of its row and column; they are conditional on the centring.
+
+`match_rows` takes a from one half of the queries and b from the other one, so that no single query, and no noise of the base, can
+match; a way compared with itself then gives the ceiling. A site where a way does not move a task (blocks below the first one that
+is fine-tuned) has no direction and is left out of the match.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +26,7 @@ from itertools import permutations as all_orders
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from repscope import stats
 from repscope.conditions import ESTIMATE, PERMUTED_TASKS
@@ -35,6 +39,7 @@ from repscope.stats.permutation import PERMUTATIONS, orders
 LEAST = 3  #: tasks
 _ALL = 6  #: up to so many tasks all orders are taken
 Shifts = Float[np.ndarray, "task site feature"]
+Halves = Float[np.ndarray, "task half site feature"]
 
 DEFINITIONS = {
     "raw cosine": "cosine of the mean shifts of one task, mean over tasks",
@@ -114,7 +119,7 @@ def task_match(first: Shifts, second: Shifts, *, permutations: int = PERMUTATION
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise UserError("Some shifts are not finite, so they have no cosine; look at the network's outputs.")
     raw = (_unit(x) * _unit(y)).sum(-1)
-    a, b = (_unit(side - side.mean(0)) for side in (x, y))
+    a, b = (_unit(side - side.mean(0), side) for side in (x, y))
     if not (a.any(-1).all() and b.any(-1).all()):
         raise UserError("The shifts of a task are the mean of all tasks, or zero, so they have no direction to match.")
     centred = np.einsum("isf,jsf->sij", a, b)
@@ -135,43 +140,63 @@ def task_match(first: Shifts, second: Shifts, *, permutations: int = PERMUTATION
 
 
 def match_rows(
-    shifts: Mapping[str, Shifts],
+    shifts: Mapping[str, Halves],
     pairs: Sequence[tuple[str, str, str, str]],
     sites: Sequence[Site],
     *,
     permutations: int = PERMUTATIONS,
     seed: int = 0,
     **where: Any,
-) -> list[Row]:
-    """Rows of the match of several pairs of ways, at sites of several kinds.
+) -> tuple[list[Row], dict[str, Float[np.ndarray, "site task task"]]]:
+    """Rows of the match of several pairs of ways, at sites of several kinds, and the centred cosines of the estimates.
 
     Parameters
     ----------
     shifts
-        Way → mean shifts of all tasks at these sites.
+        Way → mean shifts of all tasks at these sites, of two halves of the queries.
     pairs
         (item, condition, first way, second way) for each pair; p over all sites is of the sites of one kind.
     where
         Other columns of the rows, such as `model`.
+
+    Returns
+    -------
+    rows, cosines
+        Cosines: item → the centred matrix, NaN at sites that are left out.
 
     Raises
     ------
     UserError
         As `task_match`.
     """
-    rows: list[Row] = []
-    groups = [[i for i, site in enumerate(sites) if site.kind == kind] for kind in dict.fromkeys(site.kind for site in sites)]
-    for group in groups:
+    rows, cosines = list[Row](), dict[str, np.ndarray]()
+    moved = {way: directed(np.asarray(values)) for way, values in shifts.items()}
+    for kind in dict.fromkeys(site.kind for site in sites):
+        of_kind = [i for i, site in enumerate(sites) if site.kind == kind]
         for item, condition, first, second in pairs:
-            a, b = (np.asarray(shifts[way])[:, group] for way in (first, second))
+            group = [i for i in of_kind if moved[first][i] and moved[second][i]]
+            if not group:
+                continue
+            a, b = (np.asarray(shifts[way])[:, half, group] for half, way in enumerate((first, second)))
             found = task_match(a, b, permutations=permutations, seed=seed)
             for s, i in enumerate(group):
                 rows += _rows(found, s, {"item": item, "condition": condition, "seed": seed, **at(sites[i]), **where})
-        for way, values in shifts.items():
-            for i, share in zip(group, common_share(np.asarray(values)[:, group])):
-                place = {"metric": "common share", "definition": DEFINITIONS["common share"], "item": way, **at(sites[i]), **where}
+            if condition == ESTIMATE:
+                held = cosines.setdefault(item, np.full((len(sites), len(a), len(a)), np.nan))
+                held[group] = found.centred
+    for way, values in shifts.items():
+        for site, share in zip(sites, common_share(np.asarray(values, dtype=np.float64).mean(1))):
+            place = {"metric": "common share", "definition": DEFINITIONS["common share"], "item": way, **at(site), **where}
+            if np.isfinite(share):
                 rows.append(Row(value=float(share), n=len(values), unit="task", seed=seed, **place))
-    return rows
+    return rows, cosines
+
+
+def directed(shifts: Halves) -> Bool[np.ndarray, "site"]:
+    """Whether every task's shift, centred over tasks, has a direction at each site, in both halves of the queries."""
+    x = np.asarray(shifts, dtype=np.float64)
+    found: np.ndarray = _unit(x - x.mean(0), x).any(-1).all((0, 1))
+    return found
 
 
 def common_share(shifts: Shifts) -> Float[np.ndarray, "site"]:
@@ -207,9 +232,11 @@ def _orders(n: int, permutations: int, seed: int) -> Int[np.ndarray, "order task
     return orders(n, permutations, np.random.default_rng(seed))
 
 
-def _unit(x: Float[np.ndarray, "*axis feature"]) -> Float[np.ndarray, "*axis feature"]:
-    """Each vector at norm 1; those of zero norm stay zero."""
+def _unit(
+    x: Float[np.ndarray, "*axis feature"], scale: Float[np.ndarray, "*axis feature"] | None = None
+) -> Float[np.ndarray, "*axis feature"]:
+    """Each vector at norm 1. Those that are zero up to rounding of `scale` (default: of x itself), at their site, are zero."""
     norm = np.linalg.norm(x, axis=-1, keepdims=True)
-    scale = np.abs(x).max(initial=0.0)
-    found: np.ndarray = np.divide(x, norm, out=np.zeros_like(x), where=norm > 1e-12 * scale)
+    largest = np.linalg.norm(x if scale is None else scale, axis=-1, keepdims=True).max(0, keepdims=True, initial=0.0)
+    found: np.ndarray = np.divide(x, norm, out=np.zeros_like(x), where=norm > 1e-12 * largest)
     return found

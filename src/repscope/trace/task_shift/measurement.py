@@ -1,24 +1,21 @@
-"""In-context learning and fine-tuning on the same k examples in one space: shifts, predictions and accuracy, with controls.
+"""One task: in-context learning and fine-tuning on the same k examples, measured at the same queries, with controls.
 
-For each task, one draw of k examples S and test queries q:
-
-1. Base: q after neutral text that is as many tokens as S. In-context learning: q after S. Controls: S with permuted outputs, and
-   as many examples (and tokens) of the next task in the list.
+1. Base: q after neutral text that is as many tokens as the examples S. In-context learning: q after S. Controls: S with permuted
+   outputs, and as many examples (and tokens) of another task.
 2. Fine-tuning on S (`FewShotTuning`), evaluated on q after the same neutral text as the base, so the shift is due to the weights;
    accuracy also on q alone, as examples were trained. Its number of steps is the one with the highest log-probability of held-out
    answers (dev items, which are not among the k): fine-tuning sees more labels than the prompt does. The whole step curve is in
    the table. Control: the same number of steps on permuted outputs.
 3. Shifts at the last token at `sites`: cosines with the few-shot shift, share of rank 1 (`shifts`); KL recovered by one vector
    (`recovery`); predictions (`outcomes`).
-4. Over tasks: matching after centring (`matching`). Controls: examples with permuted outputs, examples of another task and
-   fine-tuning on permuted outputs in place of the estimate's.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Int
 
 from repscope.conditions import ESTIMATE, FEW_SHOT, NEUTRAL, OTHER_SHOTS, SHUFFLED_SHOTS, TUNED_PERMUTED, ZERO_SHOT
@@ -26,15 +23,12 @@ from repscope.data.tasks import EncodedTask
 from repscope.data.tasks.definition import Pair
 from repscope.errors import UserError
 from repscope.models.sites import Site
-from repscope.progress import progress
 from repscope.results import Result, Row
-from repscope.stats.permutation import PERMUTATIONS
 from repscope.trace.task_shift.contexts import Contexts, alone_ids, contexts
 from repscope.trace.task_shift.fine_tuning import FewShotTuning, fine_tuned, working_copy
-from repscope.trace.task_shift.matching import LEAST, match_rows
 from repscope.trace.task_shift.outcomes import AFTER_NEUTRAL, AFTER_SHOTS, ALONE, DEV, correction_rows, prediction_rows, score_rows
 from repscope.trace.task_shift.recovery import SCALES, recovered_kl
-from repscope.trace.task_shift.shifts import shift_rows, size_rows
+from repscope.trace.task_shift.shifts import moved, shift_rows, size_rows
 from repscope.trace.task_shift.states import Scores, States, scores, states
 
 if TYPE_CHECKING:
@@ -42,6 +36,7 @@ if TYPE_CHECKING:
 
 PROMPTED = (FEW_SHOT, SHUFFLED_SHOTS, OTHER_SHOTS)
 _LEAST_QUERIES, _VECTORS = 4, 4
+MEANS = "means "  #: arrays of a measurement: this and the way
 _ADDED = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 STEPS = "number of steps with the highest log-probability of held-out answers"
 DEFAULT_TUNINGS = (FewShotTuning("LoRA"), FewShotTuning("full", rate=5e-5))
@@ -60,23 +55,10 @@ class _Options:
     seed: int
 
 
-@dataclass
-class _Measured:
-    """A task's measurements, until the next task's vectors are there: they are a control of this one's."""
-
-    task: EncodedTask
-    split: str
-    found: Contexts
-    halves: tuple[Int[np.ndarray, "query"], Int[np.ndarray, "query"]]
-    base: Float[np.ndarray, "query vocab"]
-    logits: dict[str, Float[np.ndarray, "query vocab"]]
-    means: dict[str, Float[np.ndarray, "half site feature"]]
-    rows: list[Row]
-
-
-def task_shifts(
+def measure_task(
     lm: "LanguageModel",
-    tasks: Sequence[EncodedTask],
+    task: EncodedTask,
+    other: EncodedTask,
     *,
     tunings: Sequence[FewShotTuning] = DEFAULT_TUNINGS,
     at: str | Site | Sequence[str | Site] = ("resid_post", "attn_out"),
@@ -84,79 +66,36 @@ def task_shifts(
     queries: int = 40,
     dev_items: int = 20,
     scales: Sequence[float] = SCALES,
-    permutations: int = PERMUTATIONS,
+    other_vectors: Result | None = None,
     seed: int = 0,
 ) -> Result:
-    """Compare in-context learning with fine-tuning on the same examples, on several tasks.
+    """Measure one task; `over_tasks` compares several. Arguments as `task_shifts`, which does both.
 
     Parameters
     ----------
-    lm
-        A causal network with float32 weights. It is not changed.
-    tasks
-        At least three, encoded with one template and number of examples k. Call once per k.
-    tunings
-        Ways of fine-tuning, at most one per method.
-    at
-        Sites of the shifts.
-    vectors_at
-        Sites at which one vector is added; default: `resid_post` of at most four blocks, evenly spaced.
-    queries, dev_items
-        Test queries per task (half of them choose vectors and scales), and held-out items that choose the number of steps.
-    scales
-        Factors of the mean shift.
-    permutations, seed
-        Of the match over tasks; of the draws, LoRA and intervals.
+    other
+        The task whose examples are a control, encoded alike.
+    other_vectors
+        Measurement of another task at the same sites, whose vectors are a control of the recovered KL; None: without this control.
 
     Returns
     -------
     Result
-        Per task (`item`) by condition: accuracies, divergences, token shift, share of rank 1, relative norm. Per task and method
-        (`item` "TASK, METHOD"): cosines. Over tasks (`item` METHOD): match. Arrays "means WAY": (task, half, site, feature).
+        Rows of `item` TASK by condition, and of `item` "TASK, METHOD". Arrays "means WAY": (half, site, feature). Side table
+        "sites": their names.
 
     Raises
     ------
     UserError
         For tasks that cannot be compared, too few queries, and as `contexts` and `fine_tuned`.
     """
-    options = _checked(lm, tasks, tuple(tunings), at, vectors_at, queries, dev_items, tuple(scales), seed)
-    copied, done = working_copy(lm), list[_Measured]()
-    with progress("Adapting to tasks", len(tasks)) as advance:
-        for i, task in enumerate(tasks):
-            done.append(_measured(lm, copied, task, tasks[(i + 1) % len(tasks)], options))
-            if i:
-                _recover(lm, done[i - 1], done[i], options)
-            advance(1)
-        _recover(lm, done[-1], done[0], options)
-    methods = {how.condition: how.control for how in options.tunings}
-    means = {way: np.stack([one.means[way] for one in done]) for way in done[0].means}
-    rows = [row for one in done for row in one.rows]
-    rows += _over_tasks(done, seed)
-    split = done[0].split
-    pairs = [
-        row
-        for way, control in methods.items()
-        for row in (
-            (way, ESTIMATE, FEW_SHOT, way),
-            (way, SHUFFLED_SHOTS, SHUFFLED_SHOTS, way),
-            (way, OTHER_SHOTS, OTHER_SHOTS, way),
-            (way, TUNED_PERMUTED, FEW_SHOT, control),
-        )
-    ]
-    pairs += [(FEW_SHOT, SHUFFLED_SHOTS, FEW_SHOT, SHUFFLED_SHOTS), (FEW_SHOT, OTHER_SHOTS, FEW_SHOT, OTHER_SHOTS)]
-    whole = {way: values.mean(1) for way, values in means.items()}
-    rows += match_rows(
-        whole, pairs, options.sites, permutations=permutations, seed=seed, model=lm.fingerprint, split=split, token="last"
-    )
-    notes = tuple(dict.fromkeys(note for one in done for note in (*one.task.notes, *one.found.notes)))
-    arrays = {f"means {way}": values.astype(np.float32) for way, values in means.items()}
-    return Result.of(rows, arrays=arrays, notes=notes)
-
-
-def _measured(lm: "LanguageModel", copied: "LanguageModel", task: EncodedTask, other: EncodedTask, options: _Options) -> _Measured:
-    seed, sites = options.seed, options.sites
-    asked, dev = task.queries("test", options.queries), task.queries("dev", options.dev_items)
-    found = contexts(lm, task, other, asked, seed=seed)
+    options = checked(lm, task, tuple(tunings), at, vectors_at, queries, dev_items, tuple(scales), seed)
+    sites = options.sites
+    dev = task.queries("dev", options.dev_items)
+    found = contexts(lm, task, other, task.queries("test", options.queries), seed=seed)
+    asked = found.queries
+    if len(asked) < _LEAST_QUERIES:
+        raise UserError(f"{task.name!r} has {len(asked)} usable test queries, and {_LEAST_QUERIES} are needed: {found.notes[-1]}")
     split = f"test items, {task.shots} examples"
     where: dict[str, Any] = {"model": lm.fingerprint, "token": "last", "item": task.name, "seed": seed}
     halves = _halves(len(asked), seed)
@@ -168,9 +107,10 @@ def _measured(lm: "LanguageModel", copied: "LanguageModel", task: EncodedTask, o
     answers = [task.answers[y] for _, y in asked]
     scored = [(c, AFTER_SHOTS, scores(lm, found.prompts(c), answers)) for c in PROMPTED]
     scored += [(NEUTRAL, AFTER_NEUTRAL, scores(lm, found.base(), answers)), (ZERO_SHOT, ALONE, scores(lm, found.alone, answers))]
+    stopped, methods = dict[str, int](), {how.condition: how.control for how in options.tunings}
     if options.tunings:
+        copied = working_copy(lm)
         scored.append((ZERO_SHOT, DEV, scores(lm, [alone_ids(lm, task, q) for q in dev], [task.answers[y] for _, y in dev])))
-    stopped = dict[str, int]()
     for how in options.tunings:
         step, reached[how.condition], curve = _stopped(lm, copied, task, found, dev, how, answers, options)
         scored += curve
@@ -185,24 +125,41 @@ def _measured(lm: "LanguageModel", copied: "LanguageModel", task: EncodedTask, o
             Row(metric="steps", definition=STEPS, condition=way, split=split, value=step, n=len(dev), unit="query", **where)
         )
     starts = {way: bases.get(way, base).rows for way in reached}
-    shift = {way: one.rows - starts[way] for way, one in reached.items()}
+    shift = {way: moved(one.rows, starts[way]) for way, one in reached.items()}
     logits = {way: one.logits for way, one in reached.items()}
     rows += prediction_rows(base.logits, logits, {c: one.logits for c, one in bases.items()}, split, where)
     top = {way: values.argmax(-1) for way, values in logits.items()}
     right = np.array([ids[0] for ids in answers])
-    tuned_ways = [how.condition for how in options.tunings]
-    rows += correction_rows(top, base.logits.argmax(-1), right, tuned_ways, split, where)
+    rows += correction_rows(top, base.logits.argmax(-1), right, list(methods), split, where)
     rows += size_rows(shift, starts, halves, sites, seed=seed, **_but(where, "seed"), split=split)
     pairs: list[tuple[str, str, Any, Any]] = []
-    for how in options.tunings:
-        name, few = f"{task.name}, {how.condition}", shift[FEW_SHOT]
-        pairs += [(name, ESTIMATE, few, shift[how.condition]), (name, TUNED_PERMUTED, few, shift[how.control])]
-        pairs += [(name, c, shift[c], shift[how.condition]) for c in (SHUFFLED_SHOTS, OTHER_SHOTS)]
+    for way, control in methods.items():
+        name, few = f"{task.name}, {way}", shift[FEW_SHOT]
+        pairs += [(name, ESTIMATE, few, shift[way]), (name, TUNED_PERMUTED, few, shift[control])]
+        pairs += [(name, c, shift[c], shift[way]) for c in (SHUFFLED_SHOTS, OTHER_SHOTS)]
     pairs += [(f"{task.name}, {FEW_SHOT}", c, shift[FEW_SHOT], shift[c]) for c in (SHUFFLED_SHOTS, OTHER_SHOTS)]
     rows += shift_rows(pairs, sites, seed=seed, **_but(where, "seed", "item"), split=split)
     means = {w: np.stack([x[:, half].mean(1, dtype=np.float64) for half in halves]) for w, x in shift.items()}
-    kept = {way: logits[way] for way in (FEW_SHOT, *tuned_ways)}
-    return _Measured(task, split, found, halves, base.logits, kept, means, rows)
+    ways, index = (FEW_SHOT, *methods), [sites.index(site) for site in options.vector_sites]
+    foreign = {} if other_vectors is None else {w: _vectors(other_vectors, w, sites)[index] for w in ways}
+    rows += recovered_kl(
+        lm,
+        found.base(),
+        halves,
+        base.logits,
+        {way: logits[way] for way in ways},
+        {way: means[way][0][index] for way in ways},
+        foreign,
+        options.vector_sites,
+        scales=options.scales,
+        seed=seed,
+        split=split,
+        **_but(where, "seed"),
+    )
+    arrays = {f"{MEANS}{way}": values.astype(np.float32) for way, values in means.items()}
+    side = {"sites": pd.DataFrame({"site": [str(site) for site in sites]})}
+    notes = tuple(dict.fromkeys((*task.notes, *found.notes, *_unmoved(task.name, means, sites))))
+    return Result.of(rows, arrays=arrays, side=side, notes=notes)
 
 
 def _stopped(
@@ -245,40 +202,24 @@ def _train(
         yield step
 
 
-def _recover(lm: "LanguageModel", one: _Measured, other: _Measured, options: _Options) -> None:
-    """Add the rows of recovered KL to a task's, with the vectors of another task as control; its logits are let go."""
-    index = [options.sites.index(site) for site in options.vector_sites]
-    own, foreign = ({way: m.means[way][0][index] for way in one.logits} for m in (one, other))
-    one.rows += recovered_kl(
-        lm,
-        one.found.base(),
-        one.halves,
-        one.base,
-        one.logits,
-        own,
-        foreign,
-        options.vector_sites,
-        scales=options.scales,
-        seed=options.seed,
-        item=one.task.name,
-        model=lm.fingerprint,
-        token="last",
-        split=one.split,
-    )
-    one.logits, one.base = {}, np.empty((0, 0))
+def _vectors(found: Result, way: str, sites: list[Site]) -> Float[np.ndarray, "site feature"]:
+    """The mean shifts of the choosing half in another measurement."""
+    if list(found.side["sites"]["site"]) != [str(site) for site in sites] or f"{MEANS}{way}" not in found.arrays:
+        raise UserError("The measurement of the other task has other sites or ways of fine-tuning; measure both alike.")
+    vectors: np.ndarray = np.asarray(found.arrays[f"{MEANS}{way}"][0], dtype=np.float64)
+    return vectors
 
 
-def _over_tasks(done: Sequence[_Measured], seed: int) -> list[Row]:
-    """The mean over tasks of every number that tasks have, with its interval over tasks; n says in how many tasks it is defined."""
-    held: dict[tuple[Any, ...], list[float]] = {}
-    for one in done:
-        for row in one.rows:
-            item = "all tasks" + row.item.removeprefix(one.task.name)
-            key = (row.metric, row.definition, row.model, row.site, row.layer, row.token, item, row.condition, row.split)
-            if np.isfinite(row.value):
-                held.setdefault(key, []).append(row.value)
-    names = ("metric", "definition", "model", "site", "layer", "token", "item", "condition", "split")
-    return [Row.over(np.array(values), "task", seed=seed, **dict(zip(names, key))) for key, values in held.items()]
+def _unmoved(name: str, means: Mapping[str, Float[np.ndarray, "half site feature"]], sites: Sequence[Site]) -> list[str]:
+    """A sentence for each way that leaves some sites as they were."""
+    found = []
+    for way, values in means.items():
+        if still := [str(site) for site, x in zip(sites, values.swapaxes(0, 1)) if not x.any()]:
+            shown = ", ".join(still) if len(still) < 4 else f"{still[0]}, {still[1]} … {still[-1]}"
+            found.append(
+                f"{name}: {way} does not change {len(still)} of {len(sites)} sites ({shown}), which have no shift to compare."
+            )
+    return found
 
 
 def _halves(count: int, seed: int) -> tuple[Int[np.ndarray, "query"], Int[np.ndarray, "query"]]:
@@ -291,9 +232,9 @@ def _but(where: dict[str, Any], *names: str) -> dict[str, Any]:
     return {k: v for k, v in where.items() if k not in names}
 
 
-def _checked(
+def checked(
     lm: "LanguageModel",
-    tasks: Sequence[EncodedTask],
+    task: EncodedTask,
     tunings: tuple[FewShotTuning, ...],
     at: str | Site | Sequence[str | Site],
     vectors_at: str | Site | Sequence[str | Site] | None,
@@ -302,18 +243,12 @@ def _checked(
     scales: tuple[float, ...],
     seed: int,
 ) -> _Options:
-    names = [task.name for task in tasks]
-    if len(names) < LEAST or len(set(names)) < len(names):
-        raise UserError(f"The tasks are {', '.join(names) or 'none'}; give at least {LEAST}, each once.")
-    if len({(task.template, task.shots) for task in tasks}) > 1:
-        raise UserError("The tasks have different templates or numbers of examples; encode all alike and call once per number.")
     if len({how.method for how in tunings}) < len(tunings):
         raise UserError("Two ways of fine-tuning have one method; give each method at most once.")
-    for task in tasks:
-        if (n := len(task.queries("test", queries))) < _LEAST_QUERIES:
-            raise UserError(f"{task.name!r} has {n} test queries; at least {_LEAST_QUERIES} are needed for two halves.")
-        if not task.queries("dev", dev_items):
-            raise UserError(f"{task.name!r} has no held-out item to choose the number of steps by; ask for one at least.")
+    if (n := len(task.queries("test", queries))) < _LEAST_QUERIES:
+        raise UserError(f"{task.name!r} has {n} test queries; at least {_LEAST_QUERIES} are needed for two halves.")
+    if not task.queries("dev", dev_items):
+        raise UserError(f"{task.name!r} has no held-out item to choose the number of steps by; ask for one at least.")
     if not scales or min(scales) <= 0:
         raise UserError(f"The scales are {list(scales)}; give factors above 0.")
     sites = lm.resolve(at)

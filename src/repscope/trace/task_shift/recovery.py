@@ -60,14 +60,16 @@ def recovered_kl(
     base, adapted
         Next-token logits of the base, and of each way of adapting.
     own, other
-        Way → mean shifts of the choosing half, of this task and of another one.
+        Way → mean shifts of the choosing half, of this task and of another one; `other` may lack ways.
     """
     rng, tried = np.random.default_rng([seed, 13]), list[tuple[str, int, str, Tensor]]()
     for way, vectors in own.items():
         for i, vector in enumerate(vectors):
             norm = np.linalg.norm(vector)
-            drawn, partner = rng.standard_normal(len(vector)), other[way][i]
-            for condition, direction in ((ESTIMATE, vector), (RANDOM, drawn), (OTHER_TASK, partner)):
+            directions = {ESTIMATE: vector, RANDOM: rng.standard_normal(len(vector))}
+            if way in other:
+                directions[OTHER_TASK] = other[way][i]
+            for condition, direction in directions.items():
                 length = np.linalg.norm(direction)
                 if norm and length:
                     tried.append((way, i, condition, torch.from_numpy(direction * (norm / length)).to(lm.device)))

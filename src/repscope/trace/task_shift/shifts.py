@@ -28,6 +28,17 @@ Rows3 = Float[np.ndarray, "site query feature"]
 Half = Int[np.ndarray, "query"]
 
 
+_ROUNDING = 1e-5  #: shifts below this share of the base's norm at all queries are rounding
+
+
+def moved(rows: Rows3, base: Rows3) -> Rows3:
+    """Shifts from the base; exactly zero at sites where they are rounding at all queries."""
+    shift = rows - base
+    norms, own = (np.linalg.norm(x, axis=-1) for x in (shift, base))
+    shift[(norms <= _ROUNDING * own).all(1)] = 0
+    return shift
+
+
 def shift_rows(pairs: Sequence[tuple[str, str, Rows3, Rows3]], sites: Sequence[Site], *, seed: int, **where: Any) -> list[Row]:
     """Cosines of pairs of shifts, (item, condition, shifts a, shifts b), at each site; interval over queries.
 
@@ -49,6 +60,8 @@ def shift_rows(pairs: Sequence[tuple[str, str, Rows3, Rows3]], sites: Sequence[S
                 )
             value = float(_cosine(a[i].mean(0, dtype=np.float64), b[i].mean(0, dtype=np.float64)))
             metric = "cosine of means"
+            if not np.isfinite(value):
+                continue
             rows.append(
                 Row(
                     metric=metric,
