@@ -123,7 +123,8 @@ def main() -> None:
         "bootstrap": "bootstrap of cosine, 1,000 conditions, per draw",
         "whitened bootstrap": "bootstrap of whitened cosine, 92 conditions, per draw",
     }
-    table = ["| job | repscope, ms | rsatoolbox ÷ repscope | floor ÷ repscope | difference | memory, MB: repscope, rsatoolbox |", "|---|---|---|---|---|---|"]
+    head = "| job | repscope, ms | rsatoolbox ÷ repscope | floor ÷ repscope | difference | memory, MB: repscope, rsatoolbox |"
+    table = [head, "|---|---|---|---|---|---|"]
     for job, name in names.items():
         seconds: dict[str, list[float]] = {"ours": [], "theirs": [], "floor": []}
         for _ in range(args.rounds):
@@ -138,13 +139,15 @@ def main() -> None:
         ratio, share = ([t / o for t, o in zip(seconds[k], seconds["ours"])] for k in ("theirs", "floor"))
         held = ", ".join(f"{memory(job, who):,.0f}" for who in ("ours", "theirs"))
         table.append(
-            f"| {name} | {1e3 * statistics.median(seconds['ours']):,.2f} | {statistics.median(ratio):,.1f} × ({min(ratio):,.1f}–{max(ratio):,.1f}) "
+            f"| {name} | {1e3 * statistics.median(seconds['ours']):,.2f} "
+            f"| {statistics.median(ratio):,.1f} × ({min(ratio):,.1f}–{max(ratio):,.1f}) "
             f"| {statistics.median(share):.2f} ({min(share):.2f}–{max(share):.2f}) | {off:.0e} | {held} |"
         )
         print(table[-1], file=sys.stderr, flush=True)
     text = "\n".join(
         [
-            f"{datetime.date.today()}, {machine.describe()}. {machine.versions(['rsatoolbox', 'numpy', 'scipy'])}. One thread, {args.rounds} rounds, CPU seconds.",
+            f"{datetime.date.today()}, {machine.describe()}. {machine.versions(['rsatoolbox', 'numpy', 'scipy'])}. One thread, "
+            f"{args.rounds} rounds, CPU seconds.",
             "",
             *table,
         ]

@@ -68,7 +68,7 @@ def rdm(
     rows = rows if precision is None else _channels(rows) @ _root(precision, rows.shape[1])
     if dissimilarity == "correlation":
         return _correlation(rows)
-    gram = sum(_product(block - block.mean(0)) for block in _blocks(rows))
+    gram: Any = sum(_product(block - block.mean(0)) for block in _blocks(rows))
     return _distances(_numpy(gram), rows.shape[1])
 
 
@@ -99,8 +99,8 @@ def crossvalidated_rdm(
     count, channels = len(x), x[0].shape[1]
     total = sum(x[1:], x[0])
     if dissimilarity == "poisson":
-        gram = sum(_poisson_gram((total - run) / (count - 1), run) for run in x) / count
-        return _distances(gram, channels, exact_zero=False)
+        folds = [_poisson_gram((total - run) / (count - 1), run) for run in x]
+        return _distances(np.mean(folds, axis=0), channels, exact_zero=False)
     if precision is not None:
         root = _root(precision, channels)
         x, total = [_channels(run) @ root for run in x], _channels(total) @ root
@@ -152,7 +152,7 @@ def conditions_of(pairs: int) -> int:
     UserError
         If there is none.
     """
-    n = round((1 + np.sqrt(1 + 8 * pairs)) / 2)
+    n = round((1 + float(np.sqrt(1 + 8 * pairs))) / 2)
     if n * (n - 1) // 2 != pairs or n < 3:
         raise UserError(f"An RDM of {pairs} pairs belongs to no number of conditions; give the entries above its diagonal.")
     return n
@@ -236,13 +236,13 @@ def _correlation(rows: Any) -> RDM:
 
 def _poisson_gram(rates: Any, others: Any) -> Float[np.ndarray, "condition condition"]:
     """Σ_channels λ_i log λ′_j."""
-    gram: Any = 0.0
+    gram = np.zeros((len(rates), len(rates)))
     for a, b in zip(_blocks(rates), _blocks(others)):
         if bool((a < 0).any()) or bool((b < 0).any()):
             raise UserError("Some rates are below 0; 'poisson' needs spike counts or rates.")
         a, b = ((part + _RATE * _WEIGHT) / (1 + _WEIGHT) for part in (a, b))
-        gram = gram + a @ (b.log() if hasattr(b, "is_cuda") else np.log(b)).T
-    return _numpy(gram)
+        gram += _numpy(a @ (b.log() if hasattr(b, "is_cuda") else np.log(b)).T)
+    return gram
 
 
 def _distances(gram: Float[np.ndarray, "condition condition"], channels: int, *, exact_zero: bool = True) -> RDM:

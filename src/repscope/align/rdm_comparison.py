@@ -60,8 +60,8 @@ def similarities(a: RDMs, b: RDMs, measure: Measure) -> Float[np.ndarray, "first
         return np.array([[_tau_a(x, y) for y in b] for x in a])
     one, other = _prepared(a, measure), _prepared(b, measure)
     if measure == "rho-a":
-        products: np.ndarray = one @ other.T
-        return products / ((a.shape[1] ** 3 - a.shape[1]) / 12)
+        found: np.ndarray = one @ other.T * (12 / (a.shape[1] ** 3 - a.shape[1]))
+        return found
     return cosines(one @ other.T, np.einsum("ij,ij->i", one, one), np.einsum("ij,ij->i", other, other))
 
 
@@ -70,7 +70,8 @@ def cosines(
 ) -> Float[np.ndarray, "... first second"]:
     """Cosines from products and squared norms; NaN where a norm is 0."""
     scale = np.sqrt(first[..., :, None] * second[..., None, :])
-    return np.divide(products, scale, out=np.full_like(products, np.nan), where=scale > 0).clip(-1, 1)
+    found: np.ndarray = np.divide(products, scale, out=np.full_like(products, np.nan), where=scale > 0).clip(-1, 1)
+    return found
 
 
 def noise_ceiling(subjects: Any, measure: Measure = "cosine") -> tuple[float, float]:
@@ -169,4 +170,5 @@ def _poolable(rdms: RDMs, measure: str) -> RDMs:
     if measure.endswith("pearson"):
         rdms = rdms - rdms.mean(1, keepdims=True)
     size = np.sqrt((rdms**2).mean(1, keepdims=True))
-    return np.divide(rdms, size, out=np.zeros_like(rdms), where=size > 0)
+    found: np.ndarray = np.divide(rdms, size, out=np.zeros_like(rdms), where=size > 0)
+    return found

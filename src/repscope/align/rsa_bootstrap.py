@@ -174,7 +174,8 @@ def _additive_fits(
     inverse = np.divide(1.0, diagonal, out=np.zeros_like(w), where=w > 0)
     scaled = inverse * rows
     ahead = inverse * w
-    return scaled - ahead * ((w * scaled).sum(2, keepdims=True) / (1 + (w * ahead).sum(1))[:, None])
+    found: np.ndarray = scaled - ahead * ((w * scaled).sum(2, keepdims=True) / (1 + (w * ahead).sum(1))[:, None])
+    return found
 
 
 def _variance(of: Float[np.ndarray, "kind"], over: Over, n: int, m: int) -> float:
