@@ -36,6 +36,7 @@ ZERO_SHOT = "zero-shot"
 FEW_SHOT = "few-shot"
 SHUFFLED_SHOTS = "permuted shots"
 SHUFFLED_WITH_VECTOR = "vector after permuted shots"
+FUNCTION_VECTOR = "function vector"
 TASK_VECTOR = "task vector"
 RANDOM_HEADS = "random heads"
 OTHER_TASK = "vector of another task"
@@ -186,6 +187,7 @@ CONDITIONS: dict[str, Condition] = {
         Condition(FEW_SHOT, "The query after k examples.", "bound", "green"),
         Condition(SHUFFLED_SHOTS, "The query after k examples whose outputs are permuted.", "control", "purple"),
         Condition(SHUFFLED_WITH_VECTOR, "The vector added to the query after k examples with permuted outputs.", "setting", "sky"),
+        Condition(FUNCTION_VECTOR, "The sum of a task's most effective heads, added to the query's state.", "setting", "blue"),
         Condition(TASK_VECTOR, "The residual stream of few-shot prompts put in place of the query's.", "baseline", "vermillion"),
         Condition(RANDOM_HEADS, "A vector of as many random heads, of equal norm.", "control", "grey"),
         Condition(OTHER_TASK, "The vector of another task, of equal norm.", "control", "orange"),
