@@ -301,7 +301,7 @@ def test_compare(rows, reply, words):
 
 
 def context(match=0.7, p=0.01, share=0.9, beyond=0.5, way="LoRA", half=0.05, fv=None):
-    at = {"item": way, "site": CHOSEN, "layer": 20}
+    at = {"item": way, "site": "chosen on the other tasks", "layer": 20}
     rows = [row(match, half, metric="match", **at), Row(value=p, metric="permutation p", **at)]
     for condition, item, value in (
         ("estimate", "all tasks", share if fv is None else fv),

@@ -18,7 +18,7 @@ from repscope.conditions import (
 )
 from repscope.report.charts import grids, layers
 from repscope.report.page import Figure
-from repscope.results import CHOSEN, select
+from repscope.results import select
 from repscope.studies.context import names
 from repscope.trace.task_shift.outcomes import ALONE
 
@@ -91,7 +91,7 @@ def recovered(table: pd.DataFrame, way: str) -> Figure:
     """KL recovered by one vector, by block."""
     rows = select(table, metric=names.RECOVERED, item=names.of(names.ALL, way))
     return Figure(
-        layers.by_layer(rows[rows["site"] != CHOSEN], metric_title="share of KL recovered"),
+        layers.by_layer(rows, metric_title="share of KL recovered"),
         f"What one vector recovers of {way}",
         "Mean shift of one half of the queries, added at the queries of the other half; scale chosen on the first half. Controls "
         "of equal norm. Mean over tasks.",

@@ -12,7 +12,8 @@ SIDE = "task vector"  #: a gain of the task vector has the item "TASK: task vect
 WAYS = (LORA, FULL_TUNING)  #: of fine-tuning, as conditions and items
 
 SHARE_DEFINITION = "(accuracy - zero-shot) / (few-shot - zero-shot), first token"
-REPORTED = "queries of the reporting half"  #: split of what a block chosen on the other half gives
+CHOSEN = "chosen on the other tasks"  #: site of a match whose block the other tasks choose
+REPORTED = "each task at the block of the others"  #: split of it
 
 
 def sided(item: str, side: str = "") -> str:

@@ -17,7 +17,7 @@ from repscope.conditions import (
 )
 from repscope.report.page import Item, Page, Section, Table
 from repscope.report.text import format_estimate, format_gain
-from repscope.results import CHOSEN, select
+from repscope.results import select
 from repscope.studies.context import figures, names
 from repscope.studies.context.options import ContextOptions
 from repscope.studies.run.study import Answer, Record
@@ -48,10 +48,10 @@ def answer(record: Record[ContextOptions]) -> Answer:
         for row in select(table, metric=names.SHARE, item=names.ALL, condition=condition).to_dict("records"):
             lines.append(f"Share of the few-shot gain in accuracy that {said} gives: {format_estimate(row)}.")
     for way in _ways(table):
-        at = {"site": CHOSEN, "item": way, "condition": ESTIMATE}
+        at = {"site": names.CHOSEN, "item": way, "condition": ESTIMATE}
         row, p = (select(table, metric=m, **at).to_dict("records")[0] for m in (names.MATCH, names.P))
         said = f"{format_estimate(row)}, p = {p['value']:.3g}"
-        lines.append(f"Match of examples and {way}, centred over tasks, at block {row['layer']}: {said}.")
+        lines.append(f"Match of examples and {way}, centred over tasks, mostly at block {row['layer']}: {said}.")
     return Answer(lines)
 
 
@@ -66,7 +66,7 @@ def _tested(o: ContextOptions) -> str:
 
 
 def _ways(table: pd.DataFrame) -> list[str]:
-    return [w for w in names.WAYS if len(select(table, metric=names.MATCH, site=CHOSEN, item=w, condition=ESTIMATE))]
+    return [w for w in names.WAYS if len(select(table, metric=names.MATCH, site=names.CHOSEN, item=w, condition=ESTIMATE))]
 
 
 def _count(table: pd.DataFrame) -> int:
@@ -89,12 +89,12 @@ def _key(table: pd.DataFrame, ways: list[str]) -> Table:
             | {"permuted tasks": "–", "p": "–"}
         )
     for way in ways:
-        here = {"item": way, "site": CHOSEN}
+        here = {"item": way, "site": names.CHOSEN}
         at = {"metric": names.MATCH, **here}
         own = select(table, condition=ESTIMATE, **at).to_dict("records")[0]
         p = select(table, metric=names.P, condition=ESTIMATE, **here).to_dict("records")[0]
         rows.append(
-            {"": f"match of examples and {way}, block {own['layer']}", "estimate": format_estimate(own), "random heads": "–"}
+            {"": f"match of examples and {way}, mostly block {own['layer']}", "estimate": format_estimate(own), "random heads": "–"}
             | {"other task": _cell(table, condition=OTHER_SHOTS, **at)}
             | {"permuted outputs": _cell(table, condition=SHUFFLED_SHOTS, **at)}
             | {"permuted tasks": _cell(table, condition=PERMUTED_TASKS, **at), "p": f"{p['value']:.2g}"}
@@ -102,8 +102,8 @@ def _key(table: pd.DataFrame, ways: list[str]) -> Table:
     return Table(
         pd.DataFrame(rows),
         "Key numbers",
-        f"With 95 % intervals over {_count(table)} tasks. The match is at the block that one half of the queries prefers, measured "
-        "on the other half; permuted tasks: mean and range under permutation.",
+        f"With 95 % intervals over {_count(table)} tasks. The match of each task is at the block where the other tasks match "
+        "best; permuted tasks: mean and range under permutation, the choice repeated.",
     )
 
 
@@ -136,21 +136,19 @@ def _movement(table: pd.DataFrame, ways: list[str]) -> Section:
         items += [figures.raw(table, way), figures.attention(table, way)]
     rows = []
     for way in ways:
-        here = select(table, item=way, site=CHOSEN).to_dict("records")
+        here = select(table, item=way, site=names.CHOSEN).to_dict("records")
         gains = {r["condition"]: format_gain(r) for r in here if r["metric"] == names.GAIN}
         at = {r["metric"]: r for r in here if r["condition"] == ESTIMATE}
-        line = {"": way, "block": at[names.MATCH]["layer"]}
-        line |= {m: format_estimate(at[m]) for m in (names.RAW, names.SAME, names.OTHERS, names.TOP)}
-        rows.append(line | {"p": f"{at[names.P]['value']:.2g}", **{f"match {c}": gain for c, gain in gains.items()}})
+        line = {"": way, "most common block": at[names.MATCH]["layer"]}
+        line |= {m: format_estimate(at[m]) for m in (names.RAW, names.SAME, names.MATCH)}
+        rows.append(line | {"p": f"{at[names.P]['value']:.2g}", **{f"match, {c}": gain for c, gain in gains.items()}})
     text = (
         "Look for a same-task cosine above that of other tasks. The raw cosine says little: k examples with permuted outputs move "
         "the network nearly as k true examples do, as format and position are the same. So shifts are centred over tasks, and the "
         "match of the same task is compared with other tasks and with permuted tasks."
     )
     items.append(
-        Table(
-            pd.DataFrame(rows), "At the chosen block", "On the reporting halves; 95 % intervals over tasks, paired for differences."
-        )
+        Table(pd.DataFrame(rows), "At the chosen block", "Each task at the block of the others; 95 % intervals over tasks.")
     )
     return Section("Do examples move the network where fine-tuning does?", text, tuple(items))
 

@@ -8,7 +8,7 @@ A killed run continues at its group of tasks, or at its task.
 2. Shifts, per task: what k examples in the prompt and fine-tuning on the same k examples move, with permuted outputs, another
    task's examples and neutral text as controls; step curves; KL recovered by one vector (`trace.task_shift`).
 3. Summary over all tasks: the share of the few-shot gain that a vector gives; the match of shifts after centring over tasks, by
-   block, and at a block that is chosen on one pair of halves of the queries and reported on the other.
+   block, and of each task at the block that the other tasks choose.
 4. With `--tuned` and `--prompt-file`: how much of what tuning changed in next tokens a constant prompt gives
    (`trace.constant_prompt`).
 """

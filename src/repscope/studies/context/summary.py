@@ -1,7 +1,7 @@
 """Rows over all tasks: the share of the few-shot gain that a vector gives, and the match of shifts at a chosen block."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from repscope.conditions import (
     FEW_SHOT,
     OTHER_SHOTS,
     OTHER_TASK,
+    PERMUTED_TASKS,
     RANDOM_HEADS,
     SHUFFLED_SHOTS,
     TASK_VECTOR,
@@ -21,13 +22,15 @@ from repscope.conditions import (
     over,
 )
 from repscope.models.sites import Site
-from repscope.results import CHOSEN, Result, Row
+from repscope.results import Result, Row
 from repscope.studies.context import names
+from repscope.studies.context.choice import Chosen
 from repscope.trace.task_shift import FewShotTuning, task_match
-from repscope.trace.task_shift.matching import directed, match_rows
+from repscope.trace.task_shift.matching import DEFINITIONS, directed
 from repscope.trace.task_shift.outcomes import ALONE
 
 _CONTROLS = (ZERO_SHOT, RANDOM_HEADS, OTHER_TASK, SHUFFLED_SHOTS)
+_P = "tasks of one side permuted, one-sided, the choice of blocks repeated"
 _MEANS = "means "  #: arrays of `over_tasks`: this and the way
 
 
@@ -71,37 +74,44 @@ def vector_rows(results: Sequence[Result], tasks: Sequence[str], seed: int) -> t
 
 
 def chosen_rows(found: Result, tunings: Sequence[FewShotTuning], seed: int) -> list[Row]:
-    """For each way of fine-tuning, the match at one block of the residual stream, with its controls and paired gains over them.
+    """For each way of fine-tuning, the match of the residual stream at a block that the other tasks choose (`choice`).
 
-    The block has the largest match of examples on one half of the queries with fine-tuning on the other half. Numbers are of the
-    halves exchanged.
+    Examples on one half of the queries, fine-tuning on the other half. Each control has its own choice; gains are paired by task.
     """
     means = {key.removeprefix(_MEANS): x for key, x in found.arrays.items() if key.startswith(_MEANS)}
     sites = [Site.parse(name) for name in found.side["sites"]["site"]]
     rows = list[Row]()
     for how in tunings:
         way = how.condition
-        pairs = [(way, ESTIMATE, FEW_SHOT, way), (way, TUNED_PERMUTED, FEW_SHOT, how.control)]
-        pairs += [(way, c, c, way) for c in (SHUFFLED_SHOTS, OTHER_SHOTS)]
-        used = {w for pair in pairs for w in pair[2:]}
-        moved = np.logical_and.reduce([directed(means[w]) for w in used])
+        pairs = {ESTIMATE: (FEW_SHOT, way), TUNED_PERMUTED: (FEW_SHOT, how.control)}
+        pairs |= {c: (c, way) for c in (SHUFFLED_SHOTS, OTHER_SHOTS)}
+        moved = np.logical_and.reduce([directed(means[w]) for pair in pairs.values() for w in pair])
         stream = [i for i, site in enumerate(sites) if site.kind == "resid_post" and moved[i]]
         if not stream:
             continue
-        choosing = task_match(means[FEW_SHOT][:, 0, stream], means[way][:, 1, stream], permutations=1, seed=seed)
-        best = stream[int(np.argmax((choosing.same - choosing.others).mean(0)))]
-        exchanged = {w: means[w][:, ::-1, [best]] for w in used}
-        where: dict[str, Any] = {"split": names.REPORTED, "token": "last"}
-        matched, _ = match_rows(exchanged, pairs, [sites[best]], seed=seed, **where)
-        rows += [replace(row, site=CHOSEN) for row in matched if row.metric not in (names.P_ALL, names.COMMON)]
-        each = dict[str, Float[np.ndarray, "task"]]()
-        for _, condition, first, second in pairs:
-            one = task_match(exchanged[first][:, 0], exchanged[second][:, 1], permutations=1, seed=seed)
-            each[condition] = (one.same - one.others)[:, 0]
-        where |= {"item": way, "site": CHOSEN, "layer": sites[best].layer, "seed": seed, "definition": names.MATCH}
-        for condition in (c for c in each if c != ESTIMATE):
-            rows.append(Row.over(each[ESTIMATE] - each[condition], "task", metric=names.GAIN, condition=over(condition), **where))
+        place: dict[str, Any] = {"item": way, "site": names.CHOSEN, "token": "last", "seed": seed, "split": names.REPORTED}
+        held = dict[str, Chosen]()
+        for condition, (first, second) in pairs.items():
+            found_match = task_match(means[first][:, 0, stream], means[second][:, 1, stream], permutations=1, seed=seed)
+            one = held[condition] = Chosen(found_match.centred, seed)
+            where = place | {"condition": condition, "layer": _most_common([sites[stream[int(s)]].layer for s in one.sites])}
+            raw = found_match.raw[np.arange(len(one.sites)), one.sites]
+            for metric, values in ((names.MATCH, one.match), (names.SAME, one.same), (names.RAW, raw)):
+                rows.append(Row.over(values, "task", metric=metric, definition=DEFINITIONS[metric], **where))
+            rows.append(Row(metric=names.P, definition=_P, value=one.p, n=len(one.match), unit="task", **where))
+            if condition == ESTIMATE:
+                where |= {"metric": names.MATCH, "definition": DEFINITIONS[names.MATCH], "condition": PERMUTED_TASKS}
+                rows.append(Row.of(stats.null(one.drawn, unit="order of tasks"), **where))
+        for condition, one in held.items():
+            if condition != ESTIMATE:
+                gain = held[ESTIMATE].match - one.match
+                where = place | {"condition": over(condition), "definition": names.MATCH}
+                rows.append(Row.over(gain, "task", metric=names.GAIN, **where))
     return rows
+
+
+def _most_common(blocks: Sequence[int | None]) -> int | None:
+    return Counter(blocks).most_common(1)[0][0]
 
 
 def accuracy_gains(measured: Sequence[Result], tunings: Sequence[FewShotTuning], seed: int) -> list[Row]:

@@ -1,6 +1,6 @@
 """The verdict of `context`: do examples in the prompt move a network where fine-tuning on them does, and what does one vector give?
 
-Of shifts: the match after centring over tasks, at the block chosen on the other half of the queries, and its permutation p. Of
+Of shifts: the match after centring over tasks, each task at the block that the other tasks choose, and its permutation p. Of
 vectors: the share of the few-shot gain in accuracy, over tasks, and the paired gain over random heads of equal number and norm.
 """
 
@@ -10,7 +10,7 @@ import pandas as pd
 
 from repscope.conditions import ESTIMATE, RANDOM_HEADS, TASK_VECTOR, over
 from repscope.report.verdict import Reply, Verdict, joined, side, thresholds
-from repscope.results import CHOSEN, select
+from repscope.results import select
 from repscope.studies.context import names
 
 FUNCTION, TASK = "Function vector", "Task vector"
@@ -40,11 +40,11 @@ def verdict(table: pd.DataFrame) -> Verdict:
 def _moves(table: pd.DataFrame, way: str) -> Verdict | None:
     """Whether the shifts of a way of fine-tuning match those of examples in the prompt, task by task; None without them."""
     limits = thresholds("context")
-    at = {"site": CHOSEN, "item": way, "condition": ESTIMATE}
+    at = {"site": names.CHOSEN, "item": way, "condition": ESTIMATE}
     match, p = _first(table, metric=names.MATCH, **at), _first(table, metric=names.P, **at)
     if match is None or p is None:
         return None
-    where = f"at block {int(match['layer'])}, chosen on the other queries"
+    where = f"at a block chosen on other tasks, mostly {int(match['layer'])}"
     if side(match, limits["apart"]) == "below":
         return Verdict("No", f"Centred over tasks, shifts of examples and of {way} do not match {where}.")
     if p["value"] > limits["chance"] or side(match) != "above":
