@@ -13,6 +13,7 @@ WAYS = (LORA, FULL_TUNING)  #: of fine-tuning, as conditions and items
 
 SHARE_DEFINITION = "(accuracy - zero-shot) / (few-shot - zero-shot), first token"
 CHOSEN = "chosen on the other tasks"  #: site of a match whose block the other tasks choose
+ALONE = "test items, query alone"  #: split of scores without examples, as `trace.task_shift.outcomes` has it
 REPORTED = "each task at the block of the others"  #: split of it
 
 

@@ -82,28 +82,22 @@ def _key(table: pd.DataFrame, ways: list[str]) -> Table:
     rows: list[Rows] = []
     for condition, said in ((ESTIMATE, "function vector"), (TASK_VECTOR, "task vector")):
         at = {"metric": names.SHARE, "item": names.ALL}
-        controls = {"random heads": RANDOM_HEADS, "other task": OTHER_TASK, "permuted outputs": SHUFFLED_SHOTS}
-        rows.append(
-            {"": f"share of few-shot gain, {said}", "estimate": _cell(table, condition=condition, **at)}
-            | {name: _cell(table, condition=c, **at) for name, c in controls.items()}
-            | {"permuted tasks": "–", "p": "–"}
-        )
+        controls = {"chance": RANDOM_HEADS, "other task": OTHER_TASK, "permuted outputs": SHUFFLED_SHOTS}
+        line = {"": f"share of few-shot gain, {said}", "estimate": _cell(table, condition=condition, **at)}
+        rows.append(line | {name: _cell(table, condition=c, **at) for name, c in controls.items()} | {"p": "–"})
     for way in ways:
         here = {"item": way, "site": names.CHOSEN}
-        at = {"metric": names.MATCH, **here}
-        own = select(table, condition=ESTIMATE, **at).to_dict("records")[0]
+        own = select(table, metric=names.MATCH, condition=ESTIMATE, **here).to_dict("records")[0]
         p = select(table, metric=names.P, condition=ESTIMATE, **here).to_dict("records")[0]
-        rows.append(
-            {"": f"match of examples and {way}, mostly block {own['layer']}", "estimate": format_estimate(own), "random heads": "–"}
-            | {"other task": _cell(table, condition=OTHER_SHOTS, **at)}
-            | {"permuted outputs": _cell(table, condition=SHUFFLED_SHOTS, **at)}
-            | {"permuted tasks": _cell(table, condition=PERMUTED_TASKS, **at), "p": f"{p['value']:.2g}"}
-        )
+        controls = {"chance": PERMUTED_TASKS, "other task": OTHER_SHOTS, "permuted outputs": SHUFFLED_SHOTS}
+        line = {"": f"match of examples and {way}", "estimate": format_estimate(own)}
+        line |= {name: _cell(table, metric=names.MATCH, condition=c, **here) for name, c in controls.items()}
+        rows.append(line | {"p": f"{p['value']:.2g}"})
     return Table(
         pd.DataFrame(rows),
         "Key numbers",
-        f"With 95 % intervals over {_count(table)} tasks. The match of each task is at the block where the other tasks match "
-        "best; permuted tasks: mean and range under permutation, the choice repeated.",
+        f"With 95 % intervals over {_count(table)} tasks. The match of each task is at the block where the other tasks match best. "
+        "Chance: random heads; permuted tasks with their range, the choice of the block repeated.",
     )
 
 

@@ -75,7 +75,7 @@ def _shifts_cost(task: ContextTask) -> Cost:
     o, t, methods = task.options, task.example_tokens, len(task.options.methods)
     whole = (o.k + o.queries) * t  # the examples are read once for all queries
     tokens = 8 * whole + methods * (6 * o.steps[-1] * o.k * t + len(o.steps) * (o.queries + o.dev_items) * t + 4 * whole)
-    rows = (1 + methods) * 3 * 4 * len(task.vector_sites) * o.queries / 2
+    rows = (1 + methods) * 3 * 3 * len(task.vector_sites) * o.queries / 2
     flops = (tokens + rows / 2) * _flops(task) + (rows + 20 * o.queries) * _head_flops(task)
     return Cost(round(tokens), flops, 0.0, 0.0, task.lm.blocks)
 

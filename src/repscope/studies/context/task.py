@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
 
 GROUP = 3  #: least tasks whose vectors are computed together, as each is the control of the others
-_VECTORS = (0.25, 0.5, 0.75)  #: depths at which one vector is added, besides the last block but one
+_VECTORS = (1 / 3, 2 / 3)  #: depths at which one vector is added, besides the last block but one
 LEAST_QUERIES = 4
 
 
@@ -97,7 +97,7 @@ class ContextTask:
 
     @cached_property
     def vector_sites(self) -> list[Site]:
-        """Where one vector is to recover an adaptation: at four depths, of the blocks at which shifts are measured."""
+        """Where one vector is to recover an adaptation: at three depths, of the blocks at which shifts are measured."""
         last = len(self.blocks) - 1
         chosen = {round(depth * last) for depth in _VECTORS} | {max(last - 1, 0)}
         return [self.lm.resolve(f"resid_post.{self.blocks[i]}")[0] for i in sorted(chosen)]

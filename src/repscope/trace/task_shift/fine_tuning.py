@@ -116,7 +116,7 @@ def fine_tuned(
     try:
         for p in trained:
             p.requires_grad_(True)
-        optimizer = torch.optim.AdamW(trained, lr=how.rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(trained, lr=how.rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
         for step in range(1, how.steps[-1] + 1):
             with torch.enable_grad():
                 loss = batch.loss(model, {} if lora is None else lora.weights())
