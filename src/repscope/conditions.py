@@ -36,9 +36,20 @@ ZERO_SHOT = "zero-shot"
 FEW_SHOT = "few-shot"
 SHUFFLED_SHOTS = "permuted shots"
 SHUFFLED_WITH_VECTOR = "vector after permuted shots"
+FUNCTION_VECTOR = "function vector"
 TASK_VECTOR = "task vector"
 RANDOM_HEADS = "random heads"
 OTHER_TASK = "vector of another task"
+OTHER_SHOTS = "shots of another task"
+NEUTRAL = "neutral prefix"
+OTHER_PROMPT = "prompt about something else"
+BASE_NETWORK = "base network"
+LORA = "LoRA"
+FULL_TUNING = "full fine-tuning"
+LORA_PERMUTED = "LoRA, permuted outputs"
+FULL_TUNING_PERMUTED = "full fine-tuning, permuted outputs"
+TUNED_PERMUTED = "fine-tuned on permuted outputs"
+PERMUTED_TASKS = "permuted tasks"
 ANOTHER_HALF = "difference of halves"
 BFLOAT16 = "bfloat16 weights"
 FITTED_VECTORS = "fitted vectors"
@@ -164,7 +175,7 @@ CONDITIONS: dict[str, Condition] = {
             ANOTHER_SEED, "Two tuned checkpoints that differ in their seed alone, compared with each other.", "control", "black"
         ),
         Condition(ROUNDING, "The base and the same weights rounded to bfloat16.", "control", "purple"),
-        Condition("base network", "The same measurement on the base network, before tuning.", "baseline", "black"),
+        Condition(BASE_NETWORK, "The same measurement on the base network, before tuning.", "baseline", "black"),
         Condition("other prompts", "The base network on other prompts, in place of the tuned network.", "control", "grey"),
         Condition("refit on the tuned network", "The same fit repeated on the tuned network.", "bound", "orange"),
         Condition("two halves", "Two fits to different halves of the prompts, on one network.", "bound", "sky"),
@@ -176,9 +187,19 @@ CONDITIONS: dict[str, Condition] = {
         Condition(FEW_SHOT, "The query after k examples.", "bound", "green"),
         Condition(SHUFFLED_SHOTS, "The query after k examples whose outputs are permuted.", "control", "purple"),
         Condition(SHUFFLED_WITH_VECTOR, "The vector added to the query after k examples with permuted outputs.", "setting", "sky"),
+        Condition(FUNCTION_VECTOR, "The sum of a task's most effective heads, added to the query's state.", "setting", "blue"),
         Condition(TASK_VECTOR, "The residual stream of few-shot prompts put in place of the query's.", "baseline", "vermillion"),
         Condition(RANDOM_HEADS, "A vector of as many random heads, of equal norm.", "control", "grey"),
         Condition(OTHER_TASK, "The vector of another task, of equal norm.", "control", "orange"),
+        Condition(OTHER_SHOTS, "The query after as many examples of another task, of as many tokens.", "control", "orange"),
+        Condition(NEUTRAL, "The query after neutral text that is as many tokens as the examples.", "baseline", "black"),
+        Condition(OTHER_PROMPT, "The base network after a prompt about something else, of as many tokens.", "control", "orange"),
+        Condition(LORA, "The network after LoRA on the same k examples.", "setting", "blue"),
+        Condition(FULL_TUNING, "The network after full fine-tuning on the same k examples.", "setting", "sky"),
+        Condition(LORA_PERMUTED, "LoRA on the same examples with permuted outputs.", "control", "grey"),
+        Condition(FULL_TUNING_PERMUTED, "Full fine-tuning on the same examples with permuted outputs.", "control", "grey"),
+        Condition(TUNED_PERMUTED, "The estimate with fine-tuning on permuted outputs.", "control", "vermillion"),
+        Condition(PERMUTED_TASKS, "The same shifts with the tasks of one side permuted.", "control", "black"),
         # drift
         Condition(ANOTHER_HALF, "The difference of the same number from two halves of the documents.", "control", "purple"),
         Condition(BFLOAT16, "Training that rounds weights to bfloat16 after every update.", "setting", "orange"),
@@ -203,6 +224,7 @@ PARAMETRISED: dict[str, Condition] = {
         Condition(r"rank \d+", "The estimate at this rank of the inverse.", "setting", "sky"),
         Condition(r"dose [\d.e+-]+", "The estimate at this multiple of the step.", "setting", "sky"),
         Condition(r"map of .+", "The map of another relation on these subjects.", "control", "grey"),
+        Condition(r"(LoRA|full fine-tuning), step \d+", "Fine-tuning stopped at this step.", "setting", "ramp"),
         Condition(r"best of \d+ random directions", "The most effective of several random directions.", "control", "grey"),
     )
 }

@@ -270,7 +270,7 @@ def test_rsa_is_scipys_spearman_of_squared_distances():
     x, y = rows(15, 4), rows(15, 6, 1) + 0.5
     pairs = list(itertools.combinations(range(15), 2))
     a, b = ([((v[i] - v[j]) ** 2).sum() for i, j in pairs] for v in (x, y))
-    np.testing.assert_allclose(rdm(x), a)
+    np.testing.assert_allclose(rdm(x), np.divide(a, 4))  # per channel
     assert rsa(x, y) == pytest.approx(spearmanr(a, b).statistic)
     c = [1 - np.corrcoef(x[i], x[j])[0, 1] for i, j in pairs]
     np.testing.assert_allclose(rdm(x, "correlation"), c, atol=1e-12)

@@ -300,6 +300,56 @@ def test_compare(rows, reply, words):
     assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
 
 
+def context(match=0.7, p=0.01, share=0.9, beyond=0.5, way="LoRA", half=0.05, fv=None):
+    at = {"item": way, "site": "chosen on the other tasks", "layer": 20}
+    rows = [row(match, half, metric="match", **at), Row(value=p, metric="permutation p", **at)]
+    for condition, item, value in (
+        ("estimate", "all tasks", share if fv is None else fv),
+        ("task vector", "all tasks: task vector", share),
+    ):
+        rows.append(row(value, half, metric="share of few-shot gain", item="all tasks", condition=condition))
+        gain = {"metric": "gain", "definition": "first-token accuracy", "condition": over("random heads")}
+        rows.append(row(beyond, half, item=item, **gain))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "reply", "words"),
+    [
+        (context(), "Yes", "where fine-tuning on them does; one"),
+        (context(0.3), "Partly", "partly where"),
+        (context(0.5), "Partly", "partly where"),
+        (context(0.0), "No", "elsewhere than"),
+        (context(0.12, half=0.2), "Cannot tell", "is open"),
+        (context(p=0.06), "Cannot tell", "is open"),
+        (context() + context(way="full fine-tuning"), "Yes", "where fine-tuning"),
+        (context() + context(0.0, way="full fine-tuning"), "Partly", "partly where"),
+        (context(0.0) + context(0.0, way="full fine-tuning"), "No", "elsewhere"),
+        (context(half=float("nan")), "Cannot tell", "is open"),
+        ([], "Cannot tell", "is open"),
+    ],
+)
+def test_context(rows, reply, words):
+    verdict = within_limit(study("context").verdict(table_of(rows)))
+    assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
+
+
+@pytest.mark.parametrize(
+    ("rows", "function", "task"),
+    [
+        (context(share=0.9, fv=0.5), "Partly", "Yes"),
+        (context(share=0.8, fv=0.1), "No", "Partly"),
+        (context(share=0.5, fv=0.5, beyond=0.0), "Cannot tell", "Cannot tell"),
+        (context(share=0.1, fv=0.1, beyond=0.0), "No", "No"),
+        (context(share=0.3, fv=0.2, half=0.15), "Partly", "Partly"),
+        ([], "Cannot tell", "Cannot tell"),
+    ],
+)
+def test_context_of_each_vector(rows, function, task):
+    parts = within_limit(study("context").verdict(table_of(rows))).parts
+    assert (parts["Function vector"].reply, parts["Task vector"].reply) == (function, task)
+
+
 def test_every_question_has_rules():
     assert all(study(name).verdict for name in (*ANSWERED, "compare", "contrast", "connect"))
 

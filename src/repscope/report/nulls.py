@@ -17,7 +17,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from repscope.conditions import ESTIMATE, PERMUTED_GAPS, RANDOM, SHUFFLED_GROUPS, SHUFFLED_LABELS, compared
+from repscope.conditions import (
+    ESTIMATE,
+    OTHER_TASK,
+    PERMUTED_GAPS,
+    PERMUTED_TASKS,
+    RANDOM,
+    RANDOM_HEADS,
+    SHUFFLED_GROUPS,
+    SHUFFLED_LABELS,
+    compared,
+)
 
 GAIN = "gain"
 
@@ -40,6 +50,8 @@ NULLS: dict[tuple[str, str], Null] = {
     ("features", "accuracy"): Null((SHUFFLED_LABELS,)),
     ("features", "r2"): Null((SHUFFLED_LABELS,), ("the mean of the training values", 0.0)),
     ("contrast", "effect"): Null((RANDOM,)),
+    ("context", "share of few-shot gain"): Null((RANDOM_HEADS, OTHER_TASK), ("no gain", 0.0)),
+    ("context", "match"): Null((PERMUTED_TASKS,), ("no match", 0.0)),
     ("bayes", "rise"): Null(("untrained network",), ("no rise", 0.0)),
     ("paths", "ratio"): Null((SHUFFLED_GROUPS,), ("no difference", 1.0)),
     ("drift", "KL recovered"): Null((RANDOM,)),

@@ -104,6 +104,19 @@ def functions_of_ratios(
     }
 
 
+def student(value: float, variance: float, *, unit: str, n: int, level: float = LEVEL) -> Estimate:
+    """A value whose variance is known from resampling n units: its interval of Student's t with n - 1 degrees of freedom.
+
+    >>> e = student(1.0, 0.25, unit="subject", n=5)
+    >>> (round(e.lo, 3), round(e.hi, 3), e.method)
+    (-0.388, 2.388, 't')
+    """
+    from scipy.stats import t as student_t
+
+    half = float(student_t.ppf(0.5 + level / 2, n - 1)) * sqrt(variance)
+    return Estimate(value, value - half, value + half, level, "t", unit, n)
+
+
 def null(draws: Float[ArrayLike, "draw"], *, unit: str, level: float = LEVEL) -> Estimate:
     """A control with several random draws (shuffled labels, random directions): the mean and range of its draws."""
     x = _rows(draws)

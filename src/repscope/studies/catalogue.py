@@ -36,7 +36,7 @@ QUESTIONS: dict[str, Entry] = dict(
         _entry("features", "Which sparse features make up a layer, and a name?", "features"),
         _entry("discover", "Which unsupervised directions move the model, and what does each objective find?", "discover"),
         _entry("drift", "What do fine-tuning, preference optimisation and RL change?", "drift"),
-        _entry("context", "Does a prompt full of examples do what fine-tuning on them does?"),
+        _entry("context", "Does a prompt full of examples do what fine-tuning on them does?", "context"),
         _entry("bayes", "Is in-context learning Bayesian inference?", "bayes"),
         _entry("paths", "Do runs of one recipe end in one place, and does that predict how they generalise?", "paths"),
         _entry("emergence", "When does a skill appear, and how much compute is a trick worth?"),

@@ -128,6 +128,12 @@ def gains(table: pd.DataFrame, *, title: str = "paired gain (accuracy or R²)", 
     return _forest(shown, items, title, [zero], share=share)
 
 
+def by_item(table: pd.DataFrame, *, title: str, share: bool = True) -> alt.LayerChart:
+    """Values of several items: one row per condition inside one band per item. `share`: a value from 0 to 1."""
+    _one(table, "metric")
+    return _forest(table, list(dict.fromkeys(table["item"])), title, [], share=share)
+
+
 def ranked(table: pd.DataFrame, *, title: str) -> alt.LayerChart:
     """One number of many methods: one row per method, best first, controls in their own colour and shape."""
     _one(table, "metric", "model")

@@ -205,7 +205,7 @@ def next_tokens(
     texts = answered(tuned, held, answers=answers, new_tokens=new_tokens)
     longest = int((texts.ids.lengths - texts.start).max())
     names = [ESTIMATE, "other prompts", *([ANOTHER_SEED] if other is not None else [])]
-    sums = {name: _Sums(len(texts), longest) for name in names}
+    sums = {name: PositionSums(len(texts), longest) for name in names}
     for start in range(0, len(texts), _CHUNK):
         rows = list(range(start, min(start + _CHUNK, len(texts))))
         if len(rows) == 1 and start:  # another prompt is needed
@@ -231,7 +231,7 @@ def next_tokens(
     return Result.of(found, side={"positions": side})
 
 
-class _Sums:
+class PositionSums:
     """Sums per prompt and bin of positions: tokens, divergences, shift classes; and totals at each position."""
 
     METRICS = ("KL", "KL from base", "JS", *SHIFTS)
@@ -248,6 +248,7 @@ class _Sums:
         tuned: tuple[LanguageModel, Float[np.ndarray, "token d_model"]],
         given: Int[np.ndarray, "token"] | None,
     ) -> None:
+        """Add a prompt's answer, from what the heads of both networks read; given: its tokens, default the tuned network's."""
         for start in range(0, len(base[1]), _ROWS):
             rows = slice(start, start + _ROWS)
             q, p = (torch.from_numpy(lm.unembed(hidden[rows], normed=True)) for lm, hidden in (base, tuned))
@@ -260,10 +261,20 @@ class _Sums:
             np.add.at(self.bins[prompt], np.searchsorted(self.starts, position + 1, side="right") - 1, values)
             self.by_position[position] += values[:, [0, 1, 4, 5, 6]]
 
-    def rows(self, condition: str, where: dict[str, Any]) -> Iterator[Row]:
+    @property
+    def kl(self) -> Float[np.ndarray, "prompt bin"]:
+        """Sum of KL(tuned ‖ base) in each prompt and bin."""
+        return self.bins[:, :, 1]
+
+    @property
+    def bin_names(self) -> list[str]:
+        """Names of the bins, such as "position 4–7"."""
         ends = [*self.starts[1:] - 1, len(self.by_position)]
-        names = [f"position {a}" if a == b else f"position {a}–{b}" for a, b in zip(self.starts, ends)]
-        for item, held in [("", self.bins.sum(1)), *zip(names, self.bins.transpose(1, 0, 2))]:
+        return [f"position {a}" if a == b else f"position {a}–{b}" for a, b in zip(self.starts, ends)]
+
+    def rows(self, condition: str, where: dict[str, Any]) -> Iterator[Row]:
+        """Rows over all positions (item "") and of each bin."""
+        for item, held in [("", self.bins.sum(1)), *zip(self.bin_names, self.bins.transpose(1, 0, 2))]:
             held = held[held[:, 0] > 0]
             for j, metric in enumerate(self.METRICS, start=1) if len(held) else ():
                 estimate = stats.ratio(held[:, j], held[:, 0], unit="prompt", seed=where["seed"])
