@@ -12,7 +12,7 @@ from families import build
 from repscope.errors import UserError
 from repscope.models.language import LanguageModel
 from repscope.trace.task_shift import fine_tuning
-from repscope.trace.task_shift.fine_tuning import FewShotTuning, fine_tuned, reset, working_copy
+from repscope.trace.task_shift.fine_tuning import FewShotTuning, changed_weights, fine_tuned, reset, working_copy
 
 EXAMPLES = [
     (np.array([5, 9, 7]), np.array([11, 12])),
@@ -108,6 +108,24 @@ def test_upper_blocks_alone(tokenizer):
     changed = {name for (name, a), b in pairs if not torch.equal(a, b)}
     assert changed
     assert all(".layers.2." in name or ".layers.3." in name for name in changed)
+    list(fine_tuned(lm, copied, EXAMPLES, FewShotTuning("LoRA", (1,), 1e-1, first_block=3)))
+    own = changed_weights(lm, copied)
+    assert set(own) == {f"model.layers.3.self_attn.{name}_proj.weight" for name in "qv"}
+    reset(lm, copied)
+    assert not changed_weights(lm, copied)
+    reset(lm, copied, own)
+    assert all(torch.equal(own[name], weight) for name, weight in changed_weights(lm, copied).items())
+
+
+def test_a_head_that_is_not_called_as_a_module_gives_the_same_loss(tokenizer):
+    lm, losses = network("llama", tokenizer), []
+    how = FewShotTuning("full", (2,), 1e-3)
+    for hidden in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            if hidden:
+                patch.setattr(type(lm.model), "get_output_embeddings", lambda self: None)
+            losses += [loss for _, loss in fine_tuned(lm, working_copy(lm), EXAMPLES, how)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +134,7 @@ def test_upper_blocks_alone(tokenizer):
         (lambda: FewShotTuning("half"), "'LoRA' or 'full'"),
         (lambda: FewShotTuning(steps=(2, 1)), "increasing"),
         (lambda: FewShotTuning(rate=0), "above 0"),
-        (lambda: FewShotTuning(first_block=1), "full fine-tuning"),
+        (lambda: FewShotTuning(first_block=4), "blocks 0 to 3"),
         (lambda: FewShotTuning(targets="w_q"), "q_proj"),
         (lambda: FewShotTuning("full", first_block=9), "blocks 0 to 3"),
         (lambda: FewShotTuning("full", rate=1e30, steps=(8,)), "lower the rate"),

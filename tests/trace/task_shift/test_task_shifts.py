@@ -126,6 +126,19 @@ def test_states_and_scores_are_bare_passes(lm, tasks):
         assert scored.whole[i] == float(bool((logp.argmax(-1) == target).all()))
 
 
+def test_scores_with_known_logits_are_those_without(lm, tasks):
+    queries = [*tasks[0].queries("test", 2), *tasks[2].queries("test", 3)]  # answers of several tokens, and of one
+    answers = [*(tasks[0].answers[y] for _, y in queries[:2]), *(tasks[2].answers[y] for _, y in queries[2:])]
+    assert {len(answer) > 1 for answer in answers} == {True, False}
+    prompts = [alone_ids(lm, tasks[0], query) for query in queries]
+    likely = [int(row.argmax()) for row in states(lm, prompts, [Site("resid_post", 1)]).logits]
+    answers[-1] = (likely[-1],)  # one that is right
+    own, known = scores(lm, prompts, answers), scores(lm, prompts, answers, states(lm, prompts, [Site("resid_post", 1)]).logits)
+    assert known.first[-1] == known.whole[-1] == 1
+    for field in ("first", "whole", "logprob"):
+        np.testing.assert_allclose(getattr(known, field), getattr(own, field), atol=1e-4)
+
+
 def test_rows_of_all_conditions_once(result, lm):
     table = result.table
     assert table.row_id.is_unique

@@ -5,15 +5,16 @@
 2. LoRA (Hu et al. 2022, arXiv:2106.09685): W = W₀ + (α/r) B A on the projections of queries and values; A uniform within
    ±1/√(inputs), B = 0, as in peft. W is formed in every step, so fused and transposed projections need nothing special, and the
    copy holds merged weights whenever it is evaluated.
-3. "full": all weights, or those of the blocks from `first_block` on (without embedding and head).
+3. "full": all weights, or with `first_block` those of the blocks from it on (without embedding and head).
+4. The head runs where an answer is predicted only; other positions have no loss.
 """
 
 import copy
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,8 +39,8 @@ class FewShotTuning:
     """How to fine-tune on the examples.
 
     method: "LoRA" or "full". steps: after how many steps the network is evaluated; the last one ends the training. rate: of AdamW.
-    rank, alpha: of LoRA. targets: pattern of the last part of the names of LoRA's modules. first_block: for "full", train only
-    blocks from this one on.
+    rank, alpha: of LoRA. targets: pattern of the last part of the names of LoRA's modules. first_block: only blocks from this
+    one on are changed, which is faster.
     """
 
     method: Literal["LoRA", "full"] = "LoRA"
@@ -58,8 +59,6 @@ class FewShotTuning:
             raise UserError(f"The steps are {self.steps}; give increasing numbers from 1 on.")
         if not (math.isfinite(self.rate) and self.rate > 0) or self.rank < 1:
             raise UserError(f"The rate is {self.rate} and the rank {self.rank}; both must be above 0.")
-        if self.method == "LoRA" and self.first_block is not None:
-            raise UserError("first_block is of full fine-tuning; for LoRA leave it out.")
 
     @property
     def condition(self) -> str:
@@ -116,7 +115,8 @@ def fine_tuned(
     try:
         for p in trained:
             p.requires_grad_(True)
-        optimizer = torch.optim.AdamW(trained, lr=how.rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
+        fused = lm.device.type in ("cpu", "cuda")
+        optimizer = torch.optim.AdamW(trained, lr=how.rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=fused)
         for step in range(1, how.steps[-1] + 1):
             with torch.enable_grad():
                 loss = batch.loss(model, {} if lora is None else lora.weights())
@@ -136,12 +136,18 @@ def fine_tuned(
             p.grad = None
 
 
+def changed_weights(lm: LanguageModel, copied: LanguageModel) -> dict[str, Tensor]:
+    """The copy's weights that differ from the network's, by name."""
+    pairs = zip(copied.model.named_parameters(), lm.model.parameters(), strict=True)
+    return {name: own.detach().clone() for (name, own), original in pairs if not torch.equal(own, original)}
+
+
 @torch.no_grad()
-def reset(lm: LanguageModel, copied: LanguageModel) -> None:
-    """Give the copy the network's weights again."""
-    for own, original in zip(copied.model.parameters(), lm.model.parameters(), strict=True):
+def reset(lm: LanguageModel, copied: LanguageModel, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Give the copy the network's weights again, with these `changed_weights`."""
+    for (name, own), original in zip(copied.model.named_parameters(), lm.model.parameters(), strict=True):
         own.requires_grad_(False)
-        own.copy_(original)
+        own.copy_((weights or {}).get(name, original))
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,8 +172,22 @@ class _Batch:
 
     def loss(self, model: nn.Module, weights: dict[str, Tensor]) -> Float[Tensor, ""]:
         inputs = {"input_ids": self.ids, "attention_mask": self.mask, "use_cache": False}
-        logits = functional_call(model, weights, (), inputs).logits
-        return nn.functional.cross_entropy(logits.flatten(0, 1), self.targets.flatten(), ignore_index=-1)
+        inside, taken = self.targets >= 0, list[bool]()
+
+        def answers_only(_: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            if not given or given[0].shape[:2] != inside.shape:
+                return None
+            taken.append(True)
+            return given[0][inside][None], *given[1:]
+
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        hook = None if head is None else head.register_forward_pre_hook(answers_only)
+        try:
+            logits = functional_call(model, weights, (), inputs).logits
+        finally:
+            if hook is not None:
+                hook.remove()
+        return nn.functional.cross_entropy(logits[0] if taken else logits[inside], self.targets[inside])
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,10 +200,11 @@ class _LoRA:
     @classmethod
     def of(cls, lm: LanguageModel, how: FewShotTuning, seed: int) -> "_LoRA":
         pattern, generator = re.compile(how.targets), torch.Generator().manual_seed(seed)
+        inside = None if how.first_block is None else {m for block in _blocks(lm, how.first_block) for m in block.modules()}
         found = {}
         for name, module in lm.model.named_modules():
             matrix = linear_map(module) if pattern.fullmatch(name.rpartition(".")[2]) else None
-            if matrix is None:
+            if matrix is None or (inside is not None and module not in inside):
                 continue
             inputs, outputs = matrix.shape
             a = (torch.rand(how.rank, inputs, generator=generator) * 2 - 1) / math.sqrt(inputs)
@@ -209,10 +230,13 @@ class _LoRA:
 
 def _trained(copied: LanguageModel, how: FewShotTuning) -> list[Tensor]:
     """The weights that full fine-tuning changes."""
-    first = how.first_block
-    if first is None:
+    if how.first_block is None:
         return list(copied.model.parameters())
-    if not 0 <= first < copied.blocks:
-        raise UserError(f"{copied.name} has blocks 0 to {copied.blocks - 1}, not {first}.")
-    paths = [copied.tap(site).path for site in copied.resolve("resid_post") if site.layer is not None and site.layer >= first]
-    return [p for path in paths for p in copied.module.get_submodule(path).parameters()]
+    return [p for block in _blocks(copied, how.first_block) for p in block.parameters()]
+
+
+def _blocks(lm: LanguageModel, first: int) -> list[nn.Module]:
+    """The blocks from this one on."""
+    if not 0 <= first < lm.blocks:
+        raise UserError(f"{lm.name} has blocks 0 to {lm.blocks - 1}, not {first}.")
+    return list(lm.block_list)[first:]

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from repscope.conditions import ESTIMATE, FEW_SHOT, NEUTRAL, OTHER_SHOTS, SHUFFLED_SHOTS, TUNED_PERMUTED, ZERO_SHOT
 from repscope.data.tasks import EncodedTask
@@ -25,7 +26,7 @@ from repscope.errors import UserError
 from repscope.models.sites import Site
 from repscope.results import Result, Row
 from repscope.trace.task_shift.contexts import Contexts, alone_ids, contexts
-from repscope.trace.task_shift.fine_tuning import FewShotTuning, fine_tuned, working_copy
+from repscope.trace.task_shift.fine_tuning import FewShotTuning, changed_weights, fine_tuned, reset, working_copy
 from repscope.trace.task_shift.outcomes import AFTER_NEUTRAL, AFTER_SHOTS, ALONE, DEV, correction_rows, prediction_rows, score_rows
 from repscope.trace.task_shift.recovery import SCALES, recovered_kl
 from repscope.trace.task_shift.shifts import moved, shift_rows, size_rows
@@ -105,8 +106,9 @@ def measure_task(
     }
     reached = {c: states(lm, found.prompts(c), sites) for c in PROMPTED}
     answers = [task.answers[y] for _, y in asked]
-    scored = [(c, AFTER_SHOTS, scores(lm, found.prompts(c), answers)) for c in PROMPTED]
-    scored += [(NEUTRAL, AFTER_NEUTRAL, scores(lm, found.base(), answers)), (ZERO_SHOT, ALONE, scores(lm, found.alone, answers))]
+    scored = [(c, AFTER_SHOTS, scores(lm, found.prompts(c), answers, reached[c].logits)) for c in PROMPTED]
+    scored.append((NEUTRAL, AFTER_NEUTRAL, scores(lm, found.base(), answers, base.logits)))
+    scored.append((ZERO_SHOT, ALONE, scores(lm, found.alone, answers)))
     stopped, methods = dict[str, int](), {how.condition: how.control for how in options.tunings}
     if options.tunings:
         copied = working_copy(lm)
@@ -116,8 +118,8 @@ def measure_task(
         scored += curve
         stopped[how.condition] = step
         for _ in _train(lm, copied, task, found.permuted, how, (step,), seed):
-            reached[how.control] = states(copied, found.base(), sites)
-            scored.append((how.control, AFTER_NEUTRAL, scores(copied, found.base(), answers)))
+            reached[how.control] = control = states(copied, found.base(), sites)
+            scored.append((how.control, AFTER_NEUTRAL, scores(copied, found.base(), answers, control.logits)))
             scored.append((how.control, ALONE, scores(copied, found.alone, answers)))
     rows = [row for c, place, one in scored for row in score_rows(one, c, f"{place}, {task.shots} examples", where)]
     for way, step in stopped.items():
@@ -175,16 +177,19 @@ def _stopped(
     """The number of steps that is best on held-out items, the states there, and scores at every step and there."""
     held = [alone_ids(lm, task, query) for query in dev], [task.answers[y] for _, y in dev]
     curve = list[tuple[str, str, Scores]]()
-    best: tuple[float, int, States, Scores, Scores] | None = None
+    best: tuple[float, int, Scores, dict[str, Tensor]] | None = None
     for step in _train(lm, copied, task, found.examples, how, how.steps, options.seed):
         on_dev, alone = scores(copied, *held), scores(copied, found.alone, answers)
         name, level = f"{how.condition}, step {step}", float(on_dev.logprob.mean())
         curve += [(name, DEV, on_dev), (name, ALONE, alone)]
         if best is None or level > best[0]:
-            best = level, step, states(copied, found.base(), options.sites), scores(copied, found.base(), answers), alone
+            best = level, step, alone, changed_weights(lm, copied)
     assert best is not None
-    curve += [(how.condition, AFTER_NEUTRAL, best[3]), (how.condition, ALONE, best[4])]
-    return best[1], best[2], curve
+    _, step, alone, weights = best
+    reset(lm, copied, weights)
+    reached = states(copied, found.base(), options.sites)
+    curve += [(how.condition, AFTER_NEUTRAL, scores(copied, found.base(), answers, reached.logits)), (how.condition, ALONE, alone)]
+    return step, reached, curve
 
 
 def _train(
@@ -243,6 +248,11 @@ def checked(
     scales: tuple[float, ...],
     seed: int,
 ) -> _Options:
+    """The options of a measurement of this task; a `UserError` where it cannot be measured."""
+    if queries < _LEAST_QUERIES or dev_items < 1:
+        raise UserError(
+            f"{queries} queries and {dev_items} held-out items are asked for; at least {_LEAST_QUERIES} and 1 are needed."
+        )
     if len({how.method for how in tunings}) < len(tunings):
         raise UserError("Two ways of fine-tuning have one method; give each method at most once.")
     if (n := len(task.queries("test", queries))) < _LEAST_QUERIES:

@@ -21,7 +21,7 @@ SCORES = {
     "answer log-probability": ("logprob", "of all tokens of the answer, nats"),
 }
 DEFINITIONS = {
-    "KL from the base": "KL(adapted ‖ base) of the next token after the query, nats; base after neutral text of equal length",
+    "KL from the base": "KL(adapted ‖ base) of the next token after the query, nats; base after neutral text of as many tokens",
     "KL from few-shot": "KL(few-shot ‖ adapted) of the next token after the query, nats",
     "unshifted": "share of queries whose most likely next token has rank 1 in the base",
     "marginal": "share of queries whose most likely next token has rank 2 or 3 in the base",

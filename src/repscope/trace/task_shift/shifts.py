@@ -1,6 +1,6 @@
 """Shifts at the last token of each query, per site: cosines with the few-shot shift, and how much of a shift one vector is.
 
-shift               state in one way minus the state of the base after neutral text of equal length
+shift               state in one way minus the state of the base after neutral text of as many tokens
 cosine per query    mean over queries of cos(shift a, shift b); at `attn_out` the SimAOU of Dai et al. 2023 (arXiv:2212.10559)
 cosine of means     of the mean shifts over all queries
 share of rank 1     1 - Σ‖Δ - μ‖² / Σ‖Δ‖² over the reporting half, μ the mean shift of the choosing half; negative where μ misleads
@@ -48,6 +48,8 @@ def shift_rows(pairs: Sequence[tuple[str, str, Rows3, Rows3]], sites: Sequence[S
     for item, condition, a, b in pairs:
         drawn = rng.standard_normal(b.shape) if condition == ESTIMATE else None
         for i, site in enumerate(sites):
+            if not (a[i].any() and b[i].any()):  # one of the two has not moved, so a control would stand alone
+                continue
             place = {"item": item, "seed": seed, **at(site), **where}
             kinds = [(condition, b[i]), *([(RANDOM, drawn[i])] if drawn is not None else [])]
             for name, other in kinds:

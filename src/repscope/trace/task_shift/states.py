@@ -44,13 +44,30 @@ class Scores:
     logprob: Float[np.ndarray, "query"]
 
 
-def scores(lm: "LanguageModel", prompts: Sequence[Ids], answers: Sequence[Sequence[int]]) -> Scores:
-    """Scores of the correct answers after prompts, both as token ids, by teacher forcing."""
-    parts = [_scores(lm, prompts[i : i + _CHUNK], answers[i : i + _CHUNK]) for i in range(0, len(prompts), _CHUNK)]
-    return Scores(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("first", "whole", "logprob")))
+def scores(
+    lm: "LanguageModel",
+    prompts: Sequence[Ids],
+    answers: Sequence[Sequence[int]],
+    logits: Float[np.ndarray, "query vocab"] | None = None,
+) -> Scores:
+    """Scores of the correct answers after prompts, both as token ids, by teacher forcing.
+
+    logits: of the next token after each prompt, where they are known; then only answers of several tokens are run.
+    """
+    found = np.empty((3, len(prompts)))
+    left = [i for i, answer in enumerate(answers) if logits is None or len(answer) > 1]
+    if logits is not None:
+        for i in sorted(set(range(len(prompts))) - set(left)):
+            row, target = logits[i].astype(np.float64), answers[i][0]
+            hit = float(row.argmax() == target)
+            found[:, i] = hit, hit, row[target] - np.logaddexp.reduce(row)
+    for start in range(0, len(left), _CHUNK):
+        rows = left[start : start + _CHUNK]
+        found[:, rows] = _scores(lm, [prompts[i] for i in rows], [answers[i] for i in rows])
+    return Scores(*found)
 
 
-def _scores(lm: "LanguageModel", prompts: Sequence[Ids], answers: Sequence[Sequence[int]]) -> Scores:
+def _scores(lm: "LanguageModel", prompts: Sequence[Ids], answers: Sequence[Sequence[int]]) -> Float[np.ndarray, "3 query"]:
     texts = [np.concatenate([p, np.asarray(a[:-1], dtype=np.int64)]) for p, a in zip(prompts, answers)]
     acts = lm.capture(texts, lm.last, "all")
     held, stops = acts[lm.last], acts.offsets[1:]
@@ -59,4 +76,4 @@ def _scores(lm: "LanguageModel", prompts: Sequence[Ids], answers: Sequence[Seque
     logp, hit = target_scores(lm, normed, np.concatenate([np.asarray(a) for a in answers]))
     ends = np.cumsum([len(a) for a in answers])[:-1]
     hits, logps = np.split(hit, ends), np.split(logp, ends)
-    return Scores(np.array([h[0] for h in hits]), np.array([h.min() for h in hits]), np.array([v.sum() for v in logps]))
+    return np.array([[h[0] for h in hits], [h.min() for h in hits], [v.sum() for v in logps]])
