@@ -38,8 +38,8 @@ def log_joint(states, text):
 
 
 impossible = 0
-for seed in range(20):
-    text = np.random.default_rng(seed).integers(2, size=8)
+for seed in range(10):
+    text = np.random.default_rng(seed).integers(2, size=6)
     every = list(product(range(3), repeat=len(text)))
     logs = np.array([log_joint(s, text) for s in every])
     weights = np.exp(logs - logs.max())
@@ -54,7 +54,7 @@ for seed in range(20):
     assert given > 0 >= best >= log_joint(states, text)
     impossible += np.isneginf(log_joint(states, text))
 print(f"last text: decode(map) {given:.3f}; true log probability {log_joint(states, text):.3f}; Viterbi's, the largest {best:.3f}")
-print(f"texts whose states by map are impossible: {impossible} of 20, each with a positive log probability")
+print(f"texts whose states by map are impossible: {impossible} of 10, each with a positive log probability")
 assert impossible, "the example is another"
 PYTHON
 echo "as stated: a sum of posterior probabilities as a log probability"

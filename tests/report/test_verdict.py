@@ -279,12 +279,12 @@ def of_documents(token=0.05, last=0.07, change=-0.05, rise=0.2, ceiling=0.25, ha
 
 
 def of_a_model(last=0.3, change=-0.2, beyond=-0.1, ceiling=0.25, half=0.02):
-    of = "uniform delimiter, L = 3"
+    of = "GINC prompts, L = 3"
     return [
         row(1.0, half, metric="KL to Bayes per token", item="model", split="documents"),
         row(last, half, metric="KL to Bayes", item=f"{of}, k = 16"),
         row(beyond, half, metric="KL to Bayes", item=f"{of}, k = 16", condition="over symbol pair counts"),
-        row(0.05, half, metric="KL to Bayes", item="uniform delimiter, L = 5, k = 32"),
+        row(0.05, half, metric="KL to Bayes", item="GINC prompts, L = 5, k = 32"),
         row(change, half, metric="change of KL to Bayes", item=of, split="k = 1 to 16"),
         row(ceiling, half, metric="rise", item=of, split="k = 0 to 16", condition="pretraining Bayes"),
     ]

@@ -138,7 +138,7 @@ def test_a_language_model_on_a_ginc_world_by_hand(language_model):
     q = transformer.logits(SHAPE, state, torch.from_numpy(held.tokens)[None])[0].double().softmax(-1).numpy()
     p = pretraining(task.world(names.UNIFORM), held, names.FLOOR).answers
     k = held.examples - 1
-    item, place = names.item(names.UNIFORM, 3, k), held.positions[k]
+    item, place = names.item(names.ASKED, 3, k), held.positions[k]
     counts = np.full((len(p), 12), 1 / 12)
     for i, text in enumerate(held.tokens):
         for a, b in pairwise(text[: place + 1]):

@@ -54,8 +54,11 @@ def headline(table: pd.DataFrame, titles: Sequence[str], conditions: Sequence[st
     )
 
 
-def key(table: pd.DataFrame, beside: Sequence[str], untrained: str) -> Table:
-    """Distances per token, rises and changes, with the same numbers of these conditions. untrained: the control of distances."""
+def key(table: pd.DataFrame, beside: Sequence[str], untrained: str, subject: str = "networks") -> Table:
+    """Distances per token, rises and changes, with the same numbers of these conditions.
+
+    untrained: the control of distances. subject: heading of the estimates.
+    """
     lines = []
     for row in select(table, metric=names.TOKEN_KL, condition=ESTIMATE).to_dict("records"):
         at = {r["condition"]: r for r in select(table, metric=names.TOKEN_KL, item=row["item"]).to_dict("records")}
@@ -68,8 +71,8 @@ def key(table: pd.DataFrame, beside: Sequence[str], untrained: str) -> Table:
             own = at.get(ESTIMATE) or at.get(names.ONE)
             if own is not None:
                 lines.append(_line(f"{said}, {item}, {split}", own, at, (*beside, untrained)))
-    caption = "With 95 % intervals over prompts, for numbers per token over documents; means over networks."
-    return Table(pd.DataFrame(lines), "Key numbers", caption)
+    caption = "With 95 % intervals over prompts, for numbers per token over documents; means over networks if there are several."
+    return Table(pd.DataFrame(lines).rename(columns={"networks": subject}), "Key numbers", caption)
 
 
 def _line(what: str, own: Mapping[Any, Any], at: Mapping[str, Any], beside: Sequence[str]) -> dict[str, Any]:

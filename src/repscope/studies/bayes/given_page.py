@@ -9,7 +9,7 @@ from repscope.studies.bayes.figures import curves, figure, headline, key, length
 from repscope.studies.bayes.options import BayesOptions
 from repscope.studies.run.study import Record
 
-_TITLES = (names.UNIFORM, names.GIVEN)
+_TITLES = (names.ASKED, names.GIVEN)
 _CEILINGS = (names.MIXTURE, names.AWARE)
 _CONTROLS = (names.UNTRAINED, names.RANDOM, names.COUNTS)
 
@@ -38,7 +38,7 @@ def page(record: Record[BayesOptions]) -> Page:
         context=(world,),
         tested=tested,
         headline=headline(table, _TITLES, (ESTIMATE, *ceilings, *controls)),
-        key=key(table, (*ceilings, *controls[1:]), controls[0]),
+        key=key(table, (*ceilings, *controls[1:]), controls[0], "networks" if o.model is None else "model"),
         sections=tuple(sections),
     )
 

@@ -113,7 +113,7 @@ def _prompts(task: BayesTask, reader: Reader, context: Context) -> Result:
         held = task.prompts(names.UNIFORM, length, "asked")
         answers, masses = reader.answers(held.tokens, held.positions)
         exact = (f(world, held, names.FLOOR) for f in (bayes.pretraining, bayes.format_aware))
-        rows += _rows(Asked.of_prompts(names.UNIFORM, held, *exact), answers, masses, task.options.seed)
+        rows += _rows(Asked.of_prompts(names.ASKED, held, *exact), answers, masses, task.options.seed)
     return Result.of(rows, notes=(_note(reader),))
 
 

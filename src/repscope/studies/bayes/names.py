@@ -11,7 +11,8 @@ RECURRENT, UNTRAINED, ONE = "LSTM", "untrained network", "trained on one concept
 RANDOM, COUNTS = "random weights", "symbol pair counts"  #: beside a model that was not trained in the study
 
 NETWORKS, MODEL = "transformers", "model"  #: items of distances per token
-GIVEN = "given models"  #: texts of the user's hidden Markov models
+GIVEN = "given models"  #: documents of the user's hidden Markov models
+ASKED = "GINC prompts"  #: put to a model that was not trained in that world
 MASS = "mass on the symbols"
 
 UNIFORM, PUBLISHED, UNSEEN = "uniform delimiter", "published delimiter", "unseen concepts"

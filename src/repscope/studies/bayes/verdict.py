@@ -10,7 +10,7 @@ from repscope.report.verdict import Verdict, side, thresholds
 from repscope.results import select
 from repscope.studies.bayes import names
 
-_TITLES = (names.UNIFORM, names.GIVEN)
+_TITLES = (names.UNIFORM, names.ASKED, names.GIVEN)
 
 
 def verdict(table: pd.DataFrame) -> Verdict:
