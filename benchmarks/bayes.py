@@ -1,14 +1,18 @@
-"""Likelihoods of GINC prompts under each concept: repscope beside hmmlearn, on the same prompts, in one run.
+"""Likelihoods of GINC prompts under each concept: repscope and hmmlearn on the same prompts, in one run.
 
     python benchmarks/bayes.py [--rounds 3] [--write]
 
 hmmlearn scores one text per call: an array (n, T) would count as one chain. Its best case stands beside it, all texts of a concept
 in one call with their lengths, which gives their sum alone. Floor: the products with the transition matrices that a dense forward
 pass needs, at the rate of one matrix product of that size measured here. One thread.
+
+Memory: the kernel's record of the highest resident memory (VmHWM) is reset before each number of prompts, when these are there
+and one small pass has been made; the table has the highest value during the pass minus resident memory before it.
 """
 
 import argparse
 import datetime
+import gc
 import os
 import time
 from pathlib import Path
@@ -17,13 +21,15 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS
 
 import numpy as np
 from hmmlearn.hmm import CategoricalHMM
-from machine import describe, rss_mb, versions, write_section
+from machine import describe, reset_peak, rss_mb, versions, write_section
 
+from repscope.trace.bayes import Mixture
 from repscope.trace.bayes.prompted import mixture_of
 from repscope.worlds.ginc import GincSizes, GincWorld, prompts
 
 RESULTS = Path(__file__).with_name("RESULTS-bayes.md")
 FLOOR, CONCEPTS, PROMPTS, EXAMPLES, LENGTH = 1e-4, 10, 1000, 16, 3
+COUNTS = (1_000, 3_000, 10_000, 30_000)  #: of prompts, for memory
 
 
 def main() -> None:
@@ -84,14 +90,13 @@ def main() -> None:
         }
         for name, t in ((n, np.array(t)) for n, t in took.items())
     ]
-    before = rss_mb("VmHWM")
-    mixture.log_likelihood(np.tile(tokens, (10, 1)))
+    memory = [peak(mixture, tokens, count) for count in COUNTS]
     text = (
         f"{PROMPTS:,} prompts of {tokens.shape[1]} symbols × {CONCEPTS} concepts of {sizes.states} states, one thread. "
-        f"Largest difference from hmmlearn: {error:.1e} nats. Ten times the prompts: {before:,.0f} → {rss_mb('VmHWM'):,.0f} "
-        f"MB at the peak."
+        f"Largest difference from hmmlearn: {error:.1e} nats."
     )
     lines = ["| | seconds | ÷ repscope |", "|---|---|---|", *(f"| {' | '.join(row.values())} |" for row in rows)]
+    lines += ["", "| prompts | MB beyond those before the pass | MB of the answer |", "|---|---|---|", *memory]
     print(text, *lines, sep="\n")
     if given.write:
         head = (
@@ -100,6 +105,17 @@ def main() -> None:
             f"{describe()}. {versions(['numpy', 'hmmlearn'])}. Median over rounds (least–most).\n\n{text}"
         )
         write_section("bayes", "\n\n".join([head, "\n".join(lines)]), RESULTS)
+
+
+def peak(mixture: Mixture, tokens: np.ndarray, count: int) -> str:
+    """A line of the table of memory: what a pass over so many prompts needs at its peak, beyond prompts and model."""
+    texts = np.tile(tokens, (-(-count // len(tokens)), 1))[:count]
+    mixture.log_likelihood(texts[:10])
+    gc.collect()
+    before = rss_mb()
+    reset_peak()
+    answer = mixture.log_likelihood(texts)
+    return f"| {count:,} | {rss_mb('VmHWM') - before:.1f} | {answer.nbytes / 1e6:.2f} |"
 
 
 if __name__ == "__main__":

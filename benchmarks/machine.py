@@ -68,6 +68,11 @@ def rss_mb(what: str = "VmRSS") -> float:
     raise RuntimeError(f"/proc/self/status has no {what}")
 
 
+def reset_peak() -> None:
+    """Make the highest resident memory (`VmHWM`) the present one: what came before, such as imports, no longer counts."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
 def write_section(name: str, text: str, path: Path = RESULTS) -> None:
     """Put text between the markers of a section of the results page; the other sections stay as they are."""
     begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"

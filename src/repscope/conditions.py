@@ -152,6 +152,12 @@ CONDITIONS: dict[str, Condition] = {
         Condition("LSTM", "Recurrent networks trained on the same documents.", "setting", "sky"),
         Condition("untrained network", "The same networks before training.", "control", "grey"),
         Condition("trained on one concept", "Networks that saw documents of one concept alone.", "setting", "purple"),
+        Condition(
+            "symbol pair counts",
+            "How often each symbol followed the current one in the text so far, plus one count spread evenly.",
+            "baseline",
+            "vermillion",
+        ),
         # paths
         Condition(
             NO_BIAS, "Runs of one recipe without an early bias; groups are the strategies that they took.", "control", "grey"

@@ -265,6 +265,52 @@ def test_bayes(rows, reply, words):
     assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
 
 
+def of_documents(token=0.05, last=0.07, change=-0.05, rise=0.2, ceiling=0.25, half=0.02, untrained=1.5):
+    """The rows of networks trained on the user's models."""
+    of = {"metric": "KL to Bayes per token", "item": "transformers", "split": "documents"}
+    return [
+        row(token, half, **of),
+        row(untrained, half, condition="untrained network", **of),
+        row(last, half, metric="KL to Bayes", item="given models, n = 63"),
+        row(change, half, metric="change of KL to Bayes", item="given models", split="n = 1 to 63"),
+        row(rise, half, metric="rise", item="given models", split="n = 1 to 63"),
+        row(ceiling, half, metric="rise", item="given models", split="n = 1 to 63", condition="pretraining Bayes"),
+    ]
+
+
+def of_a_model(last=0.3, change=-0.2, beyond=-0.1, ceiling=0.25, half=0.02):
+    of = "GINC prompts, L = 3"
+    return [
+        row(1.0, half, metric="KL to Bayes per token", item="model", split="documents"),
+        row(last, half, metric="KL to Bayes", item=f"{of}, k = 16"),
+        row(beyond, half, metric="KL to Bayes", item=f"{of}, k = 16", condition="over symbol pair counts"),
+        row(0.05, half, metric="KL to Bayes", item="GINC prompts, L = 5, k = 32"),
+        row(change, half, metric="change of KL to Bayes", item=of, split="k = 1 to 16"),
+        row(ceiling, half, metric="rise", item=of, split="k = 0 to 16", condition="pretraining Bayes"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reply", "words"),
+    [
+        (of_documents(), "Yes", "accuracy rises with symbols"),
+        (of_documents(change=0.01), "Partly", "with no clear trend"),
+        (of_documents(token=0.3), "No", "too far"),
+        (of_documents(ceiling=0.0), "Cannot tell", "does not learn from symbols"),
+        (of_a_model(last=0.05), "Yes", "After 16 examples the model is 0.05 nats"),
+        (of_a_model(), "Partly", "but remains"),
+        (of_a_model(beyond=0.1), "No", "farther than counts"),
+        (of_a_model(change=0.2), "No", "farther than after the first"),
+        (of_a_model(change=0.0), "Cannot tell", "do not show"),
+        (of_a_model(beyond=0.0), "Cannot tell", "do not show"),
+        (of_a_model(ceiling=0.0), "Cannot tell", "does not learn"),
+    ],
+)
+def test_bayes_of_what_the_user_gives(rows, reply, words):
+    verdict = within_limit(study("bayes").verdict(table_of(rows)))
+    assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
+
+
 def compared(norm, same=0.1, cka=None, unshifted=None, half=0.001, rounding=0.0017):
     rows = [row(norm, half, item="all weights", metric="relative Frobenius norm")]
     rows.append(row(same, 0.0, item="all weights", metric="unchanged in float32"))

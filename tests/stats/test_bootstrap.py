@@ -39,6 +39,16 @@ def test_a_number_that_is_zero_in_every_unit_is_no_proportion():
     assert stats.proportion(x, unit="entity") == stats.mean(x, unit="entity")
 
 
+def test_a_change_of_shares_has_a_width_where_all_units_agree():
+    rng = np.random.default_rng(0)
+    before, after = rng.random(50) < 0.4, rng.random(50) < 0.6
+    assert stats.change_of_proportion(before, after, unit="u") == stats.mean(after.astype(float) - before, unit="u")
+    for d, lo, hi in ((0, -0.114, 0.114), (1, 0.773, 1.0), (-1, -1.0, -0.773)):
+        found = stats.change_of_proportion(np.full(30, max(0, -d)), np.full(30, max(0, d)), unit="u")
+        assert (found.value, found.method) == (d, "wilson")
+        assert (found.lo, found.hi) == pytest.approx((lo, hi), abs=1e-3)
+
+
 def test_the_ratio_is_that_of_sums_and_resamples_pairs():
     rng = np.random.default_rng(2)
     bottom = rng.uniform(1, 3, 50)

@@ -7,8 +7,9 @@ from repscope.cli import run as command
 from repscope.conditions import ESTIMATE
 from repscope.results import select
 from repscope.studies.bayes import names
-from repscope.studies.bayes.measures import shown
+from repscope.studies.bayes.measures import Asked, changes, rows, shown
 from repscope.studies.bayes.options import BayesOptions
+from repscope.studies.bayes.page import floor_table, risen
 from repscope.studies.bayes.task import SINGLE, TRANSFORMER, BayesTask, state_of
 from repscope.studies.catalogue import study
 from repscope.studies.run.runner import Run
@@ -56,6 +57,42 @@ def test_the_distance_is_that_of_the_saved_weights_by_hand(done):
             total += sum(a * np.log(a / b) for a, b in zip(p, q[network, prompt]) if a > 0)
     row = select(done.table, metric=names.KL, item=names.item(names.UNIFORM, 3, 1), condition=ESTIMATE)
     assert row["value"].iloc[0] == pytest.approx(total / len(q) / len(held.tokens), rel=1e-6)
+
+
+def test_trainings_have_equal_updates_and_no_place_is_asked_that_none_of_them_saw(done):
+    trainings = [r for name, r in done.results.items() if name.startswith("train ")]
+    assert len(trainings) == 4
+    assert {len(r.side["losses"]) for r in trainings} == {12 * 2}
+    task = BayesTask(done.setup.options)
+    tokens, expected = task.held_out(TRANSFORMER)
+    assert expected.shape[1] == tokens.shape[1] - 1 == 23, "after the last symbol of a document nothing was trained"
+
+
+def test_where_all_prompts_agree_the_interval_has_a_width():
+    prompts, symbols = 30, 3
+    answers = np.full((2, prompts, 2, symbols), 0.1)
+    answers[..., 0] = 0.8
+    exact = bayes.PromptForecast(answers[0], np.ones((prompts, 2)))
+    asked = Asked("p", 3, (0, 1), np.zeros((prompts, 2), int), np.ones((prompts, 2)), exact)
+    table = {(r.metric, r.item): r for r in rows(asked, {ESTIMATE: answers}, 0) if r.condition == ESTIMATE}
+    for metric in (names.ACCURACY, names.CLEAR):
+        row = table[metric, "p, L = 3, k = 1"]
+        assert (row.value, row.hi, row.interval_method) == (1, 1, "wilson")
+        assert row.lo == pytest.approx(0.886, abs=1e-3)
+    rise = next(r for r in changes(asked, {ESTIMATE: answers}, 0) if r.metric == names.RISE and r.condition == ESTIMATE)
+    assert rise.value == 0
+    assert rise.lo == -rise.hi < -0.1, "thirty prompts cannot exclude a small change"
+
+
+def test_floors_stand_in_the_order_of_numbers(done):
+    found = [(n, names.floor_of(title), k) for title, n, k in map(names.parts, floor_table(done.table)["item"])]
+    assert {floor for _, floor, _ in found} == {1e-6, 1e-4, 1e-2}
+    assert found == sorted(found)
+
+
+def test_changes_in_words():
+    assert risen({"value": 0.25, "lo": 0.1, "hi": 0.4}) == "rises by 0.25 [0.10, 0.40]"
+    assert risen({"value": -0.33, "lo": -0.5, "hi": -0.2}) == "falls by 0.33 [0.20, 0.50]"
 
 
 def test_documents_of_one_concept_and_of_all(done):

@@ -149,6 +149,7 @@ def tour(
     The page, `index.html` in the folder of runs, has each question's verdict and headline figure, and the commands of the others.
     """
     from repscope.studies.index import write_index
+    from repscope.studies.run.options import ModelOptions
     from repscope.studies.run.runner import Run
 
     started = time.monotonic()
@@ -159,7 +160,7 @@ def tour(
         if told and left < found.least_minutes:
             print(f"{name} is left out: {max(0, round(60 * left))} s are left of --minutes {minutes:g}.", file=sys.stderr)
             continue
-        chosen = {"model": model} if model and "model" in found.options.model_fields else {}
+        chosen = {"model": model} if model and issubclass(found.options, ModelOptions) else {}
         run = Run(found, found.options(short=True, seed=seed, **chosen), out=out, fresh=fresh)
         if told and (needed := run.minutes_left()) > left:
             print(f"{name} is left out: its short form takes about {max(1, round(needed))} min.", file=sys.stderr)

@@ -1,6 +1,29 @@
 """Intervals, permutation tests, comparisons of groups and clusterings: arrays in, estimates out. Knows no model and no table."""
 
-from repscope.stats.bootstrap import DRAWS, LEVEL, Estimate, functions_of_ratios, mean, null, proportion, ratio, wilson
+from repscope.stats.bootstrap import (
+    DRAWS,
+    LEVEL,
+    Estimate,
+    change_of_proportion,
+    functions_of_ratios,
+    mean,
+    null,
+    proportion,
+    ratio,
+    wilson,
+)
 from repscope.stats.permutation import p_value
 
-__all__ = ["DRAWS", "LEVEL", "Estimate", "functions_of_ratios", "mean", "null", "p_value", "proportion", "ratio", "wilson"]
+__all__ = [
+    "DRAWS",
+    "LEVEL",
+    "Estimate",
+    "change_of_proportion",
+    "functions_of_ratios",
+    "mean",
+    "null",
+    "p_value",
+    "proportion",
+    "ratio",
+    "wilson",
+]

@@ -69,6 +69,26 @@ def proportion(hits: Float[ArrayLike, "unit"], *, unit: str, seed: int = 0) -> E
     return mean(x, unit=unit, seed=seed)
 
 
+def change_of_proportion(
+    before: Float[ArrayLike, "unit"], after: Float[ArrayLike, "unit"], *, unit: str, seed: int = 0
+) -> Estimate:
+    """The mean of after − before, shares in [0, 1] of the same units, with its bootstrap interval.
+
+    Where all units agree, the bootstrap has no width, and the interval is that of the most that the units which were not seen could
+    change: with w the lower end of Wilson's interval of n of n units, from w d − (1 − w) to w d + (1 − w), within [−1, 1].
+
+    >>> e = change_of_proportion([0.0] * 10, [0.0] * 10, unit="prompt")
+    >>> (e.value, round(e.lo, 3), round(e.hi, 3), e.method)
+    (0.0, -0.278, 0.278, 'wilson')
+    """
+    x = _rows(after) - _rows(before)
+    if x.min() < x.max():
+        return mean(x, unit=unit, seed=seed)
+    known, _ = wilson(x.size, x.size)
+    d = float(x[0])
+    return Estimate(d, max(-1.0, known * d - (1 - known)), min(1.0, known * d + (1 - known)), LEVEL, "wilson", unit, x.size)
+
+
 def ratio(top: Float[ArrayLike, "unit"], bottom: Float[ArrayLike, "unit"], *, unit: str, seed: int = 0) -> Estimate:
     """Sum of `top` over sum of `bottom`, with its bootstrap interval. NaN where bottom sums to 0."""
     a, b = _rows(top), _rows(bottom)

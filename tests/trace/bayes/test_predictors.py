@@ -2,14 +2,18 @@
 
 import itertools
 import json
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
 from hmmlearn.hmm import CategoricalHMM
+from safetensors.numpy import save_file
 
 from repscope.errors import UserError
 from repscope.trace import bayes
-from repscope.trace.bayes.hmm import HiddenMarkovModel, check_mixture, read_models
+from repscope.trace.bayes.files import read_models
+from repscope.trace.bayes.hmm import HiddenMarkovModel, check_mixture
 from repscope.trace.bayes.mixture import Mixture, floored
 from repscope.trace.bayes.prompted import mixture_of
 from repscope.worlds.ginc import PUBLISHED, UNIFORM, GincSizes, GincWorld, prompts
@@ -150,7 +154,12 @@ def test_distances():
         (lambda: HiddenMarkovModel([1, 0], [[1, 0], [0.2, 0.2]], np.eye(2)), "of state 1 of the model sum to 0.4"),
         (lambda: HiddenMarkovModel([2, -1], np.eye(2), np.eye(2)), "negative or not finite"),
         (lambda: HiddenMarkovModel([1.0], np.eye(2), np.eye(2)), "must be"),
-        (lambda: HiddenMarkovModel("ab", np.eye(2), np.eye(2)), "are not numbers"),
+        (lambda: HiddenMarkovModel("ab", np.eye(2), np.eye(2)), "not an array of numbers"),
+        (lambda: HiddenMarkovModel([1 + 1j], [[1]], [[1]]), "type is complex128"),
+        (lambda: HiddenMarkovModel([10**400], [[1]], [[1]]), "not an array of numbers"),
+        (lambda: HiddenMarkovModel([1.0], [[1]], np.ones((1, 0))), "must be"),
+        (lambda: HiddenMarkovModel([1, 0], [[0, 0], [0, 1]], np.eye(2)), "Every transition of state 0 of the model is impossible"),
+        (lambda: HiddenMarkovModel([1, 0], np.eye(2), [[1, 0], [0, 0]]), "Every emission of state 1 of the model is impossible"),
         (lambda: HiddenMarkovModel.of(object()), "has no startprob_"),
         (lambda: check_mixture([drawn(2, 3, 0), drawn(2, 3, 0)]), "Concepts 0 and 1 are the same model"),
         (lambda: check_mixture([drawn(2, 3, 0), drawn(2, 4, 0)]), "they must be the same"),
@@ -172,10 +181,12 @@ def test_models_from_files(tmp_path):
     np.savez(tmp_path / "two.npz", **arrays)
     np.savez(tmp_path / "one.npz", **{n: a[0] for n, a in arrays.items()})
     (tmp_path / "two.json").write_text(json.dumps([{n: a[i].tolist() for n, a in arrays.items()} for i in range(2)]))
-    for name, count in (("two.npz", 2), ("one.npz", 1), ("two.json", 2)):
+    save_file({n: a.astype(np.float32) for n, a in arrays.items()}, tmp_path / "two.safetensors")
+    for name, count in (("two.npz", 2), ("one.npz", 1), ("two.json", 2), ("two.safetensors", 2)):
         found = read_models(tmp_path / name)
         assert len(found) == count
-        np.testing.assert_allclose(found[-1].transition, models[count - 1].transition)
+        np.testing.assert_allclose(found[-1].transition, models[count - 1].transition, atol=1e-7)
+        assert abs(found[-1].transition.sum(1) - 1).max() < 1e-12, "rounding to float32 is divided out"
     np.savez(tmp_path / "bad.npz", start=np.array([object()]))
     (tmp_path / "bad.json").write_text("[{]")
     (tmp_path / "empty.json").write_text("[]")
@@ -186,6 +197,7 @@ def test_models_from_files(tmp_path):
         ("empty.json", "no model"),
         ("x.txt", "kind of file"),
         ("none.npz", "no file"),
+        ("onn.npz", "did you mean 'one.npz'"),
     ):
         with pytest.raises(UserError, match=said):
             read_models(tmp_path / name)
@@ -229,3 +241,73 @@ def test_models_that_differ_a_little_are_two():
     other = one.transition.copy()
     other[0, :2] += [-4e-6 * other[0, 0], 4e-6 * other[0, 0]]
     check_mixture([one, HiddenMarkovModel(one.start, other, one.emission)])
+
+
+def test_models_of_different_sizes_in_one_archive(tmp_path):
+    models = [drawn(2, 4, 0), drawn(5, 4, 1)]
+    arrays = {f"{n}.{i}": getattr(m, n) for i, m in enumerate(models) for n in ("start", "transition", "emission")}
+    np.savez(tmp_path / "two.npz", **arrays)
+    assert [m.states for m in read_models(tmp_path / "two.npz")] == [2, 5]
+    del arrays["emission.1"]
+    np.savez(tmp_path / "lacks.npz", **arrays)
+    np.savez(tmp_path / "skips.npz", **{n.replace(".1", ".2"): a for n, a in arrays.items()})
+    for name, said in (("lacks.npz", "Model 1 of .* lacks one of"), ("skips.npz", "number all of them from 0 on")):
+        with pytest.raises(UserError, match=said):
+            read_models(tmp_path / name)
+
+
+def test_archives_that_expand_beyond_all_bounds_are_not_read(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "small.npz", start=np.zeros(100_000))
+    assert (tmp_path / "small.npz").stat().st_size < 2000
+    monkeypatch.setattr("repscope.trace.bayes.files._MOST_BYTES", 2000)
+    with pytest.raises(UserError, match="check the file"):
+        read_models(tmp_path / "small.npz")
+    with zipfile.ZipFile(tmp_path / "wrong.npz", "w") as archive:
+        archive.writestr("start.npy", b"no array")
+    with pytest.raises(UserError, match="cannot be read as arrays"):
+        read_models(tmp_path / "wrong.npz")
+    (tmp_path / "wrong.safetensors").write_bytes(b"\x08" + bytes(20))
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
+        read_models(tmp_path / "wrong.safetensors")
+
+
+def test_copies_of_a_model_are_found_by_what_they_say_about_texts():
+    """With permuted states, with a state split in two, and with a state that is never reached; their arrays differ."""
+    one, order = drawn(3, 5, 0), np.array([1, 2, 0])
+    permuted = HiddenMarkovModel(one.start[order], one.transition[order][:, order], one.emission[order])
+    into = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0.3, 0.7]])  # state 2 becomes two states
+    of = (into > 0).T.astype(float)
+    split = HiddenMarkovModel(one.start @ into, of @ one.transition @ into, of @ one.emission)
+    for copy in (permuted, split):
+        with pytest.raises(UserError, match="Concepts 0 and 2 are the same model"):
+            Mixture.uniform([one, drawn(3, 5, 1), copy])
+    cycle = [HiddenMarkovModel(np.eye(60)[0], np.roll(np.eye(60), 1, 1), np.eye(2)[[0] * 59 + [last]]) for last in (0, 1)]
+    check_mixture(cycle)  # they differ at their 60th symbol alone
+
+
+def test_memory_does_not_grow_with_the_number_of_texts(monkeypatch):
+    """Beyond the answer itself: one number per text and model."""
+    world = GincWorld.drawn(GincSizes(), 2)
+    mixture, tokens = mixture_of(world, 1e-4), prompts(world, 2000, 4, 3, np.random.default_rng(0)).tokens
+    monkeypatch.setattr("repscope.trace.bayes.mixture._CELLS", 20_000)
+    mixture.log_likelihood(tokens[:10])
+    peaks = []
+    for count in (200, 2000):
+        tracemalloc.start()
+        mixture.log_likelihood(tokens[:count])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 1.2 * 1800 * mixture.models * 8
+
+
+def test_counts_of_symbol_pairs_by_a_plain_loop():
+    texts = np.random.default_rng(0).integers(4, size=(6, 12))
+    places = np.array([0, 5, 11])
+    found = bayes.pair_counts(texts, 4, places)
+    for i, text in enumerate(texts):
+        for j, place in enumerate(places):
+            counts = [0.25] * 4
+            for t in range(place):
+                if text[t] == text[place]:
+                    counts[text[t + 1]] += 1
+            np.testing.assert_allclose(found[i, j], np.array(counts) / sum(counts), atol=1e-12)

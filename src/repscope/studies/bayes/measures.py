@@ -1,11 +1,11 @@
-"""Rows of `bayes`: what networks and Bayes predictors answer on prompts, after every number of examples."""
+"""Rows of `bayes`: what networks and Bayes predictors answer after every number of examples, or of symbols of a document."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from repscope import stats
 from repscope.conditions import ESTIMATE
@@ -16,17 +16,43 @@ from repscope.trace.bayes import PromptForecast
 from repscope.worlds.ginc import GincPrompts
 
 Answers = Float[np.ndarray, "network prompt example symbol"]
-_TO = f"KL({names.MIXTURE} ‖ answer), nats"
+TO = f"KL({names.MIXTURE} ‖ answer), nats"
 
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """Prompts with the exact predictors' answers. title: kind of prompts."""
+    """Texts whose next symbol was asked for, with the exact predictors' answers.
+
+    title: kind of texts. length: of an example, 0 where texts are documents. doses: examples, or symbols, before each answer.
+    labels, margins: the oracle's. reported: indices of the doses that become rows. mixture, aware: answers of the exact predictors.
+    unit: of intervals.
+    """
 
     title: str
-    prompts: GincPrompts
+    length: int
+    doses: Sequence[int]
+    labels: Int[np.ndarray, "prompt example"]
+    margins: Float[np.ndarray, "prompt example"]
     mixture: PromptForecast
-    aware: PromptForecast
+    aware: PromptForecast | None = None
+    reported: Sequence[int] | None = None
+    unit: str = "prompt"
+
+    @classmethod
+    def of_prompts(cls, title: str, prompts: GincPrompts, mixture: PromptForecast, aware: PromptForecast) -> "Asked":
+        """Prompts of a GINC world, asked after every number of examples."""
+        doses = range(prompts.examples)
+        return cls(title, prompts.length, doses, prompts.labels, prompts.margins, mixture, aware, shown(prompts.examples))
+
+    @property
+    def indices(self) -> Sequence[int]:
+        """Indices of the doses that become rows."""
+        return range(len(self.doses)) if self.reported is None else self.reported
+
+    def predictors(self) -> dict[str, Answers]:
+        """What the exact predictors answer, by condition, with an axis of one network."""
+        known = {names.MIXTURE: self.mixture, names.AWARE: self.aware}
+        return {name: forecast.answers[None] for name, forecast in known.items() if forecast is not None}
 
 
 def shown(examples: int) -> list[int]:
@@ -35,48 +61,50 @@ def shown(examples: int) -> list[int]:
 
 
 def rows(asked: Asked, answers: Mapping[str, Answers], seed: int) -> list[Row]:
-    """Accuracy, distances to Bayes and posteriors, by number of examples; answers by condition."""
-    held, found = asked.prompts, list[Row]()
-    everything = {name: given[None] for name, given in _predictors(asked).items()} | dict(answers)
-    for k in shown(held.examples):
-        where: dict[str, Any] = {"item": names.item(asked.title, held.length, k), "split": "prompts", "seed": seed}
-        clear = held.margins[:, k] >= names.CLEAR_MARGIN
+    """Accuracy, distances to Bayes and posteriors, by number of examples or symbols; answers by condition."""
+    found, everything = list[Row](), asked.predictors() | dict(answers)
+    unit: dict[str, Any] = {"unit": asked.unit, "seed": seed}
+    for k in asked.indices:
+        item = names.item(asked.title, asked.length, asked.doses[k])
+        where: dict[str, Any] = {"item": item, "split": f"{asked.unit}s", "seed": seed}
+        clear = asked.margins[:, k] >= names.CLEAR_MARGIN
         for condition, given in everything.items():
-            right = (given[:, :, k].argmax(-1) == held.labels[:, k]).mean(0)
-            found.append(Row.of(stats.mean(right, unit="prompt", seed=seed), metric=names.ACCURACY, condition=condition, **where))
+            right = (given[:, :, k].argmax(-1) == asked.labels[:, k]).mean(0)
+            found.append(Row.of(stats.proportion(right, **unit), metric=names.ACCURACY, condition=condition, **where))
             if clear.sum() > 1:
-                estimate = stats.mean(right[clear], unit="prompt", seed=seed)
+                estimate = stats.proportion(right[clear], **unit)
                 found.append(Row.of(estimate, metric=names.CLEAR, condition=condition, **where))
             if condition == names.MIXTURE:
                 continue
-            for metric, of, definition in ((names.KL, bayes.kl, _TO), (names.TV, bayes.total_variation, f"to {names.MIXTURE}")):
+            for metric, of, definition in ((names.KL, bayes.kl, TO), (names.TV, bayes.total_variation, f"to {names.MIXTURE}")):
                 values = of(asked.mixture.answers[None, :, k], given[:, :, k]).mean(0)
-                estimate = stats.mean(values, unit="prompt", seed=seed)
-                found.append(Row.of(estimate, metric=metric, definition=definition, condition=condition, **where))
+                found.append(Row.of(stats.mean(values, **unit), metric=metric, definition=definition, condition=condition, **where))
         for condition, forecast in ((names.MIXTURE, asked.mixture), (names.AWARE, asked.aware)):
-            estimate = stats.mean(forecast.truth[:, k], unit="prompt", seed=seed)
-            found.append(Row.of(estimate, metric=names.TRUTH, condition=condition, **where))
+            if forecast is not None:
+                estimate = stats.mean(forecast.truth[:, k], **unit)
+                found.append(Row.of(estimate, metric=names.TRUTH, condition=condition, **where))
     return found
 
 
 def changes(asked: Asked, answers: Mapping[str, Answers], seed: int) -> list[Row]:
-    """From no example, and from one, to the most: rise of accuracy on clear labels and change of KL, paired by prompt."""
-    held, found = asked.prompts, list[Row]()
-    last = held.examples - 1
-    where: dict[str, Any] = {"split": f"k = 0 to {last}", "item": names.series(asked.title, held.length), "seed": seed}
-    everything = {name: given[None] for name, given in _predictors(asked).items()} | dict(answers)
-    both = (held.margins[:, [0, last]] >= names.CLEAR_MARGIN).all(1)
-    for condition, given in everything.items():
-        right = (given[:, :, [0, last]].argmax(-1) == held.labels[None, :, [0, last]]).mean(0)
+    """From the least and, with prompts, from one example to the most: rise of accuracy on clear labels and change of KL, paired."""
+    found, last = list[Row](), len(asked.doses) - 1
+    dose, most = names.dose_name(asked.length), asked.doses[-1]
+    unit: dict[str, Any] = {"unit": asked.unit, "seed": seed}
+    where: dict[str, Any] = {"item": names.series(asked.title, asked.length), "seed": seed}
+    both = (asked.margins[:, [0, last]] >= names.CLEAR_MARGIN).all(1)
+    for condition, given in (asked.predictors() | dict(answers)).items():
+        right = (given[:, :, [0, last]].argmax(-1) == asked.labels[None, :, [0, last]]).mean(0)[both]
         if both.sum() > 1:
-            estimate = stats.mean((right[:, 1] - right[:, 0])[both], unit="prompt", seed=seed)
-            found.append(Row.of(estimate, metric=names.RISE, definition=names.CLEAR, condition=condition, **where))
+            estimate = stats.change_of_proportion(right[:, 0], right[:, 1], **unit)
+            columns = where | {"split": f"{dose} = {asked.doses[0]} to {most}"}
+            found.append(Row.of(estimate, metric=names.RISE, definition=names.CLEAR, condition=condition, **columns))
     for condition, given in answers.items():
         values = bayes.kl(asked.mixture.answers[None], given).mean(0)
-        for first in (0, 1):
-            estimate = stats.mean(values[:, last] - values[:, first], unit="prompt", seed=seed)
-            columns = where | {"split": f"k = {first} to {last}"}
-            found.append(Row.of(estimate, metric=names.CHANGE, definition=_TO, condition=condition, **columns))
+        for first in (i for i in (0, 1) if asked.doses[i] <= 1):
+            columns = where | {"split": f"{dose} = {asked.doses[first]} to {most}"}
+            estimate = stats.mean(values[:, last] - values[:, first], **unit)
+            found.append(Row.of(estimate, metric=names.CHANGE, definition=TO, condition=condition, **columns))
     return found
 
 
@@ -86,16 +114,16 @@ def floors(title: str, held: GincPrompts, forecasts: Mapping[float, PromptForeca
     for floor, forecast in forecasts.items():
         for k in shown(held.examples):
             where: dict[str, Any] = {
-                "item": names.item(f"{title}, floor {floor:g}", held.length, k),
+                "item": names.item(names.floored(title, floor), held.length, k),
                 "split": "prompts",
                 "seed": seed,
             }
             right = (forecast.answers[:, k].argmax(-1) == held.labels[:, k]).astype(float)
-            estimate = stats.mean(right, unit="prompt", seed=seed)
+            estimate = stats.proportion(right, unit="prompt", seed=seed)
             found.append(Row.of(estimate, metric=names.ACCURACY, condition=names.MIXTURE, **where))
             values = bayes.kl(forecast.answers[None, :, k], answers[:, :, k]).mean(0)
             estimate = stats.mean(values, unit="prompt", seed=seed)
-            found.append(Row.of(estimate, metric=names.KL, definition=_TO, condition=ESTIMATE, **where))
+            found.append(Row.of(estimate, metric=names.KL, definition=TO, condition=ESTIMATE, **where))
     return found
 
 
@@ -119,13 +147,9 @@ def per_token(
     found = []
     for condition, given in answers.items():
         values = bayes.kl(expected[None], given).mean((0, 2))
-        columns: dict[str, Any] = {"metric": names.TOKEN_KL, "definition": _TO, "condition": condition, "item": item, "seed": seed}
+        columns: dict[str, Any] = {"metric": names.TOKEN_KL, "definition": TO, "condition": condition, "item": item, "seed": seed}
         found.append(Row.of(stats.mean(values, unit="document", seed=seed), split="documents", **columns))
     return found
-
-
-def _predictors(asked: Asked) -> dict[str, Float[np.ndarray, "prompt example symbol"]]:
-    return {names.MIXTURE: asked.mixture.answers, names.AWARE: asked.aware.answers}
 
 
 def orders(examples: int, seed: int) -> Sequence[int]:

@@ -7,6 +7,7 @@
    variation to the mixture that was trained on; the floor sweep; concepts that were never seen; the same examples in two orders.
 4. Changes from no example to the most, paired by prompt.
 5. In-context linear regression over task diversity, with exact predictors (`trace.bayes.regression`).
+With `hmm` or `model`, other steps: those of `given` (documents of the user's models) and `model` (a language model).
 Controls: untrained networks; exact predictors as ceilings; the published delimiter; networks of one concept, on theirs and on all.
 """
 
@@ -21,27 +22,33 @@ from repscope import stats
 from repscope.conditions import ESTIMATE
 from repscope.results import Result, Row
 from repscope.studies.bayes import measures, names
+from repscope.studies.bayes.given import GivenTask, given_steps
 from repscope.studies.bayes.measures import Answers, Asked
+from repscope.studies.bayes.model import model_steps, model_subject
 from repscope.studies.bayes.options import BayesOptions
 from repscope.studies.bayes.task import CONTRAST, KINDS, RECURRENT, SINGLE, TRANSFORMER, BayesTask, Kind, state_of
+from repscope.studies.bayes.training import trained, training_cost
 from repscope.studies.run.study import Context, Cost, Setup, Step, Subject
 from repscope.trace import bayes
-from repscope.trace.bayes.prompted import mixture_of
 from repscope.worlds.ginc import GincPrompts, GincWorld
-from repscope.worlds.small_lm import train
 
 _TRAINED = "small-language-models"
-_HELD_OUT = 48  #: documents on which the distance per token is measured
 
 
 def steps(setup: Setup[BayesOptions]) -> list[Step]:
     """World; trainings; prompts by training; summary is part of each."""
-    task = BayesTask(setup.options)
-    for length in setup.options.lengths:
-        task.examples(length)  # refuses lengths that do not fit
+    o = setup.options
+    task = BayesTask(o) if o.hmm is None else GivenTask(o)
+    if o.hmm is None:
+        for length in o.lengths:
+            task.examples(length)  # refuses lengths that do not fit
+    if o.model is not None:
+        return model_steps(setup, task)
+    if isinstance(task, GivenTask):
+        return given_steps(task)
     made = [Step("world", partial(_world, task), lambda: Cost(fit_flops=1e8))]
     for kind in KINDS.values():
-        made.append(Step(f"train {kind.name}", partial(_trained, task, kind), _training_cost(task, kind), needs=("world",)))
+        made.append(Step(f"train {kind.name}", partial(trained, task, kind), training_cost(task, kind), 2, needs=("world",)))
     asks: tuple[tuple[Kind, Callable[[BayesTask, Context], Result]], ...] = (
         (TRANSFORMER, _transformers),
         (RECURRENT, _recurrent),
@@ -49,25 +56,17 @@ def steps(setup: Setup[BayesOptions]) -> list[Step]:
         (SINGLE, _single),
     )
     for kind, compute in asks:
-        made.append(Step(f"prompts {kind.name}", partial(compute, task), _prompts_cost(task), needs=(f"train {kind.name}",)))
+        made.append(Step(f"prompts {kind.name}", partial(compute, task), _prompts_cost(task), 2, needs=(f"train {kind.name}",)))
     made.append(Step("regression", partial(_regression, task), _regression_cost(task)))
     return made
 
 
 def subject(setup: Setup[BayesOptions]) -> Subject:
-    """The networks trained in the study."""
+    """The networks trained in the study, or the language model."""
+    if setup.options.model is not None:
+        return model_subject(setup)
     facts = {"model": _TRAINED, "precision": "float32, trained in this run"}
     return Subject("tiny" if setup.options.tiny else _TRAINED, _TRAINED, facts)
-
-
-def _training_cost(task: BayesTask, kind: Kind) -> Callable[[], Cost]:
-    def cost() -> Cost:
-        o = task.options
-        weights = 24 * o.width**2 + o.symbols * o.width if not kind.recurrent else 32 * o.width**2
-        tokens = task.updates(kind) * o.batch * o.length * o.networks
-        return Cost(tokens, 6.0 * tokens * (weights + 2 * o.length * o.width), memory_bytes=4e8)
-
-    return cost
 
 
 def _prompts_cost(task: BayesTask) -> Callable[[], Cost]:
@@ -110,35 +109,10 @@ def _world(task: BayesTask, context: Context) -> Result:
     return Result.of(rows, side={"scan": table, "world": facts})
 
 
-def _trained(task: BayesTask, kind: Kind, context: Context) -> Result:
-    """Train, and measure the distance to the exact predictor on held-out documents."""
-    o = task.options
-    start = task.initial(kind)
-    saved = context.partial / "training.safetensors"
-    found = train(
-        task.logits(kind), start, partial(task.documents, kind), task.schedule(kind), saved=saved, title=f"train {kind.name}"
-    )
-    world = task.world(kind.world)
-    seen = kind.concepts or world.seen
-    tokens, _ = world.documents(_HELD_OUT, o.length, np.random.default_rng([o.seed, 77]), seen)
-    expected = mixture_of(world, 1e-9, seen).forecast(tokens).next
-    places = np.arange(o.length)
-    answers = {ESTIMATE: task.answers(kind, found.state, tokens, places)}
-    answers[names.UNTRAINED] = task.answers(kind, start, tokens, places)
-    rows = measures.per_token(expected, answers, kind.name, o.seed)
-    log = pd.DataFrame(
-        [
-            {"step": i, "network": j, "loss": v}
-            for i in range(0, len(found.losses), max(1, len(found.losses) // 100))
-            for j, v in enumerate(found.losses[i])
-        ]
-    )
-    return Result.of(rows, arrays={f"w/{k}": v.numpy() for k, v in found.state.items()}, side={"losses": log})
-
-
-def _asked(task: BayesTask, world: GincWorld, held: GincPrompts, title: str, seen: tuple[int, ...] | None = None) -> Asked:
+def _asked(world: GincWorld, held: GincPrompts, title: str, seen: tuple[int, ...] | None = None) -> Asked:
     """Prompts and what the exact predictors of these concepts say."""
-    return Asked(title, held, bayes.pretraining(world, held, names.FLOOR, seen), bayes.format_aware(world, held, names.FLOOR, seen))
+    exact = (f(world, held, names.FLOOR, seen) for f in (bayes.pretraining, bayes.format_aware))
+    return Asked.of_prompts(title, held, *exact)
 
 
 def _answers(task: BayesTask, kind: Kind, context: Context, held: GincPrompts) -> Answers:
@@ -150,7 +124,7 @@ def _transformers(task: BayesTask, context: Context) -> Result:
     o, world, rows = task.options, task.world(names.UNIFORM), list[Row]()
     for length in o.lengths:
         held = task.prompts(names.UNIFORM, length, "asked")
-        asked = _asked(task, world, held, names.UNIFORM)
+        asked = _asked(world, held, names.UNIFORM)
         given = {
             ESTIMATE: _answers(task, TRANSFORMER, context, held),
             names.UNTRAINED: task.answers(TRANSFORMER, task.initial(TRANSFORMER), held.tokens, held.positions),
@@ -167,7 +141,7 @@ def _transformers(task: BayesTask, context: Context) -> Result:
             }
             rows += measures.order_sensitivity(names.UNIFORM, held, first, other, o.seed)
         unseen = task.prompts(names.UNIFORM, length, "unseen", world.unseen)
-        other_asked = _asked(task, world, unseen, names.UNSEEN)
+        other_asked = _asked(world, unseen, names.UNSEEN)
         answers = {ESTIMATE: _answers(task, TRANSFORMER, context, unseen)}
         rows += measures.rows(other_asked, answers, o.seed) + measures.changes(other_asked, answers, o.seed)
     return Result.of(rows)
@@ -177,7 +151,7 @@ def _recurrent(task: BayesTask, context: Context) -> Result:
     o, world, rows = task.options, task.world(names.UNIFORM), list[Row]()
     for length in o.lengths:
         held = task.prompts(names.UNIFORM, length, "asked")
-        asked = _asked(task, world, held, names.UNIFORM)
+        asked = _asked(world, held, names.UNIFORM)
         given = {names.RECURRENT: _answers(task, RECURRENT, context, held)}
         rows += [r for r in measures.rows(asked, given, o.seed) + measures.changes(asked, given, o.seed) if r.condition in given]
     return Result.of(rows)
@@ -188,7 +162,7 @@ def _contrast(task: BayesTask, context: Context) -> Result:
     o, world, rows = task.options, task.world(names.PUBLISHED), list[Row]()
     for length in o.lengths:
         held = task.prompts(names.PUBLISHED, length, "asked")
-        asked = _asked(task, world, held, names.PUBLISHED)
+        asked = _asked(world, held, names.PUBLISHED)
         given = {ESTIMATE: _answers(task, CONTRAST, context, held)}
         rows += measures.rows(asked, given, o.seed) + measures.changes(asked, given, o.seed)
     return Result.of(rows)
@@ -200,7 +174,7 @@ def _single(task: BayesTask, context: Context) -> Result:
     for length in o.lengths:
         for title, concepts in ((names.OWN, SINGLE.concepts), (names.ALL, None)):
             held = task.prompts(names.UNIFORM, length, "one concept", concepts)
-            asked = _asked(task, world, held, title, SINGLE.concepts)
+            asked = _asked(world, held, title, SINGLE.concepts)
             given = {names.ONE: _answers(task, SINGLE, context, held)}
             rows += measures.rows(asked, given, o.seed) + measures.changes(asked, given, o.seed)
     return Result.of(rows)

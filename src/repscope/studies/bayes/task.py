@@ -14,10 +14,12 @@ from repscope.models.loading.stacked_weights import State
 from repscope.studies.bayes import names
 from repscope.studies.bayes.options import BayesOptions
 from repscope.trace.bayes import RegressionOptions
+from repscope.trace.bayes.prompted import mixture_of
 from repscope.worlds.ginc import PUBLISHED, GincPrompts, GincSizes, GincWorld, prompts, scan
 from repscope.worlds.small_lm import Training, lstm, transformer
 
 Logits = Callable[..., torch.Tensor]
+HELD_OUT = 48  #: documents on which the distance per token is measured
 _ROWS = 1 << 14  #: tokens of a network at a time
 
 
@@ -25,20 +27,19 @@ _ROWS = 1 << 14  #: tokens of a network at a time
 class Kind:
     """One training.
 
-    name: of its step. world: delimiter. concepts: those it sees, all if none. recurrent: an LSTM instead. share: of the updates.
+    name: of its step. world: delimiter. concepts: those it sees, all if none. recurrent: an LSTM instead.
     """
 
     name: str
     world: str = names.UNIFORM
     concepts: tuple[int, ...] | None = None
     recurrent: bool = False
-    share: float = 1.0
 
 
-TRANSFORMER = Kind("transformers")
-RECURRENT = Kind("LSTM", recurrent=True, share=0.5)
-CONTRAST = Kind("published delimiter", names.PUBLISHED, share=0.6)
-SINGLE = Kind("one concept", concepts=(0,), share=0.3)
+TRANSFORMER = Kind(names.NETWORKS)
+RECURRENT = Kind("LSTM", recurrent=True)
+CONTRAST = Kind("published delimiter", names.PUBLISHED)
+SINGLE = Kind("one concept", concepts=(0,))
 KINDS = {kind.name: kind for kind in (TRANSFORMER, RECURRENT, CONTRAST, SINGLE)}
 
 
@@ -47,6 +48,11 @@ class BayesTask:
     """The options of a run and what its steps make of them."""
 
     options: BayesOptions
+
+    @property
+    def symbols(self) -> int:
+        """Symbols of the documents."""
+        return self.options.symbols
 
     @cached_property
     def sizes(self) -> GincSizes:
@@ -91,8 +97,8 @@ class BayesTask:
         """Sizes of the networks of a training."""
         o = self.options
         if kind.recurrent:
-            return lstm.LSTMShape(o.symbols, 3 * o.width // 2)
-        return transformer.Shape(o.symbols, o.length, o.width)
+            return lstm.LSTMShape(self.symbols, 3 * o.width // 2)
+        return transformer.Shape(self.symbols, o.length, o.width)
 
     def initial(self, kind: Kind) -> State:
         """Weights before training."""
@@ -107,13 +113,10 @@ class BayesTask:
             return partial(lstm.logits, shape)
         return partial(transformer.logits, shape)
 
-    def updates(self, kind: Kind) -> int:
-        """Updates of a training."""
-        return max(1, round(self.options.steps * kind.share))
-
-    def schedule(self, kind: Kind) -> Training:
-        """Of a training."""
-        updates = self.updates(kind)
+    @property
+    def schedule(self) -> Training:
+        """Of every training."""
+        updates = self.options.steps
         return Training(updates, self.options.rate, warm_up=min(100, max(1, updates // 10)))
 
     def documents(self, kind: Kind, step: int) -> torch.Tensor:
@@ -122,6 +125,13 @@ class BayesTask:
         rng = np.random.default_rng([o.seed, step, *kind.name.encode()])
         tokens, _ = self.world(kind.world).documents(o.networks * o.batch, o.length, rng, kind.concepts)
         return torch.from_numpy(tokens.reshape(o.networks, o.batch, o.length))
+
+    def held_out(self, kind: Kind) -> tuple[Int[np.ndarray, "document token"], Float[np.ndarray, "document place symbol"]]:
+        """Documents that no training saw, and what the exact predictor says after each symbol but the last."""
+        world = self.world(kind.world)
+        seen = kind.concepts or world.seen
+        tokens, _ = world.documents(HELD_OUT, self.options.length, np.random.default_rng([self.options.seed, 77]), seen)
+        return tokens, mixture_of(world, 1e-9, seen).forecast(tokens, range(self.options.length - 1)).next
 
     @torch.no_grad()
     def answers(

@@ -57,7 +57,7 @@ class Run(Generic[AnyOptions]):
         if self.lm is not None:
             return self.lm
         o: Any = self.options
-        if o.tiny:
+        if o.tiny and not o.given("model"):
             from repscope.worlds.tiny import tiny
 
             return tiny(o.seed, device=getattr(o, "device", None) or "cpu", dtype=getattr(o, "dtype", "float32"))
@@ -241,7 +241,7 @@ class Run(Generic[AnyOptions]):
     def facts(self) -> dict[str, Any]:
         """How this run was made: what `run.json` holds and the page's last section shows."""
         options = self.setup.options.model_dump(mode="json", exclude=set(self.study.unused))
-        if "model" in options and self.options.tiny:
+        if options.get("model") and self.options.tiny and not self.options.given("model"):
             options["model"] = "tiny"
         checks = self.verification
         verified = (

@@ -1,19 +1,24 @@
-"""A hidden Markov model over symbols, checked: start, transition and emission as arrays, from hmmlearn, or from a file."""
+"""A hidden Markov model over symbols, checked: start, transition and emission as arrays, or from hmmlearn.
 
-import json
-import zipfile
+Whether two models are the same is decided by what they say about texts, not by their arrays: a copy with permuted or split states
+has other arrays and the same likelihoods, and no text can tell it from the original.
+"""
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from repscope.errors import UserError, unknown
+from repscope.errors import UserError
 
+PARTS = ("start", "transition", "emission")  #: arrays of a model, in the order of the class
 _TOLERANCE = 1e-6  #: of a sum of probabilities
-_NAMES = ("start", "transition", "emission")
+_EXACT = 1e-12  #: of a sum that is left as it is; others, such as those of float32 files, are divided by it
+_SAME = 1e-9  #: nats between the log-likelihoods of a text under two models that are one
+_TEXTS = 16  #: per model, by which models are told apart
+_SYMBOLS = (48, 512)  #: least and most per text
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +28,8 @@ class HiddenMarkovModel:
     Raises
     ------
     UserError
-        If shapes do not fit, an entry is negative or not finite, or a distribution does not sum to 1 (within 1e-6).
+        If shapes do not fit, an entry is negative or not finite, a state has no transition or emission that is possible, or a
+        distribution does not sum to 1 (within 1e-6; smaller errors are divided out).
     """
 
     start: Float[np.ndarray, "state"]
@@ -33,29 +39,34 @@ class HiddenMarkovModel:
 
     def __post_init__(self) -> None:
         """Check and convert."""
-        for part in _NAMES:
-            try:
-                values = np.asarray(getattr(self, part), np.float64)
-            except (TypeError, ValueError) as error:
-                raise UserError(f"The {part} probabilities of {self.name} are not numbers ({error}).") from error
-            object.__setattr__(self, part, values)
+        for part in PARTS:
+            object.__setattr__(self, part, _numbers(getattr(self, part), part, self.name))
         n = self.start.shape[0] if self.start.ndim == 1 else 0
-        if n == 0 or self.transition.shape != (n, n) or self.emission.ndim != 2 or len(self.emission) != n:
+        shaped = self.transition.shape == (n, n) and self.emission.ndim == 2 and len(self.emission) == n
+        if n == 0 or not shaped or self.emission.shape[1] == 0:
             raise UserError(
                 f"{self.name} has start {self.start.shape}, transition {self.transition.shape} and emission {self.emission.shape}; "
                 "they must be (state), (state, state) and (state, symbol)."
             )
-        for part in _NAMES:
+        for part in PARTS:
             values = np.atleast_2d(getattr(self, part))
             if not np.isfinite(values).all() or (values < 0).any():
                 raise UserError(f"The {part} probabilities of {self.name} have an entry that is negative or not finite.")
             sums = values.sum(-1)
+            if part != "start" and (sums == 0).any():
+                kind = "transition" if part == "transition" else "emission"
+                raise UserError(
+                    f"Every {kind} of state {int((sums == 0).argmax())} of {self.name} is impossible: its row is 0; "
+                    "a state needs at least one, such as a transition to itself."
+                )
             worst = int(np.abs(sums - 1).argmax())
             if abs(sums[worst] - 1) > _TOLERANCE:
                 row = "" if part == "start" else f" of state {worst}"
                 raise UserError(
                     f"The {part} probabilities{row} of {self.name} sum to {sums[worst]:.6g}; normalise them, as each must sum to 1."
                 )
+            if abs(sums[worst] - 1) > _EXACT:
+                object.__setattr__(self, part, (values / sums[:, None]).reshape(getattr(self, part).shape))
 
     @classmethod
     def of(cls, model: Any, name: str = "the model") -> "HiddenMarkovModel":
@@ -92,73 +103,58 @@ class HiddenMarkovModel:
         return tokens
 
 
-def read_models(path: str | Path) -> list[HiddenMarkovModel]:
-    """Hidden Markov models from a file: one or several, which are the concepts of a mixture.
-
-    `.npz` with the arrays start, transition and emission (several models: with a leading axis), or `.json` with the same keys, or a
-    list of such objects. Nothing is unpickled.
-
-    Raises
-    ------
-    UserError
-        If the file is missing, of another kind, damaged, or holds no model; and as `HiddenMarkovModel`.
-    """
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise UserError(f"There is no file {file}; check the path.")
-    if file.suffix == ".npz":
-        try:
-            with zipfile.ZipFile(file):  # np.load takes a bare array under this suffix too, which has no names
-                pass
-            with np.load(file, allow_pickle=False) as held:
-                arrays = {name: np.asarray(held[name]) for name in held.files}
-        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            raise UserError(f"{file} cannot be read as arrays ({str(error).splitlines()[0]}).") from error
-        found: list[dict[str, Any]]
-        if arrays.get("transition", np.zeros(0)).ndim == 3:
-            count = len(arrays["transition"])
-            if any(len(np.atleast_1d(arrays.get(n, ()))) != count for n in _NAMES):
-                raise UserError(f"{file} has {count} transition matrices and another number of starts or emissions.")
-            found = [{n: arrays[n][i] for n in _NAMES} for i in range(count)]
-        else:
-            found = [arrays]
-    elif file.suffix == ".json":
-        try:
-            parsed = json.loads(file.read_text(encoding="utf-8"))
-        except (ValueError, OSError, RecursionError) as error:
-            raise UserError(f"{file} is not valid JSON ({error}).") from error
-        found = parsed if isinstance(parsed, list) else [parsed]
-    else:
-        raise unknown("kind of file of hidden Markov models", file.suffix or file.name, (".npz", ".json"))
-    models = []
-    for i, one in enumerate(found):
-        if not isinstance(one, dict) or any(n not in one for n in _NAMES):
-            raise UserError(f"Model {i} of {file} lacks one of {', '.join(_NAMES)}.")
-        models.append(HiddenMarkovModel(one["start"], one["transition"], one["emission"], f"model {i} of {file.name}"))
-    if not models:
-        raise UserError(f"{file} holds no model.")
-    return models
-
-
 def check_mixture(models: Sequence[HiddenMarkovModel]) -> None:
     """Refuse models that make no mixture.
+
+    Two models are the same if texts drawn from them (16 from each) have the same likelihood under both, to 1e-9 nats. Texts have
+    twice as many symbols as the largest model has states, but at least 48 and at most 512: models that agree on all texts of that
+    length agree on all texts (Paz 1971, Introduction to Probabilistic Automata).
 
     Raises
     ------
     UserError
         For other numbers of symbols, or two models that are the same: no text could tell them apart.
     """
-    for i, one in enumerate(models):
+    for one in models:
         if one.symbols != models[0].symbols:
             raise UserError(
                 f"{models[0].name} has {models[0].symbols} symbols and {one.name} {one.symbols}; they must be the same."
             )
+    if len(models) < 2:
+        return
+    rng = np.random.default_rng(0)
+    length = int(np.clip(2 * max(m.states for m in models), *_SYMBOLS))
+    texts = np.concatenate([m.documents(_TEXTS, length, rng) for m in models])
+    logs = np.stack([_log_likelihood(m, texts) for m in models]).reshape(len(models), len(models), -1)  # under, drawn from, text
+    for i in range(len(models)):
         for j in range(i):
-            other = models[j]
-            if other.states == one.states and all(
-                np.allclose(getattr(one, n), getattr(other, n), rtol=0, atol=1e-12) for n in _NAMES
-            ):
-                raise UserError(f"Concepts {j} and {i} are the same model, so no text can tell them apart; drop one.")
+            own = logs[[i, j]][:, [i, j]]
+            if np.isfinite(own).all() and np.abs(own[0] - own[1]).max() < _SAME:
+                raise UserError(
+                    f"Concepts {j} and {i} are the same model: every text has the same likelihood under both, so that none can "
+                    "tell them apart; drop one."
+                )
+
+
+def _log_likelihood(model: HiddenMarkovModel, texts: Int[np.ndarray, "text token"]) -> Float[np.ndarray, "text"]:
+    alpha, found = np.broadcast_to(model.start, (len(texts), model.states)), np.zeros(len(texts))
+    for t in range(texts.shape[1]):
+        alpha = alpha * model.emission.T[texts[:, t]]
+        mass = alpha.sum(-1)
+        with np.errstate(divide="ignore"):
+            found += np.log(mass)
+        alpha = (alpha / np.where(mass > 0, mass, 1.0)[:, None]) @ model.transition
+    return found
+
+
+def _numbers(given: Any, part: str, name: str) -> Float[np.ndarray, "*n"]:
+    try:
+        values = np.asarray(given)
+        if values.dtype.kind not in "fiub":
+            raise ValueError(f"their type is {values.dtype.name}")
+        return values.astype(np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"The {part} probabilities of {name} are not an array of numbers ({error}).") from error
 
 
 def _drawn(cumulative: Float[np.ndarray, "n outcome"], rng: np.random.Generator) -> np.ndarray:

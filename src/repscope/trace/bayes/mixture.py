@@ -2,8 +2,8 @@
 
     α_t(m, j) = emission_m(j, x_t) Σ_i α_{t-1}(m, i) T_m(i, j)         p(x_{t+1} | x_≤t) ∝ Σ_m π_m Σ_j (α_t T_m)(j) emission_m(j, ·)
 
-1. Models may share states: `of` says which transition matrix each of them has, so that models that differ in their start alone cost
-   no memory.
+1. Models may share transitions: `of` says which matrix each of them has, so that models that differ in their start alone cost no
+   memory. They may share emissions; models with emissions of their own are filled up with states that nothing leads to.
 2. α is rescaled per text and model at every symbol; the logs of the factors add up to the log-likelihood (Rabiner 1989). What
    a model holds impossible has log-likelihood −∞. A text that all models hold impossible is refused: it has no posterior. A floor
    (1 − ε) T + ε / states makes everything possible; it is part of the model, and curves depend on it.
@@ -42,19 +42,19 @@ class Forecast:
 class Mixture:
     """Hidden Markov models with prior weights.
 
-    starts: one per model. transitions: one or more matrices. of: which matrix each model has. emission: (state, symbol), shared.
-    prior: of the models.
+    starts: one per model. transitions: one or more matrices. of: which matrix each model has. emission: (state, symbol), shared, or
+    (model, state, symbol). prior: of the models.
     """
 
     starts: Float[np.ndarray, "model state"]
     transitions: Float[np.ndarray, "matrix state state"]
     of: Int[np.ndarray, "model"]
-    emission: Float[np.ndarray, "state symbol"]
+    emission: Float[np.ndarray, "*model state symbol"]
     prior: Float[np.ndarray, "model"]
 
     @classmethod
     def uniform(cls, models: Sequence[HiddenMarkovModel], floor: float = 0.0) -> "Mixture":
-        """A uniform mixture of models; models with emissions of their own get states of their own.
+        """A uniform mixture of models.
 
         Raises
         ------
@@ -68,19 +68,36 @@ class Mixture:
             starts = np.stack([m.start for m in models])
             matrices = np.stack([floored(m.transition, floor) for m in models])
             return cls(starts, matrices, np.arange(len(models)), models[0].emission, prior)
-        ends = np.cumsum([0, *(m.states for m in models)])
-        starts = np.zeros((len(models), ends[-1]))
-        matrix = np.zeros((1, ends[-1], ends[-1]))
+        count, most = len(models), max(m.states for m in models)
+        starts, matrices, emission = (
+            np.zeros((count, most)),
+            np.zeros((count, most, most)),
+            np.zeros((count, most, models[0].symbols)),
+        )
         for i, m in enumerate(models):
-            own = slice(ends[i], ends[i + 1])
-            starts[i, own] = m.start
-            matrix[0, own, own] = floored(m.transition, floor)
-        return cls(starts, matrix, np.zeros(len(models), np.int64), np.concatenate([m.emission for m in models]), prior)
+            starts[i, : m.states] = m.start
+            matrices[i, : m.states, : m.states] = floored(m.transition, floor)
+            emission[i, : m.states] = m.emission
+        return cls(starts, matrices, np.arange(count), emission, prior)
 
     @property
     def models(self) -> int:
         """Number of models."""
         return len(self.starts)
+
+    @property
+    def symbols(self) -> int:
+        """Number of symbols."""
+        return int(self.emission.shape[-1])
+
+    @property
+    def _step(self) -> int:
+        """Texts at a time."""
+        return max(1, _CELLS // (self.models * max(self.starts.shape[1], 0 if self._shared else self.symbols)))
+
+    @property
+    def _shared(self) -> bool:
+        return self.emission.ndim == 2
 
     def forecast(self, texts: Int[np.ndarray, "text token"], places: Sequence[int] | None = None) -> Forecast:
         """Predictions after the symbols at `places` (all by default) of texts with the same number of tokens.
@@ -96,13 +113,13 @@ class Mixture:
             wrong = asked.min() if asked.min() < 0 else asked.max()
             raise UserError(f"Place {wrong} was asked of texts of {tokens.shape[1]} symbols; places count from 0.")
         out = Forecast(
-            np.empty((len(tokens), len(asked), self.emission.shape[1])),
+            np.empty((len(tokens), len(asked), self.symbols)),
             np.empty((len(tokens), len(asked), self.models)),
             np.empty((len(tokens), self.models)),
         )
         read = {int(place): np.flatnonzero(asked == place) for place in asked}
         prior = np.log(self.prior)
-        for rows in chunks(len(tokens), max(1, _CELLS // (self.models * len(self.emission)))):
+        for rows in chunks(len(tokens), self._step):
             for t, log, alpha in self._walk(tokens[rows], set(read)):
                 if (dead := np.isneginf(log).all(1)).any():
                     raise UserError(
@@ -111,9 +128,12 @@ class Mixture:
                     )
                 if t in read:
                     weights = softmax(log + prior)
-                    state = np.einsum("bm,mbn->bn", weights, alpha)
+                    if self._shared:
+                        following = np.einsum("bm,mbn->bn", weights, alpha) @ self._emission
+                    else:
+                        following = np.einsum("bm,mbs->bs", weights, alpha @ self._emission)
                     for i in read[t]:
-                        out.next[rows, i] = state @ self._emission
+                        out.next[rows, i] = following
                         out.posterior[rows, i] = weights
             out.log_likelihood[rows] = log
         return out
@@ -125,9 +145,8 @@ class Mixture:
         tokens = self._checked(texts)
         count, length = tokens.shape
         shape = (count, self.models)
-        predicted, before, whole = np.empty((*shape, self.emission.shape[1])), np.empty(shape), np.empty(shape)
-        step = max(1, _CELLS // (self.models * len(self.emission)))
-        for rows in chunks(count, step):
+        predicted, before, whole = np.empty((*shape, self.symbols)), np.empty(shape), np.empty(shape)
+        for rows in chunks(count, self._step):
             for t, log, alpha in self._walk(tokens[rows], {length - 2}):
                 if t == length - 2:
                     predicted[rows] = (alpha @ self._emission).transpose(1, 0, 2)
@@ -145,14 +164,14 @@ class Mixture:
         """
         tokens = self._checked(texts)
         found = np.empty((len(tokens), self.models))
-        for rows in chunks(len(tokens), max(1, _CELLS // (self.models * len(self.emission)))):
+        for rows in chunks(len(tokens), self._step):
             for _, log, _ in self._walk(tokens[rows], set()):
                 found[rows] = log
         return found
 
     def _checked(self, texts: Int[np.ndarray, "text token"]) -> Int[np.ndarray, "text token"]:
         tokens = np.asarray(texts)
-        symbols = self.emission.shape[1]
+        symbols = self.symbols
         if tokens.ndim != 2 or tokens.shape[1] == 0 or tokens.dtype.kind not in "iu":
             raise UserError(f"Texts have the shape {tokens.shape} and type {tokens.dtype}; give whole numbers (text, token).")
         if tokens.size and (tokens.min() < 0 or tokens.max() >= symbols):
@@ -181,7 +200,7 @@ class Mixture:
     ) -> tuple[Float[np.ndarray, "model text state"], Float[np.ndarray, "text model"]]:
         """α given the next symbol, moved on by the transitions, and the symbol's probability under each model."""
         if self._slices is None:
-            seen = alpha * self._emission.T[symbol]
+            seen = alpha * self._by_symbol[..., symbol, :]
             mass = seen.sum(-1)
             seen = seen / np.where(mass > 0, mass, 1.0)[..., None]
             return (self._moved(seen, slice(None)) if move else seen), mass.T
@@ -221,11 +240,11 @@ class Mixture:
     @cached_property
     def _order(self) -> Int[np.ndarray, "state"]:
         """States in the order of their symbols if each emits one with certainty, else as they are."""
-        return np.argsort(self.emission.argmax(1), kind="stable") if self._certain else np.arange(len(self.emission))
+        return np.argsort(self.emission.argmax(1), kind="stable") if self._certain else np.arange(self.starts.shape[1])
 
     @cached_property
     def _certain(self) -> bool:
-        return bool(((self.emission == 0) | (self.emission == 1)).all())
+        return self._shared and bool(((self.emission == 0) | (self.emission == 1)).all())
 
     @cached_property
     def _slices(self) -> list[slice] | None:
@@ -247,8 +266,12 @@ class Mixture:
         return np.ascontiguousarray(matrices)
 
     @cached_property
-    def _emission(self) -> Float[np.ndarray, "state symbol"]:
-        return np.ascontiguousarray(self.emission[self._order])
+    def _emission(self) -> Float[np.ndarray, "*model state symbol"]:
+        return np.ascontiguousarray(self.emission[..., self._order, :])
+
+    @cached_property
+    def _by_symbol(self) -> Float[np.ndarray, "*model symbol state"]:
+        return np.ascontiguousarray(np.moveaxis(self._emission, -1, -2))
 
 
 def floored(matrices: Float[np.ndarray, "*n state state"], floor: float) -> Float[np.ndarray, "*n state state"]:
