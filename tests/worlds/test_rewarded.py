@@ -114,6 +114,8 @@ def test_the_expected_reward_and_kl_are_those_of_many_samples(state):
     ratio = (of_completions(SHAPE, state, documents) - of_completions(SHAPE, reference, documents)).mean((1, 2))
     assert found["KL"] == pytest.approx(ratio.double().numpy(), abs=0.05)
     assert Evaluator(SHAPE, WORLDS, state, 50, 0)(state)["KL"] == pytest.approx([0, 0], abs=1e-6)
+    evaluate = Evaluator(SHAPE, WORLDS, reference, 50, 0)
+    np.testing.assert_array_equal(evaluate.reward(state), evaluate(state)["reward"])
 
 
 @pytest.mark.parametrize("name", list(METHODS))

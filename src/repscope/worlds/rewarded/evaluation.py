@@ -37,11 +37,19 @@ class Evaluator:
     @torch.no_grad()
     def __call__(self, state: State) -> dict[str, Float[np.ndarray, "network"]]:
         """Reward of each network, and its KL from the reference."""
+        return self._evaluated(state, self.reference)
+
+    @torch.no_grad()
+    def reward(self, state: State) -> Float[np.ndarray, "network"]:
+        """The reward alone, without a pass of the reference; the same numbers."""
+        return self._evaluated(state, None)["reward"]
+
+    def _evaluated(self, state: State, reference: State | None) -> dict[str, Float[np.ndarray, "network"]]:
         documents = samples(self.shape, state, self.worlds, self.documents, (self.seed, self.stage))
         p = log_probabilities(self.shape, state, documents)
         found = {"reward": p.exp()[..., 1 : self.worlds.good + 1].sum(-1)}
-        if self.reference is not None:
-            found["KL"] = (p.exp() * (p - log_probabilities(self.shape, self.reference, documents))).sum(-1)
+        if reference is not None:
+            found["KL"] = (p.exp() * (p - log_probabilities(self.shape, reference, documents))).sum(-1)
         return {name: each.mean((1, 2)).double().numpy() for name, each in found.items()}
 
 
