@@ -81,6 +81,7 @@ def test_weights_representations_tokens_and_the_floor(home, tmp_path, capsys):
     floor = found.results["floor"].table
     shared = floor[(floor["metric"] == "cosine of the changes") & (floor["item"] == "all weights")]["value"].iloc[0]
     assert abs(shared) < 0.1, "the two changes were drawn independently"
+    assert number(told, "cosine of the changes") == shared
     distance = floor[(floor["metric"] == "relative Frobenius norm") & (floor["item"] == "all weights")]["value"].iloc[0]
     assert distance == pytest.approx(2**0.5 * number(told, "relative Frobenius norm"), rel=0.1)
     conditions = set(found.results["representations"].table["condition"])

@@ -84,7 +84,7 @@ def answer(record: Record[CompareOptions]) -> Answer:
         [line, *shared, *more],
         [{str(k): v for k, v in row.items()} for row in _by_kind(table).to_dict("records")],
         "Change of the weights by kind of module",
-        {"rows": _json(table)},
+        {"rows": [row for name in ("weights", "floor") if name in record.results for row in _json(record.results[name].table)]},
     )
 
 
