@@ -132,7 +132,7 @@ def test_mistakes_are_one_sentence_and_leave_nothing(words, says, tmp_path, caps
 
 def test_the_short_form_says_what_it_leaves_out(done):
     said = drift_page.page(replace(done.record, options=DriftOptions(short=True).sized())).tested
-    assert "worlds (4 of 5)" in said
+    assert "worlds (3 of 5)" in said
     assert "learning rates (1 of 3)" in said
     assert "`" not in said
     whole = drift_page.page(replace(done.record, options=DriftOptions())).tested

@@ -118,6 +118,21 @@ def test_the_expected_reward_and_kl_are_those_of_many_samples(state):
     np.testing.assert_array_equal(evaluate.reward(state), evaluate(state)["reward"])
 
 
+def test_an_evaluation_has_the_numbers_of_its_samples_on_any_number_of_threads(state):
+    reference, before = select_runs(state, [1, 0]), torch.get_num_threads()
+    documents = samples(SHAPE, state, WORLDS, 50, (0, "choose"))
+    p, q = (log_probabilities(SHAPE, s, documents) for s in (state, reference))
+    expected = {"reward": p.exp()[..., 1 : WORLDS.good + 1].sum(-1), "KL": (p.exp() * (p - q)).sum(-1)}
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found = Evaluator(SHAPE, WORLDS, reference, 50, 0)(state)
+            for name, value in expected.items():
+                np.testing.assert_allclose(found[name], value.mean((1, 2)).numpy(), rtol=1e-5)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", list(METHODS))
 def test_each_method_raises_the_reward(name, state, data):
     best = _best(data["pairs"])
