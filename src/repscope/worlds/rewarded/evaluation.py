@@ -4,11 +4,12 @@
 2. The expected reward replaces each sampled token by its probability of being good, given the tokens before it (the mean over the
    last draw is exact: Rao–Blackwell). The same for KL(network ‖ reference) in nats per token: a sum over the vocabulary at each
    position of the samples.
-3. Networks do not depend on each other, so that each of torch's threads has some of them: products this small gain nothing from being
-   divided. All random numbers are drawn before, for all networks, so that the numbers are those of one thread.
+3. Networks do not depend on each other, so that each of torch's threads has some of them: products this small gain nothing from
+   being divided. All random numbers are drawn before, for all networks, so that the numbers are those of one thread.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ class Evaluator:
         prompts = self.worlds.prompts(self.documents, generator_of(self.seed, self.stage, "prompts"))
         generator = generator_of(self.seed, self.stage, "samples")
         noise = stacked.races(prompts.shape[:2], self.shape.vocab, self.worlds.completion, generator)
-        found: dict[str, Float[np.ndarray, "network"]] = {name: np.empty(runs_of(state)) for name in ("reward", "KL")}
+        found: dict[str, Any] = {name: np.empty(runs_of(state)) for name in ("reward", "KL")}
 
         @torch.no_grad()  # a thread of its own does not inherit it
         def evaluate(places: list[int]) -> None:
