@@ -77,8 +77,9 @@ def test_rank_stabilised_and_transposed_layers(series):
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
         ({"rank_pattern": {"up": 3}}, "rank_pattern"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
-        ({"r": 3}, "not rank 3"),
-        ({"lora_alpha": "x"}, "both are positive numbers"),
+        ({"r": 3}, "factors of rank 2 and 2 for model.up and rank 3"),
+        ({"lora_alpha": "x"}, "the alpha 'x', which is no positive number"),
+        ({"lora_alpha": float("inf")}, "no positive number"),
     ],
 )
 def test_what_is_more_than_plain_lora_or_elsewhere_is_refused(series, config, says):
@@ -96,7 +97,11 @@ def test_what_is_more_than_plain_lora_or_elsewhere_is_refused(series, config, sa
             {"base_model.model.other.lora_A.weight": A + 1, "base_model.model.other.lora_B.weight": B + 1},
             "adapts other, which .* lacks",
         ),
-        ({"base_model.model.other.lora_A.weight": A + 1}, "lacks one half"),
+        (
+            {"base_model.model.up.lora_embedding_A": A + 1, "base_model.model.up.lora_embedding_B": B + 1},
+            "lora_embedding_A, which is no part of a plain LoRA",
+        ),
+        ({"base_model.model.other.lora_A.weight": A + 1}, "no lora_B for other, one half"),
     ],
 )
 def test_factors_that_do_not_fit_are_refused(series, factors, says):
@@ -112,7 +117,7 @@ def test_damaged_files_are_one_sentence(series):
     with pytest.raises(UserError, match="cannot be read as safetensors"):
         CheckpointSet.open(series)
     file.unlink()
-    with pytest.raises(UserError, match="never reads pickled weights"):
+    with pytest.raises(UserError, match=r"pickled weights \(.bin\) are never read"):
         CheckpointSet.open(series)
     (series / "step-3" / "adapter_config.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):

@@ -10,7 +10,7 @@ from repscope.errors import UserError
 from repscope.models.edits import Edit
 from repscope.models.language import LanguageModel
 from repscope.models.network import Network
-from repscope.models.prompts import Prompt
+from repscope.models.prompts import Prompt, Ragged
 from repscope.models.sites import Site
 from repscope.steer.patching.methods import ablation, activation_patching, attribution_patching
 
@@ -130,6 +130,10 @@ def test_padded_lists_are_refused_or_warned_of():
     with pytest.raises(UserError, match="Prompt 0 ends with the padding token"):
         lm.logits(rows)
     assert len(lm.logits([[5, 6], [5, 6, 7]])) == 2
+    np.testing.assert_array_equal(  # rows that a network read or generated: a token like any other
+        lm.logits(Ragged.of(map(np.array, rows)), "all"),
+        np.concatenate([lm.logits([rows[0], [5, 6]], "all")[:3], lm.logits(rows[1:], "all")]),
+    )
 
 
 def test_ids_are_copied(llama):

@@ -311,10 +311,22 @@ def test_bayes_of_what_the_user_gives(rows, reply, words):
     assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
 
 
-def compared(norm, same=0.1, cka=None, unshifted=None, half=0.001, rounding=0.0017):
+def floor(norm, cka=None, kl=None, cosine=0.02):
+    """Rows between two seeds, at the second block; kl: to the base and between seeds; cosine: of both changes of the weights."""
+    rows = [row(norm, 0.001, item="all weights", metric="relative Frobenius norm", condition="another seed")]
+    rows.append(row(cosine, 0.001, item="all weights", metric="cosine of the changes"))
+    if cka is not None:
+        rows.append(row(cka, 0.01, metric="CKA", site="resid_post.1", layer=1, condition="another seed"))
+    if kl is not None:
+        rows += [row(v, 0.0005, metric="KL", condition=c) for v, c in zip(kl, ("estimate", "another seed"))]
+    return rows
+
+
+def compared(norm, same=0.1, cka=None, unshifted=None, half=0.001, rounding=0.0017, settings=None):
     rows = [row(norm, half, item="all weights", metric="relative Frobenius norm")]
     rows.append(row(same, 0.0, item="all weights", metric="unchanged in float32"))
     rows.append(row(rounding, 0.0, item="all weights", metric="relative Frobenius norm", condition="rounding to bfloat16"))
+    rows += [row(1, 0.0, item="all weights", metric="differing settings", definition=settings)] if settings else []
     rows += [row(value, 0.01, metric="CKA", site=f"resid_post.{i}", layer=i) for i, value in enumerate(cka or ())]
     return rows + ([] if unshifted is None else [row(unshifted, 0.02, metric="unshifted")])
 
@@ -331,6 +343,37 @@ def compared(norm, same=0.1, cka=None, unshifted=None, half=0.001, rounding=0.00
         (compared(0.014, half=0.005), "Yes", "more than 1 %"),
         (compared(0.05, half=float("nan")), "Yes", "more than 1 %"),
         ([], "Cannot tell", "not compared"),
+        (compared(float("nan")), "Cannot tell", "no relative norm"),
+        (
+            compared(0.0, 1.0, cka=(0.99,), unshifted=0.97),
+            "No",
+            "weights are identical, representations stay alike and next tokens",
+        ),
+        (compared(0.0, 1.0, cka=(0.97,), unshifted=0.75), "Partly", "weights are identical, representations stay alike and next"),
+        (compared(0.0, 1.0, settings="hidden_act"), "No", "only weights were compared, and settings differ (hidden_act)"),
+        (compared(0.108) + floor(0.153), "Yes", "1 % of their norm; the cosine with another seed's change is 0.02."),
+        (compared(0.108) + floor(0.01, cosine=0.99), "Yes", "the cosine with another seed's change is 0.99."),
+        (compared(0.108) + floor(0.0, cosine=float("nan")), "Yes", "more than 1 % of their norm."),
+        (
+            compared(0.108, cka=(0.99, 0.5), unshifted=0.5) + floor(0.153, cka=0.4, kl=(0.00173, 0.00367)),
+            "Partly",
+            "but representations and next tokens no more than between two seeds.",
+        ),
+        (
+            compared(0.108, cka=(0.99, 0.5), unshifted=0.5) + floor(0.05, cka=0.4, kl=(0.1, 0.003)),
+            "Partly",
+            "but representations no more than between two seeds",
+        ),
+        (
+            compared(0.108, cka=(0.99, 0.5), unshifted=0.5) + floor(0.153, cka=0.505, kl=(0.1, 0.003)),
+            "Partly",
+            "next tokens change; whether representations differ more than between two seeds is open.",
+        ),
+        (
+            compared(0.108, cka=(0.99, 0.5), unshifted=0.5) + floor(0.05, cka=0.9, kl=(0.1, 0.003)),
+            "Yes",
+            "representations change and next tokens change.",
+        ),
         (compared(0.05, cka=(0.99, 0.5), unshifted=0.5), "Yes", "change, representations change and next tokens change"),
         (compared(0.005, cka=(0.99, 0.98), unshifted=0.97), "No", "representations stay alike and next tokens stay the same"),
         (

@@ -69,13 +69,19 @@ def test_a_checkpoint_and_itself_are_identical(home, tmp_path, capsys):
 def test_weights_representations_tokens_and_the_floor(home, tmp_path, capsys):
     words = (home / "llama-0", home / "far", "--floor", home / "other", "--data", home / "prompts.txt", "--new-tokens", 3)
     told = answered(capsys, *words, "--out", tmp_path)
-    assert told["verdict"]["parts"]["weights"]["reply"] == "Yes"
+    weights_part = told["verdict"]["parts"]["weights"]
+    assert weights_part["reply"] == "Yes", "unrelated changes are √2 times as far apart as from the base"
+    assert "the cosine with another seed's change is 0.0" in weights_part["sentence"].replace("-", "")
+    assert told["verdict"]["parts"]["next tokens"]["reply"] != "Yes", "no farther from the base than from each other"
+    assert "between two seeds" in told["verdict"]["sentence"]
+    assert any(line.startswith("cosine of the changes with another seed's") for line in told["answer"])
     assert set(told["verdict"]["parts"]) == {"weights", "representations", "next tokens"}
     found = load_record(study("compare"), RunFolder(Path(told["run"])))
     assert list(found.results) == ["weights", "floor", "representations", "next tokens"]
     floor = found.results["floor"].table
     shared = floor[(floor["metric"] == "cosine of the changes") & (floor["item"] == "all weights")]["value"].iloc[0]
     assert abs(shared) < 0.1, "the two changes were drawn independently"
+    assert number(told, "cosine of the changes") == shared
     distance = floor[(floor["metric"] == "relative Frobenius norm") & (floor["item"] == "all weights")]["value"].iloc[0]
     assert distance == pytest.approx(2**0.5 * number(told, "relative Frobenius norm"), rel=0.1)
     conditions = set(found.results["representations"].table["condition"])
@@ -91,6 +97,23 @@ def test_weights_representations_tokens_and_the_floor(home, tmp_path, capsys):
         assert title in html, title
     assert run(["show", "compare", "--out", str(tmp_path)]) == 0
     assert "unshifted" in capsys.readouterr().out
+
+
+def test_equal_weights_of_networks_with_other_settings_are_not_identical(home, tmp_path, capsys):
+    other = shutil.copytree(home / "llama-0", tmp_path / "relu")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    words = (home / "llama-0", other, "--out", tmp_path / "runs")
+    told = answered(capsys, *words, "--weights-only")
+    assert "only weights were compared, and settings differ (hidden_act)" in told["verdict"]["sentence"]
+    told = answered(capsys, *words, "--data", home / "prompts.txt", "--new-tokens", 3)
+    assert "The weights are identical, representations" in told["verdict"]["sentence"]
+    assert set(told["verdict"]["parts"]) == {"weights", "representations", "next tokens"}
+    (other / "config.json").write_text(json.dumps(config))
+    again = answered(capsys, *words, "--weights-only")
+    assert again["verdict"]["sentence"] == "No. The weights are identical: every weight has the same bits.", "no stale answer"
+    told = answered(capsys, home / "llama-0", home / "llama-0", "--out", tmp_path / "runs", "--data", home / "prompts.txt")
+    assert told["verdict"]["sentence"] == "No. The checkpoints are identical: every weight has the same bits."
 
 
 def test_spectra_can_be_left_out_and_single_files_are_compared(home, tmp_path, capsys):
@@ -111,9 +134,11 @@ def test_a_lora_folder_alone_names_its_base_and_runs(home, tmp_path, capsys):
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(home / "llama-0")
-    tuned = peft.get_peft_model(
-        model, peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
-    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # PEFT draws the factors from torch's global state
+        tuned = peft.get_peft_model(
+            model, peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
+        )
     tuned.save_pretrained(tmp_path / "lora")
     words = (tmp_path / "lora", "--data", home / "prompts.txt", "--new-tokens", 2, "--out", tmp_path / "runs")
     told = answered(capsys, *words)
@@ -158,6 +183,8 @@ def test_a_killed_run_goes_on(home, tmp_path, capsys, monkeypatch):
 def test_mistakes_are_sentences(home, tmp_path, capsys):
     base, out = str(home / "llama-0"), ["--out", str(tmp_path / "runs")]
     (gpt,) = saved(tmp_path, "gpt2", [0])
+    series = tmp_path / "series"
+    shutil.copytree(home / "near", series / "step-000012")
     (tmp_path / "few.txt").write_text("the cat\nthe dog")
     capsys.readouterr()
     for words, says in (
@@ -167,6 +194,10 @@ def test_mistakes_are_sentences(home, tmp_path, capsys):
         ([base, str(tmp_path / "nowhere")], "There is no folder"),
         ([base, str(home / "near"), "--data", str(tmp_path / "few.txt")], "has 2 different prompts; give at least 16"),
         ([base, str(home / "near" / "model.safetensors"), "--data", str(home / "prompts.txt")], "so no text can be read"),
+        ([base, str(home / "near"), "--weights-only", "--data", "nope.txt"], "--data does not apply to --weights-only"),
+        ([base, str(home / "near"), "--weights-only", "--floor", base], "is the base itself"),
+        ([base, str(home / "near"), "--weights-only", "--floor", str(home / "near")], "is the tuned checkpoint itself"),
+        ([base, str(series)], "is a series of checkpoints; give one of them, such as"),
         ([base, str(home / "near"), "--prompts", "3"], "--prompts 3"),
     ):
         assert run(["compare", *words, *out]) == 2, words

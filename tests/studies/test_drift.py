@@ -1,5 +1,7 @@
 """The drift study: whole on tiny networks, with its controls; measures against slow twins; verdicts of every claim by rule."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,6 +24,7 @@ from repscope.report.verdict import MOST_WORDS
 from repscope.results import Row, select, table_of
 from repscope.studies.catalogue import study
 from repscope.studies.drift import measures, names
+from repscope.studies.drift import page as drift_page
 from repscope.studies.drift.drifts import folders
 from repscope.studies.drift.networks import Lab, state_of
 from repscope.studies.drift.options import DriftOptions
@@ -125,6 +128,18 @@ def test_mistakes_are_one_sentence_and_leave_nothing(words, says, tmp_path, caps
     assert says in told
     assert "Traceback" not in told
     assert not list(tmp_path.iterdir())
+
+
+def test_the_short_form_says_what_it_leaves_out(done):
+    said = drift_page.page(replace(done.record, options=DriftOptions(short=True).sized())).tested
+    assert "worlds (3 of 5)" in said
+    assert "learning rates (1 of 3)" in said
+    assert "`" not in said
+    whole = drift_page.page(replace(done.record, options=DriftOptions())).tested
+    assert "short form" not in whole
+    assert (
+        "pretraining" not in drift_page.page(replace(done.record, options=DriftOptions(short=True, pretraining=900).sized())).tested
+    ), "an option that was given is not fewer"
 
 
 def test_a_plan_names_every_step(tmp_path, capsys):

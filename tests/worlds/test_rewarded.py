@@ -114,6 +114,23 @@ def test_the_expected_reward_and_kl_are_those_of_many_samples(state):
     ratio = (of_completions(SHAPE, state, documents) - of_completions(SHAPE, reference, documents)).mean((1, 2))
     assert found["KL"] == pytest.approx(ratio.double().numpy(), abs=0.05)
     assert Evaluator(SHAPE, WORLDS, state, 50, 0)(state)["KL"] == pytest.approx([0, 0], abs=1e-6)
+    evaluate = Evaluator(SHAPE, WORLDS, reference, 50, 0)
+    np.testing.assert_array_equal(evaluate.reward(state), evaluate(state)["reward"])
+
+
+def test_an_evaluation_has_the_numbers_of_its_samples_on_any_number_of_threads(state):
+    reference, before = select_runs(state, [1, 0]), torch.get_num_threads()
+    documents = samples(SHAPE, state, WORLDS, 50, (0, "choose"))
+    p, q = (log_probabilities(SHAPE, s, documents) for s in (state, reference))
+    expected = {"reward": p.exp()[..., 1 : WORLDS.good + 1].sum(-1), "KL": (p.exp() * (p - q)).sum(-1)}
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found = Evaluator(SHAPE, WORLDS, reference, 50, 0)(state)
+            for name, value in expected.items():
+                np.testing.assert_allclose(found[name], value.mean((1, 2)).numpy(), rtol=1e-5)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("name", list(METHODS))

@@ -1,13 +1,16 @@
 """`repscope finetune`: a series of checkpoints of one model, by SFT, DPO, REINFORCE or GRPO."""
 
 import json as jsonlib
-from math import isnan
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from repscope.cli.shared import Count, Finite, Json, ModelName, Seed, app, print_notes, print_table
+from repscope.errors import UserError
+
+_JSON = "Print one JSON object: the series' folder (set), one row per checkpoint, facts of the checks, and notes."
 
 
 @app.command
@@ -17,23 +20,23 @@ def finetune(
     method: Literal["sft", "dpo", "reinforce", "grpo"],
     out: Path,
     data: Path | None = None,
-    task: str = "short-sentence",
+    task: str | None = None,
     reward: str | None = None,
-    lora: Count = 8,
+    lora: Count | None = None,
     full: Annotated[bool, Parameter(negative="")] = False,
     rate: Finite | None = None,
     steps: Count = 60,
     batch: Count = 8,
-    keep: Count = 4,
+    keep: Count | None = None,
     beta: Finite | None = None,
-    group: Count = 4,
+    group: Count | None = None,
     new_tokens: Count = 24,
     max_length: Count = 512,
-    samples: Count = 4,
+    samples: Count | None = None,
     seed: Seed = 0,
     dtype: Literal["float32", "bfloat16"] = "float32",
     device: str | None = None,
-    json: Json = False,
+    json: Annotated[Json, Parameter(help=_JSON)] = False,
 ) -> None:
     """Fine-tune a model and save a series of checkpoints with reward, KL to the base and loss. Needs repscope[finetune].
 
@@ -49,13 +52,13 @@ def finetune(
         Your own rows as JSON lines, CSV, TSV or Parquet: prompt and completion (sft); prompt, chosen and rejected (dpo); prompt
         (reinforce, grpo). A fifth of the prompts is held out.
     task
-        Built-in task whose rows and reward are used without data: short-sentence.
+        Built-in task whose rows and reward are used without data; by default short-sentence, the only one.
     reward
         Your own reward as module:function of prompt and answer, from 0 to 1. The module is imported, so name only code you trust.
     lora
-        Rank of the adapters on all linear layers.
+        Rank of the adapters on all linear layers; by default 8.
     full
-        Train all weights, without adapters.
+        Train all weights, without adapters; not together with lora.
     rate
         Learning rate of AdamW, constant; by default 2e-4 for adapters and 1e-5 for all weights.
     steps
@@ -63,17 +66,17 @@ def finetune(
     batch
         Rows per step; for reinforce and grpo answers per step.
     keep
-        Checkpoints, evenly spaced, the last included.
+        Checkpoints, evenly spaced, the last included; by default 4, or one per step where there are fewer steps.
     beta
-        Weight of the KL to the base; for dpo its beta. By default 0.1 for dpo and 0 for reinforce and grpo.
+        Weight of the KL to the base; for dpo its beta. By default 0.1 for dpo and 0 for reinforce and grpo; sft has none.
     group
-        Answers per prompt in reinforce and grpo.
+        Answers per prompt in reinforce and grpo; by default 4.
     new_tokens
         Most tokens of a sampled answer; an answer that has not ended by then has reward 0.
     max_length
         Most tokens of a row; longer rows are left out and counted.
     samples
-        Answers per prompt from which the preference pairs of a task are made.
+        Answers per prompt from which dpo's preference pairs of a task are made; by default 4.
     dtype
         Precision of the trained weights. Small updates vanish in bfloat16; the table has the share of weights that changed.
     device
@@ -84,9 +87,13 @@ def finetune(
     from repscope.trace.finetuning.run import RECORD
     from repscope.trace.finetuning.run import finetune as run
 
+    if full and lora is not None:
+        raise UserError("--full trains all weights and --lora adapters only; give one of them.")
+    if data is not None and task is not None:
+        raise UserError("--data and --task both name the rows to learn from; give one of them.")
     options = FineTuning(
         method=method,
-        lora=None if full else lora,
+        lora=None if full else 8 if lora is None else lora,
         rate=rate,
         steps=steps,
         batch=batch,
@@ -100,11 +107,13 @@ def finetune(
         dtype=dtype,
     )
     given = None if reward is None else reward_named(reward)
-    found = run(model, options, out, data=data, task=task, reward=given, device=device)
+    found = run(model, options, out, data=data, task="short-sentence" if task is None else task, reward=given, device=device)
     record = jsonlib.loads((found.folder / RECORD).read_text(encoding="utf-8"))
     rows = [{str(k): v for k, v in row.items()} for row in found.table.drop(columns="path").to_dict("records")]
     if json:
-        rows = [{k: None if isinstance(v, float) and isnan(v) else v for k, v in row.items()} for row in rows]  # JSON has no NaN
+        rows = [
+            {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()} for row in rows
+        ]  # JSON has no NaN
         told = {"set": str(out), "checkpoints": rows, "facts": record["facts"], "notes": record["notes"]}
         print(jsonlib.dumps(told, default=str))
         return

@@ -72,4 +72,6 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
 def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else ""
+    if isinstance(value, float) and math.isnan(value):
+        return "–"
     return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -114,7 +114,7 @@ class LanguageModel(TextNetwork):
         """
         sites, picked, size = self.resolve(at), Tokens.parse(tokens), dtype_of(dtype).itemsize
         check_batch_tokens(batch_tokens)
-        given = self.prompt_list(prompts) if self.installed else prompts
+        given = self.repeatable(prompts)
         encoded = self.encoded(given, picked)
         self.resolve_edits(given, encoded.ids)
         for installed in self.installed:
@@ -164,7 +164,7 @@ class LanguageModel(TextNetwork):
         if out is not None and not isinstance(out, (str, Path)):
             raise UserError(f"out is {described(out)}; it must name a folder.")
         check_batch_tokens(batch_tokens)
-        given = self.prompt_list(prompts) if self.installed else prompts
+        given = self.repeatable(prompts)
         encoded = self.encoded(given, picked)
         self.run_once_per_pass(sites)
         self.check_edits(given, encoded, sites, picked)

@@ -41,7 +41,8 @@ _PROBES = ("a", "the", "0", ".", "x")  #: texts that reveal the special tokens a
 
 @dataclass(frozen=True)
 class Ragged(Sequence[Int[np.ndarray, "token"]]):
-    """Rows of token ids, concatenated in one array (a few bytes per token).
+    """Rows of token ids, concatenated in one array (a few bytes per token). As prompts they are taken as they are: only lists and
+    arrays of a user's are checked for padding.
 
     flat: all ids. offsets: (row + 1), start of each row.
     """
@@ -115,7 +116,8 @@ def encode(
     tokenizer
         A Hugging Face tokenizer; spans need a fast one.
     prompts
-        Texts, `Prompt`s, chats, or token ids as they are.
+        Texts, `Prompt`s, chats, or token ids as they are. Rows of a `Ragged` are ids that a network read or generated, where the
+        padding token is a token like any other; other rows of ids are checked for padding.
     tokens
         Which positions.
     limit
@@ -132,7 +134,7 @@ def encode(
     spans: list[np.ndarray] = []
     waiting, done = as_prompts(tokenizer, prompts), 0
     while held := list(islice(waiting, _CHUNK)):
-        rows, found = zip(*_chunk(tokenizer, held, tokens, done, causal))
+        rows, found = zip(*_chunk(tokenizer, held, tokens, done, causal, padded=not isinstance(prompts, Ragged)))
         ends = np.empty((len(held), 2), dtype=np.int64)
         for i, (row, span) in enumerate(zip(rows, found), start=done):
             if not len(row):
@@ -164,9 +166,9 @@ def token_span(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tupl
 
 
 def _chunk(
-    tokenizer: Any, prompts: Sequence[Prompt | Ids], tokens: Tokens, first: int, causal: bool
+    tokenizer: Any, prompts: Sequence[Prompt | Ids], tokens: Tokens, first: int, causal: bool, padded: bool
 ) -> list[tuple[Ids, tuple[int, int] | None]]:
-    """The ids and the span of each prompt."""
+    """The ids and the span of each prompt; `padded`: whether rows of ids could be."""
     out: dict[int, tuple[Ids, tuple[int, int] | None]] = {}
     texts = {i: prompt for i, prompt in enumerate(prompts) if isinstance(prompt, Prompt)}
     if tokens.span and texts and not getattr(tokenizer, "is_fast", False):
@@ -187,7 +189,8 @@ def _chunk(
     plain = {i: prompt for i, prompt in enumerate(prompts) if not isinstance(prompt, Prompt)}
     if plain and tokens.span:
         raise UserError(f"Prompt {first + min(plain)} is token ids, which have no span {tokens.span!r}; give a Prompt.")
-    see_unpadded(tokenizer, list(plain.values()), [first + i for i in plain])
+    if padded:
+        see_unpadded(tokenizer, list(plain.values()), [first + i for i in plain])
     out |= {i: (row, None) for i, row in plain.items()}
     return [out[i] for i in range(len(prompts))]
 

@@ -189,7 +189,7 @@ def test_what_is_not_such_an_adapter_is_refused_in_a_sentence(home, tmp_path):
     (bare / "adapter_model.safetensors").unlink()
     (bare / "adapter_model.bin").write_bytes(b"")
     for base, folder, says in (
-        (home / "llama-0", bare, "pickled adapters"),
+        (home / "llama-0", bare, "pickled weights"),
         (home / "llama-0" / "model.safetensors", tmp_path / "lora", "has no config.json for it"),
         (home / "gpt2-0", tmp_path / "lora", "is this adapter of another base?"),
     ):

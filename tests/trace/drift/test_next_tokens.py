@@ -1,5 +1,7 @@
 """Divergences, ranks and token shift against brute force; networks with themselves, with floors and with given answers."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,17 @@ from scipy.special import rel_entr, softmax
 
 import repscope as rs
 from repscope.errors import UserError
-from repscope.trace.drift.next_tokens import SHIFTS, answered, divergences, next_tokens, shift_shares, token_ranks
+from repscope.models.prompts import Ragged
+from repscope.trace.drift.next_tokens import (
+    SHIFTS,
+    Answered,
+    answered,
+    divergences,
+    hidden_before,
+    next_tokens,
+    shift_shares,
+    token_ranks,
+)
 
 from .conftest import small
 
@@ -141,3 +153,18 @@ def test_what_cannot_be_compared_is_refused(base, tuned, llama, prompts):
     wide = small(base.tokenizer, vocab_size=300)
     with pytest.raises(UserError, match="vocabularies must be equal"):
         next_tokens(base, wide, prompts[:2], new_tokens=1)
+
+
+def test_an_answer_may_have_the_padding_token_anywhere(base, tuned):
+    """Greedy answers of a network that predicts the padding token are answers like any other."""
+    lms = [copy.deepcopy(lm) for lm in (base, tuned)]
+    for lm in lms:
+        lm.tokenizer = copy.deepcopy(lm.tokenizer)
+        lm.tokenizer.add_special_tokens({"pad_token": "Z"})
+    pad = lms[0].tokenizer.pad_token_id
+    assert pad not in (lms[0].tokenizer.eos_token_id, lms[0].tokenizer.bos_token_id)
+    texts = Answered(Ragged.of(np.array(row) for row in ([5, 6, 7, pad, 9], [5, 6, 8, pad, 9])), np.array([3, 3]))
+    for lm in lms:
+        for i, hidden in enumerate(hidden_before(lm, texts, [0, 1])):
+            logits = lm.model(input_ids=torch.from_numpy(texts.ids[i])[None]).logits[0, 2:-1].detach()
+            np.testing.assert_allclose(lm.unembed(hidden, normed=True), logits, rtol=1e-4, atol=1e-5)

@@ -185,6 +185,16 @@ def test_cosine_of_close_weights_is_exact():
     assert 1 - value(weight_drift(x, y), COSINE) == pytest.approx(expected, rel=1e-3)
 
 
+def test_the_cosine_of_scaled_weights_is_never_above_one():
+    base = {f"layers.{i}.mlp.up_proj.weight": torch.randn(300, 700, generator=torch.Generator().manual_seed(i)) for i in range(2)}
+    tuned = {name: w * 1.00001 for name, w in base.items()}
+    x, y = (np.concatenate([w.numpy().ravel() for w in side.values()]).astype(np.float64) for side in (base, tuned))
+    away = np.square(x / np.linalg.norm(x) - y / np.linalg.norm(y)).sum() / 2
+    assert 1e-16 < away < 1e-15
+    assert 1 - value(weight_drift(base, tuned, spectra=False), COSINE) == pytest.approx(away, abs=2e-16)
+    assert value(weight_drift(base, tuned, spectra=False), COSINE) < 1
+
+
 def test_intervals_are_over_tensors_and_need_two():
     base = network(0)
     table = weight_drift(base, changed(base, 1, 1e-3)).table

@@ -14,8 +14,9 @@ from repscope.trace.finetuning import FineTuning, finetune, run
 from repscope.trace.finetuning.series import Series
 from toy_chat import TASK, toy
 
-QUICK = {"steps": 12, "keep": 2, "batch": 16, "new_tokens": 6, "rate": 3e-2, "lora": 4, "samples": 8}
+QUICK = {"steps": 12, "keep": 2, "batch": 16, "new_tokens": 6, "rate": 3e-2, "lora": 4}
 SHORT = QUICK | {"steps": 4, "batch": 8}
+SAMPLES = {"dpo": {"samples": 8}}
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "reinforce"])
 def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(method, tmp_path, monkeypatch):
-    options = FineTuning(method=method, **SHORT)
+    options = FineTuning(method=method, **SHORT | SAMPLES.get(method, {}))
     small = replace(TASK, heldout=TASK.heldout[:4], train=TASK.train[: 20 if method == "dpo" else 12])  # more than one epoch
     torch.manual_seed(5)
     want = torch.rand(2)
@@ -143,6 +144,10 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(method, tmp_path
     for a, b in zip((Weights(p) for p in whole.table["path"]), (Weights(p) for p in again.table["path"])):
         assert all(torch.equal(a[name], b[name]) for name in a)
     assert whole.table.drop(columns="path").equals(again.table.drop(columns="path"))
+    logs = [pd.read_csv(f.folder / "log.csv") for f in (whole, again)]
+    assert list(logs[0]) == list(logs[1])
+    assert list(logs[0])[:3] == ["step", "epoch", "loss"]
+    assert logs[0]["loss"].equals(logs[1]["loss"])
     facts = [json.loads((f.folder / run.RECORD).read_text())["facts"] for f in (whole, again)]
     assert facts[0] == facts[1], "facts of the first step outlive a kill"
 
@@ -158,6 +163,39 @@ def test_a_finished_run_is_opened_and_another_is_refused(series, tmp_path):
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(UserError, match="holds other files"):
         finetune(lm, options, tmp_path, task=TASK)
+
+
+def half(prompt, answer):
+    return 0.5
+
+
+@pytest.mark.parametrize("method", ["reinforce", "grpo"])
+def test_groups_of_equal_rewards_are_counted_and_noted(method, series, tmp_path):
+    options = FineTuning(method=method, **SHORT | {"steps": 2, "keep": None, "new_tokens": 1, "lora": 2})
+    lm = toy()
+    found = finetune(lm, options, tmp_path / "x", task=TASK, reward=lambda prompt, answer: 0.0)
+    record = json.loads((found.folder / run.RECORD).read_text())
+    assert record["facts"]["groups with equal rewards"] == record["facts"]["groups of answers to one prompt"] == 4
+    assert any("equal in all 4 groups, so nothing was learned" in note for note in record["notes"])
+    assert list(found.table["changed_float32"]) == [0, 0, 0], "the note is true"
+    learned = json.loads((series[method][0].folder / run.RECORD).read_text())
+    assert learned["facts"]["groups with equal rewards"] < learned["facts"]["groups of answers to one prompt"] == 48
+    assert not any("nothing was learned" in note for note in learned["notes"])
+
+
+def test_a_half_run_folder_is_not_continued_with_another_reward(tmp_path, monkeypatch):
+    options, folder = FineTuning(method="grpo", **SHORT), tmp_path / "x"
+
+    def killed(self, args, state, control, **given):
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Series, "on_step_end", killed)
+        with pytest.raises(Killed):
+            finetune(toy(), options, folder, task=TASK)
+    assert not json.loads((folder / run.RECORD).read_text())["complete"]
+    with pytest.raises(UserError, match=r"holds another fine-tuning \(reward differs\)"):
+        finetune(toy(), options, folder, task=TASK, reward=half)
 
 
 def test_reinforce_is_the_score_function_gradient_with_a_leave_one_out_baseline(tmp_path, monkeypatch):

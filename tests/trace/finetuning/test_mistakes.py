@@ -2,16 +2,21 @@
 
 import builtins
 import json
+import os
+import re
+import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from repscope.errors import UserError
 from repscope.trace.finetuning import FineTuning, checks, finetune
-from repscope.trace.finetuning.examples import fitting, from_file, from_task, in_order, pairs_of, reward_named
+from repscope.trace.finetuning.examples import checked, fitting, from_file, from_task, identity_of, in_order, pairs_of, reward_named
 from toy_chat import TASK, toy
 
 
@@ -19,9 +24,14 @@ from toy_chat import TASK, toy
     ("given", "says"),
     [
         ({"method": "ppo"}, "no method 'ppo'"),
-        ({"method": "dpo", "beta": 0}, "DPO with beta 0 has no gradient"),
-        ({"method": "grpo", "batch": 6}, "group is 4 and batch 6"),
-        ({"method": "sft", "keep": 9, "steps": 3}, "keep is 9 and there are 3 steps"),
+        ({"method": "dpo", "beta": 0}, "DPO with --beta 0 has no gradient"),
+        ({"method": "sft", "beta": 0.1}, "--beta does not apply to sft, only to dpo, reinforce, grpo"),
+        ({"method": "sft", "group": 4}, "--group does not apply to sft"),
+        ({"method": "dpo", "group": 4}, "--group does not apply to dpo"),
+        ({"method": "grpo", "samples": 4}, "--samples does not apply to grpo, only to dpo"),
+        ({"method": "sft", "new_tokens": 0}, "--new-tokens is 0"),
+        ({"method": "grpo", "batch": 6}, "--group is 4 and --batch 6"),
+        ({"method": "sft", "keep": 9, "steps": 3}, "--keep is 9 and --steps 3"),
         ({"method": "sft", "rate": float("nan")}, "positive learning rate"),
         ({"method": "sft", "lora": 0}, "rank 0 trains nothing"),
     ],
@@ -29,6 +39,13 @@ from toy_chat import TASK, toy
 def test_options_that_do_not_fit(given, says):
     with pytest.raises(UserError, match=says):
         FineTuning(**given)
+
+
+def test_the_default_of_keep_fits_the_steps():
+    assert FineTuning(method="sft", steps=2).kept == (1, 2)
+    assert FineTuning(method="sft").kept == (15, 30, 45, 60)
+    told = FineTuning(method="sft", steps=2).as_dict()
+    assert (told["keep"], told["group"], told["samples"]) == (2, 4, 4)
 
 
 def test_without_trl_the_extra_is_named(monkeypatch, tmp_path):
@@ -70,7 +87,7 @@ def test_long_rows_are_counted_and_many_are_refused():
     found = fitting(examples, lm.tokenizer, options)
     assert len(found.train) == 8
     assert "2 of 10 rows are longer than 8 tokens" in found.notes[0]
-    with pytest.raises(UserError, match="10 of 10 rows of cats are longer than max_length=4"):
+    with pytest.raises(UserError, match="10 of 10 rows of cats are longer than --max-length 4"):
         fitting(examples, lm.tokenizer, replace(options, max_length=4, new_tokens=1))
 
 
@@ -130,6 +147,83 @@ def test_a_reward_is_a_number_from_0_to_1_of_code_that_the_user_names(tmp_path, 
         with pytest.raises(UserError, match=says):
             reward_named(name)
     sys.modules.pop("mine_rewards")
+
+
+def test_a_failing_reward_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "failing_rewards.py").write_text("def bad(p, a):\n    return 1 / len(a)\n")
+    (tmp_path / "broken_rewards.py").write_text("def bad(p, a):\n    return 1\nnothing\n")
+    (tmp_path / "leaving_rewards.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    says = r"reward failing_rewards:bad failed on the prompt 'sun' and the answer '' \(ZeroDivisionError: division by zero\)"
+    with pytest.raises(UserError, match=says):
+        reward_named("failing_rewards:bad")("sun", "")
+    with pytest.raises(UserError, match=r"broken_rewards:bad fails when it is imported \(NameError: .*nothing"):
+        reward_named("broken_rewards:bad")
+    with pytest.raises(UserError, match=r"leaving_rewards:bad fails when it is imported \(SystemExit"):
+        reward_named("leaving_rewards:bad")
+    sys.modules.pop("failing_rewards")
+
+
+LAMBDAS = [lambda p, a: 0.25, lambda p, a: 0.75]
+
+
+def above(level, p, a):
+    return float(len(a) > level)
+
+
+class Longer:
+    def __init__(self, level):
+        self.level = level
+
+    def __call__(self, p, a):
+        return float(len(a) > self.level)
+
+    def other(self, p, a):
+        return 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Slotted:
+    words: frozenset
+
+
+def closed(level, words=frozenset({"sun", "sea", "red"})):
+    def reward(p, a):
+        return float(len(a) > level and a in words)
+
+    return reward
+
+
+def test_other_rewards_have_other_identities(tmp_path):
+    def rewards():
+        slotted = [Slotted(frozenset(words)) for words in ("ab", "ac")]
+        held = [re.compile("a"), re.compile("b"), torch.zeros(2), torch.ones(2), object(), *slotted]
+        own = [partial(above, 1), partial(above, 2), Longer(1), Longer(2), Longer(1).other, closed(1), closed(2)]
+        return [*LAMBDAS, *own, *(partial(above, value) for value in held)]
+
+    found = [identity_of(checked(r)) for r in rewards()]
+    assert len(set(found)) == len(found)
+    assert identity_of(None) is None
+    assert [identity_of(r) for r in rewards()] == found, "addresses and the order of sets have no part in it"
+
+
+def test_the_identity_of_a_reward_is_its_source_and_not_its_process(tmp_path):
+    file = tmp_path / "own_rewards.py"
+    text = "def in_words(p, a): return float(a in {'sun', 'sea', 'red'})\nf = lambda p, a: float(a in {'sun', 'sea', 'red'})\n"
+    ask = (
+        "from repscope.trace.finetuning.examples import identity_of, reward_named; "
+        "print([identity_of(reward_named(f'own_rewards:{n}')) for n in ('in_words', 'f')])"
+    )
+
+    def asked(seed):
+        env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONDONTWRITEBYTECODE": "1"}
+        return subprocess.run([sys.executable, "-c", ask], cwd=tmp_path, env=env, check=True, capture_output=True, text=True).stdout
+
+    file.write_text(text)
+    first = asked("1")
+    assert asked("2") == first
+    file.write_text(text + "# changed\n")
+    assert asked("1") != first
 
 
 def test_pairs_are_the_best_and_the_worst_answer():

@@ -72,6 +72,10 @@ class TextNetwork(TokenNetwork):
         """The prompts as a list of `Prompt`s and token ids, to be iterated repeatedly."""
         return list(as_prompts(self.tokenizer, prompts))
 
+    def repeatable(self, prompts: Iterable[PromptLike]) -> Iterable[PromptLike]:
+        """The prompts, as a list where edits are installed, which iterate them again."""
+        return self.prompt_list(prompts) if self.installed and not isinstance(prompts, Ragged) else prompts
+
     def encoded(self, prompts: Iterable[PromptLike], picked: Tokens) -> Encoded:
         """The prompts as token ids of the vocabulary, with the requested positions."""
         encoded = encode(self.tokenizer, prompts, picked, self.context, causal=self.causal)

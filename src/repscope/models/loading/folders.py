@@ -40,7 +40,11 @@ def weight_files(folder: Path, name: str) -> list[Path]:
             f"save_pretrained into a folder of its own, or load it with PEFT and hand the model to rs.load(model, tokenizer=…)."
         )
     if not (folder / "config.json").is_file():
-        raise UserError(f"{name} holds no config.json ({folder}), so it is not a transformers model.")
+        steps = sorted(inner.name for inner in folder.glob("step-*") if (inner / "config.json").is_file())
+        if steps:
+            raise UserError(f"{name} is a series of checkpoints; give one of them, such as {folder / steps[-1]}.")
+        where = "" if str(folder) == name else f" ({folder})"
+        raise UserError(f"{name} holds no config.json{where}, so it is not a transformers model.")
     if (whole := folder / "model.safetensors").is_file():
         return [whole]
     if (index := folder / "model.safetensors.index.json").is_file():

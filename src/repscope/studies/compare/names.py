@@ -9,6 +9,8 @@ OF_WEIGHTS = (NORM, COSINE, UNCHANGED32, UNCHANGED16, HIDDEN, RANK, RANK_SHARE, 
 OF_SITES = ("CKA", "Procrustes distance", "RSA", "relative change", "mean shift")
 #: metrics of next tokens, in the order of tables
 OF_TOKENS = ("unshifted", "marginal", "shifted", "KL", "JS")
+#: number of settings that differ; their keys are the definition of its row
+SETTINGS = "differing settings"
 
 __all__ = [
     "ALL",
@@ -21,6 +23,7 @@ __all__ = [
     "OF_WEIGHTS",
     "RANK",
     "RANK_SHARE",
+    "SETTINGS",
     "SHARED",
     "UNCHANGED16",
     "UNCHANGED32",

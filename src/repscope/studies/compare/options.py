@@ -17,7 +17,9 @@ class CompareOptions(StudyOptions, TableOptions):
     )
     floor: str | None = Field(None, description="Another checkpoint, tuned the same way with another seed: the noise floor.")
     data: str | None = Field(
-        None, description="Prompts: .txt with one per line, or a table; requests and short texts if not given."
+        None,
+        description="Prompts: .txt with one per line, or a table; requests and short texts if not given. "
+        "Representations are read at the last token of each prompt.",
     )
     text: str = Field("text", description="Column of prompts.")
     prompts: int = Field(64, ge=16, description="Maximum number of prompts, drawn at random.")

@@ -31,6 +31,14 @@ from repscope.studies.run.study import Answer, Record
 _LARGEST = 12  #: tensors in the table of the largest changes
 _SHIFTS = ("unshifted", "marginal", "shifted")
 _POSITIONS = 24
+_INTERVALS = (
+    "With 95 % intervals over batches of prompts or prompts. Values over all weights are exact; their brackets are the spread over "
+    "tensors."
+)
+_COSINE = (
+    " Two unrelated changes have a cosine of 0, and are √2 times as far from each other as from the base; two equal changes have a "
+    "cosine of 1."
+)
 
 
 def page(record: Record[CompareOptions]) -> Page:
@@ -49,7 +57,7 @@ def page(record: Record[CompareOptions]) -> Page:
         title="What tuning changed",
         context=tuple(f"another seed {n}" for n in names[2:]),
         headline=_headline(record),
-        key=Table(_key(record), "Key numbers", "With 95 % intervals over tensors, batches of prompts or prompts."),
+        key=Table(_key(record), "Key numbers", _INTERVALS + (_COSINE if "floor" in record.results else "")),
         sections=tuple(sections),
     )
 
@@ -60,7 +68,7 @@ def answer(record: Record[CompareOptions]) -> Answer:
     value = {m: select(table, metric=m, condition=ESTIMATE, item=ALL)["value"].iloc[0] for m in (NORM, COSINE, UNCHANGED32, HIDDEN)}
     base, tuned = record.facts["names"][:2]
     if value[UNCHANGED32] == 1:
-        line = f"{base} and {tuned} are identical: all weights have the same bits, and the relative Frobenius norm is 0."
+        line = f"The weights of {base} and {tuned} are identical: all have the same bits, and the relative Frobenius norm is 0."
     else:
         line = (
             f"From {base} to {tuned} the relative Frobenius norm of the change is {value[NORM]:.3g} and the cosine "
@@ -68,11 +76,15 @@ def answer(record: Record[CompareOptions]) -> Answer:
             "more in bfloat16."
         )
     more = [_line(row) for row in _function_rows(record)]
+    shared = [
+        f"{SHARED} with another seed's: {_interval(row)}; 0 for unrelated changes, 1 for equal ones."
+        for row in select(record.table, metric=SHARED, condition=ESTIMATE, item=ALL).to_dict("records")
+    ]
     return Answer(
-        [line, *more],
+        [line, *shared, *more],
         [{str(k): v for k, v in row.items()} for row in _by_kind(table).to_dict("records")],
         "Change of the weights by kind of module",
-        {"rows": _json(table)},
+        {"rows": [row for name in ("weights", "floor") if name in record.results for row in _json(record.results[name].table)]},
     )
 
 
@@ -289,6 +301,7 @@ def _key(record: Record[CompareOptions]) -> pd.DataFrame:
     for row in _function_rows(record):
         same = {k: row[k] for k in ("metric", "site", "item")}
         controls = [r for r in select(table, **same).to_dict("records") if r["condition"] != ESTIMATE]
+        controls.sort(key=lambda r: str(r["condition"]) != ANOTHER_SEED)  # the floor, where there is one
         first = controls[0] if controls else None
         number = f"{row['metric']}{' at ' + str(row['site']) if row['site'] else ''}"
         cells = {"control": str(first["condition"]) if first else "–", "control value": _interval(first) if first else "–"}
@@ -318,13 +331,15 @@ def _pooled(table: pd.DataFrame, metric: str, condition: str) -> float | None:
 
 
 def _interval(row: Any) -> str:
+    if np.isnan(row["value"]):
+        return "–"
     value, lo, hi = (0.0 if abs(row[c]) < 5e-13 else float(row[c]) for c in ("value", "lo", "hi"))
     return f"{value:.3g}" if np.isnan(lo) else f"{value:.3g} [{lo:.3g}, {hi:.3g}]"
 
 
 def _cosine(value: float) -> str:
     """A cosine, close to 1 by its distance from it."""
-    return "1" if value == 1 else f"1 − {1 - value:.2g}" if value > 0.99 else f"{value:.3g}"
+    return "–" if np.isnan(value) else "1" if value == 1 else f"1 − {1 - value:.2g}" if value > 0.99 else f"{value:.3g}"
 
 
 def _json(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -7,7 +7,11 @@
 
 from functools import partial
 
-from repscope.results import Result
+import pandas as pd
+
+from repscope.conditions import ESTIMATE
+from repscope.results import Result, Row
+from repscope.studies.compare.names import ALL, SETTINGS
 from repscope.studies.compare.options import CompareOptions
 from repscope.studies.compare.task import CompareTask, compare_task
 from repscope.studies.run.study import Context, Cost, Setup, Step, Subject
@@ -39,7 +43,7 @@ def steps(setup: Setup[CompareOptions]) -> list[Step]:
     task = _task(setup)
     function = ("top", "spectra", "weights_only")
     prompts = ("data", "text", "prompts", "new_tokens", "device", "dtype", "decimal", "na", "quote", "weights_only")
-    found = [Step("weights", partial(_weights, setup), lambda: _weights_cost(task), ignores=prompts)]
+    found = [Step("weights", partial(_weights, setup), lambda: _weights_cost(task), version=2, ignores=prompts)]
     if task.floor is not None:
         found.append(Step("floor", partial(_floor, setup), lambda: _sums_cost(task, 3), ignores=(*prompts, *function)))
     if task.runs_networks:
@@ -62,7 +66,12 @@ def _weights(setup: Setup[CompareOptions], context: Context) -> Result:
     context.partial.mkdir(parents=True, exist_ok=True)
     kept = context.partial / _KEPT
     found = weight_drift(task.pair, spectra=o.spectra, rounding=True, top=o.top, seed=o.seed, kept=kept)
-    return Result(found.table, found.arrays, found.side, (*found.notes, *task.notes))
+    table = found.table
+    if keys := task.pair.settings:
+        listed = ", ".join(keys)
+        row = Row(value=len(keys), metric=SETTINGS, definition=listed, condition=ESTIMATE, item=ALL, unit="key", n=len(keys))
+        table = pd.concat([table, Result.of([row]).table], ignore_index=True)
+    return Result(table, found.arrays, found.side, (*found.notes, *task.notes))
 
 
 def _floor(setup: Setup[CompareOptions], context: Context) -> Result:

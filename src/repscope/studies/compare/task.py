@@ -14,6 +14,7 @@ from repscope.data.requests import HELD, SEEN
 from repscope.errors import UserError
 from repscope.models.engine.fingerprint import digests_of
 from repscope.models.language import LanguageModel
+from repscope.models.loading.lora import CONFIG
 from repscope.studies.compare.options import CompareOptions
 from repscope.trace.drift.networks import networks, tuned_network
 from repscope.trace.drift.pair import Pair, check_tokenizers
@@ -69,9 +70,13 @@ class CompareTask:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of all weights, those of the noise floor too."""
-        files = dict.fromkeys(f for pair in (self.pair, self.floor) if pair is not None for f in pair.files)
+        """Digest of all weights and configurations, those of the noise floor too: settings change what equal weights compute."""
+        pairs = [pair for pair in (self.pair, self.floor) if pair is not None]
+        files = dict.fromkeys(f for pair in pairs for f in pair.files)
         lines = [f"{file.name}\0{name}\0{line}" for file in files for name, line in sorted(digests_of([file]).items())]
+        homes = dict.fromkeys([*(f for pair in pairs for f in pair.folders if f is not None), *(file.parent for file in files)])
+        settings = [home / name for home in homes for name in ("config.json", CONFIG) if (home / name).is_file()]
+        lines += [f"{file.name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}" for file in settings]
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -86,12 +91,17 @@ def compare_task(o: CompareOptions) -> CompareTask:
     given = o.checkpoints
     if not 1 <= len(given) <= 2:
         raise UserError(f"{len(given)} checkpoints were given; give the base and the tuned one, or a LoRA folder alone.")
+    if o.weights_only and o.data is not None:
+        raise UserError("--data does not apply to --weights-only, which reads no texts; omit one of them.")
     base, tuned = (None, given[0]) if len(given) == 1 else given
     pair = Pair.open(base, tuned)
     floor = None if o.floor is None else Pair.open(base or str(pair.folders[0]), o.floor)
     for one in (pair, floor):
         if one is not None:
             check_tokenizers(one)
+    if floor is not None and floor.folders[1] in pair.folders:
+        same = "base" if floor.folders[1] == pair.folders[0] else "tuned checkpoint"
+        raise UserError(f"--floor {o.floor} is the {same} itself; give a checkpoint that was tuned with another seed.")
     names = tuple(_name(f) for f in (*pair.folders, *([floor.folders[1]] if floor else [])))
     task = CompareTask(o, names, pair, floor)
     if not task.runs_networks and not o.weights_only:

@@ -132,9 +132,8 @@ def trained(
     choose = lab.evaluator(worlds, start if "KL" in targets else None, "choose")
     most, every = lab.most(rate), max(2, round(_EVERY * o.rate / rate))
     with progress(f"{method.name}{part}, rate {rate:g}", most) as advance:
-        course = train_to(
-            tuning, choose, targets, most, every, tick=advance, also=lambda state: {names.NORM: relative_norm(start, state)}
-        )
+        norm = lambda state: {names.NORM: relative_norm(start, state)}  # noqa: E731
+        course = train_to(tuning, choose, targets, most, every, tick=advance, alone={"reward": choose.reward}, also=norm)
     return course, tuning
 
 

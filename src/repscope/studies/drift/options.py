@@ -66,12 +66,13 @@ class DriftOptions(StudyOptions):
             }
         elif self.short:
             small = {
-                "seeds": 4,
-                "pretraining": 400,
+                "seeds": 3,
+                "pretraining": 300,
                 "rates": (3e-4,),
-                "documents": 256,
+                "documents": 192,
+                "levels": (0, 6, 12, 18),
                 "small_rates": (1e-6,),
-                "small_updates": 20,
-                "fitting": 40,
+                "small_updates": 10,
+                "fitting": 20,
             }
         return self.with_sizes(small)

@@ -17,6 +17,21 @@ from repscope.studies.run.study import Answer, Record
 from repscope.worlds.rewarded.methods import METHODS
 
 _SHOWN = (names.NORM, names.RANK, names.SAME32, names.SAME16, names.CKA, names.KL, names.SHIFTED, names.LOSS)
+_TESTED = (
+    "Tested on small language models that are trained in this study, on one computable reward, all weights trained. Not tested "
+    "here: large models and LoRA; the command “repscope compare” measures the same on any two checkpoints."
+)
+#: what the short form has fewer of
+_FEWER = {
+    "seeds": "worlds",
+    "pretraining": "pretraining steps",
+    "rates": "learning rates",
+    "documents": "documents per evaluation",
+    "levels": "levels of imitation",
+    "small_rates": "rates of the bfloat16 twins",
+    "small_updates": "updates of the twins",
+    "fitting": "steps of fitted vectors",
+}
 
 
 def page(record: Record[DriftOptions]) -> Page:
@@ -25,8 +40,7 @@ def page(record: Record[DriftOptions]) -> Page:
     return Page(
         title="What fine-tuning, preference optimisation and RL change",
         context=(f"{record.options.seeds} worlds", f"networks of width {record.options.width}"),
-        tested="Tested on small language models that are trained in this study, on one computable reward, all weights trained. Not "
-        "tested here: large models and LoRA; `repscope compare` measures the same on any two checkpoints.",
+        tested=_TESTED + _left_out(record.options),
         headline=figures.gap(table, names.NORM, headline=True),
         key=_key(table),
         sections=tuple(
@@ -45,6 +59,18 @@ def page(record: Record[DriftOptions]) -> Page:
             if s
         ),
     )
+
+
+def _left_out(options: DriftOptions) -> str:
+    """What the short form has fewer of than the default one."""
+    if not options.short:
+        return ""
+    own, full = options.model_dump(), DriftOptions().model_dump()
+    counts = {name: [len(v) if isinstance(v, list | tuple) else v for v in (own[name], full[name])] for name in _FEWER}
+    fewer = [f"{_FEWER[name]} ({a} of {b})" for name, (a, b) in counts.items() if a < b]
+    if not fewer:
+        return ""
+    return f" This is the short form, with fewer {', '.join(fewer)}, so that intervals are wider."
 
 
 def answer(record: Record[DriftOptions]) -> Answer:

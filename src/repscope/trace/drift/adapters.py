@@ -1,55 +1,29 @@
 """LoRA adapters (PEFT folders) as checkpoints: the tuned weights are made a part at a time, and never written.
 
-1. `adapter_config.json` must mean W + s B A: other methods and variants are refused by name, among them those that change the base
-   at initialisation (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA): the file then holds a change of another matrix.
-2. s = α / r, or α / √r with `use_rslora`; α and r of a module by `alpha_pattern` and `rank_pattern`, as PEFT matches them. r must
-   be the number of rows of A in the file.
-3. Every key of `adapter_model.safetensors` must be a LoRA factor of a module of the base, or replace one of its tensors
-   (`modules_to_save`, trained biases, saved embeddings). PEFT ignores unknown keys silently; here they are an error.
-4. Whether W is stored transposed is read from the type of the module: GPT-2 uses Conv1D. `fan_in_fan_out` in the file is that of
+1. The folder is read by `models.loading.lora`, which refuses what is not W + s B A.
+2. Every other tensor of the file must replace one of the base's (`modules_to_save`, trained biases, saved embeddings). PEFT ignores
+   unknown keys silently; here they are an error.
+3. Whether W is stored transposed is read from the type of the module: GPT-2 uses Conv1D. `fan_in_fan_out` in the file is that of
    the module that PEFT wrapped last.
-5. Tied weights: an adapter on one end changes that end alone, as in PEFT before merging. Both ends are then tensors of their own;
+4. Tied weights: an adapter on one end changes that end alone, as in PEFT before merging. Both ends are then tensors of their own;
    if neither is changed, they are one.
 
 The modules are those of the network that the base's configuration names, made on the meta device, without weights.
 """
 
-import json
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from repscope.errors import UserError
+from repscope.models.loading.lora import WEIGHTS, LoraFolder, LoraModule, is_adapter, named_base, settings_of
 from repscope.trace.drift.skeletons import Skeleton, skeleton
 from repscope.trace.drift.stored import Checkpoint, FileCheckpoint, Renamed, Stored, Values
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-#: options of PEFT's LoRA under which the tuned weights are not W + s B A
-_REFUSED = (
-    "use_dora",
-    "use_qalora",
-    "use_bdlora",
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
-    "velora_config",
-    "layer_replication",
-    "target_parameters",
-    "trainable_token_indices",
-    "lora_bias",
-    "ensure_weight_tying",
-    "megatron_config",
-)
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<kind>embedding_)?(?P<side>[AB])(\.weight)?")
-_LARGEST = 1 << 24  #: bytes of a configuration
+__all__ = ["AdaptedCheckpoint", "Factors", "adapted", "base_of", "is_adapter"]
 
 
 @dataclass(frozen=True)
@@ -108,11 +82,6 @@ class AdaptedCheckpoint:
         self.adapter.close()
 
 
-def is_adapter(path: Path) -> bool:
-    """Whether a folder holds an adapter."""
-    return path.is_dir() and (path / CONFIG).is_file()
-
-
 def base_of(folder: Path) -> str:
     """The base that an adapter names: a folder or a hub id.
 
@@ -121,8 +90,8 @@ def base_of(folder: Path) -> str:
     UserError
         When it names none.
     """
-    named = _config(folder).get("base_model_name_or_path")
-    if not isinstance(named, str) or not named:
+    named = named_base(settings_of(folder))
+    if not named:
         raise UserError(f"{folder} holds an adapter that names no base model; give its base before it.")
     return named
 
@@ -135,119 +104,42 @@ def adapted(folder: Path, base: Path) -> AdaptedCheckpoint:
     UserError
         See the module; and when files are missing or the adapter does not fit the base.
     """
-    config = _config(folder)
-    _refuse(config, folder)
+    lora = LoraFolder.open(folder)
     if not base.is_dir():
         raise UserError(f"{folder} holds an adapter, and {base} has no config.json for it; give the base as a folder or a hub id.")
-    if not (folder / WEIGHTS).is_file():
-        raise UserError(f"{folder} has no {WEIGHTS}; pickled adapters (.bin) are not read, so save it again with PEFT.")
     adapter, network = FileCheckpoint(folder / WEIGHTS, computed=True), skeleton(base)
     root: Checkpoint = FileCheckpoint(base)
     names = network.names_in(root.stored, str(base))
-    factors: dict[str, dict[str, str]] = {}
     replaced: dict[str, str] = {}
-    for key in adapter.stored:
-        inner = key.removeprefix("base_model.model.")
-        if found := _FACTOR.fullmatch(inner):
-            factors.setdefault(f"{found['module']}.weight", {})[found["side"]] = key
-            continue
-        plain = inner.replace(".modules_to_save.", ".").replace(".base_layer.", ".").removeprefix("modules_to_save.")
+    for key, plain in lora.others.items():
         if plain not in names:
             raise UserError(f"{folder} holds {key}: no tensor of {base} and no LoRA factor; is this adapter of another base?")
         replaced[plain] = key
-    changed = {*factors, *replaced}
+    changed = {*(f"{module}.weight" for module in lora.modules), *replaced}
     names = {n: old for n, old in names.items() if n not in network.ties or {n, network.ties[n]} & changed}
     root = Renamed(root, names)
-    made = {name: _factors(name, keys, adapter, root, config, network, folder) for name, keys in factors.items()}
+    made = {f"{name}.weight": _factors(name, module, adapter, root, network, folder) for name, module in lora.modules.items()}
     for name, key in replaced.items():
         if (have := adapter.stored[key].shape) != (want := root.stored[name].shape):
             raise UserError(f"{name} is {list(have)} in {folder} and {list(want)} in {base}; is this adapter of another base?")
     return AdaptedCheckpoint(str(folder), root, adapter, made, replaced)
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    file = folder / CONFIG
-    try:
-        if file.stat().st_size > _LARGEST:
-            raise UserError(f"{file} has {file.stat().st_size:,} bytes, too many for a configuration; check the file.")
-        given = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{file} cannot be read as JSON ({type(error).__name__}); copy it again.") from error
-    if not isinstance(given, dict):
-        raise UserError(f"{file} holds no settings; copy it again.")
-    return given
-
-
-def _refuse(config: Mapping[str, Any], folder: Path) -> None:
-    kind = str(config.get("peft_type"))
-    if kind != "LORA":
-        raise UserError(f"{folder} holds an adapter of type {kind}, and only LORA is read; merge it with PEFT and save the result.")
-    if used := [name for name in _REFUSED if config.get(name)]:
-        raise UserError(
-            f"{folder} holds a LoRA adapter with {used[0]}, which is more than W + s B A; merge it with PEFT and save the result."
-        )
-    start = str(config.get("init_lora_weights", True)).lower()
-    if start.startswith(_CHANGES_BASE):
-        raise UserError(
-            f"{folder} holds a LoRA adapter with init_lora_weights={start!r}, which changed its base before training; merge it "
-            "with PEFT and save the result."
-        )
-
-
-def _factors(
-    name: str,
-    keys: Mapping[str, str],
-    adapter: FileCheckpoint,
-    root: Checkpoint,
-    config: Mapping[str, Any],
-    network: Skeleton,
-    folder: Path,
-) -> Factors:
-    module = name.removesuffix(".weight")
+def _factors(module: str, lora: LoraModule, adapter: FileCheckpoint, root: Checkpoint, network: Skeleton, folder: Path) -> Factors:
+    name = f"{module}.weight"
     if name not in root.stored:
         raise UserError(f"{folder} changes {name}, which its base {root.label} does not have; is this adapter of another base?")
-    if set(keys) != {"A", "B"}:
-        missing = "B" if "A" in keys else "A"
-        raise UserError(f"{folder} has no lora_{missing} for {module}; save the adapter again with PEFT.")
-    shapes = {side: adapter.stored[key].shape for side, key in keys.items()}
-    if any(len(shape) != 2 for shape in shapes.values()):
-        raise UserError(f"{folder} changes {name}, which is no matrix; merge it with PEFT and save the result.")
-    a, b = (_whole(adapter, keys[side]) for side in "AB")
-    rank, alpha = (_of_pattern(config, what, module) for what in ("rank", "alpha"))
-    if not (shapes["A"][0] == shapes["B"][1] == rank):
-        raise UserError(
-            f"{folder} has factors of rank {shapes['A'][0]} and {shapes['B'][1]} for {module} and rank {rank:g} in {CONFIG}; "
-            "copy the folder again."
-        )
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-    if "lora_embedding" in keys["A"] or network.transposed(module):
+    a, b = (_whole(adapter, key) for key in (lora.a, lora.b))
+    if lora.embedding or network.transposed(module):
         b, a = np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)
     if (b.shape[0], a.shape[1]) != root.stored[name].shape:
         raise UserError(
             f"{folder} changes {name} by a matrix of {b.shape[0]} × {a.shape[1]}, and it is "
             f"{' × '.join(map(str, root.stored[name].shape))} in {root.label}; is this adapter of another base?"
         )
-    return Factors(b, a, scale)
+    return Factors(b, a, lora.scale)
 
 
 def _whole(adapter: FileCheckpoint, key: str) -> Float[np.ndarray, "row column"]:
     stored = adapter.stored[key]
     return np.array(adapter.read(key, 0, stored.entries), dtype=np.float32).reshape(stored.shape)
-
-
-def _of_pattern(config: Mapping[str, Any], what: str, module: str) -> float:
-    """`r` or `lora_alpha` of a module: of the first pattern that ends its name, as in PEFT's `get_pattern_key`."""
-    patterns = config.get(f"{what}_pattern") or {}
-    value = config.get({"rank": "r", "alpha": "lora_alpha"}[what])
-    for pattern, own in patterns.items():
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                value = own
-                break
-        except re.error as error:
-            raise UserError(f"{CONFIG} has a {what}_pattern {pattern!r} that is no regular expression; copy it again.") from error
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise UserError(f"{CONFIG} gives {module} the {what} {value!r}, which is no positive number; copy it again.")
-    return float(value)

@@ -22,7 +22,7 @@ from repscope.directions.random import random_like
 from repscope.errors import UserError
 from repscope.models.edits import Edit
 from repscope.models.language import LanguageModel
-from repscope.models.prompts import PromptLike
+from repscope.models.prompts import PromptLike, Ragged
 from repscope.models.sites import Site
 from repscope.results import CHOSEN, Result, Row
 from repscope.results import at as at_site
@@ -137,7 +137,7 @@ def _vectors(
     """Mean over texts of the mean change of activations, first tokens left out where there are others."""
     sums: dict[Site, Any] = dict.fromkeys(sites, 0.0)
     for start in range(0, len(rows), _CHUNK):
-        ids = [texts.ids[int(i)] for i in rows[start : start + _CHUNK]]
+        ids = Ragged.of(texts.ids[int(i)] for i in rows[start : start + _CHUNK])
         x, y = (lm.capture(ids, list(sites), "all") for lm in pair)
         for site in sites:
             a, b = (acts[site].reshape(len(acts[site]), -1).astype(np.float64) for acts in (x, y))

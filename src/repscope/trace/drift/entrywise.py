@@ -6,7 +6,9 @@ For x of the base and y of the tuned checkpoint, d = y − x:
    them are added up in float64. The relative error is below 5e-7 (tests compare with float64 throughout).
 2. Entries of equal bits in float32; entries of equal bits after both are rounded to bfloat16 (to nearest, ties to even). The
    difference of the two is what a change did that bfloat16 does not show.
-3. The cosine needs no pass of its own: 2 Σ xy = Σ x² + Σ y² − Σ d², which loses nothing where x and y are close.
+3. The cosine needs no pass of its own: 2 Σ xy = Σ x² + Σ y² − Σ d², which loses nothing where x and y are close. Where the change
+   is almost parallel to the weights, as if they were scaled, what is left of it is smaller than the error of float32 products,
+   and the part is added up again in float64.
 
 4. For comparison, on request: Σ (r(x) − x)² for r the rounding to bfloat16, the change that storing x in bfloat16 would make.
 
@@ -22,6 +24,8 @@ from jaxtyping import Float
 from repscope.errors import UserError
 
 PART = 1 << 17  #: entries of a part: with all buffers about 2 MB
+_PARALLEL = 1e-3  #: share of Σ d² across the weights below which sums are repeated in float64
+_ERROR = 5e-7  #: relative error of sums of float32 products
 _RUN = 2048  #: products that are added up in float32
 
 Values = Float[np.ndarray, "entry"]
@@ -128,9 +132,16 @@ class Audit:
         wide = np.float64 in (x.dtype, y.dtype)
         if same32 == n and d is None and not wide:
             return Sums(n, base, base, 0.0, n, n)
+        known = d is not None
         if d is None:
             d = np.subtract(y, x) if wide else np.subtract(y, x, out=self._d[:n])
-        return Sums(n, base, self._squares(y), self._squares(d), same32, same16)
+        tuned, change = self._squares(y), self._squares(d)
+        across = change - (tuned**0.5 - base**0.5) ** 2  # the part of Σ d² that turns the weights
+        if across < _PARALLEL * change + 2 * _ERROR * (change * base) ** 0.5:
+            x64, d64 = x.astype(np.float64), d.astype(np.float64)
+            y64 = x64 + d64 if known else y.astype(np.float64)
+            base, tuned, change = (float(np.dot(v, v)) for v in (x64, y64, d64 if known else y64 - x64))
+        return Sums(n, base, tuned, change, same32, same16)
 
     def _single(self, values: Values, buffer: Values) -> Values:
         if values.dtype == np.float32:

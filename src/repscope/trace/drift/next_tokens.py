@@ -150,7 +150,7 @@ def answered(
 
 def hidden_before(lm: LanguageModel, texts: Answered, rows: Sequence[int]) -> list[Float[np.ndarray, "token d_model"]]:
     """What the head reads where each answer token is predicted, for some of the prompts."""
-    held = lm.capture([texts.ids[i][:-1] for i in rows], lm.last, "all")
+    held = lm.capture(Ragged.of(texts.ids[i][:-1] for i in rows), lm.last, "all")
     every = held[lm.last]
     return [every[held.offsets[k] + texts.start[i] - 1 : held.offsets[k + 1]] for k, i in enumerate(rows)]
 

@@ -26,7 +26,14 @@ from repscope.trace.drift.stored import Checkpoint, FileCheckpoint, Renamed, Sto
 
 #: matrices that files may leave out or store twice where they are tied to the embedding
 _TIED = ("lm_head.weight", "embed_out.weight", "decoder.weight")
-_SHAPING = ("model_type", "hidden_act", "activation_function", "rope_theta", "num_attention_heads", "n_head", "tie_word_embeddings")
+#: keys of config.json that change what a network computes from the same tensors
+_SHAPING = (
+    *("model_type", "hidden_act", "hidden_activation", "activation_function", "tie_word_embeddings", "use_parallel_residual"),
+    *("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "scale_attn_weights", "scale_attn_by_inverse_layer_idx"),
+    *("num_attention_heads", "n_head", "num_heads", "num_key_value_heads", "head_dim", "sliding_window", "layer_types"),
+    *("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "rotary_pct", "rotary_dim"),
+    *("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "logit_scale", "num_experts_per_tok"),
+)
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _SAMPLE = (
     "The capital of France is Paris.",
@@ -90,13 +97,14 @@ class Pair:
     """A base and a tuned checkpoint. Make one with `open` or `of`.
 
     base, tuned: with the same names. notes: what was left out or cannot be told. folders: of base and tuned checkpoint, for the
-    network and its tokenizer; None for tensors in memory.
+    network and its tokenizer; None for tensors in memory. settings: keys by which their config.json differ, apart from the weights.
     """
 
     base: Checkpoint
     tuned: Checkpoint
     notes: tuple[str, ...] = ()
     folders: tuple[Path | None, Path | None] = (None, None)
+    settings: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, base: str | Path | None, tuned: str | Path) -> "Pair":
@@ -129,7 +137,7 @@ class Pair:
             first = second.root
         notes = _differing_settings(before, after)
         pair = _paired(first, second, notes)
-        return replace(pair, folders=(before, after))
+        return replace(pair, folders=(before, after), settings=_differing(before, after))
 
     @classmethod
     def of(cls, base: "Mapping[str, Tensor] | Checkpoint", tuned: "Mapping[str, Tensor] | Checkpoint") -> "Pair":
@@ -251,13 +259,15 @@ def _same_architecture(before: Path, after: Path) -> None:
 
 def _differing_settings(before: Path, after: Path) -> tuple[str, ...]:
     a, b = _settings(before), _settings(after)
-    if not (a and b):
-        return ()
     return tuple(
         f"{key} is {a[key]} in the base's config.json and {b[key]} in the tuned checkpoint's: they differ in more than weights."
-        for key in _SHAPING
-        if key in a and key in b and a[key] != b[key]
+        for key in _differing(before, after)
     )
+
+
+def _differing(before: Path, after: Path) -> tuple[str, ...]:
+    a, b = _settings(before), _settings(after)
+    return tuple(key for key in _SHAPING if key in a and key in b and a[key] != b[key])
 
 
 def _paired(base: Checkpoint, tuned: Checkpoint, notes: tuple[str, ...]) -> Pair:

@@ -183,7 +183,7 @@ def _cosine(means: Columns) -> Float[np.ndarray, "draw"]:
     x, y, d = means[:, _BASE], means[:, _TUNED], means[:, _CHANGE]
     with np.errstate(divide="ignore", invalid="ignore"):
         away = (d - (np.sqrt(x) - np.sqrt(y)) ** 2) / (2 * np.sqrt(x * y))  # 1 − cosine, without cancellation
-    return np.where(d == 0, 1.0, 1.0 - away)
+    return np.where(d == 0, 1.0, 1.0 - np.maximum(away, 0.0))
 
 
 def _hidden(means: Columns) -> Float[np.ndarray, "draw"]:

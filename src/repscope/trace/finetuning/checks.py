@@ -3,13 +3,14 @@
 1. Rows after trl's preparation: as many as given; none longer than `max_length`; each completion with an end-of-text token; each
    prompt with the tokens from which answers are sampled.
 2. The reference is the base in memory: DPO's loss before the first update is log 2; the KL of reinforce and grpo is 0 there.
-3. The precision of the trained weights, and the share of them that changed: exactly, and after rounding to bfloat16, where small
+3. Groups of answers with equal rewards, from which nothing is learned.
+4. The precision of the trained weights, and the share of them that changed: exactly, and after rounding to bfloat16, where small
    updates vanish.
 """
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def prepared_rows(trainer: Any, examples: Examples, options: FineTuning, tokeniz
     data = trainer.train_dataset
     given, kept = len(examples.train), len(data)
     if kept < given:
-        raise UserError(f"trl dropped {given - kept} of {given} rows of {examples.name} for their length; raise max_length.")
+        raise UserError(f"trl dropped {given - kept} of {given} rows of {examples.name} for their length; raise --max-length.")
     stops = ends_of(trainer.accelerator.unwrap_model(trainer.model))
     started = ended = asked = longest = total = 0
     for row, prompt in zip(data, examples.train["prompt"]):
@@ -54,7 +55,7 @@ def prepared_rows(trainer: Any, examples: Examples, options: FineTuning, tokeniz
         longest = max(longest, *(len(before) + len(ids) for ids in answers))
     if started < total or longest > options.max_length:
         raise UserError(
-            f"trl cut rows of {examples.name} to {options.max_length} tokens (the longest has {longest}); raise max_length."
+            f"trl cut rows of {examples.name} to {options.max_length} tokens (the longest has {longest}); raise --max-length."
         )
     if not ended:
         raise UserError(
@@ -92,6 +93,26 @@ def first_step(log: Mapping[str, float], options: FineTuning) -> dict[str, Any]:
             raise UserError(f"The KL to the reference before the first update is {kl:.2g}, so the reference is not the base.")
         return {"first KL to the reference": kl}
     return {}
+
+
+def equal_rewards(history: Sequence[Mapping[str, Any]], options: FineTuning) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Facts and notes on the groups of answers of reinforce and grpo whose rewards were all equal: their advantages are 0.
+
+    history: the trainer's log, one entry per step, in which trl gives the share of such groups.
+    """
+    if not METHODS[options.method].samples:
+        return {}, ()
+    per_step = options.batch // options.group_size
+    shares = [float(entry["frac_reward_zero_std"]) for entry in history if "frac_reward_zero_std" in entry]
+    groups, equal = per_step * len(shares), sum(round(share * per_step) for share in shares)
+    facts = {"groups of answers to one prompt": groups, "groups with equal rewards": equal}
+    if not groups or equal < groups:
+        return facts, ()
+    note = (
+        f"All rewards of a prompt were equal in all {groups} groups, so nothing was learned; give a reward that differs between "
+        "answers, raise --group, or raise --new-tokens if answers do not end (their reward is 0)."
+    )
+    return facts, (note,)
 
 
 def trained_weights(model: Any) -> dict[str, Any]:

@@ -6,11 +6,12 @@ Prompts are asked in the model's chat template where it has one, else as they ar
 
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
+from types import CellType, CodeType
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,8 @@ def reward_named(name: str) -> Reward:
         raise UserError(
             f"The module of the reward {name} cannot be imported ({error}); run in its folder or install it."
         ) from error
+    except (Exception, SystemExit) as error:  # the user's own code
+        raise UserError(f"The module of the reward {name} fails when it is imported ({_said(error)}); mend it.") from error
     if not callable(found):
         raise unknown(f"function in {module}", function, [n for n in dir(import_module(module)) if not n.startswith("_")])
     return checked(found)
@@ -109,32 +112,101 @@ def checked(reward: Reward) -> Reward:
         try:
             value = reward(prompt, answer)
         except Exception as error:  # the user's own code
-            said = f"{type(error).__name__}: {error}"
-            raise UserError(f"The reward {_name(reward)} failed on the answer {answer!r} ({said}); mend it.") from error
-        if not isinstance(value, (int, float, np.number)) or not 0 <= float(value) <= 1:
-            raise UserError(f"The reward of {answer!r} is {value!r}; a reward is a number from 0 to 1.")
+            raise UserError(
+                f"The reward {_name(reward)} failed on the prompt {_short(prompt)} and the answer {_short(answer)} "
+                f"({_said(error)}); mend it."
+            ) from error
+        if not isinstance(value, (int, float, np.number, np.bool_)) or not 0 <= float(value) <= 1:
+            raise UserError(
+                f"The reward {_name(reward)} of the prompt {_short(prompt)} and the answer {_short(answer)} is {value!r}; a reward "
+                "is a number from 0 to 1."
+            )
         return float(value)
 
     return wrapped
 
 
 def identity_of(reward: Reward | None) -> str | None:
-    """Name of a reward and a digest of the file it is written in: another reward is another fine-tuning."""
+    """Name of a reward and a digest of what it is written as: another reward is another fine-tuning.
+
+    The digest covers the file of its source (its code where there is none, as in an interactive session) and the plain values that
+    it holds: arguments of a partial, closures, defaults, attributes. What it imports from other files is not covered.
+    """
     if reward is None:
         return None
     own: Any = inspect.unwrap(reward)
-    while isinstance(own, partial):
-        own = own.func
-    written = own if hasattr(own, "__code__") or inspect.ismethod(own) else type(own)
+    return f"{_name(own)} {hashlib.sha256(repr(_written(own)).encode()).hexdigest()[:16]}"
+
+
+def _written(value: Any, depth: int = 6) -> Any:
+    """A value as nested lists of texts that are equal in every process."""
+    if depth == 0 or value is None or isinstance(value, (str, bytes, bool, int, float)):
+        return repr(value) if depth else type(value).__qualname__
+
+    def inner(held: Iterable[Any]) -> list[Any]:
+        return [_written(v, depth - 1) for v in held]
+
+    if isinstance(value, partial):
+        return ["partial", *inner([value.func, value.args, value.keywords])]
+    if isinstance(value, (list, tuple)):
+        return inner(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(repr, inner(value)))  # the order of a set is another in every process
+    if isinstance(value, dict):
+        return sorted(repr(inner(pair)) for pair in value.items())
+    if isinstance(value, np.ndarray):
+        return [value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).hexdigest()]
+    if isinstance(value, CodeType):
+        return [value.co_code, value.co_names, *inner(value.co_consts)]
+    if inspect.ismethod(value):
+        return inner([value.__func__, value.__self__])
+    if inspect.isfunction(value):
+        source = _source(value)
+        plain = source is not None and "<lambda>" not in value.__qualname__  # two lambdas of a file have one name
+        code = None if plain else value.__code__
+        return [
+            _name(value),
+            source,
+            *inner([code, value.__defaults__, value.__kwdefaults__, *map(_content, value.__closure__ or ())]),
+        ]
+    if hasattr(value, "__array__"):  # a tensor
+        return inner([type(value).__qualname__, np.asarray(value)])
+    call = inspect.getattr_static(type(value), "__call__", None)
+    own = call if inspect.isfunction(call) else None
+    slots = {name for kind in type(value).__mro__ for name in kind.__dict__.get("__slots__", ())}
+    attributes = {name: getattr(value, name, None) for name in slots} | getattr(value, "__dict__", {})
+    # of an extension, such as a compiled pattern: what it shows of itself, if that is no address
+    shown = "" if attributes or " at 0x" in (text := repr(value)) else text
+    return [_name(type(value)), _source(type(value)), shown, *inner([own, attributes])]
+
+
+def _content(cell: CellType) -> Any:
     try:
-        source = Path(inspect.getfile(written)).read_bytes()
-    except (TypeError, OSError):  # no file: of an interactive session
-        source = getattr(getattr(own, "__code__", None), "co_code", b"")
-    return f"{_name(own)} {hashlib.sha256(source).hexdigest()[:16]}"
+        return cell.cell_contents
+    except ValueError:  # empty
+        return None
 
 
-def _name(reward: Reward) -> str:
-    return f"{getattr(reward, '__module__', '')}:{getattr(reward, '__qualname__', type(reward).__name__)}"
+def _source(written: Any) -> str | None:
+    """Digest of the file in which a function or class is written; None where there is no file."""
+    try:
+        return hashlib.sha256(Path(inspect.getfile(written)).read_bytes()).hexdigest()
+    except (TypeError, OSError):
+        return None
+
+
+def _name(reward: Any) -> str:
+    own = reward if hasattr(reward, "__qualname__") else type(reward)
+    return f"{own.__module__}:{own.__qualname__}"
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 80 else text[:79] + "…")
+
+
+def _said(error: BaseException) -> str:
+    """An exception on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":")
 
 
 def prompt_ids(tokenizer: Any, prompt: str) -> Ids:
@@ -178,7 +250,7 @@ def fitting(examples: Examples, tokenizer: Any, options: FineTuning) -> Examples
     heldout = tuple(p for p in examples.heldout if len(prompt_ids(tokenizer, p)) + options.new_tokens <= options.max_length)
     if fits.mean() < 0.5 or not heldout:
         raise UserError(
-            f"{int((~fits).sum())} of {len(fits)} rows of {examples.name} are longer than max_length={options.max_length} tokens "
+            f"{int((~fits).sum())} of {len(fits)} rows of {examples.name} are longer than --max-length {options.max_length} tokens "
             f"(the longest has {int(lengths.max())}); raise it, or give shorter rows."
         )
     notes = examples.notes

@@ -93,6 +93,8 @@ def finetune(
     libraries()
     if device in SPREAD:
         raise UserError(f"Training holds all weights on one device, and {device!r} spreads them; give cpu or cuda.")
+    if data is not None and options.samples is not None:
+        raise UserError("--samples makes the pairs of a task, and rows of --data have pairs of their own; leave one out.")
     folder = Path(out).expanduser()
     need_folder(folder)
     given = None if reward is None else checked(reward)
@@ -123,7 +125,7 @@ def _run(lm: LanguageModel, examples: Examples, options: FineTuning, folder: Pat
         raise UserError(f"{folder} holds other files; choose a new folder.")
     policy, tokenizer = _copy(lm, options)
     size = sum(p.numel() * p.element_size() for p in policy.parameters())
-    need_space(folder, size * (2 if options.lora is not None else 4 + options.keep))
+    need_space(folder, size * (2 if options.lora is not None else 4 + len(options.kept)))
     if held is None:
         _write_record(folder, record | {"complete": False})
     if not (folder / BASE).is_dir():
@@ -151,7 +153,8 @@ def _run(lm: LanguageModel, examples: Examples, options: FineTuning, folder: Pat
         made.train(resume_from_checkpoint=str(state) if state is not None else None)
     first = next(entry for entry in made.state.log_history if entry["step"] == 1 and "loss" in entry)
     facts |= checks.first_step(first, options)
-    _write_record(folder, record | {"complete": True, "facts": facts, "notes": list(examples.notes)})
+    equal, notes = checks.equal_rewards(made.state.log_history, options)
+    _write_record(folder, record | {"complete": True, "facts": facts | equal, "notes": [*examples.notes, *notes]})
     shutil.rmtree(folder / STATE, ignore_errors=True)
     return CheckpointSet.open(folder)
 
@@ -195,19 +198,19 @@ def _with_pairs(policy: Any, tokenizer: Any, examples: Examples, options: FineTu
         pairs = pd.read_json(file, lines=True, dtype=False)
     else:
         assert examples.reward is not None
-        many = [prompt for prompt in prompts for _ in range(options.samples)]
+        many = [prompt for prompt in prompts for _ in range(options.answers_per_pair)]
         before = [prompt_ids(tokenizer, prompt) for prompt in many]
         answers = sampled(policy, tokenizer, many, before, options.new_tokens, options.seed)
         texts = [a.text for a in answers]
         values = [a.reward(examples.reward) for a in answers]
-        n = options.samples
+        n = options.answers_per_pair
         parts = range(0, len(many), n)
         pairs = pairs_of(prompts, [texts[i : i + n] for i in parts], [values[i : i + n] for i in parts])
         _write_rows(folder, pairs)
     if len(pairs) < _FEWEST:
         raise UserError(
-            f"The base's answers differ in reward for {len(pairs)} of {len(prompts)} prompts only; raise samples from "
-            f"{options.samples}, or give pairs as a file."
+            f"The base's answers differ in reward for {len(pairs)} of {len(prompts)} prompts only; raise --samples from "
+            f"{options.answers_per_pair}, or give pairs with --data."
         )
     note = f"{len(pairs)} of {len(prompts)} prompts have answers of the base that differ in reward; dpo learns from these pairs."
     return replace(examples, train=pairs, notes=(*examples.notes, note))

@@ -29,6 +29,7 @@ from repscope.trace.finetuning.examples import Examples, prompt_ids
 from repscope.trace.finetuning.options import BASE, STATE, FineTuning
 
 COMPLETE = "repscope-complete"
+_FIRST = ("step", "epoch", "loss")  #: columns of the log
 _HELD = 64  #: held-out prompts that are measured
 _SEED = 20_261  #: of held-out answers: the same random streams at each step
 
@@ -92,6 +93,8 @@ class Series(TrainerCallback):
         with whole_file(self.folder / TABLE) as partial:
             pd.DataFrame([*rows, row]).to_csv(partial, index=False)
         log = pd.DataFrame([entry for entry in state.log_history if "loss" in entry])
+        # The trainer's state sorts names when it is saved, so the order of a resumed log would be another
+        log = log.reindex(columns=[*_FIRST, *sorted(set(log.columns) - set(_FIRST))])
         with whole_file(self.folder / "log.csv") as partial:
             log.to_csv(partial, index=False)
 

@@ -40,7 +40,7 @@ def trainer(
 
     rows = as_trl(examples.train, tokenizer)
     if METHODS[options.method].samples:
-        rows = in_order(rows, -(-options.steps * options.batch // options.group), options.seed)
+        rows = in_order(rows, -(-options.steps * options.batch // options.group_size), options.seed)
     dataset = datasets.Dataset.from_list(rows)
     made = _MAKERS[options.method](policy, reference, tokenizer, dataset, examples.reward, options, folder)
     made.remove_callback(PrinterCallback)
@@ -135,7 +135,7 @@ def _dpo(
 
 def _sampling(policy: Any, options: FineTuning, folder: Path) -> dict[str, Any]:
     return _common(policy, options, folder) | {
-        "num_generations": options.group,
+        "num_generations": options.group_size,
         "steps_per_generation": 1,
         "num_iterations": 1,
         "max_completion_length": options.new_tokens,

@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +26,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from repscope.models.loading.stacked_weights import Shape, State, runs_of
+
+Part = TypeVar("Part")
 
 _EPS = 1e-5  #: of torch's layer norms
 _ROWS = 5120  #: runs × texts × tokens of a chunk: its tensors stay in the cache
@@ -73,7 +76,7 @@ def classify(shape: Shape, state: State, ids: Int[Tensor, "example token"]) -> F
                 part = logits(shape, held, ids[None, a : a + step])
             found[start : start + _RUNS, a : a + step] = part
 
-    _in_threads(group, range(0, runs_of(state), _RUNS))
+    in_threads(group, range(0, runs_of(state), _RUNS))
     return found
 
 
@@ -91,8 +94,8 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _in_threads(work: Callable[[int], None], starts: Sequence[int]) -> None:
-    """Work on each start, as many at once as torch has threads, each on one: small products gain nothing from being divided."""
+def in_threads(work: Callable[[Part], None], starts: Sequence[Part]) -> None:
+    """Work on each part, as many at once as torch has threads, each on one: small products gain nothing from being divided."""
     threads = min(torch.get_num_threads(), len(starts))
     with one_thread(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         list(pool.map(work, starts))

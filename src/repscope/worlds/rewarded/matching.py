@@ -11,6 +11,7 @@ A network that does not reach its target in the given number of updates, or that
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -48,6 +49,7 @@ def train_to(
     most: int,
     every: int = 4,
     tick: Callable[[float], None] = lambda amount: None,
+    alone: Mapping[str, Callable[[State], Float[np.ndarray, "network"]]] = MappingProxyType({}),
     also: Callable[[State], Mapping[str, Float[np.ndarray, "network"]]] = lambda state: {},
 ) -> Course:
     """Train until every network has passed each of its targets, or for `most` updates.
@@ -58,6 +60,8 @@ def train_to(
         By name of a value of `measure`, which grows in training.
     every
         Updates between evaluations.
+    alone
+        Quicker ways to one value of `measure`, by its name.
     also
         Further values of the curve.
     """
@@ -83,7 +87,7 @@ def train_to(
         window = window[-1:]
     for name, target in targets.items():
         passage = passages[name]
-        at = lambda state, name=name: measure(state)[name]  # noqa: E731
+        at = alone.get(name, lambda state, name=name: measure(state)[name])
         state, updates = _refined(passage, at, target) if passage.passed.any() else (first, np.zeros(len(target)))
         state = _placed(state, window[-1], missing[name])
         updates = np.where(missing[name], float(tuning.step), np.where(passage.passed, updates, 0.0))

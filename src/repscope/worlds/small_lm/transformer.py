@@ -10,6 +10,7 @@ Pre-norm blocks, learned positions, output tied to the embedding; weights have t
 4. `generate` keeps keys and values.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Literal
@@ -118,9 +119,13 @@ def logits(
 
 @torch.no_grad()
 def generate(
-    shape: Shape, state: State, start: Int[Tensor, "network document token"], new: int, generator: torch.Generator | None = None
+    shape: Shape,
+    state: State,
+    start: Int[Tensor, "network document token"],
+    new: int,
+    generator: torch.Generator | Sequence[Float[Tensor, "network document vocabulary"]] | None = None,
 ) -> Int[Tensor, "network document token"]:
-    """Continue documents by `new` tokens: sampled, or the most likely ones without a generator.
+    """Continue documents by `new` tokens: sampled, or the most likely ones without a generator (or its `races`).
 
     Sampling takes the same random numbers whatever the networks are, so that two networks on one seed share them.
 
@@ -148,9 +153,17 @@ def generate(
             continue
         odds = _unembedded(state, x)
         if generator is not None:  # the exponential race: argmax of p / e is a sample of p
-            odds = odds.softmax(-1) / torch.empty(n, b, shape.vocab).exponential_(generator=generator)
+            race = races((n, b), shape.vocab, 1, generator)[0] if isinstance(generator, torch.Generator) else generator[at - t + 1]
+            odds = odds.softmax(-1) / race
         found.append(odds.argmax(-1))
     return torch.stack(found, -1)
+
+
+def races(
+    rows: Sequence[int], vocabulary: int, new: int, generator: torch.Generator
+) -> list[Float[Tensor, "network document vocabulary"]]:
+    """The random numbers of `new` sampled tokens, as `generate` draws them."""
+    return [torch.empty(*rows, vocabulary).exponential_(generator=generator) for _ in range(new)]
 
 
 def _embedded(state: State, tokens: Int[Tensor, "network document token"]) -> Float[Tensor, "network document token feature"]:
