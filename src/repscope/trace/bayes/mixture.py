@@ -93,7 +93,8 @@ class Mixture:
     @property
     def _step(self) -> int:
         """Texts at a time."""
-        return max(1, _CELLS // (self.models * max(self.starts.shape[1], 0 if self._shared else self.symbols)))
+        states = int(self.starts.shape[1])
+        return max(1, _CELLS // (self.models * max(states, 0 if self._shared else self.symbols)))
 
     @property
     def _shared(self) -> bool:

@@ -33,7 +33,7 @@ _ROUNDING = 1e-5  #: shifts below this share of the base's norm at all queries a
 
 def moved(rows: Rows3, base: Rows3) -> Rows3:
     """Shifts from the base; exactly zero at sites where they are rounding at all queries."""
-    shift = rows - base
+    shift: np.ndarray = rows - base
     norms, own = (np.linalg.norm(x, axis=-1) for x in (shift, base))
     shift[(norms <= _ROUNDING * own).all(1)] = 0
     return shift
