@@ -88,7 +88,7 @@ class GivenTask(BayesTask):
     def asked(self) -> Asked:
         """What the exact predictor says about those documents, and their labels."""
         tokens, concept = self.asked_documents
-        exact, own = self.mixture.forecast(tokens, self.places), self._by_own_model()
+        exact, own = self.mixture.forecast(tokens, self.places.tolist()), self._by_own_model()
         truth = exact.posterior[np.arange(len(tokens)), :, concept]
         two = np.partition(own, -2, axis=-1)[..., -2:] if self.symbols > 1 else np.stack([np.zeros(own.shape[:2])] * 2, -1)
         forecast = PromptForecast(exact.next, truth)
@@ -100,7 +100,7 @@ class GivenTask(BayesTask):
         found = np.empty((len(tokens), len(self.places), self.symbols))
         for i, model in enumerate(self.models):
             if (rows := concept == i).any():
-                found[rows] = Mixture.uniform([model]).forecast(tokens[rows], self.places).next
+                found[rows] = Mixture.uniform([model]).forecast(tokens[rows], self.places.tolist()).next
         return found
 
 

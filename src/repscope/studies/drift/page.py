@@ -65,7 +65,7 @@ def _left_out(options: DriftOptions) -> str:
     """What the short form has fewer of than the default one."""
     if not options.short:
         return ""
-    own, full = options.model_dump(), DriftOptions().model_dump()
+    own, full = options.model_dump(), DriftOptions.model_validate({}).model_dump()
     counts = {name: [len(v) if isinstance(v, list | tuple) else v for v in (own[name], full[name])] for name in _FEWER}
     fewer = [f"{_FEWER[name]} ({a} of {b})" for name, (a, b) in counts.items() if a < b]
     if not fewer:

@@ -135,9 +135,9 @@ def measure_task(
     rows += correction_rows(top, base.logits.argmax(-1), right, list(methods), split, where)
     rows += size_rows(shift, starts, halves, sites, seed=seed, **_but(where, "seed"), split=split)
     pairs: list[tuple[str, str, Any, Any]] = []
-    for way, control in methods.items():
+    for way, permuted in methods.items():
         name, few = f"{task.name}, {way}", shift[FEW_SHOT]
-        pairs += [(name, ESTIMATE, few, shift[way]), (name, TUNED_PERMUTED, few, shift[control])]
+        pairs += [(name, ESTIMATE, few, shift[way]), (name, TUNED_PERMUTED, few, shift[permuted])]
         pairs += [(name, c, shift[c], shift[way]) for c in (SHUFFLED_SHOTS, OTHER_SHOTS)]
     pairs += [(f"{task.name}, {FEW_SHOT}", c, shift[FEW_SHOT], shift[c]) for c in (SHUFFLED_SHOTS, OTHER_SHOTS)]
     rows += shift_rows(pairs, sites, seed=seed, **_but(where, "seed", "item"), split=split)
