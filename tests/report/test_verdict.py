@@ -389,9 +389,10 @@ def test_compare(rows, reply, words):
     assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
 
 
-def context(match=0.7, p=0.01, share=0.9, beyond=0.5, way="LoRA", half=0.05, fv=None):
+def context(match=0.7, p=0.01, share=0.9, beyond=0.5, way="LoRA", half=0.05, fv=None, pairing=0.3):
     at = {"item": way, "site": "chosen on the other tasks", "layer": 20}
     rows = [row(match, half, metric="match", **at), Row(value=p, metric="permutation p", **at)]
+    rows.append(row(pairing, half, metric="gain", definition="match", condition=over("permuted shots"), **at))
     for condition, item, value in (
         ("estimate", "all tasks", share if fv is None else fv),
         ("task vector", "all tasks: task vector", share),
@@ -408,6 +409,7 @@ def context(match=0.7, p=0.01, share=0.9, beyond=0.5, way="LoRA", half=0.05, fv=
         (context(), "Yes", "where fine-tuning on them does; one"),
         (context(0.3), "Partly", "partly where"),
         (context(0.5), "Partly", "partly where"),
+        (context(pairing=0.0), "Partly", "partly where"),
         (context(0.0), "No", "elsewhere than"),
         (context(0.12, half=0.2), "Cannot tell", "is open"),
         (context(p=0.06), "Cannot tell", "is open"),

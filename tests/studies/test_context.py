@@ -256,7 +256,7 @@ def test_a_constant_prompt_beside_its_control(tmp_path):
         (["--columns", "a", "b"], "names none"),
         (["--dtype", "bfloat16"], "float32"),
         (["--queries", "2"], "greater than or equal to 4"),
-        (["--heads", "99"], "heads"),
+        (["--heads", "9"], "has 16 heads"),
         (["--upper-blocks", "9"], "4 blocks"),
         (["--tuned", "x"], "give both"),
         (["--chat"], "give --tuned and --prompt-file"),

@@ -61,7 +61,7 @@ def match(table: pd.DataFrame, way: str, *, small: bool = False) -> Figure:
 def raw(table: pd.DataFrame, way: str) -> Figure:
     """Raw cosine by block, and that of examples with their permuted control."""
     rows = table[(table["metric"] == names.RAW) & table["site"].str.startswith("resid_post")]
-    own = rows[(rows["item"] == way) & (rows["condition"] != "permuted tasks")]
+    own = rows[(rows["item"] == way) & rows["condition"].isin((ESTIMATE, *_CONTROLS))]
     format_only = rows[(rows["item"] == FEW_SHOT) & (rows["condition"] == SHUFFLED_SHOTS)]
     drawn = pd.concat([own, format_only.assign(condition="few-shot with permuted shots")]).assign(item=way)
     return Figure(

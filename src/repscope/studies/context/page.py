@@ -44,9 +44,13 @@ def page(record: Record[ContextOptions]) -> Page:
 def answer(record: Record[ContextOptions]) -> Answer:
     """The main numbers, one line each."""
     table, lines = record.table, list(record.warnings)
-    for condition, said in ((ESTIMATE, "a function vector"), (TASK_VECTOR, "a task vector"), (RANDOM_HEADS, "random heads")):
+    for condition, said in (
+        (ESTIMATE, "a function vector"),
+        (TASK_VECTOR, "a task vector"),
+        (RANDOM_HEADS, "vectors of random heads"),
+    ):
         for row in select(table, metric=names.SHARE, item=names.ALL, condition=condition).to_dict("records"):
-            lines.append(f"Share of the few-shot gain in accuracy that {said} gives: {format_estimate(row)}.")
+            lines.append(f"Share of the few-shot gain in accuracy of {said}: {format_estimate(row)}.")
     for way in _ways(table):
         at = {"site": names.CHOSEN, "item": way, "condition": ESTIMATE}
         row, p = (select(table, metric=m, **at).to_dict("records")[0] for m in (names.MATCH, names.P))
@@ -128,14 +132,15 @@ def _movement(table: pd.DataFrame, ways: list[str]) -> Section:
     items: list[Item] = [figures.match(table, way, small=True) for way in ways[1:]]
     for way in ways:
         items += [figures.raw(table, way), figures.attention(table, way)]
-    rows = []
+    lines: dict[str, dict[str, str]] = {}
     for way in ways:
         here = select(table, item=way, site=names.CHOSEN).to_dict("records")
-        gains = {r["condition"]: format_gain(r) for r in here if r["metric"] == names.GAIN}
         at = {r["metric"]: r for r in here if r["condition"] == ESTIMATE}
-        line = {"": way, "most common block": at[names.MATCH]["layer"]}
-        line |= {m: format_estimate(at[m]) for m in (names.RAW, names.SAME, names.MATCH)}
-        rows.append(line | {"p": f"{at[names.P]['value']:.2g}", **{f"match, {c}": gain for c, gain in gains.items()}})
+        held = {m: format_estimate(at[m]) for m in (names.RAW, names.SAME, names.MATCH)} | {"p": f"{at[names.P]['value']:.2g}"}
+        held |= {f"match, {r['condition']}": format_gain(r) for r in here if r["metric"] == names.GAIN}
+        for name, cell in (held | {"most common block": str(at[names.MATCH]["layer"])}).items():
+            lines.setdefault(name, {})[way] = cell
+    rows = [{"": name, **cells} for name, cells in lines.items()]
     text = (
         "Look for a same-task cosine above that of other tasks. The raw cosine says little: k examples with permuted outputs move "
         "the network nearly as k true examples do, as format and position are the same. So shifts are centred over tasks, and the "

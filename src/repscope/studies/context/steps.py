@@ -36,6 +36,7 @@ def steps(setup: Setup[ContextOptions]) -> list[Step]:
     """Vectors per group of tasks, shifts per task, the summary, and a constant prompt."""
     task, o = ContextTask(setup), setup.options
     _ = task.tasks, task.tunings, task.vector_sites  # what is wrong with them is said before anything runs
+    task.check_heads()
     made = list[Step]()
     for i, group in enumerate(task.groups, 1):
         made.append(Step(f"vectors {i}", partial(_vectors, task, group, i), partial(_vectors_cost, task, len(group))))

@@ -85,6 +85,16 @@ class ContextTask:
         }
         return tuple(made[method] for method in o.methods)
 
+    def check_heads(self) -> None:
+        """Refuse more heads than half of the network's, as random ones are a control, and networks whose heads do not add."""
+        _ = self.lm.resolve("head_out")
+        total = sum(self.lm.tap(site).heads for site in self.lm.resolve("z"))
+        if 2 * self.options.heads > total:
+            raise UserError(
+                f"--heads is {self.options.heads}, and {self.lm.name} has {total} heads; give at most half, as random heads "
+                "are a control."
+            )
+
     @cached_property
     def blocks(self) -> list[int]:
         """Blocks at which shifts are measured."""

@@ -1,6 +1,7 @@
 """The verdict of `context`: do examples in the prompt move a network where fine-tuning on them does, and what does one vector give?
 
-Of shifts: the match after centring over tasks, each task at the block that the other tasks choose, and its permutation p. Of
+Of shifts: the match after centring over tasks, each task at the block that the other tasks choose, its permutation p, and
+the paired gain over examples with permuted outputs, which have the format, the inputs and the kind of output. Of
 vectors: the share of the few-shot gain in accuracy, over tasks, and the paired gain over random heads of equal number and norm.
 """
 
@@ -8,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from repscope.conditions import ESTIMATE, RANDOM_HEADS, TASK_VECTOR, over
+from repscope.conditions import ESTIMATE, RANDOM_HEADS, SHUFFLED_SHOTS, TASK_VECTOR, over
 from repscope.report.verdict import Reply, Verdict, joined, side, thresholds
 from repscope.results import select
 from repscope.studies.context import names
@@ -34,7 +35,9 @@ def verdict(table: pd.DataFrame) -> Verdict:
     if not known:
         return Verdict(reply, f"{said}.", moves | vectors)
     best = max(known, key=lambda kind: known[kind])
-    return Verdict(reply, f"{said}; one {best.lower()} gives {known[best]:.0%} of what they add to accuracy.", moves | vectors)
+    return Verdict(
+        reply, f"{said}; one {best.lower()} gives {100 * known[best]:.0f} % of what they add to accuracy.", moves | vectors
+    )
 
 
 def _moves(table: pd.DataFrame, way: str) -> Verdict | None:
@@ -49,6 +52,11 @@ def _moves(table: pd.DataFrame, way: str) -> Verdict | None:
         return Verdict("No", f"Centred over tasks, shifts of examples and of {way} do not match {where}.")
     if p["value"] > limits["chance"] or side(match) != "above":
         return Verdict("Cannot tell", f"Shifts of examples and of {way} match no better than permuted tasks may, {where}.")
+    beyond = side(_first(table, metric=names.GAIN, site=names.CHOSEN, item=way, condition=over(SHUFFLED_SHOTS)))
+    if beyond != "above":
+        return Verdict(
+            "Partly", f"Shifts of examples and of {way} match, but those of examples with permuted outputs may match as well."
+        )
     if side(match, limits["alike"]) == "above":
         return Verdict("Yes", f"Centred over tasks, shifts of examples and of {way} match {where}.")
     return Verdict("Partly", f"Shifts of examples and of {way} match better than those of permuted tasks, but weakly, {where}.")
@@ -63,12 +71,12 @@ def _vector(table: pd.DataFrame, condition: str, named: str) -> Verdict:
     if share is None:
         return Verdict("Cannot tell", "Examples raise accuracy in fewer than two tasks.")
     if side(share, limits["little"]) == "below":
-        return Verdict("No", f"It gives {share['value']:.0%} of what examples add to accuracy.")
+        return Verdict("No", f"It gives {100 * share['value']:.0f} % of what examples add to accuracy.")
     if side(beyond) != "above":
         return Verdict("Cannot tell", "Whether it gives more accuracy than vectors of random heads is open.")
     if side(share, limits["most"]) == "above":
-        return Verdict("Yes", f"It gives {share['value']:.0%} of what examples add to accuracy, more than random heads.")
-    return Verdict("Partly", f"It gives {share['value']:.0%} of what examples add to accuracy, more than random heads.")
+        return Verdict("Yes", f"It gives {100 * share['value']:.0f} % of what examples add to accuracy, more than random heads.")
+    return Verdict("Partly", f"It gives {100 * share['value']:.0f} % of what examples add to accuracy, more than random heads.")
 
 
 def _first(table: pd.DataFrame, **equal: Any) -> dict[Any, Any] | None:
