@@ -48,7 +48,7 @@ def read_models(path: str | Path) -> list[HiddenMarkovModel]:
     for i, one in enumerate(found):
         if not isinstance(one, Mapping) or any(n not in one for n in PARTS):
             raise UserError(f"Model {i} of {file} lacks one of {', '.join(PARTS)}.")
-    return [HiddenMarkovModel(*(one[n] for n in PARTS), name=f"model {i} of {file.name}") for i, one in enumerate(found)]
+    return [HiddenMarkovModel(**{n: one[n] for n in PARTS}, name=f"model {i} of {file.name}") for i, one in enumerate(found)]
 
 
 def _npz(file: Path) -> list[dict[str, Any]]:

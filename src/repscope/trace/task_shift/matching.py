@@ -195,7 +195,7 @@ def match_rows(
 def directed(shifts: Halves) -> Bool[np.ndarray, "site"]:
     """Whether every task's shift, centred over tasks, has a direction at each site, in both halves of the queries."""
     x = np.asarray(shifts, dtype=np.float64)
-    found: np.ndarray = np.asarray(_unit(x - x.mean(0), x)).any(-1).all(axis=(0, 1))
+    found: np.ndarray = np.logical_and.reduce(_unit(x - x.mean(0), x).any(-1), axis=(0, 1))
     return found
 
 
