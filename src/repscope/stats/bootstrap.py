@@ -154,7 +154,8 @@ def wilson(successes: int, n: int, level: float = LEVEL) -> tuple[float, float]:
     p = successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    lo, hi = max(0.0, centre - half), min(1.0, centre + half)
+    return lo if successes else 0.0, hi if successes < n else 1.0  # exactly, as rounding would leave the share outside
 
 
 def _rows(values: ArrayLike) -> Float[np.ndarray, "unit"]:

@@ -263,8 +263,9 @@ def test_archives_that_expand_beyond_all_bounds_are_not_read(tmp_path, monkeypat
     with pytest.raises(UserError, match="check the file"):
         read_models(tmp_path / "small.npz")
     with zipfile.ZipFile(tmp_path / "wrong.npz", "w") as archive:
-        archive.writestr("start.npy", b"no array")
-    with pytest.raises(UserError, match="cannot be read as arrays"):
+        for part in ("start", "transition", "emission"):
+            archive.writestr(f"{part}.npy", b"no array")
+    with pytest.raises(UserError, match="not an array of numbers"):
         read_models(tmp_path / "wrong.npz")
     (tmp_path / "wrong.safetensors").write_bytes(b"\x08" + bytes(20))
     with pytest.raises(UserError, match="cannot be read as safetensors"):

@@ -57,7 +57,7 @@ def _by_tasks(table: pd.DataFrame, metric: str, source: str) -> pd.DataFrame:
     rows = select(table, metric=metric)
     found = [_ITEM.fullmatch(item) for item in rows["item"]]
     keep = [m is not None and m["source"] == source and m["tasks"] != "new" for m in found]
-    rows = rows[keep]
+    rows = rows[pd.Series(keep, index=rows.index, dtype=bool)]  # an empty list would drop the columns
     return rows.assign(dose=[int(item.split()[0]) for item in rows["item"]])
 
 
