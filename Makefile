@@ -1,10 +1,10 @@
 # make demo: sets everything up and answers the first question on the default model. make test: sets everything up and tests.
-# make test-oldest: the tests of models, with the oldest transformers that pyproject.toml admits.
+# make test-oldest: the tests of models, with the oldest transformers that pyproject.toml admits. make chaos: everything that can break.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-oldest lint bench browser docs notebooks clean
+.PHONY: demo test test-oldest lint bench chaos browser docs notebooks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/repscope tour
@@ -32,6 +32,10 @@ docs: $(VENV)/.docs
 # Runs the notebooks on the default model and stores their outputs: minutes.
 notebooks: $(VENV)/.docs
 	cd docs/notebooks && $(CURDIR)/$(BIN)/jupyter execute --inplace --timeout=3600 *.ipynb
+
+# Kills, damage, hostile files, bad disks: minutes to an hour. The table goes to tests/chaos/RESULTS.md.
+chaos: $(VENV)/.dev
+	OMP_NUM_THREADS=1 PYTHONPATH=tests:src $(BIN)/python -m chaos --write
 
 # Peers live in an environment of their own; the table goes to benchmarks/RESULTS.md.
 bench: .venv-bench/.done .venv-relations/.done .peers-melbo/.done .peers-nngeom/.done .venv-sae/.done $(VENV)/.demo

@@ -97,3 +97,72 @@ def _umask():
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def test_files_are_written_through_before_they_are_renamed(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(os, "fsync", lambda handle: told.append(os.readlink(f"/proc/self/fd/{handle}")))
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (told.append("renamed"), replace(a, b)))
+    with disk.whole_file(tmp_path / "x") as partial:
+        partial.write_text("x")
+    assert told == [str(partial), "renamed", str(tmp_path)]
+    told.clear()
+    with disk.whole_folder(tmp_path / "folder") as partial:
+        (partial / "inner").mkdir()
+        (partial / "inner" / "a").write_text("a")
+    assert set(told[:-2]) == {str(partial), str(partial / "inner"), str(partial / "inner" / "a")}
+    assert told[-2:] == ["renamed", str(tmp_path)]
+    told.clear()
+    with disk.whole_file(tmp_path / "y", sync=False), disk.whole_folder(tmp_path / "z", sync=False):
+        pass
+    assert told == ["renamed"] * 2
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").write_text("old")
+    replace, calls = os.replace, []
+
+    def failing(a, b):
+        calls.append(b)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "full")
+        replace(a, b)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(UserError, match="disk is full"), disk.whole_folder(tmp_path / "folder") as partial:
+        (partial / "new").write_text("new")
+    assert (tmp_path / "folder" / "old").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_linked_folder_is_replaced_where_it_is(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with disk.whole_folder(tmp_path / "link") as partial:
+        (partial / "a").write_text("a")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "a").read_text() == "a"
+
+
+def test_the_longest_names_are_written(tmp_path):
+    for name in ("n" * 255, "é" * 127):
+        with disk.whole_file(tmp_path / name) as partial:
+            partial.write_text("x")
+        assert (tmp_path / name).read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.EFBIG, "File too large"), "ulimit -f"),
+        (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
+        (OSError("65536 requested and 0 written"), "disk is full"),
+        (RuntimeError("Error while serializing: I/O error: Read-only file system (os error 30)"), "cannot be written"),
+        (RuntimeError("I/O error: File too large (os error 27)"), "ulimit -f"),
+        (OSError("[Errno 122] Error writing bytes to file"), "disk is full"),
+    ],
+)
+def test_errors_of_disks_are_known_by_number_or_by_text(error, says):
+    assert says in str(disk.disk_error(error, Path("x")))

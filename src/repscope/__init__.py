@@ -1,11 +1,10 @@
 """repscope: ten questions about what a trained network has learned, every number with its control and its interval.
 
 What users type, and nothing else. Names are loaded when first touched, so that importing repscope stays quick and
-brings in no torch.
+brings in no torch; nor even typing, before which the command line must know what to do with signals.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
 __version__ = "0.1.0"
 
@@ -63,7 +62,10 @@ __all__ = [
     "verify",
 ]
 
+TYPE_CHECKING = False  #: as typing's
 if TYPE_CHECKING:
+    from typing import Any
+
     from repscope.data.contrasts import Contrast, contrast
     from repscope.data.relations import Relation, relation
     from repscope.data.tasks import Task, task
@@ -84,6 +86,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
     if name in _ROOMS:
         return import_module(f"repscope.{name}")
     if name not in _HOME:

@@ -5,9 +5,11 @@ Also the cache folder (models, fingerprints), and disk errors in one sentence.
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,10 +24,11 @@ def cache_home() -> Path:
 
 
 @contextmanager
-def whole_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
+def whole_file(path: Path, *, sync: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; it becomes `path` if the block succeeds, otherwise it is removed.
 
-    `sync`: write it through to the disk before it is renamed, and its folder afterwards, so that it outlives a power failure.
+    `sync`: write it through to the disk before it is renamed, and its folder afterwards, so that it outlives a power failure; not
+    for what is made again at no cost.
 
     Raises
     ------
@@ -34,7 +37,7 @@ def whole_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=_prefix(path), suffix=".part")
         os.close(handle)
         partial = Path(name)
         try:
@@ -50,19 +53,46 @@ def whole_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """As `whole_file`, for a folder. An existing folder of the final name is replaced."""
+def whole_folder(path: Path, *, sync: bool = True) -> Iterator[Path]:
+    """As `whole_file`, for a folder. An existing folder of the final name is replaced, and kept where that fails."""
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part"))
+        partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=".part"))
         try:
             yield partial
             os.chmod(partial, 0o777 & ~_umask())
-            if path.exists():
-                shutil.rmtree(path)
-            os.replace(partial, path)
+            if sync:
+                _synchronise_all(partial)
+            _put(partial, path)
+            if sync:
+                _synchronise(path.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put(made: Path, path: Path) -> None:
+    """Rename a folder to `path`; one that is there is moved away first, and back if this fails."""
+    if not path.exists():
+        os.replace(made, path)
+        return
+    if not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=".part"))
+    try:
+        os.replace(path, aside / "old")
+        try:
+            os.replace(made, path)
+        except OSError:
+            os.replace(aside / "old", path)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _prefix(path: Path) -> str:
+    """Of temporary names; short enough for those of the longest names."""
+    return f".{path.name.encode(errors='surrogateescape')[:200].decode(errors='ignore')}."
 
 
 def need_space(folder: Path, needed: int) -> None:
@@ -87,7 +117,7 @@ def need_folder(path: Path) -> None:
         try:
             os.rmdir(tempfile.mkdtemp(dir=there, prefix=".repscope."))
         except OSError as error:
-            if _full(error):
+            if _number(error) in _FULL:
                 raise
             raise UserError(f"{path} cannot be written ({error.strerror or error}); choose another folder.") from error
 
@@ -105,28 +135,42 @@ def explained(path: Path) -> Iterator[None]:
 
 def disk_error(error: Exception, path: Path | None = None) -> UserError | None:
     """The `UserError` for a disk error; None for any other error."""
-    if _full(error):
+    if isinstance(error, UserError):
+        return None
+    number = _number(error)
+    if number in _FULL or any(said in str(error) for said in _FULL_TEXTS):
         what = f"{path} was not written" if path is not None else "something was not written"
         return UserError(f"The disk is full: {what}; make room and run the same command.")
-    if not isinstance(error, OSError) or isinstance(error, UserError):
-        return None
-    named = path if path is not None else error.filename
-    if error.errno == errno.EISDIR:
+    named = path if path is not None else getattr(error, "filename", None) or "A file"
+    if number == errno.EFBIG:
+        return UserError(f"{named} would be larger than files may be here; raise the limit (ulimit -f), or choose another disk.")
+    if number == errno.EMFILE:
+        return UserError(f"{named} cannot be opened, as too many files are open; raise the limit (ulimit -n).")
+    if number == errno.EISDIR:
         return UserError(f"{named} is a folder; give the name of a file in it.")
-    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+    if number in (errno.ENOTDIR, errno.EEXIST):
         return UserError(f"{named} cannot be made, as a part of that path is a file; choose another folder.")
-    if error.errno in _REFUSED:
-        return UserError(f"{named} cannot be written ({error.strerror}); choose another folder.")
+    if number in _REFUSED:
+        return UserError(f"{named} cannot be written ({os.strerror(number)}); choose another folder.")
     return None
 
 
-_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EIO, errno.ELOOP)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_TEXTS = ("No space left on device", "requested and 0 written")  #: the latter is numpy's
+_REFUSED = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EIO, errno.ELOOP, errno.EBUSY, errno.EINVAL),
+    *(errno.ENODEV, errno.ENXIO, errno.ENOTEMPTY, errno.EXDEV, errno.ESTALE, errno.ENOTSUP, errno.ETXTBSY),
+)
+_SYSTEM = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
 
 
-def _full(error: Exception) -> bool:
-    """Whether the disk is full; safetensors and pyarrow say so only in the text of their errors."""
+def _number(error: Exception) -> int:
+    """The system's number of an error, 0 without one; safetensors and pyarrow say it in the text alone."""
     number = getattr(error, "errno", None)
-    return number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+    if isinstance(number, int):
+        return number
+    found = _SYSTEM.search(str(error)[:10_000])
+    return int(found[1] or found[2]) if found else 0
 
 
 def _synchronise(path: Path) -> None:
@@ -134,8 +178,22 @@ def _synchronise(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):  # file systems without it, for folders
+            raise
     finally:
         os.close(handle)
+
+
+def _synchronise_all(folder: Path) -> None:
+    """Write a folder and all in it through to the disk; several files at once take little longer than one."""
+    paths = [Path(parent) / name for parent, _, names in os.walk(folder) for name in names]
+    folders = [Path(parent) for parent, _, _ in os.walk(folder)]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(_synchronise, [*paths, *folders]))
+
+
+_AT_ONCE = 16  #: files written through
 
 
 def _umask() -> int:

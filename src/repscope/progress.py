@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from repscope import notebook
+from repscope.names import printable
 
 Advance = Callable[[float], None]
 
@@ -38,7 +39,7 @@ def progress(label: str, total: float | None) -> Iterator[Advance]:
         The amount of work in the caller's unit; None if unknown.
     """
     shown = _bar if sys.stderr.isatty() else _in_notebook if notebook.in_notebook() else _lines
-    with shown(label, total) as advance:
+    with shown(printable(label), total) as advance:
         yield advance
 
 

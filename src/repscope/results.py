@@ -21,6 +21,7 @@ from repscope.conditions import ESTIMATE as ESTIMATE
 from repscope.conditions import condition as known_condition
 from repscope.disk import whole_folder
 from repscope.errors import UserError, unknown
+from repscope.names import escaped, unescaped
 from repscope.stats import Estimate, mean
 
 if TYPE_CHECKING:
@@ -138,15 +139,15 @@ class Result:
         """
         return select(self.table, **equal)
 
-    def save(self, folder: Path) -> Path:
-        """Write the result as a folder, completely or not at all."""
+    def save(self, folder: Path, *, sync: bool = True) -> Path:
+        """Write the result as a folder, completely or not at all; `sync` as for `whole_folder`."""
         from safetensors.numpy import save_file
 
-        with whole_folder(folder) as partial:
+        with whole_folder(folder, sync=sync) as partial:
             self.table.to_parquet(partial / "table.parquet", index=False)
             save_file({k: np.ascontiguousarray(v) for k, v in self.arrays.items()}, partial / "arrays.safetensors")
             for name, frame in self.side.items():
-                frame.to_parquet(partial / f"side-{name}.parquet", index=False)
+                frame.to_parquet(partial / f"side-{escaped(name)}.parquet", index=False)
             pd.DataFrame({"note": pd.Series(self.notes, dtype="string")}).to_parquet(partial / "notes.parquet")
         return folder
 
@@ -166,7 +167,7 @@ class Result:
         return cls(
             table=pd.read_parquet(folder / "table.parquet").astype(COLUMNS),
             arrays=load_file(folder / "arrays.safetensors"),
-            side={p.stem.removeprefix("side-"): pd.read_parquet(p) for p in sorted(folder.glob("side-*.parquet"))},
+            side={unescaped(p.stem.removeprefix("side-")): pd.read_parquet(p) for p in sorted(folder.glob("side-*.parquet"))},
             notes=tuple(pd.read_parquet(folder / "notes.parquet")["note"]),
         )
 

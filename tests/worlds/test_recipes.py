@@ -1,5 +1,7 @@
 """Training of recipes: written as a set, gone on with after a kill, matched on loss."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -96,3 +98,57 @@ def test_weights_and_losses_do_not_depend_on_the_number_of_threads(runs):
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+@pytest.mark.parametrize("operation", range(1, 60, 4))
+def test_killed_at_any_file_operation_it_resumes(operation, tmp_path, monkeypatch):
+    """The set's folder and its recipe appear together, so that no moment leaves a folder that is nobody's."""
+    whole = {p.name: p.read_bytes() for p in (recipes.train(ASKED, tmp_path / "whole").folder).rglob("*") if p.is_file()}
+    count = [0]
+    with monkeypatch.context() as patched:
+        for name in ("replace", "mkdir", "unlink", "rmdir"):
+            patched.setattr(os, name, _killing(getattr(os, name), count, operation))
+        try:
+            recipes.train(ASKED, tmp_path / "killed")
+        except _KilledError:
+            pass
+        else:
+            assert count[0] < operation
+    found = recipes.train(ASKED, tmp_path / "killed")
+    assert {p.name: p.read_bytes() for p in found.folder.rglob("*") if p.is_file()} == whole
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["killed", "whole"]
+
+
+class _KilledError(BaseException):
+    """Nothing catches it, so what would clean up runs, and fails at its first operation too."""
+
+
+def _killing(real, count, at):
+    def operation(*given, **named):
+        count[0] += 1
+        if count[0] >= at:
+            raise _KilledError
+        return real(*given, **named)
+
+    return operation
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"digest": 1}', "[" * 100_000, "\x00"])
+def test_a_damaged_recipe_is_one_sentence(text, tmp_path):
+    found = recipes.train(ASKED, tmp_path / "runs")
+    (found.folder / recipes.RECIPE).write_text(text)
+    with pytest.raises(UserError, match=r"recipe.json is damaged, so"):
+        recipes.train(ASKED, tmp_path / "runs")
+
+
+@pytest.mark.parametrize("name", ["pretrained", "descent", "step-5"])
+def test_a_damaged_half_trained_network_is_trained_again(name, tmp_path, monkeypatch):
+    whole = recipes.train(ASKED, tmp_path / "whole").select(step="last").stacked()
+    with monkeypatch.context() as patched:
+        patched.setattr(recipes.CheckpointSet, "written", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            recipes.train(ASKED, tmp_path / "again")
+    (file,) = (tmp_path / "again.training").rglob(f"{name}.safetensors")
+    file.write_bytes(file.read_bytes()[:100])
+    again = recipes.train(ASKED, tmp_path / "again").select(step="last").stacked()
+    assert all(torch.equal(value, whole[name]) for name, value in again.items())

@@ -8,7 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from repscope.cli.shared import Count, Decimal, Dtype, Finite, Index, Json, ModelName, Na, Quote, Seed, app, print_notes
+from repscope.cli.shared import Count, Decimal, Dtype, Finite, Index, Json, ModelName, Na, Quote, Seed, app, print_notes, say
 from repscope.errors import UserError
 
 
@@ -130,6 +130,6 @@ def directions(
     if json:
         print(jsonlib.dumps({"model": held.model, "directions": list(held.names), "written": str(to) if to else None}))
         return
-    print(held.card())
+    say(held.card())
     if to is not None:
-        print(to)
+        say(to)

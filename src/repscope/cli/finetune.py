@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from repscope.cli.shared import Count, Finite, Json, ModelName, Seed, app, print_notes, print_table
+from repscope.cli.shared import Count, Finite, Json, ModelName, Seed, app, print_notes, print_table, say
 from repscope.errors import UserError
 
 _JSON = "Print one JSON object: the series' folder (set), one row per checkpoint, facts of the checks, and notes."
@@ -120,7 +120,7 @@ def finetune(
     print_notes(record["notes"])
     print_table([{k: row[k] for k in _SHOWN if k in row} for row in rows], title=f"{method} of {record['model']}: {record['says']}")
     print_table([{"check": k, "value": v} for k, v in record["facts"].items()], title="Checks")
-    print(out)
+    say(out)
 
 
 _SHOWN = (

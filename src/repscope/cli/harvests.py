@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from repscope.cli.shared import Count, Dtype, Index, Json, ModelName, Seed, app
+from repscope.cli.shared import Count, Dtype, Index, Json, ModelName, Seed, app, say
 
 Seconds = Annotated[float, Parameter(validator=Number(gt=0))]
 Rows = Annotated[
@@ -113,4 +113,4 @@ def _print(place: str, rows: int, shards: int, json: bool) -> None:
     if json:
         print(jsonlib.dumps({"store": place, "rows": rows, "shards": shards}))
     else:
-        print(f"{rows:,} rows, {shards:,} shards written here.\n{place}" if shards else f"{rows:,} rows.\n{place}")
+        say(f"{rows:,} rows, {shards:,} shards written here.\n{place}" if shards else f"{rows:,} rows.\n{place}")

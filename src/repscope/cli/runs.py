@@ -2,7 +2,7 @@
 
 import json as jsonlib
 
-from repscope.cli.shared import RUNS, Json, Out, app, print_table
+from repscope.cli.shared import RUNS, Json, Out, app, print_table, say
 
 
 @app.command
@@ -16,7 +16,7 @@ def runs(*, out: Out = RUNS, json: Json = False) -> None:
     elif rows:
         print_table(rows, title=f"Runs in {out}")
     else:
-        print(f"There is no run in {out} yet; `repscope tour` starts the first ones.")
+        say(f"There is no run in {out} yet; `repscope tour` starts the first ones.")
 
 
 @app.command
@@ -37,7 +37,7 @@ def show(run: str, *, out: Out = RUNS, json: Json = False) -> None:
         print(jsonlib.dumps({"run": str(folder.path), "page": str(folder.page), "rows": rows}))
         return
     print_table(rows, title=folder.path.name)
-    print(folder.page)
+    say(folder.page)
 
 
 @app.command
@@ -55,7 +55,7 @@ def query(sql: str, *, out: Out = RUNS, json: Json = False) -> None:
     if json:
         print(frame.to_json(orient="records"))
     else:
-        print(frame.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
+        say(frame.to_string(index=False, float_format=lambda v: f"{v:.4g}"))
 
 
 @app.command
@@ -68,6 +68,6 @@ def claims(*, out: Out = RUNS, json: Json = False) -> None:
         print(jsonlib.dumps(rows))
         return
     for row in rows:  # lines, not cells: an address that a table breaks is no link
-        print(f"{row['verdict'].upper()}{' in ' + row['run'] if row['run'] else ''}: {row['claim']}")
-        print(f"    {row['source']}")
-        print(f"    {row['numbers']}\n")
+        say(f"{row['verdict'].upper()}{' in ' + row['run'] if row['run'] else ''}: {row['claim']}")
+        say(f"    {row['source']}")
+        say(f"    {row['numbers']}\n")

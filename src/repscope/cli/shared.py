@@ -4,13 +4,14 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 from cyclopts import App, Group, Parameter
 from cyclopts.validators import Number
 
 from repscope import __version__
 from repscope.data.reading import HELP
+from repscope.names import printable
 
 app = App(
     name="repscope",
@@ -47,10 +48,15 @@ Na = Annotated[tuple[str, ...] | None, Parameter(group=_TABLES, help=HELP["na"])
 Quote = Annotated[bool | None, Parameter(group=_TABLES, help=HELP["quote"])]
 
 
+def say(line: object, file: TextIO | None = None) -> None:
+    """Print a line to standard output or another stream. Control characters, which may come from a file, are spelt out."""
+    print(printable(str(line)), file=file)
+
+
 def print_notes(notes: Sequence[str]) -> None:
     """Print to standard error what was left out, guessed or sampled; `--json` has it under "notes"."""
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}", file=sys.stderr)
 
 
 def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
@@ -58,11 +64,11 @@ def print_table(rows: Sequence[Mapping[str, Any]], title: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    table = Table(title=printable(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
     columns = list(dict.fromkeys(column for row in rows for column in row))
     for column in columns:
         number = isinstance(rows[0].get(column), (int, float)) and not isinstance(rows[0].get(column), bool)
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
+        table.add_column(printable(column), justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*(_cell(row.get(column, "")) for column in columns))
     width = None if sys.stdout.isatty() else 200
@@ -74,4 +80,4 @@ def _cell(value: Any) -> str:
         return "yes" if value else ""
     if isinstance(value, float) and math.isnan(value):
         return "–"
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else printable(str(value))

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 from cyclopts import App, Group, Parameter
 from pydantic_core import PydanticUndefined
 
-from repscope.cli.shared import RUNS, Fresh, Json, ModelName, Out, Plan, Seed, app, print_notes, print_table
+from repscope.cli.shared import RUNS, Fresh, Json, ModelName, Out, Plan, Seed, app, print_notes, print_table, say
+from repscope.errors import UserError
 from repscope.studies.catalogue import ALL, ANSWERED, Entry, study
 
 _GROUPS = {"study": "Answer one of the ten questions about a network.", "bench": "Benchmark methods where the answer is known."}
@@ -103,7 +104,7 @@ def _answer(found: Any, options: Any, out: Path, plan: bool, fresh: bool, json: 
         if answer.rows:
             print_table(answer.rows, title=answer.title)
         for line in [*answer.lines, *(verdict.lines() if verdict else []), page]:
-            print(line)
+            say(line)
     if not answer.passed:
         raise SystemExit(1)
 
@@ -158,18 +159,18 @@ def tour(
         left = minutes - (time.monotonic() - started) / 60
         found = study(name)
         if told and left < found.least_minutes:
-            print(f"{name} is left out: {max(0, round(60 * left))} s are left of --minutes {minutes:g}.", file=sys.stderr)
+            say(f"{name} is left out: {max(0, round(60 * left))} s are left of --minutes {minutes:g}.", file=sys.stderr)
             continue
         chosen = {"model": model} if model and issubclass(found.options, ModelOptions) else {}
         run = Run(found, found.options(short=True, seed=seed, **chosen), out=out, fresh=fresh)
         if told and (needed := run.minutes_left()) > left:
-            print(f"{name} is left out: its short form takes about {max(1, round(needed))} min.", file=sys.stderr)
+            say(f"{name} is left out: its short form takes about {max(1, round(needed))} min.", file=sys.stderr)
             continue
         page = run.answer()
         verdict = run.verdict
         told.append({"study": name, "verdict": None if verdict is None else verdict.as_json(), "page": str(page)})
         if not json:
-            print(f"{found.question}\n  {verdict.sentence if verdict else 'No verdict.'}\n  {page}")
+            say(f"{found.question}\n  {verdict.sentence if verdict else 'No verdict.'}\n  {page}")
     index = write_index(out)
     print(jsonlib.dumps({"index": str(index), "studies": told}) if json else index)
 
@@ -187,17 +188,25 @@ def report(run: str, *, pdf: Annotated[bool, Parameter(negative="")] = False, ou
     """
     from repscope.report.page import write
     from repscope.report.pdf import print_pdf
-    from repscope.studies.run.folder import find_run
+    from repscope.studies.run.folder import MARK, find_run
     from repscope.studies.run.pages import complete_page
     from repscope.studies.run.runner import load_record
 
     folder = find_run(run, out)
-    found = study(str(folder.facts().get("study", "")))
-    paths = [write(complete_page(found, load_record(found, folder)), folder.page)]
+    facts = folder.facts()
+    if "study" not in facts:
+        raise UserError(f"{folder.path / MARK} is damaged; run the command of {folder.path.name} again.")
+    found = study(facts["study"])
+    record = load_record(found, folder)
+    try:
+        page = complete_page(found, record)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder.path / MARK} lacks what the page shows ({error}); run its command again.") from error
+    paths = [write(page, folder.page)]
     if pdf:
         paths.append(print_pdf(folder.page, folder.page.with_suffix(".pdf")))
     if json:
         print(jsonlib.dumps({"run": str(folder.path), "page": str(paths[0]), **({"pdf": str(paths[1])} if pdf else {})}))
         return
     for path in reversed(paths):
-        print(path)
+        say(path)

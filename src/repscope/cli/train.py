@@ -3,7 +3,7 @@
 import json as jsonlib
 from pathlib import Path
 
-from repscope.cli.shared import Json, Seed, app, print_table
+from repscope.cli.shared import Json, Seed, app, print_table, say
 
 
 @app.command
@@ -62,5 +62,5 @@ def train(
         return
     counts = found.table.groupby(["init", "group"], sort=False)["run"].nunique().reset_index()
     print_table([{str(k): v for k, v in row.items()} for row in counts.to_dict("records")], title="Runs")
-    print(found)
-    print(out)
+    say(found)
+    say(out)

@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from repscope.data.installed_docs import installed_docs
 from repscope.errors import UserError, no_file, unknown
+from repscope.untrusted import parse_json
 
 INSTALLED = "installed-docs"
 _KINDS = (".txt", ".jsonl", ".parquet")
@@ -183,7 +184,7 @@ def _json_lines(path: Path, text: str, labels: Sequence[str]) -> Corpus:
                 continue
             content = _decoded(path, line)
             try:
-                row = json.loads(content)
+                row = parse_json(content)
             except ValueError as error:
                 raise UserError(f"{path}, line {number}, is no JSON object; give one object per line.") from error
             if not isinstance(row, dict) or any(name not in row for name in (text, *labels)):
@@ -251,7 +252,7 @@ def _arrow_files(folder: Path) -> list[Path]:
         raise UserError(f"{folder} has the splits {', '.join(splits)}; give the folder of one.")
     if state.exists():
         try:
-            told = json.loads(state.read_text(encoding="utf-8"))
+            told = parse_json(state.read_text(encoding="utf-8"))
             names = [entry["filename"] for entry in told["_data_files"]]
             selected = told.get("_indices_data_files") or told.get("_indices_files")
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -80,7 +80,7 @@ def installed_docs(packages: Sequence[str] = tuple(PACKAGES)) -> InstalledDocs:
     rows = _remembered(kept)
     if rows is None:
         rows = list(_documents(roots))
-        with suppress(UserError, OSError), whole_file(kept) as partial:
+        with suppress(UserError, OSError), whole_file(kept, sync=False) as partial:
             partial.write_text(json.dumps(rows), encoding="utf-8")
     labels = {
         "package": tuple(package for package, _, _ in rows),

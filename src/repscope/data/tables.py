@@ -27,6 +27,7 @@ from repscope.data.numerals import is_numeral
 from repscope.data.reading import How, Reading, reading, shortened
 from repscope.data.separated import separated, text_of
 from repscope.errors import UserError, no_file, unknown
+from repscope.untrusted import parse_json
 
 _INDEX = re.compile(r"unnamed: ?\d+([._]\w+)*|__index_level_\d+__", re.IGNORECASE)
 _NUMBERED = re.compile(r"index|idx|level_\d+", re.IGNORECASE)  #: names of an index exported as a column
@@ -203,14 +204,19 @@ def _parquet(path: Path, chosen: _Chosen, how: Reading) -> _Raw:
             _check_columns(path, raw.header, names)
             kinds = {name: file.schema_arrow.field(name).type for name in raw.header if raw.header.count(name) == 1}
             for name in raw.header if names is None else names:
-                if _nested(kinds[name]):
+                if name in kinds and _nested(kinds[name]):
                     raw.lists.append(name)
             if raw.lists and names is not None:
                 _refuse_lists(path, raw.lists[0], str(kinds[raw.lists[0]]))
-            read = [name for name in (raw.header if names is None else names) if name not in raw.lists]
+            read = [name for name in (raw.header if names is None else names) if name in kinds and name not in raw.lists]
             table = file.read(columns=read)
-    except pa.ArrowException as error:
-        raise UserError(f"{path} is not a Parquet file that can be read ({str(error).splitlines()[0]}).") from error
+            for name in read:
+                table.column(name).validate(full=True)
+    except UserError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError, IndexError, RecursionError) as error:  # its bytes are trusted
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UserError(f"{path} is not a Parquet file that can be read ({reason}).") from error
     for name in read:
         column = table.column(name)
         try:
@@ -233,8 +239,8 @@ def _nested(kind: Any) -> bool:
 
 def _json(path: Path, chosen: _Chosen, how: Reading) -> _Raw:
     try:
-        rows = json.loads(text_of(path), object_pairs_hook=_object)
-    except (ValueError, RecursionError) as error:
+        rows = parse_json(text_of(path), _object)
+    except ValueError as error:
         if isinstance(error, UserError):
             raise error if str(path) in str(error) else UserError(f"{path} {error}") from None
         raise UserError(f"{path} is not valid JSON ({error}).") from error
@@ -249,16 +255,15 @@ def _jsonl(path: Path, chosen: _Chosen, how: Reading) -> _Raw:
     try:
         for i, line in enumerate(text_of(path).split("\n"), 1):
             if line.strip():
-                row = json.loads(line, object_pairs_hook=_object)
+                row = parse_json(line, _object)
                 if not isinstance(row, dict):
                     raise UserError(f'{path} holds no object in line {i}; each line is to be {{"column": value, …}}.')
                 held.append(row)
                 lines.append(i)
-    except (json.JSONDecodeError, RecursionError) as error:
-        said = getattr(error, "msg", "too deep")
-        raise UserError(f"{path} is not JSON in line {i} ({said}); write one object a line.") from error
     except UserError as error:
         raise error if str(path) in str(error) else UserError(f"{path}, line {i}, {error}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON in line {i} ({getattr(error, 'msg', error)}); write one object a line.") from error
     return _of_objects(path, held, lines, chosen)
 
 

@@ -29,6 +29,7 @@ from repscope.directions.header import Contents
 from repscope.directions.residual import by_block
 from repscope.disk import whole_file
 from repscope.errors import UserError
+from repscope.untrusted import parse_json
 
 ARCHITECTURE = "controlvector"
 OURS = "repscope.directions"
@@ -143,7 +144,7 @@ def _theirs(name: str, hint: str, tensors: dict[int, np.ndarray]) -> Contents:
 def _ours(text: str, tensors: dict[int, np.ndarray]) -> Contents:
     if len(text) > header.LONGEST:
         raise UserError("its header is too long")
-    card = json.loads(text)
+    card = parse_json(text)
     texts = ("model", "note", "architecture", "directions")
     if not isinstance(card, dict) or not all(isinstance(card.get(key), str) for key in texts):
         raise UserError("its header is none of repscope's")

@@ -12,6 +12,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -31,8 +32,11 @@ from repscope.errors import UserError, unknown
 from repscope.models.engine.fingerprint import Fingerprint, digests_of, of_digests
 from repscope.models.loading.adapters import WEIGHTS, Adapter, is_adapter
 from repscope.models.loading.folders import weight_files
+from repscope.models.loading.gguf import first_line
 from repscope.models.loading.stacked_weights import Shape, State, stack, unstack
 from repscope.models.loading.tensor_check import derived
+from repscope.names import file_name
+from repscope.untrusted import inside, parse_json
 
 if TYPE_CHECKING:
     import altair as alt
@@ -98,7 +102,9 @@ class CheckpointSet:
         return cls._checked(Path(), pd.DataFrame({"run": names, "step": steps, "path": held}), None)
 
     @classmethod
-    def written(cls, folder: Path, shape: Shape, table: pd.DataFrame, states: Mapping[int, State]) -> "CheckpointSet":
+    def written(
+        cls, folder: Path, shape: Shape, table: pd.DataFrame, states: Mapping[int, State], files: Mapping[str, str] | None = None
+    ) -> "CheckpointSet":
         """Write trained small networks as a set, atomically.
 
         Parameters
@@ -111,16 +117,20 @@ class CheckpointSet:
             One row per run, in the order of the stack: the column run, and metadata.
         states
             Step → stacked weights.
+        files
+            Name → text of further files.
         """
         rows: list[dict[str, Any]] = []
         with whole_folder(folder) as partial:
             for step, state in states.items():
                 for i, known in enumerate(table.to_dict("records")):
-                    name = f"{known['run']}/step-{step:06d}.safetensors"
-                    save(partial / name, unstack(state, i))
+                    name = f"{file_name(str(known['run']))}/step-{step:06d}.safetensors"
+                    save(partial / name, unstack(state, i), sync=False)  # the whole folder is
                     rows.append({"run": known["run"], "step": step, "path": name} | {str(k): v for k, v in known.items()})
             (partial / NETWORK).write_text(json.dumps({"kind": "small transformer", **asdict(shape)}, indent=2))
             pd.DataFrame(rows).to_csv(partial / TABLE, index=False)
+            for file, text in (files or {}).items():
+                (partial / file).write_text(text, encoding="utf-8")
         return cls.open(folder)
 
     @classmethod
@@ -263,8 +273,10 @@ def config_of(folder: Path) -> dict[str, Any]:
         folder = _base_of(folder) if is_adapter(folder) else folder
         held: dict[str, Any] = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
         return held
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder / 'config.json'} cannot be read ({str(error).splitlines()[0]}).") from error
+    except UserError:
+        raise
+    except Exception as error:  # a configuration can break transformers anywhere
+        raise UserError(f"{folder / 'config.json'} cannot be read ({first_line(error)}).") from error
 
 
 def _files(path: Path) -> list[Path]:
@@ -282,11 +294,12 @@ def _files(path: Path) -> list[Path]:
 def _base_of(folder: Path) -> Path:
     """The folder of an adapter's base. It lies beside the adapter: a file from a stranger names no other place of the disk."""
     adapter = Adapter.open(folder)
-    root, base = folder.resolve().parent, (folder / adapter.base).resolve()
-    if not adapter.base or not base.is_relative_to(root) or base == folder.resolve() or not base.is_dir():
+    base = inside(folder.resolve().parent, os.path.join(folder.resolve().name, adapter.base)) if adapter.base else None
+    if base is None or base == folder.resolve() or not base.is_dir():
+        named = adapter.base[:200] or "none"
         raise UserError(
-            f"The adapter {folder} names the base {adapter.base or 'none'}, which is no folder beside it; put the base's folder "
-            "there and name it in adapter_config.json, as ../base."
+            f"The adapter {folder} names the base {named}, which is no folder beside it; put the base's folder there and name it "
+            "in adapter_config.json, as ../base."
         )
     return base
 
@@ -336,11 +349,10 @@ def _read(file: Path, home: Path) -> pd.DataFrame:
     if (twice := table[table.duplicated(["run", "step"])]).size:
         row = twice.iloc[0]
         raise UserError(f"{file} has run {row['run']} at step {row['step']} twice; give each checkpoint one row.")
-    root = home.resolve()
-    paths = [(root / p).resolve() for p in table["path"]]
+    paths = [inside(home, given) for given in table["path"]]
     for given, path in zip(table["path"], paths):
-        if not path.is_relative_to(root):
-            raise UserError(f"{file} names {given}, which is outside its folder; put the checkpoint inside.")
+        if path is None:
+            raise UserError(f"{file} names {given[:200]!r}, which is outside its folder or no file; put the checkpoint inside.")
     return table.assign(path=paths)
 
 
@@ -348,17 +360,17 @@ def _shape(file: Path) -> Shape | None:
     if not file.is_file():
         return None
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
+        known = parse_json(file.read_text(encoding="utf-8"))
         if known.pop("kind") != "small transformer":
             return None
         return Shape(**{str(k): int(v) for k, v in known.items()})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise UserError(f"{file} does not contain the sizes of a small transformer ({error}).") from error
 
 
-def save(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write weights as one safetensors file, atomically."""
+def save(path: Path, state: Mapping[str, Tensor], *, sync: bool = True) -> None:
+    """Write weights as one safetensors file, atomically; `sync` as for `whole_file`."""
     from safetensors.torch import save_file
 
-    with whole_file(path) as partial:
+    with whole_file(path, sync=sync) as partial:
         save_file({name: value.contiguous() for name, value in state.items()}, partial)

@@ -118,7 +118,7 @@ def write(page: Page, path: Path) -> Path:
     with unchecked():
         text = render(page)
     with whole_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="replace")  # half of a surrogate pair is no text
     return path
 
 
@@ -179,7 +179,10 @@ def _bundle() -> str:
     script = str(vlc.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=vega_lite_version())).replace("\r\n", "\n")
     if "</script" in script.lower() or "<!--" in script:
         raise RuntimeError("the Vega bundle holds text that would end its script element")
-    with suppress(UserError, OSError), whole_file(kept) as partial:  # a cache that cannot be written costs time, not the page
+    with (
+        suppress(UserError, OSError),
+        whole_file(kept, sync=False) as partial,
+    ):  # a cache that cannot be written costs time, not the page
         partial.write_text(script, encoding="utf-8")
     return script
 

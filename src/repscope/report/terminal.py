@@ -10,6 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from repscope.names import printable
+
 
 class PairWriter(Protocol):
     """Shows pairs of texts while they are written."""
@@ -52,7 +54,7 @@ class _StreamWriter:
         self._screen: Live | None = None
 
     def say(self, line: str) -> None:
-        self._console.print(line, style="dim")
+        self._console.print(printable(line), style="dim")
 
     def grow(self, prompt: str, left: str, right: str) -> None:
         if self._now[0] and self._now[0] != prompt:
@@ -78,8 +80,8 @@ class _StreamWriter:
 
     def _table(self) -> Table:
         prompt, left, right = self._now
-        table = Table(title=Text(prompt), title_justify="left", box=box.SIMPLE_HEAD, expand=True, pad_edge=False)
+        table = Table(title=Text(printable(prompt)), title_justify="left", box=box.SIMPLE_HEAD, expand=True, pad_edge=False)
         for head in self._heads:
             table.add_column(head, ratio=1, overflow="fold")
-        table.add_row(Text(left.strip()), Text(right.strip()))
+        table.add_row(Text(printable(left.strip())), Text(printable(right.strip())))
         return table

@@ -223,10 +223,11 @@ def _helpers(files: Files, plan: HarvestPlan, count: int, lease_seconds: float) 
     if count and plan.load is None:
         raise UserError(f"{plan.model.name} was made in memory, so no other process can load it; use one worker.")
     command = [sys.executable, "-m", "repscope", "worker", files.place, "--lease-seconds", str(lease_seconds)]
-    started = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)]
+    # In a session of their own: Ctrl-C in a terminal reaches this process, which ends them.
+    started = [subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True) for _ in range(count)]
     try:
         yield
     finally:
         for helper in started:
-            helper.terminate()
+            helper.kill()  # shards are whole or absent, and leases of processes that are gone are taken over
             helper.wait()

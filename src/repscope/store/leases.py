@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 
 from repscope.store.files import Files
+from repscope.untrusted import parse_json
 
 SECONDS = 120.0  #: until a lease ends that is not renewed
 
@@ -69,7 +70,7 @@ def acquire(files: Files, what: str, seconds: float = SECONDS) -> Lease | None:
 def _read(files: Files, what: str) -> dict[str, Any] | None:
     """The content of a lease; empty if it is damaged, None if there is none."""
     try:
-        held = json.loads(files.read(lease_name(what)))
+        held = parse_json(files.read(lease_name(what)))
     except FileNotFoundError:
         return None
     except ValueError:

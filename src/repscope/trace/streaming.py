@@ -29,6 +29,7 @@ from repscope.errors import UserError
 from repscope.models.checkpoints import Weights
 from repscope.progress import progress
 from repscope.trace.interpolation import POINTS, Curves, check_states
+from repscope.untrusted import parse_json
 
 End = Mapping[str, Tensor]
 Measured = Mapping[str, float | Float[np.ndarray, "example 2"]]
@@ -264,8 +265,8 @@ def _read(kept: Path | None) -> dict[Cell, dict[str, np.ndarray]]:
     if kept is None or not kept.is_file():
         return found
     for line in kept.read_text(encoding="utf-8").split("\n"):
-        with suppress(ValueError, KeyError, TypeError):  # a line that was incomplete when the process was killed
-            cell = json.loads(line)
+        with suppress(ValueError, KeyError, TypeError, AttributeError):  # a line that was incomplete when the process was killed
+            cell = parse_json(line)
             a, b, point = cell["at"]
             found[a, b, point] = {name: np.array(values) for name, values in cell["losses"].items()}
     return found

@@ -14,10 +14,12 @@ import numpy as np
 
 from repscope.errors import UserError
 from repscope.models.prompts import Prompt
+from repscope.untrusted import need_text
 
 Pair = tuple[str, str]  #: a subject and its object
 
 _LONGEST = 200  #: characters of a subject or an object
+_LONGEST_NAME = 120  #: bytes
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})")
 
 
@@ -36,8 +38,13 @@ class Relation:
 
     def __post_init__(self) -> None:
         """Refuse what would fail later, far from its cause."""
+        if not self.name.isprintable() or len(self.name.encode()) > _LONGEST_NAME:
+            raise UserError(
+                f"The name {self.name[:40]!r} is no name of a relation; give one of at most {_LONGEST_NAME} bytes on one line."
+            )
         if not self.templates:
             raise UserError(f"The relation {self.name!r} has no template; give one that holds {{}}, such as '{{}} is in'.")
+        need_text(f"The relation {self.name!r}", *self.templates)
         for template in self.templates:
             if template.count("{}") != 1 or re.search(r"[{}]", template.replace("{}", "")):
                 raise UserError(f"The template {template!r} of {self.name!r} must hold {{}} exactly once, where the subject goes.")

@@ -5,7 +5,6 @@ columns subject and object. Text that was escaped twice (a literal \\u00ed) is r
 two different objects is left out and counted.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from repscope.data.relations.definition import Relation, of_pairs
 from repscope.data.separated import text_of
 from repscope.data.tables import read_table, table_path
 from repscope.errors import UserError
+from repscope.untrusted import parse_json
 
 _LARGEST_FILE = 64 << 20  #: bytes of a JSON file
 OWN_TEMPLATE = "{}:"  #: of a table that brings none
@@ -57,7 +57,7 @@ def _of_json(path: Path, templates: tuple[str, ...], how: How) -> Relation:
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise UserError(f"{path} is larger than {_LARGEST_FILE >> 20} MB, which no relation is.")
-        found = json.loads(text_of(path))
+        found = parse_json(text_of(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); check the path.") from error
     except UserError:

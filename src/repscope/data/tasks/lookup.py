@@ -4,7 +4,6 @@ Files: JSON as in the function-vectors repository of Todd et al. (a list of {"in
 dataset, or a table (CSV, TSV, Parquet, JSON lines) with the columns input and output, with two columns, or with two that are named.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -15,6 +14,7 @@ from repscope.data.tables import read_table, table_path
 from repscope.data.tasks.built_in import TASKS
 from repscope.data.tasks.definition import Task, of_pairs
 from repscope.errors import UserError
+from repscope.untrusted import parse_json
 
 _LARGEST_FILE = 64 << 20  #: bytes of a JSON file
 _COLUMNS = ("input", "output")
@@ -59,7 +59,7 @@ def _of_json(path: Path) -> Task:
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise UserError(f"{path} is larger than {_LARGEST_FILE >> 20} MB, which no task is.")
-        found = json.loads(text_of(path))
+        found = parse_json(text_of(path))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); check the path.") from error
     except UserError:

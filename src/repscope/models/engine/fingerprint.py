@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from repscope.disk import cache_home, whole_file
 from repscope.errors import UserError
 from repscope.progress import Advance, progress
+from repscope.untrusted import parse_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -135,12 +136,12 @@ def _remembered(path: Path, what: str, compute: Callable[[], dict[str, str]]) ->
     key = hashlib.sha256(f"{what}\0{made_for['path']}".encode()).hexdigest()[:24]
     kept = cache_home() / "fingerprints" / f"{key}.json"
     with suppress(OSError, ValueError, AttributeError):  # absent or damaged: made again
-        record = json.loads(kept.read_text(encoding="utf-8"))
+        record = parse_json(kept.read_text(encoding="utf-8"))
         if record.get("made_for") == made_for and isinstance(record.get("digests"), dict):
             return {str(name): str(line) for name, line in record["digests"].items()}
     digests = compute()
     # If the cache cannot be written (full disk, read-only home), the next load only takes longer.
-    with suppress(UserError, OSError), whole_file(kept) as unfinished:
+    with suppress(UserError, OSError), whole_file(kept, sync=False) as unfinished:
         unfinished.write_text(json.dumps({"made_for": made_for, "digests": digests}), encoding="utf-8")
     return digests
 
@@ -185,7 +186,7 @@ def _header(path: Path, size: bytes, held: int, read: Callable[[int], bytes]) ->
     if 8 + length > held:
         raise _cut(path)
     try:
-        tensors = {name: entry for name, entry in json.loads(read(length)).items() if name != "__metadata__"}
+        tensors = {name: entry for name, entry in parse_json(read(length)).items() if name != "__metadata__"}
         ends = [8 + length + int(entry["data_offsets"][1]) for entry in tensors.values()]
         sound = all(
             0 <= entry["data_offsets"][0] <= entry["data_offsets"][1]
@@ -193,7 +194,7 @@ def _header(path: Path, size: bytes, held: int, read: Callable[[int], bytes]) ->
             and prod(entry["shape"]) >= 0
             for entry in tensors.values()
         )
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError):
         sound = False
     if not sound:
         raise UserError(f"{path} has a damaged safetensors header; download or copy it again.")

@@ -8,7 +8,6 @@
 5. The fingerprint covers the loaded weights: no tensors that the network computes itself, no stored copies of tied weights.
 """
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ from repscope.errors import UserError
 from repscope.models.engine.fingerprint import Fingerprint, digests_of, of_digests
 from repscope.models.loading import tensor_check
 from repscope.models.loading.gguf import first_line
+from repscope.untrusted import inside, parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,9 +49,11 @@ def weight_files(folder: Path, name: str) -> list[Path]:
         return [whole]
     if (index := folder / "model.safetensors.index.json").is_file():
         try:
-            shards = sorted({str(shard) for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+            shards = sorted({str(shard) for shard in parse_json(index.read_text(encoding="utf-8"))["weight_map"].values()})
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{index} is damaged; download or copy it again.") from error
+        if foreign := [shard for shard in shards if inside(folder, shard) is None]:
+            raise UserError(f"{index} names {foreign[0][:200]!r}, which is no file in its folder; download or copy it again.")
         if lost := [shard for shard in shards if not (folder / shard).is_file()]:
             raise UserError(f"{name} lacks {len(lost)} of its {len(shards)} weight files, {lost[0]} first; fetch it again.")
         return [folder / shard for shard in shards]
@@ -71,7 +73,6 @@ def read_model(
     """
     import torch
     import transformers
-    from safetensors import SafetensorError
 
     digests = digests_of(weight_files(folder, name))
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": code}
@@ -87,7 +88,7 @@ def read_model(
                 **options,
                 **_placement(device, folder),
             )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        except Exception as error:  # a configuration can break transformers anywhere
             hint = " Pass trust_remote_code=True only if you have read its code." if "trust_remote_code" in str(error) else ""
             reason = first_line(error)
             raise UserError(f"transformers {transformers.__version__} cannot load {name}: {reason}.{hint}") from error
@@ -118,7 +119,9 @@ def read_tokenizer(folder: Path, name: str, *, code: bool) -> Any:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=code)
         empty = len(tokenizer.get_vocab()) - len(tokenizer.all_special_ids) < 2
-    except Exception as error:  # a tokenizer's files pass through Rust, whose errors are plain `Exception`s
+    except BaseException as error:  # a tokenizer's files pass through Rust, whose panics are no `Exception`
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(
             f"{name} has no tokenizer that can be read ({first_line(error)}); copy the files of its tokenizer again, or pass "
             "tokenizer=… to rs.load."

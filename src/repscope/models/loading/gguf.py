@@ -37,6 +37,7 @@ from repscope.models.loading.gguf_settings import Header, checked, settle
 from repscope.models.loading.gguf_tensors import complete as complete_tensors
 from repscope.models.loading.gguf_tensors import sort_halves
 from repscope.progress import progress
+from repscope.untrusted import parse_json
 
 RECORD = "repscope.json"
 FORMAT = 2  # raise it when a conversion would come out differently: older folders are then made again
@@ -167,7 +168,7 @@ def complete(folder: Path) -> bool:
 def record(folder: Path) -> dict[str, Any]:
     """The record of a conversion about its source; empty for any other folder."""
     try:
-        noted = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        noted = parse_json((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return noted if isinstance(noted, dict) else {}

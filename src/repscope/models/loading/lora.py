@@ -9,7 +9,6 @@
 Source: Hu et al. 2021, LoRA, arXiv 2106.09685, eq. 3; Kalajdzievski 2023, arXiv 2312.03732 (√r).
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from repscope.errors import UserError
+from repscope.untrusted import parse_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: options of PEFT's LoRA under which the tuned weights are not W + s B A
@@ -129,7 +129,7 @@ def settings_of(folder: Path) -> dict[str, Any]:
     try:
         if (size := file.stat().st_size) > _LARGEST:
             raise UserError(f"{file} has {size:,} bytes, too many for a configuration; check the file.")
-        given = json.loads(file.read_text(encoding="utf-8"))
+        given = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read as JSON ({type(error).__name__}); copy the adapter again.") from error
     if not isinstance(given, dict):

@@ -24,6 +24,7 @@ from repscope.data.contrasts import Contrast, contrast
 from repscope.directions import Direction, DirectionSet
 from repscope.errors import UserError, unknown
 from repscope.models.edits import Edit
+from repscope.names import file_name
 from repscope.results import CHOSEN, Result, Row
 from repscope.steer.dose_response import PROMPTED, by_group, doing, dose
 from repscope.steer.effects import DEFINITIONS, log_odds
@@ -244,7 +245,7 @@ def _save(setup: Setup[Any], context: Context, direction: Direction) -> None:
         architecture=str(getattr(lm.model.config, "model_type", "")),
         blocks=lm.blocks,
     )
-    stem = "".join(c if c.isalnum() or c in "-_" else "-" for c in direction.name)
+    stem = file_name(direction.name)
     saved.save(context.artifacts / f"{stem}.safetensors")
     if direction.site != "resid_post.0":  # llama.cpp cannot add a vector after block 0
         saved.to_gguf(context.artifacts / f"{stem}.gguf")

@@ -23,6 +23,7 @@ from repscope.data.relations import Relation, relation
 from repscope.errors import UserError
 from repscope.models.prompts import Prompt
 from repscope.models.sites import Site
+from repscope.names import file_name
 from repscope.progress import progress
 from repscope.read.known_facts import EncodedFacts, distinct, encode_facts, select_known
 from repscope.read.linear_relations import LRE, attribute_lens, right, vectors
@@ -163,7 +164,7 @@ def _splits(
             side[f"lens-{r.name}"] = attribute_lens(lm, facts["fits"], _distracted(split))
             if made is not None:
                 sets = made.directions(lm.fingerprint, r.name)
-                sets.save(context.artifacts / (f"{r.name.replace(' ', '-')}-concepts.safetensors"))
+                sets.save(context.artifacts / f"{file_name(r.name)}-concepts.safetensors")
                 side[f"map-{r.name}"] = _plane(made.vectors, made.names, split)
         for family, found in hits.items():
             artifacts |= {f"{family}|{name}": values for name, values in found.items()}

@@ -12,7 +12,7 @@ The only writer of run folders. Files are whole or not there.
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,41 @@ import pandas as pd
 
 from repscope.disk import explained, need_folder, whole_file
 from repscope.errors import UserError, unknown
+from repscope.names import file_name, readable
 from repscope.report.page import Page, write
 from repscope.results import COLUMNS, Result
+from repscope.untrusted import parse_json
 
 MARK = "run.json"
 PAGE = "report.html"
+_FOLDERS = (".steps", ".partial", ".scratch", "results", "artifacts")
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+#: keys of `run.json` that are read, and what fits them
+_FACTS: dict[str, Callable[[Any], bool]] = {
+    "study": lambda v: isinstance(v, str),
+    "question": lambda v: isinstance(v, str),
+    "model": lambda v: isinstance(v, str),
+    "given": lambda v: isinstance(v, dict),
+    "options": lambda v: isinstance(v, dict),
+    "steps": lambda v: isinstance(v, dict) and all(isinstance(k, str) for k in v.values()),
+    "seconds": _number,
+    "took": lambda v: isinstance(v, dict) and all(isinstance(t, dict) and all(map(_number, t.values())) for t in v.values()),
+    "verified": lambda v: isinstance(v, dict) and isinstance(v.get("summary"), str) and _texts(v.get("warnings")),
+    "answer": _texts,
+    "verdict": lambda v: v is None or (isinstance(v, dict) and isinstance(v.get("sentence"), str)),
+    "versions": lambda v: isinstance(v, dict),
+    "names": _texts,
+    **{name: lambda v: v is None or isinstance(v, str) for name in ("precision", "revision", "date", "command", "loss unit")},
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +90,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.path / ".lock", timeout=0):
+                self._refuse_links()
                 if not (self.path / MARK).is_file():
                     self.write_facts(mark)
                 self.tidy()
@@ -68,13 +99,21 @@ class RunFolder:
         except Timeout:
             raise UserError(f"Another process is working on {self.path}; wait for it or choose another --out.") from None
 
+    def _refuse_links(self) -> None:
+        """Raise a `UserError` for a folder that is a link: what is written or removed would be elsewhere."""
+        for name in _FOLDERS:
+            if (self.path / name).is_symlink():
+                raise UserError(
+                    f"{self.path / name} is a link, and a run writes only in its own folder; put a folder in its place."
+                )
+
     def step(self, name: str, key: str) -> Path:
         """The folder of a step's result under its key."""
-        return self.path / ".steps" / f"{_file_name(name)}-{key[:16]}"
+        return self.path / ".steps" / f"{readable(name)}-{readable(key, 16)}"
 
     def partial(self, name: str, key: str) -> Path:
         """The folder of intermediate results of a step."""
-        return self.path / ".partial" / f"{_file_name(name)}-{key[:16]}"
+        return self.path / ".partial" / f"{readable(name)}-{readable(key, 16)}"
 
     def load_step(self, name: str, key: str) -> Result:
         """A step's result.
@@ -101,12 +140,12 @@ class RunFolder:
     def write_facts(self, facts: Mapping[str, Any]) -> None:
         """Write `run.json`."""
         with whole_file(self.path / MARK) as partial:
-            partial.write_text(json.dumps(facts, indent=2))
+            partial.write_text(json.dumps(facts, indent=2), encoding="utf-8")
 
     def publish(self, results: Mapping[str, Result], facts: Mapping[str, Any], page: Page) -> Path:
         """Write tables, facts and page; the page's path."""
         for name, result in results.items():
-            with whole_file(self.path / "results" / f"{_file_name(name)}.parquet") as partial:
+            with whole_file(self.path / "results" / f"{file_name(name)}.parquet") as partial:
                 result.table.to_parquet(partial, index=False)
         self.write_facts(facts)
         return write(page, self.page)
@@ -119,17 +158,17 @@ class RunFolder:
 
     def clear(self) -> None:
         """Remove all results and the page."""
-        for name in (".steps", ".partial", "results", "artifacts"):
+        for name in _FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
         self.page.unlink(missing_ok=True)
 
     def facts(self) -> dict[str, Any]:
-        """The content of `run.json`; empty if it is damaged."""
+        """The content of `run.json`; empty if it is damaged, or holds what repscope does not write."""
         try:
-            held = json.loads((self.path / MARK).read_text())
+            held = parse_json((self.path / MARK).read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return {}
-        return held if isinstance(held, dict) else {}
+        return held if isinstance(held, dict) and all(fits(held[name]) for name, fits in _FACTS.items() if name in held) else {}
 
     def table(self) -> pd.DataFrame:
         """All rows of a finished run; none where it is not finished.
@@ -189,11 +228,7 @@ def find_run(run: str, out: Path) -> RunFolder:
 
 def slug(name: str, most: int = 60) -> str:
     """A name as a part of a folder's name."""
-    return "".join(c if c.isalnum() or c in ".-_" else "-" for c in Path(name).name.removesuffix(".gguf"))[:most]
-
-
-def _file_name(step: str) -> str:
-    return step.replace(" ", "-")
+    return readable(Path(name).name.removesuffix(".gguf"), most)
 
 
 __all__ = ["MARK", "PAGE", "RunFolder", "find_run", "list_runs", "need_folder", "slug"]

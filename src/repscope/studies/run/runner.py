@@ -19,7 +19,7 @@ from repscope.errors import UserError
 from repscope.progress import progress
 from repscope.report.verdict import Verdict
 from repscope.results import Result, concat, identified
-from repscope.studies.run.folder import RunFolder, need_folder, slug
+from repscope.studies.run.folder import MARK, RunFolder, need_folder, slug
 from repscope.studies.run.forecast import forecast_seconds
 from repscope.studies.run.pages import complete_page, verdict
 from repscope.studies.run.provenance import digest, file_digest, library_versions, provenance
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from repscope.models.verify.report import Verification
 
 
+_WORTH_SYNC = 1.0  #: seconds of a step whose result is written through to the disk, so that a power failure costs less than that
 _SCHEMA = 2  #: raised when names in tables change, so that a page never mixes old and new ones
 
 
@@ -206,10 +207,12 @@ class Run(Generic[AnyOptions]):
         folder = self.run_folder
         partial, artifacts = folder.partial(step.name, key), folder.path / "artifacts"
         context = Context({name: self.results[name] for name in step.needs}, folder.scratch(), partial, artifacts)
+        began = time.monotonic()
         found = step.compute(context)
+        long = time.monotonic() - began > _WORTH_SYNC
         model = found.table["model"].where(found.table["model"] != "", self.subject.fingerprint)
         stamped = found.table.assign(study=self.study.name, step=step.name, model=model)
-        Result(identified(stamped), found.arrays, found.side, found.notes).save(folder.step(step.name, key))
+        Result(identified(stamped), found.arrays, found.side, found.notes).save(folder.step(step.name, key), sync=long)
         shutil.rmtree(partial, ignore_errors=True)
 
     def _publish(self, keyed: "Sequence[tuple[Step, str]]", started: float) -> Path:
@@ -272,6 +275,11 @@ def load_record(study: Study[Any], folder: RunFolder) -> Record[Any]:
     facts = folder.facts()
     if "steps" not in facts:
         raise UserError(f"{folder.path.name} is not finished; the command that began it continues it.")
-    options = study.options(**facts["given"]).sized()
+    if missing := [name for name in ("model", "given", "options", "versions", "command") if name not in facts]:
+        raise UserError(f"{folder.path / MARK} is damaged (it lacks {missing[0]!r}); run the same command with --fresh.")
+    try:
+        options = study.options(**facts["given"]).sized()
+    except ValueError as error:  # pydantic's, and our own
+        raise UserError(f"{folder.path / MARK} is damaged (other options); run the same command with --fresh.") from error
     results = {str(name): folder.load_step(name, key) for name, key in facts["steps"].items()}
     return Record(options, results, facts, folder.path)

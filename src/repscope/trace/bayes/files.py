@@ -7,7 +7,6 @@
 Any other array, name or number is refused: a file of something else is not read as a model.
 """
 
-import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from repscope.errors import UserError, no_file, unknown
 from repscope.trace.bayes.hmm import PARTS, HiddenMarkovModel
+from repscope.untrusted import parse_json
 
 _MOST_BYTES = 1 << 29  #: of the arrays in a file; a small archive can expand to any size
 
@@ -79,7 +79,7 @@ def _safetensors(file: Path) -> list[dict[str, Any]]:
 
 def _json(file: Path) -> list[Any]:
     try:
-        parsed = json.loads(file.read_text(encoding="utf-8"))
+        parsed = parse_json(file.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{file} is not valid JSON ({_line(error)}).") from error
     return parsed if isinstance(parsed, list) else [parsed]

@@ -8,7 +8,6 @@
    the change d = y − x. A checkpoint and itself are a pair like any other.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from repscope.models.loading.sources import folder_of, tokenizer_of
 from repscope.trace.drift.adapters import AdaptedCheckpoint, Factors, adapted, base_of, is_adapter
 from repscope.trace.drift.entrywise import PART
 from repscope.trace.drift.stored import Checkpoint, FileCheckpoint, Renamed, Stored, Values, closing, files_of, in_memory
+from repscope.untrusted import parse_json
 
 #: matrices that files may leave out or store twice where they are tied to the embedding
 _TIED = ("lm_head.weight", "embed_out.weight", "decoder.weight")
@@ -245,7 +245,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        given = json.loads(file.read_text(encoding="utf-8"))
+        given = parse_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read as JSON ({type(error).__name__}); copy it again.") from error
     return given if isinstance(given, dict) else {}

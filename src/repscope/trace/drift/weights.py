@@ -40,6 +40,7 @@ from repscope.trace.drift.entrywise import Audit, Sums
 from repscope.trace.drift.module_kinds import block_of, kind_of
 from repscope.trace.drift.pair import Pair, TensorPair
 from repscope.trace.drift.stored import Checkpoint
+from repscope.untrusted import parse_json
 
 NORM, COSINE = "relative Frobenius norm", "cosine"
 UNCHANGED32, UNCHANGED16, HIDDEN = "unchanged in float32", "unchanged in bfloat16", "hidden by bfloat16"
@@ -319,7 +320,7 @@ def _read(kept: Path | None) -> dict[str, TensorDrift]:
         return found
     for line in kept.read_text(encoding="utf-8").split("\n"):
         with suppress(ValueError, KeyError, TypeError):  # a line that was incomplete when the process was killed
-            given = json.loads(line)
+            given = parse_json(line)
             spectrum = None if given["spectrum"] is None else np.array(given["spectrum"], dtype=np.float64)
             a, b = given["dtypes"]
             found[given["name"]] = TensorDrift(given["name"], tuple(given["shape"]), (a, b), Sums(**given["sums"]), spectrum)

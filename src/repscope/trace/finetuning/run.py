@@ -44,6 +44,7 @@ from repscope.trace.finetuning.examples import (
 )
 from repscope.trace.finetuning.options import BASE, METHODS, STATE, FineTuning
 from repscope.trace.finetuning.trainers import libraries, quiet, trainer
+from repscope.untrusted import parse_json
 
 RECORD, ROWS = "finetune.json", "examples.jsonl"
 _FEWEST = 8  #: preference pairs
@@ -121,7 +122,7 @@ def _run(lm: LanguageModel, examples: Examples, options: FineTuning, folder: Pat
         raise UserError(f"{folder} holds another fine-tuning ({named} differs); choose another folder, or remove it.")
     if held is not None and held["complete"]:
         return CheckpointSet.open(folder)
-    if held is None and folder.is_dir() and any(folder.iterdir()):
+    if held is None and folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
         raise UserError(f"{folder} holds other files; choose a new folder.")
     policy, tokenizer = _copy(lm, options)
     size = sum(p.numel() * p.element_size() for p in policy.parameters())
@@ -257,7 +258,7 @@ def _held(folder: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        held = json.loads(file.read_text(encoding="utf-8"))
+        held = parse_json(file.read_text(encoding="utf-8"))
         if isinstance(held["run"], dict) and isinstance(held["complete"], bool):
             return dict(held)
     except (ValueError, KeyError, TypeError):

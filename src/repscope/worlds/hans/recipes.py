@@ -5,23 +5,29 @@
 
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
+from safetensors import SafetensorError
 
 from repscope import __version__
 from repscope.errors import UserError, unknown
 from repscope.models.checkpoints import CheckpointSet, Weights, save
 from repscope.models.loading.stacked_weights import State, stack, unstack
 from repscope.progress import progress
+from repscope.untrusted import parse_json
 from repscope.worlds.hans import fine_tuning
 from repscope.worlds.hans.fine_tuning import FineTuning, World
+from repscope.worlds.hans.training import TrainingRun
 
+RECIPE, DESCENT = "recipe.json", "descent.safetensors"
 #: recipe → conditions, each with the requested number of runs
 RECIPES: dict[str, tuple[str, ...]] = {"early-bias": ("rule", "lexical overlap"), "unbiased": ("none",)}
 
@@ -80,45 +86,86 @@ def train(asked: Training, folder: str | Path) -> CheckpointSet:
     UserError
         When another recipe's runs, or something else, is in the folder.
     """
-    folder = Path(folder).expanduser()
+    folder = Path(folder).expanduser().absolute()
     digest = hashlib.sha256(json.dumps([asdict(asked), __version__], default=str, sort_keys=True).encode()).hexdigest()
+    partial = folder.with_name(folder.name + ".training") / digest[:12]
     if folder.exists():
-        known = folder / "recipe.json"
-        if known.is_file() and json.loads(known.read_text()).get("digest") == digest:
+        if _digest_of(folder / RECIPE) == digest:
+            _forget(partial)  # a process that was killed at the very end left it
             return CheckpointSet.open(folder)
         if any(folder.iterdir()):
             raise UserError(f"{folder} holds other runs or files; choose another --out, or delete it.")
-    partial = folder.with_name(folder.name + ".training") / digest[:12]
+    _tidy(folder, partial)
     steps, table = asked.tuning.schedule.steps, asked.table
     kept = sorted({round(steps * (i + 1) / asked.keep) for i in range(asked.keep)})
     pretraining = 1.5 * asked.fork * asked.inits
     with progress("Training", pretraining + steps * len(table)) as advance:
         base = _pretrained(asked, partial, lambda amount: advance(1.5 * amount * asked.inits))
-        descent = fine_tuning.training_run(asked.world, base, table, asked.tuning)
-        if (partial / "descent.safetensors").is_file():
-            descent.load(partial / "descent.safetensors")
-        states = {s: dict(Weights(partial / f"step-{s}.safetensors")) for s in kept if s <= descent.step}
+        descent, states = _resumed(lambda: fine_tuning.training_run(asked.world, base, table, asked.tuning), partial, kept)
         advance(descent.step * len(table))
         rests = sorted({*kept, *range(0, steps, max(1, steps // 10))} - set(states))
         for step, state in descent.until(rests, lambda amount: advance(amount * len(table))):
             if step in kept:
                 save(partial / f"step-{step}.safetensors", state)
                 states[step] = state
-            descent.save(partial / "descent.safetensors")
+            descent.save(partial / DESCENT)
     table = table.drop(columns="init").assign(init=[f"pretraining {i}" for i in table["init"]])
-    found = CheckpointSet.written(folder, asked.world.shape(), table, states)
-    (folder / "recipe.json").write_text(json.dumps({"digest": digest, **asdict(asked)}, indent=2, default=str))
+    recipe = json.dumps({"digest": digest, **asdict(asked)}, indent=2, default=str)
+    found = CheckpointSet.written(folder, asked.world.shape(), table, states, {RECIPE: recipe})
     _forget(partial)
     return found
 
 
 def _pretrained(asked: Training, partial: Path, tick: fine_tuning.Tick) -> State:
     path = partial / "pretrained.safetensors"
-    if path.is_file():
+    with suppress(UserError):  # absent, or damaged: made again
         return dict(Weights(path))
     base = fine_tuning.pretrain(asked.world, [asked.seed * 1009 + i for i in range(asked.inits)], [asked.fork], tick)[asked.fork]
     save(path, base)
     return base
+
+
+def _resumed(begin: Callable[[], TrainingRun], partial: Path, kept: Sequence[int]) -> tuple[TrainingRun, dict[int, State]]:
+    """A training at its last saved step, with the checkpoints until there; at the start if nothing is saved, or it is damaged."""
+    descent, states = begin(), {}
+    if not (partial / DESCENT).is_file():
+        return descent, {}
+    try:
+        descent.load(partial / DESCENT)
+        for step in kept:
+            if step <= descent.step:
+                states[step] = dict(Weights(partial / f"step-{step}.safetensors"))
+    except (UserError, SafetensorError, OSError, KeyError, ValueError):
+        return begin(), {}
+    return descent, states
+
+
+def _digest_of(file: Path) -> str:
+    """The digest in a recipe's file; empty if there is no such file.
+
+    Raises
+    ------
+    UserError
+        When it is damaged.
+    """
+    if not file.is_file():
+        return ""
+    try:
+        held = parse_json(file.read_text(encoding="utf-8"))
+        if isinstance(held["digest"], str):
+            return str(held["digest"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise UserError(f"{file} is damaged, so it is unknown which runs are there; choose another --out, or delete {file.parent}.")
+
+
+def _tidy(folder: Path, partial: Path) -> None:
+    """Remove what a killed process left half-written: beside the folder, and in that of the training."""
+    own = re.compile(re.escape(f".{folder.name}.") + r"[a-z0-9_]{8}\.part")  # as `whole_folder` names them
+    for left in [p for p in folder.parent.glob(".*.part") if own.fullmatch(p.name)]:
+        shutil.rmtree(left, ignore_errors=True)
+    for left in partial.glob(".*.part"):
+        left.unlink(missing_ok=True)
 
 
 def _forget(partial: Path) -> None:

@@ -24,6 +24,7 @@ from repscope.errors import UserError
 from repscope.models.engine.memory import memory_kept
 from repscope.models.loading.stacked_weights import State
 from repscope.progress import progress
+from repscope.untrusted import parse_json
 from repscope.worlds.hans.stacked import one_thread
 
 LossOf = Callable[[State, int], Float[Tensor, "network"]]  #: weights and step → each network's mean loss
@@ -161,7 +162,7 @@ def _resumed(path: Path | None, weights: State, adam: torch.optim.AdamW) -> tupl
         return 0, []
     try:
         with safe_open(path, "pt") as held:
-            step = int(json.loads(held.metadata()["progress"])["step"])
+            step = int(parse_json(held.metadata()["progress"])["step"])
             tensors = {k: held.get_tensor(k) for k in held.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, KeyError, ValueError, TypeError):
         return 0, []

@@ -5,7 +5,6 @@ else), and `.npz` (without pickled objects). Each gives named dense tensors on t
 holds them exactly.
 """
 
-import json
 import zipfile
 from collections.abc import Mapping
 from math import prod
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from repscope.errors import UserError
+from repscope.untrusted import parse_json
 
 _LARGEST_JSON = 1 << 24
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -33,7 +33,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LARGEST_JSON:
             raise UserError(f"{path} has {path.stat().st_size:,} bytes, too many for settings; check the file.")
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, UserError):
             raise

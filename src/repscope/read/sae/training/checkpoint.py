@@ -17,6 +17,7 @@ from torch import Tensor
 
 from repscope import disk
 from repscope.errors import UserError
+from repscope.untrusted import parse_json
 
 FORMAT = 1
 NAME = "checkpoint.safetensors"
@@ -47,7 +48,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, "pt") as file:
-            state = json.loads((file.metadata() or {})["repscope"])
+            state = parse_json((file.metadata() or {})["repscope"])
             # Copies: tensors of the mapped file start anywhere, and kernels may round otherwise at other alignments.
             names = list(file.keys())
             tensors = {name: file.get_tensor(name).clone(memory_format=torch.contiguous_format) for name in names}

@@ -1,0 +1,68 @@
+"""The chaos harness: kills, damage, hostile files and bad places, each outcome counted. Silent and raw must be 0.
+
+python -m chaos [--short] [--only PART …] [--seed N] [--write]      (make chaos; minutes to an hour)
+
+Processes are forks of a server that has imported everything, so that hundreds of cases take minutes. `--write` puts the tables into
+RESULTS.md in this folder.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from chaos import damage, kills, places, reading
+from chaos.commands import COMMANDS, QUICK, prepare
+from chaos.outcomes import Tally
+from processes import Processes
+
+PARTS = ("reading", "damage", "kills", "places")
+_RESULTS = Path(__file__).with_name("RESULTS.md")
+
+
+def tallies(processes: Processes, parts: list[str], short: bool, home: Path, seed: int) -> dict[str, Tally]:
+    """The tally of each part."""
+    prepare(home / "inputs")
+    found: dict[str, Tally] = {}
+    commands = QUICK if short else COMMANDS
+    if "reading" in parts:
+        found["Mutated inputs"] = reading.run(processes, 12 if short else 300)
+    if "damage" in parts:
+        names = ["run of lens", "set of train"] if short else list(damage.PLACES)
+        found["Damaged results"] = damage.run(processes, names, 10 if short else 80, home / "damage", seed)
+    if "kills" in parts:
+        found["Killed commands"] = kills.run(processes, commands, 5 if short else 20, home / "inputs", home / "kills", seed)
+    if "places" in parts:
+        found["Bad places"] = places.run(processes, commands[:5], 4 if short else 12, home / "inputs", home / "places", seed)
+        found["Impossible folders"] = places.folders(processes, home / "inputs", home / "folders", commands[:5])
+        found["Terminals"] = places.terminals(home, home / "runs")
+    return found
+
+
+def main() -> int:
+    """Run the parts; 1 if anything was silent or raw."""
+    asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    asked.add_argument("--short", action="store_true")
+    asked.add_argument("--write", action="store_true")
+    asked.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    asked.add_argument("--seed", type=int, default=0)
+    given = asked.parse_args()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as home:
+        os.environ["REPSCOPE_CACHE"] = str(Path(home) / "cache")
+        found = tallies(Processes(), given.only, given.short, Path(home), given.seed)
+    bad = [line for tally in found.values() for line in tally.bad]
+    text = "\n\n".join(tally.table(title) for title, tally in found.items())
+    cases = sum(tally.cases for tally in found.values())
+    minutes = (time.monotonic() - began) / 60
+    print(f"{text}\n\n{cases:,} cases in {minutes:.0f} minutes; {len(bad)} silent or raw.\n" + "\n".join(bad))
+    if given.write:
+        head = "# Chaos\n\nWritten by `make chaos`. Each row counts the outcomes of hostile cases; silent and raw must be 0.\n\n"
+        _RESULTS.write_text(f"{head}{text}\n\n{cases:,} cases in {minutes:.0f} minutes; {len(bad)} silent or raw.\n")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
