@@ -18,6 +18,7 @@ denominator. A representation that does not vary has no CKA: NaN.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -112,7 +113,8 @@ class CKAAccumulator:
         held = self._counts > 0
         top = np.stack([xy[held, i, j], xx[held, i], yy[held, j]], axis=1)
         bottom = np.repeat(self._counts[held, None].astype(np.float64), 3, axis=1)
-        return stats.functions_of_ratios(top, bottom, {"cka": _cka}, unit="batch", seed=seed)["cka"]
+        found = stats.functions_of_ratios(top, bottom, {"cka": _cka}, unit="batch", seed=seed)["cka"]
+        return found if held.sum() > 1 else replace(found, lo=float("nan"), hi=float("nan"))  # one batch has no spread
 
     def _seen(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if self._sums is None:

@@ -61,7 +61,7 @@ def rdm(
     if dissimilarity not in get_args(Dissimilarity):
         raise unknown("dissimilarity", dissimilarity, get_args(Dissimilarity))
     if (precision is not None) != (dissimilarity == "mahalanobis"):
-        raise UserError("A precision of the noise belongs to 'mahalanobis' and to no other dissimilarity; give both or neither.")
+        raise UserError("'mahalanobis' needs precision=, the inverse covariance of the noise (`noise_precision`), and no other dissimilarity takes it.")
     rows = _responses(x, "The representation")
     if dissimilarity == "poisson":
         return _distances(_poisson_gram(rows, rows), rows.shape[1])
@@ -92,9 +92,10 @@ def crossvalidated_rdm(
     if dissimilarity not in get_args(Crossvalidated):
         raise unknown("dissimilarity across runs", dissimilarity, get_args(Crossvalidated))
     if dissimilarity == "poisson" and precision is not None:
-        raise UserError("A precision of the noise belongs to 'crossnobis'; leave it out for Poisson rates.")
+        raise UserError("precision= belongs to 'crossnobis'; leave it out for Poisson rates.")
     if getattr(runs, "ndim", np.ndim(runs)) < 3 or len(runs) < 2:
-        raise UserError("A dissimilarity across runs needs at least two runs; give an array (run, condition, channel).")
+        shape = tuple(np.shape(runs))
+        raise UserError(f"The responses have shape {shape}; give (run, condition, channel), with at least two runs.")
     x = [_responses(run, f"Run {i}") for i, run in enumerate(runs)]
     count, channels = len(x), x[0].shape[1]
     total = sum(x[1:], x[0])

@@ -90,7 +90,7 @@ def noise_ceiling(subjects: Any, measure: Measure = "cosine") -> tuple[float, fl
     total = each.sum(0)
     lower = [compare_rdms(total - own, rdm, measure)[0, 0] for own, rdm in zip(each, rdms)]
     upper = [compare_rdms(total, rdm, measure)[0, 0] for rdm in rdms]
-    return float(np.mean(lower)), float(np.mean(upper))
+    return min(float(np.mean(lower)), float(np.mean(upper))), float(np.mean(upper))  # equal up to rounding for equal subjects
 
 
 def rsa(x: Any, y: Any, dissimilarity: Dissimilarity = "euclidean") -> float:

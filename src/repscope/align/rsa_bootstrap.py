@@ -22,7 +22,7 @@ limited to [max(n/(n-1) σ²_subjects, m/(m-1) σ²_conditions), σ²_both]. Int
 freedom.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -108,7 +108,8 @@ def evaluate_rdms(
         means = [np.einsum("dms,ds->dm", drawn, of_subjects), *means] if over == "both" else means
     lower, upper = noise_ceiling(b, measure) if count > 1 else (float("nan"), float("nan"))
     found = RDMEvaluation((), np.stack(means), lower, upper, over, n, count)
-    estimates = tuple(found._estimate(float(value), found.draws[:, :, i]) for i, value in enumerate(full.mean(1)))
+    each = (found._estimate(float(value), found.draws[:, :, i]) for i, value in enumerate(full.mean(1)))
+    estimates = tuple(replace(e, lo=max(e.lo, -1.0), hi=min(e.hi, 1.0)) for e in each)  # a similarity is never beyond ±1
     return RDMEvaluation(estimates, found.draws, lower, upper, over, n, count)
 
 

@@ -27,7 +27,7 @@ class ContextOptions(ModelOptions, TableOptions):
     tasks: tuple[str, ...] = Field(
         TASKS,
         description="Tasks: built-in names (singular-plural, country-capital …), tables with the columns input and output, or JSON "
-        "of the function-vectors repository; three or more.",
+        "of the function-vectors repository; three or more, four or more for a verdict on the match.",
     )
     columns: tuple[str, ...] = Field((), description="Your tables' columns of input and output, where they have other names.")
     k: int = Field(5, ge=2, description="Examples per prompt, and examples to fine-tune on.")

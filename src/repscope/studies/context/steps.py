@@ -28,6 +28,7 @@ from repscope.studies.context.task import ContextTask
 from repscope.studies.run.study import Context, Cost, Setup, Step
 from repscope.trace.constant_prompt import constant_prompt, read_prompt
 from repscope.trace.task_shift import measure_task, over_tasks
+from repscope.trace.task_shift.matching import LEAST
 
 _DRAWS = 2  #: sets of random heads, and other tasks, per vector
 
@@ -146,6 +147,9 @@ def _summary(task: ContextTask, context: Context) -> Result:
     rows += summary.chosen_rows(found, task.tunings, seed)
     rows += summary.accuracy_gains([context.inputs[f"shifts {name}"] for name in tasks], task.tunings, seed)
     table = pd.concat([found.table, Result.of(rows).table], ignore_index=True)
+    if len(tasks) == LEAST:
+        few = f"With {LEAST} tasks the match has a p of 0.17 at least, so no match can be told from chance; name four or more."
+        notes = (*notes, few)
     return Result(table, found.arrays, found.side, (*notes, *found.notes))
 
 
