@@ -22,10 +22,10 @@ from repscope.report.verdict import MOST_WORDS
 from repscope.results import Row, select, table_of
 from repscope.studies.catalogue import study
 from repscope.studies.drift import measures, names
-from repscope.studies.drift import page as drift_page
 from repscope.studies.drift.drifts import folders
 from repscope.studies.drift.networks import Lab, state_of
 from repscope.studies.drift.options import DriftOptions
+from repscope.studies.drift.page import _left_out, page
 from repscope.studies.drift.statistics import over_seeds, rank_correlation, slope
 from repscope.studies.drift.steering import added, steering
 from repscope.studies.drift.verdict import ARTEFACT, BARELY, FEWER, SMALLER, STEERS
@@ -129,13 +129,13 @@ def test_mistakes_are_one_sentence_and_leave_nothing(words, says, tmp_path, caps
 
 
 def test_the_short_form_says_what_it_leaves_out(done):
-    said = drift_page._left_out(DriftOptions(short=True).sized())
+    said = _left_out(DriftOptions(short=True).sized())
     assert "worlds (3 of 5)" in said
     assert "learning rates (1 of 3)" in said
-    assert not drift_page._left_out(DriftOptions())
-    given = drift_page._left_out(DriftOptions(short=True, pretraining=900).sized())
+    assert not _left_out(DriftOptions())
+    given = _left_out(DriftOptions(short=True, pretraining=900).sized())
     assert "pretraining" not in given, "an option that was given is not fewer"
-    tested = drift_page.page(done.record).tested
+    tested = page(done.record).tested
     assert tested
     assert "`" not in tested
 
