@@ -1,7 +1,5 @@
 """The drift study: whole on tiny networks, with its controls; measures against slow twins; verdicts of every claim by rule."""
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,10 +22,10 @@ from repscope.report.verdict import MOST_WORDS
 from repscope.results import Row, select, table_of
 from repscope.studies.catalogue import study
 from repscope.studies.drift import measures, names
-from repscope.studies.drift import page as drift_page
 from repscope.studies.drift.drifts import folders
 from repscope.studies.drift.networks import Lab, state_of
 from repscope.studies.drift.options import DriftOptions
+from repscope.studies.drift.page import _left_out, page
 from repscope.studies.drift.statistics import over_seeds, rank_correlation, slope
 from repscope.studies.drift.steering import added, steering
 from repscope.studies.drift.verdict import ARTEFACT, BARELY, FEWER, SMALLER, STEERS
@@ -131,15 +129,15 @@ def test_mistakes_are_one_sentence_and_leave_nothing(words, says, tmp_path, caps
 
 
 def test_the_short_form_says_what_it_leaves_out(done):
-    said = drift_page.page(replace(done.record, options=DriftOptions(short=True).sized())).tested
+    said = _left_out(DriftOptions(short=True).sized())
     assert "worlds (3 of 5)" in said
     assert "learning rates (1 of 3)" in said
-    assert "`" not in said
-    whole = drift_page.page(replace(done.record, options=DriftOptions())).tested
-    assert "short form" not in whole
-    assert (
-        "pretraining" not in drift_page.page(replace(done.record, options=DriftOptions(short=True, pretraining=900).sized())).tested
-    ), "an option that was given is not fewer"
+    assert not _left_out(DriftOptions())
+    given = _left_out(DriftOptions(short=True, pretraining=900).sized())
+    assert "pretraining" not in given, "an option that was given is not fewer"
+    tested = page(done.record).tested
+    assert tested
+    assert "`" not in tested
 
 
 def test_a_plan_names_every_step(tmp_path, capsys):

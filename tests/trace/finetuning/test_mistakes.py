@@ -207,23 +207,23 @@ def test_other_rewards_have_other_identities(tmp_path):
     assert [identity_of(r) for r in rewards()] == found, "addresses and the order of sets have no part in it"
 
 
-def test_the_identity_of_a_reward_is_its_source_and_not_its_process(tmp_path):
+def test_the_identity_of_a_reward_is_its_source_and_not_its_process(tmp_path, monkeypatch):
     file = tmp_path / "own_rewards.py"
     text = "def in_words(p, a): return float(a in {'sun', 'sea', 'red'})\nf = lambda p, a: float(a in {'sun', 'sea', 'red'})\n"
+    file.write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rewards = [reward_named(f"own_rewards:{name}") for name in ("in_words", "f")]
+    first = [identity_of(reward) for reward in rewards]
     ask = (
         "from repscope.trace.finetuning.examples import identity_of, reward_named; "
         "print([identity_of(reward_named(f'own_rewards:{n}')) for n in ('in_words', 'f')])"
     )
-
-    def asked(seed):
-        env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONDONTWRITEBYTECODE": "1"}
-        return subprocess.run([sys.executable, "-c", ask], cwd=tmp_path, env=env, check=True, capture_output=True, text=True).stdout
-
-    file.write_text(text)
-    first = asked("1")
-    assert asked("2") == first
+    env = os.environ | {"PYTHONHASHSEED": "7", "PYTHONDONTWRITEBYTECODE": "1"}  # sets have another order there
+    found = subprocess.run([sys.executable, "-c", ask], cwd=tmp_path, env=env, check=True, capture_output=True, text=True)
+    assert found.stdout.strip() == str(first)
     file.write_text(text + "# changed\n")
-    assert asked("1") != first
+    assert not set(first) & {identity_of(reward) for reward in rewards}
+    sys.modules.pop("own_rewards")
 
 
 def test_pairs_are_the_best_and_the_worst_answer():
