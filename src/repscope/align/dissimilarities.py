@@ -61,7 +61,9 @@ def rdm(
     if dissimilarity not in get_args(Dissimilarity):
         raise unknown("dissimilarity", dissimilarity, get_args(Dissimilarity))
     if (precision is not None) != (dissimilarity == "mahalanobis"):
-        raise UserError("'mahalanobis' needs precision=, the inverse covariance of the noise (`noise_precision`), and no other dissimilarity takes it.")
+        raise UserError(
+            "'mahalanobis' needs precision=, the inverse covariance of the noise (`noise_precision`), and no other dissimilarity takes it."
+        )
     rows = _responses(x, "The representation")
     if dissimilarity == "poisson":
         return _distances(_poisson_gram(rows, rows), rows.shape[1])
