@@ -107,7 +107,7 @@ def _read_store(folder: Path) -> list[str]:
 PLACES = {
     place.name: place
     for place in (
-        Place("run of lens", _studies("lens", "--tiny"), _read_runs),
+        Place("run of lens", _studies("lens", "Paris", "--tiny"), _read_runs),
         Place("run of contrast", _studies("study", "contrast", "--tiny"), _read_runs),
         Place("run of entities", _studies("study", "entities", "--tiny", "--entities", "countries"), _read_runs),
         Place("run of relations", _studies("study", "relations", "--tiny", "--relations", "country-continent"), _read_runs),

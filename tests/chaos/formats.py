@@ -336,7 +336,7 @@ def _run(folder: Path) -> None:
     from repscope.studies.run.runner import Run
 
     found = study("lens")
-    Run(found, found.options(tiny=True), out=folder / "runs").answer()
+    Run(found, found.options(tiny=True, prompt="A map of Paris"), out=folder / "runs").answer()
     (run,) = (folder / "runs").iterdir()
     run.rename(folder / "runs" / "lens-tiny")
     for name in (".steps", ".lock"):

@@ -98,7 +98,7 @@ def test_a_linked_folder_is_refused_and_left_alone(name, tmp_path):
 
 @pytest.mark.parametrize("sql", ["", " ", ";", "select", "select 1/0", "-- nothing"])
 def test_an_empty_query_is_one_sentence_or_an_answer(sql, tmp_path, capsys, tiny_runs):
-    tiny_runs.copied("lens", tmp_path)
+    tiny_runs.copied("verify", tmp_path)
     code = run(["query", sql, "--out", str(tmp_path)])
     said = capsys.readouterr()
     assert code in (0, 2)
