@@ -62,7 +62,7 @@ def rdm(
         raise unknown("dissimilarity", dissimilarity, get_args(Dissimilarity))
     if (precision is not None) != (dissimilarity == "mahalanobis"):
         raise UserError(
-            "'mahalanobis' needs precision=, the inverse covariance of the noise (`noise_precision`), and no other dissimilarity takes it."
+            "'mahalanobis' needs precision=, the inverse covariance of the noise (`noise_precision`); others take none."
         )
     rows = _responses(x, "The representation")
     if dissimilarity == "poisson":

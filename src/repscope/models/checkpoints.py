@@ -353,7 +353,7 @@ def _read(file: Path, home: Path) -> pd.DataFrame:
     for given, path in zip(table["path"], paths):
         if path is None:
             raise UserError(f"{file} names {given[:200]!r}, which is outside its folder or no file; put the checkpoint inside.")
-    return table.assign(path=paths)
+    return table.assign(path=pd.Series(paths, table.index, dtype=object))
 
 
 def _shape(file: Path) -> Shape | None:

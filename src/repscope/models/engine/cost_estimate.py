@@ -138,7 +138,8 @@ def product_rate(device: str = "cpu") -> float:
 def _rate(device: str, threads: int) -> float:
     """Under torch's present setting of threads, which is part of the key."""
     a, b = (torch.randn(768, 768, device=device) for _ in range(2))
-    rates, began = [], time.perf_counter()
+    rates: list[float] = []
+    began = time.perf_counter()
     (a @ b).sum().item()
     while not rates or time.perf_counter() - began < 0.2:  # a busy machine may take longer for the first product alone
         started = time.perf_counter()

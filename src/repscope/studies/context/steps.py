@@ -149,7 +149,7 @@ def _summary(task: ContextTask, context: Context) -> Result:
     table = pd.concat([found.table, Result.of(rows).table], ignore_index=True)
     if len(tasks) == LEAST:
         few = f"With {LEAST} tasks the match has a p of 0.17 at least, so no match can be told from chance; name four or more."
-        notes = (*notes, few)
+        notes = [*notes, few]
     return Result(table, found.arrays, found.side, (*notes, *found.notes))
 
 
