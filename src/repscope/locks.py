@@ -10,7 +10,7 @@ from repscope.errors import UserError
 
 @contextmanager
 def only_process(folder: Path, lock: Path | None = None) -> Iterator[None]:
-    """Hold a folder for this process. The lock ends with the process, however it ends; its file stays.
+    """Hold a folder for this process. The lock ends with the process, however it ends.
 
     Parameters
     ----------
@@ -38,4 +38,6 @@ def only_process(folder: Path, lock: Path | None = None) -> Iterator[None]:
     try:
         yield
     finally:
+        if lock is None:
+            file.unlink(missing_ok=True)  # while it is held: who waits for it sees that its file is gone, and asks again
         held.release()
