@@ -172,7 +172,7 @@ class RunFolder:
 
     def other_keys(self, name: str, keys: Collection[str]) -> list[str]:
         """Keys, cut as in names, under which a step left artifacts that are not those of `keys`: of other contents, in its way."""
-        here = self._listed(name, "").name.removesuffix(".json")
+        here = self._listed(name, "0" * 16).name.removesuffix(f"{'0' * 16}.json")
         known = {key[:16] for key in keys}
         found = [path.stem.removeprefix(here) for path in (self.path / ".artifacts").glob("*.json") if path.stem.startswith(here)]
         return sorted(key for key in found if len(key) == 16 and key not in known)
