@@ -124,7 +124,7 @@ def main() -> None:
                 found = ground.found(DISCOVERY_METHODS[name], options.vectors, options.steps, seed)
                 numbers, arrays = ground.judged(found)
                 np.savez(path.with_suffix(".npz"), **arrays)
-                path.write_text(json.dumps(numbers))
+                path.write_text(json.dumps(numbers | {"seconds": found.seconds}))
                 print(f"seed {seed}, {name}: {found.seconds:.0f} s", file=sys.stderr, flush=True)
             cells[name].append(json.loads(path.read_text()))
             vectors[name].append(np.load(path.with_suffix(".npz"))["vectors"])

@@ -44,6 +44,7 @@ class TinyRuns:
         run = Run(found, found.options(tiny=True), out=out)
         mark = run.folder / MARK  # its answer names files of the run
         mark.write_text(mark.read_text().replace(str(self.home / f"{name}.part"), str(out)))
+        run.run_folder.write_digests()
         run.results.update(load_record(found, run.run_folder).results)
         return run
 

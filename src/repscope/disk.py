@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+from repscope import manifest
 from repscope.errors import UserError
 
 
@@ -53,14 +54,19 @@ def whole_file(path: Path, *, sync: bool = True) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path, *, sync: bool = True) -> Iterator[Path]:
-    """As `whole_file`, for a folder. An existing folder of the final name is replaced, and kept where that fails."""
+def whole_folder(path: Path, *, sync: bool = True, digests: bool = True) -> Iterator[Path]:
+    """As `whole_file`, for a folder. An existing folder of the final name is replaced, and kept where that fails.
+
+    `digests`: leave a manifest of its files in it (see `manifest`), by which readers see damage.
+    """
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(dir=path.parent, prefix=_prefix(path), suffix=".part"))
         try:
             yield partial
+            if digests:
+                manifest.write(partial)
             os.chmod(partial, 0o777 & ~_umask())
             if sync:
                 _synchronise_all(partial)

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from repscope import notebook
+from repscope import manifest, notebook
 from repscope.conditions import ESTIMATE as ESTIMATE
 from repscope.conditions import condition as known_condition
 from repscope.disk import whole_folder
@@ -158,12 +158,22 @@ class Result:
         Raises
         ------
         UserError
-            If the folder contains no result.
+            If the folder contains no result, or one with other bytes than were written.
         """
+        if not (folder / "table.parquet").is_file() and not (folder / manifest.NAME).is_file():
+            raise UserError(f"{folder} contains no result (no table.parquet); `repscope runs` lists all runs.")
+        wrong = manifest.damage(folder)
+        if wrong is None:
+            try:
+                return cls._read(folder)
+            except Exception as error:  # of Parquet, of safetensors, of their contents
+                wrong = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder} is damaged ({wrong}); compute it again.")
+
+    @classmethod
+    def _read(cls, folder: Path) -> "Result":
         from safetensors.numpy import load_file
 
-        if not (folder / "table.parquet").is_file():
-            raise UserError(f"{folder} contains no result (no table.parquet); `repscope runs` lists all runs.")
         return cls(
             table=pd.read_parquet(folder / "table.parquet").astype(COLUMNS),
             arrays=load_file(folder / "arrays.safetensors"),

@@ -319,6 +319,12 @@ def test_a_folder_converted_by_another_version_or_damaged_is_made_again(tmp_path
     assert json.loads((made / "repscope.json").read_text()) == record
     (made / "model.safetensors").unlink()
     assert torch.equal(logits(load_parts(path)[0]), logits(same))
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        whole = (made / name).read_bytes()
+        (made / name).write_bytes(whole[:-40] + bytes([whole[-40] ^ 1]) + whole[-39:])
+        with pytest.warns(UserWarning, match=rf"is damaged \({name} has other bytes than were written\); it is made again"):
+            assert torch.equal(logits(load_parts(path)[0]), logits(same))
+        assert (made / name).read_bytes() == whole
 
 
 def test_splitting_of_other_vocabularies_is_left_alone(tmp_path):

@@ -164,7 +164,7 @@ def test_foreign_folders_and_files_are_no_runs(out):
 @pytest.mark.parametrize("command", [["show", "entities"], ["query", "select 1"], ["claims"]])
 def test_a_damaged_table_is_one_sentence(out, capsys, content, command):
     (out / "entities-m-1" / "results" / "summary.parquet").write_bytes(content)
-    assert run([*command, "--out", str(out)]) == 2
+    assert run([*command, "--out", str(out)]) == (0 if command == ["claims"] else 2)  # there is no other run to query
     (sentence,) = capsys.readouterr().err.splitlines()
     assert "summary.parquet is damaged" in sentence
     assert "--fresh" in sentence

@@ -153,13 +153,3 @@ def test_killed_at_any_moment_the_next_run_goes_on_and_its_table_is_the_same(tmp
     pd.testing.assert_frame_equal(_table(tmp_path / "killed"), _table(alone))
     folder = next(p for p in (tmp_path / "killed").iterdir() if p.is_dir())
     assert not list(folder.rglob("*.part")), "nothing half-written remains"
-
-
-def test_a_damaged_result_is_one_sentence_and_fresh_mends_it(tmp_path):
-    run, _ = answer(tmp_path)
-    (kept,) = (run.folder / ".steps").glob("first-*")
-    (kept / "table.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UserError, match=r"is damaged .* --fresh to compute it again"):
-        answer(tmp_path)
-    assert run.folder.is_dir()
-    assert answer(tmp_path, fresh=True)[1] == ["first", "second"]

@@ -64,5 +64,4 @@ BENCH_METRICS = {
     "minus dose": "cos of mean effects at minus the scale with those at the scale",
     "stability": "mean |cos| with directions of another seed of the method, matched one to one",
     "cost": "forward equivalents: one vector through one state, forward or backward",
-    "seconds": "of the search",
 }

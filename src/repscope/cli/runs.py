@@ -2,7 +2,7 @@
 
 import json as jsonlib
 
-from repscope.cli.shared import RUNS, Json, Out, app, print_table, say
+from repscope.cli.shared import RUNS, Json, Out, app, print_notes, print_table, say
 
 
 @app.command
@@ -51,7 +51,9 @@ def query(sql: str, *, out: Out = RUNS, json: Json = False) -> None:
     """
     from repscope.studies.run.history import query as run_query
 
-    frame = run_query(sql, out)
+    notes: list[str] = []
+    frame = run_query(sql, out, notes)
+    print_notes(notes)
     if json:
         print(frame.to_json(orient="records"))
     else:
@@ -63,7 +65,9 @@ def claims(*, out: Out = RUNS, json: Json = False) -> None:
     """Claims of the literature, and the verdict of these runs on each."""
     from repscope.studies.run.history import claim_rows
 
-    rows = claim_rows(out)
+    notes: list[str] = []
+    rows = claim_rows(out, notes)
+    print_notes(notes)
     if json:
         print(jsonlib.dumps(rows))
         return

@@ -186,7 +186,7 @@ def report(run: str, *, pdf: Annotated[bool, Parameter(negative="")] = False, ou
     pdf
         Write the page as PDF too, printed by an installed Chromium or Chrome.
     """
-    from repscope.report.page import write
+    from repscope.locks import only_process
     from repscope.report.pdf import print_pdf
     from repscope.studies.run.folder import MARK, find_run
     from repscope.studies.run.pages import complete_page
@@ -197,14 +197,15 @@ def report(run: str, *, pdf: Annotated[bool, Parameter(negative="")] = False, ou
     if "study" not in facts:
         raise UserError(f"{folder.path / MARK} is damaged; run the command of {folder.path.name} again.")
     found = study(facts["study"])
-    record = load_record(found, folder)
-    try:
-        page = complete_page(found, record)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{folder.path / MARK} lacks what the page shows ({error}); run its command again.") from error
-    paths = [write(page, folder.page)]
-    if pdf:
-        paths.append(print_pdf(folder.page, folder.page.with_suffix(".pdf")))
+    with only_process(folder.path, folder.path / ".lock"):
+        record = load_record(found, folder)
+        try:
+            page = complete_page(found, record)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{folder.path / MARK} lacks what the page shows ({error}); run its command again.") from error
+        paths = [folder.draw(page)]
+        if pdf:
+            paths.append(print_pdf(folder.page, folder.page.with_suffix(".pdf")))
     if json:
         print(jsonlib.dumps({"run": str(folder.path), "page": str(paths[0]), **({"pdf": str(paths[1])} if pdf else {})}))
         return

@@ -22,6 +22,7 @@ from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 
+from repscope import manifest
 from repscope.disk import cache_home, whole_file
 from repscope.errors import UserError
 from repscope.progress import progress
@@ -81,7 +82,8 @@ def installed_docs(packages: Sequence[str] = tuple(PACKAGES)) -> InstalledDocs:
     if rows is None:
         rows = list(_documents(roots))
         with suppress(UserError, OSError), whole_file(kept, sync=False) as partial:
-            partial.write_text(json.dumps(rows), encoding="utf-8")
+            partial.write_text(json.dumps({"seal": manifest.UNSEALED, "documents": rows}), encoding="utf-8")
+            manifest.seal(partial)
     labels = {
         "package": tuple(package for package, _, _ in rows),
         "version": tuple(versions[package] for package, _, _ in rows),
@@ -91,8 +93,8 @@ def installed_docs(packages: Sequence[str] = tuple(PACKAGES)) -> InstalledDocs:
 
 
 def _remembered(path: Path) -> list[tuple[str, str, str]] | None:
-    with suppress(OSError, ValueError):
-        rows = json.loads(path.read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        rows = json.loads(path.read_text(encoding="utf-8"))["documents"] if manifest.sealed(path) else None
         if isinstance(rows, list) and all(isinstance(row, list) and [type(x) for x in row] == [str] * 3 for row in rows):
             return [(row[0], row[1], row[2]) for row in rows]
     return None

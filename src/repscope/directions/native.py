@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from repscope import manifest
 from repscope.directions import header
 from repscope.directions.direction import Direction
 from repscope.directions.header import Contents
@@ -43,9 +44,11 @@ def write(
         "architecture": architecture,
         "blocks": str(blocks),
         "directions": header.written(directions),
+        "seal": manifest.UNSEALED,
     }
     with whole_file(path) as partial:
         save_file({site: np.stack(vectors) for site, vectors in arrays.items()}, partial, metadata=metadata)
+        manifest.seal(partial)
 
 
 def read(path: Path) -> Contents:
@@ -54,12 +57,13 @@ def read(path: Path) -> Contents:
     Raises
     ------
     UserError
-        If it is not such a file.
+        If it is not such a file, or has other bytes than were written.
     """
     from safetensors import SafetensorError, safe_open
 
     if (size := path.stat().st_size) > LARGEST:
         raise UserError(f"{str(path)!r} has {size / 1e9:.1f} GB; a set of directions has at most {LARGEST / 1e9:.1f}.")
+    manifest.need_seal(path, "copy it again")
     try:
         with safe_open(path, "np") as file:
             held = file.metadata() or {}

@@ -76,7 +76,6 @@ DISCOVERY_METRICS: dict[str, str] = {
     "minus dose": "cos of mean effects at minus the scale with those at the scale",
     "supervised": "mean over directions with labels of the largest |cos| of a direction found with it",
     "cost": "forward equivalents: one vector through one prompt, forward or backward",
-    "seconds": "of the search",
 }
 
 
@@ -142,7 +141,6 @@ class TestBed:
             "half dose": linear.half_cos,
             "minus dose": linear.minus_cos,
             "cost": found.cost,
-            "seconds": found.seconds,
         }
         arrays = {"vectors": found.vectors, "means": whole.mean(1), "kl": kl.mean(1), "consistent": same.each}
         if self.supervised is not None:

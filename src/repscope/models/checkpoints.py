@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from repscope import notebook
+from repscope import manifest, notebook
 from repscope.disk import whole_file, whole_folder
 from repscope.errors import UserError, unknown
 from repscope.models.engine.fingerprint import Fingerprint, digests_of, of_digests
@@ -79,6 +79,9 @@ class CheckpointSet:
             if len(found) < 2:
                 raise UserError(f"{home} has neither {TABLE} nor folders with safetensors; give a set, or two models.")
             return cls.of(found)
+        for file in (home / TABLE, home / NETWORK):
+            if file.is_file():
+                manifest.need_sound(file)
         return cls._checked(home, _read(home / TABLE, home), _shape(home / NETWORK))
 
     @classmethod
@@ -194,6 +197,7 @@ class CheckpointSet:
         """Fingerprint of all rows in order."""
         digests = []
         for path in self.table["path"]:
+            _need_sound(path)
             lines = {name: line for name, line in digests_of(_files(path)).items() if name in self.sizes}
             if is_adapter(path):
                 lines |= digests_of([path / WEIGHTS]) | {"scale": str(Adapter.open(path).scale)}
@@ -236,6 +240,7 @@ class Weights(Mapping[str, Tensor]):
 
     def __init__(self, path: Path, names: Collection[str] | None = None) -> None:
         self.path = path
+        _need_sound(path)
         self._home = {name: file for file in _files(path) for name in _opened(file).keys()}  # noqa: SIM118
         self._home = {name: self._home[name] for name in _sizes(path) if names is None or name in names}
         self._open: dict[Path, Any] = {}
@@ -289,6 +294,14 @@ def _files(path: Path) -> list[Path]:
     if path.suffix != ".safetensors":
         raise UserError(f"{path} is not a safetensors file; repscope never reads pickled weights (.bin, .pt).")
     return [path]
+
+
+def _need_sound(path: Path) -> None:
+    """Refuse weights with other bytes than were written, where that is known: by a manifest or a seal."""
+    for place in (path, *([_base_of(path)] if path.is_dir() and is_adapter(path) else [])):
+        manifest.need_sound(place)
+        if place.is_file():
+            manifest.need_seal(place, "make or copy it again")
 
 
 def _base_of(folder: Path) -> Path:
@@ -373,4 +386,5 @@ def save(path: Path, state: Mapping[str, Tensor], *, sync: bool = True) -> None:
     from safetensors.torch import save_file
 
     with whole_file(path, sync=sync) as partial:
-        save_file({name: value.contiguous() for name, value in state.items()}, partial)
+        save_file({name: value.contiguous() for name, value in state.items()}, partial, {"seal": manifest.UNSEALED})
+        manifest.seal(partial)

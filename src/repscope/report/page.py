@@ -25,6 +25,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from repscope import manifest
 from repscope.disk import cache_home, whole_file
 from repscope.errors import UserError
 from repscope.report.claims import ClaimVerdict
@@ -167,8 +168,8 @@ def render(page: Page) -> str:
 def _bundle() -> str:
     """Vega, Vega-Lite and vega-embed as one script, about 0.9 MB. Bundling takes seconds, so the script is cached on disk."""
     kept = cache_home() / "vega" / f"vega-lite-{vega_lite_version()}-vl-convert-{version('vl-convert-python')}.js"
-    if kept.is_file():
-        return kept.read_text(encoding="utf-8")
+    if manifest.sealed(kept):
+        return kept.read_text(encoding="utf-8").partition("\n")[2]
     import vl_convert as vlc
 
     if vega_lite_version() not in vlc.get_vegalite_versions():
@@ -183,7 +184,8 @@ def _bundle() -> str:
         suppress(UserError, OSError),
         whole_file(kept, sync=False) as partial,
     ):  # a cache that cannot be written costs time, not the page
-        partial.write_text(script, encoding="utf-8")
+        partial.write_text(f"// {manifest.UNSEALED}\n{script}", encoding="utf-8", newline="\n")
+        manifest.seal(partial)
     return script
 
 

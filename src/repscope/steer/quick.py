@@ -9,6 +9,7 @@ No texts are held out, as nothing is reported. `repscope study contrast` evaluat
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 from repscope.data.contrasts import Contrast
 from repscope.directions import DirectionSet
 from repscope.disk import cache_home
+from repscope.errors import UserError
 from repscope.models.language import LanguageModel
 from repscope.steer.from_texts import fit
 from repscope.steer.selection import choose
@@ -48,7 +50,8 @@ def learn(lm: LanguageModel, texts: Contrast, *, seed: int = 0, fresh: bool = Fa
     texts = texts.with_choices()
     kept = cached_path(lm, texts, seed)
     if kept.is_file() and not fresh:
-        return DirectionSet.load(kept)
+        with suppress(UserError):  # damaged: made again
+            return DirectionSet.load(kept)
     blocks = sorted({min(lm.blocks - 1, max(1, round(lm.blocks * depth))) for depth in _DEPTHS})
     found = fit(lm, texts, at=[f"resid_post.{b}" for b in blocks], methods=["difference of means"])
     rows = np.random.default_rng(seed).permutation(len(texts.choices))[:_CHOICES]

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from repscope.errors import UserError
 from repscope.report.page import Page, Section, write
 from repscope.report.style import unchecked
 from repscope.studies.catalogue import QUESTIONS, Entry, study
@@ -49,7 +50,10 @@ def _section(entry: Entry, run: RunFolder | None, out: Path) -> Section:
     if run is None:
         return Section(entry.question, f"Not run yet. In minutes: repscope study {entry.name} --short")
     found = study(entry.name)
-    record: Any = load_record(found, run)
+    try:
+        record: Any = load_record(found, run)
+    except UserError as error:
+        return Section(entry.question, str(error))
     headline = found.page(record).headline
     verdict = record.facts.get("verdict")
     said = verdict["sentence"] if verdict else NO_VERDICT if record.options.tiny else " ".join(record.facts.get("answer", []))

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from repscope.errors import UserError
+from repscope.manifest import stamped, unstamped
 from repscope.models.checkpoints import Weights
 from repscope.progress import progress
 from repscope.trace.interpolation import POINTS, Curves, check_states
@@ -264,9 +265,9 @@ def _read(kept: Path | None) -> dict[Cell, dict[str, np.ndarray]]:
     found: dict[Cell, dict[str, np.ndarray]] = {}
     if kept is None or not kept.is_file():
         return found
-    for line in kept.read_text(encoding="utf-8").split("\n"):
-        with suppress(ValueError, KeyError, TypeError, AttributeError):  # a line that was incomplete when the process was killed
-            cell = parse_json(line)
+    for line in kept.read_text(encoding="utf-8", errors="replace").split("\n"):
+        with suppress(ValueError, KeyError, TypeError, AttributeError):  # incomplete, as the process was killed, or damaged
+            cell = parse_json(unstamped(line) or "")
             a, b, point = cell["at"]
             found[a, b, point] = {name: np.array(values) for name, values in cell["losses"].items()}
     return found
@@ -276,4 +277,5 @@ def _append(kept: Path, at: Cell, measured: Mapping[str, np.ndarray]) -> None:
     kept.parent.mkdir(parents=True, exist_ok=True)
     with kept.open("a", encoding="utf-8") as file:
         # The line break comes first, so that an incomplete line of a killed process stays separate.
-        file.write("\n" + json.dumps({"at": at, "losses": {name: values.tolist() for name, values in measured.items()}}))
+        cell = {"at": at, "losses": {name: values.tolist() for name, values in measured.items()}}
+        file.write("\n" + stamped(json.dumps(cell)))

@@ -198,6 +198,19 @@ def test_a_half_run_folder_is_not_continued_with_another_reward(tmp_path, monkey
         finetune(toy(), options, folder, task=TASK, reward=half)
 
 
+def test_a_series_with_a_damaged_file_is_refused(series):
+    found, lm, _ = series["sft"]
+    options = FineTuning(method="sft", **QUICK)
+    for name in ("checkpoints.csv", "finetune.json", "base/model.safetensors", "step-000012/adapter_model.safetensors"):
+        path = found.folder / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-20] + bytes([whole[-20] ^ 1]) + whole[-19:])
+        with pytest.raises(UserError, match="damaged"):
+            finetune(lm, options, found.folder, task=TASK)
+        path.write_bytes(whole)
+    assert finetune(lm, options, found.folder, task=TASK).table.equals(found.table)
+
+
 def test_reinforce_is_the_score_function_gradient_with_a_leave_one_out_baseline(tmp_path, monkeypatch):
     """The gradient norm that trl logs at the first step, from its own samples, by hand in float64."""
     import copy

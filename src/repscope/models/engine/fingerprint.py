@@ -22,6 +22,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from repscope import manifest
 from repscope.disk import cache_home, whole_file
 from repscope.errors import UserError
 from repscope.progress import Advance, progress
@@ -136,13 +137,15 @@ def _remembered(path: Path, what: str, compute: Callable[[], dict[str, str]]) ->
     key = hashlib.sha256(f"{what}\0{made_for['path']}".encode()).hexdigest()[:24]
     kept = cache_home() / "fingerprints" / f"{key}.json"
     with suppress(OSError, ValueError, AttributeError):  # absent or damaged: made again
-        record = parse_json(kept.read_text(encoding="utf-8"))
+        record = parse_json(kept.read_text(encoding="utf-8")) if manifest.sealed(kept) else {}
         if record.get("made_for") == made_for and isinstance(record.get("digests"), dict):
             return {str(name): str(line) for name, line in record["digests"].items()}
     digests = compute()
     # If the cache cannot be written (full disk, read-only home), the next load only takes longer.
     with suppress(UserError, OSError), whole_file(kept, sync=False) as unfinished:
-        unfinished.write_text(json.dumps({"made_for": made_for, "digests": digests}), encoding="utf-8")
+        record = {"seal": manifest.UNSEALED, "made_for": made_for, "digests": digests}
+        unfinished.write_text(json.dumps(record), encoding="utf-8")
+        manifest.seal(unfinished)
     return digests
 
 

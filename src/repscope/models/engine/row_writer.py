@@ -49,7 +49,8 @@ class Rows:
             if self._folder.exists() and (not self._folder.is_dir() or any(self._folder.iterdir())):
                 raise UserError(f"{self._folder} is there already and not an empty folder; name a new one.")
             need_folder(self._folder)
-            self._partial = self._stack.enter_context(whole_folder(self._folder, sync=False))  # captured again
+            # It can be captured again, and memory maps read it without us
+            self._partial = self._stack.enter_context(whole_folder(self._folder, sync=False, digests=False))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool | None:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from repscope import manifest
 from repscope.disk import cache_home
 from repscope.errors import UserError
 from repscope.models.engine.fingerprint import Fingerprint, digests_of, of_digests
@@ -74,6 +75,7 @@ def read_model(
     import torch
     import transformers
 
+    manifest.need_sound(folder)
     digests = digests_of(weight_files(folder, name))
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": code}
     with _quiet():

@@ -22,6 +22,7 @@ import re
 import shutil
 import sys
 import threading
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -31,6 +32,7 @@ from typing import Any, TextIO, cast
 
 import numpy as np
 
+from repscope import manifest
 from repscope.disk import cache_home, need_space, whole_folder
 from repscope.errors import UserError
 from repscope.models.loading.gguf_settings import Header, checked, settle
@@ -120,12 +122,14 @@ def _header(reader: Any) -> Header:
 
 
 def prepared(name: str, make: Callable[[Path], None]) -> Path:
-    """The folder of that name in the cache; if absent, `make` fills a temporary folder first."""
+    """The folder of that name in the cache; if absent or damaged, `make` fills a temporary folder first."""
     target = cache_home() / "models" / name
-    if complete(target):
+    if complete(target) and (wrong := manifest.damage(target)) is None:
         return target
     with _alone(target):
-        if not complete(target):  # it may have been made while we waited
+        if not complete(target) or (wrong := manifest.damage(target)) is not None:  # it may have been made while we waited
+            if complete(target):
+                warnings.warn(f"The converted {name} in {target} is damaged ({wrong}); it is made again.", stacklevel=2)
             # Only a killed process leaves these, for the lock is ours. Eight characters without a dot: `mkdtemp`'s own.
             for stale in target.parent.iterdir():
                 if re.fullmatch(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}\.part", stale.name):

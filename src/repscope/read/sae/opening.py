@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
+from repscope import manifest
 from repscope.disk import explained, whole_folder
 from repscope.errors import UserError, no_file, unknown
 from repscope.models.loading.fetch import snapshot
@@ -95,6 +96,8 @@ def _fetched(repo: str, revision: str | None, inside: str) -> tuple[Path, str]:
 
 
 def _read(path: Path, source: str, dtype: torch.dtype, given: saelens.Overrides) -> SparseAutoencoder:
+    if path.exists():
+        manifest.need_sound(path)
     if path.is_dir():
         here = [name for name, files in FORMATS.items() if all((path / file).is_file() for file in files)]
         if not here:

@@ -45,7 +45,7 @@ def _lm(o: BenchOptions, load: "Callable[[], LanguageModel]") -> Result:
 
 
 _PLANTED = ("recovered", "mmcs", "false", "reached", "overlap", "consistency", "stability", "cost")
-_LATER = ("size per spread", "rank", "half dose", "seconds")
+_LATER = ("size per spread", "rank", "half dose")
 SETTINGS: dict[str, Setting] = {
     "planted-mlp": Setting(
         "Directions are planted in functions of 64 dimensions: 12 features that add to a residual stream.",

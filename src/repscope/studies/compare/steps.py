@@ -14,6 +14,7 @@ from repscope.results import Result, Row
 from repscope.studies.compare.names import ALL, SETTINGS
 from repscope.studies.compare.options import CompareOptions
 from repscope.studies.compare.task import CompareTask, compare_task
+from repscope.studies.run.provenance import beside_weights
 from repscope.studies.run.study import Context, Cost, Setup, Step, Subject
 from repscope.trace.drift.next_tokens import next_tokens
 from repscope.trace.drift.representations import representations
@@ -35,7 +36,7 @@ def subject(setup: Setup[CompareOptions]) -> Subject:
         "names": list(task.names),
     }
     name = "-".join(n.rsplit("/", 1)[-1].removesuffix(".safetensors")[-24:].strip("-") for n in task.names[:2])
-    return Subject(name, task.fingerprint, facts, {"fingerprint": task.fingerprint})
+    return Subject(name, task.fingerprint, facts, {"fingerprint": task.fingerprint}, beside_weights(task.folders))
 
 
 def steps(setup: Setup[CompareOptions]) -> list[Step]:

@@ -42,6 +42,11 @@ class CompareTask:
         """Whether texts are read: both checkpoints are folders with a configuration."""
         return not self.options.weights_only and all(f is not None and f.is_dir() for f in self.pair.folders)
 
+    @property
+    def folders(self) -> tuple[Path | None, ...]:
+        """Of all checkpoints; None for one in memory."""
+        return (*self.pair.folders, *(self.floor.folders[1:] if self.floor else ()))
+
     @cached_property
     def networks(self) -> tuple[LanguageModel, LanguageModel, LanguageModel | None]:
         """Base, tuned and, if there is a noise floor, the other tuned network."""

@@ -23,6 +23,7 @@ from repscope.studies.connect.basins import LEAST, basins_of
 from repscope.studies.connect.names import OWN, RISE, UNIT, metric_of
 from repscope.studies.connect.options import ConnectOptions
 from repscope.studies.connect.task import ConnectTask, Pairs, connect_task
+from repscope.studies.run.provenance import beside_weights
 from repscope.studies.run.study import Context, Setup, Step, Subject
 from repscope.trace.barriers import GAP, HEIGHTS, height
 from repscope.trace.interpolation import Curves, all_pairs
@@ -43,7 +44,7 @@ def subject(setup: Setup[ConnectOptions]) -> Subject:
         "loss unit": task.unit,
     }
     key = {"models": list(task.names), "fingerprint": task.fingerprint, "digest": task.digest}
-    return Subject("-".join(name[-24:].strip("-") for name in names), task.fingerprint, facts, key)
+    return Subject("-".join(name[-24:].strip("-") for name in names), task.fingerprint, facts, key, beside_weights(task.folders))
 
 
 def steps(setup: Setup[ConnectOptions]) -> list[Step]:

@@ -58,7 +58,7 @@ class ConnectTask:
     names: of the runs. kind: of network. fingerprint: of all weights. data: a description of the examples. digest: of
     the examples. notes: what was dropped. walk: lines (ends of each), the number of controls, a file that stores finished points →
     losses along the lines and then along the controls. distances: lines → Euclidean distances. unit: of a loss. groups: of each
-    run, if the set's table has them. tokens: of the data. parameters: of one network.
+    run, if the set's table has them. tokens: of the data. parameters: of one network. folders: of networks with a configuration.
     """
 
     names: tuple[str, ...]
@@ -73,6 +73,7 @@ class ConnectTask:
     groups: Shaped[np.ndarray, "run"] | None = None
     tokens: int = 0
     parameters: int = 0
+    folders: tuple[Path, ...] = ()
 
     def cost(self, points: int) -> Cost:
         """Forecast for all lines: one forward pass over the data per point."""
@@ -217,6 +218,7 @@ def _hub(checkpoints: CheckpointSet, o: ConnectOptions) -> ConnectTask:
         _groups(checkpoints),
         tokens=sum(len(f["input_ids"]) for f in data.fields),
         parameters=sum(p.numel() for p in module.parameters()),
+        folders=tuple(folders),
     )
 
 

@@ -199,7 +199,8 @@ def _cell(setup: Setup[DiscoverOptions], bed: "_Bed", name: str, seed: int) -> C
             )
             for metric, value in numbers.items()
         ]
-        return Result.of(rows, arrays={k: np.ascontiguousarray(v) for k, v in arrays.items()})
+        took = pd.DataFrame({"method": [name], "seed": [seed], "seconds": [found.seconds]})  # differs between any two runs
+        return Result.of(rows, arrays={k: np.ascontiguousarray(v) for k, v in arrays.items()}, side={"search": took})
 
     return compute
 
@@ -300,7 +301,7 @@ def _summary(setup: Setup[DiscoverOptions], names: list[str], seeds: int) -> Cal
         o = setup.options
         cells = {name: [context.inputs[f"{name} seed {s}"] for s in range(seeds)] for name in names}
         held = {
-            name: {m: [float(r.select(metric=m)["value"].iloc[0]) for r in each] for m in each[0].table["metric"]}
+            name: {m: [float(r.select(metric=m)["value"].iloc[0]) for r in each] for m in each[0].table["metric"] if m != "seconds"}
             for name, each in cells.items()
         }
         for name, each in cells.items():

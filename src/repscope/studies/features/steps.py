@@ -11,6 +11,7 @@
 6. The second seed: are its features the same?
 """
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -142,6 +143,7 @@ def _harvest(task: FeaturesTask, context: Context) -> Result:
 def _train(task: FeaturesTask, one: Training, context: Context) -> Result:
     """One autoencoder, as an artifact; the log of its training as a side table."""
     found = train_one(task, one, context)
+    shutil.rmtree(folder_of(context, one.name), ignore_errors=True)  # of a run that was killed after it was written
     sae.save(found.autoencoder, folder_of(context, one.name))
     last = found.log[-1]
     where: dict[str, Any] = {

@@ -3,8 +3,9 @@
 import math
 from typing import Any
 
+from repscope import manifest
 from repscope.progress import progress
-from repscope.read.sae.training import BatchTopK, Gated, JumpReLU, Matryoshka, Recipe, TopK, Trained, train
+from repscope.read.sae.training import BatchTopK, Gated, JumpReLU, Matryoshka, Recipe, TopK, Trained, checkpoint, train
 from repscope.studies.features.task import FeaturesTask, Training
 from repscope.studies.run.study import Context
 
@@ -63,4 +64,6 @@ def train_one(task: FeaturesTask, one: Training, context: Context) -> Trained:
             done[0] = int(row["step"])
 
         out = context.partial / "training"
+        if manifest.sealed(out / checkpoint.NAME) is False:  # damaged: trained from the beginning
+            (out / checkpoint.NAME).unlink()
         return train(store, plan, task.site, out=out, checkpoint_every=max(50, plan.steps // 4), log_every=each, on_log=log)

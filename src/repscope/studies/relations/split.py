@@ -168,12 +168,17 @@ def faithfulness(split: Split, tick: Tick) -> Hits:
         if at == site:
             hits[f"{condition}|chosen"] = hits[name]
     hits["map from the embedding|chosen"] = hits["estimate|embed"]
-    common = max(set(everything.objects), key=everything.objects.count)
+    common = _most_common(everything.objects)
     hits["majority object|chosen"] = np.array([o == common for o in report.objects])
     own = most_likely(lm, report.end[target])
     hits["agrees|chosen"] = most_likely(lm, tuned[site](report.at[site])) == own
     split.facts |= {"site": site, "beta": tuned[site].beta, "fits": LREs(split.spelt, tuple(split.examples), tuned)}
     return hits
+
+
+def _most_common(objects: Sequence[str]) -> str:
+    """The most common object; of several, the one that stands first."""
+    return max(dict.fromkeys(objects), key=objects.count)
 
 
 def classification(split: Split, ranks: Sequence[int], tick: Tick) -> tuple[Hits, "Concepts | None", str]:
@@ -228,7 +233,7 @@ def classification(split: Split, ranks: Sequence[int], tick: Tick) -> tuple[Hits
     hits["logistic probe|chosen"] = scored(by_probe(everything.at[site], everything.objects, test, kind="logistic"))
     for name in ("class means", "difference of means"):
         hits[f"{name}|chosen"] = hits[f"{name}|{site}"]
-    common = max(set(everything.objects), key=everything.objects.count)
+    common = _most_common(everything.objects)
     hits["majority object|chosen"] = scored([common] * len(truth))
     shuffled = np.random.default_rng(split.seed).permutation(len(everything.pairs))
     mixed = concepts(fits[site], everything.end[here], [everything.objects[x] for x in shuffled], rank)

@@ -5,14 +5,17 @@
     results/<step>.parquet       one table per step, in the schema of all studies
     artifacts/                   files for others: directions, checkpoints
     .steps/<step>-<key>/         each step's whole result under what it depends on
+    .artifacts/<step>-<key>.json the files in artifacts/ that a step wrote, with their digests
     .partial/, .scratch/         what a step keeps until it is finished, and while it runs
+    .digests.json                of what is published: run.json, page and tables; steps have their own (see `manifest`)
 
-The only writer of run folders. Files are whole or not there.
+The only writer of run folders. Files are whole or not there, and compared with their digests when they are read.
 """
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +23,10 @@ from typing import Any
 
 import pandas as pd
 
+from repscope import manifest
 from repscope.disk import explained, need_folder, whole_file
 from repscope.errors import UserError, unknown
+from repscope.manifest import Manifest
 from repscope.names import file_name, readable
 from repscope.report.page import Page, write
 from repscope.results import COLUMNS, Result
@@ -29,7 +34,8 @@ from repscope.untrusted import parse_json
 
 MARK = "run.json"
 PAGE = "report.html"
-_FOLDERS = (".steps", ".partial", ".scratch", "results", "artifacts")
+Stamps = Mapping[str, tuple[int, int, int]]  #: artifact → size, time of change, inode
+_FOLDERS = (".steps", ".artifacts", ".partial", ".scratch", "results", "artifacts")
 
 
 def _texts(value: Any) -> bool:
@@ -76,8 +82,8 @@ class RunFolder:
         return self.page.is_file()
 
     @contextmanager
-    def locked(self, mark: Mapping[str, Any]) -> Iterator[None]:
-        """Hold the folder for this process; it is made, and marked as a run, when it is not there.
+    def locked(self, mark: Mapping[str, Any]) -> Iterator[bool]:
+        """Hold the folder for this process; it is made, and marked as a run, when it is not there: yields whether it was.
 
         Raises
         ------
@@ -91,10 +97,12 @@ class RunFolder:
         try:
             with FileLock(self.path / ".lock", timeout=0):
                 self._refuse_links()
-                if not (self.path / MARK).is_file():
+                marked = (self.path / MARK).is_file()
+                made = not marked and not (self.path / ".steps").exists()
+                if not marked:
                     self.write_facts(mark)
                 self.tidy()
-                yield
+                yield made
                 self.tidy()
         except Timeout:
             raise UserError(f"Another process is working on {self.path}; wait for it or choose another --out.") from None
@@ -123,12 +131,87 @@ class RunFolder:
         UserError
             When its files are damaged.
         """
-        kept = self.step(name, key)
         try:
-            return Result.load(kept)
-        except Exception as error:  # of Parquet, of safetensors, of their contents
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            raise UserError(f"{kept} is damaged ({reason[0]}); run the same command with --fresh to compute it again.") from error
+            return Result.load(self.step(name, key))
+        except UserError as error:
+            raise UserError(f"{str(error).partition('; ')[0]}; run the same command again, which computes it again.") from error
+
+    def step_is_sound(self, name: str, key: str) -> bool:
+        """Whether a step's result is there, with the bytes that were written, and so are its artifacts."""
+        kept = self.step(name, key)
+        return kept.is_dir() and manifest.damage(kept) is None and self.artifact_damage(name, key) is None
+
+    def save_step(self, name: str, key: str, result: Result, before: Stamps, others: Collection[str], *, sync: bool = True) -> None:
+        """Keep a step's result, and which artifacts are its own.
+
+        Parameters
+        ----------
+        before
+            The artifacts before the step.
+        others
+            Artifacts that belong to other steps, if this one did not change them.
+        sync
+            As for `whole_folder`.
+        """
+        now = self.artifact_stamps()
+        own = [file for file, stamp in now.items() if before.get(file) != stamp or file not in others]
+        listed = self._listed(name, key)
+        if own:  # first, so that a step that is there has its list
+            with whole_file(listed) as partial:
+                partial.write_text(Manifest.of(self.artifacts, own).text(), encoding="utf-8")
+        else:
+            listed.unlink(missing_ok=True)
+        result.save(self.step(name, key), sync=sync)
+
+    def forget_step(self, name: str, key: str) -> None:
+        """Remove a damaged step's result and its artifacts."""
+        for file in self.artifact_names(name, key):
+            (self.artifacts / file).unlink(missing_ok=True)
+        self._listed(name, key).unlink(missing_ok=True)
+        shutil.rmtree(self.step(name, key), ignore_errors=True)
+
+    def other_keys(self, name: str, keys: Collection[str]) -> list[str]:
+        """Keys, cut as in names, under which a step left artifacts that are not those of `keys`: of other contents, in its way."""
+        here = self._listed(name, "0" * 16).name.removesuffix(f"{'0' * 16}.json")
+        known = {key[:16] for key in keys}
+        found = [path.stem.removeprefix(here) for path in (self.path / ".artifacts").glob("*.json") if path.stem.startswith(here)]
+        return sorted(key for key in found if len(key) == 16 and key not in known)
+
+    @property
+    def artifacts(self) -> Path:
+        """The folder of files for others."""
+        return self.path / "artifacts"
+
+    def artifact_stamps(self) -> Stamps:
+        """The files in `artifacts`."""
+        found = {}
+        for folder, _, names in os.walk(self.artifacts):
+            for name in names:
+                file = Path(folder, name)
+                if not name.endswith(".part") and file.is_file():
+                    stat = file.stat()
+                    found[file.relative_to(self.artifacts).as_posix()] = (stat.st_size, stat.st_mtime_ns, stat.st_ino)
+        return found
+
+    def artifact_names(self, name: str, key: str) -> Collection[str]:
+        """The artifacts that a step wrote; none where its list is missing or damaged."""
+        try:
+            return Manifest.read(self._listed(name, key)).files.keys()
+        except UserError:
+            return ()
+
+    def _listed(self, name: str, key: str) -> Path:
+        return self.path / ".artifacts" / f"{self.step(name, key).name}.json"
+
+    def artifact_damage(self, name: str, key: str) -> str | None:
+        """What is wrong with the artifacts that a step wrote, in words."""
+        listed = self._listed(name, key)
+        if not listed.is_file():
+            return None
+        try:
+            return Manifest.read(listed).damage(self.artifacts)
+        except UserError:
+            return f"{listed.name} is unreadable"
 
     def scratch(self) -> Path:
         """An empty folder for use during a step."""
@@ -143,12 +226,41 @@ class RunFolder:
             partial.write_text(json.dumps(facts, indent=2), encoding="utf-8")
 
     def publish(self, results: Mapping[str, Result], facts: Mapping[str, Any], page: Page) -> Path:
-        """Write tables, facts and page; the page's path."""
-        for name, result in results.items():
-            with whole_file(self.path / "results" / f"{file_name(name)}.parquet") as partial:
+        """Write tables, facts and page; the page's path. Tables of steps that are no more are removed.
+
+        The page is removed first and written last: a run whose tables are partly those of another time is not finished.
+        """
+        self.page.unlink(missing_ok=True)
+        (self.path / manifest.NAME).unlink(missing_ok=True)
+        tables = {self.path / "results" / f"{file_name(name)}.parquet": result for name, result in results.items()}
+        for stale in set((self.path / "results").glob("*.parquet")) - set(tables):
+            stale.unlink()
+        for path, result in tables.items():
+            with whole_file(path) as partial:
                 result.table.to_parquet(partial, index=False)
         self.write_facts(facts)
-        return write(page, self.page)
+        drawn = write(page, self.page)
+        self.write_digests()
+        return drawn
+
+    def write_digests(self) -> None:
+        """Write the manifest of what is published."""
+        names = [MARK, PAGE, *(f"results/{p.name}" for p in (self.path / "results").glob("*.parquet"))]
+        with whole_file(self.path / manifest.NAME) as partial:
+            partial.write_text(Manifest.of(self.path, names).text(), encoding="utf-8")
+
+    def draw(self, page: Page) -> Path:
+        """Write the page of a finished run again; its path."""
+        drawn, listed = write(page, self.page), self.path / manifest.NAME
+        if listed.is_file():
+            files = {**Manifest.read(listed).files, **Manifest.of(self.path, [PAGE]).files}
+            with whole_file(listed) as partial:
+                partial.write_text(Manifest(files).text(), encoding="utf-8")
+        return drawn
+
+    def damage(self) -> str | None:
+        """What is wrong with the tables and facts of a finished run, in words. The page, which nothing reads, by its size."""
+        return manifest.damage(self.path, sizes_only=(PAGE,))
 
     def tidy(self) -> None:
         """Remove partial files of a killed process."""
@@ -160,7 +272,8 @@ class RunFolder:
         """Remove all results and the page."""
         for name in _FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
-        self.page.unlink(missing_ok=True)
+        for file in (self.page, self.path / manifest.NAME):
+            file.unlink(missing_ok=True)
 
     def facts(self) -> dict[str, Any]:
         """The content of `run.json`; empty if it is damaged, or holds what repscope does not write."""
@@ -176,17 +289,20 @@ class RunFolder:
         Raises
         ------
         UserError
-            When a table is damaged.
+            When a file is damaged.
         """
         parts = []
-        for path in sorted((self.path / "results").glob("*.parquet")):
-            try:
-                parts.append(pd.read_parquet(path))
-            except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
-                reason = str(error).splitlines()[0]
-                raise UserError(
-                    f"{path} is damaged ({reason}); run its command again with --fresh, or remove {self.path}."
-                ) from error
+        if self.finished:
+            if (wrong := self.damage()) is not None:
+                raise UserError(f"{self.path} is damaged: {wrong}; run its command again, or remove it.")
+            for path in sorted((self.path / "results").glob("*.parquet")):
+                try:
+                    parts.append(pd.read_parquet(path))
+                except Exception as error:  # of pyarrow and of what it reads
+                    reason = (str(error).splitlines() or [type(error).__name__])[0]
+                    raise UserError(
+                        f"{path} is damaged ({reason}); run its command again with --fresh, or remove {self.path}."
+                    ) from error
         whole = [p for p in parts if list(p.columns) == list(COLUMNS)]
         return pd.concat(whole, ignore_index=True).astype(COLUMNS) if whole else pd.DataFrame(columns=list(COLUMNS))
 

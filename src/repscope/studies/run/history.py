@@ -14,19 +14,39 @@ def run_rows(out: Path) -> list[dict[str, Any]]:
     """One row per run: name, study, model, state, seconds of its last session, page."""
     rows = []
     for run in list_runs(out):
-        facts = run.facts()
+        facts, wrong = run.facts(), run.damage()
         seconds = facts.get("seconds", 0.0)
         rows.append(
             {
                 "run": run.path.name,
                 "study": str(facts.get("study", run.path.name.partition("-")[0])),
                 "model": str(facts.get("model", "")),
-                "state": "done" if run.finished else "not finished: the same command continues it",
+                "state": _state(run, wrong),
                 "seconds": float(seconds) if isinstance(seconds, int | float) else 0.0,
                 "page": str(run.page) if run.finished else "",
             }
         )
     return rows
+
+
+def _state(run: RunFolder, wrong: str | None) -> str:
+    if not run.finished:
+        return "not finished: the same command continues it"
+    return "done" if wrong is None else f"damaged ({wrong}): the same command mends it"
+
+
+def _tables(out: Path, notes: list[str]) -> list[tuple[RunFolder, pd.DataFrame]]:
+    """The finished runs with their tables; those that are damaged are left out, with a note."""
+    found = []
+    for run in list_runs(out):
+        try:
+            table = run.table()
+        except UserError as error:
+            notes.append(f"Left out: {error}")
+            continue
+        if len(table):
+            found.append((run, table))
+    return found
 
 
 def run_summary(run: RunFolder) -> list[dict[str, Any]]:
@@ -82,8 +102,10 @@ def _plain(value: Any) -> Any:
     return "" if pd.isna(value) else int(value) if isinstance(value, float) else value
 
 
-def query(sql: str, out: Path) -> pd.DataFrame:
+def query(sql: str, out: Path, notes: list[str] | None = None) -> pd.DataFrame:
     """The answer to SQL over the table `results` of all finished runs, with the run's name in the column `run`.
+
+    Damaged runs are left out; `notes` gets a sentence on each.
 
     DuckDB sees that table only: access to files and network is switched off before the query runs, and what is no query (COPY,
     ATTACH, CREATE, PRAGMA, SET …) is refused by DuckDB's own parser's word for it.
@@ -95,10 +117,10 @@ def query(sql: str, out: Path) -> pd.DataFrame:
     """
     import duckdb
 
-    tables = [run.table().assign(run=run.path.name) for run in list_runs(out)]
-    tables = [t for t in tables if len(t)]
+    notes = [] if notes is None else notes
+    tables = [table.assign(run=run.path.name) for run, table in _tables(out, notes)]
     if not tables:
-        raise UserError(f"There is no finished run in {out}; `repscope tour` starts the first ones.")
+        raise UserError(notes[0] if notes else f"There is no finished run in {out}; `repscope tour` starts the first ones.")
     with duckdb.connect() as connection:
         connection.register("held", pd.concat(tables, ignore_index=True))
         connection.execute("create table results as select * from held")
@@ -117,12 +139,11 @@ def query(sql: str, out: Path) -> pd.DataFrame:
             raise UserError(f"DuckDB refuses the query: {str(error).splitlines()[0]}") from error
 
 
-def claim_rows(out: Path) -> list[dict[str, Any]]:
-    """Each claim with the verdict of each finished run."""
+def claim_rows(out: Path, notes: list[str] | None = None) -> list[dict[str, Any]]:
+    """Each claim with the verdict of each finished run. Damaged runs are left out; `notes` gets a sentence on each."""
     rows = []
-    for run in list_runs(out):
-        table = run.table()
-        if table.empty or run.facts().get("options", {}).get("tiny"):  # a tiny run decides nothing
+    for run, table in _tables(out, [] if notes is None else notes):
+        if run.facts().get("options", {}).get("tiny"):  # a tiny run decides nothing
             continue
         rows += [
             {

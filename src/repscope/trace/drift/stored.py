@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from repscope.errors import UserError
+from repscope.manifest import need_sound
 from repscope.models.engine.fingerprint import safetensors_header
 from repscope.models.loading.folders import weight_files
 from repscope.models.loading.tensor_check import derived
@@ -115,6 +116,8 @@ class FileCheckpoint:
     def __init__(self, path: Path, computed: bool = False) -> None:
         self._handles: dict[Path, int] = {}
         self.path, self.label = path, str(path)
+        if path.exists():
+            need_sound(path)
         self.files = files_of(path)
         self.stored: dict[str, Stored] = {}
         self._places: dict[str, _Place] = {}

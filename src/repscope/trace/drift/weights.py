@@ -33,6 +33,7 @@ from torch import Tensor
 
 from repscope import stats
 from repscope.conditions import ESTIMATE, RANDOM, ROUNDING
+from repscope.manifest import stamped, unstamped
 from repscope.progress import progress
 from repscope.results import Result, Row
 from repscope.trace.drift import spectra as spectrum_of
@@ -318,9 +319,9 @@ def _read(kept: Path | None) -> dict[str, TensorDrift]:
     found: dict[str, TensorDrift] = {}
     if kept is None or not kept.is_file():
         return found
-    for line in kept.read_text(encoding="utf-8").split("\n"):
-        with suppress(ValueError, KeyError, TypeError):  # a line that was incomplete when the process was killed
-            given = parse_json(line)
+    for line in kept.read_text(encoding="utf-8", errors="replace").split("\n"):
+        with suppress(ValueError, KeyError, TypeError):  # a line that was incomplete when the process was killed, or damaged
+            given = parse_json(unstamped(line) or "")
             spectrum = None if given["spectrum"] is None else np.array(given["spectrum"], dtype=np.float64)
             a, b = given["dtypes"]
             found[given["name"]] = TensorDrift(given["name"], tuple(given["shape"]), (a, b), Sums(**given["sums"]), spectrum)
@@ -333,4 +334,4 @@ def _append(kept: Path, found: TensorDrift) -> None:
     record = {"name": found.name, "shape": found.shape, "dtypes": found.dtypes, "sums": asdict(found.sums), "spectrum": spectrum}
     with kept.open("a", encoding="utf-8") as file:
         # The line break comes first, so that an incomplete line of a killed process stays separate.
-        file.write("\n" + json.dumps(record))
+        file.write("\n" + stamped(json.dumps(record)))

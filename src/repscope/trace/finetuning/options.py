@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from repscope.errors import UserError, unknown
 
 BASE, STATE = "base", "trainer"  #: folders of a series: the base, and the trainer's state of an unfinished run
+RECORD, ROWS, LOG = "finetune.json", "examples.jsonl", "log.csv"  #: files of a series, beside its table of checkpoints
 Method = Literal["sft", "dpo", "reinforce", "grpo"]
 
 

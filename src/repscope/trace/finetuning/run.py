@@ -21,10 +21,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from repscope import manifest
 from repscope.data.verifiable import VerifiableTask, verifiable_task
 from repscope.disk import need_folder, need_space, whole_file, whole_folder
 from repscope.errors import UserError
-from repscope.models.checkpoints import CheckpointSet
+from repscope.locks import only_process
+from repscope.models.checkpoints import TABLE, CheckpointSet, Weights
 from repscope.models.language import LanguageModel
 from repscope.models.loading.folders import SPREAD
 from repscope.models.loading.sources import load
@@ -42,11 +44,11 @@ from repscope.trace.finetuning.examples import (
     pairs_of,
     prompt_ids,
 )
-from repscope.trace.finetuning.options import BASE, METHODS, STATE, FineTuning
+from repscope.trace.finetuning.options import BASE, LOG, METHODS, RECORD, ROWS, STATE, FineTuning
 from repscope.trace.finetuning.trainers import libraries, quiet, trainer
 from repscope.untrusted import parse_json
 
-RECORD, ROWS = "finetune.json", "examples.jsonl"
+_FILES = (RECORD, ROWS, TABLE, LOG)  #: of a series, beside the folders of its steps
 _FEWEST = 8  #: preference pairs
 _BELOW_BF16 = 3e-5  #: half the distance of neighbours in bfloat16 at weights of 0.01 to 0.02; an Adam step is about the rate
 
@@ -102,7 +104,7 @@ def finetune(
     examples = from_file(Path(data).expanduser(), options, given) if data is not None else _of_task(task, options, given)
     lm = model if isinstance(model, LanguageModel) else load(model, device=device, dtype=options.dtype)
     _check(lm, options)
-    with _own_random_state(), quiet():
+    with only_process(folder), _own_random_state(), quiet():
         return _run(lm, fitting(examples, lm.tokenizer, options), options, folder)
 
 
@@ -121,7 +123,10 @@ def _run(lm: LanguageModel, examples: Examples, options: FineTuning, folder: Pat
         named = next((k for k in record["run"] if held["run"].get(k) != record["run"][k]), "it")
         raise UserError(f"{folder} holds another fine-tuning ({named} differs); choose another folder, or remove it.")
     if held is not None and held["complete"]:
-        return CheckpointSet.open(folder)
+        found = CheckpointSet.open(folder)
+        for path in found.table["path"]:
+            Weights(path).close()  # refuses weights with other bytes than were written
+        return found
     if held is None and folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
         raise UserError(f"{folder} holds other files; choose a new folder.")
     policy, tokenizer = _copy(lm, options)
@@ -129,7 +134,7 @@ def _run(lm: LanguageModel, examples: Examples, options: FineTuning, folder: Pat
     need_space(folder, size * (2 if options.lora is not None else 4 + len(options.kept)))
     if held is None:
         _write_record(folder, record | {"complete": False})
-    if not (folder / BASE).is_dir():
+    if not (folder / BASE).is_dir() or manifest.damage(folder / BASE) is not None:
         _write_base(policy, tokenizer, folder)
     policy.config._name_or_path = str((folder / BASE).resolve())  # trl reads references, and PEFT configurations, from here
     if options.method == "dpo" and "chosen" not in examples.train:
@@ -196,6 +201,7 @@ def _with_pairs(policy: Any, tokenizer: Any, examples: Examples, options: FineTu
     prompts = list(examples.train["prompt"])
     file = folder / ROWS
     if file.is_file():
+        manifest.need_sound(file)
         pairs = pd.read_json(file, lines=True, dtype=False)
     else:
         assert examples.reward is not None
@@ -224,7 +230,7 @@ def _write_base(policy: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def _write_rows(folder: Path, rows: pd.DataFrame) -> None:
-    with whole_file(folder / ROWS) as partial:
+    with manifest.changing(folder, _FILES), whole_file(folder / ROWS) as partial:
         rows.to_json(partial, orient="records", lines=True, force_ascii=False)
 
 
@@ -238,6 +244,8 @@ def _name(options: FineTuning) -> str:
 def _record(lm: LanguageModel, examples: Examples, options: FineTuning) -> dict[str, Any]:
     from importlib.metadata import version
 
+    import torch
+
     rows = examples.train.to_json(orient="records") + json.dumps(examples.heldout)
     own = options.as_dict() | {
         "model": str(lm.fingerprint),
@@ -245,11 +253,13 @@ def _record(lm: LanguageModel, examples: Examples, options: FineTuning) -> dict[
         "reward": identity_of(examples.reward),
     }
     versions = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
-    return {"run": own, "model": lm.name, "data": examples.name, "says": METHODS[options.method].says, "versions": versions}
+    says = METHODS[options.method].says
+    told = {"model": lm.name, "data": examples.name, "says": says, "versions": versions, "threads": torch.get_num_threads()}
+    return {"run": own, **told}
 
 
 def _write_record(folder: Path, record: dict[str, Any]) -> None:
-    with whole_file(folder / RECORD) as partial:
+    with manifest.changing(folder, _FILES), whole_file(folder / RECORD) as partial:
         partial.write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
@@ -257,6 +267,7 @@ def _held(folder: Path) -> dict[str, Any] | None:
     file = folder / RECORD
     if not file.is_file():
         return None
+    manifest.need_sound(file)
     try:
         held = parse_json(file.read_text(encoding="utf-8"))
         if isinstance(held["run"], dict) and isinstance(held["complete"], bool):

@@ -18,6 +18,7 @@ import pandas as pd
 from torch import Tensor
 from transformers import TrainerCallback
 
+from repscope import manifest
 from repscope.disk import whole_file, whole_folder
 from repscope.models.checkpoints import TABLE, Weights
 from repscope.models.loading.adapters import CONFIG
@@ -26,10 +27,11 @@ from repscope.stats import mean
 from repscope.trace.finetuning import checks
 from repscope.trace.finetuning.answers import kl_to_base, sampled
 from repscope.trace.finetuning.examples import Examples, prompt_ids
-from repscope.trace.finetuning.options import BASE, STATE, FineTuning
+from repscope.trace.finetuning.options import BASE, LOG, RECORD, ROWS, STATE, FineTuning
 
 COMPLETE = "repscope-complete"
 _FIRST = ("step", "epoch", "loss")  #: columns of the log
+FILES = (RECORD, ROWS, TABLE, LOG)  #: of a series, beside the folders of its steps
 _HELD = 64  #: held-out prompts that are measured
 _SEED = 20_261  #: of held-out answers: the same random streams at each step
 
@@ -65,6 +67,7 @@ class Series(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """The trainer's checkpoint is complete: mark it, remove those before it, and record the step."""
         here = self.folder / STATE / f"checkpoint-{state.global_step}"
+        manifest.write(here)
         (here / COMPLETE).touch()
         for other in (self.folder / STATE).glob("checkpoint-*"):
             if other != here:
@@ -90,13 +93,14 @@ class Series(TrainerCallback):
         }
         row |= self._measured(model, step) | {"loss": _loss(state.log_history, rows[-1]["step"] if rows else 0)}
         row |= checks.changed(_weights(self.folder / BASE), _weights(self.folder / name))
-        with whole_file(self.folder / TABLE) as partial:
-            pd.DataFrame([*rows, row]).to_csv(partial, index=False)
         log = pd.DataFrame([entry for entry in state.log_history if "loss" in entry])
         # The trainer's state sorts names when it is saved, so the order of a resumed log would be another
         log = log.reindex(columns=[*_FIRST, *sorted(set(log.columns) - set(_FIRST))])
-        with whole_file(self.folder / "log.csv") as partial:
-            log.to_csv(partial, index=False)
+        with manifest.changing(self.folder, FILES):
+            with whole_file(self.folder / TABLE) as partial:
+                pd.DataFrame([*rows, row]).to_csv(partial, index=False)
+            with whole_file(self.folder / LOG) as partial:
+                log.to_csv(partial, index=False)
 
     def _write(self, model: Any, folder: Path) -> None:
         with whole_folder(folder) as partial:
@@ -148,10 +152,10 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def last_state(folder: Path) -> Path | None:
-    """The trainer's last complete checkpoint; incomplete ones are removed."""
+    """The trainer's last complete checkpoint; incomplete and damaged ones are removed."""
     found = {}
     for path in (folder / STATE).glob("checkpoint-*"):
-        if (path / COMPLETE).is_file():
+        if (path / COMPLETE).is_file() and manifest.damage(path) is None:
             found[int(path.name.removeprefix("checkpoint-"))] = path
         else:
             shutil.rmtree(path)

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from repscope import __version__
 from repscope.errors import UserError, unknown
+from repscope.locks import only_process
 from repscope.models.checkpoints import CheckpointSet, Weights, save
 from repscope.models.loading.stacked_weights import State, stack, unstack
 from repscope.progress import progress
@@ -84,10 +85,17 @@ def train(asked: Training, folder: str | Path) -> CheckpointSet:
     Raises
     ------
     UserError
-        When another recipe's runs, or something else, is in the folder.
+        When another recipe's runs, or something else, is in the folder, or another process works on it.
     """
     folder = Path(folder).expanduser().absolute()
     digest = hashlib.sha256(json.dumps([asdict(asked), __version__], default=str, sort_keys=True).encode()).hexdigest()
+    if folder.is_dir() and _digest_of(folder / RECIPE) == digest and not folder.with_name(folder.name + ".training").exists():
+        return CheckpointSet.open(folder)
+    with only_process(folder):
+        return _train(asked, folder, digest)
+
+
+def _train(asked: Training, folder: Path, digest: str) -> CheckpointSet:
     partial = folder.with_name(folder.name + ".training") / digest[:12]
     if folder.exists():
         if _digest_of(folder / RECIPE) == digest:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from repscope import manifest
 from repscope.disk import whole_file
 from repscope.errors import UserError
 from repscope.models.engine.memory import memory_kept
@@ -85,7 +86,8 @@ class TrainingRun:
             moments = self._adam.state[value]
             saved |= {f"{m}.{name}": moments[m] for m in ("exp_avg", "exp_avg_sq") if m in moments}
         with whole_file(path) as partial:
-            save_file({k: v.contiguous() for k, v in saved.items()}, partial, {"step": str(self.step)})
+            save_file({k: v.contiguous() for k, v in saved.items()}, partial, {"step": str(self.step), "seal": manifest.UNSEALED})
+            manifest.seal(partial)
         return path
 
     def load(self, path: Path) -> None:
@@ -98,6 +100,7 @@ class TrainingRun:
         """
         from safetensors import safe_open
 
+        manifest.need_seal(path, "delete it to start again")
         try:
             with safe_open(path, "pt") as opened:
                 step = int((opened.metadata() or {})["step"])

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from repscope import manifest
 from repscope.disk import cache_home, whole_file
 from repscope.errors import UserError
 from repscope.models.engine.fingerprint import WeightSource, of_module
@@ -188,6 +189,8 @@ def _key(lm: LanguageModel, recipe: Recipe) -> str:
 def _restored(path: Path, learning: dict[str, nn.Parameter]) -> bool:
     from safetensors.torch import load_file
 
+    if manifest.sealed(path) is False:
+        return False
     try:
         held = load_file(path)
         with torch.no_grad():
@@ -202,4 +205,5 @@ def _keep(path: Path, learning: dict[str, nn.Parameter]) -> None:
     from safetensors.torch import save_file
 
     with whole_file(path) as partial:
-        save_file({name: value.detach().contiguous() for name, value in learning.items()}, partial)
+        save_file({name: value.detach().contiguous() for name, value in learning.items()}, partial, {"seal": manifest.UNSEALED})
+        manifest.seal(partial)

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from repscope import manifest
 from repscope.disk import whole_file
 from repscope.errors import UserError
 from repscope.models.engine.memory import memory_kept
@@ -153,12 +154,14 @@ def _save(path: Path, step: int, weights: State, adam: torch.optim.AdamW, losses
     held["losses"] = torch.from_numpy(np.stack(losses))
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as partial:
-        save_file({k: v.contiguous() for k, v in held.items()}, partial, {"progress": json.dumps({"step": step})})
+        metadata = {"progress": json.dumps({"step": step}), "seal": manifest.UNSEALED}
+        save_file({k: v.contiguous() for k, v in held.items()}, partial, metadata)
+        manifest.seal(partial)
 
 
 def _resumed(path: Path | None, weights: State, adam: torch.optim.AdamW) -> tuple[int, list[np.ndarray]]:
     """The step to continue at, with weights and moments restored; 0 without a saved state, or with a damaged one."""
-    if path is None or not path.is_file():
+    if path is None or not path.is_file() or manifest.sealed(path) is False:
         return 0, []
     try:
         with safe_open(path, "pt") as held:

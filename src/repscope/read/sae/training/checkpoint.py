@@ -6,7 +6,6 @@ renamed, so a killed run leaves the checkpoint before or the one after. Equal st
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from repscope import disk
+from repscope import disk, manifest
 from repscope.errors import UserError
 from repscope.untrusted import parse_json
 
@@ -31,11 +30,10 @@ def write(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None
     UserError
         If the disk is full or the folder cannot be written.
     """
-    header = {"repscope": json.dumps({"format": FORMAT, **state}, sort_keys=True)}
+    header = {"repscope": json.dumps({"format": FORMAT, **state}, sort_keys=True), "seal": manifest.UNSEALED}
     with disk.whole_file(path) as partial:
         save_file({name: value.detach().contiguous() for name, value in tensors.items()}, partial, header)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
+        manifest.seal(partial)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -44,8 +42,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises
     ------
     UserError
-        If the file is no checkpoint of this format.
+        If the file is no checkpoint of this format, or has other bytes than were written.
     """
+    manifest.need_seal(path, "remove it and train again")
     try:
         with safe_open(path, "pt") as file:
             state = parse_json((file.metadata() or {})["repscope"])
