@@ -141,7 +141,7 @@ def _command(words: list[str], folder: str, trap: Trap) -> None:
         from repscope.cli import run_process
 
         Path(folder, "begun").touch()
-        counted[0] = 0
+        counted[:] = [0, False]
         if trap.size is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (trap.size, trap.size))
         return run_process
@@ -149,14 +149,14 @@ def _command(words: list[str], folder: str, trap: Trap) -> None:
     try:
         start(load, words)
     finally:
+        counted[1] = True
         if trap.size is None:
-            trap_off, counted[1] = counted[0], True
-            Path(folder, "count").write_text(str(trap_off))
+            Path(folder, "count").write_text(str(counted[0]))
 
 
 def _trapped(trap: Trap) -> list:
     """Count file operations, [count, off]; the one with the trap's number kills the process, or fails."""
-    counted: list = [0, False]
+    counted: list = [0, True]  # off until the command begins
 
     def wrap(name: str) -> None:
         real = getattr(os, name)
