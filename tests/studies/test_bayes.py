@@ -161,5 +161,7 @@ def test_the_plan_and_the_page(done, tmp_path, capsys):
     ):
         assert said in page
     assert command(["study", "bayes", "--plan", "--short", "--out", str(tmp_path)]) == 0
-    assert "train transformers" in capsys.readouterr().out
+    shown_plan = capsys.readouterr().out
+    assert "train transformers" in shown_plan
+    assert "LSTM" not in shown_plan, "the short form trains transformers alone"
     assert BayesOptions(short=True).sized().steps < BayesOptions().steps

@@ -94,7 +94,7 @@ def test_distances_on_the_users_models_are_those_of_the_saved_weights_by_hand(gi
 
 
 def test_the_users_models_have_controls_a_table_and_a_page(given, tmp_path, capsys):
-    rows = select(given.table, metric=names.CLEAR, item=names.item(names.GIVEN, 0, 23))
+    rows = select(given.table, metric=names.ACCURACY, item=names.item(names.GIVEN, 0, 23))
     assert set(rows["condition"]) == {ESTIMATE, names.MIXTURE, names.UNTRAINED}
     assert set(select(given.table, metric=names.CHANGE)["split"]) == {"n = 1 to 23"}
     models = given.results["models"].side["models"]

@@ -41,14 +41,14 @@ def headline(table: pd.DataFrame, titles: Sequence[str], conditions: Sequence[st
     rows = curves(table, metric, titles, conditions)
     rows = rows[rows["length"] == length]
     by = f"number of examples, {length} symbols each" if length else "number of symbols seen"
+    clear = (" on clear labels", f", where its margin is at least {names.CLEAR_MARGIN}") if metric == names.CLEAR else ("", "")
     aware = "; format-aware Bayes also knows the format" if names.AWARE in set(rows["condition"]) else ""
     return figure(
         rows,
-        f"Accuracy on clear labels by {by}",
+        f"Accuracy{clear[0]} by {by}",
         "accuracy",
-        "Share of texts whose most probable next symbol is the oracle's, where the oracle's margin is at least "
-        f"{names.CLEAR_MARGIN}. Pretraining Bayes is what next-token training converges to, the ceiling of a network that reads "
-        f"the text as a document{aware}. Bands: 95 % over texts.",
+        f"Share of texts whose most probable next symbol is the oracle's{clear[1]}. Pretraining Bayes is what next-token training "
+        f"converges to, the ceiling of a network that reads the text as a document{aware}. Bands: 95 % over texts.",
         share=True,
         small=False,
     )

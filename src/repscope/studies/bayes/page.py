@@ -24,7 +24,10 @@ def page(record: Record[BayesOptions]) -> Page:
     table, o = record.table, record.options
     world = record.results["world"].side["world"].iloc[0]
     sizes = (
-        "The short form has a smaller world, shorter training and fewer lengths of examples than the full one." if o.short else ""
+        "The short form has no LSTMs, no networks of one concept, and examples of 3 and 5 symbols alone. "
+        "Its training is short too, so that networks may be far from Bayes for that reason; the full form decides."
+        if o.short
+        else ""
     )
     return Page(
         title="In-context learning and Bayesian inference",

@@ -7,6 +7,7 @@
    variation to the mixture that was trained on; the floor sweep; concepts that were never seen; the same examples in two orders.
 4. Changes from no example to the most, paired by prompt.
 5. In-context linear regression over task diversity, with exact predictors (`trace.bayes.regression`).
+The short form trains transformers in both worlds alone: no LSTMs, no networks of one concept.
 With `hmm` or `model`, other steps: those of `given` (documents of the user's models) and `model` (a language model).
 Controls: untrained networks; exact predictors as ceilings; the published delimiter; networks of one concept, on theirs and on all.
 """
@@ -46,8 +47,9 @@ def steps(setup: Setup[BayesOptions]) -> list[Step]:
         return model_steps(setup, task)
     if isinstance(task, GivenTask):
         return given_steps(task)
+    kinds = (TRANSFORMER, CONTRAST) if o.short else tuple(KINDS.values())
     made = [Step("world", partial(_world, task), lambda: Cost(fit_flops=1e8))]
-    for kind in KINDS.values():
+    for kind in kinds:
         made.append(Step(f"train {kind.name}", partial(trained, task, kind), training_cost(task, kind), 2, needs=("world",)))
     asks: tuple[tuple[Kind, Callable[[BayesTask, Context], Result]], ...] = (
         (TRANSFORMER, _transformers),
@@ -56,6 +58,8 @@ def steps(setup: Setup[BayesOptions]) -> list[Step]:
         (SINGLE, _single),
     )
     for kind, compute in asks:
+        if kind not in kinds:
+            continue
         made.append(Step(f"prompts {kind.name}", partial(compute, task), _prompts_cost(task), 2, needs=(f"train {kind.name}",)))
     made.append(Step("regression", partial(_regression, task), _regression_cost(task)))
     return made
