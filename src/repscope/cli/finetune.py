@@ -83,8 +83,7 @@ def finetune(
         cpu, cuda, cuda:1 or mps.
     """
     from repscope.trace.finetuning.examples import reward_named
-    from repscope.trace.finetuning.options import FineTuning
-    from repscope.trace.finetuning.run import RECORD
+    from repscope.trace.finetuning.options import RECORD, FineTuning
     from repscope.trace.finetuning.run import finetune as run
 
     if full and lora is not None:
