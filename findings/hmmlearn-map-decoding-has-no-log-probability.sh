@@ -14,7 +14,7 @@ set -euo pipefail
 home=$(mktemp -d)
 trap 'rm -rf "$home"' EXIT
 python3 -m venv "$home/venv"
-"$home/venv/bin/pip" install --quiet --disable-pip-version-check hmmlearn==0.3.3 numpy
+"$home/venv/bin/pip" install --quiet --disable-pip-version-check hmmlearn==0.3.3 numpy==2.3.5 scipy==1.17.1 scikit-learn==1.8.0
 cd "$home"
 "$home/venv/bin/python" - <<'PYTHON'
 from itertools import product

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from repscope import disk
+from repscope import disk, manifest
 from repscope.errors import UserError, unknown
 
 
@@ -111,7 +111,7 @@ def test_files_are_written_through_before_they_are_renamed(tmp_path, monkeypatch
     with disk.whole_folder(tmp_path / "folder") as partial:
         (partial / "inner").mkdir()
         (partial / "inner" / "a").write_text("a")
-    assert set(told[:-2]) == {str(partial), str(partial / "inner"), str(partial / "inner" / "a")}
+    assert set(told[:-2]) == {str(partial), str(partial / "inner"), str(partial / "inner" / "a"), str(partial / manifest.NAME)}
     assert told[-2:] == ["renamed", str(tmp_path)]
     told.clear()
     with disk.whole_file(tmp_path / "y", sync=False), disk.whole_folder(tmp_path / "z", sync=False):

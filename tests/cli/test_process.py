@@ -70,6 +70,7 @@ def test_the_second_signal_ends_what_catches_everything():
     code = textwrap.dedent(SLOW)
     process = subprocess.Popen([sys.executable, "-c", code, "stubborn"], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "begun\n"
+    time.sleep(1)  # until it sleeps where it catches everything
     process.send_signal(signal.SIGTERM)
     time.sleep(0.3)
     assert process.poll() is None

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from repscope import manifest
 from repscope.errors import UserError
 from repscope.models.checkpoints import CheckpointSet
 from repscope.models.loading.stacked_weights import stack
@@ -45,6 +46,7 @@ def test_paths_one_by_one_and_folders_without_a_table(tmp_path):
 
 
 def rewritten(found, change):
+    (found.folder / manifest.NAME).unlink()  # else it is damaged, which is told first
     table = pd.read_csv(found.folder / "checkpoints.csv")
     change(table).to_csv(found.folder / "checkpoints.csv", index=False)
 
@@ -82,6 +84,7 @@ def test_pickles_damaged_files_and_the_like_are_refused(held, tmp_path):
     torch.save({"w": torch.ones(1)}, tmp_path / "a.pt")
     with pytest.raises(UserError, match="never reads pickled"):
         CheckpointSet.of([tmp_path / "a.pt"])
+    (held[0].folder / manifest.NAME).unlink()  # else it is damaged, which is told first
     held[0].table["path"].iloc[0].write_bytes(b"12345678")
     with pytest.raises(UserError, match="cannot be read as safetensors"):
         CheckpointSet.open(held[0].folder)

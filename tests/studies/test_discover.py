@@ -123,9 +123,10 @@ def test_a_loss_that_is_not_a_number_leaves_no_run_and_keeps_what_was_there(tmp_
     assert not list(tmp_path.iterdir())
     again = Run(DISCOVER, options, out=tmp_path)
     again.folder.mkdir()
+    (again.folder / "mine").touch()
     with pytest.raises(UserError, match="not a number"):
         again.answer()
-    assert (again.folder / ".steps").is_dir()
+    assert (again.folder / "mine").is_file()
     (tmp_path / "empty.txt").touch()
     with pytest.raises(UserError, match="holds 0 different prompts"):
         Run(DISCOVER, DiscoverOptions(**TINY, prompts=str(tmp_path / "empty.txt")), out=tmp_path / "runs").answer()

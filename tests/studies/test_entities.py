@@ -54,10 +54,10 @@ def test_the_page_and_its_files(run):
     assert (run.folder / "artifacts" / "cities-probes.safetensors").is_file()
     assert {p.stem for p in (run.folder / "results").glob("*.parquet")} == {
         "cities",
-        "cities-random-weights",
-        "cities-shared-tokens",
-        "cities-context",
-        "cities-summary",
+        "cities+random+weights",
+        "cities+shared+tokens",
+        "cities+context",
+        "cities+summary",
         "verify",
     }
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from repscope import manifest
 from repscope.errors import UserError
 from repscope.read import sae
 
@@ -114,13 +115,19 @@ def test_settings_before_version_6(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_precisions_are_widened(tmp_path, dtype):
-    folder = sae.save(made(), tmp_path / "one")
+    folder = edited(sae.save(made(), tmp_path / "one"))
     narrow = {name: t.to(dtype) for name, t in load_file(folder / "sae_weights.safetensors").items()}
     save_file(narrow, folder / "sae_weights.safetensors")
     opened = sae.open(folder, dtype="float64")
     assert opened.dtype == torch.float64
     assert torch.equal(opened.W_enc, narrow["W_enc"].double())
     assert sae.open(folder).dtype == torch.float32
+
+
+def edited(folder):
+    """As a folder of another program, or one that its user changed: without digests, which would tell first."""
+    (folder / manifest.NAME).unlink()
+    return folder
 
 
 def break_weights(folder, change):
@@ -140,7 +147,7 @@ def break_weights(folder, change):
     ],
 )
 def test_damaged_weights_are_one_sentence(tmp_path, change, said):
-    folder = sae.save(made(), tmp_path / "one")
+    folder = edited(sae.save(made(), tmp_path / "one"))
     break_weights(folder, change)
     with pytest.raises(UserError, match=said):
         sae.open(folder)
@@ -159,7 +166,7 @@ def test_damaged_weights_are_one_sentence(tmp_path, change, said):
     ],
 )
 def test_wrong_settings_are_one_sentence(tmp_path, change, said):
-    folder = sae.save(made(), tmp_path / "one")
+    folder = edited(sae.save(made(), tmp_path / "one"))
     settings = json.loads((folder / "cfg.json").read_text())
     (folder / "cfg.json").write_text(json.dumps(settings | change))
     with pytest.raises(UserError, match=said):

@@ -98,7 +98,7 @@ class RunFolder:
             with FileLock(self.path / ".lock", timeout=0):
                 self._refuse_links()
                 marked = (self.path / MARK).is_file()
-                made = not marked and not (self.path / ".steps").exists()
+                made = not any(entry.name != ".lock" for entry in self.path.iterdir())  # nothing of anybody's is in it
                 if not marked:
                     self.write_facts(mark)
                 self.tidy()
@@ -258,9 +258,19 @@ class RunFolder:
                 partial.write_text(Manifest(files).text(), encoding="utf-8")
         return drawn
 
-    def damage(self) -> str | None:
-        """What is wrong with the tables and facts of a finished run, in words. The page, which nothing reads, by its size."""
-        return manifest.damage(self.path, sizes_only=(PAGE,))
+    def damage(self, *, page: bool = True) -> str | None:
+        """What is wrong with the tables and facts of a finished run, in words. The page, which nothing reads, by its size.
+
+        page: whether a page that is missing counts, which can be drawn again.
+        """
+        listed = self.path / manifest.NAME
+        if page or self.page.is_file() or not listed.is_file():
+            return manifest.damage(self.path, sizes_only=(PAGE,))
+        try:
+            held = Manifest.read(listed).files
+        except UserError:
+            return f"{manifest.NAME} is unreadable"
+        return Manifest({name: entry for name, entry in held.items() if name != PAGE}).damage(self.path)
 
     def tidy(self) -> None:
         """Remove partial files of a killed process."""

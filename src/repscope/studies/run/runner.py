@@ -318,7 +318,7 @@ def load_record(study: Study[Any], folder: RunFolder) -> Record[Any]:
     facts = folder.facts()
     if "steps" not in facts:
         raise UserError(f"{folder.path.name} is not finished; the command that began it continues it.")
-    if (wrong := folder.damage()) is not None:
+    if (wrong := folder.damage(page=False)) is not None:
         raise UserError(f"{folder.path} is damaged: {wrong}; run its command again.")
     if missing := [name for name in ("model", "given", "options", "versions", "command") if name not in facts]:
         raise UserError(f"{folder.path / MARK} is damaged (it lacks {missing[0]!r}); run the same command with --fresh.")
