@@ -105,8 +105,8 @@ class ContextOptions(ModelOptions, TableOptions):
             small |= {"dev_items": 2, "heads": 2, "mean_prompts": 2, "effect_prompts": 1, "steps": (1, 2), "lora_rate": 2e-2}
             return self.with_sizes(small | {"full_rate": 1e-3, "every": 2})
         if self.short:
-            small = {"tasks": ("singular-plural", "present-past", "capitalize", "first-letter"), "k": 4, "queries": 10}
-            small |= {"dev_items": 6, "mean_prompts": 5, "effect_prompts": 2, "methods": ("LoRA",), "steps": (2, 4, 8), "every": 5}
+            small = {"tasks": ("singular-plural", "present-past", "capitalize", "first-letter"), "k": 4, "queries": 8}
+            small |= {"dev_items": 4, "mean_prompts": 4, "effect_prompts": 1, "methods": ("LoRA",), "steps": (2, 4), "every": 5}
             return self.with_sizes(small)
         return self
 
