@@ -186,6 +186,8 @@ def test_mistakes_with_models_are_one_sentence(files, tmp_path, capsys):
     (tmp_path / "sum.json").write_text(as_json([one | {"emission": one["emission"] * 2}]))
     (tmp_path / "stuck.json").write_text(as_json([one | {"transition": one["transition"] * np.array([1, 0, 1])[:, None]}]))
     (tmp_path / "symbols.json").write_text(as_json([one, model_of(3, 5, 0)]))
+    single = {"start": [0.5, 0.5], "transition": [[0.5, 0.5], [0.2, 0.8]], "emission": [[1.0], [1.0]]}
+    (tmp_path / "single.json").write_text(json.dumps(single))
     (tmp_path / "huge.json").write_text(as_json([one]).replace("[[", "[[1" + "0" * 400 + ", ", 1))
     (tmp_path / "text.json").write_text('[{"start": ["a"], "transition": [[1]], "emission": [[1]]}]')
     (tmp_path / "other.txt").write_text("0.5")
@@ -193,11 +195,12 @@ def test_mistakes_with_models_are_one_sentence(files, tmp_path, capsys):
     np.savez(tmp_path / "strange.npz", weights=np.ones(3))
     two, network = str(files / "two.json"), str(files / "network")
     for given, said in (
-        (["--hmm", str(tmp_path / "twice.json")], "Concepts 0 and 1 are the same model"),
-        (["--hmm", str(tmp_path / "permuted.json")], "Concepts 1 and 2 are the same model"),
+        (["--hmm", str(tmp_path / "twice.json")], "Models 0 and 1 are the same"),
+        (["--hmm", str(tmp_path / "permuted.json")], "Models 1 and 2 are the same"),
         (["--hmm", str(tmp_path / "sum.json")], "sum to 2; normalise them"),
         (["--hmm", str(tmp_path / "stuck.json")], "Every transition of state 1 of model 0 of stuck.json is impossible"),
         (["--hmm", str(tmp_path / "symbols.json")], "they must be the same"),
+        (["--hmm", str(tmp_path / "single.json")], "have one symbol, so every next symbol is known"),
         (["--hmm", str(tmp_path / "huge.json")], "not an array of numbers"),
         (["--hmm", str(tmp_path / "text.json")], "not an array of numbers"),
         (["--hmm", str(tmp_path / "other.txt")], "kind of file of hidden Markov models"),

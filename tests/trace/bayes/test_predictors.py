@@ -161,7 +161,7 @@ def test_distances():
         (lambda: HiddenMarkovModel([1, 0], [[0, 0], [0, 1]], np.eye(2)), "Every transition of state 0 of the model is impossible"),
         (lambda: HiddenMarkovModel([1, 0], np.eye(2), [[1, 0], [0, 0]]), "Every emission of state 1 of the model is impossible"),
         (lambda: HiddenMarkovModel.of(object()), "has no startprob_"),
-        (lambda: check_mixture([drawn(2, 3, 0), drawn(2, 3, 0)]), "Concepts 0 and 1 are the same model"),
+        (lambda: check_mixture([drawn(2, 3, 0), drawn(2, 3, 0)]), "Models 0 and 1 are the same"),
         (lambda: check_mixture([drawn(2, 3, 0), drawn(2, 4, 0)]), "they must be the same"),
         (lambda: Mixture.uniform([drawn(2, 3, 0)]).forecast(np.array([[0, 3]])), "has the symbol 3"),
         (lambda: Mixture.uniform([drawn(2, 3, 0)]).forecast(np.array([[0, -1]])), "has the symbol -1"),
@@ -280,7 +280,7 @@ def test_copies_of_a_model_are_found_by_what_they_say_about_texts():
     of = (into > 0).T.astype(float)
     split = HiddenMarkovModel(one.start @ into, of @ one.transition @ into, of @ one.emission)
     for copy in (permuted, split):
-        with pytest.raises(UserError, match="Concepts 0 and 2 are the same model"):
+        with pytest.raises(UserError, match="Models 0 and 2 are the same"):
             Mixture.uniform([one, drawn(3, 5, 1), copy])
     cycle = [HiddenMarkovModel(np.eye(60)[0], np.roll(np.eye(60), 1, 1), np.eye(2)[[0] * 59 + [last]]) for last in (0, 1)]
     check_mixture(cycle)  # they differ at their 60th symbol alone

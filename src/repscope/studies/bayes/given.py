@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 
 from repscope import stats
 from repscope.conditions import ESTIMATE
+from repscope.errors import UserError
 from repscope.results import Result, Row
 from repscope.studies.bayes import measures, names
 from repscope.studies.bayes.measures import Asked
@@ -35,9 +36,12 @@ class GivenTask(BayesTask):
 
     @cached_property
     def models(self) -> list[HiddenMarkovModel]:
-        """The models of the file."""
+        """The models of the file; refuses those of one symbol, of which nothing can be predicted."""
         assert self.options.hmm is not None
-        return read_models(self.options.hmm)
+        found = read_models(self.options.hmm)
+        if found[0].symbols < 2:
+            raise UserError(f"The models of {self.options.hmm} have one symbol, so every next symbol is known; they need at least 2.")
+        return found
 
     @cached_property
     def mixture(self) -> Mixture:
@@ -90,7 +94,7 @@ class GivenTask(BayesTask):
         tokens, concept = self.asked_documents
         exact, own = self.mixture.forecast(tokens, self.places.tolist()), self._by_own_model()
         truth = exact.posterior[np.arange(len(tokens)), :, concept]
-        two = np.partition(own, -2, axis=-1)[..., -2:] if self.symbols > 1 else np.stack([np.zeros(own.shape[:2])] * 2, -1)
+        two = np.partition(own, -2, axis=-1)[..., -2:]
         forecast = PromptForecast(exact.next, truth)
         return Asked(names.GIVEN, 0, self.seen_symbols, own.argmax(-1), two[..., 1] - two[..., 0], forecast, unit="document")
 

@@ -131,7 +131,7 @@ def check_mixture(models: Sequence[HiddenMarkovModel]) -> None:
             own = logs[[i, j]][:, [i, j]]
             if np.isfinite(own).all() and np.abs(own[0] - own[1]).max() < _SAME:
                 raise UserError(
-                    f"Concepts {j} and {i} are the same model: every text has the same likelihood under both, so that none can "
+                    f"Models {j} and {i} are the same: every text has the same likelihood under both, so that none can "
                     "tell them apart; drop one."
                 )
 

@@ -191,4 +191,4 @@ def _columns(values: Float[np.ndarray, "prompt example"]) -> Iterator[tuple[int 
 
 
 def _named(diversity: int | None) -> str:
-    return "new tasks" if diversity is None else f"{diversity} tasks"
+    return "new tasks" if diversity is None else f"{diversity} task{'s' * (diversity != 1)}"
