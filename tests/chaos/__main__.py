@@ -3,10 +3,11 @@
 python -m chaos [--short] [--only PART …] [--seed N] [--write]      (make chaos; minutes to an hour)
 
 Processes are forks of a server that has imported everything, so that hundreds of cases take minutes. `--write` puts the tables into
-RESULTS.md in this folder.
+RESULTS.md in this folder, where those of other parts stay.
 """
 
 import argparse
+import datetime
 import os
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from processes import Processes
 
 PARTS = ("reading", "damage", "kills", "places")
 _RESULTS = Path(__file__).with_name("RESULTS.md")
+_HEAD = "# Chaos\n\nWritten by `make chaos`. Each row counts the outcomes of hostile cases; silent and raw must be 0."
 
 
 def tallies(processes: Processes, parts: list[str], short: bool, home: Path, seed: int) -> dict[str, Tally]:
@@ -33,7 +35,7 @@ def tallies(processes: Processes, parts: list[str], short: bool, home: Path, see
         names = ["run of lens", "set of train"] if short else list(damage.PLACES)
         found["Damaged results"] = damage.run(processes, names, 10 if short else 80, home / "damage", seed)
     if "kills" in parts:
-        found["Killed commands"] = kills.run(processes, commands, 5 if short else 20, home / "inputs", home / "kills", seed)
+        found["Killed commands"] = kills.run(processes, commands, 5 if short else 15, home / "inputs", home / "kills", seed)
     if "places" in parts:
         found["Bad places"] = places.run(processes, commands[:5], 4 if short else 12, home / "inputs", home / "places", seed)
         found["Impossible folders"] = places.folders(processes, home / "inputs", home / "folders", commands[:5])
@@ -54,14 +56,18 @@ def main() -> int:
         os.environ["REPSCOPE_CACHE"] = str(Path(home) / "cache")
         found = tallies(Processes(), given.only, given.short, Path(home), given.seed)
     bad = [line for tally in found.values() for line in tally.bad]
-    text = "\n\n".join(tally.table(title) for title, tally in found.items())
-    cases = sum(tally.cases for tally in found.values())
+    tables = {title: f"{tally.table(title)}\n\n{_summary(tally)}" for title, tally in found.items()}
     minutes = (time.monotonic() - began) / 60
-    print(f"{text}\n\n{cases:,} cases in {minutes:.0f} minutes; {len(bad)} silent or raw.\n" + "\n".join(bad))
+    print("\n\n".join(tables.values()) + f"\n\n{minutes:.0f} minutes.\n" + "\n".join(bad))
     if given.write:
-        head = "# Chaos\n\nWritten by `make chaos`. Each row counts the outcomes of hostile cases; silent and raw must be 0.\n\n"
-        _RESULTS.write_text(f"{head}{text}\n\n{cases:,} cases in {minutes:.0f} minutes; {len(bad)} silent or raw.\n")
+        kept = _RESULTS.read_text().split("\n## ")[1:] if _RESULTS.exists() else []
+        tables = {part.partition("\n")[0]: f"## {part.strip()}" for part in kept} | tables
+        _RESULTS.write_text("\n\n".join([_HEAD, *tables.values()]) + "\n")
     return 1 if bad else 0
+
+
+def _summary(tally: Tally) -> str:
+    return f"{tally.cases:,} cases on {datetime.date.today()}; {len(tally.bad)} silent or raw."
 
 
 if __name__ == "__main__":

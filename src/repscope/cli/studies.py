@@ -28,7 +28,9 @@ def register(arguments: Sequence[str]) -> None:
         if asked and entry.module:
             if name in parent:
                 del parent[name]
-            parent.command(_study_command(study(entry.name)), name=name)
+            found = study(entry.name)
+            usage = f"Usage: repscope {' '.join(entry.command)} {found.usage} [OPTIONS]" if found.usage else None
+            parent.command(_study_command(found), name=name, usage=usage)
         elif name not in parent:
             parent.command(_stub(entry), name=name)
 

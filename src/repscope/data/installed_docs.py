@@ -10,12 +10,13 @@ Packages and files are read in a fixed order, so the same versions give the same
 """
 
 import ast
+import gc
 import hashlib
 import inspect
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
@@ -80,7 +81,8 @@ def installed_docs(packages: Sequence[str] = tuple(PACKAGES)) -> InstalledDocs:
     kept = cache_home() / "corpora" / f"installed-docs-{key}.json"
     rows = _remembered(kept)
     if rows is None:
-        rows = list(_documents(roots))
+        with _no_collection():
+            rows = list(_documents(roots))
         with suppress(UserError, OSError), whole_file(kept, sync=False) as partial:
             partial.write_text(json.dumps({"seal": manifest.UNSEALED, "documents": rows}), encoding="utf-8")
             manifest.seal(partial)
@@ -115,6 +117,18 @@ def _documents(roots: dict[str, Path]) -> Iterator[tuple[str, str, str]]:
                     if new:
                         yield package, name, "\n\n".join(dict.fromkeys(new))
             advance(len(content))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the collector of cycles, which would walk all syntax trees, that have none, and torch: half of the time."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
 
 
 def _sources(root: Path) -> list[Path]:

@@ -40,7 +40,9 @@ class GivenTask(BayesTask):
         assert self.options.hmm is not None
         found = read_models(self.options.hmm)
         if found[0].symbols < 2:
-            raise UserError(f"The models of {self.options.hmm} have one symbol, so every next symbol is known; they need at least 2.")
+            raise UserError(
+                f"The models of {self.options.hmm} have one symbol, so there is nothing to predict; they need at least 2."
+            )
         return found
 
     @cached_property

@@ -16,5 +16,6 @@ STUDY = Study(
     verdict=verdict,
     subject=subject,
     positional=("checkpoints",),
+    usage="BASE TUNED",
     unused=("short", "tiny"),
 )

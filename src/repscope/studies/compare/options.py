@@ -22,7 +22,7 @@ class CompareOptions(StudyOptions, TableOptions):
         "Representations are read at the last token of each prompt.",
     )
     text: str = Field("text", description="Column of prompts.")
-    prompts: int = Field(64, ge=16, description="Maximum number of prompts, drawn at random.")
+    prompts: int = Field(64, ge=16, description="Maximum number of prompts, drawn at random; at least 16.")
     new_tokens: int = Field(24, ge=1, description="Tokens of the tuned network's answer to each prompt.")
     spectra: bool = Field(True, description="Singular values of the change of every matrix.")
     weights_only: bool = Field(False, description="Compare weights alone, and load no network.")

@@ -16,5 +16,6 @@ STUDY = Study(
     verdict=verdict,
     subject=subject,
     positional=("models",),
+    usage="NETWORKS...",
     unused=("short", "tiny"),
 )

@@ -49,7 +49,7 @@ def halves(o: ContrastOptions) -> tuple[Contrast, Contrast]:
     found = found.with_choices()
     if o.instruction:
         found = replace(found, instructions=(o.instruction, found.instructions[1]))
-    pairs, asked, heads = (8, 4, 2) if o.tiny else (32, 12, 6) if o.short else (10**6, 10**6, 16)
+    pairs, asked, heads = (8, 4, 2) if o.tiny else (32, 12, 4) if o.short else (10**6, 10**6, 16)
     cut = []
     for number, half in enumerate(found.halves(o.seed)):
         if len(half.choices) < 2:

@@ -101,5 +101,6 @@ STUDY = Study(
     answer=answer,
     verified=False,
     positional=("model", "prompt"),
+    usage="MODEL PROMPT",
     unused=("seed", "short", "tiny", "batch_tokens"),
 )

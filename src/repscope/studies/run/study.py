@@ -151,9 +151,9 @@ class Study(Generic[AnyOptions]):
     name: on the command line. question: one sentence. options: their class. steps: from the setup. page, answer: from the record.
     verdict: from the table of a run that is not tiny; its rules' thresholds are in `report/verdicts.toml`.
     subject: for studies that train or combine networks; the others load `options.model`. verified: whether the engine is checked
-    on the network and the checks join the run. positional: options that the command line takes without their name. unused: shared
-    options that mean nothing here, which it does not take. least_minutes: that its short form takes on any machine; with less
-    left, the tour makes no forecast, for which some studies read a corpus.
+    on the network and the checks join the run. positional: options that the command line takes without their name, which its
+    help calls `usage`. unused: shared options that mean nothing here, which it does not take. least_minutes: that its short form
+    takes on any machine; with less left, the tour makes no forecast, for which some studies read a corpus.
     """
 
     name: str
@@ -166,5 +166,6 @@ class Study(Generic[AnyOptions]):
     subject: Callable[[Setup[AnyOptions]], Subject] | None = None
     verified: bool = True
     positional: tuple[str, ...] = ()
+    usage: str = ""
     unused: tuple[str, ...] = ()
     least_minutes: float = 0.8

@@ -74,5 +74,6 @@ STUDY = Study(
     answer=answer,
     verified=False,
     positional=("model",),
+    usage="[MODEL]",
     unused=("seed", "short", "batch_tokens"),
 )
