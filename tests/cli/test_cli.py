@@ -186,3 +186,11 @@ def test_a_change_in_any_source_of_the_engine_makes_the_checks_again(tmp_path, m
     assert engine_digest() != before
     monkeypatch.undo()
     engine_digest.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"), [("compare", "BASE TUNED"), ("connect", "NETWORKS..."), ("lens", "MODEL PROMPT"), ("verify", "[MODEL]")]
+)
+def test_help_names_the_arguments(command, arguments, capsys):
+    assert run([command, "--help"]) == 0
+    assert capsys.readouterr().out.lstrip().startswith(f"Usage: repscope {command} {arguments} [OPTIONS]")
