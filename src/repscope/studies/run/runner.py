@@ -146,7 +146,7 @@ class Run(Generic[AnyOptions]):
         UserError
             For a mistake in the options or the files they name, and when another process works on the same run.
         """
-        started = time.time()
+        started = time.monotonic()  # a clock that is set back must not count
         need_folder(self.out)
         keyed = self._keyed()  # a mistake in the options shows here, before anything is written
         with self.run_folder.locked({"study": self.study.name, **self.subject.facts, "given": self._given()}) as made:
@@ -253,7 +253,7 @@ class Run(Generic[AnyOptions]):
         checks = {} if self.verification is None else {"verify": self.verification.result(self.study.name)}
         facts = self.facts() | {
             "steps": {step.name: key for step, key in keyed},
-            "seconds": round(time.time() - started, 1),
+            "seconds": round(time.monotonic() - started, 1),
             "took": self._forecast_and_taken(),
         }
         record = Record(self.setup.options, self.results, facts, self.folder)
