@@ -92,6 +92,6 @@ class BayesOptions(StudyOptions):
             small = {"networks": 2, "width": 8, "length": 24, "batch": 8, "steps": 12, "lengths": (3, 4), "prompts": 40}
             small |= {"concepts": 2, "values": 3, "slots": 4, "symbols": 12, "worlds": 40}
         elif self.short:
-            small = {"networks": 2, "steps": 450, "lengths": (3, 5), "prompts": 200, "length": 64, "batch": 32}
+            small = {"networks": 2, "steps": 750, "lengths": (3, 5), "prompts": 200, "length": 64, "batch": 32}
             small |= {} if self.model is None else {"prompts": 60}
         return self.with_sizes(small)
