@@ -36,7 +36,7 @@ def _of(name: str, text: str) -> Command:
 _TRAIN = "--runs 2 --steps 6 --early-bias 3 --fork 4 --batch 4 --keep 2"
 QUICK = (
     _of("train", f"train --out {{out}}/set {_TRAIN}"),
-    _of("lens", "lens Paris --tiny --out {out}"),
+    _of("lens", "lens {inputs}/llama-0 Paris --out {out}"),
     _of("directions", "directions {inputs}/d.safetensors --to {out}/d.gguf"),
 )
 COMMANDS = (

@@ -41,7 +41,7 @@ def _studies(*words: str) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         from chaos.formats import command
 
-        command(*words, "--out", folder / "runs")
+        command(*(word.format(inputs=os.environ["CHAOS_INPUTS"]) for word in words), "--out", folder / "runs")
 
     return make
 
@@ -107,7 +107,7 @@ def _read_store(folder: Path) -> list[str]:
 PLACES = {
     place.name: place
     for place in (
-        Place("run of lens", _studies("lens", "Paris", "--tiny"), _read_runs),
+        Place("run of lens", _studies("lens", "{inputs}/llama-0", "Paris"), _read_runs),
         Place("run of contrast", _studies("study", "contrast", "--tiny"), _read_runs),
         Place("run of entities", _studies("study", "entities", "--tiny", "--entities", "countries"), _read_runs),
         Place("run of relations", _studies("study", "relations", "--tiny", "--relations", "country-continent"), _read_runs),

@@ -184,7 +184,7 @@ def _hidden(folder: Path) -> None:
 
 
 def _read_hidden(path: Path) -> None:
-    from repscope.trace.bayes.hmm import read_models
+    from repscope.trace.bayes import read_models
 
     for model in read_models(path):
         model.documents(2, 5, np.random.default_rng(0))

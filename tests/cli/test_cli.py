@@ -189,7 +189,8 @@ def test_a_change_in_any_source_of_the_engine_makes_the_checks_again(tmp_path, m
 
 
 @pytest.mark.parametrize(
-    ("command", "arguments"), [("compare", "BASE TUNED"), ("connect", "NETWORKS..."), ("lens", "MODEL PROMPT"), ("verify", "[MODEL]")]
+    ("command", "arguments"),
+    [("compare", "BASE TUNED"), ("connect", "NETWORKS..."), ("lens", "MODEL PROMPT"), ("verify", "[MODEL]")],
 )
 def test_help_names_the_arguments(command, arguments, capsys):
     assert run([command, "--help"]) == 0

@@ -279,3 +279,12 @@ def test_the_command_and_its_workers(lm, tmp_path, capsys):
     weights.write_bytes(data)
     assert run(["worker", str(place)]) == 2
     assert "was begun with" in capsys.readouterr().err
+
+
+def test_a_model_whose_padding_token_is_0_is_harvested(whole, tmp_path):
+    """As Gemma's is: the two tokens that tell the widths are not a user's prompt."""
+    lm = tiny()
+    lm.tokenizer.pad_token = lm.tokenizer.convert_ids_to_tokens(0)
+    assert lm.tokenizer.pad_token_id == 0
+    harvest(lm, DOCUMENTS, SITES, tmp_path / "s", **HOW)
+    assert ActivationStore(tmp_path / "s").sites == ActivationStore(whole).sites

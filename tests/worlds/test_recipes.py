@@ -141,6 +141,26 @@ def test_a_damaged_recipe_is_one_sentence(text, tmp_path):
         recipes.train(ASKED, tmp_path / "runs")
 
 
+@pytest.mark.parametrize("damage", ["a network", "the digests", "a file is missing"])
+def test_damaged_runs_are_trained_again_and_it_is_said(damage, tmp_path):
+    found = recipes.train(ASKED, tmp_path / "runs")
+    whole = {p.relative_to(found.folder): p.read_bytes() for p in found.folder.rglob("*") if p.is_file()}
+    file = found.folder / ".digests.json" if damage == "the digests" else next(found.folder.glob("*/*.safetensors"))
+    if damage == "a file is missing":
+        file.unlink()
+    else:
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    with pytest.warns(UserWarning, match="is damaged .* trained again"):
+        again = recipes.train(ASKED, tmp_path / "runs")
+    assert {p.relative_to(again.folder): p.read_bytes() for p in again.folder.rglob("*") if p.is_file()} == whole
+    file.write_bytes(b"")
+    (found.folder / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"is damaged .* holds notes.txt"):
+        recipes.train(ASKED, tmp_path / "runs")
+
+
 @pytest.mark.parametrize("name", ["pretrained", "descent", "step-5"])
 def test_a_damaged_half_trained_network_is_trained_again(name, tmp_path, monkeypatch):
     whole = recipes.train(ASKED, tmp_path / "whole").select(step="last").stacked()

@@ -23,6 +23,7 @@ import torch
 
 from repscope.disk import need_space
 from repscope.errors import UserError, unknown
+from repscope.models.prompts import Ragged
 from repscope.models.sites import Site
 from repscope.store.files import Files, LocalFiles, files_at
 from repscope.store.leases import SECONDS, acquire
@@ -126,7 +127,7 @@ def _sites(lm: "LanguageModel", at: Any, dtype: str | None) -> tuple[SiteRecord,
     if dtype is not None and dtype not in DTYPES:
         raise unknown("type of rows", dtype, DTYPES)
     kept: Any = dtype or str(lm.model.dtype).removeprefix("torch.")
-    probe = lm.capture([np.array([0, 0])], at, "all")
+    probe = lm.capture(Ragged.of([np.zeros(2)]), at, "all")  # not a list, which may not begin with padding
     for site, held in probe.rows.items():
         if held.ndim != 2:
             raise UserError(f"{site} has {held.ndim - 1} axes per token, and a store has vectors; choose another site.")

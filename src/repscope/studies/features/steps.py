@@ -25,6 +25,7 @@ from torch import Tensor
 from repscope import stats
 from repscope.conditions import ESTIMATE, over
 from repscope.errors import UserError
+from repscope.models.prompts import Ragged
 from repscope.progress import progress
 from repscope.read import sae
 from repscope.read.sae import SparseAutoencoder
@@ -89,7 +90,7 @@ def steps(setup: Setup[FeaturesOptions]) -> list[Step]:
 
 def _blocks_flops(task: FeaturesTask, whole: bool = False) -> float:
     """Operations per token up to the site, or of the whole network."""
-    plan = task.lm.plan([np.zeros(64, dtype=np.int64)], task.lm.last if whole else task.site)
+    plan = task.lm.plan(Ragged.of([np.zeros(64)]), task.lm.last if whole else task.site)
     return float(plan.flops) / 64
 
 

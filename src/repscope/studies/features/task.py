@@ -1,6 +1,5 @@
 """What the steps of `features` share: the network, its random twin, the site, the corpus in two parts, and autoencoders by name."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +11,7 @@ from jaxtyping import Int
 from repscope.data.contrasts.lookup import contrast
 from repscope.data.corpus import Corpus, corpus
 from repscope.errors import UserError
+from repscope.models.prompts import Ragged
 from repscope.models.sites import Site
 from repscope.read import sae
 from repscope.read.sae import SparseAutoencoder
@@ -115,7 +115,7 @@ class FeaturesTask:
     @cached_property
     def width(self) -> int:
         """Features of the site."""
-        return int(self.lm.capture([np.array([0, 0])], self.site).numpy().shape[-1])
+        return int(self.lm.capture(Ragged.of([np.zeros(2)]), self.site).numpy().shape[-1])
 
     @cached_property
     def trainings(self) -> tuple[Training, ...]:
@@ -188,8 +188,3 @@ def folder_of(context: Context, name: str) -> Path:
 def store_folder(context: Context, twin: bool) -> Path:
     """Where the activations are."""
     return context.artifacts / ("activations-random-weights" if twin else "activations")
-
-
-def as_prompts(texts: Sequences) -> Sequence[np.ndarray]:
-    """Token ids of each text, as `capture` takes them."""
-    return list(texts.ragged)

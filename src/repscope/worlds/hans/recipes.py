@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -17,10 +18,10 @@ import pandas as pd
 from jaxtyping import Float
 from safetensors import SafetensorError
 
-from repscope import __version__
+from repscope import __version__, manifest
 from repscope.errors import UserError, unknown
 from repscope.locks import only_process
-from repscope.models.checkpoints import CheckpointSet, Weights, save
+from repscope.models.checkpoints import NETWORK, TABLE, CheckpointSet, Weights, save
 from repscope.models.loading.stacked_weights import State, stack, unstack
 from repscope.progress import progress
 from repscope.untrusted import parse_json
@@ -78,7 +79,7 @@ class Training:
 
 
 def train(asked: Training, folder: str | Path) -> CheckpointSet:
-    """Train all runs of a recipe in one batch and write them as a set; a finished set is opened.
+    """Train all runs of a recipe in one batch and write them as a set; a finished set is opened, a damaged one trained again.
 
     An interrupted training resumes from its last saved step, stored in `<folder>.training` until it is done.
 
@@ -89,7 +90,7 @@ def train(asked: Training, folder: str | Path) -> CheckpointSet:
     """
     folder = Path(folder).expanduser().absolute()
     digest = hashlib.sha256(json.dumps([asdict(asked), __version__], default=str, sort_keys=True).encode()).hexdigest()
-    if folder.is_dir() and _digest_of(folder / RECIPE) == digest and not folder.with_name(folder.name + ".training").exists():
+    if _finished(folder, digest) and not folder.with_name(folder.name + ".training").exists():
         return CheckpointSet.open(folder)
     with only_process(folder):
         return _train(asked, folder, digest)
@@ -98,10 +99,15 @@ def train(asked: Training, folder: str | Path) -> CheckpointSet:
 def _train(asked: Training, folder: Path, digest: str) -> CheckpointSet:
     partial = folder.with_name(folder.name + ".training") / digest[:12]
     if folder.exists():
-        if _digest_of(folder / RECIPE) == digest:
+        if _finished(folder, digest):
             _forget(partial)  # a process that was killed at the very end left it
             return CheckpointSet.open(folder)
-        if any(folder.iterdir()):
+        if _digest_of(folder / RECIPE) == digest:
+            wrong = manifest.damage(folder)
+            if others := _others(folder):
+                raise UserError(f"{folder} is damaged ({wrong}) and holds {others[0]}, which is none of its files; move it away.")
+            warnings.warn(f"{folder} is damaged ({wrong}); its runs are trained again.", stacklevel=3)
+        elif any(folder.iterdir()):
             raise UserError(f"{folder} holds other runs or files; choose another --out, or delete it.")
     _tidy(folder, partial)
     steps, table = asked.tuning.schedule.steps, asked.table
@@ -146,6 +152,18 @@ def _resumed(begin: Callable[[], TrainingRun], partial: Path, kept: Sequence[int
     except (UserError, SafetensorError, OSError, KeyError, ValueError):
         return begin(), {}
     return descent, states
+
+
+def _finished(folder: Path, digest: str) -> bool:
+    """Whether the folder holds all runs of that recipe, with the bytes that were written."""
+    return folder.is_dir() and _digest_of(folder / RECIPE) == digest and manifest.damage(folder) is None
+
+
+def _others(folder: Path) -> list[str]:
+    """Files that are not of a set."""
+    own = {RECIPE, TABLE, NETWORK, manifest.NAME}
+    found = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file() and not p.match("*/step-*.safetensors")]
+    return [str(name) for name in found if str(name) not in own]
 
 
 def _digest_of(file: Path) -> str:
