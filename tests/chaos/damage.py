@@ -19,7 +19,17 @@ from processes import Processes
 
 _KINDS = ("bit", "bit", "bit", "bits", "cut", "empty", "removed", "swapped")
 _WORDS = (
-    *("damaged", "cannot be read", "cut short", "not a safetensors", "lacks", "no finished", "not finished", "There is no"),
+    *(
+        "damaged",
+        "corrupt",
+        "cannot be read",
+        "cut short",
+        "not a safetensors",
+        "lacks",
+        "no finished",
+        "not finished",
+        "There is no",
+    ),
     *("made again", "is missing", "changed", "no longer", "another", "neither"),
 )
 _READING = (("runs", "--json"), ("query", "select item, metric, condition, value, lo, hi from results order by all"), ("claims",))

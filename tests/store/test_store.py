@@ -158,9 +158,22 @@ def test_one_changed_bit_is_refused_wherever_it_is(store, tmp_path):
 )
 def test_a_changed_manifest_is_refused(store, tmp_path, change, said):
     path = tmp_path / "s/manifest.json"
-    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    held = json.loads(path.read_text())
+    del held["digest"]  # a stranger's
+    path.write_text(json.dumps(change(held)))
     with pytest.raises(UserError, match=said):
         ActivationStore(tmp_path / "s")
+
+
+def test_every_flipped_bit_of_a_manifest_is_seen(store, tmp_path):
+    path = tmp_path / "s/manifest.json"
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for at in rng.integers(len(whole) - 1, size=60):
+        data = bytearray(whole)
+        data[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="is damaged"):
+            ActivationStore(tmp_path / "s")
 
 
 def test_what_is_no_store_is_refused(tmp_path, store):

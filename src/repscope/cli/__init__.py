@@ -102,7 +102,7 @@ def _of_machine(error: Exception) -> UserError | None:
 def _sentence(error: Exception) -> str:
     from pydantic import ValidationError
 
-    if isinstance(error.__cause__, ValidationError):  # as cyclopts wraps it
+    if isinstance(error, CycloptsError) and isinstance(error.__cause__, ValidationError):
         error = error.__cause__
     if isinstance(error, ValidationError):
         first = error.errors()[0]

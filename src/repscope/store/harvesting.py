@@ -12,6 +12,7 @@ whoever writes it and however often. The same harvest again continues, and repai
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -161,6 +162,11 @@ def _planned(
     asked |= {"shard_bytes": wanted["shard_bytes"]}
     if before is not None:
         before.refuse_another(files.place, asked | ({"batch_tokens": batch_tokens} if batch_tokens is not None else {}))
+        if not before.has_sequences(files):
+            content = _divided(cut(lm, documents, wanted["length"]), wanted)[0].to_bytes()
+            if digest_of(content) == before.sequences:  # otherwise workers refuse it
+                warnings.warn(f"{files.place}/{SEQUENCES}.safetensors is damaged or missing; it is made again.", stacklevel=3)
+                files.write(f"{SEQUENCES}.safetensors", content)
         return before
     lease = acquire(files, "plan", lease_seconds)
     if lease is None:

@@ -1,10 +1,13 @@
 """Manifests of stores, as JSON: what the shards hold and what they were made from.
 
-Everything in a manifest is validated when it is read: a store may come from a stranger.
+Everything in a manifest is validated when it is read: a store may come from a stranger. Each file ends with the digest of what
+stands before, so that a flipped bit in a mean or a checksum is seen; files without one (of earlier versions) are taken as they are.
 """
 
+import hashlib
 import json
 import math
+import re
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -13,6 +16,7 @@ from repscope.errors import UserError
 from repscope.store.files import Files
 
 MANIFEST = "manifest.json"
+_DIGEST = re.compile(rb',"digest":"([0-9a-f]{32})"\}\n\Z')  #: another key at the end is refused as an unknown field
 R = TypeVar("R", bound=BaseModel)
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -98,8 +102,13 @@ class Manifest(Record):
 
 
 def written(record: BaseModel) -> bytes:
-    """A record as JSON, the same bytes for the same record. Floats are exact: their shortest decimals that read back equal."""
-    return (json.dumps(record.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False) + "\n").encode()
+    """A record as JSON with its digest, the same bytes for the same record. Floats are exact: decimals that read back equal."""
+    body = json.dumps(record.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return body[:-1] + b',"digest":"' + _digest(body) + b'"}\n'
+
+
+def _digest(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest()[:32].encode()
 
 
 def parsed(kind: type[R], files: Files, name: str, remedy: str) -> R:
@@ -110,8 +119,13 @@ def parsed(kind: type[R], files: Files, name: str, remedy: str) -> R:
     UserError
         When the file is damaged or of another version; `remedy` says what to do.
     """
+    content = files.read(name)
+    found = _DIGEST.search(content)
+    body = content if found is None else content[: found.start()] + b"}"
+    if found is not None and found[1] != _digest(body):
+        raise UserError(f"{files.place}/{name} is damaged (it has other bytes than were written); {remedy}.")
     try:
-        return kind.model_validate_json(files.read(name))
+        return kind.model_validate_json(body)
     except (ValidationError, UnicodeDecodeError) as error:
         first: Any = error.errors()[0] if isinstance(error, ValidationError) else {"msg": "not UTF-8", "loc": ()}
         where = ".".join(str(part) for part in first["loc"][:3])

@@ -82,15 +82,19 @@ class HarvestPlan(Record):
                 "restore those weights, or harvest into a new folder."
             )
 
+    def has_sequences(self, files: Files) -> bool:
+        """Whether their file is there, as it was written."""
+        name = f"{SEQUENCES}.safetensors"
+        return files.size(name) is not None and digest_of(files.read(name)) == self.sequences
+
     def read_sequences(self, files: Files) -> Sequences:
         """The sequences of the harvest.
 
         Raises a `UserError` when they are damaged.
         """
-        content = files.read(f"{SEQUENCES}.safetensors") if files.size(f"{SEQUENCES}.safetensors") is not None else b""
-        if digest_of(content) != self.sequences:
+        if not self.has_sequences(files):
             raise UserError(f"{files.place}/{SEQUENCES}.safetensors is damaged; harvest into a new folder.")
-        return Sequences.from_bytes(content)
+        return Sequences.from_bytes(files.read(f"{SEQUENCES}.safetensors"))
 
     def load_model(self) -> "LanguageModel":
         """The network, loaded by its name.

@@ -1,6 +1,7 @@
 """Work of a harvest: shards under leases, their repair, and the manifest at the end. See `harvest`."""
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from repscope.models.sites import Site, Tokens
 from repscope.progress import progress
 from repscope.store.files import Files, LocalFiles
 from repscope.store.leases import SECONDS, Lease, acquire
-from repscope.store.manifest import MANIFEST, ShardRecord, finished, parsed, written
+from repscope.store.manifest import MANIFEST, Manifest, ShardRecord, finished, parsed, written
 from repscope.store.plan import HarvestPlan
 from repscope.store.sequences import Sequences
 from repscope.store.shards import sound, write_shard
@@ -30,8 +31,17 @@ _POLL_SECONDS = 0.5  #: between looks at shards that other workers have
 
 
 def repair(files: Files, plan: HarvestPlan) -> None:
-    """Forget shards that are missing or differ from their checksums, and the manifest with them, so that they are written again."""
+    """Forget shards that are missing or differ from their checksums, and the manifest with them, so that they are written again.
+
+    A damaged manifest is forgotten too: it is made from the records of the shards.
+    """
     names = set(files.names("shards"))
+    if files.size(MANIFEST) is not None:
+        try:
+            parsed(Manifest, files, MANIFEST, "it is made again")
+        except UserError as error:
+            warnings.warn(str(error), stacklevel=2)
+            files.remove(MANIFEST)
     damaged = []
     for index in range(len(plan.shards)):
         if record_name(index) in names:
@@ -41,6 +51,8 @@ def repair(files: Files, plan: HarvestPlan) -> None:
         elif files.size(MANIFEST) is not None:
             damaged.append(index)
     if damaged:
+        if files.size(MANIFEST) is not None:
+            warnings.warn(f"{files.place} has {len(damaged)} damaged or missing shards; they are made again.", stacklevel=2)
         files.remove(MANIFEST)
         for index in damaged:
             files.remove(record_name(index))
