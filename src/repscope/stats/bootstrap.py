@@ -125,7 +125,7 @@ def functions_of_ratios(
 
 
 def student(value: float, variance: float, *, unit: str, n: int, degrees: float | None = None, level: float = LEVEL) -> Estimate:
-    """A value whose variance is known from resampling n units: its interval of Student's t with n - 1, or these, degrees of freedom.
+    """A value whose variance is known from resampling n units: its interval of Student's t; n - 1 degrees of freedom if not given.
 
     >>> e = student(1.0, 0.25, unit="subject", n=5)
     >>> (round(e.lo, 3), round(e.hi, 3), e.method)

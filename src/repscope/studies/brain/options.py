@@ -26,8 +26,8 @@ class BrainOptions(StudyOptions):
     regions: tuple[str, ...] = Field((), description="With --recording: the regions to compare; all if not given.")
     activations: tuple[str, ...] = Field(
         (),
-        description="With --recording: activations of your networks, one .npz or .safetensors file per network, an array (condition, "
-        "feature) per layer; FAMILY-SEED.npz names its family. Without it, networks trained here see the images.",
+        description="With --recording: activations of your networks, one .npz or .safetensors file per network with an array "
+        "(condition, feature) per layer; FAMILY-SEED.npz names its family. Without it, networks trained here see the images.",
     )
     methods: tuple[Literal["RSA", "encoding"], ...] = Field(
         ("RSA", "encoding"), description="Ways to compare: RSA, and encoding models, which need himalaya (repscope[brain])."

@@ -64,7 +64,7 @@ def _regions(record: Record[BrainOptions], ran: list[str]) -> Section:
 
 def _networks(record: Record[BrainOptions]) -> Section:
     text = (
-        "Look at whether training changed the networks: digits can be read out of the last layer of trained networks better than of "
-        "the same networks before."
+        "Look at whether training changed the networks: digits can be read out of the last layer of trained networks better than "
+        "of the same networks before."
     )
     return Section("The families", text, (figures.digits(record.table),))

@@ -4,8 +4,8 @@
    untrained ones are their control. Several seeds each.
 2. Simulated recordings: channels of several subjects mix the units of a network of one family that is not among those compared,
    with individual differences and noise; an early region mixes layer 1, a late region layer 2.
-3. RSA, then encoding models: all networks are compared with each recording, at the layer that the other half of the stimuli chooses.
-   A family is found if it is more similar than every other one, by intervals over networks and stimuli.
+3. RSA, then encoding models: all networks are compared with each recording, at the layer that the other half of the stimuli
+   chooses. A family is found if it is more similar than every other one, by intervals over networks and stimuli.
 4. With `recording`, the user's recording is compared in the same way.
 Controls: recordings of random signals, which no family should win; recordings of untrained networks, which no trained family should
 win; the noise ceiling.

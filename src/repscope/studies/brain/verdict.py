@@ -18,7 +18,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
         reply = joined(regions.values())
         beyond = {
             "Yes": "The most similar trained family is above untrained networks and pixels, and reaches the noise ceiling",
-            "Partly": "In some way: trained networks are above untrained networks and pixels, not everywhere or below the noise ceiling",
+            "Partly": "Trained networks are above untrained networks and pixels, but not everywhere, or below the noise ceiling",
             "No": "No trained family is more similar to the recording than untrained networks and pixels",
             "Cannot tell": "Intervals do not show whether a trained family is above untrained networks and pixels",
         }[reply]

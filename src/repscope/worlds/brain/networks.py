@@ -4,8 +4,8 @@ Two hidden layers of rectified units read an image. What is on top, and is left 
 
     supervised     ten classes, cross-entropy
     autoencoder    a decoder of the same sizes, squared error of pixels
-    contrastive    a projection; the other view of an image must be nearer than all other images (NT-Xent, Chen et al. 2020). A view is
-                   the image moved by up to a pixel, with noise
+    contrastive    a projection; the other view of an image must be nearer than all other images (NT-Xent, Chen et al. 2020). A view
+                   is the image moved by up to a pixel, with noise
     untrained      nothing: the weights before training
 
 Networks of all families start from the same distribution, of small weights: from larger ones hidden layers change little, and seeds

@@ -21,7 +21,7 @@ Recorded = Float[np.ndarray, "subject repeat condition channel"]
 
 @dataclass(frozen=True)
 class Simulation:
-    """subjects, repeats, channels: numbers. own: size of what is each subject's own, noise: of each repeat's, in units of the signal.
+    """subjects, repeats, channels: numbers. own: size of what is each subject's own. noise: of each repeat's. Signals have size 1.
 
     Raises a `UserError` for sizes that leave nothing to record.
     """
