@@ -1,11 +1,11 @@
 """Which family of networks is most similar to a recording? Families are networks grouped by an ingredient, such as their loss.
 
 A result about families should hold for other networks of these families (seeds) and for other conditions (stimuli), so both are
-random units. For a contrast Σ_f c_f m_f of family means, with k_f networks and halves of h conditions (crossed factors):
+random units. For a contrast Σ_f c_f m_f of family means, with k_f networks and V the variance over conditions (`network_scores`):
 
     networks     B_f = c_f² s_f² / k_f, s_f² the variance over networks of their scores
-    conditions   C = h / (h - 1) · variance over draws of the contrast
-    both         I_f = h / ((k_f - 1)(h - 1)) · c_f² (mean over draws of the variance over networks - the same of the scores)
+    conditions   C = V(Σ_f c_f m_f)
+    both         I_f = c_f² / (k_f (k_f - 1)) Σ_i V(score of network i - m_f)
     variance     Σ B_f + C - Σ I_f, at least the larger of Σ B_f and C
 
 Scores of one network on one condition vary for both reasons; B_f and C each count this part, so I_f is subtracted once. Intervals
@@ -19,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
 from repscope.align.network_scores import NetworkScores
 from repscope.errors import UserError, unknown
@@ -92,29 +91,24 @@ def compare_families(scores: NetworkScores, labels: Sequence[str], fixed: Sequen
 
 
 def _contrast(scores: NetworkScores, labels: Sequence[str], signs: Mapping[str, float]) -> Estimate:
-    h, value, of_draws = scores.conditions // 2, 0.0, np.zeros(len(scores.draws))
+    contrast = np.zeros(len(labels))
     parts: list[tuple[float, float]] = []  # variance and its degrees of freedom
     interaction, smallest = 0.0, len(labels)
     for name, sign in signs.items():
-        at = [i for i, label in enumerate(labels) if label == name]
-        k, own, drawn = len(at), scores.value[at], scores.draws[:, at]
-        value += sign * float(own.mean())
-        of_draws = of_draws + sign * drawn.mean(1)
+        member = np.array([label == name for label in labels])
+        k = int(member.sum())
+        contrast += sign * member / k
         if k == 1:  # one that is fixed: it varies over conditions alone
             continue
-        parts.append((float(own.var(ddof=1)) / k, k - 1))
-        both = (_spread(drawn) - float(own.var())) / k
-        interaction += max(k * h / ((k - 1) * (h - 1)) * both, 0.0)
+        parts.append((float(scores.value[member].var(ddof=1)) / k, k - 1))
+        mean = member / k
+        each = [scores.variance(np.eye(len(labels))[i] - mean) for i in np.flatnonzero(member)]
+        interaction += sum(each) / (k * (k - 1))
         smallest = min(smallest, k)
-    parts.append((h / (h - 1) * float(np.nanvar(of_draws, ddof=1)), h - 1))
-    networks, conditions = sum(v for v, _ in parts[:-1]), parts[-1][0]
+    networks, conditions = sum(v for v, _ in parts), scores.variance(contrast)
+    parts.append((conditions, scores.conditions - 2))
     total = networks + conditions
     variance = max(total - interaction, networks, conditions)
     degrees = total**2 / sum(v**2 / d for v, d in parts) if total > 0 else 1.0
+    value = float(scores.value @ contrast)
     return student(value, variance, unit="network and condition", n=smallest, degrees=degrees)
-
-
-def _spread(drawn: Float[np.ndarray, "draw network"]) -> float:
-    """Mean over draws of the variance over networks."""
-    known = drawn[np.isfinite(drawn).all(1)]
-    return float(known.var(1).mean())

@@ -3,12 +3,15 @@
 1. Conditions are cut into two halves. On each half every network's best layer is chosen; on the other half it is scored. The
    score is the mean over both halves: no layer is chosen on the conditions that it is reported on.
 2. Scores: similarity of RDMs, mean over subjects (`rdm_comparison`), or the correlation of an encoding model, mean over channels.
-3. Draws of conditions are made within halves and shared by all networks, so differences of networks are paired.
+3. Variance over conditions, of any contrast of networks (they share draws, so differences are paired): a similarity of RDMs is a
+   sum over *pairs* of conditions, of which the noise of single pairs is a part D. Its bootstrap variance B over conditions has 3 D,
+   its jackknife variance J 2 D, and both have the rest once (Efron & Stein 1981). So the variance is 2 J - B, within [J / 2, J].
+   For a score that is no sum over pairs B and J are equal. Draws and jackknife are made within halves.
 
 Arrays in, `NetworkScores` out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,12 +32,14 @@ DRAWS = 500
 class NetworkScores:
     """Scores of networks on one recording.
 
-    value: per network. draws: the same per draw of conditions. layers: chosen on each half, and reported on the other. lower,
-    upper: noise ceiling, NaN where there is none. conditions: their number. what: is scored.
+    value: per network. draws: the same per draw of conditions. left_out: by how much each condition's absence changes the score,
+    minus the mean of its half. layers: chosen on each half, and reported on the other. lower, upper: noise ceiling, NaN where there
+    is none. conditions: their number. what: is scored.
     """
 
     value: Float[np.ndarray, "network"]
     draws: Float[np.ndarray, "draw network"]
+    left_out: Float[np.ndarray, "condition network"]
     layers: Int[np.ndarray, "half network"]
     lower: float
     upper: float
@@ -43,16 +48,26 @@ class NetworkScores:
 
     def estimate(self, network: int) -> Estimate:
         """One network's score with its interval over conditions."""
-        return self._student(float(self.value[network]), self.draws[:, network])
+        return self._student({network: 1.0})
 
     def difference(self, first: int, second: int) -> Estimate:
-        """Score of one network minus another's: paired, as they share draws."""
-        return self._student(float(self.value[first] - self.value[second]), self.draws[:, first] - self.draws[:, second])
+        """Score of one network minus another's."""
+        return self._student({first: 1.0, second: -1.0})
 
-    def _student(self, value: float, draws: Float[np.ndarray, "draw"]) -> Estimate:
+    def variance(self, contrast: Float[np.ndarray, "network"]) -> float:
+        """Variance over conditions of a weighted sum of the networks' scores."""
         half = self.conditions // 2
-        variance = half / (half - 1) * float(np.nanvar(draws, ddof=1))
-        return student(value, variance, unit="condition", n=self.conditions)
+        bootstrap = half / (half - 1) * float(np.nanvar(self.draws @ contrast, ddof=1))
+        jackknife = (half - 1) / half * float(((self.left_out @ contrast) ** 2).sum())
+        return min(max(2 * jackknife - bootstrap, jackknife / 2), jackknife)
+
+    def _student(self, signs: Mapping[int, float]) -> Estimate:
+        contrast = np.zeros(len(self.value))
+        for network, sign in signs.items():
+            contrast[network] = sign
+        degrees = self.conditions - 2  # two halves
+        value, variance = float(self.value @ contrast), self.variance(contrast)
+        return student(value, variance, unit="condition", n=self.conditions, degrees=degrees)
 
 
 def halves(conditions: int, seed: int) -> tuple[Int[np.ndarray, "condition"], Int[np.ndarray, "condition"]]:
@@ -91,7 +106,7 @@ def rsa_scores(
     check_measure(measure)
     n = conditions_of(subjects.shape[1])
     rng = np.random.default_rng([seed, 1])
-    values, drawn, layers, ceilings = [], [], [], []
+    values, drawn, left_out, layers, ceilings = [], [], [], [], []
     both = halves(n, seed)
     for report, choose in (both, both[::-1]):
         theirs = _part(subjects, choose)
@@ -107,10 +122,13 @@ def rsa_scores(
         weights = draw_weights(len(report), draws, rng)
         values.append(found)
         drawn.append(similarities_of_draws(chosen, held, measure, weights).mean(2))
+        absent = similarities_of_draws(chosen, held, measure, 1 - np.eye(len(report), dtype=int)).mean(2)
+        left_out.append((absent - absent.mean(0)) / 2)
         layers.append(best)
         ceilings.append(noise_ceiling(held, measure) if len(held) > 1 else (np.nan, np.nan))
     lower, upper = np.mean(ceilings, axis=0).tolist()
-    return NetworkScores(np.mean(values, 0), np.mean(drawn, 0), np.array(layers), lower, upper, n, measure)
+    changes = np.concatenate(left_out)
+    return NetworkScores(np.mean(values, 0), np.mean(drawn, 0), changes, np.array(layers), lower, upper, n, measure)
 
 
 def encoding_scores(networks: Sequence[Sequence[Encoding]], *, draws: int = DRAWS, seed: int = 0) -> NetworkScores:
@@ -128,12 +146,12 @@ def encoding_scores(networks: Sequence[Sequence[Encoding]], *, draws: int = DRAW
     """
     n = len(networks[0][0].observed)
     rng = np.random.default_rng([seed, 1])
-    values, drawn, layers = [], [], []
+    values, drawn, left_out, layers = [], [], [], []
     both = halves(n, seed)
     parts = [[layer.columns("r") for layer in network] for network in networks]
     for report, choose in (both, both[::-1]):
         weights = draw_weights(len(report), draws, rng).astype(np.float64)
-        best, found, per_draw = [], [], []
+        best, found, per_draw, absent = [], [], [], []
         for network in parts:
             layer = int(np.argmax([float(of(_flat(m[choose]).sum(0)[None])[0]) for m, of in network]))
             moments, of = network[layer]
@@ -141,10 +159,14 @@ def encoding_scores(networks: Sequence[Sequence[Encoding]], *, draws: int = DRAW
             best.append(layer)
             found.append(float(of(flat.sum(0)[None])[0]))
             per_draw.append(of(weights @ flat))
+            absent.append(of(flat.sum(0) - flat))
         values.append(found)
         drawn.append(np.stack(per_draw, 1))
+        each = np.stack(absent, 1)
+        left_out.append((each - each.mean(0)) / 2)
         layers.append(best)
-    return NetworkScores(np.mean(values, 0), np.mean(drawn, 0), np.array(layers), float("nan"), float("nan"), n, "r")
+    changes, none = np.concatenate(left_out), float("nan")
+    return NetworkScores(np.mean(values, 0), np.mean(drawn, 0), changes, np.array(layers), none, none, n, "r")
 
 
 def _part(rdms: RDMs, conditions: Int[np.ndarray, "condition"]) -> RDMs:
