@@ -55,6 +55,14 @@ BFLOAT16 = "bfloat16 weights"
 FITTED_VECTORS = "fitted vectors"
 PERMUTED_GAPS = "permuted gaps"
 PERMUTED_METHODS = "permuted methods"
+UNTRAINED = "untrained network"
+OTHER_FAMILY = "another family"
+PIXELS = "pixels"
+WORDS = "bag of words"
+LOWER_CEILING = "lower noise ceiling"
+UPPER_CEILING = "upper noise ceiling"
+RANDOM_RECORDING = "recording of random signals"
+UNTRAINED_RECORDING = "recording of an untrained network"
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,7 @@ CONDITIONS: dict[str, Condition] = {
         Condition("dMMSE", "The exact predictor of the regression tasks that networks are trained on.", "bound", "black"),
         Condition("ridge", "The exact predictor of regression tasks that are normally distributed.", "bound", "orange"),
         Condition("LSTM", "Recurrent networks trained on the same documents.", "setting", "sky"),
-        Condition("untrained network", "The same networks before training.", "control", "grey"),
+        Condition(UNTRAINED, "The same networks before training.", "control", "grey"),
         Condition("trained on one concept", "Networks that saw documents of one concept alone.", "setting", "purple"),
         Condition(
             "symbol pair counts",
@@ -212,6 +220,14 @@ CONDITIONS: dict[str, Condition] = {
         Condition(FITTED_VECTORS, "One constant vector per site, fitted to the tuned network's next tokens.", "setting", "sky"),
         Condition(PERMUTED_GAPS, "The same levels with permuted gaps, within each seed.", "control", "grey"),
         Condition(PERMUTED_METHODS, "The same methods, permuted within each seed.", "control", "grey"),
+        # brain
+        Condition(OTHER_FAMILY, "Networks trained with another objective than those of the estimate.", "control", "vermillion"),
+        Condition(PIXELS, "The pixels of the stimuli in place of a network.", "baseline", "orange"),
+        Condition(WORDS, "Counts of the words of the stimuli in place of a network.", "baseline", "orange"),
+        Condition(LOWER_CEILING, "Similarity of each subject to the mean of the others.", "bound", "black"),
+        Condition(UPPER_CEILING, "Similarity of each subject to the mean of all, that subject included.", "bound", "purple"),
+        Condition(RANDOM_RECORDING, "A recording of signals that subjects share and that no network computes.", "control", "sky"),
+        Condition(UNTRAINED_RECORDING, "A recording of units of a network before training.", "control", "green"),
         # verify
         Condition("tolerance", "The largest error at which a check passes.", "bound", "black"),
         Condition("not applicable", "The model has nothing that the check could test.", "setting", "grey"),

@@ -24,8 +24,10 @@ from repscope.conditions import (
     PERMUTED_TASKS,
     RANDOM,
     RANDOM_HEADS,
+    RANDOM_RECORDING,
     SHUFFLED_GROUPS,
     SHUFFLED_LABELS,
+    UNTRAINED,
     compared,
 )
 
@@ -53,6 +55,8 @@ NULLS: dict[tuple[str, str], Null] = {
     ("context", "share of few-shot gain"): Null((RANDOM_HEADS, OTHER_TASK), ("no gain", 0.0)),
     ("context", "match"): Null((PERMUTED_TASKS,), ("no match", 0.0)),
     ("bayes", "rise"): Null(("untrained network",), ("no rise", 0.0)),
+    ("brain", "family found"): Null((RANDOM_RECORDING,)),
+    ("brain", "similarity"): Null((UNTRAINED,), ("no similarity", 0.0)),
     ("paths", "ratio"): Null((SHUFFLED_GROUPS,), ("no difference", 1.0)),
     ("drift", "KL recovered"): Null((RANDOM,)),
     ("drift", "slope"): Null((PERMUTED_GAPS,), ("no slope", 0.0)),

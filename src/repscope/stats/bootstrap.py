@@ -124,8 +124,8 @@ def functions_of_ratios(
     }
 
 
-def student(value: float, variance: float, *, unit: str, n: int, level: float = LEVEL) -> Estimate:
-    """A value whose variance is known from resampling n units: its interval of Student's t with n - 1 degrees of freedom.
+def student(value: float, variance: float, *, unit: str, n: int, degrees: float | None = None, level: float = LEVEL) -> Estimate:
+    """A value whose variance is known from resampling n units: its interval of Student's t; n - 1 degrees of freedom if not given.
 
     >>> e = student(1.0, 0.25, unit="subject", n=5)
     >>> (round(e.lo, 3), round(e.hi, 3), e.method)
@@ -133,7 +133,7 @@ def student(value: float, variance: float, *, unit: str, n: int, level: float = 
     """
     from scipy.stats import t as student_t
 
-    half = float(student_t.ppf(0.5 + level / 2, n - 1)) * sqrt(variance)
+    half = float(student_t.ppf(0.5 + level / 2, n - 1 if degrees is None else degrees)) * sqrt(variance)
     return Estimate(value, value - half, value + half, level, "t", unit, n)
 
 
