@@ -212,6 +212,27 @@ CONDITIONS: dict[str, Condition] = {
         Condition(FITTED_VECTORS, "One constant vector per site, fitted to the tuned network's next tokens.", "setting", "sky"),
         Condition(PERMUTED_GAPS, "The same levels with permuted gaps, within each seed.", "control", "grey"),
         Condition(PERMUTED_METHODS, "The same methods, permuted within each seed.", "control", "grey"),
+        # wiring
+        Condition("permuted cells", "The same with the cells of the functional measure permuted.", "control", "grey"),
+        Condition(
+            "pairs taken as independent", "An interval that ignores that pairs share cells: too narrow.", "baseline", "vermillion"
+        ),
+        Condition("rewired, degrees kept", "Synapses rewired; each cell keeps its numbers of partners.", "control", "black"),
+        Condition(
+            "matched pairs", "Compared with unconnected pairs of the same presynaptic cell and equal exposure.", "control", "orange"
+        ),
+        Condition("exposure, no synapse", "Pairs that are in contact or close and have no synapse.", "control", "purple"),
+        Condition("no exposure", "Pairs that are neither in contact nor close.", "control", "green"),
+        Condition("no exposure offset", "The same without regard to how much contact pairs have.", "setting", "sky"),
+        Condition(
+            "effects of presynaptic cells alone", "The same without effects of postsynaptic cells.", "setting", "blue dashed"
+        ),
+        Condition(
+            "effects of presynaptic cells alone, no offset",
+            "The same without effects of postsynaptic cells and without exposure.",
+            "setting",
+            "green",
+        ),
         # verify
         Condition("tolerance", "The largest error at which a check passes.", "bound", "black"),
         Condition("not applicable", "The model has nothing that the check could test.", "setting", "grey"),
