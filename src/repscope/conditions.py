@@ -233,6 +233,14 @@ CONDITIONS: dict[str, Condition] = {
             "setting",
             "green",
         ),
+        # self and other
+        Condition("within agent", "Held-out trials of the agent that the decoder was fitted on.", "bound", "green"),
+        Condition(
+            "identity decoder", "A decoder of who acted, in place of the outcome, tested on outcomes.", "control", "vermillion"
+        ),
+        Condition("identity removed", "Cross-decoding without the directions that tell who acted.", "setting", "sky"),
+        Condition("matched stimuli", "Trials in which no stimulus predicts the outcome.", "control", "orange"),
+        Condition("disjoint stimuli", "A decoder fitted and tested on different stimuli.", "control", "purple"),
         # verify
         Condition("tolerance", "The largest error at which a check passes.", "bound", "black"),
         Condition("not applicable", "The model has nothing that the check could test.", "setting", "grey"),

@@ -30,6 +30,7 @@ from repscope.stats.permutation import orders
 
 PERMUTATIONS = 5000
 _HELD = 4_000_000  #: numbers in one block of permutations
+_ROWS = 60  #: cells in one block
 
 Order = Int[np.ndarray, "order cell"]
 
@@ -91,9 +92,8 @@ def _at_once(d: Dyads, effects: Effects, order: Order) -> tuple[Float[np.ndarray
     # Pairs may be fewer than those of the measure: synapses not examined, no exposure. They stay where they are.
     mu = balance(d.synapses, d.exposure, effects)
     held = margins(mu, effects)
-    residual = d.synapses - mu
     factors = _rank_one(mu) if not d.has_exposure and d.pairs.sum() == s.size - len(s) else None
-    sums = _sums_of_products(s, d.synapses, *factors) if factors else _sums_of_pairs(s, residual, mu)
+    sums = _sums_of_products(s, d.synapses, *factors) if factors else _sums_of_pairs(s, d.synapses, mu)
     step = max(1, _HELD // s.size)
     blocks = [order[k : k + step] for k in range(0, len(order), step)]
     u, squares, rows, columns = (np.concatenate(part) for part in zip(*map(sums, blocks)))
@@ -118,22 +118,26 @@ def explained(
     return found
 
 
-def _sums_of_pairs(s: Square, residual: Square, mu: Square) -> Callable[[Order], tuple[np.ndarray, ...]]:
-    """U, Σ μ s², and row and column sums of μ s, pair by pair."""
+def _sums_of_pairs(s: Square, n: Square, mu: Square) -> Callable[[Order], tuple[np.ndarray, ...]]:
+    """U, Σ μ s², and row and column sums of μ s, pair by pair; in blocks of rows that stay in the processor's cache."""
+    pre, post = np.nonzero(n)
+    counts, flat, size, ones = n[pre, post], np.ascontiguousarray(s).reshape(-1), len(s), np.ones(len(s))
+    blocks = [slice(k, min(k + _ROWS, size)) for k in range(0, size, _ROWS)]
+    taken, moved = np.empty((_ROWS, size)), np.empty((_ROWS, size))
 
     def sums(order: Order) -> tuple[np.ndarray, ...]:
-        n = len(s)
-        u, squares = np.empty(len(order)), np.empty(len(order))
-        rows, columns = np.empty((len(order), n)), np.empty((len(order), n))
-        moved, weighted = np.empty_like(s), np.empty_like(s)
+        squares, rows, columns = np.zeros(len(order)), np.empty((len(order), size)), np.zeros((len(order), size))
         for k, one in enumerate(order):
-            np.take(s[one], one, axis=1, out=moved)
-            u[k] = np.vdot(residual, moved)
-            np.multiply(mu, moved, out=weighted)
-            squares[k] = np.vdot(weighted, moved)
-            weighted.sum(1, out=rows[k])
-            weighted.sum(0, out=columns[k])
-        return u, squares, rows, columns
+            for block in blocks:
+                a, b = taken[: block.stop - block.start], moved[: block.stop - block.start]
+                np.take(s, one[block], axis=0, out=a, mode="clip")  # "clip": without a check of each index
+                np.take(a, one, axis=1, out=b, mode="clip")
+                np.multiply(mu[block], b, out=a)
+                np.matmul(a, ones, out=rows[k, block])
+                columns[k] += ones[: len(a)] @ a
+                squares[k] += np.vdot(a, b)
+        observed = np.array([flat.take(one[pre] * size + one[post]) @ counts for one in order])
+        return observed - rows.sum(1), squares, rows, columns
 
     return sums
 

@@ -10,7 +10,8 @@ Sources, all read from files of two Python packages that need not be imported (n
 1. Matrices are aligned by name. Names of the atlas for one pair of cells (AWCOF, AWCON) become AWCL, AWCR; which of the two is
    which differs between animals.
 2. Pairs that were never measured are NaN: they are not pairs without a signal.
-3. The orientation of each connectome is checked on pairs of cells whose direction is known (`KNOWN`).
+3. The orientation of each connectome is checked on pairs of cells whose direction is known (`KNOWN`), that of the atlas on the copy
+   of its significant pairs in `cect`.
 4. Synapses, contact and signals are of different animals. `Worm.notes` counts what does not match.
 """
 
@@ -22,7 +23,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from repscope.data.connectomes.named_matrices import named_matrix
 from repscope.errors import UserError, no_file, unknown
@@ -47,6 +48,7 @@ CONTACTS: Mapping[str, tuple[str, str]] = {
 KNOWN = (("AFDL", "AIYL"), ("AFDR", "AIYR"), ("ASEL", "AIYL"), ("AWCL", "AIYL"), ("AWAL", "AIZL"), ("AIYL", "RIAL"))
 #: names of the atlas → names of the connectomes
 RENAMED: Mapping[str, str] = {"AWCOF": "AWCL", "AWCOFF": "AWCL", "AWCON": "AWCR"}
+_COPY = "WormNeuroAtlasFuncReader"  #: cect's own copy of the atlas, [stimulated, responding], with q < .05 alone
 LEAST_SHARED = 20  #: stimulated cells that two response profiles must share
 _HINT = "install the extra repscope[worm], or give the folder of a copy"
 
@@ -132,6 +134,8 @@ def celegans(
     check_orientation(chemical, CONNECTOMES[synapses][1])
     touching = _kind(area, "Contact", contact)
     signals = read_atlas(file, strain)
+    if strain == "wt" and (folder / f"{_COPY}.json").is_file():
+        check_against_copy(signals, _kind(_read_cect(folder / f"{_COPY}.json"), "Functional", _COPY))
     loops = int(sum(np.count_nonzero(np.diag(m.to_numpy())) for m in (chemical, gap)))
     chemical, gap = (named_matrix(m, what="connectome", self_loops="drop", signed=False) for m in (chemical, gap))
     worm = Worm(chemical, gap, touching, signals, ())
@@ -174,6 +178,25 @@ def check_orientation(synapses: pd.DataFrame, what: str) -> None:
             f"In {what}, cells such as {here[0][0]} have {forward:g} synapses onto cells such as {here[0][1]} and receive "
             f"{backward:g}; "
             f"its axes are swapped: transpose it."
+        )
+
+
+def check_against_copy(signals: SignalPropagation, copy: pd.DataFrame) -> None:
+    """Refuse an atlas that equals an independent copy of it, [stimulated, responding], better with its axes swapped.
+
+    Raises
+    ------
+    UserError
+        If it does.
+    """
+    names = [name for name in copy.index if name in signals.effect.index]
+    a, b = copy.loc[names, names].to_numpy(), signals.effect.loc[names, names].to_numpy()
+    there = a != 0
+    as_is, swapped = (int(np.isclose(a[there], m[there]).sum()) for m in (b, b.T))
+    if swapped > as_is:
+        raise UserError(
+            f"The atlas equals cect's copy of it in {as_is} of {int(there.sum())} pairs, and in {swapped} with its axes swapped; "
+            f"transpose its matrices."
         )
 
 
@@ -252,21 +275,26 @@ def _rank_correlations(
     x: Float[np.ndarray, "responding stimulated"], own: list[int], least: int
 ) -> Float[np.ndarray, "responding responding"]:
     """Spearman's rho of every pair of rows over the columns that both have, without the two rows' own columns."""
+    known = np.isfinite(x)
+    found = np.full((len(x), len(x)), np.nan)
+    for i in np.flatnonzero(known.sum(1) >= least):
+        both = known[:i] & known[i]
+        if own[i] >= 0:
+            both[:, own[i]] = False
+        for j in range(i):
+            if own[j] >= 0:
+                both[j, own[j]] = False
+        chosen = np.flatnonzero(both.sum(1) >= least)
+        a, b = (_centred_ranks(np.broadcast_to(v, both.shape)[chosen], both[chosen]) for v in (x[i], x[:i]))
+        size = np.sqrt((a**2).sum(1) * (b**2).sum(1))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found[i, chosen] = found[chosen, i] = np.where(size > 0, (a * b).sum(1) / size, np.nan)
+    return found
+
+
+def _centred_ranks(x: Float[np.ndarray, "pair stimulated"], counted: Bool[np.ndarray, "pair stimulated"]) -> np.ndarray:
+    """Ranks of the counted entries of each row minus their mean; 0 elsewhere."""
     from scipy.stats import rankdata
 
-    known = np.isfinite(x)
-    n = len(x)
-    found = np.full((n, n), np.nan)
-    for i in range(n):
-        if known[i].sum() < least:
-            continue
-        for j in range(i):
-            both = known[i] & known[j]
-            both[[k for k in (own[i], own[j]) if k >= 0]] = False
-            if both.sum() >= least:
-                a, b = rankdata(x[i, both]), rankdata(x[j, both])
-                a, b = a - a.mean(), b - b.mean()
-                size = np.sqrt((a @ a) * (b @ b))
-                if size > 0:
-                    found[i, j] = found[j, i] = (a @ b) / size
-    return found
+    ranks = rankdata(np.where(counted, x, np.inf), axis=1)  # what does not count comes last, and takes no rank from the others
+    return np.asarray(np.where(counted, ranks - (counted.sum(1, keepdims=True) + 1) / 2, 0.0))
