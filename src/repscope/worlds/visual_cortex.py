@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 
 from repscope.errors import UserError
 
-WAVE, SIGMA, DELAY = 6.0, 2.0, 1  #: pixels, pixels, frames
+WAVE, SIGMA, DELAY = 5.0, 1.5, 1  #: pixels, pixels, frames
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,7 @@ class VisualCortex:
 
 
 def visual_cortex(
-    neurons: int = 60, *, size: int = 20, complex_share: float = 0.3, rate: float = 1.5, seed: int = 0
+    neurons: int = 60, *, size: int = 16, complex_share: float = 0.3, rate: float = 1.5, seed: int = 0
 ) -> VisualCortex:
     """Draw neurons whose receptive fields lie inside the image.
 
@@ -76,7 +76,7 @@ def visual_cortex(
     return VisualCortex(centres, orientations, kind, filters, rate / drive, cortex.running, size)
 
 
-def noise_images(n: int, size: int = 20, *, seed: int = 0, slope: float = 0.7) -> Float[np.ndarray, "image height width"]:
+def noise_images(n: int, size: int = 16, *, seed: int = 0, slope: float = 0.7) -> Float[np.ndarray, "image height width"]:
     """Gaussian noise with an amplitude spectrum of 1 / f^slope; mean 0, standard deviation 1 over all images."""
     rng = np.random.default_rng(seed)
     f = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None])
@@ -86,7 +86,7 @@ def noise_images(n: int, size: int = 20, *, seed: int = 0, slope: float = 0.7) -
 
 
 def noise_videos(
-    n: int, frames: int, size: int = 20, *, seed: int = 0, keep: float = 0.6
+    n: int, frames: int, size: int = 16, *, seed: int = 0, keep: float = 0.6
 ) -> Float[np.ndarray, "video frame height width"]:
     """Videos of such noise; `keep` is the correlation of a frame with the one before."""
     fresh = noise_images(n * frames, size, seed=seed).reshape(n, frames, size, size)

@@ -46,9 +46,8 @@ class Recording:
             For arrays of other shapes, different numbers of trials, values that are not finite, negative responses, or a neuron
             that never responds.
         """
-        x, y, *rest = (
-            torch.as_tensor(np.asarray(a), dtype=torch.float32) for a in (stimuli, responses, behaviour) if a is not None
-        )
+        given = [stimuli, responses] + ([] if behaviour is None else [behaviour])
+        x, y, *rest = (torch.as_tensor(np.asarray(a), dtype=torch.float32) for a in given)
         if x.ndim == 3:
             x = x[:, None]
         if x.ndim not in (4, 5) or y.ndim != x.ndim - 2:

@@ -9,7 +9,8 @@
 2. Readout: one point in the features, found by gradient through bilinear sampling (Lurz et al. 2021, "Generalization in data-driven
    models of primary visual cortex"; positions in [-1, 1], as in torch's `grid_sample`, with corners aligned).
 3. `place`: gradients of a position are local. So positions begin where the features of the core, even untrained, go along with the
-   neuron's responses best: the largest sum over channels of squared correlations.
+   neuron's responses best: the largest sum over channels of squared correlations
+   with them and with their squares.
 4. Behaviour (running, pupil …) multiplies the rate.
 
 Takes arrays; knows no data set. Poisson loss and training: `fitting`.
@@ -32,8 +33,8 @@ class CoreShape:
     """Sizes of a core. channels: of each layer. kernel: of the first layer, odd; inner: of the others. frames: of the first layer,
     for videos; 0 for images. inputs: channels of the stimulus."""
 
-    channels: tuple[int, ...] = (16, 16)
-    kernel: int = 9
+    channels: tuple[int, ...] = (24, 16)
+    kernel: int = 7
     inner: int = 3
     frames: int = 0
     inputs: int = 1
@@ -116,14 +117,15 @@ class TwinNetwork(nn.Module):
         if features.ndim == 5:
             features = features.transpose(1, 2).flatten(0, 1)
             responses = responses.flatten(0, 1)
-        x = features - features.mean(0)
-        x = x / x.std(0).clamp_min(1e-6)
         y = responses - responses.mean(0)
         y = y / y.norm(dim=0).clamp_min(1e-6)
         height, width = features.shape[-2:]
         squares = torch.zeros(y.shape[1], height * width)
         for channel in range(features.shape[1]):
-            squares += (y.T @ x[:, channel].flatten(1)) ** 2
+            x = features[:, channel].flatten(1)
+            x = (x - x.mean(0)) / x.std(0).clamp_min(1e-6)
+            for one in (x, x.square() - 1):  # the square for cells that respond to both signs
+                squares += (y.T @ one) ** 2 / one.square().mean(0).clamp_min(1e-6)
         best = squares.argmax(1)
         row, column = best // width, best % width
         self.position.copy_(torch.stack([2 * column / (width - 1) - 1, 2 * row / (height - 1) - 1], 1))

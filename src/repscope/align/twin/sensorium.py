@@ -67,10 +67,9 @@ class SensoriumTwin:
         w, r = self.weights, f"readout.{self._named(recording)}."
         if f"{r}_mu" in w:
             return w[f"{r}_mu"].reshape(-1, 2)
-        hidden = functional.elu(
-            functional.linear(w[f"{r}source_grid"], w[f"{r}mu_transform.0.weight"], w[f"{r}mu_transform.0.bias"])
-        )
-        return torch.tanh(functional.linear(hidden, w[f"{r}mu_transform.2.weight"], w[f"{r}mu_transform.2.bias"]))
+        mlp = f"{r}mu_transform."
+        hidden = functional.elu(functional.linear(w[f"{r}source_grid"], w[f"{mlp}0.weight"], w[f"{mlp}0.bias"]))
+        return torch.tanh(functional.linear(hidden, w[f"{mlp}2.weight"], w[f"{mlp}2.bias"]))
 
     def cortex(self, recording: str | None = None) -> Float[np.ndarray, "neuron axis"] | None:
         """Positions of the neurons in cortex, scaled as in training, or None."""
@@ -101,10 +100,9 @@ class SensoriumTwin:
                 spatial = self.weights[p + "ds_conv.spatial_conv.weight"]
                 x = functional.conv2d(x, spatial, padding=spatial.shape[-1] // 2, groups=len(spatial))
                 x = functional.conv2d(x, self.weights[p + "ds_conv.out_depth_conv.weight"])
-            mean, var = (self.weights[p + f"norm.running_{what}"] for what in ("mean", "var"))
-            x = functional.elu(
-                functional.batch_norm(x, mean, var, self.weights[p + "norm.weight"], self.weights[p + "norm.bias"], eps=_EPS)
-            )
+            names = ("running_mean", "running_var", "weight", "bias")
+            mean, var, scale, shift = (self.weights[f"{p}norm.{what}"] for what in names)
+            x = functional.elu(functional.batch_norm(x, mean, var, scale, shift, eps=_EPS))
         return x
 
 

@@ -97,11 +97,8 @@ def transfer(
     found: dict[str, list[TwinScores]] = {TWIN: [], LINEAR: [], UNTRAINED: []}
     for m in trials:
         part = recording.of_trials(np.arange(m))
-        for name, model, only in (
-            (TWIN, trained, READOUT),
-            (UNTRAINED, fresh, READOUT),
-            (LINEAR, LinearNonlinear(neurons, pixels), ()),
-        ):
+        linear = LinearNonlinear(neurons, pixels)
+        for name, model, only in ((TWIN, trained, READOUT), (UNTRAINED, fresh, READOUT), (LINEAR, linear, ())):
             fitted = fit_twin(
                 model,
                 part,
