@@ -228,6 +228,35 @@ CONDITIONS: dict[str, Condition] = {
         Condition(UPPER_CEILING, "Similarity of each subject to the mean of all, that subject included.", "bound", "purple"),
         Condition(RANDOM_RECORDING, "A recording of signals that subjects share and that no network computes.", "control", "sky"),
         Condition(UNTRAINED_RECORDING, "A recording of units of a network before training.", "control", "green"),
+        # wiring
+        Condition("permuted cells", "The same with the cells of the functional measure permuted.", "control", "grey"),
+        Condition(
+            "pairs taken as independent", "An interval that ignores that pairs share cells: too narrow.", "baseline", "vermillion"
+        ),
+        Condition("rewired, degrees kept", "Synapses rewired; each cell keeps its numbers of partners.", "control", "black"),
+        Condition(
+            "matched pairs", "Compared with unconnected pairs of the same presynaptic cell and equal exposure.", "control", "orange"
+        ),
+        Condition("exposure, no synapse", "Pairs that are in contact or close and have no synapse.", "control", "purple"),
+        Condition("no exposure", "Pairs that are neither in contact nor close.", "control", "green"),
+        Condition("no exposure offset", "The same without regard to how much contact pairs have.", "setting", "sky"),
+        Condition(
+            "effects of presynaptic cells alone", "The same without effects of postsynaptic cells.", "setting", "blue dashed"
+        ),
+        Condition(
+            "effects of presynaptic cells alone, no offset",
+            "The same without effects of postsynaptic cells and without exposure.",
+            "setting",
+            "green",
+        ),
+        # self and other
+        Condition("within agent", "Held-out trials of the agent that the decoder was fitted on.", "bound", "green"),
+        Condition(
+            "identity decoder", "A decoder of who acted, in place of the outcome, tested on outcomes.", "control", "vermillion"
+        ),
+        Condition("identity removed", "Cross-decoding without the directions that tell who acted.", "setting", "sky"),
+        Condition("matched stimuli", "Trials in which no stimulus predicts the outcome.", "control", "orange"),
+        Condition("disjoint stimuli", "A decoder fitted and tested on different stimuli.", "control", "purple"),
         # verify
         Condition("tolerance", "The largest error at which a check passes.", "bound", "black"),
         Condition("not applicable", "The model has nothing that the check could test.", "setting", "grey"),

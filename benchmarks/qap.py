@@ -1,0 +1,162 @@
+"""Permuting cells 5,000 times on 300 × 300 pairs: one fit for all permutations beside a fit for each; and null simulations.
+
+    python benchmarks/qap.py [--permutations 5000] [--simulations 400] [--write]
+
+1. Speed. 300 cells, similarity of latent features, synapses with degrees that vary. Four ways in one process, CPU seconds on one
+   thread:
+   - one fit: `permute_nodes`;
+   - refitting: the same statistic, the cells' effects fitted again for each permutation (`refit=True`), the same permutations;
+   - refitting the slope by maximum likelihood for each, on the first 100 permutations;
+   - dummies: iteratively reweighted least squares with one dummy variable per cell, as users of regression packages do, once.
+   p-values of the first two must be the same number.
+2. Null simulations. Synapses depend on latent features of the cells, similarity on other features; they are independent. How often
+   does each test reject at 5 %? The naive Wald test; permuting cells; the jackknife over cells (0 outside of its interval).
+   And with a planted slope: how often does each interval hold it?
+"""
+
+import argparse
+import datetime
+import time
+
+import machine
+import numpy as np
+from scipy.sparse import csr_matrix, hstack
+from scipy.sparse.linalg import spsolve
+
+from repscope.align.structure_function import Dyads, dyads, like_to_like, permute_nodes
+from repscope.align.structure_function.conditional_poisson import fit
+from repscope.data.connectomes import named_matrix
+from repscope.stats.permutation import orders
+
+PAGE = machine.RESULTS.with_name("RESULTS-structure-function.md")
+CELLS = 40  #: of null simulations
+SLOW = 100  #: permutations by maximum likelihood
+
+
+def simulated(
+    n: int, slope: float, seed: int, *, rate: float, own: float = 0.0, exposure: bool = True, missing: float = 0.0
+) -> Dyads:
+    """Cells with latent features. own: how much synapses follow features that similarity does not know."""
+    rng = np.random.default_rng(seed)
+    known, hidden = np.corrcoef(rng.standard_normal((n, 3))), np.corrcoef(rng.standard_normal((n, 3)))
+    area = rng.gamma(1.0, 1.0, (n, n)) * (rng.random((n, n)) < 0.6) if exposure else np.ones((n, n))
+    sizes = rng.normal(0, 0.7, (n, 1)) + rng.normal(0, 0.7, n)
+    synapses = rng.poisson(rate * np.exp(sizes + slope * known + own * hidden) * area).astype(float)
+    np.fill_diagonal(synapses, 0)
+    if missing:
+        blank = np.triu(rng.random((n, n)) < missing, 1)
+        known = np.where(blank | blank.T, np.nan, known)
+    names = [f"cell {i}" for i in range(n)]
+    frames = [named_matrix(x, names) for x in (synapses, known, area)]
+    return dyads(*frames) if exposure else dyads(*frames[:2])
+
+
+def dummies(d: Dyads, sweeps: int = 8) -> float:
+    """The slope from sparse weighted least squares with one dummy per cell, as a regression package computes it."""
+    i, j = np.nonzero(d.exposure > 0)
+    n = len(d.names)
+    rows = np.arange(len(i))
+    x = hstack(
+        [csr_matrix((np.ones(len(i)), (rows, i)), (len(i), n)), csr_matrix((np.ones(len(i)), (rows, j)), (len(i), n))[:, 1:]]
+    )
+    x = hstack([csr_matrix(d.function[i, j][:, None]), x]).tocsr()
+    y, offset = d.synapses[i, j], np.log(d.exposure[i, j])
+    mu = y + 0.1
+    for _ in range(sweeps):
+        target = np.log(mu) + (y - mu) / mu - offset
+        beta = spsolve((x.T.multiply(mu) @ x).tocsc(), x.T @ (mu * target))
+        mu = np.exp(x @ beta + offset)
+    return float(beta[0])
+
+
+def timed(what):
+    started = time.process_time()
+    found = what()
+    return found, time.process_time() - started
+
+
+def speed(permutations: int) -> list[str]:
+    cells = ("pairs", "one fit, s", "refitting, s", "ratio", "p, p by refitting", "largest difference of z")
+    cells += ("by maximum likelihood ÷ one fit", "rank correlation of its slopes", "dummies, once, s")
+    head = f"| {' | '.join(cells)} |"
+    rows = [head, "|---|---|---|---|---|---|---|---|---|"]
+    for name, exposure in (("no exposure", False), ("with exposure", True)):
+        d = simulated(300, 0.05, 1, rate=0.08, exposure=exposure)
+        fast, quick = timed(lambda d=d: permute_nodes(d, permutations=permutations))
+        slow, long = timed(lambda d=d: permute_nodes(d, permutations=permutations, refit=True))
+        assert fast.p == slow.p, (fast.p, slow.p)
+        off = float(np.abs(fast.null - slow.null).max())
+        order = orders(300, permutations, np.random.default_rng(0))[:SLOW]
+        off_diagonal = ~np.eye(300, dtype=bool)
+
+        def likelihood(d=d, order=order, off_diagonal=off_diagonal):
+            moved = [np.where(off_diagonal, d.given[1][np.ix_(one, one)], 0.0) for one in order]
+            return [fit(d.synapses, s, d.exposure).slope for s in moved]
+
+        slopes, most = timed(likelihood)
+        ranks = [np.argsort(np.argsort(x)) for x in (slopes, fast.slopes[:SLOW])]
+        _, once = timed(lambda d=d: dummies(d))
+        assert abs(dummies(d) - fit(d.synapses, d.function, d.exposure).slope) < 1e-5
+        rows.append(
+            f"| {name} | {quick:.2f} | {long:.1f} | {long / quick:.0f} × | {fast.p:.4f}, {slow.p:.4f} | {off:.0e} "
+            f"| {most / SLOW * permutations / quick:.0f} × | {np.corrcoef(*ranks)[0, 1]:.4f} | {once:.2f} |"
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def calibration(simulations: int) -> list[str]:
+    rows = [
+        "| simulation | Wald rejects | permuting cells rejects | jackknife rejects | naive interval holds the slope | "
+        "jackknife interval holds it |",
+        "|---|---|---|---|---|---|",
+    ]
+    cases = (
+        ("null, wiring follows other features", {"slope": 0.0, "own": 1.0}),
+        ("null, one in five pairs not measured", {"slope": 0.0, "own": 1.0, "missing": 0.2}),
+        ("null, wiring follows no features", {"slope": 0.0}),
+        ("planted slope 1", {"slope": 1.0, "own": 1.0}),
+    )
+    for name, how in cases:
+        wald = cells = nodes = narrow = wide = 0
+        for seed in range(simulations):
+            d = simulated(CELLS, seed=seed, rate=0.5, **how)
+            found = like_to_like(d, permutations=99, seed=seed)
+            wald += not found.naive.lo <= 0 <= found.naive.hi
+            cells += found.permutation.p <= 0.05
+            nodes += not found.slope.lo <= 0 <= found.slope.hi
+            narrow += found.naive.lo <= how["slope"] <= found.naive.hi
+            wide += found.slope.lo <= how["slope"] <= found.slope.hi
+        rows.append(
+            f"| {name} | " + " | ".join(f"{100 * x / simulations:.1f} %" for x in (wald, cells, nodes, narrow, wide)) + " |"
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--permutations", type=int, default=5000)
+    parser.add_argument("--simulations", type=int, default=200)
+    parser.add_argument("--only", choices=["speed", "calibration"])
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.name}")
+    args = parser.parse_args()
+    head = f"{datetime.date.today()}, {machine.describe()}. {machine.versions(['numpy', 'scipy'])}. One thread, CPU seconds."
+    parts = {
+        "speed": lambda: [f"{head} {args.permutations:,} permutations of 300 cells.", "", *speed(args.permutations)],
+        "calibration": lambda: [
+            f"{head} {args.simulations} simulations of {CELLS} cells each, 99 permutations.",
+            "",
+            *calibration(args.simulations),
+        ],
+    }
+    for name, make in parts.items():
+        if args.only in (None, name):
+            text = "\n".join(make())
+            print(text)
+            if args.write:
+                machine.write_section(f"Permuting cells: {name}", text, PAGE)
+
+
+if __name__ == "__main__":
+    main()
