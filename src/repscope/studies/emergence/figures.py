@@ -14,6 +14,7 @@ from repscope.report.text import format_estimate
 from repscope.results import select
 from repscope.studies.emergence import names
 
+_TITLES = {"facts": "facts", "trained queries": "trained queries", ESTIMATE: "held-out queries", names.OOD: "OOD"}
 CURVES = (ESTIMATE, "trained queries", "first fact OOD", "both facts OOD", "facts")
 
 
@@ -48,12 +49,7 @@ def transitions(table: pd.DataFrame) -> Table:
     rows = []
     for phi in phis(table):
         line: dict[str, Any] = {"phi": f"{phi:g}"}
-        for condition, title in (
-            ("facts", "facts"),
-            ("trained queries", "trained queries"),
-            (ESTIMATE, "held-out queries"),
-            (names.OOD, "OOD"),
-        ):
+        for condition, title in _TITLES.items():
             line[f"step of 50 %, {title}"] = steps_text(_row(table, names.STEP, phi, condition))
         line["lag"] = steps_text(_row(table, names.LAG, phi), "")
         line["sharpness"] = _text(_row(table, names.SHARPNESS, phi))

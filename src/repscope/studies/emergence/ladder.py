@@ -1,4 +1,4 @@
-"""Step of `emergence` on effective compute: a ladder of pre-trainings, gains of known size, imitation and RL as multiples of compute.
+"""Step of `emergence` on effective compute: a ladder of pre-trainings, known gains, imitation and RL as multiples of compute.
 
 1. Worlds of rewarded corpora (`worlds.rewarded`), whose pre-training corpus contains the expert's demonstrations as one document in
    eight. The score is the loss on the expert's completions, a skill that pre-training alone would learn, too.

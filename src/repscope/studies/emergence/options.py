@@ -24,7 +24,7 @@ class EmergenceOptions(StudyOptions):
     )
     checkpoints: str | None = Field(
         None,
-        description="Your checkpoints in place of networks trained here: a folder with checkpoints.csv, or with one folder per step.",
+        description="Your checkpoints in place of networks trained here: a folder with checkpoints.csv, or one folder per step.",
     )
     probes: str | None = Field(
         None, description="With --checkpoints: a table with the columns probe, prompt, answer, and possibly wrong (a worse answer)."

@@ -28,8 +28,8 @@ def page(record: Record[EmergenceOptions]) -> Page:
         )
     side = record.results["ladder"].side
     few = (
-        "The short form has fewer values of phi, seeds, rungs and updates, on smaller graphs; two networks per phi give no more than "
-        "a hint of an interval."
+        "The short form has fewer values of phi, seeds, rungs and updates, on smaller graphs; two networks per phi give no more "
+        "than a hint of an interval."
     )
     return Page(
         title=_TITLE,
@@ -78,12 +78,10 @@ def _curves(table: pd.DataFrame) -> Section:
     items = []
     for phi in figures.phis(table):
         items.append(figures.curve(table, names.ACCURACY, phi, "Share of examples whose answer is the most probable one."))
-        items.append(
-            figures.curve(table, names.LOG_PROBABILITY, phi, "Nats; 0 is certainty. What grows gradually here may jump there.")
-        )
+        items.append(figures.curve(table, names.LOG_PROBABILITY, phi, "Nats; 0 is certainty."))
     text = (
-        "Look for the distance between the orange line (memorised) and the blue one (generalised), and whether the blue one rises at "
-        "all when phi is small. Queries out of distribution need a fact at a place where networks never had to store it."
+        "Look for the distance between the orange line (memorised) and the blue one (generalised), and whether the blue one rises "
+        "at all when phi is small. Queries out of distribution need a fact at a place where networks never had to store it."
     )
     return Section("Curves over training", text, (figures.transitions(table), *items))
 
@@ -99,6 +97,6 @@ def _bridge(table: pd.DataFrame) -> Section:
 def _compute(side: "dict[str, pd.DataFrame]") -> Section:
     text = (
         "First the gains that are known: their intervals should contain 1, 4 and 0.5. Then imitation and RL as multiples of the "
-        "pre-training compute of their base. A refusal is an answer, too: below the floor, no pre-training on this corpus gets there."
+        "pre-training compute of their base. A refusal is an answer, too: below the floor, no pre-training gets there."
     )
     return Section("Compute-equivalent gains", text, (figures.ladder(side["law"], side["ladder"]), figures.gains(side["gains"])))
