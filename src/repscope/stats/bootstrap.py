@@ -126,6 +126,24 @@ def functions_of_ratios(
 
 def student(value: float, variance: float, *, unit: str, n: int, degrees: float | None = None, level: float = LEVEL) -> Estimate:
     """A value whose variance is known from resampling n units: its interval of Student's t; n - 1 degrees of freedom if not given.
+def of_draws(
+    value: float, draws: Float[ArrayLike, "draw"], *, unit: str, n: int, level: float = LEVEL, method: str = "bootstrap"
+) -> Estimate:
+    """A value and the percentile interval of its own resampled values, as the caller drew them; infinite draws count.
+
+    >>> e = of_draws(2.0, [1.0, 2.0, 3.0, float("inf")], unit="rung", n=4, level=0.5)
+    >>> (e.value, e.lo, e.hi)
+    (2.0, 1.0, 3.0)
+    """
+    x = np.sort(_rows(draws)[~np.isnan(_rows(draws))])
+    if not x.size:
+        return Estimate(value, float("nan"), float("nan"), level, method, unit, n)
+    lo, hi = np.quantile(x, [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")  # between two draws lies no infinity
+    return Estimate(value, float(lo), float(hi), level, method, unit, n)
+
+
+def student(value: float, variance: float, *, unit: str, n: int, level: float = LEVEL) -> Estimate:
+    """A value whose variance is known from resampling n units: its interval of Student's t with n - 1 degrees of freedom.
 
     >>> e = student(1.0, 0.25, unit="subject", n=5)
     >>> (round(e.lo, 3), round(e.hi, 3), e.method)

@@ -7,7 +7,7 @@
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from repscope.worlds.hans.stacked import one_thread
 LossOf = Callable[[State, int], Float[Tensor, "network"]]  #: weights and step → each network's mean loss
 Logits = Callable[[State, Int[Tensor, "network document token"]], Float[Tensor, "network document token vocabulary"]]
 Documents = Callable[[int], Int[Tensor, "network document token"]]
+Visit = Callable[[int, State], None]
 _BETAS = (0.9, 0.95)
 
 
@@ -108,8 +109,21 @@ def train(
     return train_by(next_token_loss(logits, documents), start, schedule, saved=saved, title=title)
 
 
-def train_by(loss: LossOf, start: State, schedule: Training, *, saved: Path | None = None, title: str = "training") -> Trained:
-    """Train stacked networks by any loss: (weights, step) → each network's mean loss. The rest as `train`."""
+def train_by(
+    loss: LossOf,
+    start: State,
+    schedule: Training,
+    *,
+    saved: Path | None = None,
+    title: str = "training",
+    visit: Visit | None = None,
+    at: Collection[int] = (),
+) -> Trained:
+    """Train stacked networks by any loss: (weights, step) → each network's mean loss. The rest as `train`.
+
+    Before the first update, and after those numbers of updates that are in `at`, `visit` sees the number of updates and the
+    weights, which it must not change. An interrupted training visits again only what came after its saved state.
+    """
     weights = {name: value.detach().clone().requires_grad_() for name, value in start.items()}
     decayed = [w for w in weights.values() if w.dim() > 2]
     others = [w for w in weights.values() if w.dim() <= 2]
@@ -118,6 +132,8 @@ def train_by(loss: LossOf, start: State, schedule: Training, *, saved: Path | No
     first, losses = _resumed(saved, weights, adam)
     with progress(title, schedule.steps) as advance, one_thread(), memory_kept():
         advance(first)
+        if visit is not None and not first and 0 in at:
+            visit(0, _copies(weights))
         for step in range(first, schedule.steps):
             adam.zero_grad()
             with torch.enable_grad():
@@ -131,11 +147,17 @@ def train_by(loss: LossOf, start: State, schedule: Training, *, saved: Path | No
             adam.step()
             losses.append(each.detach().double().numpy())
             advance(1)
+            if visit is not None and step + 1 in at:
+                visit(step + 1, _copies(weights))
             if saved is not None and (step + 1) % schedule.keep == 0 and step + 1 < schedule.steps:
                 _save(saved, step + 1, weights, adam, losses)
     if saved is not None:
         saved.unlink(missing_ok=True)
     return Trained({name: w.detach() for name, w in weights.items()}, np.stack(losses))
+
+
+def _copies(weights: State) -> State:
+    return {name: w.detach().clone() for name, w in weights.items()}
 
 
 def _clip(weights: list[Tensor], most: float) -> None:

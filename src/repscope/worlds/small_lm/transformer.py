@@ -96,15 +96,15 @@ def hidden(
 
 
 def blocks(
-    shape: Shape, state: State, x: Float[Tensor, "network document token feature"]
+    shape: Shape, state: State, x: Float[Tensor, "network document token feature"], first: int = 0
 ) -> list[Float[Tensor, "network document token feature"]]:
-    """`x`, which stands in place of embeddings and positions, and the output of each block. Differentiable."""
+    """`x`, which stands in place of the input of block `first`, and the output of each block from there on. Differentiable."""
     n, b, t, d = x.shape
     found, x = [x], x.reshape(n, b * t, d)
-    for i in range(shape.layers):
-        qkv = _after_norm(state, f"h.{i}.ln_1", f"h.{i}.attn.c_attn", x).view(n * b, t, 3, shape.heads, -1)
-        x = _linear(state, f"h.{i}.attn.c_proj", _attention(qkv).reshape(n, b * t, d), x)
-        x = _mlp(shape, state, i, x)
+    for i in range(first, shape.layers):
+        qkv = after_norm(state, f"h.{i}.ln_1", f"h.{i}.attn.c_attn", x).view(n * b, t, 3, shape.heads, -1)
+        x = linear(state, f"h.{i}.attn.c_proj", _attention(qkv).reshape(n, b * t, d), x)
+        x = mlp(shape, state, i, x)
         found.append(x.view(n, b, t, d))
     return found
 
@@ -114,7 +114,7 @@ def logits(
 ) -> Float[Tensor, "network document token vocabulary"]:
     """Logits of the next token at every position. Differentiable."""
     n, b, t = tokens.shape
-    return _unembedded(state, hidden(shape, state, tokens)[-1].view(n, b * t, shape.width)).view(n, b, t, shape.vocab)
+    return unembedded(state, hidden(shape, state, tokens)[-1].view(n, b * t, shape.width)).view(n, b, t, shape.vocab)
 
 
 @torch.no_grad()
@@ -144,14 +144,14 @@ def generate(
         token = tokens[at] if at < t else found[at]
         x = _embedded(state, token[..., None])[:, :, 0] + state["transformer.wpe.weight"][:, None, at]
         for i in range(shape.layers):
-            qkv = _after_norm(state, f"h.{i}.ln_1", f"h.{i}.attn.c_attn", x).view(n, b, 3, heads, inner)
+            qkv = after_norm(state, f"h.{i}.ln_1", f"h.{i}.attn.c_attn", x).view(n, b, 3, heads, inner)
             q, keys[i, :, at], values[i, :, at] = (part.reshape(-1, inner) for part in qkv.unbind(2))
             scores = torch.bmm(keys[i, :, : at + 1], q[..., None])[..., 0].mul_(1 / sqrt(inner)).softmax(-1)
             mixed = torch.bmm(scores[:, None], values[i, :, : at + 1]).view(n, b, shape.width)
-            x = _mlp(shape, state, i, _linear(state, f"h.{i}.attn.c_proj", mixed, x))
+            x = mlp(shape, state, i, linear(state, f"h.{i}.attn.c_proj", mixed, x))
         if at < t - 1:
             continue
-        odds = _unembedded(state, x)
+        odds = unembedded(state, x)
         if generator is not None:  # the exponential race: argmax of p / e is a sample of p
             race = races((n, b), shape.vocab, 1, generator)[0] if isinstance(generator, torch.Generator) else generator[at - t + 1]
             odds = odds.softmax(-1) / race
@@ -172,28 +172,31 @@ def _embedded(state: State, tokens: Int[Tensor, "network document token"]) -> Fl
     return functional.embedding(tokens + offsets, table.flatten(0, 1))
 
 
-def _unembedded(state: State, x: Float[Tensor, "network row feature"]) -> Float[Tensor, "network row vocabulary"]:
+def unembedded(state: State, x: Float[Tensor, "network row feature"]) -> Float[Tensor, "network row vocabulary"]:
+    """Logits of rows of the residual stream: the final norm, and the tied embedding."""
     table = state["transformer.wte.weight"]
     gain, shift = state["transformer.ln_f.weight"], state["transformer.ln_f.bias"]
     return torch.baddbmm(torch.bmm(shift[:, None], table.mT), normed(x), (table * gain[:, None]).mT)
 
 
-def _mlp(shape: Shape, state: State, block: int, x: Float[Tensor, "network row feature"]) -> Float[Tensor, "network row feature"]:
-    inside = _after_norm(state, f"h.{block}.ln_2", f"h.{block}.mlp.c_fc", x)
+def mlp(shape: Shape, state: State, block: int, x: Float[Tensor, "network row feature"]) -> Float[Tensor, "network row feature"]:
+    """Rows after the MLP of a block, the residual added."""
+    inside = after_norm(state, f"h.{block}.ln_2", f"h.{block}.mlp.c_fc", x)
     inside = torch.relu(inside) if shape.activation == "relu" else functional.gelu(inside, approximate="tanh")
-    return _linear(state, f"h.{block}.mlp.c_proj", inside, x)
+    return linear(state, f"h.{block}.mlp.c_proj", inside, x)
 
 
-def _after_norm(state: State, norm: str, name: str, x: Float[Tensor, "network row feature"]) -> Float[Tensor, "network row other"]:
+def after_norm(state: State, norm: str, name: str, x: Float[Tensor, "network row feature"]) -> Float[Tensor, "network row other"]:
     """A linear map of normed rows, with the norm's gain and shift taken into its weights."""
     weight, bias = state[f"transformer.{name}.weight"], state[f"transformer.{name}.bias"]
     gain, shift = state[f"transformer.{norm}.weight"], state[f"transformer.{norm}.bias"]
     return torch.baddbmm(torch.baddbmm(bias[:, None], shift[:, None], weight), normed(x), gain[..., None] * weight)
 
 
-def _linear(
+def linear(
     state: State, name: str, x: Float[Tensor, "network row feature"], residual: Float[Tensor, "network row other"]
 ) -> Float[Tensor, "network row other"]:
+    """A linear map of rows, the residual added."""
     return torch.baddbmm(residual, x, state[f"transformer.{name}.weight"]) + state[f"transformer.{name}.bias"][:, None]
 
 

@@ -1,0 +1,126 @@
+"""Figures and tables of the `emergence` page: curves over steps, transitions, sites of the bridge, the ladder."""
+
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from repscope.conditions import ESTIMATE
+from repscope.report.charts import grids
+from repscope.report.page import Figure, Table
+from repscope.report.style import INK, STYLES, data, finish, numbers, tips
+from repscope.report.text import format_estimate
+from repscope.results import select
+from repscope.studies.emergence import names
+
+_TITLES = {"facts": "facts", "trained queries": "trained queries", ESTIMATE: "held-out queries", names.OOD: "OOD"}
+CURVES = (ESTIMATE, "trained queries", "first fact OOD", "both facts OOD", "facts")
+
+
+def phis(table: pd.DataFrame) -> list[float]:
+    """Values of phi, in order."""
+    found = {names.phi_of(item) for item in select(table, metric=names.ACCURACY)["item"]}
+    return sorted(phi for phi in found if np.isfinite(phi))
+
+
+def curve(table: pd.DataFrame, metric: str, phi: float, caption: str, *, title: str = "", small: bool = True) -> Figure:
+    """A metric over updates on a log axis, one line per kind of examples."""
+    rows = table[(table["metric"] == metric) & (table["item"] == names.item(phi)) & table["condition"].isin(CURVES)]
+    rows = rows.assign(dose=[names.step_of(split) for split in rows["split"]])
+    rows = rows[rows["dose"] > 0]
+    chart = grids.dose(rows, x_title="updates", value_title=metric, share=metric == names.ACCURACY, log=True)
+    return Figure(chart, title or f"{metric.capitalize()}, {names.item(phi)}", caption, small=small)
+
+
+def headline(table: pd.DataFrame) -> Figure:
+    """Accuracy at the largest phi."""
+    phi = phis(table)[-1]
+    caption = (
+        "Means over networks of different graphs with 95 % intervals. Blue: queries that were never trained, of trained facts."
+    )
+    return curve(
+        table, names.ACCURACY, phi, caption, title=f"Facts, trained and held-out two-hop queries, {names.item(phi)}", small=False
+    )
+
+
+def transitions(table: pd.DataFrame) -> Table:
+    """Steps of 50 % by phi, lag and sharpness."""
+    rows = []
+    for phi in phis(table):
+        line: dict[str, Any] = {"phi": f"{phi:g}"}
+        for condition, title in _TITLES.items():
+            line[f"step of 50 %, {title}"] = steps_text(_row(table, names.STEP, phi, condition))
+        line["lag"] = steps_text(_row(table, names.LAG, phi), "")
+        line["sharpness"] = _text(_row(table, names.SHARPNESS, phi))
+        line["learned evenly"] = _text(_row(table, names.SHARPNESS, phi, names.EVEN))
+        rows.append(line)
+    caption = "Intervals resample networks and examples. “Not reached” within the training of this run."
+    return Table(pd.DataFrame(rows), "Transitions", caption)
+
+
+def steps_text(row: dict[Any, Any] | None, form: str = ".0f") -> str:
+    """A step, or a ratio of steps, with its interval; what is infinite was not reached."""
+    if row is None:
+        return "–"
+    if not np.isfinite(row["value"]):
+        return "not reached"
+    if not form and np.isfinite(row["hi"]):
+        return format_estimate(row)
+    form = form or ".2f"
+    hi = f"{row['hi']:{form}}" if np.isfinite(row["hi"]) else "∞"
+    return f"{row['value']:{form}} [{row['lo']:{form}}, {hi}]"
+
+
+def bridges(table: pd.DataFrame) -> Table:
+    """Probes and patches at the last step, by phi, site and token."""
+    rows = table[table["metric"].isin((names.BRIDGE, names.PATCHED))]
+    last = max(names.step_of(split) for split in rows["split"])
+    rows = rows[rows["split"] == names.at(int(last))]
+    rows = rows.assign(cell=[format_estimate(r) for r in rows.to_dict("records")], phi=[names.phi_of(i) for i in rows["item"]])
+    kinds = {names.BRIDGE: "probe", names.PATCHED: "patch", (names.PERMUTED): "shuffled labels", names.UNPATCHED: "no patch"}
+    rows = rows.assign(kind=[kinds[r["metric"] if r["condition"] == ESTIMATE else r["condition"]] for r in rows.to_dict("records")])
+    rows = rows.assign(order=[-1 if pd.isna(n) else int(n) for n in rows["layer"]])
+    wide = rows.pivot_table(index=["phi", "token", "order", "site"], columns="kind", values="cell", aggfunc="first").sort_index()
+    wide = wide.reset_index().drop(columns="order").fillna("–")
+    return Table(wide, "The bridge, at the last step", "By number of queries per fact, token and site of the residual stream.")
+
+
+def ladder(law: pd.DataFrame, points: pd.DataFrame, *, score: str = names.LOSS) -> Figure:
+    """Losses by compute with the fitted law, and the enhanced networks at the compute of their base."""
+    own = points[points["method"].isna() | (points["method"] == "")]
+    mean = own.groupby("compute", as_index=False)[score].mean().rename(columns={score: "value"}).assign(name="ladder")
+    tuned = points.drop(own.index)
+    keys = [k for k in ("method", "dose") if k in tuned.columns]
+    tuned = tuned.groupby([*keys, "compute"], as_index=False)[score].mean().rename(columns={score: "value", "method": "name"})
+    x = alt.X("compute:Q", title="pre-training compute", scale=alt.Scale(type="log")).axis(format="~e")
+    y = alt.Y("value:Q", title=score, scale=alt.Scale(zero=False, nice=True))
+    line = alt.Chart(data(law[law["score"] == score][["compute", "value"]])).mark_line(color=STYLES["blue"].color, strokeWidth=1.6)
+    rungs = alt.Chart(data(mean)).mark_point(filled=True, size=60, color=INK, opacity=1)
+    layers = [line.encode(x=x, y=y), rungs.encode(x=x, y=y, tooltip=[*tips("name"), *numbers("compute", "value")])]
+    if len(tuned):
+        marks = alt.Chart(data(tuned[["name", "compute", "value"]])).mark_point(size=46, strokeWidth=1.6)
+        colors = [STYLES[c].color for c in ("vermillion", "orange", "green", "purple", "sky")]
+        color = alt.Color("name:N", title=None, scale=alt.Scale(range=colors), legend=alt.Legend(orient="top", labelLimit=260))
+        layers.append(marks.encode(x=x, y=y, color=color, tooltip=[*tips("name"), *numbers("compute", "value")]))
+    caption = "Black: the ladder, means over worlds. Blue: the fitted law. Open: fine-tuned networks at the compute of their base."
+    return Figure(finish(*layers, height=280, max_width=620), "The compute ladder", caption)
+
+
+def gains(frame: pd.DataFrame) -> Table:
+    """Gains, or why there is none."""
+    found = []
+    for r in frame.to_dict("records"):
+        hi = f"{r['hi']:.2f}" if np.isfinite(r["hi"]) else "∞"
+        said = r["refusal"] or f"{r['gain']:.2f} [{r['lo']:.2f}, {hi}]"
+        found.append({"score": r["score"], "network": r["item"], "compute-equivalent gain, 90 % CI": said})
+    return Table(pd.DataFrame(found), "Compute-equivalent gains", "A gain of 2 is worth twice the pre-training compute.")
+
+
+def _row(table: pd.DataFrame, metric: str, phi: float, condition: str = ESTIMATE) -> dict[Any, Any] | None:
+    found = select(table, metric=metric, item=names.item(phi), condition=condition).to_dict("records")
+    return found[0] if found else None
+
+
+def _text(row: dict[Any, Any] | None) -> str:
+    return "–" if row is None else format_estimate(row)

@@ -1,0 +1,42 @@
+"""Names of metrics, items and conditions of `emergence`, and how items and splits are read back."""
+
+import re
+
+from repscope.worlds.two_hop.facts import FIRST_OOD, HELD_OUT, OOD, SECOND_OOD, TRAINED
+
+ACCURACY, LOG_PROBABILITY = "accuracy", "log-probability"
+STEP, STEEPEST, SHARPNESS, LAG = "step of 50 %", "steepest rise", "sharpness", "lag"
+REACHED = "share of runs that reach 50 %"
+BRIDGE, PATCHED = "bridge accuracy", "patch success"
+GAIN, LOSS, REWARD = "compute-equivalent gain", "loss", "reward"
+FLOOR, EXPONENT = "floor of the law", "exponent of the law"
+KL = "KL to the network"
+
+FACTS, FACTS_OOD = "facts", "facts OOD"
+UNTRAINED, EVEN, UNPATCHED, PERMUTED = "untrained network", "learned evenly", "without the patch", "shuffled labels"
+QUERIES = {TRAINED: TRAINED, HELD_OUT: "estimate", FIRST_OOD: FIRST_OOD, SECOND_OOD: SECOND_OOD, OOD: OOD}
+KNOWN, IDENTITY = "known gain", "calibration"
+
+_PHI, _STEP = re.compile(r"phi = ([\d.]+)(?:: .*)?"), re.compile(r"step (\d+)")
+
+
+def item(phi: float, kind: str = "") -> str:
+    """Networks of one phi, possibly on one kind of queries."""
+    return f"phi = {phi:g}" + (f": {kind}" if kind else "")
+
+
+def phi_of(name: str) -> float:
+    """phi in the name of an item; NaN in another one."""
+    found = _PHI.fullmatch(name)
+    return float(found[1]) if found else float("nan")
+
+
+def at(step: int) -> str:
+    """The split of a number at a step."""
+    return f"step {step}"
+
+
+def step_of(split: str) -> float:
+    """The step in a split; NaN in another one."""
+    found = _STEP.fullmatch(split)
+    return float(found[1]) if found else float("nan")

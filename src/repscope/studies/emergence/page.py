@@ -1,0 +1,102 @@
+"""The page of `emergence` and its closing lines, from the tables of the run."""
+
+import numpy as np
+import pandas as pd
+
+from repscope.conditions import ESTIMATE
+from repscope.report.page import Page, Section, Table
+from repscope.report.text import format_estimate
+from repscope.results import select
+from repscope.studies.emergence import figures, names
+from repscope.studies.emergence.options import EmergenceOptions
+from repscope.studies.run.study import Answer, Record
+
+_TITLE = "When skills appear, and what compute they are worth"
+
+
+def page(record: Record[EmergenceOptions]) -> Page:
+    """The page."""
+    table, o = record.table, record.options
+    if o.ladder is not None:
+        given = record.results["ladder table"].side
+        return Page(
+            title=_TITLE,
+            context=(str(o.ladder),),
+            tested="Tested on the table alone: whether its losses are comparable is not known here.",
+            headline=figures.ladder(given["law"], given["ladder"]),
+            key=figures.gains(given["gains"]),
+        )
+    side = record.results["ladder"].side
+    few = (
+        "The short form has fewer values of phi, seeds, rungs and updates, on smaller graphs; two networks per phi give no more "
+        "than a hint of an interval."
+    )
+    return Page(
+        title=_TITLE,
+        context=(f"{o.seeds} graphs of {o.entities * o.relations} facts", f"networks of {o.layers} blocks, width {o.width}"),
+        tested="Tested on small networks trained in this study. Not tested: language models, and skills other than these.",
+        headline=figures.headline(table),
+        key=_key(table),
+        sections=(_curves(table), _bridge(table), _compute(side)),
+        notes=(few,) if o.short else (),
+    )
+
+
+def answer(record: Record[EmergenceOptions]) -> Answer:
+    """The main numbers, one line each."""
+    table, lines = record.table, list(record.warnings)
+    for phi in figures.phis(table):
+        said = []
+        for condition, title in (("facts", "facts"), ("trained queries", "trained queries"), (ESTIMATE, "held-out queries")):
+            rows = select(table, metric=names.STEP, item=names.item(phi), condition=condition).to_dict("records")
+            said.append(f"{title} {figures.steps_text(rows[0] if rows else None)}")
+        lines.append(f"{names.item(phi)}: step of 50 % of {', '.join(said)}.")
+    for row in select(table, metric=names.GAIN, condition=ESTIMATE, split="by loss").to_dict("records"):
+        if np.isfinite(row["value"]):
+            lines.append(f"{row['item']}: worth {figures.steps_text(row, '.2f')} times the pre-training compute.")
+    return Answer([*lines, *record.notes])
+
+
+def _key(table: pd.DataFrame) -> Table:
+    """Accuracy at the last step, by phi and kind."""
+    rows = []
+    for phi in figures.phis(table):
+        own = select(table, metric=names.ACCURACY, item=names.item(phi))
+        last = max(names.step_of(split) for split in own["split"])
+        line = {"phi": f"{phi:g}"}
+        titles = {"facts": "facts", "trained queries": "trained queries", ESTIMATE: "held-out queries", names.OOD: "both facts OOD"}
+        for condition, title in titles.items():
+            found = select(own, condition=condition, split=names.at(int(last))).to_dict("records")
+            line[title] = format_estimate(found[0]) if found else "–"
+        untrained = select(own, condition=names.UNTRAINED).to_dict("records")
+        line["held-out queries, untrained"] = format_estimate(untrained[0]) if untrained else "–"
+        rows.append(line)
+    return Table(pd.DataFrame(rows), "Accuracy at the last step", "Means over networks, 95 % intervals over graphs.")
+
+
+def _curves(table: pd.DataFrame) -> Section:
+    items = []
+    for phi in figures.phis(table):
+        items.append(figures.curve(table, names.ACCURACY, phi, "Share of examples whose answer is the most probable one."))
+        items.append(figures.curve(table, names.LOG_PROBABILITY, phi, "Nats; 0 is certainty."))
+    text = (
+        "Look for the distance between the orange line (memorised) and the blue one (generalised), and whether the blue one rises "
+        "at all when phi is small. Queries out of distribution need a fact at a place where networks never had to store it."
+    )
+    return Section("Curves over training", text, (figures.transitions(table), *items))
+
+
+def _bridge(table: pd.DataFrame) -> Section:
+    text = (
+        "Look at which site of r1 the bridge can be read from and whether patching it there changes the answer: a network that "
+        "generalises has it before its last block, where r2 can still read it; one that memorises does not use it."
+    )
+    return Section("The bridge entity", text, (figures.bridges(table),))
+
+
+def _compute(side: "dict[str, pd.DataFrame]") -> Section:
+    text = (
+        "First the gains that are known: their intervals should contain 1, 4 and 0.5. Then imitation and RL as multiples of the "
+        "pre-training compute of their base. A refusal is an answer, too: below the floor, no pre-training gets there."
+    )
+    return Section("Compute-equivalent gains", text, (figures.ladder(side["law"], side["ladder"]), figures.gains(side["gains"])))

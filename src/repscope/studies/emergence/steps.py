@@ -1,0 +1,40 @@
+"""When does a skill appear, and how much compute is a trick worth? In small worlds, trained in the study.
+
+1. Two-hop facts: networks of several phi (trained queries per fact) and graphs, trained at once. At checkpoints on a log axis:
+   facts, trained and held-out queries, queries out of distribution; probes of the bridge entity; patches of the bridge.
+2. Transitions of these curves: step of 50 %, steepest rise, sharpness, lag of held-out behind trained queries.
+3. Random walks: networks trained on walks over a knowledge graph, beside weighted sums over its paths on edges that were left out.
+4. The compute ladder: the scaling law, gains of known size, imitation and RL as multiples of pre-training compute.
+With `ladder`, the user's table alone.
+Controls: untrained networks, shuffled labels of probes, queries without the patch, even learning, gains that are known.
+"""
+
+from functools import partial
+
+from repscope.studies.emergence import given_ladder, ladder, two_hop
+from repscope.studies.emergence.options import EmergenceOptions
+from repscope.studies.run.study import Cost, Setup, Step, Subject
+
+_TRAINED = "small-transformers"
+
+
+def steps(setup: Setup[EmergenceOptions]) -> list[Step]:
+    """Two-hop facts and their transitions; the ladder."""
+    o = setup.options
+    if o.ladder is not None:
+        return [Step("ladder table", partial(given_ladder.climbed, o), lambda: Cost(fit_flops=1e10))]
+    hops, rungs = two_hop.TwoHop(o), ladder.ComputeLadder(o)
+    _ = hops.worlds  # refuses sizes that leave no queries
+    return [
+        Step("two-hop", partial(two_hop.train, hops), partial(two_hop.train_cost, hops)),
+        Step("transitions", partial(two_hop.transitions, hops), lambda: Cost(fit_flops=1e10), needs=("two-hop",)),
+        Step("ladder", partial(ladder.climb, rungs), partial(ladder.cost, rungs)),
+    ]
+
+
+def subject(setup: Setup[EmergenceOptions]) -> Subject:
+    """The networks trained in the study, or the user's table."""
+    if setup.options.ladder is not None:
+        return Subject("ladder", "ladder", {"model": "none: a table of losses", "precision": "float64"})
+    facts = {"model": _TRAINED, "precision": "float32, trained in this run"}
+    return Subject("tiny" if setup.options.tiny else _TRAINED, _TRAINED, facts)

@@ -1,0 +1,1 @@
+"""Skills over checkpoints: curves of probes, and the steps at which they appear."""
