@@ -55,6 +55,8 @@ BFLOAT16 = "bfloat16 weights"
 FITTED_VECTORS = "fitted vectors"
 PERMUTED_GAPS = "permuted gaps"
 PERMUTED_METHODS = "permuted methods"
+RANDOM_WEIGHTS = "random weights"
+FEWER_TOKENS = "sentence with fewer tokens"
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ CONDITIONS: dict[str, Condition] = {
         Condition(
             RANDOM, "A direction of equal norm, drawn uniformly on the sphere (of weights: for each tensor).", "control", "grey"
         ),
-        Condition("random weights", "The same architecture with random weights.", "control", "green"),
+        Condition(RANDOM_WEIGHTS, "The same architecture with random weights.", "control", "green"),
         # entities
         Condition(SHARED, "The estimate where no tested name shares a token with a name in training.", "setting", "sky"),
         Condition(SHUFFLED_LABELS, "The same probe, trained on permuted labels.", "control", "grey"),
@@ -137,6 +139,10 @@ CONDITIONS: dict[str, Condition] = {
         Condition("supervised", "Directions fitted with labels.", "baseline", "vermillion"),
         Condition("oracle", "The planted directions, or directions optimised for what is measured.", "bound", "black"),
         Condition("planted", "The network in which the behaviour was planted, without a direction.", "baseline", "green"),
+        # minimal-pairs
+        Condition(
+            FEWER_TOKENS, "The sentence of each pair that has fewer tokens; ties count half.", "baseline", "black"
+        ),
         # bayes
         Condition(
             "pretraining Bayes", "The exact predictor of the mixture of concepts that networks are trained on.", "bound", "black"
