@@ -4,9 +4,9 @@
 
 `--peers`: where `pip install --no-deps --target FOLDER -r benchmarks/requirements-minimal-pairs.txt` put lm-eval and minicons.
 1. The same pairs for all: the first `--pairs` of each phenomenon. One thread, the same model object.
-2. lm-eval: `HFLM.loglikelihood` on the requests that its BLiMP task makes; minicons: `sequence_score` over batches of both sentences.
+2. lm-eval: `HFLM.loglikelihood` on the requests of its BLiMP task; minicons: `sequence_score` over batches of both sentences.
    Each with the best of several batch sizes, which are timed first on a part.
-3. The floor: the time of a plain forward pass, without a head, over as many tokens as repscope's plan has, in batches without padding.
+3. The floor: the time of a plain forward pass, without a head, over as many tokens as the plan has, in batches without padding.
 4. Rounds in turn; the median, and the range. Scores are compared pair by pair.
 """
 
@@ -100,8 +100,6 @@ def main() -> None:
             best = min(took, key=took.get)
             print(f"{name}: seconds of a quarter by batch size { ({b: round(t, 2) for b, t in took.items()}) }; taken: {best}")
             peers[f"{name}, batches of {best}"] = made(lm, best)
-            if name == "lm-eval":
-                peers["lm-eval, its default batch size 1"] = made(lm, 1)
     base, tokens = floor(lm, _rows(lm, held, "lm-eval")[0])
     took, scores = {}, {}
     for _ in range(o.rounds):

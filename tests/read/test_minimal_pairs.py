@@ -139,6 +139,10 @@ def test_files_of_blimp_tables_and_folders(tmp_path):
     assert len(both.good) == 5
     (tmp_path / "own.tsv").write_text("ok\tno\twhat\nA b.\tA c.\tx\n")
     assert read_pairs(tmp_path / "own.tsv", good="ok", bad="no", phenomenon="what").phenomena == ("x",)
+    (tmp_path / "equal.csv").write_text("good,bad\nA.,A.\nA b.,A c.\n")
+    equal = read_pairs(tmp_path / "equal.csv")
+    assert equal.good == ("A b.",)
+    assert "left out: line 2 of equal.csv." in equal.notes[0]
     drawn = both.chosen(["anaphor"], 2)
     assert len(drawn.good) == 2
     assert drawn == both.chosen(["anaphor"], 2)
@@ -147,7 +151,7 @@ def test_files_of_blimp_tables_and_folders(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("good,bad\nA.,A.\n", "line 2 of a.csv are equal"),
+        ("good,bad\nA.,A.\n", r"every pair are equal \(line 2 of a.csv\)"),
         ("good,bad\nA.,\n", "line 2 of a.csv is empty"),
         ("good,worse\nA.,B.\n", "no column of bad sentences"),
     ],

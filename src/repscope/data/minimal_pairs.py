@@ -2,7 +2,8 @@
 
 1. A file is a table (`tables`): BLiMP's JSON lines (sentence_good, sentence_bad, UID, linguistics_term), or any table with two
    columns of sentences; a folder is all tables in it. Columns have common names, or are named by the user.
-2. A pair of equal sentences, or with an empty one, is refused; a pair that occurs twice counts once, with a note.
+2. Pairs of equal sentences say nothing and are left out with a note that names their lines (BLiMP has one); an empty sentence is
+   refused; a pair that occurs twice counts once, with a note.
 3. `chosen`: some phenomena only, and a random sample of the pairs of each.
 
 Knows no model.
@@ -109,7 +110,7 @@ def read_pairs(
     Raises
     ------
     UserError
-        When a file cannot be read or lacks a column, and for a pair of equal or empty sentences; names its line.
+        When a file cannot be read or lacks a column, for an empty sentence (names its line), and where no pair differs.
     """
     home = Path(path).expanduser()
     files = [home]
@@ -119,7 +120,7 @@ def read_pairs(
             raise UserError(f"{home} has no table of pairs; it may hold files that end in {', '.join(SUFFIXES)}.")
     held: dict[tuple[str, str, str], None] = {}
     groups: dict[str, str] = {}
-    total, notes = 0, list[str]()
+    total, notes, equal = 0, list[str](), list[str]()
     for file in files:
         names = {"good": good, "bad": bad, "phenomenon": phenomenon}
         known = {"good": GOOD, "bad": BAD, "phenomenon": PHENOMENON, "group": GROUP}
@@ -129,12 +130,22 @@ def read_pairs(
         of = _cells(table, columns["phenomenon"]) or [file.stem] * len(table.frame)
         pairs = list(zip(_cells(table, columns["good"]), _cells(table, columns["bad"]), of))
         for row, (one, other, _) in enumerate(pairs):
-            _see(one, other, f"{table.where(row)} of {file.name}")
-        held |= dict.fromkeys(pairs)
+            if not one.strip() or not other.strip():
+                raise UserError(
+                    f"A sentence in {table.where(row)} of {file.name} is empty; give both sentences of the pair, or leave it out."
+                )
+            if one == other:
+                equal.append(f"{table.where(row)} of {file.name}")
+        held |= dict.fromkeys(pair for pair in pairs if pair[0] != pair[1])
         total += len(pairs)
         groups |= dict(zip(of, _cells(table, columns["group"])))
         notes += [f"{file.name}: {note}" for note in table.notes]
-    if copies := total - len(held):
+    if equal:
+        listed = ", ".join(equal[:3]) + (f" and {len(equal) - 3} more" if len(equal) > 3 else "")
+        if not held:
+            raise UserError(f"The two sentences of every pair are equal ({listed}); a minimal pair has two different ones.")
+        notes.append(f"{len(equal)} of {total} pairs have two equal sentences, and were left out: {listed}.")
+    if copies := total - len(held) - len(equal):
         notes.append(f"{copies} of {total} pairs are copies of others, and count once.")
     goods, bads, phenomena = zip(*held)
     wider = tuple((name, group) for name, group in groups.items() if group)
@@ -156,13 +167,6 @@ def _column(table: DataTable, what: str, asked: str | None, names: Iterable[str]
 
 def _cells(table: DataTable, column: str | None) -> list[str]:
     return [] if column is None else [str(cell) for cell in table.frame[column]]
-
-
-def _see(good: str, bad: str, where: str) -> None:
-    if good == bad:
-        raise UserError(f"The two sentences of {where} are equal ({_short(good)}); a minimal pair has two different ones.")
-    if not good.strip() or not bad.strip():
-        raise UserError(f"A sentence of {where} is empty; give both sentences of the pair, or leave it out.")
 
 
 def _short(text: str) -> str:
