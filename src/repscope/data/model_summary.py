@@ -1,7 +1,8 @@
 """Published accuracies of several models on the paradigms of a benchmark: JSON lines as BLiMP's `models_summary.jsonl`.
 
-Each line: UID (the paradigm), linguistics_term, and one accuracy per model. Lines with the UID "overall" are means of others and are left
-out. The file is alexwarstadt/blimp's `raw_results/summary/models_summary.jsonl` (CC-BY), which is not shipped. Knows no statistics.
+Each line: UID (the paradigm), linguistics_term, and one accuracy per model. Lines with the UID "overall" are means of others and
+are left out. The file is `raw_results/summary/models_summary.jsonl` of alexwarstadt/blimp (CC-BY), which is not shipped. Knows no
+statistics.
 """
 
 from dataclasses import dataclass
@@ -55,11 +56,12 @@ def model_summary(path: str | Path) -> ModelSummary:
     for i, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        held = parse_json(line.encode(), f"line {i} of {file.name}")
+        try:
+            held = parse_json(line)
+        except ValueError as error:
+            raise UserError(f"Line {i} of {file.name} is no JSON ({error}); mend it.") from error
         if not isinstance(held, dict) or not isinstance(held.get(_UID), str):
-            raise UserError(
-                f"Line {i} of {file.name} is no object with a {_UID}; give BLiMP's models_summary.jsonl or a file like it."
-            )
+            raise UserError(f"Line {i} of {file.name} is no object with a {_UID}; give a file like BLiMP's models_summary.jsonl.")
         if held[_UID] == _OVERALL:
             continue
         if held[_UID] in rows:
@@ -73,8 +75,6 @@ def model_summary(path: str | Path) -> ModelSummary:
         raise UserError(f"{file.name} has {len(models)} models and {len(rows)} paradigms; an order needs 2 and {LEAST} at least.")
     for name, (_, scores) in rows.items():
         if set(scores) != set(models):
-            raise UserError(
-                f"The paradigm {name!r} of {file.name} has other models than the first line; give all of them everywhere."
-            )
+            raise UserError(f"The paradigm {name!r} of {file.name} has other models than the first line; give all everywhere.")
     table = np.array([[rows[name][1][model] for name in rows] for model in models])
     return ModelSummary(file.name, models, tuple(rows), tuple(term for term, _ in rows.values()), table)

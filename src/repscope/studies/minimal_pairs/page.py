@@ -50,7 +50,7 @@ def answer(record: Record[MinimalPairsOptions]) -> Answer:
         if key is None
         else [
             f"Over phenomena: accuracy {format_estimate(key[ESTIMATE, SUM])} by summed log-probability, "
-            f"{format_estimate(key[ESTIMATE, MEAN])} per token; the sentence with fewer tokens {format_estimate(key[FEWER_TOKENS, SUM])}."
+            f"{format_estimate(key[ESTIMATE, MEAN])} per token; fewer tokens {format_estimate(key[FEWER_TOKENS, SUM])}."
         ]
     )
     return Answer(said, lines, f"Accuracy on minimal pairs, convention {record.options.convention}")

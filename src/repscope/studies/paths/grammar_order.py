@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from repscope.conditions import ESTIMATE, MATCHED_GRAMMAR, PERMUTED_PHENOMENA, REGRESSED_OUT
 from repscope.results import Result, Row
+from repscope.stats.permutation import mean_of_pairs
 from repscope.studies.paths import order_names as names
 from repscope.studies.paths.options import PathsOptions
 from repscope.studies.run.study import Context, Setup
@@ -68,7 +69,8 @@ def _orders(grammar: str, world: Grammar, held: dict[str, Any], seed: int) -> li
     of = [kind for kind in networks for _ in held[kind]["losses"]]
     at: dict[str, Any] = {"split": grammar, "seed": seed}
     condition = ESTIMATE if grammar == names.GRAMMARS[0] else MATCHED_GRAMMAR
-    covariates = np.array([[world.frequency()[name], world.phenomena[name].distance] for name in world.phenomena])
+    frequency = world.frequency()
+    covariates = np.array([[frequency[name], world.phenomena[name].distance] for name in world.phenomena])
     targets = order.common_losses(losses, _TARGETS)
     matched = order.matched(accuracy, losses, targets)
     rows: list[Row] = []
@@ -77,6 +79,12 @@ def _orders(grammar: str, world: Grammar, held: dict[str, Any], seed: int) -> li
         rows += _correlations(matched[:, k], of, condition, names.LOSS, where)
         if condition == ESTIMATE:
             rows += _correlations(order.residuals(matched[:, k], covariates), of, REGRESSED_OUT, names.LOSS, where)
+    settings = [(condition, matched)]
+    if condition == ESTIMATE:
+        left = np.stack([order.residuals(matched[:, k], covariates) for k in range(_TARGETS)], axis=1)
+        settings.append((REGRESSED_OUT, left))
+    for name, values in settings:
+        rows += _mean_correlations(values, of, name, at)
     steps = held[networks[0]]["steps"]
     for k in sorted({len(steps) // 2, len(steps) - 1}):
         rows += _correlations(accuracy[:, k], of, condition, names.STEP, at | {"item": f"step {steps[k]}"})
@@ -110,6 +118,23 @@ def _correlations(values: Float[np.ndarray, "run item"], of: list[str], conditio
         groups = [kind for kind, kept in zip(of, some) if kept]
         made.append((names.ACROSS, order.order_correlation(values[some], groups, unit="run", seed=seed)))
     return [Row.of(e, metric=names.ORDER, condition=condition, definition=f"{how}, {pairs}", **at) for pairs, e in made]
+
+
+def _mean_correlations(
+    values: Float[np.ndarray, "run target item"], of: list[str], condition: str, at: dict[str, Any]
+) -> list[Row]:
+    """Order correlation averaged over the losses, first for every pair of runs."""
+    if not all(_varies(values[:, k]) for k in range(values.shape[1])):
+        return []
+    each = np.mean([order.rank_correlations(values[:, k], unit="run") for k in range(values.shape[1])], axis=0)
+    made = [(names.ALL_RUNS, mean_of_pairs(each, seed=int(at["seed"])))]
+    if len(held := list(dict.fromkeys(of))) >= 2:
+        rows = np.flatnonzero(np.isin(of, [held[0], held[-1]]))
+        made.append((names.ACROSS, mean_of_pairs(each[np.ix_(rows, rows)], [of[i] for i in rows], seed=int(at["seed"]))))
+    return [
+        Row.of(e, metric=names.ORDER, condition=condition, item=names.OVER_LOSSES, definition=f"{names.LOSS}, {pairs}", **at)
+        for pairs, e in made
+    ]
 
 
 def _across(values: np.ndarray, of: list[str], a: str, b: str, condition: str, at: dict[str, Any]) -> list[Row]:

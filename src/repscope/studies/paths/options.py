@@ -32,7 +32,7 @@ class PathsOptions(StudyOptions, TableOptions):
     )
     networks: int = Field(8, ge=2, description="Networks per architecture that learn digits; their order is compared.")
     grammar_runs: int = Field(4, ge=2, description="Language models per kind that learn each grammar.")
-    grammar_steps: int = Field(1200, ge=4, description="Training steps of these language models.")
+    grammar_steps: int = Field(600, ge=4, description="Training steps of these language models.")
     pairs: int = Field(100, ge=4, description="Minimal pairs per phenomenon of a grammar.")
     checkpoints: int = Field(16, ge=3, description="Checkpoints of these language models, evenly in the logarithm of the step.")
     crossed: int = Field(
@@ -42,8 +42,8 @@ class PathsOptions(StudyOptions, TableOptions):
     )
     published: tuple[Path, ...] = Field(
         (),
-        description="Tables of published accuracies by run, or BLiMP's models_summary.jsonl. Given alone, only these are analysed and "
-        "nothing is trained.",
+        description="Tables of published accuracies by run, or BLiMP's models_summary.jsonl. Given alone, only these are "
+        "analysed and nothing is trained.",
     )
     train: bool = Field(False, description="With --published: train the study's own runs too. Other options of training imply it.")
     clusters: Path | None = Field(
@@ -95,9 +95,9 @@ class PathsOptions(StudyOptions, TableOptions):
                 "texts": 192,
                 "networks": 4,
                 "grammar_runs": 3,
-                "grammar_steps": 300,
-                "pairs": 30,
-                "checkpoints": 9,
+                "grammar_steps": 200,
+                "pairs": 24,
+                "checkpoints": 8,
                 "crossed": 2,
             }
         return self.with_sizes(small_ones)
@@ -105,9 +105,7 @@ class PathsOptions(StudyOptions, TableOptions):
     @model_validator(mode="after")
     def _crossed(self) -> "PathsOptions":
         if self.crossed == 1:
-            raise ValueError(
-                "a crossed design needs at least 2 heads and orders of data, as one seed per cell has no variance; 0 for none"
-            )
+            raise ValueError("a crossed design needs at least 2 heads and orders of data: one has no variance; 0 for none")
         return self
 
     def files(self) -> list[Path]:

@@ -8,5 +8,6 @@ LOSS, STEP = "at matched loss", "at matched step"
 BIMODALITY = "bimodality"
 CONCORDANCE, COMPONENT, FLEISS, COHEN = "Kendall's W", "first component", "Fleiss' kappa", "Cohen's kappa"
 DIGITS, GRAMMAR, BLIMP = "digits", "grammar order", "BLiMP summary"
+OVER_LOSSES = "mean over losses"
 SHARE = "share of variance"
 GRAMMARS = ("English", "matched")  #: the second is the control
