@@ -23,7 +23,7 @@ from machine import describe
 import repscope as rs
 from repscope.data.minimal_pairs import read_pairs
 from repscope.models.prompts import Ragged
-from repscope.read.minimal_pairs import _rows, score_pairs
+from repscope.read.pair_scores import _rows, score_pairs
 
 BATCHES = (1, 8, 32, 128)
 

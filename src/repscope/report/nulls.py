@@ -24,6 +24,7 @@ from repscope.conditions import (
     PERMUTED_TASKS,
     RANDOM,
     RANDOM_HEADS,
+    RANDOM_WEIGHTS,
     SHUFFLED_GROUPS,
     SHUFFLED_LABELS,
     compared,
@@ -58,6 +59,8 @@ NULLS: dict[tuple[str, str], Null] = {
     ("drift", "slope"): Null((PERMUTED_GAPS,), ("no slope", 0.0)),
     ("paths", "ARI"): Null((), ("clusters at random", 0.0)),
     ("paths", "mantel rho"): Null((), ("no correlation", 0.0)),
+    ("paths", "order correlation"): Null((), ("no correlation", 0.0)),
+    ("minimal-pairs", "pair accuracy"): Null((RANDOM_WEIGHTS,), ("chance", 0.5)),
 }
 _PLACE = ("study", "model", "site", "token", "split")
 

@@ -13,6 +13,7 @@ from repscope.stats.bootstrap import (
     wilson,
 )
 from repscope.stats.permutation import p_value
+from repscope.stats.variance import variance_shares
 
 __all__ = [
     "DRAWS",
@@ -25,5 +26,6 @@ __all__ = [
     "p_value",
     "proportion",
     "ratio",
+    "variance_shares",
     "wilson",
 ]

@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from repscope.conditions import ESTIMATE, FEWER_TOKENS, RANDOM_WEIGHTS
-from repscope.read.minimal_pairs import ALL, CONVENTIONS, MEAN, SCORES, SUM
+from repscope.read.pair_scores import ACCURACY, ALL, CONVENTIONS, MEAN, SCORES, SUM
 from repscope.report.charts import grids
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.report.text import format_estimate
@@ -59,7 +59,7 @@ def answer(record: Record[MinimalPairsOptions]) -> Answer:
 def _rows(table: pd.DataFrame) -> dict[str, dict[tuple[str, str], dict[Any, Any]]]:
     """Phenomenon → (condition, score) → row."""
     found: dict[str, dict[tuple[str, str], dict[Any, Any]]] = {}
-    for row in select(table, metric="accuracy").to_dict("records"):
+    for row in select(table, metric=ACCURACY).to_dict("records"):
         found.setdefault(row["item"], {})[row["condition"], row["definition"]] = row
     return found
 
@@ -130,7 +130,7 @@ def _by_phenomenon(held: pd.DataFrame) -> Section:
 def _by_step(table: pd.DataFrame) -> Section:
     figures = []
     for run in dict.fromkeys(table["split"]):
-        some = select(table, metric="accuracy", split=run, definition=SUM)
+        some = select(table, metric=ACCURACY, split=run, definition=SUM)
         shown = some[some["item"] == ALL] if (some["item"] == ALL).any() else some
         frame = shown.assign(dose=pd.to_numeric(shown["token"]))[["dose", "condition", "value", "lo", "hi", "n"]]
         frame = frame[frame["condition"] != RANDOM_WEIGHTS].sort_values("dose")

@@ -1,7 +1,7 @@
 """Minimal pairs scored by a model, or by each checkpoint of a series: one step each, so that a killed run continues.
 
 1. Pairs are read, and drawn where there are more than asked for.
-2. Every network scores them (`read.minimal_pairs`), with the sentence of fewer tokens as baseline.
+2. Every network scores them (`read.pair_scores`), with the sentence of fewer tokens as baseline.
 3. Control: the same network with random weights, of a series its last checkpoint.
 """
 
@@ -9,7 +9,7 @@ import hashlib
 from dataclasses import replace
 from functools import partial
 
-from repscope.read.minimal_pairs import minimal_pairs
+from repscope.read.pair_scores import minimal_pairs
 from repscope.results import Result, identified
 from repscope.studies.minimal_pairs.options import MinimalPairsOptions
 from repscope.studies.minimal_pairs.task import Checkpoint, network, pairs_of, series

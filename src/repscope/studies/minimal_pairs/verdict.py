@@ -6,7 +6,7 @@ By the summed log-probability, over phenomena (over pairs where there is one phe
 import pandas as pd
 
 from repscope.conditions import ESTIMATE, FEWER_TOKENS, over
-from repscope.read.minimal_pairs import ALL, SUM
+from repscope.read.pair_scores import ACCURACY, ALL, SUM
 from repscope.report.verdict import Verdict, side, thresholds
 from repscope.results import select
 
@@ -15,7 +15,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
     """From all rows of a run."""
     limits = thresholds("minimal-pairs")
     held = last_checkpoint(table)
-    accuracy = select(held, metric="accuracy", definition=SUM, condition=ESTIMATE)
+    accuracy = select(held, metric=ACCURACY, definition=SUM, condition=ESTIMATE)
     rows = accuracy[accuracy["item"] == ALL] if (accuracy["item"] == ALL).any() else accuracy
     gains = select(held, metric="gain", definition=f"accuracy, {SUM}", condition=over(FEWER_TOKENS)).to_dict("records")
     if len(rows) != 1:

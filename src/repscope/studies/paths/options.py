@@ -95,7 +95,7 @@ class PathsOptions(StudyOptions, TableOptions):
                 "texts": 192,
                 "networks": 4,
                 "grammar_runs": 3,
-                "grammar_steps": 200,
+                "grammar_steps": 240,
                 "pairs": 24,
                 "checkpoints": 8,
                 "crossed": 2,

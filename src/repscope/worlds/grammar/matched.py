@@ -10,7 +10,7 @@ import numpy as np
 from repscope.worlds.grammar.english import ENGLISH
 from repscope.worlds.grammar.sentences import END, Grammar, Phenomenon, Words
 
-_WORDS_PER_CLASS, _FILLERS = 3, 8
+_WORDS_PER_CLASS, _FILLERS = 2, 16
 NAMES = tuple(f"agreement {k + 1}" for k in range(len(ENGLISH.phenomena)))
 
 

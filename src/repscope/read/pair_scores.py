@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SUM, MEAN = "summed log-probability", "log-probability per token"
 SCORES = (SUM, MEAN)
 ALL = "all phenomena"
+ACCURACY = "pair accuracy"
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def minimal_pairs(
     Returns
     -------
     Result
-        `accuracy` per phenomenon and over all; the side table `pairs` has one row per pair.
+        `pair accuracy` per phenomenon and over all; the side table `pairs` has one row per pair.
 
     Raises
     ------
@@ -219,7 +220,7 @@ def accuracy_rows(
     order = list(dict.fromkeys(phenomenon))
     found = []
     for score, held in right.items():
-        at = {"metric": "accuracy", "definition": score, "seed": seed, **where}
+        at = {"metric": ACCURACY, "definition": score, "seed": seed, **where}
         means = {str(name): held[codes == i] for i, name in enumerate(names)}
         found += [Row.of(stats.proportion(means[name], unit="pair", seed=seed), item=name, **at) for name in order]
         if len(order) > 1:

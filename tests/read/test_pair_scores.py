@@ -13,7 +13,7 @@ from repscope.data.minimal_pairs import MinimalPairs, read_pairs
 from repscope.errors import UserError
 from repscope.models.language import LanguageModel
 from repscope.models.prompts import Ragged
-from repscope.read.minimal_pairs import ALL, MEAN, SUM, accuracy_rows, credit, minimal_pairs, score_pairs
+from repscope.read.pair_scores import ALL, MEAN, SUM, accuracy_rows, credit, minimal_pairs, score_pairs
 from repscope.studies.catalogue import study
 from repscope.studies.run.runner import Run
 from repscope.worlds.tiny import tiny
@@ -211,7 +211,7 @@ def test_verdict_of_each_kind():
         gained = {"metric": "gain", "item": ALL, "definition": f"accuracy, {SUM}", "condition": f"over {FEWER_TOKENS}"}
         return table_of(
             [
-                Row(metric="accuracy", value=(lo + hi) / 2, lo=lo, hi=hi, **at),
+                Row(metric="pair accuracy", value=(lo + hi) / 2, lo=lo, hi=hi, **at),
                 Row(**gained, value=gain, lo=gain - 0.1, hi=gain + 0.1),
             ]
         )
