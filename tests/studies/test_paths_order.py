@@ -67,7 +67,7 @@ def test_broken_summaries_are_refused(tmp_path, lines, says):
     with pytest.raises(UserError, match=says):
         model_summary(path)
     path.write_text("{")
-    with pytest.raises(UserError, match="Line 1 of s.jsonl is no JSON"):
+    with pytest.raises(UserError, match=r"Line 1 of s\.jsonl is no JSON"):
         model_summary(path)
 
 

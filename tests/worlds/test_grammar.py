@@ -9,6 +9,8 @@ from repscope.worlds.grammar import ENGLISH, MATCHED, learn, make_pairs
 from repscope.worlds.grammar.learners import NGrams, checkpoints
 from repscope.worlds.small_lm import gru
 
+NOUNS = ("dog", "cat", "bird", "horse", "cow", "goat", "king", "boy", "uncle", "actor", "queen", "girl", "aunt", "nurse")
+PLURAL = {noun + "s" for noun in NOUNS}
 FORMS = {"this": 0, "that": 0, "these": 1, "those": 1}
 
 
@@ -35,19 +37,15 @@ def test_pairs_differ_in_what_they_test():
 
 def test_the_corpus_has_no_bad_agreement_and_the_phenomena_that_it_claims():
     rng, shown = np.random.default_rng(1), set()
-    plural = {
-        n + "s"
-        for n in ["dog", "cat", "bird", "horse", "cow", "goat", "king", "boy", "uncle", "actor", "queen", "girl", "aunt", "nurse"]
-    }
     for _ in range(2000):
         words, shows = ENGLISH.sentence(rng)
         shown |= shows
         for i, word in enumerate(words):
             if word in FORMS and i + 1 < len(words):
-                noun = next((w for w in words[i + 1 : i + 3] if w in plural or w + "s" in plural), None)
-                if word != "that" or words[i - 1 : i] == [] or (words[i - 1] not in plural and words[i - 1] + "s" not in plural):
+                noun = next((w for w in words[i + 1 : i + 3] if w in PLURAL or w + "s" in PLURAL), None)
+                if word != "that" or words[i - 1 : i] == [] or (words[i - 1] not in PLURAL and words[i - 1] + "s" not in PLURAL):
                     assert noun is not None
-                    assert (noun in plural) == bool(FORMS[word]), words
+                    assert (noun in PLURAL) == bool(FORMS[word]), words
     assert shown == set(ENGLISH.phenomena)
 
 
