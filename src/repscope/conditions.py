@@ -63,6 +63,16 @@ LOWER_CEILING = "lower noise ceiling"
 UPPER_CEILING = "upper noise ceiling"
 RANDOM_RECORDING = "recording of random signals"
 UNTRAINED_RECORDING = "recording of an untrained network"
+RANDOM_WEIGHTS = "random weights"
+FEWER_TOKENS = "sentence with fewer tokens"
+SHARED_LABELS = "random labels, shared"
+OWN_LABELS = "random labels, own"
+ORTHOGONAL = "orthogonal inputs"
+PERMUTED_CORRECTNESS = "permuted correctness"
+MATCHED_GRAMMAR = "matched grammar"
+PERMUTED_PHENOMENA = "permuted phenomena"
+REGRESSED_OUT = "frequency and distance regressed out"
+WITHIN_TERMS = "within wider phenomena"
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ CONDITIONS: dict[str, Condition] = {
         Condition(
             RANDOM, "A direction of equal norm, drawn uniformly on the sphere (of weights: for each tensor).", "control", "grey"
         ),
-        Condition("random weights", "The same architecture with random weights.", "control", "green"),
+        Condition(RANDOM_WEIGHTS, "The same architecture with random weights.", "control", "green"),
         # entities
         Condition(SHARED, "The estimate where no tested name shares a token with a name in training.", "setting", "sky"),
         Condition(SHUFFLED_LABELS, "The same probe, trained on permuted labels.", "control", "grey"),
@@ -145,6 +155,8 @@ CONDITIONS: dict[str, Condition] = {
         Condition("supervised", "Directions fitted with labels.", "baseline", "vermillion"),
         Condition("oracle", "The planted directions, or directions optimised for what is measured.", "bound", "black"),
         Condition("planted", "The network in which the behaviour was planted, without a direction.", "baseline", "green"),
+        # minimal-pairs
+        Condition(FEWER_TOKENS, "The sentence of each pair that has fewer tokens; ties count half.", "baseline", "black"),
         # bayes
         Condition(
             "pretraining Bayes", "The exact predictor of the mixture of concepts that networks are trained on.", "bound", "black"
@@ -194,6 +206,14 @@ CONDITIONS: dict[str, Condition] = {
             "setting",
             "green",
         ),
+        Condition(SHARED_LABELS, "Labels drawn at random, the same for all networks: not valid as a control.", "setting", "orange"),
+        Condition(OWN_LABELS, "Labels drawn at random for each network.", "control", "purple"),
+        Condition(ORTHOGONAL, "One orthogonal input per example, none easier than another.", "control", "grey"),
+        Condition(PERMUTED_CORRECTNESS, "Correctness permuted over examples within each network.", "control", "black"),
+        Condition(MATCHED_GRAMMAR, "A grammar whose phenomena share one frequency and one distance.", "control", "grey"),
+        Condition(PERMUTED_PHENOMENA, "Each phenomenon's accuracies permuted over runs and losses.", "control", "black"),
+        Condition(REGRESSED_OUT, "What the ranks of frequency and distance leave of the accuracies.", "setting", "sky"),
+        Condition(WITHIN_TERMS, "Accuracies minus the mean of each wider phenomenon.", "setting", "sky"),
         # compare, drift
         Condition(
             ANOTHER_SEED, "Two tuned checkpoints that differ in their seed alone, compared with each other.", "control", "black"

@@ -25,6 +25,7 @@ from repscope.conditions import (
     RANDOM,
     RANDOM_HEADS,
     RANDOM_RECORDING,
+    RANDOM_WEIGHTS,
     SHUFFLED_GROUPS,
     SHUFFLED_LABELS,
     UNTRAINED,
@@ -66,6 +67,8 @@ NULLS: dict[tuple[str, str], Null] = {
     ("drift", "slope"): Null((PERMUTED_GAPS,), ("no slope", 0.0)),
     ("paths", "ARI"): Null((), ("clusters at random", 0.0)),
     ("paths", "mantel rho"): Null((), ("no correlation", 0.0)),
+    ("paths", "order correlation"): Null((), ("no correlation", 0.0)),
+    ("minimal-pairs", "pair accuracy"): Null((RANDOM_WEIGHTS,), ("chance", 0.5)),
 }
 _PLACE = ("study", "model", "site", "token", "split")
 

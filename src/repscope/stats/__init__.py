@@ -14,6 +14,7 @@ from repscope.stats.bootstrap import (
     wilson,
 )
 from repscope.stats.permutation import p_value
+from repscope.stats.variance import variance_shares
 
 __all__ = [
     "DRAWS",
@@ -27,5 +28,6 @@ __all__ = [
     "p_value",
     "proportion",
     "ratio",
+    "variance_shares",
     "wilson",
 ]

@@ -174,6 +174,45 @@ def across_within_null(
     return null(finite, unit="shuffle") if finite.size else None
 
 
+def mean_of_pairs(
+    values: Float[ArrayLike, "run run"],
+    groups: Shaped[ArrayLike, "run"] | None = None,
+    *,
+    unit: str = "run",
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> Estimate:
+    """Mean of a symmetric matrix over pairs of runs, such as correlations; with two groups, over pairs across them.
+
+    Pairs share runs, so runs are drawn (within groups), without pairs of a run with itself. Two runs are one pair, without
+    interval.
+
+    Raises
+    ------
+    UserError
+        For fewer than two runs, a matrix that is not square, values that are not finite, or groups other than two.
+
+    >>> str(mean_of_pairs([[1, 0.5, 0.7], [0.5, 1, 0.6], [0.7, 0.6, 1]]))
+    '0.6 [0.5, 0.7]'
+    """
+    d = np.asarray(values, dtype=np.float64)
+    if d.ndim != 2 or d.shape[0] != d.shape[1] or len(d) < 2:
+        raise UserError(f"A mean over pairs of {unit}s needs a square matrix of at least 2, and {d.shape} was given.")
+    counted, codes = ~np.eye(len(d), dtype=bool), np.zeros(len(d), dtype=np.int64)
+    if groups is not None:
+        names, codes = grouped(groups, len(d))
+        if len(names) != 2:
+            raise UserError(f"The groups name {len(names)} kinds of {unit}s; a mean over pairs across groups needs two.")
+        counted = codes[:, None] != codes
+    if not np.isfinite(d[counted]).all():
+        raise UserError(f"A pair of {unit}s has no finite value, as one of them does not vary; leave that {unit} out.")
+    d = np.where(counted, d, 0.0)
+    weights = np.concatenate([np.ones((1, len(d))), weights_within_groups(codes, draws, seed)])
+    found = _mean_of_pairs(d, counted, weights)
+    lo, hi = percentile_interval(found[1:]) if len(d) > 2 else (float("nan"), float("nan"))
+    return Estimate(float(found[0]), lo, hi, LEVEL, f"bootstrap over {unit}s", unit, len(d))
+
+
 def _permuted(pairs: list[Float[np.ndarray, "pair"]], order: Int[np.ndarray, "order run"]) -> Float[np.ndarray, "order"]:
     """Rho with the runs of the first matrix (of its residuals if there is a third) in other orders."""
     n, one = order.shape[1], np.ones((1, pairs[0].size))

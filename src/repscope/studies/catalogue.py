@@ -50,6 +50,12 @@ TOOLS: dict[str, Entry] = dict(
     [
         _entry("contrast", "What is a direction between two kinds of text worth?", "contrast"),
         _entry("compare", "Did tuning change this model: its weights, its representations, its next tokens?", "compare", "compare"),
+        _entry(
+            "minimal-pairs",
+            "Does the model give the acceptable sentence of each minimal pair the higher probability?",
+            "minimal_pairs",
+            "minimal-pairs",
+        ),
         _entry("connect", "Does the loss rise on the straight line between these networks?", "connect", "connect"),
         _entry("verify", "Does the engine read and edit this model correctly?", "verify", "verify"),
         _entry("lens", "Which next token would each block predict if it were the last?", "lens", "lens"),

@@ -7,7 +7,8 @@ replaces `scaled_dot_product_attention`:
 2. The tokens below a shared segment are adjacent (depth-first order), so they attend to it in one additional product.
 3. Softmaxes over disjoint sets of keys are merged: outputs are weighted by exp(lse), with lse the log-sum-exp of the scores
    (Rabe & Staats 2021, arXiv 2112.05682; for trees of prompts, Juravsky et al. 2024, arXiv 2402.05099).
-4. Keys and values of a segment that later packs continue are cached until the last of them has run.
+4. A small subtree whose tree says so (`Tree.family`) attends to itself in one product with a mask: each token sees its ancestors.
+5. Keys and values of a segment that later packs continue are cached until the last of them has run.
 
 The caller provides position ids. Correctness is verified on each network (`packed_pass`).
 """
@@ -31,10 +32,11 @@ _PRODUCT_COSTS = 32  #: cost of an additional attention product, in padded token
 
 @dataclass(frozen=True)
 class _Own:
-    """Segments of similar length that attend to themselves, as rows of one product.
+    """Segments, or families of segments, of similar length that attend to themselves, as rows of one product.
 
     cells: (row × column), token of each cell, arbitrary for padding. places: (token), cell of each token. tokens: (token), their
-    indices. rows, columns: the shape. key: (row, column), mask of cells with a token.
+    indices. rows, columns: the shape. key: (row, column), mask of cells with a token. sees: (row, query, key), which tokens of its
+    family each token attends to; None if every row is one segment.
     """
 
     cells: Int[Tensor, "place"]
@@ -43,6 +45,7 @@ class _Own:
     rows: int
     columns: int
     key: Bool[Tensor, "row column"]
+    sees: Bool[Tensor, "row column column"] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,14 +90,21 @@ class PackedAttention(TorchFunctionMode):
         self.calls, self._size = 0, int(starts[-1])
         self.base = {s: int(starts[s - pack.first]) for s in inside}
         self._keep = list(keep)
-        self._own = [_own(group, starts, sizes, self.device) for group in batches(sizes, 1 << 40, _PRODUCT_COSTS)]
+        families = tree.families(pack) if self.causal else [(s, s + 1) for s in inside]
+        first, last = (np.array(ends) - pack.first for ends in zip(*families))
+        together = starts[last] - starts[first]
+        self._own = [
+            _own(group, starts[first], together, self.device, [_sees(tree, *families[i]) for i in group])
+            for group in batches(together, 1 << 40, _PRODUCT_COSTS)
+        ]
         self._shared = []
-        for s in (*pack.kept, *inside):
+        alone = [a for a, b in families if b == a + 1]
+        for s in (*pack.kept, *alone):
             below = max(s + 1, pack.first), min(int(tree.end[s]), pack.last)
             if below[0] < below[1]:
-                first, last = (int(starts[b - pack.first]) for b in below)
+                begin, stop = (int(starts[b - pack.first]) for b in below)
                 at = self.base.get(s, 0)
-                self._shared.append(_Shared(s, s in pack.kept, at, at + int(tree.stop[s] - tree.start[s]), first, last))
+                self._shared.append(_Shared(s, s in pack.kept, at, at + int(tree.stop[s] - tree.start[s]), begin, stop))
         for shelf in self._shelf.values():
             for s in set(shelf) - set(pack.kept):
                 del shelf[s]
@@ -146,30 +156,55 @@ class PackedAttention(TorchFunctionMode):
     ) -> None:
         own_q, own_k, own_v = (x.index_select(0, own.cells).view(own.rows, own.columns, *x.shape[1:]) for x in (q, k, v))
         if weight is not None:
-            out, lse = _attended(own_q, own_k, own_v, scale, causal=True)
+            out, lse = _attended(own_q, own_k, own_v, scale, causal=own.sees is None, sees=own.sees)
             weight[own.tokens] = lse.flatten(0, 1).index_select(0, own.places)
         else:
-            mask = None if self.causal else own.key[:, None, None]
+            mask = own.sees[:, None] if own.sees is not None else None if self.causal else own.key[:, None, None]
             out = functional.scaled_dot_product_attention(
                 own_q.transpose(1, 2),
                 own_k.transpose(1, 2),
                 own_v.transpose(1, 2),
                 attn_mask=mask,
-                is_causal=self.causal,
+                is_causal=self.causal and own.sees is None,
                 scale=scale,
                 enable_gqa=k.shape[1] != q.shape[1],
             ).transpose(1, 2)
         mixed[own.tokens] = out.flatten(0, 1).index_select(0, own.places)
 
 
-def _own(group: Int[np.ndarray, "row"], starts: Int[np.ndarray, "n"], sizes: Int[np.ndarray, "n"], device: torch.device) -> _Own:
+def _sees(tree: Tree, first: int, last: int) -> Bool[np.ndarray, "query key"] | None:
+    """Which tokens of a family each token attends to: its ancestors, and those before it in its segment; None for one segment."""
+    if last == first + 1:
+        return None
+    above = np.eye(last - first, dtype=bool)
+    for s in range(first + 1, last):  # parents come before their children
+        if tree.parent[s] >= first:
+            above[s - first] |= above[tree.parent[s] - first]
+    segment = np.repeat(np.arange(last - first), (tree.stop - tree.start)[first:last])
+    found: np.ndarray = np.tril(above[segment][:, segment])
+    return found
+
+
+def _own(
+    group: Int[np.ndarray, "row"],
+    starts: Int[np.ndarray, "n"],
+    sizes: Int[np.ndarray, "n"],
+    device: torch.device,
+    sees: Sequence[Bool[np.ndarray, "query key"] | None],
+) -> _Own:
     columns = int(sizes[group].max())
     column = np.arange(columns)
     key = column < sizes[group][:, None]
     cells = np.where(key, starts[group][:, None] + column, starts[group][:, None])
     places = np.flatnonzero(key)
     place, at, token, held = (torch.from_numpy(x).to(device) for x in (cells.ravel(), places, cells.ravel()[places], key))
-    return _Own(place, at, token, len(group), columns, held)
+    if all(one is None for one in sees):
+        return _Own(place, at, token, len(group), columns, held)
+    mask = np.tile(np.tril(np.ones((columns, columns), dtype=bool)), (len(group), 1, 1))
+    for row, one in zip(mask, sees):
+        if one is not None:
+            row[: len(one), : len(one)] = one
+    return _Own(place, at, token, len(group), columns, held, torch.from_numpy(mask).to(device))
 
 
 def _attended(
@@ -179,23 +214,29 @@ def _attended(
     scale: float | None,
     *,
     causal: bool,
+    sees: Bool[Tensor, "row query key"] | None = None,
 ) -> tuple[Float[Tensor, "row query head d_value"], Float[Tensor, "row query head"]]:
-    """Attention, and the log of each softmax's denominator in float32 or wider."""
+    """Attention, and the log of each softmax's denominator in float32 or wider. sees: replaces the causal mask."""
     row, query, heads, _ = q.shape
     grouped = k.shape[2]
     if q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64) and q.shape[-1] == v.shape[-1]:
         # The kernel below `scaled_dot_product_attention`, which alone also gives the denominators.
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        if not causal:  # heads that share keys are further queries
+        mask = None
+        if sees is not None:
+            mask = torch.zeros(row, 1, *sees.shape[1:], dtype=q.dtype).masked_fill_(~sees[:, None], -torch.inf)
+        elif not causal:  # heads that share keys are further queries
             q = q.reshape(row, grouped, heads // grouped * query, -1)
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, scale=scale)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal, attn_mask=mask, scale=scale)
         out, lse = out.reshape(row, heads, query, -1), lse.reshape(row, heads, query)
         return out.transpose(1, 2), lse.transpose(1, 2)
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     q = torch.unflatten(q, 1, (grouped, -1)).flatten(2, 3)  # (row, kv_head, group × query, d_head)
     scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32))
     scores = scores * (scale if scale is not None else q.shape[-1] ** -0.5)
-    if causal:
+    if sees is not None:
+        scores = scores.masked_fill(~sees.repeat(1, heads // grouped, 1)[:, None], -torch.inf)
+    elif causal:
         allowed = torch.ones(query, query, dtype=torch.bool, device=q.device).tril()
         scores = scores.masked_fill(~allowed.repeat(heads // grouped, 1), -torch.inf)
     lse = scores.logsumexp(-1, keepdim=True)

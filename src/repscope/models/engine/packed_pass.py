@@ -124,7 +124,7 @@ def cannot_pack(net: BaseNetwork, sites: Sequence[Site]) -> str:
     return ""
 
 
-def packing_differs(net: ProvedNetwork, size: int, others: Sequence[Int[np.ndarray, "token"]] = ()) -> str:
+def packing_differs(net: ProvedNetwork, size: int, others: Sequence[Int[np.ndarray, "token"]] = (), family: int = 0) -> str:
     """Why packing changes the output for prompts of up to `size` tokens; empty if it does not.
 
     Compares packed prompts, two of which share a half, with each alone. This detects attention windows, other sources of positions
@@ -138,7 +138,9 @@ def packing_differs(net: ProvedNetwork, size: int, others: Sequence[Int[np.ndarr
     rows = CollectedRows()
     alone: list[Tensor] = []
     try:
-        calls = run_packed(net, [site], Encoded.whole(ids), packed(ids, size, share=net.causal), Tokens("all"), rows)
+        calls = run_packed(
+            net, [site], Encoded.whole(ids), packed(ids, size + family, share=net.causal, family=family), Tokens("all"), rows
+        )
     except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, NotImplementedError) as error:
         return f"a packed pass stops with {type(error).__name__}"
     if not calls:

@@ -72,13 +72,14 @@ def plan(
     most: int | None = None,
     limit: int | None = None,
     merge: bool = True,
+    family: int = 0,
 ) -> Plan:
     """Plan a pass over prompts, none of them empty.
 
     budget: tokens per batch including padding; a longer prompt is its own batch. share: whether common prefixes can run once
     (causal networks). pack: why prompts must not be packed, empty if they may. refuses: called if packing would save time; why the
     network does not support it, empty if it does. most: maximum tokens of a pack, by default the budget. limit: maximum tokens of a
-    shared prefix. merge: whether identical prompts run once.
+    shared prefix. merge: whether identical prompts run once. family: see `prefix_tree`.
     """
     distinct, inverse = _merged(ids) if merge else (ids, np.arange(len(ids)))
     prefix = _common_prefix(distinct) if share and len(distinct) > 1 else 0
@@ -88,7 +89,7 @@ def plan(
     padded = Plan(distinct, inverse, prefix, batches(distinct.lengths - prefix, budget))
     if pack or len(distinct) == 1:
         return replace(padded, why=pack or "there is one prompt")
-    one_a_row = packed(distinct, budget if most is None else min(budget, most), share=share)
+    one_a_row = packed(distinct, budget if most is None else min(budget, most), share=share, family=family)
     costs = [one.tokens + _BATCH_COSTS * one.passes for one in (one_a_row, padded)]
     if costs[1] - costs[0] < max(_PACKING_SAVES * costs[1], _PROOF * int(ids.lengths.max())):
         return replace(padded, why="it would save next to nothing")
@@ -97,9 +98,9 @@ def plan(
     return replace(one_a_row, inverse=inverse)
 
 
-def packed(ids: Ragged, budget: int, *, share: bool) -> Plan:
+def packed(ids: Ragged, budget: int, *, share: bool, family: int = 0) -> Plan:
     """Pack distinct prompts up to a number of tokens per pack, regardless of savings."""
-    held = tree(ids, share=share)
+    held = tree(ids, share=share, family=family)
     return Plan(ids, np.arange(len(ids)), 0, (), held, packs(held, budget))
 
 

@@ -5,6 +5,8 @@
 2. Segments are in depth-first order, longest prompts first. A pack is a sequence of segments with about the budget's number of
    tokens: one row of the network.
 3. With depth-first order a pack depends on one chain of earlier segments only, from the root to the parent of its first segment.
+4. With `family`, subtrees of at most so many tokens attend in one masked product (`packed_attention`), where an additional segment
+   costs nothing: there every shared token is shared. For pairs of sentences that differ in one word, and the like.
 """
 
 from array import array
@@ -23,7 +25,8 @@ class Tree:
     """Segments of prompts in depth-first order.
 
     prompt: (segment), a prompt that contains it. start, stop: (segment), its positions there. parent: (segment), its predecessor,
-    -1 at a root. end: (segment), the first segment after its subtree. leaf: (prompt), last segment of each prompt.
+    -1 at a root. end: (segment), the first segment after its subtree. leaf: (prompt), last segment of each prompt. family: most
+    tokens of a subtree that attends in one product, 0 for none.
     """
 
     prompt: Int[np.ndarray, "segment"]
@@ -32,11 +35,24 @@ class Tree:
     parent: Int[np.ndarray, "segment"]
     end: Int[np.ndarray, "segment"]
     leaf: Int[np.ndarray, "prompt"]
+    family: int = 0
 
     @property
     def tokens(self) -> int:
         """Number of tokens in all segments."""
         return int((self.stop - self.start).sum())
+
+    def families(self, pack: "Pack") -> list[tuple[int, int]]:
+        """The segments of a pack in groups (first, one after the last): whole small subtrees, and single segments."""
+        held = np.concatenate([[0], np.cumsum(self.stop - self.start)])
+        found, segment = list[tuple[int, int]](), pack.first
+        while segment < pack.last:
+            end = int(self.end[segment])
+            if end > pack.last or held[end] - held[segment] > self.family:
+                end = segment + 1
+            found.append((segment, end))
+            segment = end
+        return found
 
     def chain(self, segment: int) -> list[int]:
         """The segments from the root to this one, excluded."""
@@ -62,7 +78,7 @@ class Pack:
     kept: tuple[int, ...]
 
 
-def tree(ids: Sequence[Int[np.ndarray, "token"]], *, share: bool) -> Tree:
+def tree(ids: Sequence[Int[np.ndarray, "token"]], *, share: bool, family: int = 0) -> Tree:
     """The tree of distinct prompts; without `share`, every prompt is one segment."""
     lengths = np.array([len(row) for row in ids])
     if not share or len(ids) == 1:
@@ -72,7 +88,7 @@ def tree(ids: Sequence[Int[np.ndarray, "token"]], *, share: bool) -> Tree:
         return Tree(order, np.zeros_like(lengths), lengths[order], np.full(len(ids), -1), np.arange(len(ids)) + 1, leaf)
     # Any byte order that makes common prefixes adjacent is sufficient.
     order = np.array(sorted(range(len(ids)), key=lambda i: ids[i].astype(">u4").tobytes()))
-    common = np.array([_common(ids[a], ids[b]) for a, b in pairwise(order)], dtype=np.int64)
+    common = np.array([common_prefix(ids[a], ids[b]) for a, b in pairwise(order)], dtype=np.int64)
     rows = array("q")  # prompt, start, stop, parent of each segment: plain numbers, as there may be as many as prompts
     leaf = np.empty(len(ids), dtype=np.int64)
     todo = [iter([(0, len(ids), 0, -1)])]  # prompts order[a:b], how much of them is done, the segment that holds it
@@ -89,13 +105,14 @@ def tree(ids: Sequence[Int[np.ndarray, "token"]], *, share: bool) -> Tree:
             leaf[i] = parent
             continue
         shared = int(common[a : b - 1].min())
-        if (shared - done) * (b - a - 1) >= _SEGMENT_SAVES:
+        small = shared > done and shared - done + int((lengths[order[a:b]] - shared).sum()) <= family
+        if small or (shared - done) * (b - a - 1) >= _SEGMENT_SAVES:
             rows.extend((int(order[a]), done, shared, parent))
             done, parent = shared, len(rows) // 4 - 1
         cuts = np.flatnonzero(common[a : b - 1] == shared) + a + 1
         todo.append(_children(np.concatenate([[a], cuts, [b]]), lengths[order[a:b]], done, parent))
     table = np.array(rows, dtype=np.int64).reshape(-1, 4)
-    return Tree(table[:, 0], table[:, 1], table[:, 2], table[:, 3], _ends(table[:, 3]), leaf)
+    return Tree(table[:, 0], table[:, 1], table[:, 2], table[:, 3], _ends(table[:, 3]), leaf, family)
 
 
 def _children(
@@ -119,7 +136,7 @@ def packs(held: Tree, budget: int) -> list[Pack]:
     return [Pack(a, b, tuple(held.chain(a))) for a, b in zip(cuts, [*cuts[1:], len(sizes)])]
 
 
-def _common(a: Int[np.ndarray, "token"], b: Int[np.ndarray, "token"]) -> int:
+def common_prefix(a: Int[np.ndarray, "token"], b: Int[np.ndarray, "token"]) -> int:
     """Number of leading tokens that two prompts share."""
     size = min(len(a), len(b))
     same: Bool[np.ndarray, token] = a[:size] == b[:size]

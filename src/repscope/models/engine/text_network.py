@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,12 +23,16 @@ from repscope.models.engine.edit_positions import check_effect, resolve_edit_pos
 from repscope.models.engine.fingerprint import WeightSource
 from repscope.models.engine.generation import Continuation, GenerationBatch, Sampling, continued, growing_texts
 from repscope.models.engine.hooks import unhooked
+from repscope.models.engine.planner import Plan
 from repscope.models.engine.positions import as_float, row_offsets, row_positions
+from repscope.models.engine.prefix_tree import common_prefix
 from repscope.models.engine.row_writer import Rows
 from repscope.models.engine.token_network import TokenNetwork
 from repscope.models.inputs.text_spans import described
 from repscope.models.prompts import Encoded, Prompt, PromptLike, Ragged, as_prompts, encode
 from repscope.models.sites import Site, Tokens, names_one
+
+_FAMILY = 96  #: tokens of a group of rows that attend in one masked product: pairs of sentences, with their variants
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,54 @@ class TextNetwork(TokenNetwork):
             self.run([self.last], before, planned, Tokens("all"), sink)
         each = np.split(nats, offsets[1:-1])
         return TokenScores(np.array([e.sum() for e in each]), np.diff(offsets), each)
+
+    def sequence_scores(
+        self, rows: Ragged, first: Int[np.ndarray, "prompt"], batch_tokens: int | None = None
+    ) -> list[Float[np.ndarray, "token"]]:
+        """Log-probabilities (nats) of the tokens of each row from position `first` on, which is 1 or more, given those before.
+
+        What rows share runs once, layers and head: rows in sorted order, of each only what its predecessor does not have. The last
+        token of a row is not run, as nothing is read there. Under edits, and where rows cannot be packed, whole rows are run.
+        """
+        self.checked(rows)
+        if bool((first < 1).any()) or bool((first >= rows.lengths).any()):
+            i = int(np.flatnonzero((first < 1) | (first >= rows.lengths))[0])
+            raise UserError(
+                f"Row {i} has {rows.lengths[i]} tokens, and none to score from position {first[i]} on; give a longer one."
+            )
+        order = sorted(range(len(rows)), key=lambda i: rows[i].astype(">u4").tobytes())
+        start, same = first.copy(), np.zeros(len(rows), dtype=np.int64)
+        for before, i in pairwise(order):
+            common = common_prefix(rows[before], rows[i])
+            # what the predecessor has is copied, where it was asked for too; the last token is always read, so that no row is empty
+            same[i] = min(common, int(rows.lengths[i]) - 1) if first[before] <= first[i] and not self.installed else 0
+            start[i] = max(int(first[i]), int(same[i]))
+        ids = rows if self.installed else Ragged.of(row[:-1] for row in rows)
+        read = Encoded(ids, start - 1, rows.lengths - 1)
+        self.check_edits(rows, read, [self.last], Tokens("all"), start, False)
+        targets = np.concatenate([row[a:] for row, a in zip(rows, start)])
+        planned = self.planned(ids, batch_tokens, [self.last], family=_FAMILY)
+        parts = np.split(self._read_nats(read, planned, targets), np.cumsum(rows.lengths - start)[:-1])
+        found: list[Any] = [None] * len(rows)
+        for before, i in zip([order[0], *order], order):
+            copied = found[before][: start[i] - first[before]][first[i] - first[before] :] if start[i] > first[i] else parts[i][:0]
+            found[i] = np.concatenate([copied, parts[i]])
+        return found
+
+    def _read_nats(self, read: Encoded, planned: Plan, targets: Int[np.ndarray, "row"]) -> Float[np.ndarray, "row"]:
+        """Log-probability of the target at each position that is read."""
+        head, wanted = self.head(), torch.from_numpy(targets)
+        nats = np.empty(len(targets))
+
+        def sink(_: Site, destination: Int[np.ndarray, "row"], hidden: Tensor) -> None:
+            logits = as_float(head(hidden))
+            target = wanted[torch.from_numpy(destination)].to(logits.device)
+            own = logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(-1)
+            nats[destination] = own.double().cpu().numpy()
+
+        with unhooked(self.model):
+            self.run([self.last], read, planned, Tokens("all"), sink)
+        return nats
 
     def continuations(
         self,

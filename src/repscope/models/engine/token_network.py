@@ -110,9 +110,19 @@ class TokenNetwork(ProvedNetwork):
         return token_budget(str(self.device), self.token_bytes, offloaded=self.offloaded)
 
     def planned(
-        self, ids: Ragged, batch_tokens: int | None, sites: Sequence[Site] = (), *, share: bool = True, pack: bool = True
+        self,
+        ids: Ragged,
+        batch_tokens: int | None,
+        sites: Sequence[Site] = (),
+        *,
+        share: bool = True,
+        pack: bool = True,
+        family: int = 0,
     ) -> Plan:
-        """The plan of a run; under edits no two prompts are one, none are packed, and no prefix that an edit touches is shared."""
+        """The plan of a run; under edits no two prompts are one, none are packed, and no prefix that an edit touches is shared.
+
+        family: most tokens of a group of prompts that share every common token and attend in one product (`prefix_tree`).
+        """
         if batch_tokens is None:  # a single prompt is a pass by itself, so nobody need look at the memory
             batch_tokens = self.batch_tokens if len(ids) > 1 else 1
         edited = [i for i in self.installed if not i.asleep]
@@ -124,10 +134,11 @@ class TokenNetwork(ProvedNetwork):
             batch_tokens,
             share=sharing,
             pack=why,
-            refuses=lambda: self.unpackable(ids, sites),
+            refuses=lambda: self.unpackable(ids, sites, family),
             most=self.context,
             limit=untouched,
             merge=not edited,
+            family=family,
         )
         if planned.prefix and not self.shares_prefix(int(ids.lengths.max()), len(ids.flat)):
             planned = plan(ids, batch_tokens, share=False, pack=planned.why, merge=not edited)
@@ -167,18 +178,18 @@ class TokenNetwork(ProvedNetwork):
         except UserError as error:
             return found | {"generation in batches": str(error)}
 
-    def unpackable(self, ids: Ragged, sites: Sequence[Site]) -> str:
+    def unpackable(self, ids: Ragged, sites: Sequence[Site], family: int = 0) -> str:
         """Why these prompts are not packed for these sites, tested by a pass if necessary; empty if they are."""
-        return cannot_pack(self, sites) or self._packing_differs(int(ids.lengths.max()))
+        return cannot_pack(self, sites) or self._packing_differs(int(ids.lengths.max()), family)
 
-    def _packing_differs(self, longest: int) -> str:
+    def _packing_differs(self, longest: int, family: int) -> str:
         """Why packed passes differ from plain passes, for prompts of up to `longest` tokens; empty if they do not."""
         size = min(max(32, 1 << (longest - 1).bit_length()), self.context or 1 << 40)
-        proofs, key = self.proofs, ("packed prompts", size)
+        proofs, key = self.proofs, ("packed families" if family else "packed prompts", size)
         if key not in proofs.found:
             around = [n for s in proofs.switches if s < size for n in (s - 1, s + 1)]
             with self.unedited():
-                proofs.found[key] = packing_differs(self, size, self.trial([n for n in around if 0 < n < size]))
+                proofs.found[key] = packing_differs(self, size, self.trial([n for n in around if 0 < n < size]), family)
         return proofs.found[key]
 
     def run(

@@ -30,8 +30,20 @@ class PathsOptions(StudyOptions, TableOptions):
     texts: int = Field(
         512, ge=8, description="Number of held-out ambiguous examples; half as many disambiguating examples are evaluated too."
     )
+    networks: int = Field(8, ge=2, description="Networks per architecture that learn digits; their order is compared.")
+    grammar_runs: int = Field(4, ge=2, description="Language models per kind that learn each grammar.")
+    grammar_steps: int = Field(600, ge=4, description="Training steps of these language models.")
+    pairs: int = Field(100, ge=4, description="Minimal pairs per phenomenon of a grammar.")
+    checkpoints: int = Field(16, ge=3, description="Checkpoints of these language models, evenly in the logarithm of the step.")
+    crossed: int = Field(
+        3,
+        ge=0,
+        description="Heads and orders of data in the crossed design, each with every pretraining and early data; 0 for none.",
+    )
     published: tuple[Path, ...] = Field(
-        (), description="Tables of published accuracies by run. Given alone, only these are analysed and nothing is trained."
+        (),
+        description="Tables of published accuracies by run, or BLiMP's models_summary.jsonl. Given alone, only these are "
+        "analysed and nothing is trained.",
     )
     train: bool = Field(False, description="With --published: train the study's own runs too. Other options of training imply it.")
     clusters: Path | None = Field(
@@ -65,6 +77,12 @@ class PathsOptions(StudyOptions, TableOptions):
                 "unbiased_runs": 2,
                 "apart": 4,
                 "texts": 24,
+                "networks": 2,
+                "grammar_runs": 2,
+                "grammar_steps": 12,
+                "pairs": 6,
+                "checkpoints": 4,
+                "crossed": 2,
             }
         elif self.short:
             small_ones = {
@@ -75,8 +93,20 @@ class PathsOptions(StudyOptions, TableOptions):
                 "unbiased_runs": 3,
                 "apart": 3,
                 "texts": 192,
+                "networks": 4,
+                "grammar_runs": 3,
+                "grammar_steps": 240,
+                "pairs": 24,
+                "checkpoints": 8,
+                "crossed": 2,
             }
         return self.with_sizes(small_ones)
+
+    @model_validator(mode="after")
+    def _crossed(self) -> "PathsOptions":
+        if self.crossed == 1:
+            raise ValueError("a crossed design needs at least 2 heads and orders of data: one has no variance; 0 for none")
+        return self
 
     def files(self) -> list[Path]:
         """The published tables and the list of clusters."""

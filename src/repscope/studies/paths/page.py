@@ -9,7 +9,7 @@ from repscope.conditions import COPY, COPY_MATCHED, INDEPENDENT, MATCHED, NO_BIA
 from repscope.report.charts import grids, runs
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.report.text import format_estimate
-from repscope.studies.paths import published_page
+from repscope.studies.paths import order_page, published_page
 from repscope.studies.paths.options import PathsOptions
 from repscope.studies.paths.summary import CONDITIONS, PLANTED, UNBIASED, inits, sentences
 from repscope.studies.run.study import Answer, Record
@@ -24,6 +24,7 @@ def page(record: Record[PathsOptions]) -> Page:
     sections = [_matrices(record), _along(record), _behaviour(record), _phases(record)] if trained else []
     if "apart" in record.results:
         sections.append(_independent(record))
+    sections += order_page.sections(record)
     if "published" in record.results:
         sections.append(published_page.section(record.results["published"]))
     return Page(
@@ -63,7 +64,9 @@ def _key(record: Record[Any]) -> Table:
 def answer(record: Record[PathsOptions]) -> Answer:
     """The main numbers, one line each, and where the runs are."""
     runs = record.artifacts / "planted-0"
-    return Answer([*sentences(record), *([f"Runs: {record.artifacts}"] if runs.is_dir() else [])])
+    return Answer(
+        [*sentences(record), *order_page.order_sentences(record), *([f"Runs: {record.artifacts}"] if runs.is_dir() else [])]
+    )
 
 
 def _curves(record: Record[Any], step: str, condition: str, init: int) -> Curves:

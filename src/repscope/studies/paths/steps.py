@@ -11,10 +11,13 @@ In a small world (HANS in miniature) where the answer can be planted:
 4. Controls: unbiased runs at the same rate; the groups at checkpoints of equal ID loss, chosen on other examples; runs from
    independent pretrainings, before and after weight matching.
 5. Summary over pretrainings. With `--published`, the same analysis of published tables (`published`).
+6. Attribution: a crossed design over pretrained network, head, order of data and early data (`attribution`).
+7. Shared order of learning: digits (`digits_order`) and the phenomena of a grammar (`grammar_order`).
 """
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,7 @@ import torch
 
 from repscope import stats
 from repscope.conditions import COPY, COPY_MATCHED, ESTIMATE, INDEPENDENT, MATCHED, NO_BIAS, REBASIN
+from repscope.data.model_summary import is_model_summary
 from repscope.data.reading import OPTIONS as READING
 from repscope.errors import UserError
 from repscope.models.checkpoints import CheckpointSet
@@ -30,6 +34,10 @@ from repscope.models.loading.stacked_weights import Evaluate, State, stack, unst
 from repscope.progress import progress
 from repscope.results import Result, Row, concat
 from repscope.stats.clustering import average_linkage, double_centred
+from repscope.studies.paths import attribution
+from repscope.studies.paths.blimp_order import blimp_order
+from repscope.studies.paths.digits_order import digits_order
+from repscope.studies.paths.grammar_order import WORLDS, forecast, grammar_order, kinds, train_grammar
 from repscope.studies.paths.options import PathsOptions
 from repscope.studies.run.study import Context, Cost, Setup, Step, Subject
 from repscope.trace.barriers import GAP, HEIGHTS, height
@@ -43,6 +51,9 @@ from repscope.worlds.hans.training import Schedule
 
 _TRAINED = "small-transformers"
 _CHECKPOINTS = 10  #: of the second part of a run; those of equal ID loss are chosen among them
+_TABLES = ("published", "clusters", "train", *READING)
+_OF_ORDERS = ("networks", "grammar_runs", "grammar_steps", "pairs", "checkpoints")
+_OF_RUNS = ("pretrainings", "runs", "points", "forks", "rate", "rates", "steps", "early_bias", "unbiased_runs", "apart", "texts")
 _CHOOSE, _REPORT = 0, 1  #: seeds of the held-out examples for selection and for reporting
 
 
@@ -50,8 +61,13 @@ def steps(setup: Setup[PathsOptions]) -> list[Step]:
     """Pretraining; phase diagram; runs with and without early bias of each pretraining; independent pretrainings; summary."""
     o = setup.options
     _check(o)
-    published = [Step("published", partial(_published, setup), lambda: Cost(fit_flops=1e9))] if o.published else []
-    return [*([] if o.table_alone else _trained(setup, o)), *published]
+    published = []
+    if any(not is_model_summary(path) for path in o.published):
+        published.append(Step("published", partial(_published, setup), lambda: Cost(fit_flops=1e9)))
+    for i, path in enumerate(path for path in o.published if is_model_summary(path)):
+        compute = partial(_summary_of_models, path, o.seed)
+        published.append(Step("BLiMP summary" + (f" {i + 1}" if i else ""), compute, lambda: Cost(fit_flops=1e8)))
+    return [*([] if o.table_alone else [*_trained(setup, o), *_orders(setup, o)]), *published]
 
 
 def subject(setup: Setup[PathsOptions]) -> Subject:
@@ -64,7 +80,7 @@ def subject(setup: Setup[PathsOptions]) -> Subject:
 
 def _trained(setup: Setup[PathsOptions], o: PathsOptions) -> list[Step]:
     """The steps that train runs."""
-    unaffected = ("published", "clusters", "train", *READING)  # tables do not change the trained runs
+    unaffected = (*_TABLES, *_OF_ORDERS, "crossed")  # tables and orders do not change the trained runs
     made = [
         Step("pretraining", partial(_pretraining, setup), _cost(o.pretrainings * max(o.forks) * 4), ignores=(*unaffected, "runs"))
     ]
@@ -96,8 +112,37 @@ def _trained(setup: Setup[PathsOptions], o: PathsOptions) -> list[Step]:
                 ignores=(*unaffected, "runs"),
             )
         )
+    if o.crossed:
+        groups = 3  # two with early data, and one without
+        cost = _cost(groups * o.pretrainings * o.crossed**2 * o.steps)
+        ignored = (*_TABLES, *_OF_ORDERS, "runs", "apart")
+        made.append(Step("attribution", partial(_attribution, setup), cost, needs=("pretraining", "phases"), ignores=ignored))
     made.append(Step("summary", partial(_summary, setup), lambda: Cost(fit_flops=1e8), needs=tuple(sets), ignores=unaffected))
     return made
+
+
+def _orders(setup: Setup[PathsOptions], o: PathsOptions) -> list[Step]:
+    """The steps on the order of learning."""
+    others = (*_TABLES, *_OF_RUNS, "crossed")
+    grammar = tuple(name for name in _OF_ORDERS if name != "networks")
+    made = [Step("digits", partial(digits_order, setup), lambda: Cost(fit_flops=o.networks * 3e9), ignores=(*others, *grammar))]
+    learned = []
+    for name in WORLDS:
+        for kind in kinds(o):
+            flops = forecast(o, kind)
+            step = f"{name}, {kind}"
+            made.append(
+                Step(step, partial(train_grammar, setup, name, kind), partial(Cost, fit_flops=flops), ignores=(*others, "networks"))
+            )
+            learned.append(step)
+    order = Step(
+        "grammar order",
+        partial(grammar_order, setup),
+        lambda: Cost(fit_flops=1e9),
+        needs=tuple(learned),
+        ignores=(*others, "networks"),
+    )
+    return [*made, order]
 
 
 def _check(o: PathsOptions) -> None:
@@ -363,6 +408,26 @@ def _apart(setup: Setup[PathsOptions], context: Context) -> Result:
     return Result.of(made, arrays=arrays)
 
 
+def _attribution(setup: Setup[PathsOptions], context: Context) -> Result:
+    """The crossed designs with and without early bias, from the chosen fork of every pretraining."""
+    o = setup.options
+    _, report = _evaluators(o)
+    found = {}
+    for condition, groups in ((ESTIMATE, ("rule", "lexical overlap")), (NO_BIAS, ("none",))):
+        plan = attribution.design(o.pretrainings, o.crossed, groups, o.seed)
+        rule = np.empty(len(plan))
+        for init in range(o.pretrainings):
+            rows = np.flatnonzero(plan["init"] == init)
+            state = fine_tuning.fine_tune(world(o), _base(context, _fork(context, init)), plan.iloc[rows], _tuning(o))[o.steps]
+            rule[rows] = 1 - report(state)["ood error"]
+        found[condition] = plan, rule
+    return attribution.result(found, o.seed)
+
+
+def _summary_of_models(path: Path, seed: int, context: Context) -> Result:
+    return blimp_order(path, seed)
+
+
 def _heights(found: Curves) -> dict[str, np.ndarray]:
     return {how: height(found.losses["loss"], how) for how in HEIGHTS}
 
@@ -395,4 +460,5 @@ def _summary(setup: Setup[PathsOptions], context: Context) -> Result:
 def _published(setup: Setup[PathsOptions], context: Context) -> Result:
     from repscope.studies.paths.published import published
 
-    return published(setup.options.published, setup.options.clusters, **setup.options.how())
+    tables = [path for path in setup.options.published if not is_model_summary(path)]
+    return published(tables, setup.options.clusters, **setup.options.how())

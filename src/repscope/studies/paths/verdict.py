@@ -1,12 +1,15 @@
 """The verdict of `paths`: do runs of one recipe end in one basin, and does the basin predict how they generalise?"""
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
-from repscope.conditions import ESTIMATE, NO_BIAS, SHUFFLED_GROUPS
+from repscope.conditions import ESTIMATE, NO_BIAS, SHUFFLED_GROUPS, WITHIN_TERMS
 from repscope.report.verdict import Verdict, side, thresholds
 from repscope.results import select
+from repscope.studies.paths.order_names import BLIMP, ORDER
+from repscope.studies.paths.order_verdict import order_verdict
 from repscope.studies.paths.published import IN_DOMAIN, LEFT
 from repscope.trace.barriers import GAP
 
@@ -14,7 +17,21 @@ from repscope.trace.barriers import GAP
 def verdict(table: pd.DataFrame) -> Verdict:
     """Of the runs trained here; of a published table where none were trained."""
     rows = {(r["condition"], r["metric"], r["item"]): r for r in select(table, step="summary").to_dict("records")}
-    return _trained(rows) if rows else _published(table)
+    if not rows and select(table, metric="auc").empty and not select(table, split=BLIMP).empty:
+        return _summary(table)
+    found, order = _trained(rows) if rows else _published(table), order_verdict(table)
+    return found if order is None else replace(found, parts={"One place": found, "One order of learning": order})
+
+
+def _summary(table: pd.DataFrame) -> Verdict:
+    """Of a summary of models alone: whether all pairs of models share an order beyond wider phenomena."""
+    held = select(table, metric=ORDER, split=BLIMP)
+    sides = {c: {side(r, 0.0) for r in select(held, condition=c).to_dict("records")} for c in (ESTIMATE, WITHIN_TERMS)}
+    if sides[ESTIMATE] == sides[WITHIN_TERMS] == {"above"}:
+        return Verdict("Yes", "All pairs of models find the same paradigms hard, also within wider phenomena.")
+    if "above" in sides[ESTIMATE]:
+        return Verdict("Partly", "Models find the same paradigms hard, but not every pair of them does within wider phenomena.")
+    return Verdict("Cannot tell", "The accuracies do not show that models find the same paradigms hard.")
 
 
 def _trained(rows: dict[tuple[str, str, str], dict[Any, Any]]) -> Verdict:

@@ -1,0 +1,96 @@
+"""What the steps of `minimal-pairs` share: the pairs, and the model or the series of its checkpoints."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from repscope.data.minimal_pairs import MinimalPairs, read_pairs
+from repscope.errors import UserError
+from repscope.models.checkpoints import TABLE, CheckpointSet
+from repscope.models.engine.fingerprint import digests_of
+from repscope.models.loading.folders import weight_files
+from repscope.models.loading.sources import load
+from repscope.studies.minimal_pairs.options import MinimalPairsOptions
+from repscope.studies.run.study import Setup
+
+if TYPE_CHECKING:
+    from repscope.models.language import LanguageModel
+
+_NUMBER = re.compile(r"(\d+)\D*$")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint of a series. name: as in tables. step: of training. run: that it belongs to. source: folder or hub id.
+    revision: of a hub id."""
+
+    name: str
+    step: int
+    run: str
+    source: str
+    revision: str | None = None
+
+    def fingerprint(self) -> str:
+        """Digest of a folder's weights; a hub id's revision stands for itself."""
+        if self.revision is not None:
+            return f"{self.source}@{self.revision}"
+        digests = digests_of(weight_files(Path(self.source), self.source))
+        return hashlib.sha256("\n".join(f"{k} {v}" for k, v in sorted(digests.items())).encode()).hexdigest()
+
+
+def pairs_of(setup: Setup[MinimalPairsOptions]) -> MinimalPairs:
+    """The pairs that are scored, read once per run."""
+    if "pairs" not in setup.memo:
+        o = setup.options
+        read = read_pairs(o.file, good=o.good, bad=o.bad, phenomenon=o.phenomenon, decimal=o.decimal, na=o.na, quote=o.quote)
+        setup.memo["pairs"] = read.chosen(o.phenomena, o.pairs, o.seed)
+    found: MinimalPairs = setup.memo["pairs"]
+    return found
+
+
+def series(o: MinimalPairsOptions) -> tuple[Checkpoint, ...]:
+    """The checkpoints of a series, by run and step; empty for one model.
+
+    Raises
+    ------
+    UserError
+        When a set of checkpoints is broken.
+    """
+    if o.revisions:
+        return tuple(Checkpoint(r, _number(r, i), o.model, o.model, r) for i, r in enumerate(o.revisions))
+    home = Path(o.model).expanduser()
+    if not home.is_dir() or (home / "config.json").is_file():
+        return ()
+    if (home / TABLE).is_file():
+        rows = CheckpointSet.open(home).table.sort_values(["run", "step"], kind="stable").to_dict("records")
+        several = len({row["run"] for row in rows}) > 1
+        return tuple(
+            Checkpoint(
+                f"{row['run']}, step {row['step']}" if several else f"step {row['step']}",
+                int(row["step"]),
+                row["run"],
+                str(row["path"]),
+            )
+            for row in rows
+        )
+    folders = sorted((p for p in home.iterdir() if (p / "config.json").is_file()), key=lambda p: (_number(p.name, 0), p.name))
+    if not folders:
+        return ()  # `load` says what is wrong with it
+    return tuple(Checkpoint(p.name, _number(p.name, i), home.name, str(p)) for i, p in enumerate(folders))
+
+
+def network(setup: Setup[MinimalPairsOptions], one: Checkpoint | None) -> "LanguageModel":
+    """The model, or one checkpoint of the series; one at a time is in memory."""
+    if one is None:
+        return setup.network
+    o = setup.options
+    if Path(one.source).is_file():
+        raise UserError(f"{one.source} holds weights without a configuration, so it reads no sentences; give folders.")
+    return load(one.source, revision=one.revision, device=o.device, dtype=o.dtype)
+
+
+def _number(name: str, otherwise: int) -> int:
+    found = _NUMBER.search(name)
+    return int(found.group(1)) if found else otherwise

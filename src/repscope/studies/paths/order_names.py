@@ -1,0 +1,13 @@
+"""Names in the rows on the order of learning: metrics, definitions, items, shared by steps, page and verdict."""
+
+ORDER = "order correlation"
+ARCHITECTURES = "across architectures, family means"
+WITHIN, CLASSES, ACROSS = "within one architecture", "within one architecture, within classes", "across architectures"
+ALL_RUNS = "all pairs of runs"
+LOSS, STEP = "at matched loss", "at matched step"
+BIMODALITY = "bimodality"
+CONCORDANCE, COMPONENT, FLEISS, COHEN = "Kendall's W", "first component", "Fleiss' kappa", "Cohen's kappa"
+DIGITS, GRAMMAR, BLIMP = "digits", "grammar order", "BLiMP summary"
+OVER_LOSSES = "mean over losses"
+SHARE = "share of variance"
+GRAMMARS = ("English", "matched")  #: the second is the control
