@@ -124,8 +124,6 @@ def functions_of_ratios(
     }
 
 
-def student(value: float, variance: float, *, unit: str, n: int, degrees: float | None = None, level: float = LEVEL) -> Estimate:
-    """A value whose variance is known from resampling n units: its interval of Student's t; n - 1 degrees of freedom if not given.
 def of_draws(
     value: float, draws: Float[ArrayLike, "draw"], *, unit: str, n: int, level: float = LEVEL, method: str = "bootstrap"
 ) -> Estimate:
@@ -142,8 +140,8 @@ def of_draws(
     return Estimate(value, float(lo), float(hi), level, method, unit, n)
 
 
-def student(value: float, variance: float, *, unit: str, n: int, level: float = LEVEL) -> Estimate:
-    """A value whose variance is known from resampling n units: its interval of Student's t with n - 1 degrees of freedom.
+def student(value: float, variance: float, *, unit: str, n: int, degrees: float | None = None, level: float = LEVEL) -> Estimate:
+    """A value whose variance is known from resampling n units: its interval of Student's t; n - 1 degrees of freedom if not given.
 
     >>> e = student(1.0, 0.25, unit="subject", n=5)
     >>> (round(e.lo, 3), round(e.hi, 3), e.method)

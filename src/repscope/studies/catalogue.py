@@ -39,10 +39,8 @@ QUESTIONS: dict[str, Entry] = dict(
         _entry("context", "Does a prompt full of examples do what fine-tuning on them does?", "context"),
         _entry("bayes", "Is in-context learning Bayesian inference?", "bayes"),
         _entry("paths", "Do runs of one recipe end in one place, and does that predict how they generalise?", "paths"),
-        _entry("emergence", "When does a skill appear, and how much compute is a trick worth?"),
-        _entry("brain", "Does the network represent things as a brain does?", "brain"),
         _entry("emergence", "When does a skill appear, and how much compute is a trick worth?", "emergence"),
-        _entry("brain", "Does the network represent things as a brain does?"),
+        _entry("brain", "Does the network represent things as a brain does?", "brain"),
     ]
 )
 #: what else ends in a page
