@@ -18,7 +18,7 @@ _KINDS = ("operation", "operation", "moment", "SIGTERM", "SIGINT")
 
 
 def run(processes: Processes, commands: Sequence[Command], count: int, inputs: Path, home: Path, seed: int = 0) -> Tally:
-    """So many kills of each command, each in a folder of its own; fewer, but at least five, where a command takes over 3 seconds."""
+    """So many kills of each command, in folders of their own; fewer, but at least five, where it takes over 3 seconds."""
     tally, rng = Tally(), random.Random(seed)
     for command in commands:
         out = home / command.name / "whole"
