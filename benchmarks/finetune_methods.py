@@ -21,10 +21,11 @@ from typing import Any
 import machine
 import pandas as pd
 
-from repscope.data.requests import HELD, SEEN
 from repscope.models.checkpoints import TABLE, CheckpointSet
 from repscope.report.text import format_estimate
 from repscope.results import select
+from repscope.studies.compare.options import CompareOptions
+from repscope.studies.compare.task import compare_task
 from repscope.studies.run.options import DEFAULT_MODEL
 from repscope.trace.drift.networks import networks, tuned_network
 from repscope.trace.drift.next_tokens import next_tokens
@@ -61,7 +62,8 @@ def row(name: str, series: CheckpointSet, floor: CheckpointSet | None) -> dict[s
     other = None if floor is None else Pair.open(base["path"], _last("sft, another seed", floor)["path"])
     lms = networks(pair)
     third = None if other is None else tuned_network(other, lms[0])
-    prompts = [*SEEN, *HELD][:PROMPTS]
+    asked = CompareOptions(checkpoints=(str(base["path"]), str(last["path"])), prompts=PROMPTS)
+    prompts = compare_task(asked).prompts  # those of `repscope compare`
     places = representations(*lms, prompts, other=third).table
     tokens = next_tokens(*lms, prompts, new_tokens=NEW_TOKENS, other=third).table
     cka = select(places, metric="CKA", condition="estimate")

@@ -33,9 +33,9 @@ def tallies(processes: Processes, parts: list[str], short: bool, home: Path, see
         found["Mutated inputs"] = reading.run(processes, 12 if short else 300)
     if "damage" in parts:
         names = ["run of lens", "set of train"] if short else list(damage.PLACES)
-        found["Damaged results"] = damage.run(processes, names, 10 if short else 80, home / "damage", seed)
+        found["Damaged results"] = damage.run(processes, names, 10 if short else 110, home / "damage", seed)
     if "kills" in parts:
-        found["Killed commands"] = kills.run(processes, commands, 5 if short else 15, home / "inputs", home / "kills", seed)
+        found["Killed commands"] = kills.run(processes, commands, 5 if short else 25, home / "inputs", home / "kills", seed)
     if "places" in parts:
         found["Bad places"] = places.run(processes, commands[:5], 4 if short else 12, home / "inputs", home / "places", seed)
         found["Impossible folders"] = places.folders(processes, home / "inputs", home / "folders", commands[:5])

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from repscope.disk import need_space
+from repscope.disk import need_folder, need_space
 from repscope.errors import UserError, unknown
 from repscope.models.prompts import Ragged
 from repscope.models.sites import Site
@@ -109,6 +109,8 @@ def harvest(
     if lm.installed:
         raise UserError("A harvest of an edited network would be stored as the network's own; leave `lm.edit` first.")
     files = files_at(out)
+    if isinstance(files, LocalFiles) and not files.folder.exists():
+        need_folder(files.folder)
     sites = _sites(lm, at, dtype)
     wanted = {"sites": sites, "length": length, "rows": rows, "skip": skip, "seed": seed, "shard_bytes": shard_bytes}
     plan = _planned(lm, corpus, files, wanted, batch_tokens, lease_seconds)
