@@ -3,8 +3,8 @@
     python benchmarks/brain_calibration.py --write
 
 1. Coverage. Two families of random networks: units tanh(x · (W_f + 0.6 W)), W_f of the family, W of the network; a recording of
-   four subjects who mix the units of one network of the first family, with noise. In every draw networks, conditions and noise are new,
-   subjects are the same. Truth: the mean over as many other draws. Counted: how often a 95 % interval contains it, for the
+   four subjects who mix the units of one network of the first family, with noise. In every draw networks, conditions and noise are
+   new, subjects are the same. Truth: the mean over as many other draws. Counted: how often a 95 % interval contains it, for the
    similarity of the first family and for the difference of both.
 2. Winners. Networks of the `brain` study and its simulated recordings, in its default sizes, each with a network and stimuli of its
    own: how often does the generating family win, and how often any family on recordings of random signals?

@@ -21,6 +21,7 @@ from repscope.conditions import ESTIMATE, UNTRAINED
 from repscope.models.loading.stacked_weights import State
 from repscope.results import Result, Row
 from repscope.studies.brain import names
+from repscope.studies.brain.given import GivenTask, given_result
 from repscope.studies.brain.measures import simulated_rows
 from repscope.studies.brain.options import BrainOptions
 from repscope.studies.brain.task import TRUTHS, BrainTask, stacked
@@ -38,6 +39,11 @@ def steps(setup: Setup[BrainOptions]) -> list[Step]:
     made = [Step(name, partial(_train, task, name.removeprefix("train ")), _training_cost(task)) for name in trainings]
     for method in task.methods:
         made.append(Step(method, partial(_simulated, task, method), _comparison_cost(task, method), needs=trainings))
+    if setup.options.recording is not None:
+        given = GivenTask(task)
+        needs = () if given.files else trainings
+        made.append(Step(names.GIVEN, partial(given_result, given), lambda: Cost(fit_flops=1e10), needs=needs))
+        _ = given.recording, given.files  # what is wrong with them is said before anything runs
     return made
 
 
