@@ -190,6 +190,8 @@ def _layers(name: str, network: Any, recording: Recording, places: Sequence[int]
             raise UserError(f"Layer {layer} of {name} has {len(rows)} rows for {expected} conditions; give names= of its rows.")
         if not np.isfinite(rows).all():
             raise UserError(f"Layer {layer} of {name} has values that are not finite; leave those inputs out.")
+        if not np.ptp(rows, axis=0).any():
+            raise UserError(f"Layer {layer} of {name} represents all conditions in the same way; leave it out.")
         found[str(layer)] = rows[list(places)]
     if not found:
         raise UserError(f"Network {name} has no layer; give one array (input, feature) per layer.")

@@ -66,12 +66,11 @@ def _comparison_cost(task: BrainTask, method: str) -> Callable[[], Cost]:
     def cost() -> Cost:
         o = task.options
         count = (o.recordings if method == names.RSA else o.encoded) * len(TRUTHS) * len(names.REGIONS)
-        networks = 4 * o.networks
         if method == names.RSA:
-            each = networks * o.subjects * 500 * o.conditions**2
+            each = 500.0 * o.subjects * o.conditions**2
         else:
-            each = networks * 2 * 5 * (20 * o.conditions**3 + 20.0 * o.conditions**2 * o.subjects * o.channels)
-        return Cost(0, 0.0, float(count * each), memory_bytes=2e8)
+            each = 10.0 * (20 * o.conditions**3 + 20.0 * o.conditions**2 * o.subjects * o.channels)
+        return Cost(0, 0.0, 4 * o.networks * count * each, memory_bytes=2e8)
 
     return cost
 
