@@ -85,9 +85,9 @@ def test_families_of_networks():
 def test_a_language_model_reads_the_texts_and_has_its_twin_and_words(llama):
     held, _ = made(texts=True)
     found = compare({"llama": llama}, held, at=["resid_post.0", "resid_post.1"], regions=["early"])
-    assert set(found.conditions) == {ESTIMATE, "random weights", "bag of words"}
+    assert set(found.conditions) == {ESTIMATE, "random weights", "word counts"}
     gains = found.result.select(metric="gain", item="llama, early")
-    assert set(gains["condition"]) == {over("random weights"), over("bag of words")}
+    assert set(gains["condition"]) == {over("random weights"), over("word counts")}
     assert set(found.result.select(item="llama, early", split="all conditions")["site"]) == {"resid_post.0", "resid_post.1"}
 
 

@@ -60,7 +60,7 @@ class Comparison:
         Parameters
         ----------
         groups
-            Family → names of its networks, two or more; or of one baseline, pixels or bag of words.
+            Family → names of its networks, two or more; or of one baseline, pixels or word counts.
 
         Raises
         ------
