@@ -114,7 +114,7 @@ def prepare() -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
+    parser.add_argument("--write", action="store_true", help="put the table into RESULTS-brain.md")
     args = parser.parse_args()
     prepare()
     names = {
@@ -154,7 +154,7 @@ def main() -> None:
     )
     print(text)
     if args.write:
-        machine.write_section("RDMs and their bootstrap", text)
+        machine.write_section("RDMs and their bootstrap", text, machine.RESULTS.with_name("RESULTS-brain.md"))
 
 
 if __name__ == "__main__":

@@ -265,6 +265,51 @@ def test_bayes(rows, reply, words):
     assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
 
 
+def brain(found=0.95, each=None, random=0.0, half=0.04, method="RSA"):
+    at = {"metric": "family found", "split": "late region"}
+    item = f"{method}, all families"
+    rows = [row(found, half, item=item, **at), row(random, half, item=item, condition="recording of random signals", **at)]
+    of = {"supervised": found, "autoencoder": found, "contrastive": found} | (each or {})
+    return rows + [row(value, half, item=f"{method}, {family}", **at) for family, value in of.items()]
+
+
+def brain_region(own=0.3, untrained=0.1, pixels=0.1, ceiling=0.3, region="V1"):
+    """A region of the user's recording."""
+    item = f"RSA, {region}: supervised"
+    return [
+        row(own, item=item, metric="similarity", step="recording"),
+        row(0.01, item=f"RSA, {region}: contrastive", metric="similarity", step="recording"),
+        row(own, item=f"RSA, {region}: untrained", metric="similarity", condition="untrained network", step="recording"),
+        row(untrained, item=item, metric="gain", condition=over("untrained network"), step="recording"),
+        row(pixels, item=item, metric="gain", condition=over("pixels"), step="recording"),
+        Row(value=ceiling, item=f"RSA, {region}", metric="similarity", condition="lower noise ceiling", step="recording"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reply", "words"),
+    [
+        (brain(), "Yes", "in 95 % of simulated recordings"),
+        (brain(0.3), "No", "in 30 %"),
+        (brain(0.7, {"supervised": 1.0, "autoencoder": 0.1, "contrastive": 1.0}), "Partly", "not every family"),
+        (brain(0.6, half=0.2), "Cannot tell", "more recordings are needed"),
+        (brain(random=0.2), "Cannot tell", "random signals"),
+        (brain(method="encoding"), "Yes", "Encoding models find"),
+        (brain(0.3) + brain(method="encoding"), "No", "RSA finds"),
+        ([], "Cannot tell", "No recording"),
+        (brain() + brain_region(), "Yes", "reaches the noise ceiling"),
+        (brain() + brain_region(ceiling=0.6), "Partly", "below the noise ceiling"),
+        (brain() + brain_region(untrained=-0.2), "No", "No trained family"),
+        (brain() + brain_region(pixels=0.0), "Cannot tell", "do not show"),
+        (brain() + brain_region(own=0.0, untrained=0.0, pixels=0.0), "Cannot tell", "do not show"),
+        (brain() + brain_region() + brain_region(untrained=-0.2, region="IT"), "Partly", "not everywhere"),
+    ],
+)
+def test_brain(rows, reply, words):
+    verdict = within_limit(study("brain").verdict(table_of(rows)))
+    assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
+
+
 def of_documents(token=0.05, last=0.07, change=-0.05, rise=0.2, ceiling=0.25, half=0.02, untrained=1.5):
     """The rows of networks trained on the user's models."""
     of = {"metric": "KL to Bayes per token", "item": "transformers", "split": "documents"}

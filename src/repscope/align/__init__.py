@@ -2,6 +2,7 @@
 
 from repscope.align.ceilings import cc_max, over_ceiling, split_half
 from repscope.align.cka import CKAAccumulator, unbiased_cka
+from repscope.align.comparison import Comparison, compare, region_rdms
 from repscope.align.dissimilarities import as_pairs, crossvalidated_rdm, noise_precision, rdm
 from repscope.align.encoding import Encoding, encode, encode_banded
 from repscope.align.families import FamilyComparison, compare_families
@@ -14,6 +15,7 @@ from repscope.align.variance_partition import VariancePartition, variance_partit
 
 __all__ = [
     "CKAAccumulator",
+    "Comparison",
     "Encoding",
     "FamilyComparison",
     "NetworkScores",
@@ -25,6 +27,7 @@ __all__ = [
     "angle",
     "as_pairs",
     "cc_max",
+    "compare",
     "compare_families",
     "compare_rdms",
     "crossvalidated_rdm",
@@ -38,6 +41,7 @@ __all__ = [
     "over_ceiling",
     "procrustes",
     "rdm",
+    "region_rdms",
     "rsa",
     "rsa_scores",
     "split_half",

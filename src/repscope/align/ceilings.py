@@ -73,7 +73,8 @@ def over_ceiling(r: Float[np.ndarray, "... channel"], ceiling: Float[np.ndarray,
             f"The ceiling of all {len(ceiling)} channels is below zero, as repeats of a condition do not agree; check that repeats "
             "are aligned, or leave this region out."
         )
-    return np.sign(r) * r**2 / np.where(ceiling > 0, ceiling, np.nan)
+    found: np.ndarray = np.sign(r) * r**2 / np.where(ceiling > 0, ceiling, np.nan)
+    return found
 
 
 def correlations(
@@ -82,7 +83,8 @@ def correlations(
     """Pearson's r over conditions, per channel; NaN where one side is constant."""
     a, b = a - a.mean(0), b - b.mean(0)
     scale = np.sqrt((a**2).sum(0) * (b**2).sum(0))
-    return np.divide((a * b).sum(0), scale, out=np.full(a.shape[1], np.nan), where=scale > 0)
+    found: np.ndarray = np.divide((a * b).sum(0), scale, out=np.full(a.shape[1], np.nan), where=scale > 0)
+    return found
 
 
 def _repeats(responses: Repeats) -> Repeats:

@@ -52,7 +52,8 @@ class Encoding:
 
     def r(self) -> Float[np.ndarray, "channel"]:
         """Correlation per channel; a fold whose prediction does not vary predicts nothing and counts as 0."""
-        return _r(self._moments().sum(0)[None])[0]
+        found: np.ndarray = _r(self._moments().sum(0)[None])[0]
+        return found
 
     def r2(self) -> Float[np.ndarray, "channel"]:
         """R² per channel."""

@@ -111,4 +111,6 @@ def _contrast(scores: NetworkScores, labels: Sequence[str], signs: Mapping[str, 
     variance = max(total - interaction, networks, conditions)
     degrees = total**2 / sum(v**2 / d for v, d in parts) if total > 0 else 1.0
     value = float(scores.value @ contrast)
+    if len(parts) == 1:  # of baselines alone
+        return student(value, variance, unit="condition", n=scores.conditions, degrees=degrees)
     return student(value, variance, unit="network and condition", n=smallest, degrees=degrees)

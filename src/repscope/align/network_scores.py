@@ -5,7 +5,7 @@
 2. Scores: similarity of RDMs, mean over subjects (`rdm_comparison`), or the correlation of an encoding model, mean over channels.
 3. Variance over conditions, of any contrast of networks (they share draws, so differences are paired): a similarity of RDMs is a
    sum over *pairs* of conditions, of which the noise of single pairs is a part D. Its bootstrap variance B over conditions has 3 D,
-   its jackknife variance J 2 D, and both have the rest once (Efron & Stein 1981). So the variance is 2 J - B, within [J / 2, J].
+   its jackknife variance J 2 D, and both have the rest once (Efron & Stein 1981). So it is 2 J - B, at least J / 2, at most J.
    For a score that is no sum over pairs B and J are equal. Draws and jackknife are made within halves.
 
 Arrays in, `NetworkScores` out.

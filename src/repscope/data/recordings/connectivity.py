@@ -64,7 +64,8 @@ def human_sc_fc(folder: str | Path | None = None) -> Connectivity:
         kept.append(subject.name)
     if not kept:
         raise UserError(f"No subject in {home} is complete: {' '.join(notes)}")
-    return Connectivity(tuple(kept), *(np.stack(found[key]) for key in ("sc", "len", "fc")), tuple(notes))
+    structural, lengths, functional = (np.stack(found[key]) for key in ("sc", "len", "fc"))
+    return Connectivity(tuple(kept), structural, lengths, functional, tuple(notes))
 
 
 def _installed() -> Path:

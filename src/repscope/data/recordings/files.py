@@ -146,7 +146,8 @@ def _responses(path: Path) -> np.ndarray:
         found = np.stack([table.typed(name).values.to_numpy() for name in table.frame.columns], 1)
     if found.ndim != 2 or found.dtype.kind not in "fiu":
         raise UserError(f"{path} has shape {found.shape} of {found.dtype}; give numbers (trial, channel).")
-    return found.astype(np.float64)
+    wide: np.ndarray = found.astype(np.float64)
+    return wide
 
 
 def _table(path: Path, condition: str | None) -> tuple[pd.DataFrame, list[str]]:

@@ -1,4 +1,4 @@
-"""The 92-image set (Kriegeskorte et al. 2008): stimuli and RDMs of human and monkey inferior temporal cortex, from a local folder.
+"""The 92-image set of Kriegeskorte and colleagues (2008): stimuli and RDMs of human and monkey IT cortex, from a local folder.
 
     Kriegeskorte_Neuron2008_supplementalData.mat    stimuli_92objs: 92 images of 175 × 175 pixels with their categories;
                                                     RDMs_mIT_hIT_fig1: monkey IT (674 neurons) and human IT (316 voxels), as pairs

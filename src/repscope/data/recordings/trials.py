@@ -99,7 +99,7 @@ def _with_parts(
 ) -> Recording:
     known = pd.DataFrame()
     if table is not None:
-        known = table.drop_duplicates("condition").set_index("condition").reindex(conditions).reset_index()
+        known = table.drop_duplicates("condition").set_index("condition").reindex(list(conditions)).reset_index()
     told = list(notes)
     shown: np.ndarray | None = None
     if images:

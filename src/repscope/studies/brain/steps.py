@@ -21,6 +21,7 @@ from repscope.conditions import ESTIMATE, UNTRAINED
 from repscope.models.loading.stacked_weights import State
 from repscope.results import Result, Row
 from repscope.studies.brain import names
+from repscope.studies.brain.given import GivenTask, given_result
 from repscope.studies.brain.measures import simulated_rows
 from repscope.studies.brain.options import BrainOptions
 from repscope.studies.brain.task import TRUTHS, BrainTask, stacked
@@ -38,6 +39,11 @@ def steps(setup: Setup[BrainOptions]) -> list[Step]:
     made = [Step(name, partial(_train, task, name.removeprefix("train ")), _training_cost(task)) for name in trainings]
     for method in task.methods:
         made.append(Step(method, partial(_simulated, task, method), _comparison_cost(task, method), needs=trainings))
+    if setup.options.recording is not None:
+        given = GivenTask(task)
+        needs = () if given.files else trainings
+        made.append(Step(names.GIVEN, partial(given_result, given), lambda: Cost(fit_flops=1e10), needs=needs))
+        _ = given.recording, given.files  # what is wrong with them is said before anything runs
     return made
 
 
@@ -60,12 +66,11 @@ def _comparison_cost(task: BrainTask, method: str) -> Callable[[], Cost]:
     def cost() -> Cost:
         o = task.options
         count = (o.recordings if method == names.RSA else o.encoded) * len(TRUTHS) * len(names.REGIONS)
-        networks = 4 * o.networks
         if method == names.RSA:
-            each = networks * o.subjects * 500 * o.conditions**2
+            each = 500.0 * o.subjects * o.conditions**2
         else:
-            each = networks * 2 * 5 * (20 * o.conditions**3 + 20.0 * o.conditions**2 * o.subjects * o.channels)
-        return Cost(0, 0.0, float(count * each), memory_bytes=2e8)
+            each = 10.0 * (20 * o.conditions**3 + 20.0 * o.conditions**2 * o.subjects * o.channels)
+        return Cost(0, 0.0, 4 * o.networks * count * each, memory_bytes=2e8)
 
     return cost
 

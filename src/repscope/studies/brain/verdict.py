@@ -68,8 +68,7 @@ def _region(table: pd.DataFrame, region: str) -> Verdict:
     methods = dict.fromkeys(method for method, at, _ in parts if at == region)
     method = names.RSA if names.RSA in methods else next(iter(methods))
     rows = rows[[p[:2] == (method, region) for p in parts]]
-    own = select(rows, metric=names.SIMILARITY, condition=ESTIMATE)
-    own = own.iloc[own["value"].argmax()].to_dict()
+    own = max(select(rows, metric=names.SIMILARITY, condition=ESTIMATE).to_dict("records"), key=lambda row: float(row["value"]))
     gains = [
         side(row)
         for control in (UNTRAINED, PIXELS)

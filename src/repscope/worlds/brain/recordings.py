@@ -54,7 +54,8 @@ def simulate(features: Float[np.ndarray, "condition unit"], how: Simulation, rng
     signal = signal - signal.mean(2, keepdims=True)
     signal /= signal.std(2, keepdims=True)
     own = how.own * rng.normal(size=(how.subjects, 1, conditions, how.channels))
-    return signal + own + how.noise * rng.normal(size=(how.subjects, how.repeats, conditions, how.channels))
+    found: np.ndarray = signal + own + how.noise * rng.normal(size=(how.subjects, how.repeats, conditions, how.channels))
+    return found
 
 
 def simulate_unrelated(conditions: int, units: int, how: Simulation, rng: np.random.Generator) -> Recorded:
