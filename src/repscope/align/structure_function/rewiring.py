@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from repscope.align.structure_function.dyads import Dyads
+from repscope.align.structure_function.pairs import Dyads
 from repscope.data.connectomes.named_matrices import named_matrix
 from repscope.errors import UserError
 from repscope.stats import Estimate

@@ -10,10 +10,10 @@ import numpy as np
 
 from repscope import stats
 from repscope.align.structure_function.conditional_poisson import fit
-from repscope.align.structure_function.dyads import Dyads
 from repscope.align.structure_function.node_permutation import PERMUTATIONS, NodePermutation
+from repscope.align.structure_function.pairs import Dyads
 from repscope.align.structure_function.rewiring import matched_pairs, rewired
-from repscope.align.structure_function.signals import APART, NO_EXPOSURE, SYNAPSE, groups, signals
+from repscope.align.structure_function.signals import APART, NO_EXPOSURE, SYNAPSE, groups, signal_given_synapse
 from repscope.align.structure_function.slopes import LikeToLike, like_to_like
 from repscope.conditions import ESTIMATE
 from repscope.errors import UserError
@@ -34,7 +34,7 @@ SLOPE, AXONAL, SHARE, DIFFERENCE, RATIO, P = (
 )
 
 
-def structure_function(
+def compare_wiring(
     d: Dyads,
     kind: Kind = "similarity",
     *,
@@ -58,7 +58,7 @@ def structure_function(
     Raises
     ------
     UserError
-        As `like_to_like` and `signals`.
+        As `like_to_like` and `signal_given_synapse`.
     """
     rows = (_similarity if kind == "similarity" else _signal)(d, item, permutations, rewirings, seed, unit)
     return Result.of(rows, notes=d.notes)
@@ -86,7 +86,7 @@ def _similarity(d: Dyads, item: str, permutations: int, rewirings: int, seed: in
 
 
 def _signal(d: Dyads, item: str, permutations: int, rewirings: int, seed: int, unit: str) -> list[Row]:
-    found = signals(d, permutations=permutations, seed=seed, unit=unit)
+    found = signal_given_synapse(d, permutations=permutations, seed=seed, unit=unit)
     named = {SYNAPSE: ESTIMATE, APART: APART, NO_EXPOSURE: NO_EXPOSURE}
     rows = [Row.of(e, metric=SHARE, item=item, condition=named[name], seed=seed) for name, e in found.groups.items()]
     rows += [Row.of(e, metric=SHARE, definition=name, item=item, condition=NAIVE, seed=seed) for name, e in found.naive.items()]

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float
 
 from repscope import stats
 from repscope.align.structure_function.conditional_poisson import Effects
-from repscope.align.structure_function.dyads import Dyads
 from repscope.align.structure_function.node_permutation import PERMUTATIONS
+from repscope.align.structure_function.pairs import Dyads
 from repscope.align.structure_function.slopes import LikeToLike, like_to_like
 from repscope.errors import UserError
 from repscope.stats import Estimate, wilson
@@ -49,7 +49,7 @@ class Signals:
     share_connected: float
 
 
-def signals(
+def signal_given_synapse(
     d: Dyads, *, effects: Effects = "both", permutations: int = PERMUTATIONS, seed: int = 0, unit: str = "cell", ratio: bool = True
 ) -> Signals:
     """Compare the functional measure of pairs with and without a synapse.
