@@ -64,15 +64,8 @@ def test_a_twin_recovers_what_was_planted(recorded, fitted):
 def test_the_core_of_other_neurons_helps_where_data_are_few(recorded, fitted):
     _, train, validation, test, repeats = recorded
     others = np.arange(NEURONS, NEURONS + HELD_OUT)
-    found = transfer(
-        fitted.model,
-        train.of_neurons(others),
-        validation.of_neurons(others),
-        test,
-        repeats[..., others],
-        trials=(150, 1200),
-        epochs=12,
-    )
+    parts = train.of_neurons(others), validation.of_neurons(others)
+    found = transfer(fitted.model, *parts, test, repeats[..., others], trials=(150, 1200), epochs=12)
     at = {name: [s.mean().value for s in by] for name, by in found.scores.items()}
     assert at["estimate"][1] > at["estimate"][0], "more data, better predictions"
     assert at["estimate"][0] > at["LN model"][0]
@@ -140,13 +133,8 @@ def test_a_twin_of_videos_sees_the_past_alone():
     videos = noise_videos(60, 12, SIZE)
     rng = np.random.default_rng(0)
     whole = Recording.of(videos[:, None], rng.poisson(cortex.video_rates(videos)))
-    fit = fit_twin(
-        TwinNetwork(6, CoreShape((8,), frames=3)),
-        whole.of_trials(np.arange(48)),
-        whole.of_trials(np.arange(48, 60)),
-        epochs=10,
-        batch=8,
-    )
+    parts = whole.of_trials(np.arange(48)), whole.of_trials(np.arange(48, 60))
+    fit = fit_twin(TwinNetwork(6, CoreShape((8,), frames=3)), *parts, epochs=10, batch=8)
     assert fit.best > 0.5
     changed = videos[:2].copy()
     changed[:, 8:] += 3
