@@ -59,10 +59,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "twin":
+        return import_module("repscope.align.twin")
     if name in _TWIN:
         return getattr(import_module("repscope.align.twin"), name)
     raise AttributeError(f"module 'repscope.align' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_TWIN])
+    return sorted([*__all__, *_TWIN, "twin"])
