@@ -95,7 +95,9 @@ def cross_decode(held: Trials, *, permutations: int = PERMUTATIONS, seed: int = 
         raise UserError("The patterns do not vary from trial to trial; give patterns that do.")
     rng = np.random.default_rng(seed)
     prepared = _standardised(held)
-    across, p, null = {}, {}, {}
+    across: dict[str, Estimate] = {}
+    null: dict[str, Estimate] = {}
+    p: dict[str, float] = {}
     for source, target in DIRECTIONS:
         train, test = (_of_agent(prepared, agent) for agent in (source, target))
         shuffled = rng.permuted(np.tile(train.outcome, (permutations, 1)), axis=1)

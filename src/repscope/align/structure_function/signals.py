@@ -70,7 +70,10 @@ def signal_given_synapse(
     if not (parts[SYNAPSE].any() and parts[APART].any()):
         raise UserError("All or none of the pairs with exposure have a synapse; there is nothing to compare.")
     f = np.nan_to_num(d.given[1])
-    means, without, sizes, naive = {}, {}, {}, {}
+    means: dict[str, Estimate] = {}
+    naive: dict[str, Estimate] = {}
+    without: dict[str, Float[np.ndarray, cell]] = {}
+    sizes: dict[str, int] = {}
     binary = bool(np.isin(f[np.isfinite(d.given[1])], (0.0, 1.0)).all())
     for name, pairs in parts.items():
         if not pairs.any():
