@@ -34,7 +34,7 @@ _HOME = {
     "Task": "repscope.data.tasks",
     "verify": "repscope.models.verify.checks",
 }
-_ROOMS = ("align", "discovery", "read", "steer", "store", "trace", "worlds")  #: packages of methods
+_ROOMS = ("align", "data", "discovery", "read", "steer", "store", "trace", "worlds")  #: packages of methods
 __all__ = [
     "Activations",
     "CheckpointSet",

@@ -279,6 +279,9 @@ CONDITIONS: dict[str, Condition] = {
             "setting",
             "green",
         ),
+        # digital twins
+        Condition("LN model", "One linear filter and one nonlinearity per neuron.", "baseline", "vermillion"),
+        Condition("untrained core", "The same readouts on a core that was never trained.", "control", "grey"),
         # self and other
         Condition("within agent", "Held-out trials of the agent that the decoder was fitted on.", "bound", "green"),
         Condition(

@@ -1,4 +1,11 @@
 """Similarity of two representations of the same rows: CKA, Procrustes distance, RSA, encoding models. Arrays in, numbers out."""
+"""Similarity of representations (CKA, Procrustes distance, RSA), wiring and function, self and other, digital twins.
+
+Arrays in, numbers out. Twins, which need torch, are loaded when first touched.
+"""
+
+from importlib import import_module
+from typing import Any
 
 from repscope.align.ceilings import cc_max, over_ceiling, split_half
 from repscope.align.cka import CKAAccumulator, unbiased_cka
@@ -12,30 +19,51 @@ from repscope.align.rdm_comparison import compare_rdms, noise_ceiling, rsa
 from repscope.align.ridge import RidgeSettings
 from repscope.align.rsa_bootstrap import RDMEvaluation, evaluate_rdms
 from repscope.align.variance_partition import VariancePartition, variance_partition
+from repscope.align.self_other import SelfOther, SharedUnits, Trials, cross_decode, shared_units, trials
+from repscope.align.structure_function import (
+    Dyads,
+    compare_wiring,
+    dyads,
+    like_to_like,
+    matched_pairs,
+    permute_nodes,
+    rewired,
+    signal_given_synapse,
+)
 
+_TWIN = ("Recording", "TwinNetwork", "fit_twin", "open_sensorium", "score_twin", "transfer")  #: of `align.twin`
 __all__ = [
     "CKAAccumulator",
     "Comparison",
     "Encoding",
     "FamilyComparison",
     "NetworkScores",
+    "Dyads",
     "ProcrustesFit",
     "RDMEvaluation",
     "RidgeSettings",
     "Rotation",
     "VariancePartition",
+    "SelfOther",
+    "SharedUnits",
+    "Trials",
     "angle",
     "as_pairs",
     "cc_max",
     "compare",
     "compare_families",
     "compare_rdms",
+    "compare_wiring",
+    "cross_decode",
     "crossvalidated_rdm",
     "distance",
     "encode",
     "encode_banded",
     "encoding_scores",
+    "dyads",
     "evaluate_rdms",
+    "like_to_like",
+    "matched_pairs",
     "noise_ceiling",
     "noise_precision",
     "over_ceiling",
@@ -45,6 +73,26 @@ __all__ = [
     "rsa",
     "rsa_scores",
     "split_half",
+    "permute_nodes",
+    "procrustes",
+    "rdm",
+    "rewired",
+    "rsa",
+    "shared_units",
+    "signal_given_synapse",
+    "trials",
     "unbiased_cka",
     "variance_partition",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "twin":
+        return import_module("repscope.align.twin")
+    if name in _TWIN:
+        return getattr(import_module("repscope.align.twin"), name)
+    raise AttributeError(f"module 'repscope.align' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_TWIN, "twin"])

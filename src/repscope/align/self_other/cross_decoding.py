@@ -19,13 +19,13 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from repscope import stats
-from repscope.align.self_other.trials import OTHER, SELF, Trials, trials
+from repscope.align.self_other.trial_table import OTHER, SELF, Trials, trials
 from repscope.errors import UserError
 from repscope.results import Row
 from repscope.stats import Estimate
 from repscope.stats.groups import TIE, separation
 
-__all__ = ["SelfOther", "Trials", "self_other", "trials"]
+__all__ = ["SelfOther", "Trials", "cross_decode", "trials"]
 
 PENALTIES = np.logspace(-2, 3, 6)  #: times the mean eigenvalue of the Gram matrix
 FOLDS = 5
@@ -76,7 +76,7 @@ class SelfOther:
         ]
 
 
-def self_other(held: Trials, *, permutations: int = PERMUTATIONS, seed: int = 0, controls: bool = True) -> SelfOther:
+def cross_decode(held: Trials, *, permutations: int = PERMUTATIONS, seed: int = 0, controls: bool = True) -> SelfOther:
     """Decode outcomes within and across agents, with all controls that the trials allow.
 
     Parameters
@@ -95,7 +95,9 @@ def self_other(held: Trials, *, permutations: int = PERMUTATIONS, seed: int = 0,
         raise UserError("The patterns do not vary from trial to trial; give patterns that do.")
     rng = np.random.default_rng(seed)
     prepared = _standardised(held)
-    across, p, null = {}, {}, {}
+    across: dict[str, Estimate] = {}
+    null: dict[str, Estimate] = {}
+    p: dict[str, float] = {}
     for source, target in DIRECTIONS:
         train, test = (_of_agent(prepared, agent) for agent in (source, target))
         shuffled = rng.permuted(np.tile(train.outcome, (permutations, 1)), axis=1)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from repscope.align.self_other.trials import Trials
+from repscope.align.self_other.trial_table import Trials
 from repscope.errors import UserError
 
 

@@ -1,10 +1,10 @@
 """Structure and function of pairs of neurons: do connected cells resemble each other more, and do synapses predict signals?"""
 
-from repscope.align.structure_function.dyads import Dyads, dyads
 from repscope.align.structure_function.node_permutation import NodePermutation, permute_nodes
+from repscope.align.structure_function.pairs import Dyads, dyads
 from repscope.align.structure_function.rewiring import Matched, matched_pairs, rewired
-from repscope.align.structure_function.rows import structure_function
-from repscope.align.structure_function.signals import Signals, signals
+from repscope.align.structure_function.rows import compare_wiring
+from repscope.align.structure_function.signals import Signals, signal_given_synapse
 from repscope.align.structure_function.slopes import LikeToLike, like_to_like
 
 __all__ = [
@@ -13,11 +13,11 @@ __all__ = [
     "Matched",
     "NodePermutation",
     "Signals",
+    "compare_wiring",
     "dyads",
     "like_to_like",
     "matched_pairs",
     "permute_nodes",
     "rewired",
-    "signals",
-    "structure_function",
+    "signal_given_synapse",
 ]

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 
 from repscope import stats
 from repscope.align.structure_function.conditional_poisson import Effects, Margins, Square, balance, margins, score
-from repscope.align.structure_function.dyads import Dyads
+from repscope.align.structure_function.pairs import Dyads
 from repscope.errors import UserError
 from repscope.stats.groups import TIE
 from repscope.stats.permutation import orders

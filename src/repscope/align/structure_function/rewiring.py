@@ -1,20 +1,23 @@
 """Controls by other wirings: synapses rewired with both degree sequences kept, and pairs matched on exposure or distance.
 
 1. `rewired`: two connections i→j and k→l become i→l and k→j (Maslov & Sneppen 2002), many times, only onto pairs that count and
-   have no synapse yet. Every cell keeps its numbers of presynaptic and of postsynaptic partners; this is checked at the end. Counts
-   of synapses stay with the presynaptic cell.
+   have no synapse yet. With an exposure e a swap is accepted with probability min(1, e_il e_kj / (e_ij e_kl)) (Metropolis), so that
+   connections fall in proportion to exposure, as the regression assumes without an effect of similarity; blind swaps would put them
+   onto small contacts, and the slope would be below 0. Every cell keeps its numbers of presynaptic and of postsynaptic partners;
+   this is checked at the end. Counts of synapses stay with the presynaptic cell.
 2. `matched_pairs`: each connected pair is matched with an unconnected pair of the same presynaptic cell whose exposure is nearest,
    no pair twice, by the assignment with the smallest sum of differences of log exposure. What has no partner within `caliper` is
    counted.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from repscope.align.structure_function.dyads import Dyads
+from repscope.align.structure_function.pairs import Dyads
 from repscope.data.connectomes.named_matrices import named_matrix
 from repscope.errors import UserError
 from repscope.stats import Estimate
@@ -22,6 +25,7 @@ from repscope.stats.dyads import jackknife
 
 SWAPS = 5  #: per connection
 ATTEMPTS = 20  #: per swap, at most
+_BLOCK = 100_000
 CALIPER = 0.5  #: largest difference of log exposure of matched pairs, in nats
 
 
@@ -50,13 +54,15 @@ def rewired(d: Dyads, *, seed: int = 0, swaps: int = SWAPS) -> Dyads:
         If fewer than half as many swaps as there are connections are possible: the wiring is determined by its degrees.
     """
     rng = np.random.default_rng(seed)
-    allowed, taken = d.pairs.tolist(), (d.synapses > 0).tolist()
+    allowed, taken, e = d.pairs.tolist(), (d.synapses > 0).tolist(), d.exposure.tolist()
     edges = np.argwhere(d.synapses > 0)
     pre, post = edges[:, 0].tolist(), edges[:, 1].tolist()
     made, wanted = 0, swaps * len(edges)
-    for a, b in rng.integers(len(edges), size=(ATTEMPTS * wanted, 2)).tolist():
+    for (a, b), chance in _draws(rng, len(edges), ATTEMPTS * wanted):
         i, j, k, m = pre[a], post[a], pre[b], post[b]
         if i == k or j == m or taken[i][m] or taken[k][j] or not (allowed[i][m] and allowed[k][j]):
+            continue
+        if e[i][m] * e[k][j] < chance * e[i][j] * e[k][m]:
             continue
         taken[i][m] = taken[k][j] = True
         taken[i][j] = taken[k][m] = False
@@ -123,6 +129,13 @@ def matched_pairs(d: Dyads, on: Any | None = None, *, caliper: float = CALIPER, 
         int(d.connected.sum()) - len(found),
         float((log[pre, post] - log[pre, other]).mean()),
     )
+
+
+def _draws(rng: np.random.Generator, edges: int, number: int) -> Iterator[tuple[list[int], float]]:
+    """Pairs of connections and numbers between 0 and 1, a block at a time."""
+    for start in range(0, number, _BLOCK):
+        size = min(_BLOCK, number - start)
+        yield from zip(rng.integers(edges, size=(size, 2)).tolist(), rng.random(size).tolist())
 
 
 def _means_without(values: Float[np.ndarray, "pair"], cells: np.ndarray, n: int) -> Float[np.ndarray, "cell"]:

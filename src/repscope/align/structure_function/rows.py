@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 
 from repscope import stats
-from repscope.align.structure_function.conditional_poisson import fit
-from repscope.align.structure_function.dyads import Dyads
+from repscope.align.structure_function.conditional_poisson import Effects, fit
 from repscope.align.structure_function.node_permutation import PERMUTATIONS, NodePermutation
+from repscope.align.structure_function.pairs import Dyads
 from repscope.align.structure_function.rewiring import matched_pairs, rewired
-from repscope.align.structure_function.signals import APART, NO_EXPOSURE, SYNAPSE, groups, signals
-from repscope.align.structure_function.slopes import LikeToLike, like_to_like
+from repscope.align.structure_function.signals import APART, NO_EXPOSURE, SYNAPSE, groups, signal_given_synapse
+from repscope.align.structure_function.slopes import LikeToLike, Scale, like_to_like
 from repscope.conditions import ESTIMATE
 from repscope.errors import UserError
 from repscope.results import Result, Row
@@ -34,7 +34,7 @@ SLOPE, AXONAL, SHARE, DIFFERENCE, RATIO, P = (
 )
 
 
-def structure_function(
+def compare_wiring(
     d: Dyads,
     kind: Kind = "similarity",
     *,
@@ -58,35 +58,34 @@ def structure_function(
     Raises
     ------
     UserError
-        As `like_to_like` and `signals`.
+        As `like_to_like` and `signal_given_synapse`.
     """
     rows = (_similarity if kind == "similarity" else _signal)(d, item, permutations, rewirings, seed, unit)
     return Result.of(rows, notes=d.notes)
 
 
 def _similarity(d: Dyads, item: str, permutations: int, rewirings: int, seed: int, unit: str) -> list[Row]:
-    given = {"permutations": permutations, "seed": seed, "unit": unit}
-    whole = like_to_like(d, **given)  # type: ignore[arg-type]
-    rows = _of_slope(whole, SLOPE, item, seed)
-    others = {PRE_ALONE: like_to_like(d, effects="pre", **given)}  # type: ignore[arg-type]
+    def slope(of: Dyads, effects: Effects = "both", scale: Scale = "synaptic") -> LikeToLike:
+        return like_to_like(of, effects=effects, scale=scale, permutations=permutations, seed=seed, unit=unit)
+
+    rows = _of_slope(slope(d), SLOPE, item, seed)
+    others = {PRE_ALONE: slope(d, "pre")}
     if d.has_exposure:
-        others[NO_OFFSET] = like_to_like(d.without_exposure(), **given)  # type: ignore[arg-type]
-        others[f"{PRE_ALONE}, no offset"] = like_to_like(d.without_exposure(), effects="pre", **given)  # type: ignore[arg-type]
+        others[NO_OFFSET] = slope(d.without_exposure())
+        others[f"{PRE_ALONE}, no offset"] = slope(d.without_exposure(), "pre")
     for condition, found in others.items():
-        rows += [
-            Row.of(found.slope, metric=SLOPE, item=item, condition=condition, seed=seed),
-            _p(found.permutation, SLOPE, item, condition),
-        ]
+        rows.append(Row.of(found.slope, metric=SLOPE, item=item, condition=condition, seed=seed))
+        rows.append(_p(found.permutation, SLOPE, item, condition))
     drawn = [fit(r.synapses, r.function, r.exposure).slope for r in _rewirings(d, rewirings, seed)]
     if drawn:
         rows.append(Row.of(stats.null(drawn, unit="rewiring"), metric=SLOPE, item=item, condition=REWIRED, seed=seed))
     if d.has_exposure:
-        rows += _of_slope(like_to_like(d, scale="axonal", **given), AXONAL, item, seed)  # type: ignore[arg-type]
+        rows += _of_slope(slope(d, scale="axonal"), AXONAL, item, seed)
     return rows + _matched(d, item, seed, unit)
 
 
 def _signal(d: Dyads, item: str, permutations: int, rewirings: int, seed: int, unit: str) -> list[Row]:
-    found = signals(d, permutations=permutations, seed=seed, unit=unit)
+    found = signal_given_synapse(d, permutations=permutations, seed=seed, unit=unit)
     named = {SYNAPSE: ESTIMATE, APART: APART, NO_EXPOSURE: NO_EXPOSURE}
     rows = [Row.of(e, metric=SHARE, item=item, condition=named[name], seed=seed) for name, e in found.groups.items()]
     rows += [Row.of(e, metric=SHARE, definition=name, item=item, condition=NAIVE, seed=seed) for name, e in found.naive.items()]

@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float
 
 from repscope import stats
 from repscope.align.structure_function.conditional_poisson import Effects
-from repscope.align.structure_function.dyads import Dyads
 from repscope.align.structure_function.node_permutation import PERMUTATIONS
+from repscope.align.structure_function.pairs import Dyads
 from repscope.align.structure_function.slopes import LikeToLike, like_to_like
 from repscope.errors import UserError
 from repscope.stats import Estimate, wilson
@@ -49,7 +49,7 @@ class Signals:
     share_connected: float
 
 
-def signals(
+def signal_given_synapse(
     d: Dyads, *, effects: Effects = "both", permutations: int = PERMUTATIONS, seed: int = 0, unit: str = "cell", ratio: bool = True
 ) -> Signals:
     """Compare the functional measure of pairs with and without a synapse.
@@ -70,7 +70,10 @@ def signals(
     if not (parts[SYNAPSE].any() and parts[APART].any()):
         raise UserError("All or none of the pairs with exposure have a synapse; there is nothing to compare.")
     f = np.nan_to_num(d.given[1])
-    means, without, sizes, naive = {}, {}, {}, {}
+    means: dict[str, Estimate] = {}
+    naive: dict[str, Estimate] = {}
+    without: dict[str, Float[np.ndarray, cell]] = {}
+    sizes: dict[str, int] = {}
     binary = bool(np.isin(f[np.isfinite(d.given[1])], (0.0, 1.0)).all())
     for name, pairs in parts.items():
         if not pairs.any():

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from repscope.align.structure_function.conditional_poisson import Effects, Square, balance, fit, margins, projected
-from repscope.align.structure_function.dyads import Dyads
 from repscope.align.structure_function.node_permutation import PERMUTATIONS, NodePermutation, permute_nodes
+from repscope.align.structure_function.pairs import Dyads
 from repscope.errors import UserError
 from repscope.stats import Estimate
 from repscope.stats.dyads import jackknife, too_narrow

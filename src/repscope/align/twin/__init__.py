@@ -2,9 +2,9 @@
 
 from repscope.align.twin.ceilings import TwinScores, score_twin
 from repscope.align.twin.fitting import Fitted, Recording, fit_twin
+from repscope.align.twin.held_out_neurons import Transfer, transfer
 from repscope.align.twin.network import CoreShape, LinearNonlinear, TwinNetwork
 from repscope.align.twin.sensorium import SensoriumTwin, open_sensorium
-from repscope.align.twin.transfer import Transfer, transfer
 from repscope.align.twin.tuning import ReceptiveFields, Tuning, grating_tuning, receptive_fields, signal_correlation
 
 __all__ = [

@@ -1,7 +1,7 @@
 """Connectomes: who is wired to whom as matrices with names, from users' tables and from public data in local files."""
 
-from repscope.data.connectomes.celegans import SignalPropagation, Worm, celegans
-from repscope.data.connectomes.microns import Functional, microns
+from repscope.data.connectomes.mouse import Functional, microns
 from repscope.data.connectomes.named_matrices import edges_to_matrix, named_matrix
+from repscope.data.connectomes.worm import SignalPropagation, Worm, celegans
 
 __all__ = ["Functional", "SignalPropagation", "Worm", "celegans", "edges_to_matrix", "microns", "named_matrix"]

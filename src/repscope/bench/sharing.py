@@ -1,0 +1,51 @@
+"""Benchmark of cross-decoding between self and other on networks in which sharing was planted, or was not.
+
+Per kind of `worlds.watching_agents`: in what share of draws is sharing called present, by cross-decoding alone and when it must
+also hold on matched stimuli; and in what share of draws wiring predicts shared coding, planted in the synapses or not.
+"""
+
+import numpy as np
+
+from repscope import stats
+from repscope.align.self_other.cross_decoding import MATCHED, cross_decode
+from repscope.align.self_other.shared_units import shared_units
+from repscope.align.self_other.trial_table import trials
+from repscope.align.structure_function.node_permutation import permute_nodes
+from repscope.align.structure_function.pairs import dyads
+from repscope.data.connectomes.named_matrices import named_matrix
+from repscope.results import Result, Row
+from repscope.worlds.watching_agents import Kind, two_agents
+
+KINDS: tuple[Kind, ...] = ("shared", "separate", "stimulus")
+FOUND, WIRED = "sharing found", "wiring predicts shared coding"
+
+
+def sharing_bench(draws: int = 40, *, permutations: int = 100, seed: int = 0, trials_per_draw: int = 200) -> Result:
+    """Draw pairs of networks of each kind and decode. `item` is the kind of network; `split` says on which trials."""
+    rows = []
+    for kind in KINDS:
+        plain, matched = [], []
+        for k in range(draws):
+            world = two_agents(kind, trials=trials_per_draw, seed=seed + k)
+            held = trials(world.patterns[0], world.tables[0], stimulus="stimulus")
+            found = cross_decode(held, permutations=permutations, seed=k)
+            plain.append(found.shared)
+            also = found.controls.get(MATCHED, {})
+            matched.append(found.shared and bool(also) and all(e.lo > 0.5 for e in also.values()))
+        for split, hits in (("all trials", plain), ("and on matched stimuli", matched)):
+            share = stats.proportion(np.asarray(hits, dtype=np.float64), unit="draw", seed=seed)
+            rows.append(Row.of(share, metric=FOUND, item=kind, split=split, seed=seed))
+    for wired in (True, False):
+        share = stats.proportion([_wired(wired, seed + k, permutations) for k in range(draws)], unit="draw", seed=seed)
+        rows.append(Row.of(share, metric=WIRED, item="wired" if wired else "not wired", seed=seed))
+    return Result.of(rows)
+
+
+def _wired(wired: bool, seed: int, permutations: int) -> float:
+    world = two_agents("shared", wired=wired, seed=seed)
+    names = [f"unit {i}" for i in range(world.synapses.shape[1])]
+    units = shared_units(trials(world.patterns[0], world.tables[0]))
+    found = permute_nodes(
+        dyads(named_matrix(world.synapses[0], names), units.of_pairs(names)), permutations=permutations, seed=seed
+    )
+    return float(found.p <= 0.05 and found.z > 0)
