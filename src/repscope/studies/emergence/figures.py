@@ -86,6 +86,34 @@ def bridges(table: pd.DataFrame) -> Table:
     return Table(wide, "The bridge, at the last step", "By number of queries per fact, token and site of the residual stream.")
 
 
+def paths(table: pd.DataFrame) -> tuple[Figure, Table]:
+    """KL of path sums by largest path length for the longest walks, and the best path sum beside the controls for all."""
+    rows = table[table["metric"] == names.KL]
+    splits = list(dict.fromkeys(rows["split"]))
+    doses = [float(item.rpartition(" ")[2]) if item.startswith("paths of") else float("nan") for item in rows["item"]]
+    own = rows.assign(dose=doses)
+    own = own[(own["split"] == splits[-1]) & (own["item"] != names.BEST)]
+    chart = grids.dose(own, x_title="most relations of a path", value_title="KL(prediction ‖ network), nats", share=False)
+    caption = (
+        "Means over left-out edges. Lower is nearer to what the network expects. Path sums over other relations than the asked one."
+    )
+    figure = Figure(chart, f"Predictions of left-out edges, networks trained on {splits[-1]}", caption)
+    lines = []
+    for split in splits:
+        at = table[table["split"] == split]
+        best = select(at, metric=names.KL, item=names.BEST, condition=ESTIMATE).to_dict("records")[0]
+        line = {"trained on": split, "best path sum": best["definition"], "its KL": format_estimate(best)}
+        untrained = select(at, metric=names.KL, item=names.BEST, condition=names.UNTRAINED).to_dict("records")
+        line["untrained network"] = format_estimate(untrained[0])
+        for r in select(at, metric=names.NEARER).to_dict("records"):
+            line[f"{r['condition']} minus it"] = format_estimate(r)
+        for r in select(at, metric=names.MASS).to_dict("records"):
+            line[f"mass on true tails, {r['condition']}"] = format_estimate(r)
+        lines.append(line)
+    said = "Chosen on half of the left-out edges, reported on the other half."
+    return figure, Table(pd.DataFrame(lines), "The best path sum and the controls", said)
+
+
 def ladder(law: pd.DataFrame, points: pd.DataFrame, *, score: str = names.LOSS) -> Figure:
     """Losses by compute with the fitted law, and the enhanced networks at the compute of their base."""
     own = points[points["method"].isna() | (points["method"] == "")]

@@ -37,7 +37,7 @@ def page(record: Record[EmergenceOptions]) -> Page:
         tested="Tested on small networks trained in this study. Not tested: language models, and skills other than these.",
         headline=figures.headline(table),
         key=_key(table),
-        sections=(_curves(table), _bridge(table), _compute(side)),
+        sections=(_curves(table), _bridge(table), _walks(table), _compute(side)),
         notes=(few,) if o.short else (),
     )
 
@@ -51,6 +51,8 @@ def answer(record: Record[EmergenceOptions]) -> Answer:
             rows = select(table, metric=names.STEP, item=names.item(phi), condition=condition).to_dict("records")
             said.append(f"{title} {figures.steps_text(rows[0] if rows else None)}")
         lines.append(f"{names.item(phi)}: step of 50 % of {', '.join(said)}.")
+    for row in select(table, metric=names.KL, item=names.BEST, condition=ESTIMATE).to_dict("records"):
+        lines.append(f"{row['split']}: nearest path sum ({row['definition']}) at a KL of {format_estimate(row)} nats.")
     for row in select(table, metric=names.GAIN, condition=ESTIMATE, split="by loss").to_dict("records"):
         if np.isfinite(row["value"]):
             lines.append(f"{row['item']}: worth {figures.steps_text(row, '.2f')} times the pre-training compute.")
@@ -92,6 +94,14 @@ def _bridge(table: pd.DataFrame) -> Section:
         "generalises has it before its last block, where r2 can still read it; one that memorises does not use it."
     )
     return Section("The bridge entity", text, (figures.bridges(table),))
+
+
+def _walks(table: pd.DataFrame) -> Section:
+    text = (
+        "Look for a path sum that is nearer to the network than every control is: then what the network expects of an edge that "
+        "it never saw is what walks over other relations say. The nearest neighbours need no path."
+    )
+    return Section("Unseen edges as sums over paths", text, figures.paths(table))
 
 
 def _compute(side: "dict[str, pd.DataFrame]") -> Section:

@@ -11,7 +11,7 @@ Controls: untrained networks, shuffled labels of probes, queries without the pat
 
 from functools import partial
 
-from repscope.studies.emergence import given_ladder, ladder, two_hop
+from repscope.studies.emergence import given_ladder, ladder, two_hop, walks
 from repscope.studies.emergence.options import EmergenceOptions
 from repscope.studies.run.study import Cost, Setup, Step, Subject
 
@@ -19,15 +19,16 @@ _TRAINED = "small-transformers"
 
 
 def steps(setup: Setup[EmergenceOptions]) -> list[Step]:
-    """Two-hop facts and their transitions; the ladder."""
+    """Two-hop facts and their transitions; random walks; the ladder."""
     o = setup.options
     if o.ladder is not None:
         return [Step("ladder table", partial(given_ladder.climbed, o), lambda: Cost(fit_flops=1e10))]
-    hops, rungs = two_hop.TwoHop(o), ladder.ComputeLadder(o)
+    hops, rungs, graphs = two_hop.TwoHop(o), ladder.ComputeLadder(o), walks.Walks(o)
     _ = hops.worlds  # refuses sizes that leave no queries
     return [
         Step("two-hop", partial(two_hop.train, hops), partial(two_hop.train_cost, hops)),
         Step("transitions", partial(two_hop.transitions, hops), lambda: Cost(fit_flops=1e10), needs=("two-hop",)),
+        Step("walks", partial(walks.walked, graphs), partial(walks.cost, graphs)),
         Step("ladder", partial(ladder.climb, rungs), partial(ladder.cost, rungs)),
     ]
 
