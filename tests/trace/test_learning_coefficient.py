@@ -63,7 +63,7 @@ def test_biases_of_rate_and_localisation_are_those_that_are_stated():
     plain = Sampling(100, beta=1.0, rate=rate, localisation=0, draws=250, burn_in=50)
     found = learning_coefficient(Weights(d), quadratic, plain).estimate.value
     assert found == pytest.approx(d / 2 / (1 - rate * n_beta / 4), rel=0.06)
-    pulled = Sampling(100, beta=1.0, rate=rate, localisation=gamma, draws=250, burn_in=50, adjusted=True)
+    pulled = Sampling(100, beta=1.0, rate=rate / 4, localisation=gamma, draws=400, burn_in=50, adjusted=True)
     found = learning_coefficient(Weights(d), quadratic, pulled).estimate.value
     assert found == pytest.approx(d / 2 * n_beta / (n_beta + gamma), rel=0.06)
 
@@ -105,5 +105,7 @@ def test_mistakes_are_one_sentence():
         learning_coefficient(Weights(2), lambda m, g: m.w.sum() + torch.rand((), generator=g), Sampling(10, adjusted=True))
     with pytest.raises(UserError, match="two chains"):
         Sampling(10, chains=1)
+    with pytest.raises(UserError, match="accepted no step"):
+        learning_coefficient(Weights(100), quadratic, Sampling(100, beta=1.0, rate=1.0, adjusted=True, draws=20))
     with pytest.raises(UserError, match="above 0"):
         Sampling(10, rate=0)

@@ -27,6 +27,7 @@ from repscope.errors import UserError
 from repscope.progress import progress
 from repscope.stats import Estimate
 
+_LEAST_ACCEPTED = 0.2
 LossOf = Callable[[nn.Module, torch.Generator], Tensor]  #: module, and random numbers for a batch → mean loss
 
 
@@ -86,9 +87,9 @@ class LearningCoefficient:
         if self.diverged:
             return f"{self.diverged} of {len(self.traces)} chains left for an infinite loss; lower the rate."
         if self.estimate.value < 0:
-            return (
-                "The estimate is below 0: the weights are not at a minimum; train longer, or raise the localisation."
-            )
+            return "The estimate is below 0: the weights are not at a minimum; train longer, or raise the localisation."
+        if self.accepted < _LEAST_ACCEPTED:
+            return f"Only {100 * self.accepted:.0f} % of the steps were accepted, so chains hardly move; lower the rate."
         if abs(self.drift) > 0.5 * abs(self.estimate.value):
             return "The loss still drifts over the draws; raise the burn-in."
         return ""
@@ -142,6 +143,10 @@ def learning_coefficient(module: nn.Module, loss: LossOf, sampling: Sampling) ->
     if finite.sum() < 2:
         raise UserError(
             f"{int((~finite).sum())} of {len(traces)} chains left for an infinite loss; lower the rate of {sampling.rate:g}."
+        )
+    if not taken:
+        raise UserError(
+            f"Metropolis's rule accepted no step, so the chains never left the start; lower the rate of {sampling.rate:g}."
         )
     draws = traces[finite, sampling.burn_in :]
     each = sampling.n_beta * (draws.mean(1) - first)
@@ -229,7 +234,7 @@ def _chain(
                 return losses, taken / steps
             accept = False
         elif sampling.adjusted:
-            back = sum(float((b - p + rate / 2 * g).square().sum()) for b, p, g in zip(before, weights, found[2]))
+            back = sum(float((b - p + rate / 2 * g).detach().square().sum()) for b, p, g in zip(before, weights, found[2]))
             forth = sum(float(rate * e.square().sum()) for e in noise)
             odds = total - found[1] + (forth - back) / (2 * rate)
             accept = log(max(float(torch.rand((), generator=generator)), 1e-12)) < odds
