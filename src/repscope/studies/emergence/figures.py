@@ -72,6 +72,37 @@ def steps_text(row: dict[Any, Any] | None, form: str = ".0f") -> str:
     return f"{row['value']:{form}} [{row['lo']:{form}}, {hi}]"
 
 
+def probes(table: pd.DataFrame, metric: str) -> Figure:
+    """A metric of every probe over steps; intervals over probes of a skill."""
+    rows = select(table, metric=metric, condition=ESTIMATE)
+    rows = rows.assign(step=[max(1.0, names.step_of(split)) for split in rows["split"]])
+    scale = alt.Scale(domain=[0, 1]) if metric == names.ACCURACY else alt.Scale(zero=False, nice=True)
+    base = alt.Chart(data(rows[["item", "step", "value", "lo", "hi", "n"]])).encode(
+        x=alt.X("step:Q", title="step", scale=alt.Scale(type="log", nice=False, padding=12)),
+        color=alt.Color("item:N", title=None, legend=alt.Legend(orient="top", labelLimit=220)),
+        tooltip=[*tips("item"), *numbers("step", "value", "lo", "hi"), *tips("n")],
+    )
+    y, lo = (alt.Y(f"{end}:Q", title=metric, scale=scale) for end in ("value", "lo"))
+    layers = (base.mark_area(opacity=0.12).encode(y=lo, y2="hi:Q"), base.mark_line(point=True).encode(y=y))
+    return Figure(finish(*layers, height=260, max_width=620), f"{metric.capitalize()} over checkpoints", "Step 0 is drawn at 1.")
+
+
+def probe_transitions(table: pd.DataFrame) -> Table:
+    """Steps and sharpness of every probe."""
+    lines = []
+    for row in select(table, metric=names.STEP, condition=ESTIMATE).to_dict("records"):
+        at = {"item": row["item"]}
+        line = {"probe": row["item"], "step of 50 %": steps_text(row)}
+        for metric, condition, title in (
+            (names.SHARPNESS, ESTIMATE, "sharpness"),
+            (names.SHARPNESS, names.EVEN, "sharpness, learned evenly"),
+        ):
+            found = select(table, metric=metric, condition=condition, **at).to_dict("records")
+            line[title] = _text(found[0] if found else None)
+        lines.append(line)
+    return Table(pd.DataFrame(lines), "Transitions", "Intervals resample probes (of one run), or runs and probes.")
+
+
 def bridges(table: pd.DataFrame) -> Table:
     """Probes and patches at the last step, by phi, site and token."""
     rows = table[table["metric"].isin((names.BRIDGE, names.PATCHED))]

@@ -11,6 +11,9 @@ from repscope.studies.emergence import figures, names
 from repscope.studies.emergence.options import EmergenceOptions
 from repscope.studies.run.study import Answer, Record
 
+_GRADUAL = (
+    "Look for gradual growth where accuracy jumps: then the jump is a property of accuracy, which counts only the better answer."
+)
 _TITLE = "When skills appear, and what compute they are worth"
 
 
@@ -25,6 +28,15 @@ def page(record: Record[EmergenceOptions]) -> Page:
             tested="Tested on the table alone: whether its losses are comparable is not known here.",
             headline=figures.ladder(given["law"], given["ladder"]),
             key=figures.gains(given["gains"]),
+        )
+    if o.checkpoints is not None:
+        return Page(
+            title=_TITLE,
+            context=(str(o.checkpoints), str(o.probes)),
+            tested="Tested on the probes of the table alone, by log-probabilities of their answers.",
+            headline=figures.probes(table, names.ACCURACY),
+            key=figures.probe_transitions(table),
+            sections=(Section("Log-probabilities", _GRADUAL, (figures.probes(table, names.LOG_PROBABILITY),)),),
         )
     side = record.results["ladder"].side
     few = (
@@ -45,6 +57,10 @@ def page(record: Record[EmergenceOptions]) -> Page:
 def answer(record: Record[EmergenceOptions]) -> Answer:
     """The main numbers, one line each."""
     table, lines = record.table, list(record.warnings)
+    if record.options.checkpoints is not None:
+        for row in select(table, metric=names.STEP, condition=ESTIMATE).to_dict("records"):
+            lines.append(f"{row['item']}: step of 50 % {figures.steps_text(row)}.")
+        return Answer([*lines, *record.notes])
     for phi in figures.phis(table):
         said = []
         for condition, title in (("facts", "facts"), ("trained queries", "trained queries"), (ESTIMATE, "held-out queries")):
