@@ -77,7 +77,7 @@ def _of_probes(held: pd.DataFrame) -> Verdict:
         reply: Reply = "Yes" if found == "above" else "No" if found == "below" else "Cannot tell"
         parts[str(item)] = Verdict(reply, f"At step {last['step']:.0f} its accuracy is {last['value']:.2f}.")
     return Verdict(
-        joined(parts.values()), f"{count(parts.values())} probes are answered more often than not at the last step.", parts
+        joined(parts.values()), f"{count(parts.values())} probes are answered more often than not in the end.", parts
     )
 
 
