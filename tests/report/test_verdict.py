@@ -469,7 +469,7 @@ def worth(value, half=0.2, item="trick"):
         (emergence(0.86, 0.05), "Cannot tell", "86 % of held-out"),
         (emergence(0.5, 0.05), "Cannot tell", "50 % of held-out"),
         (emergence(0.1, 0.05), "No", "never answer held-out ones"),
-        (emergence(0.95, 0.05, half=float("nan")), "Cannot tell", "train longer"),
+        (emergence(0.95, 0.05, half=float("nan")), "Cannot tell", "95 % of held-out queries"),
         (emergence(0.95, 0.05) + worth(2.0), "Partly", "but never"),
         (worth(2.0), "Yes", "1 of 1 enhancements"),
         (worth(0.5), "No", "0 of 1 enhancements"),

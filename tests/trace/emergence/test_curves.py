@@ -29,7 +29,7 @@ def home(tmp_path_factory):
     model = KINDS["llama"]()
     end = {k: v.clone() for k, v in model.state_dict().items()}
     words = tokenizer("llama")
-    wanted = [words(t)["input_ids"][-1] for t in ("mat", "tree", "cat", "good")]
+    wanted = [words(t)["input_ids"][1] for t in ("mat", "tree", "cat", "good")]
     end["model.embed_tokens.weight"][wanted] *= 30
     start = {k: v.clone() for k, v in model.state_dict().items()}
     for step, share in ((1, 0.0), (2, 0.3), (4, 0.7), (8, 1.0)):
@@ -45,8 +45,7 @@ def by_hand(folder, prompt, answer):
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
     words = transformers.AutoTokenizer.from_pretrained(folder)
-    alone, ids = words(prompt)["input_ids"], words(prompt + answer)["input_ids"]
-    start = next((i for i, (a, b) in enumerate(zip(alone, ids)) if a != b), len(alone))
+    start, ids = len(words(prompt)["input_ids"]) - 1, words(prompt + answer)["input_ids"][:-1]  # the last one is [SEP]
     with torch.no_grad():
         logs = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
     return sum(float(logs[i - 1, ids[i]]) for i in range(start, len(ids)))

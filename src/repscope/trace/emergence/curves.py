@@ -5,7 +5,8 @@
    that every token of the answer is the most likely one.
 2. The first checkpoint makes the network; the weights of each other one are copied into it tensor by tensor, and each file is
    released at once.
-3. Tokens of the answer are those after the longest common beginning of the tokens of the prompt and of prompt and answer together.
+3. What the tokenizer puts before every text stands before every prompt, and nothing after it. Tokens of the answer are those after
+   the longest common beginning of the tokens of the prompt and of prompt and answer together.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from torch import nn
 from repscope.data.tables import read_table
 from repscope.errors import UserError, unknown
 from repscope.models.checkpoints import CheckpointSet, Weights
+from repscope.models.prompts import special_tokens
 from repscope.progress import progress
 from repscope.trace.emergence.transitions import Curve
 from repscope.trace.streaming import slots_of
@@ -167,8 +169,13 @@ Asked = list[tuple[list[int], int]]
 def _encoded(tokenizer: Any, probes: Probes) -> tuple[Asked, Asked]:
     """Token ids and where the answer begins, of right and of wrong answers (the right one again where there is none)."""
 
+    before, _ = special_tokens(tokenizer, causal=True)
+
+    def ids(text: str) -> list[int]:
+        return [*before.tolist(), *tokenizer(text, add_special_tokens=False)["input_ids"]]
+
     def of(prompt: str, answer: str) -> tuple[list[int], int]:
-        alone, both = (list(tokenizer(text)["input_ids"]) for text in (prompt, prompt + answer))
+        alone, both = ids(prompt), ids(prompt + answer)
         start = next((i for i, (a, b) in enumerate(zip(alone, both)) if a != b), min(len(alone), len(both)))
         if start >= len(both) or start < 1:
             raise UserError(f"The answer {answer!r} has no token of its own after {prompt[-40:]!r}; begin it with a space.")
