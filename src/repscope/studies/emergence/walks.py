@@ -68,8 +68,12 @@ class Walks:
         found = transformer.logits(self.shape, state, tokens.expand(len(self.initial()["transformer.wte.weight"]), -1, -1))
         return np.asarray(found[:, :, 1, : self.graphs.entities].double().softmax(-1))
 
-    def references(self, graph: int, pairs: Int[np.ndarray, "pair 2"]) -> dict[tuple[str, str], Answers]:
-        """Predictions by condition and item."""
+    @cached_property
+    def references(self) -> list[dict[tuple[str, str], Answers]]:
+        """Predictions of the left-out edges of each graph, by condition and item."""
+        return [self._references(graph, self.graphs.left_out(graph)) for graph in range(self.options.seeds)]
+
+    def _references(self, graph: int, pairs: Int[np.ndarray, "pair 2"]) -> dict[tuple[str, str], Answers]:
         steps, found = self.graphs.steps[graph], dict[tuple[str, str], Answers]()
         for longest in range(1, LONGEST + 1):
             sums, item = PathSums(steps, longest), paths_item(longest)
@@ -115,7 +119,7 @@ def _rows(task: Walks, place: int, split: str, state: State, start: State) -> It
     for graph in range(seeds):
         pairs = task.graphs.left_out(graph)
         network = place * seeds + graph
-        references = task.references(graph, pairs)
+        references = task.references[graph]
         own, before = task.answers(state, pairs)[network], task.answers(start, pairs)[network]
         tails = task.graphs.tails[graph].numpy()[pairs[:, 0], pairs[:, 1]]
         for key, values in divergence(references, own).items():

@@ -64,12 +64,13 @@ class PathSums:
             reached = self.walked[:, seen].sum(-1) > 0
             hits = (self.ends[:, seen] * (tails > 0)).sum(-1)
             return np.asarray(other * hits.sum(1) / np.maximum(reached.sum(1), 1))
-        odds = self.ends[:, seen][other]  # (path, entity, tail)
+        rows, columns = np.nonzero(tails)  # of the seen edges
+        odds, count = self.ends[:, seen][other][:, rows, columns], tails[rows, columns]
         w = np.full(len(odds), 1 / len(odds))
         for _ in range(_UPDATES):  # each seen edge is divided among the paths that lead to it
-            joint = w[:, None, None] * odds
+            joint = w[:, None] * odds
             share = joint / np.maximum(joint.sum(0), 1e-12)
-            w = (share * tails).sum((1, 2))
+            w = share @ count
             w /= max(w.sum(), 1e-12)
         found = np.zeros(len(self.paths))
         found[other] = w
