@@ -50,6 +50,7 @@ COMMANDS = (
     _of("features", "study features --tiny --out {out}"),
     _of("bayes", "study bayes --tiny --out {out}"),
     _of("brain", "study brain --tiny --out {out}"),
+    _of("emergence", "study emergence --tiny --out {out}"),
     _of("paths", "study paths --tiny --out {out}"),
     _of("drift", "study drift --tiny --out {out}"),
     _of("discover", "study discover --tiny --out {out}"),

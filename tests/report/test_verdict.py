@@ -486,6 +486,52 @@ def test_context_of_each_vector(rows, function, task):
     assert (parts["Function vector"].reply, parts["Task vector"].reply) == (function, task)
 
 
+def emergence(held, outside, *, half=0.03, lag=3.0, step=500.0, phi=14):
+    at = {"item": f"phi = {phi}", "split": "step 1200"}
+    rows = [
+        row(held, half, metric="accuracy", **at),
+        row(outside, half, metric="accuracy", condition="both facts OOD", **at),
+        row(0.9, half, metric="accuracy", item="phi = 2", split="step 1200"),
+        row(0.1, half, metric="accuracy", item=f"phi = {phi}", split="step 10"),
+        row(step, 20.0, metric="step of 50 %", item=f"phi = {phi}"),
+        row(lag, 0.5, metric="lag", item=f"phi = {phi}"),
+    ]
+    return rows
+
+
+def worth(value, half=0.2, item="trick"):
+    return [row(value, half, metric="compute-equivalent gain", item=item, split="by loss")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reply", "words"),
+    [
+        (emergence(0.95, 0.05), "Partly", "from step 500 on at phi = 14, 3.0 times later than trained ones, but never"),
+        (emergence(0.95, 0.95), "Yes", "also of facts out of distribution"),
+        (emergence(0.95, 0.5), "Partly", "out of distribution the accuracy is 0.50"),
+        (emergence(0.95, 0.05, lag=1.2), "Partly", "at phi = 14, but never"),
+        (emergence(0.95, 0.05, step=float("inf")), "Partly", "in the end"),
+        (emergence(0.86, 0.05), "Cannot tell", "86 % of held-out"),
+        (emergence(0.5, 0.05), "Cannot tell", "50 % of held-out"),
+        (emergence(0.1, 0.05), "No", "never answer held-out ones"),
+        (emergence(0.95, 0.05, half=float("nan")), "Cannot tell", "95 % of held-out queries"),
+        (emergence(0.95, 0.05) + worth(2.0), "Partly", "but never"),
+        (worth(2.0), "Yes", "1 of 1 enhancements"),
+        (worth(0.5), "No", "0 of 1 enhancements"),
+        (worth(1.1), "Cannot tell", "0 of 1"),
+        (worth(float("nan")), "Cannot tell", "0 of 1"),
+        (worth(2.0) + worth(0.5, item="other"), "Partly", "1 of 2"),
+        ([row(0.9, metric="accuracy", item="skill", split="step 8")], "Yes", "1 of 1 probes"),
+        ([row(0.1, metric="accuracy", item="skill", split="step 8")], "No", "0 of 1 probes"),
+        ([row(0.5, metric="accuracy", item="skill", split="step 8")], "Cannot tell", "0 of 1 probes"),
+        ([], "Cannot tell", "Neither a curve"),
+    ],
+)
+def test_emergence(rows, reply, words):
+    verdict = within_limit(study("emergence").verdict(table_of(rows)))
+    assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
+
+
 def test_every_question_has_rules():
     assert all(study(name).verdict for name in (*ANSWERED, "compare", "contrast", "connect"))
 

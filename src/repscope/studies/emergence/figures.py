@@ -72,6 +72,37 @@ def steps_text(row: dict[Any, Any] | None, form: str = ".0f") -> str:
     return f"{row['value']:{form}} [{row['lo']:{form}}, {hi}]"
 
 
+def probes(table: pd.DataFrame, metric: str) -> Figure:
+    """A metric of every probe over steps; intervals over probes of a skill."""
+    rows = select(table, metric=metric, condition=ESTIMATE)
+    rows = rows.assign(step=[max(1.0, names.step_of(split)) for split in rows["split"]])
+    scale = alt.Scale(domain=[0, 1]) if metric == names.ACCURACY else alt.Scale(zero=False, nice=True)
+    base = alt.Chart(data(rows[["item", "step", "value", "lo", "hi", "n"]])).encode(
+        x=alt.X("step:Q", title="step", scale=alt.Scale(type="log", nice=False, padding=12)),
+        color=alt.Color("item:N", title=None, legend=alt.Legend(orient="top", labelLimit=220)),
+        tooltip=[*tips("item"), *numbers("step", "value", "lo", "hi"), *tips("n")],
+    )
+    y, lo = (alt.Y(f"{end}:Q", title=metric, scale=scale) for end in ("value", "lo"))
+    layers = (base.mark_area(opacity=0.12).encode(y=lo, y2="hi:Q"), base.mark_line(point=True).encode(y=y))
+    return Figure(finish(*layers, height=260, max_width=620), f"{metric.capitalize()} over checkpoints", "Step 0 is drawn at 1.")
+
+
+def probe_transitions(table: pd.DataFrame) -> Table:
+    """Steps and sharpness of every probe."""
+    lines = []
+    for row in select(table, metric=names.STEP, condition=ESTIMATE).to_dict("records"):
+        at = {"item": row["item"]}
+        line = {"probe": row["item"], "step of 50 %": steps_text(row)}
+        for metric, condition, title in (
+            (names.SHARPNESS, ESTIMATE, "sharpness"),
+            (names.SHARPNESS, names.EVEN, "sharpness, learned evenly"),
+        ):
+            found = select(table, metric=metric, condition=condition, **at).to_dict("records")
+            line[title] = _text(found[0] if found else None)
+        lines.append(line)
+    return Table(pd.DataFrame(lines), "Transitions", "Intervals resample probes (of one run), or runs and probes.")
+
+
 def bridges(table: pd.DataFrame) -> Table:
     """Probes and patches at the last step, by phi, site and token."""
     rows = table[table["metric"].isin((names.BRIDGE, names.PATCHED))]
@@ -84,6 +115,34 @@ def bridges(table: pd.DataFrame) -> Table:
     wide = rows.pivot_table(index=["phi", "token", "order", "site"], columns="kind", values="cell", aggfunc="first").sort_index()
     wide = wide.reset_index().drop(columns="order").fillna("–")
     return Table(wide, "The bridge, at the last step", "By number of queries per fact, token and site of the residual stream.")
+
+
+def paths(table: pd.DataFrame) -> tuple[Figure, Table]:
+    """KL of path sums by largest path length for the longest walks, and the best path sum beside the controls for all."""
+    rows = table[table["metric"] == names.KL]
+    splits = list(dict.fromkeys(rows["split"]))
+    doses = [float(item.rpartition(" ")[2]) if item.startswith("paths of") else float("nan") for item in rows["item"]]
+    own = rows.assign(dose=doses)
+    own = own[(own["split"] == splits[-1]) & (own["item"] != names.BEST)]
+    chart = grids.dose(own, x_title="most relations of a path", value_title="KL(prediction ‖ network), nats", share=False)
+    caption = (
+        "Means over left-out edges. Lower is nearer to what the network expects. Path sums over other relations than the asked one."
+    )
+    figure = Figure(chart, f"Predictions of left-out edges, networks trained on {splits[-1]}", caption)
+    lines = []
+    for split in splits:
+        at = table[table["split"] == split]
+        best = select(at, metric=names.KL, item=names.BEST, condition=ESTIMATE).to_dict("records")[0]
+        line = {"trained on": split, "best path sum": best["definition"], "its KL": format_estimate(best)}
+        untrained = select(at, metric=names.KL, item=names.BEST, condition=names.UNTRAINED).to_dict("records")
+        line["untrained network"] = format_estimate(untrained[0])
+        for r in select(at, metric=names.NEARER).to_dict("records"):
+            line[f"{r['condition']} minus it"] = format_estimate(r)
+        for r in select(at, metric=names.MASS).to_dict("records"):
+            line[f"mass on true tails, {r['condition']}"] = format_estimate(r)
+        lines.append(line)
+    said = "Chosen on half of the left-out edges, reported on the other half."
+    return figure, Table(pd.DataFrame(lines), "The best path sum and the controls", said)
 
 
 def ladder(law: pd.DataFrame, points: pd.DataFrame, *, score: str = names.LOSS) -> Figure:

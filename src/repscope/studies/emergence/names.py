@@ -10,7 +10,10 @@ REACHED = "share of runs that reach 50 %"
 BRIDGE, PATCHED = "bridge accuracy", "patch success"
 GAIN, LOSS, REWARD = "compute-equivalent gain", "loss", "reward"
 FLOOR, EXPONENT = "floor of the law", "exponent of the law"
-KL = "KL to the network"
+KL, NEARER, MASS = "KL to the network", "nearer than the control", "mass on the true tails"
+BEST = "best path sum"
+UNIGRAM, NEIGHBOURS, SHUFFLED_GRAPH = "unigram", "nearest neighbours", "shuffled graph"
+WEIGHTED = {"unweighted": "unweighted paths", "precision": "paths weighted by precision", "fitted": "paths with fitted weights"}
 
 FACTS, FACTS_OOD = "facts", "facts OOD"
 UNTRAINED, EVEN, UNPATCHED, PERMUTED = "untrained network", "learned evenly", "without the patch", "shuffled labels"
@@ -29,6 +32,11 @@ def phi_of(name: str) -> float:
     """phi in the name of an item; NaN in another one."""
     found = _PHI.fullmatch(name)
     return float(found[1]) if found else float("nan")
+
+
+def walks(hops: int) -> str:
+    """The split of networks trained on walks of so many steps."""
+    return f"walks of {hops} step{'s' * (hops != 1)}"
 
 
 def at(step: int) -> str:

@@ -29,14 +29,14 @@ class EmergenceOptions(StudyOptions):
     probes: str | None = Field(
         None, description="With --checkpoints: a table with the columns probe, prompt, answer, and possibly wrong (a worse answer)."
     )
-    entities: int = Field(30, ge=4, description="Entities of a graph of two-hop facts.")
-    relations: int = Field(20, ge=4, description="Relations of that graph; facts are entities times relations.")
+    entities: int = Field(24, ge=4, description="Entities of a graph of two-hop facts.")
+    relations: int = Field(19, ge=4, description="Relations of that graph; facts are entities times relations.")
     ratios: tuple[float, ...] = Field((2, 4, 8, 14), description="Trained two-hop queries per fact (phi), one training for each.")
     seeds: int = Field(3, ge=2, description="Graphs, and networks per phi; worlds of the other parts.")
-    width: int = Field(64, ge=4, description="Width of the networks, with four heads.")
+    width: int = Field(48, ge=4, description="Width of the networks, with four heads.")
     layers: int = Field(3, ge=2, description="Blocks of the networks.")
-    steps: int = Field(1400, ge=10, description="Updates of the networks on facts.")
-    facts: int = Field(96, ge=2, description="Facts per update and network; four queries begin with each.")
+    steps: int = Field(1200, ge=10, description="Updates of the networks on facts.")
+    facts: int = Field(64, ge=2, description="Facts per update and network; four queries begin with each.")
     walk_lengths: tuple[int, ...] = Field((1, 2, 8), description="Steps of the random walks that networks are trained on.")
     walk_steps: int = Field(800, ge=10, description="Updates of the networks on random walks.")
     rungs: tuple[int, ...] = Field((25, 50, 100, 200, 400, 800), description="Updates of each rung of the compute ladder.")
@@ -102,6 +102,6 @@ class EmergenceOptions(StudyOptions):
             }
             small |= {"walk_lengths": (1, 4), "walk_steps": 12, "rungs": (2, 4, 8, 16, 32), "draws": 50}
         elif self.short:
-            small = {"entities": 20, "relations": 16, "ratios": (3, 11), "seeds": 2, "width": 48, "steps": 700, "facts": 64}
+            small = {"entities": 20, "relations": 16, "ratios": (3, 11), "seeds": 2, "steps": 900}
             small |= {"walk_lengths": (1, 8), "walk_steps": 400, "rungs": (20, 40, 80, 160, 320), "draws": 300}
         return self.with_sizes(small)

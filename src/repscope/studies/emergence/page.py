@@ -11,6 +11,9 @@ from repscope.studies.emergence import figures, names
 from repscope.studies.emergence.options import EmergenceOptions
 from repscope.studies.run.study import Answer, Record
 
+_GRADUAL = (
+    "Look for gradual growth where accuracy jumps: then the jump is a property of accuracy, which counts only the better answer."
+)
 _TITLE = "When skills appear, and what compute they are worth"
 
 
@@ -26,6 +29,15 @@ def page(record: Record[EmergenceOptions]) -> Page:
             headline=figures.ladder(given["law"], given["ladder"]),
             key=figures.gains(given["gains"]),
         )
+    if o.checkpoints is not None:
+        return Page(
+            title=_TITLE,
+            context=(str(o.checkpoints), str(o.probes)),
+            tested="Tested on the probes of the table alone, by log-probabilities of their answers.",
+            headline=figures.probes(table, names.ACCURACY),
+            key=figures.probe_transitions(table),
+            sections=(Section("Log-probabilities", _GRADUAL, (figures.probes(table, names.LOG_PROBABILITY),)),),
+        )
     side = record.results["ladder"].side
     few = (
         "The short form has fewer values of phi, seeds, rungs and updates, on smaller graphs; two networks per phi give no more "
@@ -37,7 +49,7 @@ def page(record: Record[EmergenceOptions]) -> Page:
         tested="Tested on small networks trained in this study. Not tested: language models, and skills other than these.",
         headline=figures.headline(table),
         key=_key(table),
-        sections=(_curves(table), _bridge(table), _compute(side)),
+        sections=(_curves(table), _bridge(table), _walks(table), _compute(side)),
         notes=(few,) if o.short else (),
     )
 
@@ -45,12 +57,18 @@ def page(record: Record[EmergenceOptions]) -> Page:
 def answer(record: Record[EmergenceOptions]) -> Answer:
     """The main numbers, one line each."""
     table, lines = record.table, list(record.warnings)
+    if record.options.checkpoints is not None:
+        for row in select(table, metric=names.STEP, condition=ESTIMATE).to_dict("records"):
+            lines.append(f"{row['item']}: step of 50 % {figures.steps_text(row)}.")
+        return Answer([*lines, *record.notes])
     for phi in figures.phis(table):
         said = []
         for condition, title in (("facts", "facts"), ("trained queries", "trained queries"), (ESTIMATE, "held-out queries")):
             rows = select(table, metric=names.STEP, item=names.item(phi), condition=condition).to_dict("records")
             said.append(f"{title} {figures.steps_text(rows[0] if rows else None)}")
         lines.append(f"{names.item(phi)}: step of 50 % of {', '.join(said)}.")
+    for row in select(table, metric=names.KL, item=names.BEST, condition=ESTIMATE).to_dict("records"):
+        lines.append(f"{row['split']}: nearest path sum ({row['definition']}) at a KL of {format_estimate(row)} nats.")
     for row in select(table, metric=names.GAIN, condition=ESTIMATE, split="by loss").to_dict("records"):
         if np.isfinite(row["value"]):
             lines.append(f"{row['item']}: worth {figures.steps_text(row, '.2f')} times the pre-training compute.")
@@ -92,6 +110,14 @@ def _bridge(table: pd.DataFrame) -> Section:
         "generalises has it before its last block, where r2 can still read it; one that memorises does not use it."
     )
     return Section("The bridge entity", text, (figures.bridges(table),))
+
+
+def _walks(table: pd.DataFrame) -> Section:
+    text = (
+        "Look for a path sum that is nearer to the network than every control is: then what the network expects of an edge that "
+        "it never saw is what walks over other relations say. The nearest neighbours need no path."
+    )
+    return Section("Unseen edges as sums over paths", text, figures.paths(table))
 
 
 def _compute(side: "dict[str, pd.DataFrame]") -> Section:

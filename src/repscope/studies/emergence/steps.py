@@ -5,35 +5,50 @@
 2. Transitions of these curves: step of 50 %, steepest rise, sharpness, lag of held-out behind trained queries.
 3. Random walks: networks trained on walks over a knowledge graph, beside weighted sums over its paths on edges that were left out.
 4. The compute ladder: the scaling law, gains of known size, imitation and RL as multiples of pre-training compute.
-With `ladder`, the user's table alone.
+With `ladder`, the user's table alone; with `checkpoints`, the curves of the user's probes.
 Controls: untrained networks, shuffled labels of probes, queries without the patch, even learning, gains that are known.
 """
 
 from functools import partial
+from math import prod
 
-from repscope.studies.emergence import given_ladder, ladder, two_hop
+from repscope.studies.emergence import given_checkpoints, given_ladder, ladder, two_hop, walks
 from repscope.studies.emergence.options import EmergenceOptions
 from repscope.studies.run.study import Cost, Setup, Step, Subject
+from repscope.trace.emergence.curves import series
 
 _TRAINED = "small-transformers"
 
 
 def steps(setup: Setup[EmergenceOptions]) -> list[Step]:
-    """Two-hop facts and their transitions; the ladder."""
+    """Two-hop facts and their transitions; random walks; the ladder."""
     o = setup.options
     if o.ladder is not None:
         return [Step("ladder table", partial(given_ladder.climbed, o), lambda: Cost(fit_flops=1e10))]
-    hops, rungs = two_hop.TwoHop(o), ladder.ComputeLadder(o)
+    if o.checkpoints is not None:
+        checkpoints, probes = given_checkpoints.opened(o)
+        series(checkpoints)  # refuses one checkpoint, and steps that differ between runs
+        step = partial(given_checkpoints.probed, o, checkpoints, probes)
+        tokens = 30 * len(checkpoints) * len(probes.name)
+        weights = sum(map(prod, checkpoints.sizes.values()))
+        return [Step("probes", step, lambda: Cost(tokens, 2.0 * tokens * weights, memory_bytes=4.0 * weights))]
+    hops, rungs, graphs = two_hop.TwoHop(o), ladder.ComputeLadder(o), walks.Walks(o)
     _ = hops.worlds  # refuses sizes that leave no queries
     return [
         Step("two-hop", partial(two_hop.train, hops), partial(two_hop.train_cost, hops)),
         Step("transitions", partial(two_hop.transitions, hops), lambda: Cost(fit_flops=1e10), needs=("two-hop",)),
+        Step("walks", partial(walks.walked, graphs), partial(walks.cost, graphs)),
         Step("ladder", partial(ladder.climb, rungs), partial(ladder.cost, rungs)),
     ]
 
 
 def subject(setup: Setup[EmergenceOptions]) -> Subject:
     """The networks trained in the study, or the user's table."""
+    if setup.options.checkpoints is not None:
+        checkpoints, _ = given_checkpoints.opened(setup.options)
+        digest = checkpoints.fingerprint().digest
+        facts = {"model": str(setup.options.checkpoints), "precision": "as stored", "fingerprint": digest}
+        return Subject("checkpoints", digest, facts, key={"checkpoints": digest})
     if setup.options.ladder is not None:
         return Subject("ladder", "ladder", {"model": "none: a table of losses", "precision": "float64"})
     facts = {"model": _TRAINED, "precision": "float32, trained in this run"}

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from repscope.conditions import ESTIMATE
-from repscope.report.verdict import Verdict, joined, side, thresholds
+from repscope.report.verdict import Reply, Verdict, count, joined, side, thresholds
 from repscope.results import select
 from repscope.studies.emergence import names
 
@@ -26,6 +26,8 @@ def verdict(table: pd.DataFrame) -> Verdict:
     }
     if held.empty:
         return _of_table(gains) if gains else _NONE
+    if not any(isfinite(names.phi_of(item)) for item in held["item"]):
+        return _of_probes(held)
     held = held.assign(phi=[names.phi_of(item) for item in held["item"]], step=[names.step_of(split) for split in held["split"]])
     last = held.sort_values(["phi", "step"]).to_dict("records")[-1]
     where = {"item": last["item"], "split": last["split"]}
@@ -63,6 +65,20 @@ def _gain(row: dict[Any, Any]) -> Verdict:
     if worth == "above":
         return Verdict("Yes", f"{said}.")
     return Verdict("No", f"{said}, a loss.") if worth == "below" else Verdict("Cannot tell", f"{said}, and 1 is not excluded.")
+
+
+def _of_probes(held: pd.DataFrame) -> Verdict:
+    """Of the user's probes: which of them the last checkpoint answers more often than not."""
+    held = held.assign(step=[names.step_of(split) for split in held["split"]])
+    parts = {}
+    for item, rows in held.groupby("item", sort=False):
+        last = rows.sort_values("step").to_dict("records")[-1]
+        found = side(last, 0.5)
+        reply: Reply = "Yes" if found == "above" else "No" if found == "below" else "Cannot tell"
+        parts[str(item)] = Verdict(reply, f"At step {last['step']:.0f} its accuracy is {last['value']:.2f}.")
+    return Verdict(
+        joined(parts.values()), f"{count(parts.values())} probes are answered more often than not in the end.", parts
+    )
 
 
 def _of_table(gains: dict[str, Verdict]) -> Verdict:

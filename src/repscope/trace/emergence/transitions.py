@@ -25,7 +25,7 @@ from repscope.stats import Estimate
 
 DRAWS = 500
 LEVEL = 0.5
-LEAST_RISE = 0.1  #: of accuracy, below which nothing appeared
+LEAST_RISE = 0.25  #: of accuracy, below which nothing appeared
 _FINE = 16  #: points per doubling
 
 
