@@ -25,7 +25,7 @@ from repscope.data.minimal_pairs import read_pairs
 from repscope.models.prompts import Ragged
 from repscope.read.pair_scores import _rows, score_pairs
 
-BATCHES = (1, 8, 32, 128)
+BATCHES = (8, 32, 128)
 
 
 def lm_eval_loop(lm, batch_size):

@@ -116,7 +116,9 @@ def _trained(setup: Setup[PathsOptions], o: PathsOptions) -> list[Step]:
         groups = 3  # two with early data, and one without
         cost = _cost(groups * o.pretrainings * o.crossed**2 * o.steps)
         ignored = (*_TABLES, *_OF_ORDERS, "runs", "apart")
-        made.append(Step("attribution", partial(_attribution, setup), cost, needs=("pretraining", "phases"), ignores=ignored))
+        made.append(
+            Step("attribution", partial(_attribution, setup), cost, version=2, needs=("pretraining", "phases"), ignores=ignored)
+        )
     made.append(Step("summary", partial(_summary, setup), lambda: Cost(fit_flops=1e8), needs=tuple(sets), ignores=unaffected))
     return made
 
@@ -421,7 +423,8 @@ def _attribution(setup: Setup[PathsOptions], context: Context) -> Result:
             state = fine_tuning.fine_tune(world(o), _base(context, _fork(context, init)), plan.iloc[rows], _tuning(o))[o.steps]
             rule[rows] = 1 - report(state)["ood error"]
         found[condition] = plan, rule
-    return attribution.result(found, o.seed)
+    cells = attribution.path_dependence_rows(context.inputs["phases"].table, o.texts // 2, o.seed)
+    return attribution.result(found, o.seed, cells)
 
 
 def _summary_of_models(path: Path, seed: int, context: Context) -> Result:
