@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from repscope.conditions import ESTIMATE
+from repscope.conditions import ESTIMATE, NO_BIAS
 from repscope.results import Result, Row
 from repscope.stats.variance import crossed, variance_shares
 from repscope.studies.paths.order_names import DEPENDENCE, SHARE
