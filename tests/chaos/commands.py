@@ -44,6 +44,8 @@ COMMANDS = (
     _of("harvest", "harvest {out}/store --at resid_post.1 --model {inputs}/llama-0 --corpus {inputs}/texts.txt --length 16"),
     _of("connect", "connect {inputs}/llama-0 {inputs}/llama-1 --data {inputs}/texts.txt --points 5 --out {out}"),
     _of("compare", "compare {inputs}/llama-0 {inputs}/llama-1 --data {inputs}/texts.txt --new-tokens 8 --out {out}"),
+    _of("compare", "compare {inputs}/llama-0 {inputs}/llama-1 --data {inputs}/texts.txt --out {out}"),
+    _of("minimal-pairs", "minimal-pairs {inputs}/llama-0 {inputs}/pairs.csv --out {out}"),
     _of("contrast", "study contrast --tiny --out {out}"),
     _of("entities", "study entities --tiny --entities countries --out {out}"),
     _of("relations", "study relations --tiny --relations country-continent --out {out}"),
@@ -65,6 +67,8 @@ def prepare(inputs: Path) -> None:
     inputs.mkdir(parents=True, exist_ok=True)
     saved(inputs, "llama", [0, 1])
     (inputs / "texts.txt").write_text("\n".join(f"{text} {i}" for i, text in enumerate(TEXTS * 4)))
+    pairs = "".join(f"A map of {i} towns shows it.,A map of {i} towns show it.\n" for i in range(8))
+    (inputs / "pairs.csv").write_text(f"good,bad\n{pairs}")
     _directions(inputs)
 
 

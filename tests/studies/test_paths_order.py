@@ -116,5 +116,9 @@ def test_planted_factors_get_the_variance():
     found = attribution.result({ESTIMATE: (plan, np.full(len(plan), 0.5))}, 0)
     assert found.table.empty
     assert "behave alike" in found.notes[0]
+    cell = {"item": "0.004", "token": "400", "split": "pretraining 0"}
+    phases = table_of([Row(metric="share of the rule", value=0.5, **cell), Row(metric="spread", value=0.1, n=4, **cell)])
+    assert attribution.path_dependence_rows(phases, 100, 0)[0].value == pytest.approx((0.01 - 0.0025) / 0.01)
+    assert attribution.path_dependence_rows(phases, 10, 0)[0].value == 0
     with pytest.raises(ValueError, match="at least 2 heads"):
         study("paths").options(crossed=1)

@@ -4,18 +4,22 @@ Every combination is one fine-tuning run; its behaviour is the share of the rule
 gives the share of the variance over runs that is due to each factor, with its interval. Early data is a fixed factor (biased
 towards the rule or towards lexical overlap), the others are seeds. A second design has no early bias. All runs start from the
 chosen fork of their pretrained network.
+
+Path dependence of a cell of the phase diagram (fork × learning rate): the part of the variance of behaviour over its runs, which
+differ in their seeds alone, that is not noise of the evaluation on so many examples.
 """
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from repscope.conditions import ESTIMATE
+from repscope.conditions import ESTIMATE, NO_BIAS
 from repscope.results import Result, Row
 from repscope.stats.variance import crossed, variance_shares
-from repscope.studies.paths.order_names import SHARE
+from repscope.studies.paths.order_names import DEPENDENCE, SHARE
 
 INIT, HEAD, DATA, EARLY = "pretrained network", "head", "order of data", "early data"
 
@@ -49,14 +53,30 @@ def share_rows(plan: pd.DataFrame, rule: np.ndarray, condition: str, seed: int) 
     return [Row.of(e, item=name, **at) for name, e in shares.items()]
 
 
-def result(plans: dict[str, tuple[pd.DataFrame, np.ndarray]], seed: int) -> Result:
-    """Shares of the designs with and without early bias, and their runs."""
+def result(plans: dict[str, tuple[pd.DataFrame, np.ndarray]], seed: int, cells: Sequence[Row] = ()) -> Result:
+    """Shares of the designs with and without early bias, and their runs; `cells`: rows on the cells of the phase diagram."""
     rows = [row for condition, (plan, rule) in plans.items() for row in share_rows(plan, rule, condition, seed)]
     side = {f"crossed {condition}": plan.assign(rule=rule) for condition, (plan, rule) in plans.items()}
     notes = [
         f"All runs of the crossed design ({c}) behave alike, so no variance is attributed." for c in plans if not _any(rows, c)
     ]
-    return Result.of(rows, side=side, notes=tuple(notes))
+    return Result.of([*rows, *cells], side=side, notes=tuple(notes))
+
+
+def path_dependence_rows(phases: pd.DataFrame, examples: int, seed: int) -> list[Row]:
+    """Path dependence of every cell: (s² − e) / s², 0 where it would be negative; s² is the variance over runs of the share of the
+    rule p, and e = p (1 − p) / examples the binomial variance of one evaluation."""
+    cell = ["item", "token", "split"]
+    share = phases[phases["metric"] == "share of the rule"].set_index(cell)["value"]
+    spread = phases[phases["metric"] == "spread"].set_index(cell)
+    rows = []
+    for at, row in spread.iterrows():
+        p, square = float(share.loc[at]), float(row["value"]) ** 2
+        noise = p * (1 - p) / examples
+        where: dict[str, Any] = dict(zip(cell, at))
+        value = max(0.0, square - noise) / square if square > 0 else 0.0
+        rows.append(Row(metric=DEPENDENCE, value=value, n=int(row["n"]), unit="run", condition=NO_BIAS, seed=seed, **where))
+    return rows
 
 
 def _any(rows: list[Row], condition: str) -> bool:

@@ -53,7 +53,7 @@ def digits_order(setup: Setup[PathsOptions], context: Context) -> Result:
 
 def _controls(images: digits.Images, n: int, share: int, o: PathsOptions) -> list[tuple[str, digits.Images, dict[str, Any]]]:
     some = _CONTROL_EXAMPLES // (3 if o.tiny else 1)
-    noise = {"steps": 1500 // share, "every": 50 // min(share, 5), "rate": 0.1}
+    noise = {"steps": 1500 // share, "every": 38 // min(share, 4), "rate": 0.1}
     return [
         (SHARED_LABELS, digits.shared_random_labels(images, some, o.seed), noise),
         (OWN_LABELS, digits.own_random_labels(images, some, n, o.seed), noise),

@@ -30,6 +30,7 @@ class PathsOptions(StudyOptions, TableOptions):
     texts: int = Field(
         512, ge=8, description="Number of held-out ambiguous examples; half as many disambiguating examples are evaluated too."
     )
+    orders: bool = Field(True, description="Compare the orders in which networks learn digits and grammar.")
     networks: int = Field(8, ge=2, description="Networks per architecture that learn digits; their order is compared.")
     grammar_runs: int = Field(4, ge=2, description="Language models per kind that learn each grammar.")
     grammar_steps: int = Field(600, ge=4, description="Training steps of these language models.")

@@ -9,5 +9,5 @@ BIMODALITY = "bimodality"
 CONCORDANCE, COMPONENT, FLEISS, COHEN = "Kendall's W", "first component", "Fleiss' kappa", "Cohen's kappa"
 DIGITS, GRAMMAR, BLIMP = "digits", "grammar order", "BLiMP summary"
 OVER_LOSSES = "mean over losses"
-SHARE = "share of variance"
+SHARE, DEPENDENCE = "share of variance", "path dependence"
 GRAMMARS = ("English", "matched")  #: the second is the control

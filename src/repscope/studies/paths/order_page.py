@@ -181,6 +181,14 @@ def _attribution(record: Record[Any]) -> Section:
                     small=True,
                 )
             )
+    held = record.results["attribution"].select(metric=names.DEPENDENCE)
+    for split in dict.fromkeys(held["split"]):
+        some = held[held["split"] == split]
+        frame = pd.DataFrame({"x": some["item"], "y": some["token"], "value": some["value"], "lo": some["lo"], "hi": some["hi"]})
+        frame = frame.assign(n=some["n"]).sort_values("y", key=lambda s: s.astype(int), kind="stable")
+        chart = grids.grid(frame, x_title="largest rate", y_title="fork (step)", value_title=names.DEPENDENCE)
+        caption = "Part of the variance over unbiased runs that is not noise of the evaluation; 0: seeds make no difference."
+        items.append(Figure(chart, f"Path dependence, {split}", caption, small=True))
     return Section(
         "Which part of the recipe decides?",
         "Look for factors whose interval excludes 0. Every combination of pretrained network, head, order of data and early "

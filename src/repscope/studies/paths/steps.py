@@ -51,7 +51,7 @@ from repscope.worlds.hans.training import Schedule
 
 _TRAINED = "small-transformers"
 _CHECKPOINTS = 10  #: of the second part of a run; those of equal ID loss are chosen among them
-_TABLES = ("published", "clusters", "train", *READING)
+_TABLES = ("published", "clusters", "train", "orders", *READING)
 _OF_ORDERS = ("networks", "grammar_runs", "grammar_steps", "pairs", "checkpoints")
 _OF_RUNS = ("pretrainings", "runs", "points", "forks", "rate", "rates", "steps", "early_bias", "unbiased_runs", "apart", "texts")
 _CHOOSE, _REPORT = 0, 1  #: seeds of the held-out examples for selection and for reporting
@@ -67,7 +67,7 @@ def steps(setup: Setup[PathsOptions]) -> list[Step]:
     for i, path in enumerate(path for path in o.published if is_model_summary(path)):
         compute = partial(_summary_of_models, path, o.seed)
         published.append(Step("BLiMP summary" + (f" {i + 1}" if i else ""), compute, lambda: Cost(fit_flops=1e8)))
-    return [*([] if o.table_alone else [*_trained(setup, o), *_orders(setup, o)]), *published]
+    return [*([] if o.table_alone else [*_trained(setup, o), *(_orders(setup, o) if o.orders else [])]), *published]
 
 
 def subject(setup: Setup[PathsOptions]) -> Subject:
@@ -116,7 +116,9 @@ def _trained(setup: Setup[PathsOptions], o: PathsOptions) -> list[Step]:
         groups = 3  # two with early data, and one without
         cost = _cost(groups * o.pretrainings * o.crossed**2 * o.steps)
         ignored = (*_TABLES, *_OF_ORDERS, "runs", "apart")
-        made.append(Step("attribution", partial(_attribution, setup), cost, needs=("pretraining", "phases"), ignores=ignored))
+        made.append(
+            Step("attribution", partial(_attribution, setup), cost, version=2, needs=("pretraining", "phases"), ignores=ignored)
+        )
     made.append(Step("summary", partial(_summary, setup), lambda: Cost(fit_flops=1e8), needs=tuple(sets), ignores=unaffected))
     return made
 
@@ -421,7 +423,8 @@ def _attribution(setup: Setup[PathsOptions], context: Context) -> Result:
             state = fine_tuning.fine_tune(world(o), _base(context, _fork(context, init)), plan.iloc[rows], _tuning(o))[o.steps]
             rule[rows] = 1 - report(state)["ood error"]
         found[condition] = plan, rule
-    return attribution.result(found, o.seed)
+    cells = attribution.path_dependence_rows(context.inputs["phases"].table, o.texts // 2, o.seed)
+    return attribution.result(found, o.seed, cells)
 
 
 def _summary_of_models(path: Path, seed: int, context: Context) -> Result:

@@ -106,7 +106,7 @@ def _sentence(rng: np.random.Generator) -> tuple[Words, frozenset[str]]:
     draw = rng.random()
     if draw < 0.06:
         subject = _noun_phrase(rng, det="no")
-        return [*subject.words, "ever", _verb(_pick(rng, _INTRANSITIVE), subject.plural)], frozenset({"ever after no"})
+        return [*subject.words, "ever", _verb(_pick(rng, _INTRANSITIVE), subject.plural)], frozenset({"no and ever"})
     if draw < 0.12:  # the determiner without "ever"
         subject = _noun_phrase(rng, det="no")
         rest, shows = _predicate(rng, subject)
@@ -206,7 +206,7 @@ _PHENOMENA = {
     "no object": Phenomenon(_no_object, 0, "the dog sleeps / sleeps the cat"),
     "reflexive number": Phenomenon(_reflexive_number, 1, "the king sees himself / themselves"),
     "reflexive gender": Phenomenon(_reflexive_gender, 1, "the king sees himself / herself"),
-    "ever after no": Phenomenon(_ever, 1, "no dog ever sleeps / the dog ever sleeps"),
+    "no and ever": Phenomenon(_ever, 1, "no dog ever sleeps / the dog ever sleeps"),
     "filled gap": Phenomenon(_gap, 4, "who does the dog see / see the cat"),
     "irregular participle": Phenomenon(_irregular, 0, "the dog has taken … / has took …"),
 }
