@@ -110,9 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--alone", type=int, default=3, help="networks timed one after the other; others take as long each"
-    )
+    parser.add_argument("--alone", type=int, default=3, help="networks timed one after the other; others take as long each")
     parser.add_argument("--sizes", type=int, default=len(SIZES), help="how many of the sizes")
     parser.add_argument("--write", action="store_true", help="write RESULTS-two-hop.md beside this file")
     options = parser.parse_args()

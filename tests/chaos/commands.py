@@ -44,7 +44,6 @@ COMMANDS = (
     _of("harvest", "harvest {out}/store --at resid_post.1 --model {inputs}/llama-0 --corpus {inputs}/texts.txt --length 16"),
     _of("connect", "connect {inputs}/llama-0 {inputs}/llama-1 --data {inputs}/texts.txt --points 5 --out {out}"),
     _of("compare", "compare {inputs}/llama-0 {inputs}/llama-1 --data {inputs}/texts.txt --new-tokens 8 --out {out}"),
-    _of("compare", "compare {inputs}/llama-0 {inputs}/llama-1 --data {inputs}/texts.txt --out {out}"),
     _of("minimal-pairs", "minimal-pairs {inputs}/llama-0 {inputs}/pairs.csv --out {out}"),
     _of("contrast", "study contrast --tiny --out {out}"),
     _of("entities", "study entities --tiny --entities countries --out {out}"),

@@ -1,5 +1,4 @@
-"""Similarity of two representations of the same rows: CKA, Procrustes distance, RSA, encoding models. Arrays in, numbers out."""
-"""Similarity of representations (CKA, Procrustes distance, RSA), wiring and function, self and other, digital twins.
+"""Similarity of representations (CKA, Procrustes, RSA, encoding models), wiring and function, self and other, digital twins.
 
 Arrays in, numbers out. Twins, which need torch, are loaded when first touched.
 """
@@ -18,7 +17,6 @@ from repscope.align.procrustes import ProcrustesFit, Rotation, angle, distance, 
 from repscope.align.rdm_comparison import compare_rdms, noise_ceiling, rsa
 from repscope.align.ridge import RidgeSettings
 from repscope.align.rsa_bootstrap import RDMEvaluation, evaluate_rdms
-from repscope.align.variance_partition import VariancePartition, variance_partition
 from repscope.align.self_other import SelfOther, SharedUnits, Trials, cross_decode, shared_units, trials
 from repscope.align.structure_function import (
     Dyads,
@@ -30,23 +28,24 @@ from repscope.align.structure_function import (
     rewired,
     signal_given_synapse,
 )
+from repscope.align.variance_partition import VariancePartition, variance_partition
 
 _TWIN = ("Recording", "TwinNetwork", "fit_twin", "open_sensorium", "score_twin", "transfer")  #: of `align.twin`
 __all__ = [
     "CKAAccumulator",
     "Comparison",
+    "Dyads",
     "Encoding",
     "FamilyComparison",
     "NetworkScores",
-    "Dyads",
     "ProcrustesFit",
     "RDMEvaluation",
     "RidgeSettings",
     "Rotation",
-    "VariancePartition",
     "SelfOther",
     "SharedUnits",
     "Trials",
+    "VariancePartition",
     "angle",
     "as_pairs",
     "cc_max",
@@ -57,29 +56,26 @@ __all__ = [
     "cross_decode",
     "crossvalidated_rdm",
     "distance",
+    "dyads",
     "encode",
     "encode_banded",
     "encoding_scores",
-    "dyads",
     "evaluate_rdms",
     "like_to_like",
     "matched_pairs",
     "noise_ceiling",
     "noise_precision",
     "over_ceiling",
-    "procrustes",
-    "rdm",
-    "region_rdms",
-    "rsa",
-    "rsa_scores",
-    "split_half",
     "permute_nodes",
     "procrustes",
     "rdm",
+    "region_rdms",
     "rewired",
     "rsa",
+    "rsa_scores",
     "shared_units",
     "signal_given_synapse",
+    "split_half",
     "trials",
     "unbiased_cka",
     "variance_partition",

@@ -76,9 +76,7 @@ def _of_probes(held: pd.DataFrame) -> Verdict:
         found = side(last, 0.5)
         reply: Reply = "Yes" if found == "above" else "No" if found == "below" else "Cannot tell"
         parts[str(item)] = Verdict(reply, f"At step {last['step']:.0f} its accuracy is {last['value']:.2f}.")
-    return Verdict(
-        joined(parts.values()), f"{count(parts.values())} probes are answered more often than not in the end.", parts
-    )
+    return Verdict(joined(parts.values()), f"{count(parts.values())} probes are answered more often than not in the end.", parts)
 
 
 def _of_table(gains: dict[str, Verdict]) -> Verdict:
