@@ -21,6 +21,9 @@ _KINDS = ("bit", "bit", "bit", "bits", "cut", "empty", "removed", "swapped")
 _WORDS = (
     *(
         "damaged",
+        "that no harvest made",
+        "is not the shard of",
+        "holds no",
         "corrupt",
         "cannot be read",
         "cut short",

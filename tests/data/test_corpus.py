@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -163,3 +164,20 @@ def test_code_and_tables_are_no_prose():
         "no capital letter begins this sentence of nine words.",
     ):
         assert docs.prose(text) == []
+
+
+def test_a_damaged_arrow_file_is_refused(tmp_path):
+    """Its offsets may lead anywhere: reading them would end the process."""
+    column = pa.array(["one", "two", "three"])
+    offsets = np.frombuffer(column.buffers()[1], dtype=np.int32).copy()
+    offsets[2] = 1 << 30
+    wild = pa.StringArray.from_buffers(3, pa.py_buffer(offsets.tobytes()), column.buffers()[2])
+    not_text = pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, 1], np.int32).tobytes()), pa.py_buffer(b"\xf4"))
+    for i, texts in enumerate((wild, not_text)):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        table = pa.table({"text": texts})
+        with pa.OSFile(str(folder / "a.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table)
+        with pytest.raises(UserError, match=r"column 'text' of .* is damaged"):
+            corpus(folder)

@@ -227,6 +227,12 @@ def _of_table(path: Path, table: pa.Table, text: str, labels: Sequence[str]) -> 
     import pyarrow.compute as pc
 
     table = table.select(_columns(path, table.column_names, text, labels))
+    for name in table.column_names:
+        try:
+            table[name].validate(full=True)  # offsets beyond the text of a damaged file would end the process
+        except pa.ArrowInvalid as error:
+            said = str(error).splitlines()[0]
+            raise UserError(f"The column {name!r} of {path} is damaged ({said}); save or copy it again.") from error
     column = table[text]
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type) or pa.types.is_string_view(column.type)):
         raise UserError(f"The column {text!r} of {path} holds {column.type}, not texts; name another with text=.")

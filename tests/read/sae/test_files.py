@@ -180,6 +180,14 @@ def test_a_scale_without_its_normalisation_is_refused(tmp_path):
         sae.open(folder)
 
 
+@pytest.mark.parametrize("kind", [{}, ["AutoEncoder"], 3, None])
+def test_a_class_that_is_no_name_is_refused(tmp_path, kind):
+    folder = pt(tmp_path / "a", {"W_enc": torch.zeros(2, 3)})
+    (folder / "config.json").write_text(json.dumps({"trainer": {"dict_class": kind}}))
+    with pytest.raises(UserError, match="class of dictionary_learning"):
+        sae.open(folder)
+
+
 class Boom:
     def __reduce__(self):
         return (open, ("exploded", "w"))

@@ -192,7 +192,8 @@ def _header(path: Path, size: bytes, held: int, read: Callable[[int], bytes]) ->
         tensors = {name: entry for name, entry in parse_json(read(length)).items() if name != "__metadata__"}
         ends = [8 + length + int(entry["data_offsets"][1]) for entry in tensors.values()]
         sound = all(
-            0 <= entry["data_offsets"][0] <= entry["data_offsets"][1]
+            len(entry["data_offsets"]) == 2
+            and 0 <= entry["data_offsets"][0] <= entry["data_offsets"][1]
             and isinstance(entry["dtype"], str)
             and prod(entry["shape"]) >= 0
             for entry in tensors.values()

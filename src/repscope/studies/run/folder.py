@@ -35,6 +35,7 @@ from repscope.untrusted import parse_json
 MARK = "run.json"
 PAGE = "report.html"
 Stamps = Mapping[str, tuple[int, int, int]]  #: artifact → size, time of change, inode
+_PUBLISHED = (manifest.NAME, "results", PAGE)  #: a folder with these and without its mark is a damaged run
 _FOLDERS = (".steps", ".artifacts", ".partial", ".scratch", "results", "artifacts")
 
 
@@ -206,8 +207,8 @@ class RunFolder:
     def artifact_damage(self, name: str, key: str) -> str | None:
         """What is wrong with the artifacts that a step wrote, in words."""
         listed = self._listed(name, key)
-        if not listed.is_file():
-            return None
+        if not listed.is_file():  # a step without artifacts has no list
+            return f"{listed.name} is missing" if f".artifacts/{listed.name}" in self._published() else None
         try:
             return Manifest.read(listed).damage(self.artifacts)
         except UserError:
@@ -246,8 +247,16 @@ class RunFolder:
     def write_digests(self) -> None:
         """Write the manifest of what is published."""
         names = [MARK, PAGE, *(f"results/{p.name}" for p in (self.path / "results").glob("*.parquet"))]
+        names += [f".artifacts/{p.name}" for p in (self.path / ".artifacts").glob("*.json")]
         with whole_file(self.path / manifest.NAME) as partial:
             partial.write_text(Manifest.of(self.path, names).text(), encoding="utf-8")
+
+    def _published(self) -> Collection[str]:
+        """The names in the manifest of what is published; none where it is missing or damaged."""
+        try:
+            return Manifest.read(self.path / manifest.NAME).files.keys()
+        except UserError:
+            return ()
 
     def draw(self, page: Page) -> Path:
         """Write the page of a finished run again; its path."""
@@ -330,7 +339,7 @@ def list_runs(out: Path) -> list[RunFolder]:
         raise UserError(f"{there} is a file; --out must be the folder of all runs.")
     if not out.is_dir():
         return []
-    return [RunFolder(p) for p in sorted(out.iterdir()) if p.is_dir() and (p / MARK).is_file()]
+    return [RunFolder(p) for p in sorted(out.iterdir()) if (p / MARK).is_file() or all((p / n).exists() for n in _PUBLISHED)]
 
 
 def find_run(run: str, out: Path) -> RunFolder:

@@ -46,11 +46,11 @@ def read(path: Path, dtype: torch.dtype, threshold: float | None = None) -> Spar
     found = next((f / SETTINGS for f in (path.parent, path.parent.parent) if (f / SETTINGS).is_file()), None)
     if found is None:
         raise UserError(f"{path} has no {SETTINGS} beside it, which names its class (TopK and BatchTopK look alike); copy it.")
-    settings = read_settings(found).get("trainer")
-    if not isinstance(settings, dict) or settings.get("dict_class") not in _CLASSES:
-        kind = settings.get("dict_class") if isinstance(settings, dict) else None
+    told = read_settings(found).get("trainer")
+    settings: dict[str, Any] = told if isinstance(told, dict) else {}
+    kind = settings.get("dict_class")
+    if not isinstance(kind, str) or kind not in _CLASSES:
         raise unknown("class of dictionary_learning that can be read", kind, _CLASSES, f"({found})")
-    kind = str(settings["dict_class"])
     weights = Weights(path, read_pt(path), dtype)
     if "W_enc" in weights:
         W_enc = weights.take("W_enc", -1, -1)
