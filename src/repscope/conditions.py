@@ -71,7 +71,7 @@ ORTHOGONAL = "orthogonal inputs"
 PERMUTED_CORRECTNESS = "permuted correctness"
 MATCHED_GRAMMAR = "matched grammar"
 PERMUTED_PHENOMENA = "permuted phenomena"
-REGRESSED_OUT = "frequency and distance regressed out"
+REGRESSED_OUT = "frequency, distance and length regressed out"
 WITHIN_TERMS = "within wider phenomena"
 
 
@@ -218,7 +218,7 @@ CONDITIONS: dict[str, Condition] = {
         Condition(PERMUTED_CORRECTNESS, "Correctness permuted over examples within each network.", "control", "black"),
         Condition(MATCHED_GRAMMAR, "A grammar whose phenomena share one frequency and one distance.", "control", "grey"),
         Condition(PERMUTED_PHENOMENA, "Each phenomenon's accuracies permuted over runs and losses.", "control", "black"),
-        Condition(REGRESSED_OUT, "What the ranks of frequency and distance leave of the accuracies.", "setting", "sky"),
+        Condition(REGRESSED_OUT, "What the ranks of frequency, distance and length leave of the accuracies.", "setting", "sky"),
         Condition(WITHIN_TERMS, "Accuracies minus the mean of each wider phenomenon.", "setting", "sky"),
         # compare, drift
         Condition(

@@ -88,7 +88,7 @@ def order_rows(classes=0.6, orthogonal=0.0, left=0.5, matched=0.05, width=0.1):
 @pytest.mark.parametrize(
     ("rows", "reply", "words"),
     [
-        ({}, "Yes", "beyond frequency and distance"),
+        ({}, "Yes", "beyond frequency, distance and length"),
         ({"left": 0.0}, "Partly", "is not shared"),
         ({"left": 0.25}, "Partly", "may not be shared"),
         ({"classes": 0.0, "left": 0.0}, "No", "explain the order"),

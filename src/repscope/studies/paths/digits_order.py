@@ -41,7 +41,7 @@ def digits_order(setup: Setup[PathsOptions], context: Context) -> Result:
         both = spearman(held[a].mean(0), held[b].mean(0), seed=o.seed)
         estimate = replace(both.estimate, unit="image")
         rows.append(Row.of(estimate, **_at(f"{a} – {b}", names.ARCHITECTURES, o.seed)))
-    for condition, made, how in _controls(images, n, share, o):
+    for condition, made, how in _controls(images, n, 10 if o.tiny else 2 if o.short else 1, o):
         found = digits.learn(_KIND, made, n, seed=o.seed, **how)
         values = order.accessibility(found.correct)
         at = {**_at(_KIND, names.WITHIN, o.seed), "condition": condition}

@@ -159,7 +159,7 @@ def _grammar(record: Record[Any]) -> Section:
     items += [Table(pd.DataFrame(lines), "All order correlations"), Table(pd.DataFrame(more), "Agreement on order and on pairs")]
     return Section(
         "Do networks learn grammar in one order?",
-        "Look for correlations at matched loss that remain when frequency and distance are regressed out, and that the "
+        "Look for correlations at matched loss that remain when frequency, distance and length are regressed out, and that the "
         "matched grammar "
         "does not have.",
         tuple(items),

@@ -1,7 +1,7 @@
-"""The verdict of `paths` on the order of learning: is it shared beyond what class, frequency and distance explain?
+"""The verdict of `paths` on the order of learning: is it shared beyond what class, frequency, distance and length explain?
 
 Digits: every architecture's order correlation within classes is above the limit, and that of orthogonal inputs is small. Grammar:
-the order correlation between runs that frequency and distance leave is above the limit, and that of the matched grammar is below
+the order correlation between runs that frequency, distance and length leave is above the limit, and that of the matched grammar is below
 it.
 """
 
@@ -19,13 +19,15 @@ def order_verdict(table: pd.DataFrame) -> Verdict | None:
         return None
     digits, grammar = _digits(table), _grammar(table)
     if digits == grammar == "above":
-        return Verdict("Yes", "Networks share an order within classes of digits, and in grammar beyond frequency and distance.")
+        return Verdict(
+            "Yes", "Networks share an order within classes of digits, and in grammar beyond frequency, distance and length."
+        )
     if "above" in (digits, grammar):
         found, other = ("digits within classes", "grammar") if digits == "above" else ("grammar", "digits")
         rest = "is not" if "below" in (digits, grammar) else "may not be"
         return Verdict("Partly", f"The order is shared in {found}; in {other} it {rest} shared beyond what the controls explain.")
     if digits == grammar == "below":
-        return Verdict("No", "Class, frequency and distance explain the order that networks share.")
+        return Verdict("No", "Class, frequency, distance and length explain the order that networks share.")
     return Verdict("Cannot tell", "The intervals do not show whether networks share an order beyond the controls.")
 
 

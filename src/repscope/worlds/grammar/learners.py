@@ -9,7 +9,7 @@
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -77,14 +77,13 @@ def learn(kind: str, grammar: Grammar, pairs: Pairs, runs: int, steps: int, coun
         raise UserError(f"{runs} run has no order to share; train at least 2.")
     at = checkpoints(steps, count)
     heldout = grammar.corpus(_HELD_OUT, LENGTH, np.random.default_rng([seed, 1]))
-    corpora = [np.random.default_rng([seed, 2, run]) for run in range(runs)]
-    read = partial(_documents, grammar, corpora)
+    corpora = _corpora(grammar, runs, steps + 1, seed)
     if kind in NGRAMS:
-        return _ngrams(kind, grammar, pairs, heldout, read, at)
+        return _ngrams(kind, grammar, pairs, heldout, corpora, at)
     seeds = [7919 * seed + 31 * i + 1 for i in range(runs)]
     logits, start = NETWORKS[kind](len(grammar.words), seeds)
     held: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    loss_of = next_token_loss(logits, lambda step: read())
+    loss_of = next_token_loss(logits, lambda step: corpora[step].long())
     wanted = {int(step) for step in at}
 
     def loss(state: State, step: int) -> Float[Tensor, "network"]:
@@ -99,8 +98,12 @@ def learn(kind: str, grammar: Grammar, pairs: Pairs, runs: int, steps: int, coun
     return Curves(kind, at, losses, sums, means)
 
 
-def _documents(grammar: Grammar, corpora: list[np.random.Generator]) -> Int[Tensor, "run document token"]:
-    return torch.stack([grammar.corpus(BATCH, LENGTH + 1, rng) for rng in corpora])
+@lru_cache(maxsize=2)  # learners of all kinds read the same corpora, and writing one takes longer than reading it
+def _corpora(grammar: Grammar, runs: int, steps: int, seed: int) -> Int[Tensor, "step run document token"]:
+    """What each run reads at each step."""
+    rngs = [np.random.default_rng([seed, 2, run]) for run in range(runs)]
+    each = [torch.stack([grammar.corpus(BATCH, LENGTH + 1, rng) for rng in rngs]) for _ in range(steps)]
+    return torch.stack(each).short()
 
 
 def _evaluated(
@@ -170,7 +173,7 @@ def _ngrams(
     grammar: Grammar,
     pairs: Pairs,
     heldout: Int[Tensor, "document token"],
-    read: Callable[[], Int[Tensor, "run document token"]],
+    corpora: Int[Tensor, "step run document token"],
     at: Int[np.ndarray, "step"],
 ) -> Curves:
     """n-gram models that have read as many documents as networks at each checkpoint."""
@@ -188,7 +191,7 @@ def _ngrams(
             sums = np.array([[[each.sum() for each in side] for side in both] for both in scores])
             means = np.array([[[each.mean() for each in side] for side in both] for both in scores])
             held.append((losses, sums[:, 0] - sums[:, 1], means[:, 0] - means[:, 1]))
-        batch = read()
+        batch = corpora[step]
         models = models or [NGrams(NGRAMS[kind], len(grammar.words)) for _ in batch]
         for model, documents in zip(models, batch.tolist()):
             for document in documents:
