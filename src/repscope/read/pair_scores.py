@@ -84,8 +84,8 @@ class PairScores:
         if score not in SCORES:
             raise unknown("score", score, SCORES)
         if score == SUM:
-            return self.good - self.bad
-        return self.good / self.good_tokens - self.bad / self.bad_tokens
+            return np.asarray(self.good - self.bad)
+        return np.asarray(self.good / self.good_tokens - self.bad / self.bad_tokens)
 
     def right(self, score: str = SUM) -> Float[np.ndarray, "pair"]:
         """1 for each pair whose good sentence has the higher score, 0 for the others, one half for ties."""
@@ -99,7 +99,7 @@ class PairScores:
 
 def credit(margin: Float[np.ndarray, "*pair"]) -> Float[np.ndarray, "*pair"]:
     """1 where a margin is above 0, 0 below, one half at 0."""
-    return (margin > 0) + 0.5 * (margin == 0)
+    return np.asarray((margin > 0) + 0.5 * (margin == 0))
 
 
 def score_pairs(

@@ -213,12 +213,12 @@ def _chain(
         with torch.enable_grad():
             value = loss(module, generator)
             slopes = torch.autograd.grad(value, weights, allow_unused=True)
-        value = value.detach()
+        at = float(value.detach())
         with torch.no_grad():
             away = [p - w for p, w in zip(weights, start)]
             pull = 0.5 * gamma * sum(float(a.square().sum()) for a in away)
             grads = [gamma * a if s is None else sampling.n_beta * s + gamma * a for s, a in zip(slopes, away)]
-        return float(value), sampling.n_beta * float(value) + pull, grads
+        return at, sampling.n_beta * at + pull, grads
 
     losses, taken = np.full(steps, np.nan), 0
     value, total, grads = energy()

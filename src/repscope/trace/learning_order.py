@@ -37,7 +37,7 @@ PERMUTATIONS = 200
 
 def tp_agreement(correct: Bool[ArrayLike, "network step example"]) -> Float[np.ndarray, "step example"]:
     """Share of networks that classify each example correctly, at each step."""
-    return _correct(correct).mean(0)
+    return np.asarray(_correct(correct).mean(0))
 
 
 def agreement(predicted: Int[ArrayLike, "network step example"]) -> Float[np.ndarray, "step example"]:
@@ -56,7 +56,7 @@ def agreement(predicted: Int[ArrayLike, "network step example"]) -> Float[np.nda
 
 def accessibility(correct: Bool[ArrayLike, "network step example"]) -> Float[np.ndarray, "network example"]:
     """Share of steps at which each network is correct on each example; its mean over networks is the accessibility of a family."""
-    return _correct(correct).mean(1)
+    return np.asarray(_correct(correct).mean(1))
 
 
 def bimodality(values: Float[ArrayLike, "example"]) -> float:
@@ -132,7 +132,7 @@ def rank_correlations(
     ranks = rankdata(x, axis=1)
     if (ranks.std(1) == 0).any():
         raise UserError(f"The values of {unit} {int(np.argmin(ranks.std(1)))} do not vary, so they have no order; leave it out.")
-    return np.corrcoef(ranks)
+    return np.asarray(np.corrcoef(ranks))
 
 
 def residuals(
@@ -215,7 +215,7 @@ def cohen_kappa(a: Int[ArrayLike, "item"], b: Int[ArrayLike, "item"]) -> float:
     >>> cohen_kappa([0, 1, 1, 0], [0, 1, 0, 0])
     0.5
     """
-    given = _ratings([a, b])
+    given = _ratings(np.stack([np.asarray(a), np.asarray(b)]))
     shares = np.stack([(given == k).mean(1) for k in np.unique(given)])  # (category, rater)
     observed, expected = float((given[0] == given[1]).mean()), float(shares.prod(1).sum())
     return (observed - expected) / (1 - expected) if expected < 1 else float("nan")

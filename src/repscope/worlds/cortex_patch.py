@@ -40,7 +40,7 @@ class VisualCortex:
         even, odd = x @ self.filters[0].T, x @ self.filters[1].T
         drive = np.where(self.complex_cells, np.sqrt(even**2 + odd**2), np.maximum(even, 0))
         found = 0.1 + self.scale * drive
-        return found if speed is None else found * np.exp(speed[:, None] * self.running)
+        return np.asarray(found if speed is None else found * np.exp(speed[:, None] * self.running))
 
     def video_rates(self, videos: Float[np.ndarray, "video frame height width"]) -> Float[np.ndarray, "video frame neuron"]:
         """Rates without noise; the first frames respond to an empty screen."""

@@ -52,9 +52,9 @@ def _layers(*widths: int) -> Callable[[int], list[tuple[int, ...]]]:
 def _convolved(weights: Weights, x: Tensor) -> Tensor:
     n, b, _ = x.shape
     x = x.transpose(0, 1).reshape(b, n, 8, 8)  # networks are groups of channels
-    pooled = lambda v: functional.max_pool2d(functional.relu(v), 2)  # noqa: E731
-    x = pooled(functional.conv2d(x, weights[0].flatten(0, 1), weights[1].flatten(), padding=1, groups=n))
-    x = pooled(functional.conv2d(x, weights[2].flatten(0, 1), weights[3].flatten(), padding=1, groups=n))
+    for w, b_ in ((weights[0], weights[1]), (weights[2], weights[3])):
+        x = functional.relu(functional.conv2d(x, w.flatten(0, 1), b_.flatten(), padding=1, groups=n))
+        x = functional.max_pool2d(x, 2)
     return torch.baddbmm(weights[5][:, None], x.view(b, n, -1).transpose(0, 1), weights[4])
 
 

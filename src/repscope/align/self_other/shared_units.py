@@ -52,4 +52,4 @@ def _t(x: Float[np.ndarray, "trial unit"], outcome: np.ndarray) -> Float[np.ndar
     a, b = x[outcome == 1], x[outcome == 0]
     variance = a.var(0, ddof=1) / len(a) + b.var(0, ddof=1) / len(b)
     difference = a.mean(0) - b.mean(0)
-    return np.divide(difference, np.sqrt(variance), out=np.zeros_like(difference), where=variance > 0)
+    return np.asarray(np.divide(difference, np.sqrt(variance), out=np.zeros_like(difference), where=variance > 0))

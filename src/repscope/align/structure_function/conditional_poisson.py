@@ -155,4 +155,4 @@ def fit(n: Square, s: Square, exposure: Square, effects: Effects = "both", start
 
 
 def _divided(top: Float[np.ndarray, "*n"], bottom: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-    return np.divide(top, bottom, out=np.zeros_like(np.asarray(top, dtype=np.float64)), where=bottom > 0)
+    return np.asarray(np.divide(top, bottom, out=np.zeros_like(np.asarray(top, dtype=np.float64)), where=bottom > 0))

@@ -104,4 +104,4 @@ def _correlation(a: Float[np.ndarray, "trial neuron"], b: Float[np.ndarray, "tri
     """Per neuron; a constant prediction correlates with nothing: 0."""
     a, b = a - a.mean(0), b - b.mean(0)
     size = np.sqrt((a**2).sum(0) * (b**2).sum(0))
-    return np.divide((a * b).sum(0), size, out=np.zeros(a.shape[1]), where=size > 1e-12)
+    return np.asarray(np.divide((a * b).sum(0), size, out=np.zeros(a.shape[1]), where=size > 1e-12))

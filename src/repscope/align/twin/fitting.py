@@ -244,7 +244,7 @@ def _one_epoch(state: _State, train: Recording, batch: int, penalty: float, seed
         if not bool(torch.isfinite(loss)):
             raise UserError("The loss of the twin is not finite; take a lower rate, or responses in smaller units.")
         state.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         state.optimizer.step()
 
 

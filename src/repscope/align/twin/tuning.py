@@ -93,7 +93,7 @@ def signal_correlation(rates: Float[np.ndarray, "stimulus neuron"]) -> Float[np.
     with np.errstate(divide="ignore", invalid="ignore"):
         found = x.T @ x / np.outer(norm, norm)
     found[~np.isfinite(found)] = np.nan
-    return np.clip(found, -1, 1)
+    return np.asarray(np.clip(found, -1, 1))
 
 
 def _centres(maps: Float[np.ndarray, "neuron height width"]) -> Float[np.ndarray, "neuron 2"]:

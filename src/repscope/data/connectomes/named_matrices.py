@@ -130,7 +130,7 @@ def edges_to_matrix(
                 f"add them, or leave those rows out."
             )
     table["n"] = table["n"].astype(np.float64)
-    summed = table.groupby(["pre", "post"])["n"].sum().unstack(fill_value=0.0)
+    summed = table.groupby(["pre", "post"])["n"].sum().unstack().fillna(0.0)
     frame = summed.reindex(index=rows, columns=cols, fill_value=0.0).fillna(0.0)
     return named_matrix(frame, what=what, self_loops=self_loops, signed=False)
 
@@ -144,7 +144,7 @@ def as_names(values: pd.Series) -> pd.Series:
 
 def _without_loops(frame: pd.DataFrame, what: str, self_loops: SelfLoops) -> pd.DataFrame:
     shared = [name for name in frame.index if name in frame.columns]
-    loops = [name for name in shared if frame.at[name, name] not in (0.0,) and not np.isnan(frame.at[name, name])]
+    loops = [name for name in shared if np.nan_to_num(float(str(frame.at[name, name]))) != 0]
     if loops and self_loops == "refuse":
         raise UserError(
             f"The {what} has {len(loops)} connections of a cell with itself ({loops[0]!r}); remove them, or give self_loops='drop'."

@@ -170,7 +170,7 @@ def check_orientation(synapses: pd.DataFrame, what: str) -> None:
         If none of the known pairs is there, or they run backwards.
     """
     here = [(a, b) for a, b in KNOWN if a in synapses.index and b in synapses.index]
-    forward, backward = (float(sum(synapses.at[p] for p in pairs)) for pairs in (here, [(b, a) for a, b in here]))
+    forward, backward = (sum(float(str(synapses.at[p])) for p in pairs) for pairs in (here, [(b, a) for a, b in here]))
     if not here or forward + backward == 0:
         raise UserError(f"{what} has none of the pairs that show which axis is presynaptic ({KNOWN[0][0]} to {KNOWN[0][1]} …).")
     if forward <= backward:

@@ -52,7 +52,7 @@ class Recording:
             for i, matrix in enumerate(rdms):
                 _check_rdm(matrix, n, f"RDM {i + 1} of {region}")
         for what, count in (
-            ("images", None if self.images is None else len(self.images)),
+            ("images", None if self.images is None else len(np.asarray(self.images))),
             ("texts", None if self.texts is None else len(self.texts)),
         ):
             if count is not None and count != n:

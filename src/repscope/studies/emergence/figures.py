@@ -148,10 +148,10 @@ def paths(table: pd.DataFrame) -> tuple[Figure, Table]:
 def ladder(law: pd.DataFrame, points: pd.DataFrame, *, score: str = names.LOSS) -> Figure:
     """Losses by compute with the fitted law, and the enhanced networks at the compute of their base."""
     own = points[points["method"].isna() | (points["method"] == "")]
-    mean = own.groupby("compute", as_index=False)[score].mean().rename(columns={score: "value"}).assign(name="ladder")
+    mean = own.groupby("compute")[score].mean().rename("value").reset_index().assign(name="ladder")
     tuned = points.drop(own.index)
     keys = [k for k in ("method", "dose") if k in tuned.columns]
-    tuned = tuned.groupby([*keys, "compute"], as_index=False)[score].mean().rename(columns={score: "value", "method": "name"})
+    tuned = tuned.groupby([*keys, "compute"])[score].mean().rename("value").reset_index().rename(columns={"method": "name"})
     x = alt.X("compute:Q", title="pre-training compute", scale=alt.Scale(type="log")).axis(format="~e")
     y = alt.Y("value:Q", title=score, scale=alt.Scale(zero=False, nice=True))
     line = alt.Chart(data(law[law["score"] == score][["compute", "value"]])).mark_line(color=STYLES["blue"].color, strokeWidth=1.6)

@@ -2,7 +2,8 @@
 
 import re
 
-from repscope.worlds.two_hop.facts import FIRST_OOD, HELD_OUT, OOD, SECOND_OOD, TRAINED
+from repscope.worlds.two_hop.facts import FIRST_OOD, HELD_OUT, SECOND_OOD, TRAINED
+from repscope.worlds.two_hop.facts import OOD as OOD
 
 ACCURACY, LOG_PROBABILITY = "accuracy", "log-probability"
 STEP, STEEPEST, SHARPNESS, LAG = "step of 50 %", "steepest rise", "sharpness", "lag"

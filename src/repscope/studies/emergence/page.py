@@ -1,5 +1,7 @@
 """The page of `emergence` and its closing lines, from the tables of the run."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
@@ -120,7 +122,7 @@ def _walks(table: pd.DataFrame) -> Section:
     return Section("Unseen edges as sums over paths", text, figures.paths(table))
 
 
-def _compute(side: "dict[str, pd.DataFrame]") -> Section:
+def _compute(side: "Mapping[str, pd.DataFrame]") -> Section:
     text = (
         "First the gains that are known: their intervals should contain 1, 4 and 0.5. Then imitation and RL as multiples of the "
         "pre-training compute of their base. A refusal is an answer, too: below the floor, no pre-training gets there."

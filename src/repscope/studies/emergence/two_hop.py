@@ -139,7 +139,8 @@ def _save(path: Path, found: Evaluated) -> None:
     for part in ("probes", "controls", "patches", "unpatched"):
         arrays |= {f"{part}/{site}/{token}": value for (site, token), value in getattr(found, part).items()}
     with whole_file(path) as partial, partial.open("wb") as file:
-        np.savez(file, **{name.replace("/", "|"): value for name, value in arrays.items()})
+        kept: dict[str, Any] = {name.replace("/", "|"): value for name, value in arrays.items()}
+        np.savez(file, **kept)
 
 
 def _gathered(folder: Path, steps: list[int]) -> dict[str, Float[np.ndarray, "checkpoint ..."]]:

@@ -128,7 +128,7 @@ def _by_phenomenon(held: pd.DataFrame) -> Section:
 
 
 def _by_step(table: pd.DataFrame) -> Section:
-    figures = []
+    figures: list[Figure | Table] = []
     for run in dict.fromkeys(table["split"]):
         some = select(table, metric=ACCURACY, split=run, definition=SUM)
         shown = some[some["item"] == ALL] if (some["item"] == ALL).any() else some

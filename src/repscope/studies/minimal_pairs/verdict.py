@@ -40,4 +40,5 @@ def last_checkpoint(table: pd.DataFrame) -> pd.DataFrame:
         return table
     held = table[table["split"] == table["split"].iloc[0]]
     steps = pd.to_numeric(held["token"], errors="coerce")
-    return held[steps == steps.max()]
+    last: pd.DataFrame = held[steps == steps.max()]
+    return last

@@ -68,10 +68,10 @@ def path_dependence_rows(phases: pd.DataFrame, examples: int, seed: int) -> list
     rule p, and e = p (1 − p) / examples the binomial variance of one evaluation."""
     cell = ["item", "token", "split"]
     share = phases[phases["metric"] == "share of the rule"].set_index(cell)["value"]
-    spread = phases[phases["metric"] == "spread"].set_index(cell)
     rows = []
-    for at, row in spread.iterrows():
-        p, square = float(share.loc[at]), float(row["value"]) ** 2
+    for row in phases[phases["metric"] == "spread"].to_dict("records"):
+        at = tuple(row[name] for name in cell)
+        p, square = float(share.to_dict()[at]), float(row["value"]) ** 2
         noise = p * (1 - p) / examples
         where: dict[str, Any] = dict(zip(cell, at))
         value = max(0.0, square - noise) / square if square > 0 else 0.0

@@ -8,6 +8,7 @@ Read from `data.model_summary`; nothing is trained.
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from repscope.conditions import ESTIMATE, WITHIN_TERMS
 from repscope.data.model_summary import model_summary
@@ -27,7 +28,12 @@ def blimp_order(file: Path, seed: int = 0) -> Result:
     for a, b in combinations(range(len(held.models)), 2):
         for condition, values in ((ESTIMATE, held.accuracies), (WITHIN_TERMS, centred.round(12))):
             found = spearman(values[a], values[b], seed=seed)
-            at = {"item": f"{held.models[a]} – {held.models[b]}", "condition": condition, "split": names.BLIMP, "seed": seed}
+            at: dict[str, Any] = {
+                "item": f"{held.models[a]} – {held.models[b]}",
+                "condition": condition,
+                "split": names.BLIMP,
+                "seed": seed,
+            }
             rows.append(
                 Row.of(replace(found.estimate, unit="paradigm"), metric=names.ORDER, definition="published accuracies", **at)
             )

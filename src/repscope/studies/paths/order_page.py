@@ -52,9 +52,9 @@ def order_sentences(record: Record[Any]) -> list[str]:
         if said:
             lines.append(f"Order of learning grammar at matched loss, rho between runs: {'; '.join(said)}.")
     if "attribution" in record.results:
-        held = select(record.table, metric=names.SHARE, condition=ESTIMATE).to_dict("records")
-        if held:
-            shares = "; ".join(f"{r['item']} {format_estimate(r)}" for r in held)
+        shared = select(record.table, metric=names.SHARE, condition=ESTIMATE).to_dict("records")
+        if shared:
+            shares = "; ".join(f"{r['item']} {format_estimate(r)}" for r in shared)
             lines.append(f"Share of the variance of behaviour over runs: {shares}.")
     for name in record.results:
         if name.startswith(names.BLIMP):

@@ -134,8 +134,9 @@ def probe_curves(checkpoints: CheckpointSet, probes: Probes) -> ProbeCurves:
     if not paths[rows[0][0]].is_dir():
         raise UserError(f"{paths[rows[0][0]]} is a file; probes need folders of transformers, with a tokenizer in them.")
     home = paths[rows[0][0]]
-    tokenizer = AutoTokenizer.from_pretrained(home, local_files_only=True)  # type: ignore[no-untyped-call]
-    module = AutoModelForCausalLM.from_pretrained(home, local_files_only=True, dtype="auto").eval()
+    tokenizer = AutoTokenizer.from_pretrained(home, local_files_only=True)
+    module: Any = AutoModelForCausalLM.from_pretrained(home, local_files_only=True, dtype="auto")
+    module.eval()
     asked = _encoded(tokenizer, probes)
     hits, scores = (np.zeros((len(runs), len(steps), len(probes.name))) for _ in range(2))
     with progress("checkpoints", len(runs) * len(steps)) as advance:

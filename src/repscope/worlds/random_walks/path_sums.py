@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -23,6 +24,7 @@ WEIGHTINGS = (UNWEIGHTED, PRECISION, FITTED)
 _UPDATES = 200  #: of expectation maximisation
 _NEIGHBOURS = 3
 
+K = TypeVar("K")
 Steps = Float[np.ndarray, "relation entity entity"]
 Pairs = Int[np.ndarray, "pair 2"]
 
@@ -57,7 +59,7 @@ class PathSums:
         """Weight of each path for a relation."""
         other = np.array([path != (relation,) for path in self.paths])
         if weighting == UNWEIGHTED:
-            return other * np.array([len(self.steps) ** -float(len(path)) for path in self.paths])
+            return np.asarray(other * np.array([len(self.steps) ** -float(len(path)) for path in self.paths]))
         seen = self.steps[relation].sum(-1) > 0
         tails = self.steps[relation][seen]  # (entity, tail)
         if weighting == PRECISION:
@@ -103,8 +105,8 @@ def nearest_neighbours(steps: Steps, pairs: Pairs) -> Float[np.ndarray, "pair en
 
 
 def divergence(
-    predicted: Mapping[str, Float[np.ndarray, "pair entity"]], answers: Float[np.ndarray, "pair entity"]
-) -> dict[str, Float[np.ndarray, "pair"]]:
+    predicted: Mapping[K, Float[np.ndarray, "pair entity"]], answers: Float[np.ndarray, "pair entity"]
+) -> dict[K, Float[np.ndarray, "pair"]]:
     """KL(prediction ‖ answer) of every pair, in nats. Answers are above zero everywhere; predictions need not be."""
     logs = np.log(np.maximum(answers, 1e-300))
     return {name: (p * (np.log(np.where(p > 0, p, 1)) - logs)).sum(-1) for name, p in predicted.items()}

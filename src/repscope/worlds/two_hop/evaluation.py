@@ -109,7 +109,7 @@ def _probed(
     gram = train.mT @ train
     ridge = _RIDGE * gram.diagonal(dim1=1, dim2=2).mean(1)
     maps = torch.linalg.solve(gram + ridge[:, None, None] * torch.eye(x.shape[-1], dtype=x.dtype), train.mT @ targets)
-    return ((test @ maps).argmax(-1) == labels[:, half:]).double().mean(1).numpy()
+    return np.asarray(((test @ maps).argmax(-1) == labels[:, half:]).double().mean(1).numpy())
 
 
 def _patched(

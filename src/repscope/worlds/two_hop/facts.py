@@ -129,7 +129,7 @@ class FactWorlds:
         """At most `most` queries of a kind, the same number for every network."""
         each: list[np.ndarray] = []
         for phi, place in [(phi, i) for phi in self.ratios for i in range(len(self.seeds))]:
-            held, train, other = (part[place] for part in self._pools)
+            held, train, other = self._pools[0][place], self._pools[1][place], self._pools[2][place]
             pool = held if kind == HELD_OUT else train[: round(phi * self.facts)] if kind == TRAINED else other[kind]
             each.append(pool[:most])
         shortest = min(map(len, each))
