@@ -1,8 +1,6 @@
 """The verdict of `paths` on the order of learning: is it shared beyond what class, frequency, distance and length explain?
 
 Digits: every architecture's order correlation within classes is above the limit, and that of orthogonal inputs is small. Grammar:
-the order correlation between runs that frequency, distance and length leave is above the limit, and that of the matched grammar is
-below it.
 the order correlation between runs that frequency, distance and length leave is above the limit, and that of the matched grammar
 is below it.
 """
