@@ -56,7 +56,6 @@ def test_rows_are_matched_by_name_and_what_is_missing_is_counted():
 
 
 def test_encoding_has_r_and_r2_over_the_ceiling():
-    pytest.importorskip("himalaya")
     held, layers = made()
     found = compare({"net": layers}, held, "encoding", regions=["late"])
     y = np.concatenate([x.mean(0) for x in held.responses["late"].values()], 1)

@@ -1,5 +1,7 @@
 """Encoding models, ceilings and variance partition, beside plain loops of scikit-learn and beside the formulas written out."""
 
+import himalaya
+import himalaya.backend
 import numpy as np
 import pytest
 from sklearn.cross_decomposition import PLSRegression
@@ -8,8 +10,6 @@ from sklearn.linear_model import Ridge
 from repscope.align import cc_max, encode, encode_banded, over_ceiling, split_half, variance_partition
 from repscope.align.ridge import RidgeSettings, inner_folds
 from repscope.errors import UserError
-
-himalaya = pytest.importorskip("himalaya")
 
 
 def linear(n=60, p=20, channels=4, noise=1.0, seed=0, shift=0.0):

@@ -93,7 +93,6 @@ def test_a_family_that_is_no_population_varies_over_conditions_alone():
 
 
 def test_encoding_scores_are_means_over_halves_at_chosen_layers():
-    pytest.importorskip("himalaya")
     rng = np.random.default_rng(0)
     good, bad = rng.normal(size=(60, 8)), rng.normal(size=(60, 8))
     y = good @ rng.normal(size=(8, 5)) + 0.5 * rng.normal(size=(60, 5))

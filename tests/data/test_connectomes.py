@@ -20,7 +20,8 @@ CELLS = ["AFDL", "AFDR", "AIYL", "AIYR", "ASEL", "AWCL", "AWCR", "RIAL", "AVAL",
 @pytest.fixture
 def files(tmp_path):
     """A folder as cect's cache, and an atlas as wormneuroatlas'; synapses of known pairs run forwards."""
-    h5py = pytest.importorskip("h5py")
+    import h5py
+
     rng = np.random.default_rng(0)
     n = len(CELLS)
     order = rng.permutation(n)

@@ -77,7 +77,8 @@ def test_a_folder_of_trials(tmp_path):
 
 
 def test_rates_of_units_in_trials_of_an_nwb_file(tmp_path):
-    pynwb = pytest.importorskip("pynwb")
+    import pynwb
+
     held = pynwb.NWBFile("a session", "id", datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC))
     held.add_trial_column("stimulus_name", "what was shown")
     for i in range(9):

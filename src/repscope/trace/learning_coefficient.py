@@ -205,8 +205,8 @@ def _chain(
     """Losses of one chain and the share of steps taken; the rest of a chain that diverges is missing."""
     steps, rate, gamma = sampling.burn_in + sampling.draws, sampling.rate, sampling.localisation
     with torch.no_grad():
-        for p, value in zip(weights, start):
-            p.copy_(value)
+        for p, began in zip(weights, start):
+            p.copy_(began)
 
     def energy() -> tuple[float, float, list[Tensor]]:
         """Loss, n beta L plus the localisation, and the gradient of that."""

@@ -53,7 +53,7 @@ class Recording:
                 _check_rdm(matrix, n, f"RDM {i + 1} of {region}")
         for what, count in (
             ("images", None if self.images is None else len(np.asarray(self.images))),
-            ("texts", None if self.texts is None else len(self.texts)),
+            ("texts", None if self.texts is None else len(list(self.texts))),
         ):
             if count is not None and count != n:
                 raise UserError(f"The recording has {count} {what} for {n} conditions; give one per condition.")

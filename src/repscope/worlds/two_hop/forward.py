@@ -43,7 +43,7 @@ def fact_logits(
     parent = (head + entities * torch.arange(n)[:, None]).flatten()
     for i in range(shape.layers):
         qkv = transformer.after_norm(state, f"h.{i}.ln_1", f"h.{i}.attn.c_attn", x)
-        entity, fact, query = (part.view(n, -1, 3, heads, d // heads) for part in torch.split(qkv, levels, 1))
+        entity, fact, query = (part.view(n, -1, 3, heads, d // heads) for part in torch.split(qkv, list(levels), 1))
         above = entity[:, :, 1:].flatten(0, 1)[parent].view(n, facts, 2, heads, -1)  # keys and values of each fact's entity
         mixed = [
             _mixed(fact[:, :, 0], [above, fact[:, :, 1:]]).flatten(2),
