@@ -225,6 +225,14 @@ def test_intervals_over_subjects_and_conditions_cover_the_truth():
     assert hits["subjects"] / 200 < 0.85  # conditions vary too: an interval over subjects alone is too narrow
 
 
+@pytest.mark.parametrize("measure", ["whitened cosine", "whitened pearson"])
+def test_a_hundred_conditions_and_more_are_no_limit_of_whitened_measures(measure):
+    subjects = np.stack([rdm(rows(110, 6) + 0.5 * rows(110, 6, s)) for s in (1, 2)])
+    found = evaluate_rdms(rdm(rows(110, 6)), subjects, measure, draws=20).similarity[0]
+    assert found.value == pytest.approx(compare_rdms(rdm(rows(110, 6)), subjects, measure).mean())
+    assert found.lo < found.value < found.hi
+
+
 def test_models_share_draws_so_a_difference_is_paired():
     rng = np.random.default_rng(0)
     model, subjects = _simulated(rng, rows(3, 12), 8, 16, 0.5)
