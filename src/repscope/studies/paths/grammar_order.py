@@ -38,7 +38,7 @@ def train_grammar(setup: Setup[PathsOptions], grammar: str, kind: str, context: 
     o = setup.options
     pairs = make_pairs(WORLDS[grammar], o.pairs, o.seed)
     found = learn(kind, WORLDS[grammar], pairs, o.grammar_runs, o.grammar_steps, o.checkpoints, seed=o.seed)
-    sums, means = ((margin > 0) + 0.5 * (margin == 0) for margin in (found.sums, found.means))
+    sums, means = ((margin > 0) + 0.5 * (margin == 0) for margin in (found.sums.round(9), found.means.round(9)))
     rows = []
     for score, right in (("summed log-probability", sums), ("log-probability per token", means)):
         last = pairs.by_phenomenon(right)[:, -1]
