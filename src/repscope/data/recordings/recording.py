@@ -59,7 +59,7 @@ class Recording:
                 raise UserError(f"The recording has {count} {what} for {n} conditions; give one per condition.")
 
     def __repr__(self) -> str:
-        subjects = max((len(s) for s in (*self.responses.values(), *self.rdms.values())), default=0)
+        subjects = max([*map(len, self.responses.values()), *map(len, self.rdms.values())], default=0)
         return f"Recording({len(self.conditions)} conditions, {subjects} subjects, regions {', '.join(self.regions)})"
 
     @property
