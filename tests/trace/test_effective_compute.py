@@ -62,7 +62,7 @@ def test_known_gains_are_covered_in_eighteen_of_twenty_ladders():
         rng = np.random.default_rng(seed)
         ladder = Ladder(COMPUTE, noisy(rng, COMPUTE))
         for factor in known:
-            found = gain(ladder, COMPUTE[4], noisy(rng, factor * COMPUTE[4]), draws=300, seed=seed).estimate
+            found = gain(ladder, COMPUTE[4], noisy(rng, factor * COMPUTE[4]), draws=150, seed=seed).estimate
             known[factor] += found.lo <= factor <= found.hi
             assert found.hi / found.lo < 4, "an interval that covers everything says nothing"
     assert min(known.values()) >= 18, known
@@ -77,7 +77,7 @@ def test_known_gains_are_covered_where_worlds_differ_more_than_rungs():
         ladder = Ladder(COMPUTE, loss(COMPUTE)[:, None] + world + 0.008 * rng.standard_normal((8, 5)))
         for factor in known:
             enhanced = loss(factor * COMPUTE[4]) + world + 0.008 * rng.standard_normal(5)
-            found = gain(ladder, COMPUTE[4], enhanced, draws=200, seed=seed).estimate
+            found = gain(ladder, COMPUTE[4], enhanced, draws=150, seed=seed).estimate
             known[factor] += found.lo <= factor <= found.hi
             assert found.hi / found.lo < 2, "shared differences between worlds cancel"
     assert min(known.values()) >= 18, known
