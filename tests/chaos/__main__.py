@@ -24,11 +24,13 @@ _RESULTS = Path(__file__).with_name("RESULTS.md")
 _HEAD = "# Chaos\n\nWritten by `make chaos`. Each row counts the outcomes of hostile cases; silent and raw must be 0."
 
 
-def tallies(processes: Processes, parts: list[str], short: bool, home: Path, seed: int) -> dict[str, Tally]:
+def tallies(
+    processes: Processes, parts: list[str], short: bool, home: Path, seed: int, chosen: list[str] | None
+) -> dict[str, Tally]:
     """The tally of each part."""
     prepare(home / "inputs")
     found: dict[str, Tally] = {}
-    commands = QUICK if short else COMMANDS
+    commands = [c for c in (QUICK if short else COMMANDS) if chosen is None or c.name in chosen]
     if "reading" in parts:
         found["Mutated inputs"] = reading.run(processes, 12 if short else 300)
     if "damage" in parts:
@@ -50,11 +52,12 @@ def main() -> int:
     asked.add_argument("--write", action="store_true")
     asked.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     asked.add_argument("--seed", type=int, default=0)
+    asked.add_argument("--commands", nargs="+", help="kill these alone")
     given = asked.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chaos-") as home:
         os.environ["REPSCOPE_CACHE"] = str(Path(home) / "cache")
-        found = tallies(Processes(), given.only, given.short, Path(home), given.seed)
+        found = tallies(Processes(), given.only, given.short, Path(home), given.seed, given.commands)
     bad = [line for tally in found.values() for line in tally.bad]
     tables = {title: f"{tally.table(title)}\n\n{_summary(tally)}" for title, tally in found.items()}
     minutes = (time.monotonic() - began) / 60

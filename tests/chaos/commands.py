@@ -75,8 +75,9 @@ def left_by(out: Path) -> dict[str, str]:
     """Digests of the files that a command leaves, by name, without those that differ between equal runs."""
     files = [path for path in sorted(out.rglob("*")) if path.is_file() and path.name not in _OTHER]
     names = {str(path.relative_to(out)): path for path in files if not path.name.endswith((".lock", ".part"))}
-    # .partial holds work that is done; what remains of it where a disk refuses to remove it changes no result
+    # discover's side-search.parquet has seconds; what remains in .partial where a disk refuses to remove it changes no result
     kept = {name: path for name, path in names.items() if not name.startswith("cache/") and "/.partial/" not in f"/{name}"}
+    kept = {name: path for name, path in kept.items() if path.name != "side-search.parquet"}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in kept.items()}
 
 

@@ -30,7 +30,7 @@ def write(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None
     UserError
         If the disk is full or the folder cannot be written.
     """
-    header = {"repscope": json.dumps({"format": FORMAT, **state}, sort_keys=True), "seal": manifest.UNSEALED}
+    header = {"repscope": json.dumps({"format": FORMAT, **state}), "seal": manifest.UNSEALED}
     with disk.whole_file(path) as partial:
         save_file({name: value.detach().contiguous() for name, value in tensors.items()}, partial, header)
         manifest.seal(partial)
