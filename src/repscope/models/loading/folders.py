@@ -120,7 +120,8 @@ def read_tokenizer(folder: Path, name: str, *, code: bool) -> Any:
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=code)
-        tokenizer(["a text"], verbose=False)  # settings of another type are noticed by this alone
+        if not isinstance(tokenizer.model_max_length, int | float):
+            raise TypeError(f"its model_max_length is {tokenizer.model_max_length!r}")
         empty = len(tokenizer.get_vocab()) - len(tokenizer.all_special_ids) < 2
     except BaseException as error:  # a tokenizer's files pass through Rust, whose panics are no `Exception`
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":

@@ -23,7 +23,7 @@ from repscope.studies.compare.names import ALL, NORM, SETTINGS, SHARED, UNCHANGE
 
 Floor = Literal["none", "within", "open", "beyond"]
 
-_EQUAL = 1e-9  #: differences of numbers that should be equal, up to rounding
+_EQUAL = 1e-5  #: of float32 numbers that are equal up to rounding: products depend on where in memory their arrays lie
 WEIGHTS, REPRESENTATIONS, TOKENS = "weights", "representations", "next tokens"
 _CLAUSES = {
     (WEIGHTS, "Yes"): "the weights change",
