@@ -178,7 +178,7 @@ CONDITIONS: dict[str, Condition] = {
         Condition("without the patch", "How often that answer is given without the patch.", "control", "grey"),
         Condition("unigram", "How often each entity is a tail of the relation, wherever it starts.", "control", "grey"),
         Condition("nearest neighbours", "Tails of the relation at the entities with the most similar edges.", "control", "green"),
-        Condition("shuffled graph", "Fitted path sums over a graph whose edges start from permuted entities.", "control", "purple"),
+        Condition("shuffled graph", "Fitted path sums over a graph whose edges start from permuted entities.", "control", "grey"),
         Condition("unweighted paths", "Every path counts by the probability that a random walk takes it.", "setting", "sky"),
         Condition("paths weighted by precision", "Paths count by how often they end where the relation does.", "setting", "orange"),
         Condition("paths with fitted weights", "The mixture of paths that makes the seen edges most likely.", "setting", "blue dashed"),
