@@ -181,7 +181,9 @@ CONDITIONS: dict[str, Condition] = {
         Condition("shuffled graph", "Fitted path sums over a graph whose edges start from permuted entities.", "control", "grey"),
         Condition("unweighted paths", "Every path counts by the probability that a random walk takes it.", "setting", "sky"),
         Condition("paths weighted by precision", "Paths count by how often they end where the relation does.", "setting", "orange"),
-        Condition("paths with fitted weights", "The mixture of paths that makes the seen edges most likely.", "setting", "blue dashed"),
+        Condition(
+            "paths with fitted weights", "The mixture of paths that makes the seen edges most likely.", "setting", "blue dashed"
+        ),
         Condition("known gain", "The gain that a calibration has by construction.", "bound", "black"),
         Condition("dMMSE", "The exact predictor of the regression tasks that networks are trained on.", "bound", "black"),
         Condition("ridge", "The exact predictor of regression tasks that are normally distributed.", "bound", "orange"),
