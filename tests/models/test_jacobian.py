@@ -86,6 +86,16 @@ def test_other_sites_agree_with_torch(llama, source, target):
     near(jac.jvp(np.eye(jac.shape[1])), each.transpose(0, 2, 1))
 
 
+@pytest.mark.parametrize(("source", "target"), [("v.1.1", "resid_post.1"), ("k.1.0", "resid_post.1")])
+def test_keys_and_values_are_whole_where_prefixes_are_shared(tokenizer, source, target):
+    """Whether a prefix is shared depends on what was proved before, by a generation for instance."""
+    lm = LanguageModel(build("llama"), tokenizer)
+    assert lm.shares_prefix(64)
+    jac = lm.jacobian(PROMPTS[:2], source, target, source_tokens=2)
+    for each, ids in zip(jac.matrix(), PROMPTS[:2]):
+        near(each, brute(lm, ids, source, target, 2, len(ids) - 1))
+
+
 @pytest.mark.parametrize("name", sorted(WINDOWED))
 def test_windows_of_attention_are_kept(name, tokenizer):
     """The first prompt outgrows the window of 100: what is cached of it is its last part only."""

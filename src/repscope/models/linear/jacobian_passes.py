@@ -92,7 +92,9 @@ def plan_jacobian(
         )
     installed = tuple(net.installed)
     longest, worth = int(whole.ids.lengths.max()), len(whole.ids.flat)
-    continues = net.shares_prefix(longest, worth)
+    # after a cached prefix, keys and values are those of all tokens, and a pass has the last ones alone
+    of_all = any(site.kind in ("k", "v", "pattern") for site in (*sources, end, *watch))
+    continues = not of_all and net.shares_prefix(longest, worth)
     together = net.batches(longest, worth)
     cut = np.minimum(whole.start, ends.start) if continues else np.zeros_like(whole.start)
     stop = np.where(net.causal, ends.stop, whole.ids.lengths)
