@@ -102,6 +102,6 @@ class EmergenceOptions(StudyOptions):
             }
             small |= {"walk_lengths": (1, 4), "walk_steps": 12, "rungs": (2, 4, 8, 16, 32), "draws": 50}
         elif self.short:
-            small = {"entities": 20, "relations": 16, "ratios": (3, 11), "seeds": 2, "steps": 1200}
+            small = {"entities": 20, "relations": 16, "ratios": (3, 11), "seeds": 2, "steps": 1100}
             small |= {"walk_lengths": (1, 8), "walk_steps": 400, "rungs": (20, 40, 80, 160, 320), "draws": 300}
         return self.with_sizes(small)
