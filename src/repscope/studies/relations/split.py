@@ -7,7 +7,7 @@ and pool across splits.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from repscope.data.relations import Pair
 from repscope.models.edits import Edit
+from repscope.models.linear.low_rank import LowRank
 from repscope.models.prompts import Prompt
 from repscope.read.concept_directions import (
     Concepts,
@@ -28,7 +29,7 @@ from repscope.read.concept_directions import (
 )
 from repscope.read.concept_directions import right as named
 from repscope.read.known_facts import EncodedFacts, distinct, most_likely, starts_with
-from repscope.read.linear_relations import LREs, best_beta, lre, ridge_map, right, translation
+from repscope.read.linear_relations import WIDE, LREs, best_beta, lre, ridge_map, right, translation
 from repscope.steer.fact_editing import kl, logits_after_edit, random_step
 
 if TYPE_CHECKING:
@@ -41,6 +42,11 @@ DOSES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 _RANDOM_DRAWS = 3
 _CHOOSING = 8  #: subjects on which an edit's layer and rank are chosen
 _NEUTRAL = "The word {subject} stands at the top of the page, and below it"
+
+
+def is_wide(lm: "LanguageModel") -> bool:
+    """Whether the model's maps are made of low rank."""
+    return lm.anatomy is not None and lm.anatomy.width > WIDE
 
 
 @dataclass(eq=False)
@@ -84,6 +90,16 @@ class Split:
         """The last block's output."""
         return f"resid_post.{self.lm.blocks - 1}"
 
+    @property
+    def rank(self) -> Literal["auto"] | None:
+        """Maps of a wide network are of low rank."""
+        return "auto" if is_wide(self.lm) else None
+
+    def usable(self, ranks: Sequence[int]) -> list[int]:
+        """The ranks that all maps to the layer of the concepts have; the largest rank, if they have none of them."""
+        most = min(fit.most_rank for fit in self.early.values())
+        return [r for r in ranks if r <= most] or [most]
+
     @cached_property
     def _parts(self) -> tuple[list[Pair], list[Pair], list[Pair]]:
         pairs = [self.spelt.relation.samples[i] for i in self.rows]
@@ -100,12 +116,12 @@ class Split:
     @cached_property
     def fits(self) -> LREs:
         """Maps to the last block."""
-        return lre(self.lm, self.spelt, examples=self.examples)
+        return lre(self.lm, self.spelt, examples=self.examples, rank=self.rank)
 
     @cached_property
     def early(self) -> LREs:
         """Maps to the layer of the concepts."""
-        return lre(self.lm, self.spelt, examples=self.examples, target=self.object_site)
+        return lre(self.lm, self.spelt, examples=self.examples, target=self.object_site, rank=self.rank)
 
     @cached_property
     def shown(self) -> Half:
@@ -190,7 +206,7 @@ def classification(split: Split, ranks: Sequence[int], tick: Tick) -> tuple[Hits
     if len(repeated) < 2 or keep.sum() < 8 or len(rest.pairs) < 8:
         return {}, None, f"too few subjects share an object ({len(repeated)} objects twice in the choosing half)"
     here = split.object_site
-    ranks = [r for r in ranks if r <= split.lm.anatomy.width] if split.lm.anatomy else list(ranks)
+    ranks = split.usable(ranks)
     fits = {site: split.early[site] for site in split.early}
     table = cross_validated(fits, rest.at, rest.end[here], rest.objects, ranks=ranks, seed=split.seed)
     tick(0.4)
@@ -239,10 +255,11 @@ def classification(split: Split, ranks: Sequence[int], tick: Tick) -> tuple[Hits
     mixed = concepts(fits[site], everything.end[here], [everything.objects[x] for x in shuffled], rank)
     hits["shuffled objects|chosen"] = scored(mixed.classify(test))
     prompts = [split.prompt(s) for s, _ in split.examples]
-    each = split.lm.jacobian(prompts, site, here, source_tokens="subject.last").matrix()
+    jac, weight = split.lm.jacobian(prompts, site, here, source_tokens="subject.last"), fits[site].weight
+    each = [LowRank(weight.left, rows) for rows in jac.vjp(weight.left.T)] if isinstance(weight, LowRank) else jac.matrix()
     after = concepts(fits[site], everything.end[here], everything.objects, rank, inverse=mean_of_inverses(each, rank))
     hits["mean of the inverses|chosen"] = scored(after.classify(test))
-    whole = lre(split.lm, split.spelt, examples=split.examples, sites=[site], target=here, tokens="mean")
+    whole = lre(split.lm, split.spelt, examples=split.examples, sites=[site], target=here, tokens="mean", rank=split.rank)
     states = whole.states(split.lm, everything.pairs)
     hits["mean of the object's tokens|chosen"] = scored(concepts(whole[site], states, everything.objects, rank).classify(test))
     split.facts |= {"concept site": site, "rank": rank, "probe site": surest}
@@ -254,7 +271,7 @@ def edits(
 ) -> tuple[Hits, pd.DataFrame]:
     """Change facts: v_o' - o pulled back through W† and added at the subject; layer and rank chosen on the choosing half."""
     lm, here = split.lm, split.object_site
-    ranks = [r for r in ranks if lm.anatomy is None or r <= lm.anatomy.width]
+    ranks = split.usable(ranks)
     pulled = {(site, r): split.early[site].inverse(r) for site in sites for r in ranks}
     known = split.shown + split.rest
     names, means = class_means(known.end[here], known.objects)
