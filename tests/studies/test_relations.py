@@ -74,7 +74,7 @@ def test_the_page_and_its_files(run):
 
 
 def test_a_wide_network_has_maps_of_low_rank_everywhere(run, tmp_path, monkeypatch):
-    """The tiny network counts as wide here: the same steps, maps as factors, and a note that says how far they are from whole ones."""
+    """The tiny network counts as wide here: maps are factors in all steps, and a note says how far from whole."""
     monkeypatch.setattr("repscope.studies.relations.split.WIDE", 16)
     made = Run(RELATIONS, RelationsOptions(tiny=True, relations=("city-continent", "country-continent"), splits=1), out=tmp_path)
     made.answer()
