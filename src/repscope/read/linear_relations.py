@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from repscope.data.relations import Pair, Relation
 from repscope.errors import UserError, unknown
@@ -30,6 +30,7 @@ from repscope.models.linear.low_rank import Certificate, LowRank
 from repscope.models.prompts import Prompt, encode
 from repscope.models.sites import Site, Tokens
 from repscope.read.known_facts import EncodedFacts, distinct, encode_facts, most_likely, starts_with
+from repscope.read.token_sums import most_likely_of_sums
 
 if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
@@ -265,8 +266,12 @@ def vectors(
 
 def right(lm: "LanguageModel", states: Float[np.ndarray, "row d_model"], objects: Sequence[str]) -> Bool[np.ndarray, "row"]:
     """Whether the most likely token of each state begins its object."""
-    said = [lm.tokenizer.decode([int(i)]) for i in most_likely(lm, states)]
-    return np.array([starts_with(word, obj) for word, obj in zip(said, objects)], dtype=bool)
+    return begins(lm, most_likely(lm, states), objects)
+
+
+def begins(lm: "LanguageModel", tokens: Int[np.ndarray, "row"], objects: Sequence[str]) -> Bool[np.ndarray, "row"]:
+    """Whether each token begins its object."""
+    return np.array([starts_with(lm.tokenizer.decode([int(i)]), obj) for i, obj in zip(tokens, objects)], dtype=bool)
 
 
 def best_beta(
@@ -277,9 +282,8 @@ def best_beta(
     betas: Sequence[float] = BETAS,
 ) -> tuple[LRE, float]:
     """The map with the most accurate β on these subjects (ties: nearest to 1), and its accuracy."""
-    moved = subjects @ fit.weight.T
-    states = np.concatenate([beta * moved + fit.bias for beta in betas])
-    hits = right(lm, states, list(objects) * len(betas)).reshape(len(betas), -1).mean(1)
+    tokens = most_likely_of_sums(lm, subjects @ fit.weight.T, fit.bias, [(beta, 1.0) for beta in betas])
+    hits = np.array([begins(lm, said, objects).mean() for said in tokens])
     best = max(range(len(betas)), key=lambda i: (hits[i], -abs(np.log(betas[i]))))
     return replace(fit, beta=betas[best]), float(hits[best])
 

@@ -6,7 +6,7 @@ and pool across splits.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from repscope.data.relations import Pair
 from repscope.models.edits import Edit
 from repscope.models.linear.low_rank import LowRank
 from repscope.models.prompts import Prompt
+from repscope.models.variants.prompt_variants import Beginnings
 from repscope.read.concept_directions import (
     Concepts,
     best,
@@ -29,7 +30,8 @@ from repscope.read.concept_directions import (
 )
 from repscope.read.concept_directions import right as named
 from repscope.read.known_facts import EncodedFacts, distinct, most_likely, starts_with
-from repscope.read.linear_relations import WIDE, LREs, best_beta, lre, ridge_map, right, translation
+from repscope.read.linear_relations import WIDE, LREs, begins, best_beta, lre, ridge_map, translation
+from repscope.read.token_sums import most_likely_of_sums
 from repscope.steer.fact_editing import kl, logits_after_edit, random_step
 
 if TYPE_CHECKING:
@@ -166,17 +168,23 @@ def faithfulness(split: Split, tick: Tick) -> Hits:
         if rate > chosen[0] + 1e-9:
             chosen = (rate, site)
         s = report.at[site]
-        states = {
-            "estimate": best(s),
-            "beta 1": fit(s),
-            "logit lens": s,
-            "translation": translation(everything.at[site], everything.end[target], site, target)(s),
-            "ridge map, the same examples": ridge_map(split.shown.at[site], split.shown.end[target], site, target)(s),
-            "ridge map, whole half": ridge_map(everything.at[site], everything.end[target], site, target)(s),
-            ANOTHER: best(s[turned]),
+        read, plain = most_likely_of_sums(lm, s @ best.weight.T, best.bias, [(best.beta, 1.0), (1.0, 1.0)])
+        shift = translation(everything.at[site], everything.end[target], site, target).bias
+        lens, shifted = most_likely_of_sums(lm, s, shift, [(1.0, 0.0), (1.0, 1.0)])
+        ridges = {
+            "ridge map, the same examples": ridge_map(split.shown.at[site], split.shown.end[target], site, target),
+            "ridge map, whole half": ridge_map(everything.at[site], everything.end[target], site, target),
         }
-        for name, rows in states.items():
-            hits[f"{name}|{site}"] = right(lm, rows, report.objects)
+        said = {
+            "estimate": read,
+            "beta 1": plain,
+            "logit lens": lens,
+            "translation": shifted,
+            **{name: most_likely(lm, ridge(s)) for name, ridge in ridges.items()},
+            ANOTHER: read[turned],
+        }
+        for name, tokens in said.items():
+            hits[f"{name}|{site}"] = begins(lm, tokens, report.objects)
         tick(1 / len(split.fits))
     site = chosen[1]
     for name in list(hits):
@@ -276,6 +284,7 @@ def edits(
     known = split.shown + split.rest
     names, means = class_means(known.end[here], known.objects)
     rng = np.random.default_rng(split.seed)
+    after = partial(logits_after_edit, lm, beginnings=Beginnings())
 
     def tried(half: Half, i: int) -> "tuple[str, np.ndarray, dict[tuple[str, int], np.ndarray]] | None":
         own = half.pairs[i][1]
@@ -293,7 +302,7 @@ def edits(
     for i in range(min(_CHOOSING, len(split.rest.pairs))):
         if (found := tried(split.rest, i)) is not None:
             steps = [(site, step) for (site, _), step in found[2].items()]
-            rates.append(works(logits_after_edit(lm, split.prompt(split.rest.pairs[i][0]), steps)[1:], found[0]))
+            rates.append(works(after(split.prompt(split.rest.pairs[i][0]), steps)[1:], found[0]))
     order = list(pulled)
     site, rank = order[int(np.mean(rates, 0).argmax())] if rates else order[0]
     tick(0.3)
@@ -317,7 +326,7 @@ def edits(
         swap = donors.mean(0) - split.report.at[site][i]
         steps = [(at, s) for (at, _), s in steps_of.items()]
         steps += [(site, dose * step) for dose in DOSES] + [(site, r) for r in random] + [(site, swap)]
-        done = works(logits_after_edit(lm, prompt, steps)[1:], new)
+        done = works(after(prompt, steps)[1:], new)
         for (at, r), value in zip(steps_of, done):
             put(f"rank {r}|{at}", i, value)
         for dose, value in zip(DOSES, done[len(steps_of) :]):
@@ -325,7 +334,7 @@ def edits(
         put("estimate|chosen", i, done[order.index((site, rank))])
         put("random direction|chosen", i, float(done[-1 - _RANDOM_DRAWS : -1].mean()))
         put("mean vector of other subjects|chosen", i, done[-1])
-        _side_effects(split, i, (site, step), random[0], other, put)
+        _side_effects(split, i, (site, step), random[0], other, after, put)
         if i < 4:
             before, after = _told(lm, prompt, site, step)
             texts.append({"subject": subject, "object": old, "target": new, "before": before, "after": after})
@@ -340,10 +349,11 @@ def _side_effects(
     step: tuple[str, np.ndarray],
     random: np.ndarray,
     other: "Callable[[str], Prompt | None]",
+    after: Callable[[Prompt, Sequence[tuple[str, np.ndarray]]], np.ndarray],
     put: Callable[[str, int, float], None],
 ) -> None:
     """What an edit does to another relation of its subject, to a neighbouring fact, and to a neutral text."""
-    lm, (subject, old) = split.lm, split.report.pairs[i]
+    subject, old = split.report.pairs[i]
     both = [step, (step[0], random)]
     asked = {"same subject": other(subject)}
     neighbour = split.report.pairs[(i + 1) % len(split.report.pairs)]
@@ -353,10 +363,10 @@ def _side_effects(
     asked["neighbouring fact"] = Prompt(beside.text, {"subject": place}, beside.special)
     for name, prompt in asked.items():
         if prompt is not None:
-            said = logits_after_edit(lm, prompt, both).argmax(-1)
+            said = after(prompt, both).argmax(-1)
             put(f"unchanged: {name}|estimate", i, float(said[1] == said[0]))
             put(f"unchanged: {name}|random direction", i, float(said[2] == said[0]))
-    damage = kl(logits_after_edit(lm, Prompt.fill(_NEUTRAL, subject=subject), both))
+    damage = kl(after(Prompt.fill(_NEUTRAL, subject=subject), both))
     put("kl|estimate", i, float(damage[0]))
     put("kl|random direction", i, float(damage[1]))
 
