@@ -80,12 +80,12 @@ def test_a_wide_network_has_maps_of_low_rank_everywhere(run, tmp_path, monkeypat
     made.answer()
     arrays = made.results["city-continent split 0"].arrays
     assert "weight" not in arrays
-    assert (arrays["left"].shape, arrays["right"].shape) == ((32, 3), (3, 32))
-    assert any("maps of rank 3 from 14 products in place of 32" in note for note in made.results["city-continent split 0"].notes)
+    assert (arrays["left"].shape, arrays["right"].shape) == ((32, 1), (1, 32))
+    assert any("maps of rank 1 from 10 products in place of 32" in note for note in made.results["city-continent split 0"].notes)
     kept = set(zip(made.table["metric"], made.table["condition"], made.table["item"]))
     whole = set(zip(run.table["metric"], run.table["condition"], run.table["item"]))
     assert {c for c in whole - kept if not c[1].startswith("rank ")} == set()
-    assert {c[1] for c in kept - whole} == {"rank 3"}
+    assert {c[1] for c in kept - whole} == {"rank 1"}
 
 
 def test_a_second_run_computes_nothing(run):

@@ -28,7 +28,7 @@ from repscope.models.engine.memory import memory_kept
 from repscope.models.engine.positions import as_float
 from repscope.models.linear.jacobian_passes import KEPT_BYTES, Group, Plan
 from repscope.models.linear.linearization import Linearized
-from repscope.models.linear.low_rank import BLOCK, PROBES, Certificate, LowRank, joint
+from repscope.models.linear.low_rank import BLOCK, PROBES, Certificate, LowRank, joint, most_rank
 from repscope.models.linear.svd import Triplets, leading
 from repscope.models.sites import PerSite, Site
 from repscope.progress import progress
@@ -290,9 +290,10 @@ class MeanJacobian:
         Parameters
         ----------
         rank
-            Most columns of Q; by default the most of which both factors hold fewer than a quarter of the matrix's numbers.
+            Most columns of Q; by default as many as a third of d_target products give, if the factors then hold less than a quarter
+            of the matrix's numbers (`most_rank`).
         tolerance
-            Relative error (Frobenius) at which fewer columns are enough, for every source; 0: all columns.
+            Relative error (Frobenius) of all sources together at which fewer columns are enough; 0: all columns.
         seed
             Seed of the random start and the probes.
         block
@@ -337,7 +338,7 @@ class MeanJacobian:
             return total / len(each)
 
         scales = [float(np.sqrt(np.square(p).sum(1).mean())) or 1.0 for p in points]
-        most = (height - 1) // 8 or 1 if rank is None else rank
+        most = most_rank(height, widths, probes) if rank is None else rank
         with progress("Jacobian of low rank", 2 * most + probes) as advance, memory_kept():
             found, certificate = joint(
                 forth,

@@ -39,7 +39,7 @@ EXAMPLES = 5
 READ_AT = {"first": "last", "mean": "answering.mean"}  #: tokens at which an object's state is read
 BETAS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 7.0)
 WIDE = 1024  #: width above which studies take `rank="auto"`
-TOLERANCE = 0.1  #: relative error of W at which `rank="auto"` is content
+TOLERANCE = 0.25  #: relative error of all W at which `rank="auto"` is content
 _DENSE = 1536  #: largest width of a full singular value decomposition
 
 
@@ -198,8 +198,8 @@ def lre(
         Of the draw.
     rank
         None: W as it is, from d_target products. A number, or "auto": W of low rank from fewer products, as two factors; "auto"
-        takes as many columns as the estimated error asks for, but less than an eighth of d_target, so that the factors hold less
-        than a quarter of W's numbers. `certificate` of the result has the rank, the products and the errors.
+        takes as many columns as the estimated error asks for, but no more than a third of d_target products give. `certificate`
+        of the result has the rank, the products and the errors.
 
     Raises
     ------

@@ -272,7 +272,7 @@ class _ByInverses:
     def __init__(self, x: Float[np.ndarray, "train feature"], held: Float[np.ndarray, "test feature"]) -> None:
         n = len(x)
         self.x, self.cross, self.tested = x, held @ x.T, len(held)
-        gram = x @ x.T
+        gram = _finite(x @ x.T)
         ones = np.trace(gram) / n**2
         gram += ones
         self.inverses = [_inverse(gram, penalty) for penalty in PENALTIES]
@@ -300,11 +300,15 @@ def _inverse(gram: Float[np.ndarray, "n n"], penalty: float) -> Float[np.ndarray
     whole = np.array(gram.T, order="F")
     whole.flat[:: len(whole) + 1] += penalty
     factor, failed = dpotrf(whole, lower=1, overwrite_a=1)
-    inverse, _ = dpotri(factor, lower=1, overwrite_c=1)
-    if failed:
+    assert not failed  # a Gram matrix and a penalty above 0
+    inverse: np.ndarray = dpotri(factor, lower=1, overwrite_c=1)[0]
+    return inverse
+
+
+def _finite(gram: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
+    if not np.isfinite(gram).all():
         raise UserError("The features of a probe are not finite; leave out the rows or the features that are not.")
-    result: np.ndarray = inverse
-    return result
+    return gram
 
 
 class _ByEigenvectors:
@@ -312,7 +316,7 @@ class _ByEigenvectors:
 
     def __init__(self, x: Float[np.ndarray, "train feature"], held: Float[np.ndarray, "test feature"]) -> None:
         self.x, self.tested = x, len(held)
-        values, v = eigh(x.T @ x, driver="evr")
+        values, v = eigh(_finite(x.T @ x), driver="evr")
         keep = values > 1e-10 * max(values[-1], 1e-300)
         self.values, v = values[keep], v[:, keep]
         root = np.sqrt(self.values)

@@ -7,9 +7,9 @@ A whole matrix takes d_target products uᵀJ. Here A = [c₁J₁, …, c_L J_L] 
    and so on, each orthogonalised against all of itself. A column of Q costs two products, and QᵀJ of every source comes with it.
 2. J ≈ Q QᵀJ for every source. The leading directions of all sources together make Q, so one Q serves them all.
 3. Certificate: rows uᵀJ of random probes u that made no part of Q. E|uᵀ(J - QQᵀJ)|² is the squared Frobenius norm of what is
-   missing, so its ratio to E|uᵀJ|² estimates the relative error of each source (Halko, Martinsson & Tropp 2011, section 4.3),
-   with an interval over probes.
-4. The rank: the first block at which the error of every source is within the tolerance, or the limit.
+   missing, so its ratio to E|uᵀJ|² estimates the relative error (Halko, Martinsson & Tropp 2011, section 4.3), of A and of each
+   source, with an interval over probes.
+4. The rank: the first block at which the error of A is within the tolerance, or the limit (`most_rank`).
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from repscope import stats
 from repscope.errors import UserError
 from repscope.models.linear.svd import Side
 
-BLOCK = 16  #: vectors per product
+BLOCK = 8  #: vectors per product; wider blocks need more of them for the same error
 PROBES = 8  #: held-out random rows of the certificate
 
 
@@ -94,20 +94,30 @@ class LowRank:
 class Certificate:
     """How far matrices of low rank are from the whole ones.
 
-    rank: columns of Q. products: vectors multiplied, probes included. errors: for each source, the relative error in the Frobenius
-    norm as estimated from `probes` held-out random rows, with its 95 % interval over them. within: whether all are within the
-    tolerance.
+    rank: columns of Q. products: vectors multiplied, probes included. error: the relative error of all sources side by side, each
+    in units of its own vectors, in the Frobenius norm, as estimated from `probes` held-out random rows, with its 95 % interval
+    over them. errors: that of each source. within: whether the end of the interval of `error` is within the tolerance.
     """
 
     rank: int
     products: int
     probes: int
+    error: stats.Estimate
     errors: tuple[stats.Estimate, ...]
     within: bool
 
     def __repr__(self) -> str:
-        worst = max(e.value for e in self.errors)
-        return f"Certificate(rank {self.rank}, {self.products} products, relative error up to {worst:.2g})"
+        return f"Certificate(rank {self.rank}, {self.products} products, relative error {self.error})"
+
+
+def most_rank(height: int, widths: Sequence[int], probes: int = PROBES) -> int:
+    """The largest rank of which products are at most a third of `height` and each matrix holds less than a quarter of its numbers.
+
+    The factor that all matrices share counts in equal parts.
+    """
+    by_products = (height // 3 - probes) // 2
+    by_memory = min((height * w - 1) // (4 * (w + height / len(widths))) for w in widths)
+    return max(1, min(by_products, int(by_memory)))
 
 
 def joint(
@@ -127,7 +137,7 @@ def joint(
     """Matrices J (height, widths[i]) of up to `rank`, all with one left factor Q.
 
     forth: Σ Jv over the matrices, with vectors for each. back: uᵀJ for each; called first with the probes, then with the columns of
-    Q in order. scales: of each matrix in the joint one. tolerance: relative error at which a smaller rank is enough.
+    Q in order. scales: of each matrix in the joint one. tolerance: relative error of A at which a smaller rank is enough.
 
     Raises a `UserError` for a rank, tolerance, block or number of probes that is not possible; as `Side.widened` for products.
     """
@@ -154,22 +164,18 @@ def joint(
     while True:
         newest = target.widened(source.widened(newest[:, : rank - target.basis.shape[1]], random), random)
         advance(2 * newest.shape[1])
-        errors = _errors(held_out, rows, target, edges)
-        within = max(e.hi for e in errors) <= tolerance
+        missing = rows - (held_out @ target.basis) @ target.image.T
+        within = bool(np.linalg.norm(missing) <= tolerance * np.linalg.norm(rows)) and _error(missing, rows).hi <= tolerance
         if within or target.basis.shape[1] >= rank:
             break
     q = target.basis
     factors = [LowRank(q, target.image[a:b].T / scale) for (a, b), scale in zip(pairwise(edges), scales)]
-    return factors, Certificate(q.shape[1], probes + 2 * q.shape[1], probes, errors, within)
+    errors = tuple(_error(missing[:, a:b], rows[:, a:b]) for a, b in pairwise(edges))
+    return factors, Certificate(q.shape[1], probes + 2 * q.shape[1], probes, _error(missing, rows), errors, within)
 
 
-def _errors(
-    held_out: Float[np.ndarray, "probe d_target"], rows: Float[np.ndarray, "probe joint"], target: Side, edges: np.ndarray
-) -> tuple[stats.Estimate, ...]:
-    """Relative error of every matrix (Frobenius) from rows that made no part of Q."""
-    missing = rows - (held_out @ target.basis) @ target.image.T
-    made = []
-    for a, b in pairwise(edges):
-        e = stats.ratio(np.square(missing[:, a:b]).sum(1), np.square(rows[:, a:b]).sum(1), unit="probe")
-        made.append(replace(e, value=np.sqrt(e.value), lo=np.sqrt(max(e.lo, 0.0)), hi=np.sqrt(max(e.hi, 0.0))))
-    return tuple(made)
+def _error(missing: Float[np.ndarray, "probe joint"], rows: Float[np.ndarray, "probe joint"]) -> stats.Estimate:
+    """Relative error (Frobenius) from rows that made no part of Q."""
+    e = stats.ratio(np.square(missing).sum(1), np.square(rows).sum(1), unit="probe")
+    value, lo, hi = (float(np.sqrt(max(x, 0.0))) for x in (e.value, e.lo, e.hi))
+    return replace(e, value=value, lo=lo, hi=hi)

@@ -284,7 +284,7 @@ def edits(
     known = split.shown + split.rest
     names, means = class_means(known.end[here], known.objects)
     rng = np.random.default_rng(split.seed)
-    after = partial(logits_after_edit, lm, beginnings=Beginnings())
+    logits_of = partial(logits_after_edit, lm, beginnings=Beginnings())
 
     def tried(half: Half, i: int) -> "tuple[str, np.ndarray, dict[tuple[str, int], np.ndarray]] | None":
         own = half.pairs[i][1]
@@ -302,7 +302,7 @@ def edits(
     for i in range(min(_CHOOSING, len(split.rest.pairs))):
         if (found := tried(split.rest, i)) is not None:
             steps = [(site, step) for (site, _), step in found[2].items()]
-            rates.append(works(after(split.prompt(split.rest.pairs[i][0]), steps)[1:], found[0]))
+            rates.append(works(logits_of(split.prompt(split.rest.pairs[i][0]), steps)[1:], found[0]))
     order = list(pulled)
     site, rank = order[int(np.mean(rates, 0).argmax())] if rates else order[0]
     tick(0.3)
@@ -326,7 +326,7 @@ def edits(
         swap = donors.mean(0) - split.report.at[site][i]
         steps = [(at, s) for (at, _), s in steps_of.items()]
         steps += [(site, dose * step) for dose in DOSES] + [(site, r) for r in random] + [(site, swap)]
-        done = works(after(prompt, steps)[1:], new)
+        done = works(logits_of(prompt, steps)[1:], new)
         for (at, r), value in zip(steps_of, done):
             put(f"rank {r}|{at}", i, value)
         for dose, value in zip(DOSES, done[len(steps_of) :]):
@@ -334,7 +334,7 @@ def edits(
         put("estimate|chosen", i, done[order.index((site, rank))])
         put("random direction|chosen", i, float(done[-1 - _RANDOM_DRAWS : -1].mean()))
         put("mean vector of other subjects|chosen", i, done[-1])
-        _side_effects(split, i, (site, step), random[0], other, after, put)
+        _side_effects(split, i, (site, step), random[0], other, logits_of, put)
         if i < 4:
             before, after = _told(lm, prompt, site, step)
             texts.append({"subject": subject, "object": old, "target": new, "before": before, "after": after})
@@ -349,7 +349,7 @@ def _side_effects(
     step: tuple[str, np.ndarray],
     random: np.ndarray,
     other: "Callable[[str], Prompt | None]",
-    after: Callable[[Prompt, Sequence[tuple[str, np.ndarray]]], np.ndarray],
+    logits_of: Callable[[Prompt, Sequence[tuple[str, np.ndarray]]], np.ndarray],
     put: Callable[[str, int, float], None],
 ) -> None:
     """What an edit does to another relation of its subject, to a neighbouring fact, and to a neutral text."""
@@ -363,10 +363,10 @@ def _side_effects(
     asked["neighbouring fact"] = Prompt(beside.text, {"subject": place}, beside.special)
     for name, prompt in asked.items():
         if prompt is not None:
-            said = after(prompt, both).argmax(-1)
+            said = logits_of(prompt, both).argmax(-1)
             put(f"unchanged: {name}|estimate", i, float(said[1] == said[0]))
             put(f"unchanged: {name}|random direction", i, float(said[2] == said[0]))
-    damage = kl(after(Prompt.fill(_NEUTRAL, subject=subject), both))
+    damage = kl(logits_of(Prompt.fill(_NEUTRAL, subject=subject), both))
     put("kl|estimate", i, float(damage[0]))
     put("kl|random direction", i, float(damage[1]))
 

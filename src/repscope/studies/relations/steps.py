@@ -98,7 +98,7 @@ def _cost(setup: Setup[RelationsOptions], r: Relation, kind: int) -> Callable[[]
             return Cost(plan.tokens * o.trials, plan.flops * o.trials, 0.0, 0.0, plan.blocks, plan.working)
         width = lm.anatomy.width if lm.anatomy else 1
         after = float(np.mean([len(lm.tokenizer(s + r.templates[0].split("{}")[1])["input_ids"]) for s in r.subjects[:50]]))
-        each = 0.25 * width if is_wide(lm) else width
+        each = width / 3 if is_wide(lm) else width
         products = 2 * o.examples * each * (after + 1) * plan.flops / max(plan.tokens, 1)
         return Cost(plan.tokens, plan.flops + products, 2e9 * lm.blocks, 0.0, plan.blocks, plan.working)
 
@@ -196,10 +196,9 @@ def _map(site: str, target: str, arrays: Mapping[str, np.ndarray]) -> LRE:
 
 def _low_rank(r: Relation, k: int, found: Certificate, width: int) -> str:
     """Of what rank the maps are and how far from whole ones."""
-    errors = [e.value for e in found.errors]
     return (
         f"{r.name}, split {k}: maps of rank {found.rank} from {found.products} products in place of {width}; estimated relative "
-        f"error of W by block {min(errors):.2f}–{max(errors):.2f}."
+        f"error of W {found.error.value:.2f} [{found.error.lo:.2f}, {found.error.hi:.2f}]."
     )
 
 
