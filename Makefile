@@ -37,16 +37,10 @@ notebooks: $(VENV)/.docs
 chaos: $(VENV)/.dev
 	OMP_NUM_THREADS=1 PYTHONPATH=tests:src $(BIN)/python -m chaos --write
 
-# Peers live in an environment of their own; the table goes to benchmarks/RESULTS.md.
-bench: .venv-bench/.done .venv-relations/.done .peers-melbo/.done .peers-nngeom/.done .venv-sae/.done $(VENV)/.demo
-	.venv-bench/bin/python benchmarks/capture.py --write
-	.venv-bench/bin/python benchmarks/edits.py --write
-	$(BIN)/python benchmarks/jacobian.py --write
-	$(BIN)/python benchmarks/relations.py --write
-	$(BIN)/python benchmarks/discovery.py --write
-	$(BIN)/python benchmarks/paths.py --write
-	$(BIN)/python benchmarks/weight_matching.py --write
-	$(BIN)/python benchmarks/sae_training.py --write
+# Every table of benchmarks/RESULTS*.md, unattended: hours. Peers live in environments of their own. The same command goes on where
+# it was stopped; BENCH="paths cka", BENCH=--fresh and other options of benchmarks/run_all.py.
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/run_all.py $(BENCH)
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "repscope needs Python 3.11 or newer; try make PYTHON=python3.11")'
@@ -62,6 +56,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[docs]'
+	@touch $@
+
+$(VENV)/.worm: pyproject.toml constraints.txt | $(VENV)/.dev
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[worm]'
 	@touch $@
 
 .venv-bench/.done: benchmarks/requirements-peers.txt pyproject.toml
@@ -81,7 +79,23 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
 	.venv-sae/bin/pip install --quiet --disable-pip-version-check --no-deps dictionary-learning==0.1.0
 	@touch $@
 
+.peers-cka/.done: benchmarks/requirements-cka.txt pyproject.toml
+	$(PYTHON) -m venv .peers-cka
+	.peers-cka/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	.peers-cka/bin/pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/requirements-cka.txt
+	@touch $@
+
+.peers-rsa/.done: benchmarks/requirements-rsa.txt pyproject.toml
+	$(PYTHON) -m venv .peers-rsa
+	.peers-rsa/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	.peers-rsa/bin/pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/requirements-rsa.txt
+	@touch $@
+
 # Code alone: what it imports is in the environment already.
+.peers-minimal-pairs/.done: benchmarks/requirements-minimal-pairs.txt | $(VENV)/.demo
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .peers-minimal-pairs -r $<
+	@touch $@
+
 .peers-melbo/.done: Makefile | $(VENV)/.demo
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target .peers-melbo batched-melbo==0.1.1
 	@touch $@
@@ -110,4 +124,4 @@ browser: $(VENV)/.dev
 	@$(BIN)/python tests/report/browser.py
 
 clean:
-	rm -rf $(VENV) site .venv-bench .venv-relations .venv-sae .oldest .peers .peers-melbo .peers-nngeom runs
+	rm -rf $(VENV) site .venv-bench .venv-relations .venv-sae .oldest .peers .peers-* .bench runs

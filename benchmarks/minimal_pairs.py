@@ -1,6 +1,6 @@
 """Minimal pairs on one model: repscope beside lm-eval's loop, minicons and a floor, in one run.
 
-    python benchmarks/minimal_pairs.py FOLDER_OF_BLIMP [--peers FOLDER] [--pairs 10] [--phenomena 20]
+    python benchmarks/minimal_pairs.py FOLDER_OF_BLIMP [--peers FOLDER] [--pairs 10] [--phenomena 20] [--write]
 
 `--peers`: where `pip install --no-deps --target FOLDER -r benchmarks/requirements-minimal-pairs.txt` put lm-eval and minicons.
 1. The same pairs for all: the first `--pairs` of each phenomenon. One thread, the same model object.
@@ -11,14 +11,15 @@
 """
 
 import argparse
+import datetime
 import statistics
 import sys
 import time
 from pathlib import Path
 
+import machine
 import numpy as np
 import torch
-from machine import describe
 
 import repscope as rs
 from repscope.data.minimal_pairs import read_pairs
@@ -26,6 +27,8 @@ from repscope.models.prompts import Ragged
 from repscope.read.pair_scores import _rows, score_pairs
 
 BATCHES = (8, 32, 128)
+CALLS = {"lm-eval": "HFLM.loglikelihood", "minicons": "sequence_score"}
+FLOOR = "floor: plain passes over as many tokens as the plan has, no head"
 
 
 def lm_eval_loop(lm, batch_size):
@@ -82,6 +85,7 @@ def main() -> None:
     asked.add_argument("--pairs", type=int, default=10)
     asked.add_argument("--phenomena", type=int, default=20)
     asked.add_argument("--rounds", type=int, default=3)
+    asked.add_argument("--write", action="store_true", help="put the table into RESULTS.md")
     o = asked.parse_args()
     if o.peers:
         sys.path.append(str(o.peers))
@@ -99,7 +103,7 @@ def main() -> None:
             took = {b: timed(made(lm, b), small)[0] for b in BATCHES}
             best = min(took, key=took.get)
             print(f"{name}: seconds of a quarter by batch size { ({b: round(t, 2) for b, t in took.items()}) }; taken: {best}")
-            peers[f"{name}, batches of {best}"] = made(lm, best)
+            peers[f"{name}, `{CALLS[name]}`, batches of {best}"] = made(lm, best)
     base, tokens = floor(lm, _rows(lm, held, "lm-eval")[0])
     took, scores = {}, {}
     for _ in range(o.rounds):
@@ -111,23 +115,32 @@ def main() -> None:
             seconds, found = timed(run, sentences)
             took.setdefault(name, []).append(seconds)
             scores[name] = found
-        took.setdefault("floor", []).append(timed(base)[0])
-    print(describe())
+        took.setdefault(FLOOR, []).append(timed(base)[0])
     whole = _rows(lm, held, "lm-eval")[0].lengths - 1
-    print(f"{n} pairs of {len(names)} phenomena; {whole.sum()} tokens in all sentences, {tokens} in repscope's plan")
+    lines = [
+        f"## Minimal pairs\n\n`python {' '.join(sys.argv)}`, {datetime.date.today()}: {n} pairs of {len(names)} phenomena of "
+        f"BLiMP; {whole.sum():,} tokens in all sentences, {tokens:,} in repscope's plan. {machine.describe()}. "
+        f"{machine.versions(('torch', 'repscope'))}. {o.model}, float32; processor time on one thread, {o.rounds} rounds. Peers "
+        f"have the best of the batch sizes {', '.join(map(str, BATCHES))}, timed on a quarter of the pairs.\n",
+        "| method | processor s (range) | pairs/s | repscope is faster by | largest difference of scores |\n|---|---|---|---|---|",
+    ]
     for name, seconds in took.items():
-        middle = statistics.median(seconds)
-        print(f"{name:38} {middle:7.2f} s ({min(seconds):.2f}–{max(seconds):.2f})  {n / middle:7.1f} pairs/s")
-    for name in peers:
-        own = "lm-eval" if name.startswith("lm-eval") else "minicons"
-        ratios = [a / b for a, b in zip(took[name], took[f"repscope, {own}"])]
-        worst = np.abs(scores[name] - scores[own]).max()
-        print(f"{name}: {statistics.median(ratios):.2f} times repscope's time ({min(ratios):.2f}–{max(ratios):.2f}); ", end="")
-        print(f"largest difference of scores {worst:.1e} nats")
+        middle, own = statistics.median(seconds), "minicons" if name.startswith("minicons") else "lm-eval"
+        ratios = [a / b for a, b in zip(seconds, took[f"repscope, {own}"])]
+        by = f"{statistics.median(ratios):.2f}× ({min(ratios):.2f}–{max(ratios):.2f})" if not name.startswith("repscope") else ""
+        worst = f"{np.abs(scores[name] - scores[own]).max():.1e} nats" if name in peers else ""
+        lines.append(f"| {name} | {middle:.2f} ({min(seconds):.2f}–{max(seconds):.2f}) | {n / middle:.1f} | {by} | {worst} |")
     apart = scores["lm-eval"] - scores["minicons"]
-    print(f"the two conventions differ by up to {np.abs(apart).max():.1f} nats per sentence")
     right = [scores[c][:n] > scores[c][n:] for c in ("lm-eval", "minicons")]
-    print(f"accuracy {right[0].mean():.3f} and {right[1].mean():.3f}; pairs judged otherwise: {(right[0] != right[1]).mean():.3f}")
+    lines.append(
+        f"\nThe two conventions differ by up to {np.abs(apart).max():.1f} nats per sentence, and judge "
+        f"{100 * (right[0] != right[1]).mean():.0f} % of these pairs differently (accuracy {right[0].mean():.3f} and "
+        f"{right[1].mean():.3f})."
+    )
+    text = "\n".join(lines)
+    print(text)
+    if o.write:
+        machine.write_section("minimal pairs", text)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from families import build
 from repscope.data.relations import Relation, relation
 from repscope.errors import UserError
 from repscope.models.language import LanguageModel
+from repscope.models.linear.low_rank import LowRank
 from repscope.models.prompts import encode
 from repscope.models.sites import Tokens
 from repscope.read.concept_directions import by_means, by_probe, class_means, concepts, cross_validated, mean_of_inverses
@@ -125,6 +126,29 @@ def test_the_inverse_of_a_rank():
     with pytest.raises(UserError, match="no rank 13"):
         fit.inverse(13)
     assert np.allclose(mean_of_inverses(weight[None], 5), fit.inverse(5), atol=1e-4)
+
+
+def test_a_map_of_low_rank_is_kept_as_factors_everywhere(llama):
+    """At full rank predictions, inverses and concepts are those of the whole map."""
+    whole = lre(llama, HELD, examples=HELD.samples[:4], sites=["resid_post.1"])
+    low = lre(llama, HELD, examples=HELD.samples[:4], sites=["resid_post.1"], rank=32)
+    a, b = whole["resid_post.1"], low["resid_post.1"]
+    assert isinstance(b.weight, LowRank)
+    assert isinstance(b.inverse(6), LowRank)
+    assert whole.certificate is None
+    assert low.certificate.rank == 32
+    names = [s for s, _ in HELD.samples]
+    held = whole.subjects(llama, names)
+    assert np.allclose(a(held["resid_post.1"]), b(held["resid_post.1"]), atol=1e-3 * np.abs(a.bias).max())
+    assert np.allclose(np.asarray(b.inverse(6)), a.inverse(6), atol=1e-3 * np.abs(a.inverse(6)).max())
+    both = [concepts(fit, held["target"], [o for _, o in HELD.samples], 6).vectors for fit in (a, b)]
+    assert np.allclose(*both, atol=1e-3 * np.abs(both[0]).max())
+    with pytest.raises(UserError, match="no rank 2"):
+        lre(llama, HELD, examples=HELD.samples[:4], sites=["resid_post.1"], rank="auto")["resid_post.1"].inverse(2)
+    rng = np.random.default_rng(0)
+    factors = [LowRank(rng.normal(size=(9, 4)), rng.normal(size=(4, 8))) for _ in range(3)]
+    slow = mean_of_inverses(np.stack([np.asarray(f) for f in factors]), 3)
+    assert np.allclose(np.asarray(mean_of_inverses(factors, 3)), slow)
 
 
 def test_ridge_and_translation_find_what_was_planted():

@@ -73,6 +73,21 @@ def test_the_page_and_its_files(run):
     assert "Asia" in [d.name for d in kept]
 
 
+def test_a_wide_network_has_maps_of_low_rank_everywhere(run, tmp_path, monkeypatch):
+    """The tiny network counts as wide here: maps are factors in all steps, and a note says how far from whole."""
+    monkeypatch.setattr("repscope.studies.relations.split.WIDE", 16)
+    made = Run(RELATIONS, RelationsOptions(tiny=True, relations=("city-continent", "country-continent"), splits=1), out=tmp_path)
+    made.answer()
+    arrays = made.results["city-continent split 0"].arrays
+    assert "weight" not in arrays
+    assert (arrays["left"].shape, arrays["right"].shape) == ((32, 1), (1, 32))
+    assert any("maps of rank 1 from 10 products in place of 32" in note for note in made.results["city-continent split 0"].notes)
+    kept = set(zip(made.table["metric"], made.table["condition"], made.table["item"]))
+    whole = set(zip(run.table["metric"], run.table["condition"], run.table["item"]))
+    assert {c for c in whole - kept if not c[1].startswith("rank ")} == set()
+    assert {c[1] for c in kept - whole} == {"rank 1"}
+
+
 def test_a_second_run_computes_nothing(run):
     again = Run(RELATIONS, run.options, out=run.out)
     again.answer()

@@ -28,6 +28,7 @@ from repscope.models.engine.memory import memory_kept
 from repscope.models.engine.positions import as_float
 from repscope.models.linear.jacobian_passes import KEPT_BYTES, Group, Plan
 from repscope.models.linear.linearization import Linearized
+from repscope.models.linear.low_rank import BLOCK, PROBES, Certificate, LowRank, joint, most_rank
 from repscope.models.linear.svd import Triplets, leading
 from repscope.models.sites import PerSite, Site
 from repscope.progress import progress
@@ -149,7 +150,7 @@ class Jacobian:
         vectors = self._vectors(v, self.shape[1], "v")
         out = np.empty((len(self), len(vectors), self.shape[0]), self.value.dtype)
         for group, made in self._passes():
-            out[list(group.inputs)] = as_numpy(made.jvp(vectors, self._one()).transpose(0, 1))
+            out[list(group.inputs)] = as_numpy(made.jvp([vectors], [self._one()]).transpose(0, 1))
         return out
 
     def matrix(self) -> Any:
@@ -245,7 +246,7 @@ class MeanJacobian:
         each = self._each
         vectors, total = each._vectors(v, self.shape[1], "v"), np.zeros((len(v), self.shape[0]))
         for _, made in each._passes():
-            total += as_numpy(made.jvp(vectors, each._one())).astype(np.float64).sum(1)
+            total += as_numpy(made.jvp([vectors], [each._one()])).astype(np.float64).sum(1)
         return total / len(each)
 
     def vjp(self, u: Float[np.ndarray, "vector d_target"]) -> Any:
@@ -278,6 +279,86 @@ class MeanJacobian:
         each._whole(add)
         value = each.value.mean(0, dtype=np.float64)
         return PerSite((site, (w, value - m)) for site, w, m in zip(each.sources, totals, moved))
+
+    def low_rank(
+        self, rank: int | None = None, *, tolerance: float = 0.0, seed: int = 0, block: int = BLOCK, probes: int = PROBES
+    ) -> tuple[dict[Site, tuple[LowRank, Float[np.ndarray, "d_target"]]], Certificate]:
+        """As `affine`, from few products: J ≈ QQᵀJ with one Q for all sources, and what that leaves out (see `low_rank`).
+
+        Two products per column of Q serve all sources, where `affine` takes d_target. The bias is the mean of value - QQᵀJ point.
+
+        Parameters
+        ----------
+        rank
+            Most columns of Q; by default as many as a third of d_target products give, if the factors then hold less than a quarter
+            of the matrix's numbers (`most_rank`).
+        tolerance
+            Relative error (Frobenius) of all sources together at which fewer columns are enough; 0: all columns.
+        seed
+            Seed of the random start and the probes.
+        block
+            Vectors per product.
+        probes
+            Held-out random rows that estimate the error.
+
+        Returns
+        -------
+        maps, certificate
+            Per source the matrix (d_target, d_source) and the bias (d_target), in float64; the rank and the estimated errors.
+
+        Raises
+        ------
+        UserError
+            For a rank, a tolerance, a block or a number of probes that is not possible.
+        """
+        each = self._each
+        points = [each._shared.points[i].astype(np.float64) for i in each._at]
+        widths, height = [p.shape[1] for p in points], each.value.shape[1]
+        moved: list[list[np.ndarray]] = [[] for _ in points]
+
+        def back(u: Float[np.ndarray, "vector d_target"]) -> list[Float[np.ndarray, "vector d_source"]]:
+            """uᵀJ for every source; what each vector says of the examples' own points is kept for the bias."""
+            vectors = each._vectors(u, height, "u")
+            totals, dots = [np.zeros((len(u), w)) for w in widths], [np.zeros(len(u)) for _ in widths]
+            for group, made in each._passes():
+                for i, found in enumerate(made.vjp(vectors, each._at)):
+                    rows = as_numpy(found)
+                    totals[i] += rows.sum(1, dtype=np.float64) / len(each)
+                    dots[i] += np.einsum("vpd,pd->v", rows, points[i][list(group.inputs)]) / len(each)
+            for kept, new in zip(moved, dots):
+                kept.append(new)
+            return totals
+
+        def forth(v: list[Float[np.ndarray, "vector d_source"]]) -> Float[np.ndarray, "vector d_target"]:
+            """Σ Jv over the sources."""
+            vectors = [each._vectors(part, width, "v") for part, width in zip(v, widths)]
+            total = np.zeros((len(v[0]), height))
+            for _, made in each._passes():
+                total += as_numpy(made.jvp(vectors, each._at)).sum(1, dtype=np.float64)
+            return total / len(each)
+
+        scales = [float(np.sqrt(np.square(p).sum(1).mean())) or 1.0 for p in points]
+        most = most_rank(height, widths, probes) if rank is None else rank
+        with progress("Jacobian of low rank", 2 * most + probes) as advance, memory_kept():
+            found, certificate = joint(
+                forth,
+                back,
+                height,
+                widths,
+                scales,
+                most,
+                tolerance=tolerance,
+                seed=seed,
+                block=block,
+                probes=probes,
+                advance=advance,
+            )
+        value = each.value.mean(0, dtype=np.float64)
+        maps = {}
+        for i, (site, factors) in enumerate(zip(each.sources, found)):
+            along = np.concatenate(moved[i][1:])[: factors.rank]  # the first rows were the probes'
+            maps[site] = factors, value - factors.left @ along
+        return PerSite(maps.items()), certificate
 
     def svd(
         self, k: int = 16, *, seed: int = 0, tolerance: float = 0.01, products: int = 192, block: int | None = None

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 
 from repscope.directions import Direction, DirectionSet
 from repscope.errors import UserError
+from repscope.models.linear.low_rank import LowRank
 from repscope.read.linear_relations import LRE
 
 RANKS = (4, 8, 16, 32, 64, 128)
@@ -76,7 +77,7 @@ def concepts(
     objects: Sequence[str],
     rank: int,
     *,
-    inverse: Float[np.ndarray, "d_source d_target"] | None = None,
+    inverse: Float[np.ndarray, "d_source d_target"] | LowRank | None = None,
 ) -> Concepts:
     """Concepts from a relation's map and states of subjects whose objects are known.
 
@@ -105,8 +106,16 @@ def concepts(
     return Concepts(fit.site, rank, names, ((means - fit.bias) @ back.T).astype(np.float32))
 
 
-def mean_of_inverses(matrices: Float[np.ndarray, "example d_target d_source"], rank: int) -> Float[np.ndarray, "d_source d_target"]:
-    """The mean of the examples' own pseudo-inverses ("post-mean"); the default inverts their mean ("pre-mean")."""
+def mean_of_inverses(
+    matrices: Float[np.ndarray, "example d_target d_source"] | Sequence[LowRank], rank: int
+) -> Float[np.ndarray, "d_source d_target"] | LowRank:
+    """The mean of the examples' own pseudo-inverses ("post-mean"); the default inverts their mean ("pre-mean").
+
+    Two factors for matrices that are.
+    """
+    if not isinstance(matrices, np.ndarray):
+        parts = [(u[:, :rank], s[:rank], v[:rank]) for u, s, v in (m.svd() for m in matrices)]
+        return LowRank(np.concatenate([v.T / s / len(parts) for _, s, v in parts], 1), np.concatenate([u.T for u, _, _ in parts]))
     total = np.zeros(matrices.shape[:0:-1])
     for matrix in matrices:
         u, s, v = np.linalg.svd(matrix, full_matrices=False)
@@ -170,9 +179,8 @@ def cross_validated(
     held = np.asarray(objects).astype(str)
     hits = np.zeros((len(fits), len(ranks)))
     for i, (site, fit) in enumerate(fits.items()):
-        most = min(fit.weight.shape)
         for j, rank in enumerate(ranks):
-            if rank > most:
+            if rank > fit.most_rank:
                 continue
             for k in range(folds):
                 train, test = np.flatnonzero(fold != k), np.flatnonzero(fold == k)

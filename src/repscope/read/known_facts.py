@@ -23,7 +23,7 @@ from repscope.models.sites import Tokens
 if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
 
-_HEAD_ROWS = 256  #: rows per batch of the head
+HEAD_ROWS = 256  #: rows per batch of the head
 LEAST = 2  #: minimum of distinct objects
 
 
@@ -201,7 +201,7 @@ def _asked(
 
 def most_likely(lm: "LanguageModel", states: Float[np.ndarray, "row d_model"], *, normed: bool = False) -> Int[np.ndarray, "row"]:
     """Most likely next token of each state, by the final norm (unless `normed`) and the head."""
-    batches = [states[a : a + _HEAD_ROWS].astype(np.float32) for a in range(0, len(states), _HEAD_ROWS)]
+    batches = [states[a : a + HEAD_ROWS].astype(np.float32) for a in range(0, len(states), HEAD_ROWS)]
     return np.concatenate([lm.unembed(batch, normed=normed).argmax(-1) for batch in batches])
 
 

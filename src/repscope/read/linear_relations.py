@@ -10,7 +10,8 @@ the other n - 1 are few-shot demonstrations.
 1. All subject layers come from the same passes (`lm.jacobian`): one vector-Jacobian product serves all blocks.
 2. β multiplies only W s; β and the layer are selected on other examples than those scored.
 3. Faithfulness: the map's most likely token is the beginning of the object, on subjects that the model answers correctly.
-4. Baselines: the subject's own logit lens, a translation, ridge regression on the same and on all examples, the map applied to
+4. W of a wide network is of low rank, made from fewer products and kept as factors (`MeanJacobian.low_rank`).
+5. Baselines: the subject's own logit lens, a translation, ridge regression on the same and on all examples, the map applied to
    another subject, the map of another relation, the map from the embedding.
 """
 
@@ -21,13 +22,15 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from repscope.data.relations import Pair, Relation
 from repscope.errors import UserError, unknown
+from repscope.models.linear.low_rank import Certificate, LowRank
 from repscope.models.prompts import Prompt, encode
 from repscope.models.sites import Site, Tokens
 from repscope.read.known_facts import EncodedFacts, distinct, encode_facts, most_likely, starts_with
+from repscope.read.token_sums import most_likely_of_sums
 
 if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 EXAMPLES = 5
 READ_AT = {"first": "last", "mean": "answering.mean"}  #: tokens at which an object's state is read
 BETAS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 7.0)
+WIDE = 1024  #: width above which studies take `rank="auto"`
+TOLERANCE = 0.25  #: relative error of all W at which `rank="auto"` is content
 _DENSE = 1536  #: largest width of a full singular value decomposition
 
 
@@ -42,12 +47,12 @@ _DENSE = 1536  #: largest width of a full singular value decomposition
 class LRE:
     """One relation as an affine map between two sites.
 
-    site, target: names. weight: (d_target, d_source), W. bias: (d_target), b. beta: multiplies W s.
+    site, target: names. weight: (d_target, d_source), W, an array or two factors. bias: (d_target), b. beta: multiplies W s.
     """
 
     site: str
     target: str
-    weight: Float[np.ndarray, "d_target d_source"]
+    weight: Float[np.ndarray, "d_target d_source"] | LowRank
     bias: Float[np.ndarray, "d_target"]
     beta: float = 1.0
 
@@ -56,24 +61,28 @@ class LRE:
         out: np.ndarray = (self.beta if beta is None else beta) * (subjects @ self.weight.T) + self.bias
         return out
 
+    @property
+    def most_rank(self) -> int:
+        """The largest rank of an inverse."""
+        return self.weight.rank if isinstance(self.weight, LowRank) else min(self.weight.shape)
+
     @cached_property
     def _svd(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return np.linalg.svd(self.weight, full_matrices=False)
+        return self.weight.svd() if isinstance(self.weight, LowRank) else np.linalg.svd(self.weight, full_matrices=False)
 
     def triplets(self, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The leading singular triplets (d_target, rank), (rank), (rank, d_source).
 
-        The full decomposition of a small map is cached; of a wide one only the leading triplets are computed.
+        The full decomposition of a small map, or of factors, is cached; of a wide array only the leading triplets are computed.
 
         Raises
         ------
         UserError
             For a rank that the map does not have.
         """
-        most = min(self.weight.shape)
-        if not 1 <= rank <= most:
-            raise UserError(f"A map of {self.weight.shape} has no rank {rank}; choose 1 to {most}.")
-        if most <= _DENSE:
+        if not 1 <= rank <= self.most_rank:
+            raise UserError(f"A map of {self.weight.shape} has no rank {rank}; choose 1 to {self.most_rank}.")
+        if isinstance(self.weight, LowRank) or self.most_rank <= _DENSE:
             u, s, v = self._svd
             return u[:, :rank], s[:rank], v[:rank]
         from sklearn.utils.extmath import randomized_svd
@@ -81,9 +90,14 @@ class LRE:
         u, s, v = randomized_svd(self.weight, rank, n_iter=6, random_state=0)
         return u, s, v
 
-    def inverse(self, rank: int) -> Float[np.ndarray, "d_source d_target"]:
-        """W† of that rank: V Σ⁻¹ Uᵀ over the leading triplets, which avoids amplified noise from small singular values."""
+    def inverse(self, rank: int) -> Float[np.ndarray, "d_source d_target"] | LowRank:
+        """W† of that rank: V Σ⁻¹ Uᵀ over the leading triplets, which avoids amplified noise from small singular values.
+
+        Two factors where W is; raises as `triplets`.
+        """
         u, s, v = self.triplets(rank)
+        if isinstance(self.weight, LowRank):
+            return LowRank(v.T / s, u.T)
         made: np.ndarray = (v.T / s) @ u.T
         return made
 
@@ -93,7 +107,7 @@ class LREs(Mapping[str, LRE]):
     """The maps of one relation from every subject layer. `fits["resid_post.12"]` is one.
 
     facts: the tokenized relation. examples: few-shot examples of the fit. held: maps by site. tokens: whether an object's state is
-    that before its first token or the mean over the positions of all.
+    that before its first token or the mean over the positions of all. certificate: of maps of low rank.
     """
 
     facts: EncodedFacts
@@ -101,6 +115,7 @@ class LREs(Mapping[str, LRE]):
     held: Mapping[str, LRE]
     template: int = 0
     tokens: Literal["first", "mean"] = "first"
+    certificate: Certificate | None = None
 
     def __getitem__(self, site: str) -> LRE:
         """The map from a site.
@@ -159,6 +174,7 @@ def lre(
     tokens: Literal["first", "mean"] = "first",
     template: int = 0,
     seed: int = 0,
+    rank: int | Literal["auto"] | None = None,
 ) -> LREs:
     """Fit the linear relational embedding of a relation from all subject layers at once.
 
@@ -180,6 +196,10 @@ def lre(
         Index of the relation's template.
     seed
         Of the draw.
+    rank
+        None: W as it is, from d_target products. A number, or "auto": W of low rank from fewer products, as two factors; "auto"
+        takes as many columns as the estimated error asks for, but no more than a third of d_target products give. `certificate`
+        of the result has the rank, the products and the errors.
 
     Raises
     ------
@@ -217,11 +237,22 @@ def lre(
     jac = lm.jacobian(
         prompts, list(sites or ("embed", "resid_post")), end, source_tokens="subject.last", target_tokens=READ_AT[tokens]
     )
-    made = {
-        str(site): LRE(str(site), end, weight.astype(np.float32), bias.astype(np.float32))
-        for site, (weight, bias) in jac.mean().affine().items()
-    }
-    return LREs(held, tuple(examples), made, template, tokens)
+    found: Mapping[Site, tuple[np.ndarray | LowRank, np.ndarray]]
+    if rank is None:
+        found, certificate = jac.mean().affine(), None
+    else:
+        found, certificate = jac.mean().low_rank(None if rank == "auto" else rank, tolerance=TOLERANCE if rank == "auto" else 0.0)
+    left: dict[int, np.ndarray] = {}  # the factor that all sites share, once
+    made = {str(site): LRE(str(site), end, _single(w, left), bias.astype(np.float32)) for site, (w, bias) in found.items()}
+    return LREs(held, tuple(examples), made, template, tokens, certificate)
+
+
+def _single(weight: np.ndarray | LowRank, left: dict[int, np.ndarray]) -> np.ndarray | LowRank:
+    """In float32; a left factor that maps share is converted once."""
+    if not isinstance(weight, LowRank):
+        return weight.astype(np.float32)
+    shared = left.setdefault(id(weight.left), weight.left.astype(np.float32))
+    return LowRank(shared, weight.right.astype(np.float32))
 
 
 def vectors(
@@ -235,8 +266,12 @@ def vectors(
 
 def right(lm: "LanguageModel", states: Float[np.ndarray, "row d_model"], objects: Sequence[str]) -> Bool[np.ndarray, "row"]:
     """Whether the most likely token of each state begins its object."""
-    said = [lm.tokenizer.decode([int(i)]) for i in most_likely(lm, states)]
-    return np.array([starts_with(word, obj) for word, obj in zip(said, objects)], dtype=bool)
+    return begins(lm, most_likely(lm, states), objects)
+
+
+def begins(lm: "LanguageModel", tokens: Int[np.ndarray, "row"], objects: Sequence[str]) -> Bool[np.ndarray, "row"]:
+    """Whether each token begins its object."""
+    return np.array([starts_with(lm.tokenizer.decode([int(i)]), obj) for i, obj in zip(tokens, objects)], dtype=bool)
 
 
 def best_beta(
@@ -247,9 +282,8 @@ def best_beta(
     betas: Sequence[float] = BETAS,
 ) -> tuple[LRE, float]:
     """The map with the most accurate β on these subjects (ties: nearest to 1), and its accuracy."""
-    moved = subjects @ fit.weight.T
-    states = np.concatenate([beta * moved + fit.bias for beta in betas])
-    hits = right(lm, states, list(objects) * len(betas)).reshape(len(betas), -1).mean(1)
+    tokens = most_likely_of_sums(lm, subjects @ fit.weight.T, fit.bias, [(beta, 1.0) for beta in betas])
+    hits = np.array([begins(lm, said, objects).mean() for said in tokens])
     best = max(range(len(betas)), key=lambda i: (hits[i], -abs(np.log(betas[i]))))
     return replace(fit, beta=betas[best]), float(hits[best])
 

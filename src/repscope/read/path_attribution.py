@@ -224,7 +224,7 @@ def _measured(
         rows = list(group.inputs)
         assert made.places is not None
         source, target = made.places
-        pulled = as_numpy(made.jvp(pair[1], 0))
+        pulled = as_numpy(made.jvp([pair[1]], [0]))
         total[rows] = np.einsum("vt,vrt->rv", as_numpy(pair[0]).astype(np.float64), pulled.astype(np.float64))
         if adds:  # the share of the target's positions that are the source's
             overlap = max(0, min(source.stop, target.stop) - max(source.start, target.start))

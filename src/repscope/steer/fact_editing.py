@@ -16,7 +16,7 @@ from jaxtyping import Float
 from repscope.directions.random import random_like
 from repscope.models.prompts import Prompt, encode
 from repscope.models.sites import Site, Tokens
-from repscope.models.variants.prompt_variants import PromptVariant, run_variants
+from repscope.models.variants.prompt_variants import Beginnings, PromptVariant, run_variants
 from repscope.steer.effects import kl_from_first
 
 if TYPE_CHECKING:
@@ -24,9 +24,15 @@ if TYPE_CHECKING:
 
 
 def logits_after_edit(
-    lm: "LanguageModel", prompt: Prompt, steps: Sequence[tuple[str, Float[np.ndarray, "d_model"]]], span: str = "subject"
+    lm: "LanguageModel",
+    prompt: Prompt,
+    steps: Sequence[tuple[str, Float[np.ndarray, "d_model"]]],
+    span: str = "subject",
+    beginnings: Beginnings | None = None,
 ) -> Float[np.ndarray, "variant vocab"]:
     """Next-token logits of one prompt with each (site, step) alone added at the last token of a span; the first row is unedited.
+
+    beginnings: shared by the calls for prompts that begin alike, which then run what they share once.
 
     Raises
     ------
@@ -41,7 +47,7 @@ def logits_after_edit(
         PromptVariant(lm.resolve(site)[0], at, at + 1, _adding(torch.from_numpy(np.asarray(step, dtype=np.float32))))
         for site, step in steps
     ]
-    return lm.unembed(run_variants(lm, encoded.ids[0], forks).float().cpu().numpy(), normed=True)
+    return lm.unembed(run_variants(lm, encoded.ids[0], forks, beginnings=beginnings).float().cpu().numpy(), normed=True)
 
 
 def _adding(step: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

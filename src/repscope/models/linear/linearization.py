@@ -162,26 +162,26 @@ class Linearized:
         self.leaves, self.points, self.target, self.places = list(leaves), list(points), target, places
         self.product_rows, self.watched = max(1, product_rows), list(watched)
         self.unbatched = ""  #: why vectors go through one by one, empty where they go together
-        self._adjoints: dict[int, tuple[Tensor, Tensor]] = {}
+        self._adjoints: dict[tuple[int, ...], tuple[Tensor, list[Tensor]]] = {}
 
     def vjp(self, u: Float[Tensor, "vector d_target"], sources: Sequence[int]) -> list[Float[Tensor, "vector row d_source"]]:
         """uᵀJ for some of the sources, all from the same backward passes."""
         leaves = [self.leaves[i] for i in sources]
         cotangents = u.to(self.target)[:, None].expand(-1, len(self.target), -1)
-        parts = [self._pulled([self.target], leaves, part) for part in self._chunks(cotangents)]
+        parts = [self._pulled([self.target], leaves, [part]) for part in self._chunks(cotangents)]
         return [torch.cat([part[i] for part in parts]).flatten(2) for i in range(len(leaves))]
 
-    def jvp(self, v: Float[Tensor, "vector d_source"], source: int) -> Float[Tensor, "vector row d_target"]:
-        """Jv for one source."""
-        leaf = self.leaves[source]
-        u, pulled = self._linear(source)
-        tangents = v.to(leaf).reshape(len(v), 1, *leaf.shape[1:]).expand(-1, len(leaf), *leaf.shape[1:])
-        return torch.cat([self._pulled([pulled], [u], part)[0] for part in self._chunks(tangents)])
+    def jvp(self, v: Sequence[Float[Tensor, "vector d_source"]], sources: Sequence[int]) -> Float[Tensor, "vector row d_target"]:
+        """Σ Jv over some of the sources, with vectors for each of them, all from the same backward passes."""
+        u, pulled = self._linear(sources)
+        tangents = [self._tangents(part, self.leaves[i]) for part, i in zip(v, sources)]
+        parts = zip(*(self._chunks(each) for each in tangents))
+        return torch.cat([self._pulled(pulled, [u], part)[0] for part in parts])
 
     def along(self, v: Float[Tensor, "row d_source"], source: int) -> Float[Tensor, "row d_target"]:
         """Jv for one source, with a vector of its own for each row."""
-        u, pulled = self._linear(source)
-        return self._pulled([pulled], [u], v.to(pulled).reshape(1, *pulled.shape))[0][0]
+        u, (pulled,) = self._linear([source])
+        return self._pulled([pulled], [u], [v.to(pulled).reshape(1, *pulled.shape)])[0][0]
 
     def through(
         self, u: Float[Tensor, "vector d_target"], v: Float[Tensor, "vector d_source"], source: int
@@ -189,47 +189,55 @@ class Linearized:
         """At each tensor watched, uᵀ∂target/∂it and its own ∂/∂source v: (vector, row, token, *feature) each."""
         held, leaves = [x for x, _ in self.watched], [leaf for _, leaf in self.watched]
         cotangents = u.to(self.target)[:, None].expand(-1, len(self.target), -1)
-        back = [self._pulled([self.target], leaves, part) for part in self._chunks(cotangents)]
+        back = [self._pulled([self.target], leaves, [part]) for part in self._chunks(cotangents)]
         leaf = self.leaves[source]
-        dummies, pulled = _adjoint(held, leaf)
-        tangents = v.to(leaf).reshape(len(v), 1, *leaf.shape[1:]).expand(-1, len(leaf), *leaf.shape[1:])
-        forth = [self._pulled([pulled], dummies, part) for part in self._chunks(tangents)]
+        dummies, pulled = _adjoint(held, [leaf])
+        forth = [self._pulled(pulled, dummies, [part]) for part in self._chunks(self._tangents(v, leaf))]
         cotangent, tangent = ([torch.cat([part[i] for part in parts]) for i in range(len(held))] for parts in (back, forth))
         return cotangent, tangent
 
-    def _linear(self, source: int) -> tuple[Tensor, Tensor]:
-        if source not in self._adjoints:
-            (u,), pulled = _adjoint([self.target], self.leaves[source])
-            self._adjoints[source] = (u, pulled)
-        return self._adjoints[source]
+    def _linear(self, sources: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        key = tuple(sources)
+        if key not in self._adjoints:
+            (u,), pulled = _adjoint([self.target], [self.leaves[i] for i in sources])
+            self._adjoints[key] = (u, pulled)
+        return self._adjoints[key]
+
+    @staticmethod
+    def _tangents(v: Float[Tensor, "vector d_source"], leaf: Tensor) -> Tensor:
+        """The same vectors for every row of a leaf."""
+        return v.to(leaf).reshape(len(v), 1, *leaf.shape[1:]).expand(-1, len(leaf), *leaf.shape[1:])
 
     def _chunks(self, vectors: Tensor) -> Sequence[Tensor]:
         return vectors.tensor_split(-(-len(vectors) // self.product_rows)) if len(vectors) else [vectors]
 
-    def _pulled(self, of: Sequence[Tensor], to: Sequence[Tensor], cotangents: Tensor) -> list[Tensor]:
-        """Cotangents (vector, *like `of`) pulled back to each of `to`, together or, where that fails, one by one."""
-        if not len(cotangents) or not any(x.requires_grad for x in of):
-            return [x.new_zeros(len(cotangents), *x.shape) for x in to]
+    def _pulled(self, of: Sequence[Tensor], to: Sequence[Tensor], cotangents: Sequence[Tensor]) -> list[Tensor]:
+        """Cotangents, (vector, *like it) for each of `of`, pulled back to each of `to`: together, or else one by one."""
+        count = len(cotangents[0])
+        reached = [(x, c) for x, c in zip(of, cotangents) if x.requires_grad]
+        if not count or not reached:
+            return [x.new_zeros(count, *x.shape) for x in to]
+        ends, given = [x for x, _ in reached], [c for _, c in reached]
 
-        def pulled(one: Tensor) -> tuple[Tensor, ...]:
-            found = torch.autograd.grad(of, to, one, retain_graph=True, allow_unused=True)
+        def pulled(*one: Tensor) -> tuple[Tensor, ...]:
+            found = torch.autograd.grad(ends, to, one, retain_graph=True, allow_unused=True)
             return tuple(torch.zeros_like(x) if f is None else f for x, f in zip(to, found))
 
-        if not self.unbatched and len(cotangents) > 1:
+        if not self.unbatched and count > 1:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # torch tells of slow batching rules
-                    return list(torch.func.vmap(pulled)(cotangents))
+                    return list(torch.func.vmap(pulled)(*given))
             except RuntimeError as error:
                 self.unbatched = " ".join(str(error).split())[:160]
-        return [torch.stack(parts) for parts in zip(*(pulled(one) for one in cotangents))]
+        return [torch.stack(parts) for parts in zip(*(pulled(*one) for one in zip(*given)))]
 
 
-def _adjoint(of: Sequence[Tensor], leaf: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Dummies u for tensors of a graph, and Σ uᵀ∂/∂leaf as a function of them."""
+def _adjoint(of: Sequence[Tensor], leaves: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Dummies u for tensors of a graph, and Σ uᵀ∂/∂leaf as a function of them for each leaf."""
     dummies = [torch.zeros_like(x, requires_grad=True) for x in of]
     reached = [(x, u) for x, u in zip(of, dummies) if x.requires_grad]
     if not reached:
-        return dummies, torch.zeros_like(leaf)
-    (pulled,) = torch.autograd.grad([x for x, _ in reached], leaf, [u for _, u in reached], create_graph=True, allow_unused=True)
-    return dummies, torch.zeros_like(leaf) if pulled is None else pulled
+        return dummies, [torch.zeros_like(leaf) for leaf in leaves]
+    found = torch.autograd.grad([x for x, _ in reached], leaves, [u for _, u in reached], create_graph=True, allow_unused=True)
+    return dummies, [torch.zeros_like(leaf) if f is None else f for leaf, f in zip(leaves, found)]

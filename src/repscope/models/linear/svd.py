@@ -94,7 +94,7 @@ def leading(
         raise UserError(f"{k} singular values take at least {least} products in blocks of {width}; {products} are allowed.")
 
     random = np.random.default_rng(seed)
-    source, target = _Side(jvp, d_source, d_target), _Side(vjp, d_target, d_source)
+    source, target = Side(jvp, d_source, d_target), Side(vjp, d_target, d_source)
     here, there = source, target
     made, found, newest = 0, None, random.standard_normal((d_source, width))
     while (more := min(newest.shape[1], here.left)) and made + more <= products:
@@ -111,7 +111,7 @@ def leading(
     return found
 
 
-class _Side:
+class Side:
     """The orthonormal basis on one side of J and what its vectors become on the other."""
 
     def __init__(self, product: Product, d: int, d_other: int) -> None:
@@ -146,7 +146,7 @@ class _Side:
         return x
 
 
-def _ritz(source: _Side, target: _Side, k: int, tolerance: float, made: int) -> Triplets:
+def _ritz(source: Side, target: Side, k: int, tolerance: float, made: int) -> Triplets:
     """The k leading triplets of J between the two bases, with residuals of both kinds of product."""
     p, s, r = np.linalg.svd((target.basis.T @ source.image + target.image.T @ source.basis) / 2, full_matrices=False)
     p, s, r = p[:, :k], s[:k], r[:k].T

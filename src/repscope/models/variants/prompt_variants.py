@@ -26,6 +26,7 @@ from repscope.models.engine.hooks import Handler, HookPoint, unhooked
 from repscope.models.engine.token_network import TokenNetwork
 from repscope.models.sites import Site
 
+_KEPT = 4  #: prompts whose keys and values are kept for later ones
 _PASS_TOKENS = 512  #: row-tokens of a pass at its top; larger matrices gain nothing more on a CPU
 
 
@@ -43,20 +44,69 @@ class PromptVariant:
     value: Tensor | Callable[[Tensor], Tensor]
 
 
+class Beginnings:
+    """Keys and values of the latest prompts, for prompts that begin alike (few-shot examples before each query).
+
+    For prompts of one network under the same edits; `run_variants` fills it.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[list[int], Any]] = []
+
+    def filled(self, net: TokenNetwork, ids: Int[Tensor, "1 token"]) -> Any:
+        """The cache of a prompt: the longest beginning that a kept prompt shares is taken over, the rest is run."""
+        row = ids[0].tolist()
+        shared, best = max(((_alike(row, held), cache) for held, cache in self._kept), key=lambda pair: pair[0], default=(0, None))
+        whole = net.cache()
+        if best is not None and shared:
+            _copied(best, whole, shared)
+        net.module(input_ids=ids[:, shared:], **{net.cache_name: whole}, **net.plain(use_cache=True))
+        if all(layer.keys.shape[-2] == len(row) for layer in whole.layers):  # a sliding window forgets the beginning
+            self._kept = [(row, whole), *self._kept][:_KEPT]
+        return whole
+
+
+def _alike(row: Sequence[int], held: Sequence[int]) -> int:
+    """Tokens at which two prompts begin alike, but for the last one of the first."""
+    count = 0
+    for a, b in zip(row[:-1], held):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def _copied(source: Any, target: Any, tokens: int) -> None:
+    """Put the first positions of a cache into an empty one."""
+    for layer, kept in enumerate(source.layers):
+        target.update(kept.keys[:, :, :tokens], kept.values[:, :, :tokens], layer)
+
+
 def run_variants(
-    net: TokenNetwork, ids: Int[np.ndarray, "token"], forks: Sequence[PromptVariant], *, pass_tokens: int = _PASS_TOKENS
+    net: TokenNetwork,
+    ids: Int[np.ndarray, "token"],
+    forks: Sequence[PromptVariant],
+    *,
+    pass_tokens: int = _PASS_TOKENS,
+    beginnings: Beginnings | None = None,
 ) -> Float[Tensor, "fork d_model"]:
     """The final norm's output at the last position of each variant. Arguments as `run_variants_last`."""
-    return run_variants_last(net, ids, forks, 1, pass_tokens=pass_tokens)[:, 0]
+    return run_variants_last(net, ids, forks, 1, pass_tokens=pass_tokens, beginnings=beginnings)[:, 0]
 
 
 def run_variants_last(
-    net: TokenNetwork, ids: Int[np.ndarray, "token"], forks: Sequence[PromptVariant], ends: int, *, pass_tokens: int = _PASS_TOKENS
+    net: TokenNetwork,
+    ids: Int[np.ndarray, "token"],
+    forks: Sequence[PromptVariant],
+    ends: int,
+    *,
+    pass_tokens: int = _PASS_TOKENS,
+    beginnings: Beginnings | None = None,
 ) -> Float[Tensor, "fork end d_model"]:
     """The final norm's output at the last `ends` positions of each variant of a prompt, for a causal network.
 
-    Positions of variants count from 0; `pass_tokens` limits the row-tokens of one pass. Raises a `UserError` for a network that is
-    not causal, a site that cannot be changed, or a position outside the prompt.
+    Positions of variants count from 0; `pass_tokens` limits the row-tokens of one pass; `beginnings` keeps what later prompts may
+    share. Raises a `UserError` for a network that is not causal, a site that cannot be changed, or a position outside the prompt.
     """
     if not net.causal:
         raise UserError(f"{net.name} is not causal: later tokens reach earlier ones, so its prompts cannot be forked.")
@@ -76,7 +126,8 @@ def run_variants_last(
     below = [i for i, fork in enumerate(forks) if fork.site.kind == "embed"]
     above = [i for i, fork in enumerate(forks) if fork.site.kind != "embed"]
     parts = [(below, False), (above, grows)]
-    done = [(i, _forked(net, row, [forks[j] for j in i], pass_tokens, grow, ends)) for i, grow in parts if i]
+    kept = beginnings or Beginnings()
+    done = [(i, _forked(net, row, [forks[j] for j in i], pass_tokens, grow, ends, kept)) for i, grow in parts if i]
     order = torch.tensor([j for i, _ in done for j in i], device=net.device)
     return torch.cat([rows for _, rows in done])[order.argsort()]
 
@@ -92,7 +143,15 @@ def alone(net: TokenNetwork, ids: Tensor, fork: PromptVariant, ends: int) -> Flo
     return seen[0][0, -ends:].clone()
 
 
-def _forked(net: TokenNetwork, ids: Tensor, forks: Sequence[PromptVariant], pass_tokens: int, grow: bool, ends: int = 1) -> Tensor:
+def _forked(
+    net: TokenNetwork,
+    ids: Tensor,
+    forks: Sequence[PromptVariant],
+    pass_tokens: int,
+    grow: bool,
+    ends: int = 1,
+    beginnings: Beginnings | None = None,
+) -> Tensor:
     target = net.tap(net.last)
     out: list[Tensor | None] = [None] * len(forks)
     with unhooked(net.module), net.taps.settled() as state, net.announced(np.zeros(1, dtype=np.int64)):
@@ -104,12 +163,10 @@ def _forked(net: TokenNetwork, ids: Tensor, forks: Sequence[PromptVariant], pass
             own = None
             if start:
                 if whole is None:
-                    whole = net.cache()
                     state.rewind()
-                    net.module(input_ids=ids, **{net.cache_name: whole}, **net.plain(use_cache=True))
+                    whole = (beginnings or Beginnings()).filled(net, ids)
                 own = net.cache()
-                for layer, kept in enumerate(whole.layers):
-                    own.update(kept.keys[:, :, :start], kept.values[:, :, :start], layer)
+                _copied(whole, own, start)
                 inputs = net.plain(use_cache=True) | {net.cache_name: own}
             rows = _Rows([forks[i] for i in order], ids.shape[1], own, grow)
             seen: list[Tensor] = []

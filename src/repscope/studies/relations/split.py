@@ -6,8 +6,8 @@ and pool across splits.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,7 +15,9 @@ from jaxtyping import Float
 
 from repscope.data.relations import Pair
 from repscope.models.edits import Edit
+from repscope.models.linear.low_rank import LowRank
 from repscope.models.prompts import Prompt
+from repscope.models.variants.prompt_variants import Beginnings
 from repscope.read.concept_directions import (
     Concepts,
     best,
@@ -28,7 +30,8 @@ from repscope.read.concept_directions import (
 )
 from repscope.read.concept_directions import right as named
 from repscope.read.known_facts import EncodedFacts, distinct, most_likely, starts_with
-from repscope.read.linear_relations import LREs, best_beta, lre, ridge_map, right, translation
+from repscope.read.linear_relations import WIDE, LREs, begins, best_beta, lre, ridge_map, translation
+from repscope.read.token_sums import most_likely_of_sums
 from repscope.steer.fact_editing import kl, logits_after_edit, random_step
 
 if TYPE_CHECKING:
@@ -41,6 +44,11 @@ DOSES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 _RANDOM_DRAWS = 3
 _CHOOSING = 8  #: subjects on which an edit's layer and rank are chosen
 _NEUTRAL = "The word {subject} stands at the top of the page, and below it"
+
+
+def is_wide(lm: "LanguageModel") -> bool:
+    """Whether the model's maps are made of low rank."""
+    return lm.anatomy is not None and lm.anatomy.width > WIDE
 
 
 @dataclass(eq=False)
@@ -84,6 +92,16 @@ class Split:
         """The last block's output."""
         return f"resid_post.{self.lm.blocks - 1}"
 
+    @property
+    def rank(self) -> Literal["auto"] | None:
+        """Maps of a wide network are of low rank."""
+        return "auto" if is_wide(self.lm) else None
+
+    def usable(self, ranks: Sequence[int]) -> list[int]:
+        """The ranks that all maps to the layer of the concepts have; the largest rank, if they have none of them."""
+        most = min(fit.most_rank for fit in self.early.values())
+        return [r for r in ranks if r <= most] or [most]
+
     @cached_property
     def _parts(self) -> tuple[list[Pair], list[Pair], list[Pair]]:
         pairs = [self.spelt.relation.samples[i] for i in self.rows]
@@ -100,12 +118,12 @@ class Split:
     @cached_property
     def fits(self) -> LREs:
         """Maps to the last block."""
-        return lre(self.lm, self.spelt, examples=self.examples)
+        return lre(self.lm, self.spelt, examples=self.examples, rank=self.rank)
 
     @cached_property
     def early(self) -> LREs:
         """Maps to the layer of the concepts."""
-        return lre(self.lm, self.spelt, examples=self.examples, target=self.object_site)
+        return lre(self.lm, self.spelt, examples=self.examples, target=self.object_site, rank=self.rank)
 
     @cached_property
     def shown(self) -> Half:
@@ -150,17 +168,23 @@ def faithfulness(split: Split, tick: Tick) -> Hits:
         if rate > chosen[0] + 1e-9:
             chosen = (rate, site)
         s = report.at[site]
-        states = {
-            "estimate": best(s),
-            "beta 1": fit(s),
-            "logit lens": s,
-            "translation": translation(everything.at[site], everything.end[target], site, target)(s),
-            "ridge map, the same examples": ridge_map(split.shown.at[site], split.shown.end[target], site, target)(s),
-            "ridge map, whole half": ridge_map(everything.at[site], everything.end[target], site, target)(s),
-            ANOTHER: best(s[turned]),
+        read, plain = most_likely_of_sums(lm, s @ best.weight.T, best.bias, [(best.beta, 1.0), (1.0, 1.0)])
+        shift = translation(everything.at[site], everything.end[target], site, target).bias
+        lens, shifted = most_likely_of_sums(lm, s, shift, [(1.0, 0.0), (1.0, 1.0)])
+        ridges = {
+            "ridge map, the same examples": ridge_map(split.shown.at[site], split.shown.end[target], site, target),
+            "ridge map, whole half": ridge_map(everything.at[site], everything.end[target], site, target),
         }
-        for name, rows in states.items():
-            hits[f"{name}|{site}"] = right(lm, rows, report.objects)
+        said = {
+            "estimate": read,
+            "beta 1": plain,
+            "logit lens": lens,
+            "translation": shifted,
+            **{name: most_likely(lm, ridge(s)) for name, ridge in ridges.items()},
+            ANOTHER: read[turned],
+        }
+        for name, tokens in said.items():
+            hits[f"{name}|{site}"] = begins(lm, tokens, report.objects)
         tick(1 / len(split.fits))
     site = chosen[1]
     for name in list(hits):
@@ -190,7 +214,7 @@ def classification(split: Split, ranks: Sequence[int], tick: Tick) -> tuple[Hits
     if len(repeated) < 2 or keep.sum() < 8 or len(rest.pairs) < 8:
         return {}, None, f"too few subjects share an object ({len(repeated)} objects twice in the choosing half)"
     here = split.object_site
-    ranks = [r for r in ranks if r <= split.lm.anatomy.width] if split.lm.anatomy else list(ranks)
+    ranks = split.usable(ranks)
     fits = {site: split.early[site] for site in split.early}
     table = cross_validated(fits, rest.at, rest.end[here], rest.objects, ranks=ranks, seed=split.seed)
     tick(0.4)
@@ -239,10 +263,11 @@ def classification(split: Split, ranks: Sequence[int], tick: Tick) -> tuple[Hits
     mixed = concepts(fits[site], everything.end[here], [everything.objects[x] for x in shuffled], rank)
     hits["shuffled objects|chosen"] = scored(mixed.classify(test))
     prompts = [split.prompt(s) for s, _ in split.examples]
-    each = split.lm.jacobian(prompts, site, here, source_tokens="subject.last").matrix()
+    jac, weight = split.lm.jacobian(prompts, site, here, source_tokens="subject.last"), fits[site].weight
+    each = [LowRank(weight.left, rows) for rows in jac.vjp(weight.left.T)] if isinstance(weight, LowRank) else jac.matrix()
     after = concepts(fits[site], everything.end[here], everything.objects, rank, inverse=mean_of_inverses(each, rank))
     hits["mean of the inverses|chosen"] = scored(after.classify(test))
-    whole = lre(split.lm, split.spelt, examples=split.examples, sites=[site], target=here, tokens="mean")
+    whole = lre(split.lm, split.spelt, examples=split.examples, sites=[site], target=here, tokens="mean", rank=split.rank)
     states = whole.states(split.lm, everything.pairs)
     hits["mean of the object's tokens|chosen"] = scored(concepts(whole[site], states, everything.objects, rank).classify(test))
     split.facts |= {"concept site": site, "rank": rank, "probe site": surest}
@@ -254,11 +279,12 @@ def edits(
 ) -> tuple[Hits, pd.DataFrame]:
     """Change facts: v_o' - o pulled back through W† and added at the subject; layer and rank chosen on the choosing half."""
     lm, here = split.lm, split.object_site
-    ranks = [r for r in ranks if lm.anatomy is None or r <= lm.anatomy.width]
+    ranks = split.usable(ranks)
     pulled = {(site, r): split.early[site].inverse(r) for site in sites for r in ranks}
     known = split.shown + split.rest
     names, means = class_means(known.end[here], known.objects)
     rng = np.random.default_rng(split.seed)
+    logits_of = partial(logits_after_edit, lm, beginnings=Beginnings())
 
     def tried(half: Half, i: int) -> "tuple[str, np.ndarray, dict[tuple[str, int], np.ndarray]] | None":
         own = half.pairs[i][1]
@@ -276,7 +302,7 @@ def edits(
     for i in range(min(_CHOOSING, len(split.rest.pairs))):
         if (found := tried(split.rest, i)) is not None:
             steps = [(site, step) for (site, _), step in found[2].items()]
-            rates.append(works(logits_after_edit(lm, split.prompt(split.rest.pairs[i][0]), steps)[1:], found[0]))
+            rates.append(works(logits_of(split.prompt(split.rest.pairs[i][0]), steps)[1:], found[0]))
     order = list(pulled)
     site, rank = order[int(np.mean(rates, 0).argmax())] if rates else order[0]
     tick(0.3)
@@ -300,7 +326,7 @@ def edits(
         swap = donors.mean(0) - split.report.at[site][i]
         steps = [(at, s) for (at, _), s in steps_of.items()]
         steps += [(site, dose * step) for dose in DOSES] + [(site, r) for r in random] + [(site, swap)]
-        done = works(logits_after_edit(lm, prompt, steps)[1:], new)
+        done = works(logits_of(prompt, steps)[1:], new)
         for (at, r), value in zip(steps_of, done):
             put(f"rank {r}|{at}", i, value)
         for dose, value in zip(DOSES, done[len(steps_of) :]):
@@ -308,7 +334,7 @@ def edits(
         put("estimate|chosen", i, done[order.index((site, rank))])
         put("random direction|chosen", i, float(done[-1 - _RANDOM_DRAWS : -1].mean()))
         put("mean vector of other subjects|chosen", i, done[-1])
-        _side_effects(split, i, (site, step), random[0], other, put)
+        _side_effects(split, i, (site, step), random[0], other, logits_of, put)
         if i < 4:
             before, after = _told(lm, prompt, site, step)
             texts.append({"subject": subject, "object": old, "target": new, "before": before, "after": after})
@@ -323,10 +349,11 @@ def _side_effects(
     step: tuple[str, np.ndarray],
     random: np.ndarray,
     other: "Callable[[str], Prompt | None]",
+    logits_of: Callable[[Prompt, Sequence[tuple[str, np.ndarray]]], np.ndarray],
     put: Callable[[str, int, float], None],
 ) -> None:
     """What an edit does to another relation of its subject, to a neighbouring fact, and to a neutral text."""
-    lm, (subject, old) = split.lm, split.report.pairs[i]
+    subject, old = split.report.pairs[i]
     both = [step, (step[0], random)]
     asked = {"same subject": other(subject)}
     neighbour = split.report.pairs[(i + 1) % len(split.report.pairs)]
@@ -336,10 +363,10 @@ def _side_effects(
     asked["neighbouring fact"] = Prompt(beside.text, {"subject": place}, beside.special)
     for name, prompt in asked.items():
         if prompt is not None:
-            said = logits_after_edit(lm, prompt, both).argmax(-1)
+            said = logits_of(prompt, both).argmax(-1)
             put(f"unchanged: {name}|estimate", i, float(said[1] == said[0]))
             put(f"unchanged: {name}|random direction", i, float(said[2] == said[0]))
-    damage = kl(logits_after_edit(lm, Prompt.fill(_NEUTRAL, subject=subject), both))
+    damage = kl(logits_of(Prompt.fill(_NEUTRAL, subject=subject), both))
     put("kl|estimate", i, float(damage[0]))
     put("kl|random direction", i, float(damage[1]))
 

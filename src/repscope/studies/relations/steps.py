@@ -11,7 +11,7 @@ For each relation:
 Intervals are over subjects, each averaged over the splits that report it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,6 +21,7 @@ import pandas as pd
 from repscope import stats
 from repscope.data.relations import Relation, relation
 from repscope.errors import UserError
+from repscope.models.linear.low_rank import Certificate, LowRank
 from repscope.models.prompts import Prompt
 from repscope.models.sites import Site
 from repscope.names import file_name
@@ -31,7 +32,7 @@ from repscope.results import ESTIMATE, Result, Row
 from repscope.studies.relations.names import unmapped
 from repscope.studies.relations.options import RelationsOptions
 from repscope.studies.relations.pooled import METRICS, pooled
-from repscope.studies.relations.split import Hits, Split, classification, edits, faithfulness
+from repscope.studies.relations.split import Hits, Split, classification, edits, faithfulness, is_wide
 from repscope.studies.run.study import Context, Cost, Setup, Step
 
 Found = TypeVar("Found")
@@ -45,11 +46,14 @@ def steps(setup: Setup[RelationsOptions]) -> list[Step]:
     object_site = _object_site(setup, o)
     made = [Step(f"{r.name} known", _knows(setup, r), _cost(setup, r, 0), version=1) for r in held]
     asked = tuple(step.name for step in made)
+    version = 3 if is_wide(setup.network) else 2  # maps of wide networks are of low rank
     for r in held:
         for k in range(o.splits):
             needs = asked if o.edits else (f"{r.name} known",)
             made.append(
-                Step(f"{r.name} split {k}", _splits(setup, r, held, k, object_site), _cost(setup, r, 1), version=2, needs=needs)
+                Step(
+                    f"{r.name} split {k}", _splits(setup, r, held, k, object_site), _cost(setup, r, 1), version=version, needs=needs
+                )
             )
     splits = tuple(f"{r.name} split {k}" for r in held for k in range(o.splits))
     if len(held) > 1:
@@ -94,7 +98,8 @@ def _cost(setup: Setup[RelationsOptions], r: Relation, kind: int) -> Callable[[]
             return Cost(plan.tokens * o.trials, plan.flops * o.trials, 0.0, 0.0, plan.blocks, plan.working)
         width = lm.anatomy.width if lm.anatomy else 1
         after = float(np.mean([len(lm.tokenizer(s + r.templates[0].split("{}")[1])["input_ids"]) for s in r.subjects[:50]]))
-        products = 2 * o.examples * width * (after + 1) * plan.flops / max(plan.tokens, 1)
+        each = width / 3 if is_wide(lm) else width
+        products = 2 * o.examples * each * (after + 1) * plan.flops / max(plan.tokens, 1)
         return Cost(plan.tokens, plan.flops + products, 2e9 * lm.blocks, 0.0, plan.blocks, plan.working)
 
     return cost
@@ -159,7 +164,7 @@ def _splits(
             side[f"texts-{r.name}-{k}"] = texts
         facts = split.facts
         fit: LRE = facts["fits"][facts["site"]]
-        artifacts |= {"weight": fit.weight, "bias": fit.bias, "beta": np.array([fit.beta])}
+        artifacts |= {**_weight(fit), "bias": fit.bias, "beta": np.array([fit.beta])}
         if k == 0:
             side[f"lens-{r.name}"] = attribute_lens(lm, facts["fits"], _distracted(split))
             if made is not None:
@@ -169,10 +174,32 @@ def _splits(
         for family, found in hits.items():
             artifacts |= {f"{family}|{name}": values for name, values in found.items()}
         artifacts["reported"] = np.array([split.spelt.relation.subjects.index(s) for s, _ in split.report.pairs])
-        notes = (f"{r.name}: no concepts in split {k}: {why}.",) if why else ()
-        return Result.of(_choices(r, k, facts, seed), arrays=artifacts, side=side, notes=notes)
+        notes = [f"{r.name}: no concepts in split {k}: {why}."] if why else []
+        if (held_out := split.fits.certificate) is not None:
+            notes.append(_low_rank(r, k, held_out, len(fit.bias)))
+        return Result.of(_choices(r, k, facts, seed), arrays=artifacts, side=side, notes=tuple(notes))
 
     return compute
+
+
+def _weight(fit: LRE) -> dict[str, np.ndarray]:
+    """W as arrays, and `_map` back: whole, or its two factors."""
+    if isinstance(fit.weight, LowRank):
+        return {"left": fit.weight.left, "right": fit.weight.right}
+    return {"weight": fit.weight}
+
+
+def _map(site: str, target: str, arrays: Mapping[str, np.ndarray]) -> LRE:
+    weight = arrays["weight"] if "weight" in arrays else LowRank(arrays["left"], arrays["right"])
+    return LRE(site, target, weight, arrays["bias"], float(arrays["beta"][0]))
+
+
+def _low_rank(r: Relation, k: int, found: Certificate, width: int) -> str:
+    """Of what rank the maps are and how far from whole ones."""
+    return (
+        f"{r.name}, split {k}: maps of rank {found.rank} from {found.products} products in place of {width}; estimated relative "
+        f"error of W {found.error.value:.2f} [{found.error.lo:.2f}, {found.error.hi:.2f}]."
+    )
 
 
 def _with_bar(label: str, work: Callable[[Callable[[float], None]], Found]) -> Found:
@@ -257,16 +284,14 @@ def _across(setup: Setup[RelationsOptions], held: Sequence[Relation]) -> Callabl
 
     def compute(context: Context) -> Result:
         o, lm = setup.options, setup.network
-        there = [
-            r for r in held if f"{r.name} split 0" in context.inputs and "weight" in context.inputs[f"{r.name} split 0"].arrays
-        ]
+        there = [r for r in held if f"{r.name} split 0" in context.inputs and "bias" in context.inputs[f"{r.name} split 0"].arrays]
         target = f"resid_post.{lm.blocks - 1}"
         maps = {}
         for r in there:
             held_arrays = context.inputs[f"{r.name} split 0"].arrays
             chosen = context.inputs[f"{r.name} split 0"].select(metric="faithfulness: block")["value"].iloc[0]
             site = "embed" if chosen < 0 else f"resid_post.{int(chosen)}"
-            maps[r.name] = LRE(site, target, held_arrays["weight"], held_arrays["bias"], float(held_arrays["beta"][0]))
+            maps[r.name] = _map(site, target, held_arrays)
         rows = []
         for r in there:
             words = encode_facts(lm, r)
