@@ -16,15 +16,15 @@ from repscope.studies.entities.verdict import mechanism
 _LOST = ("accuracy lost", "R² lost")
 
 
-def mechanism_section(table: pd.DataFrame, name: str) -> Section | None:
-    """The section of one set; None where its mechanism was not tested."""
+def mechanism_section(table: pd.DataFrame, name: str, tiny: bool) -> Section | None:
+    """The section of one set; None where its mechanism was not tested. A tiny run has no verdict."""
     rows = of_mechanism(table)
     rows = rows[rows["item"].str.startswith((f"{name}.", f"{name},", f"{name}:", "words:"))]
     lost = rows[rows["metric"].isin(_LOST)]
     if lost.empty:
         return None
     item = str(lost["item"].iloc[0])
-    verdict = mechanism(table).get(name)
+    verdict = None if tiny else mechanism(table).get(name)
     items: list[Figure | Table | None] = [
         _ablations(lost[lost["item"] == item]),
         _extra(rows),

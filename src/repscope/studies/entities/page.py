@@ -33,7 +33,7 @@ _PROBE = "ridge on standardised features; penalty by leave-one-out inside the tr
 def page(record: Record[EntitiesOptions]) -> Page:
     """The page."""
     table, sets = of_attributes(record.table), _sets(record)
-    built = [section for name in sets if (section := mechanism_section(record.table, name)) is not None]
+    built = [section for name in sets if (section := mechanism_section(record.table, name, record.options.tiny)) is not None]
     return Page(
         title="Where a name becomes one vector" if record.options.data is None else "Where the label of a text reads out",
         context=(", ".join(sets),),
