@@ -1,8 +1,8 @@
 """Training a REMEDI editor: blocks below the edit once and batched, beside loops that run the whole network, in one run.
 
 The same facts (country-language and country-capital), batches, block, loss and optimiser. An update of a loop runs the sentence,
-the unedited question and the edited question through the whole model, with all logits, as the authors do; of ours the
-blocks above the edit, and the head where the loss reads it. Preparation is in our time. Losses and the trained weights are compared.
+the unedited question and the edited question through the whole model, with all logits, as the authors' code does. An update of ours
+runs the blocks above the edit, and the head where the loss reads it. Preparation is in our time. Losses and weights are compared.
 
     python benchmarks/remedi.py --write       # about a minute on an idle core
 """
