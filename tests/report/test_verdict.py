@@ -93,8 +93,8 @@ def built(lost, noise, attention, half=0.03, item="cities.continent"):
         (built(0.4, 0.3, -0.2), "Partly", "attention are needed more"),
         (built(0.4, 0.3, 0.0), "Partly", "is open"),
         (built(0.01, 0.0, 0.0), "No", "nearly as much"),
-        (built(0.4, -0.2, 0.2), "No", "less than random changes"),
-        (built(0.4, 0.0, 0.2), "Cannot tell", "is open"),
+        (built(0.4, -0.2, 0.2), "Cannot tell", "cost as much"),
+        (built(0.4, 0.0, 0.2), "Cannot tell", "cost as much"),
         (built(0.06, 0.2, 0.2), "Cannot tell", "is open"),
     ],
 )

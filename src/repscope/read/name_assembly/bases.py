@@ -2,7 +2,7 @@
 
 1. k-sparse probes (`read.sae.sparse_probes`) on the features themselves, and on random rotations: same space, other axes.
 2. Excess kurtosis of each feature over the names, averaged over features: features that fire for few names have a high one, sums of
-   many have one near 0. The interval resamples names, by weighted moments.
+   many have one near 0. Its interval is from the jackknife over names, as resampled names repeat and make tails thinner.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,7 @@ from repscope import stats
 from repscope.errors import UserError
 from repscope.read.probes import Features, Fold, ProbeScores, ProbeTask
 from repscope.read.sae.sparse_probes import sparse_probe
-
-_DRAWS = 300
+from repscope.stats.bootstrap import student
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,22 +67,23 @@ def basis_scores(
     for other in turned:
         for k, found in sparse_probe(other, [task], folds, ks, seed=seed).items():
             rotated[k].append(found[0])
-    return Basis(scores, rotated, mean_kurtosis([x], seed), mean_kurtosis(turned, seed))
+    return Basis(scores, rotated, mean_kurtosis([x]), mean_kurtosis(turned))
 
 
-def mean_kurtosis(sets: Sequence[Float[np.ndarray, "entity feature"]], seed: int = 0) -> stats.Estimate:
+def mean_kurtosis(sets: Sequence[Float[np.ndarray, "entity feature"]]) -> stats.Estimate:
     """Excess kurtosis averaged over the features that vary, of one or several sets of features; interval over entities."""
     n = len(sets[0])
-    weights = np.concatenate([np.full((1, n), 1.0), np.random.default_rng([seed, 11]).multinomial(n, np.full(n, 1 / n), _DRAWS)])
-    found = np.zeros(len(weights))
+    found = np.zeros(1 + n)
     for x in sets:
         x = (x - x.mean(0))[:, x.std(0) > 1e-9 * max(float(np.abs(x).max()), 1e-30)]
-        x = x / x.std(0)
-        m1, m2, m3, m4 = ((weights @ x**k) / n for k in (1, 2, 3, 4))
+        powers = [(x / x.std(0)) ** k for k in (1, 2, 3, 4)]
+        m1, m2, m3, m4 = (np.concatenate([p.mean(0)[None], (p.sum(0) - p) / (n - 1)]) for p in powers)
         variance = np.maximum(m2 - m1**2, 1e-12)
         fourth = m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4
         found += (fourth / variance**2 - 3).mean(1) / len(sets)
-    return stats.of_draws(float(found[0]), found[1:], unit="entity", n=n)
+    left_out = found[1:]
+    variance_of_mean = float((n - 1) / n * np.square(left_out - left_out.mean()).sum())
+    return student(float(found[0]), variance_of_mean, unit="entity", n=n)
 
 
 def _rotation(width: int, seed: Sequence[int]) -> Float[np.ndarray, "feature feature"]:

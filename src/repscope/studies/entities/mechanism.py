@@ -53,6 +53,7 @@ _LEAST_DEPTH = 0.2  #: share of the blocks below which there is too little to ab
 _KS = (1, 4, 16)
 _MOST_GRIDS = 6  #: of one number of tokens, in the short form
 _LEAST_CONFLICTS = 10
+_SHORT_NAMES = 120  #: names whose ablations are run in the short form
 _WAYS = {
     ("mlp_out", "mean"): (ABLATED_MLPS, "mean over names"),
     ("mlp_out", "resample"): (ABLATED_MLPS, "those of another name"),
@@ -98,15 +99,19 @@ def _where(subject: EntityTask, task: ProbeTask, **more: Any) -> dict[str, Any]:
 
 def _ablations(subject: EntityTask, context: Context) -> Result:
     """What the vector loses, by range of blocks; and names that share a token."""
-    o, panel = subject.options, subject.panels[0]
-    runs = name_assembly.name_runs(subject.lm, _encoded(subject), target_block(subject, context), seed=o.seed)
-    intact = probe(runs.intact[panel.rows], panel.tasks, panel.folds, shuffles=0)
+    o, panel, encoded = subject.options, subject.panels[0], _encoded(subject)
+    if o.short and len(panel.rows) > _SHORT_NAMES:
+        kept = np.isin(np.arange(len(panel.rows)), np.random.default_rng(o.seed).permutation(len(panel.rows))[:_SHORT_NAMES])
+        panel = panel.keep(kept)
+    some = Encoded(encoded.ids.take(panel.rows), encoded.start[panel.rows], encoded.stop[panel.rows])
+    runs = name_assembly.name_runs(subject.lm, some, target_block(subject, context), seed=o.seed)
+    intact = probe(runs.intact, panel.tasks, panel.folds, shuffles=0)
     tried, notes = _tried(subject, runs)
     rows: list[Row] = []
     scores: dict[Ablation, list[ProbeScores]] = {}
     with progress(f"ablations of {subject.items.name}", len(tried)) as advance:
         for ablation in tried:
-            scores[ablation] = probe(runs.ablated(ablation)[panel.rows], panel.tasks, panel.folds, shuffles=0)
+            scores[ablation] = probe(runs.ablated(ablation), panel.tasks, panel.folds, shuffles=0)
             rows += [_lost(subject, runs.target, ablation, ours, s) for ours, s in zip(intact, scores[ablation])]
             advance(1)
     for t, task in enumerate(panel.tasks):

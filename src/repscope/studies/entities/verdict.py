@@ -51,10 +51,12 @@ def _built(rows: pd.DataFrame) -> Verdict:
     noise, attention = extra.get(over(NOISE_MLPS)), extra.get(over(ABLATED_ATTENTION))
     if side(widest, limits["lost"]) == "below":
         return Verdict("No", "Without the outputs of the early MLPs at its tokens, the name's vector holds nearly as much.")
-    if side(noise) == "below":
-        return Verdict("No", "Replacing the early MLPs' outputs costs less than random changes of equal energy.")
-    if side(noise) != "above" or side(widest, limits["lost"]) != "above":
-        return Verdict("Cannot tell", "Whether the early MLPs' outputs matter more than random changes of equal energy is open.")
+    if side(widest, limits["lost"]) != "above":
+        return Verdict("Cannot tell", "Whether much is lost without the outputs of the early MLPs is open.")
+    if side(noise) != "above":
+        return Verdict(
+            "Cannot tell", "Much is lost without the early MLPs' outputs, but random changes of equal energy cost as much."
+        )
     of_attention = side(attention)
     if of_attention == "above":
         return Verdict("Yes", "The early MLPs' outputs are needed, more than random changes would tell, and more than attention's.")
