@@ -73,6 +73,22 @@ MATCHED_GRAMMAR = "matched grammar"
 PERMUTED_PHENOMENA = "permuted phenomena"
 REGRESSED_OUT = "frequency, distance and length regressed out"
 WITHIN_TERMS = "within wider phenomena"
+ABLATED_MLPS = "MLP outputs replaced"
+ABLATED_ATTENTION = "attention outputs replaced"
+NOISE_MLPS = "random change of MLP outputs"
+NOISE_ATTENTION = "random change of attention outputs"
+CUT = "attention between the name's tokens cut"
+CUT_BEFORE = "attention to earlier tokens cut"
+SINGLES = "sum over single tokens"
+PAIRS = "sum over pairs of tokens"
+ROTATED = "random rotation"
+LATENTS = "SAE latents"
+AFFINE_EDITOR = "affine editor"
+CONTEXT_PROMPT = "sentence in the prompt"
+RAW_ATTRIBUTE = "raw attribute vector"
+LRC_EDIT = "edit by the relation's map"
+UNEDITED = "unedited"
+CONFIDENCE = "confidence of the answer"
 
 
 @dataclass(frozen=True)
@@ -105,6 +121,16 @@ CONDITIONS: dict[str, Condition] = {
         Condition(FIRST_TOKEN, "A probe at the first token of the name.", "baseline", "purple"),
         Condition("character n-grams", "A probe on the letters of the name.", "baseline", "orange"),
         Condition("majority class", "The most common class of the training folds.", "control", "black"),
+        Condition(ABLATED_MLPS, "Outputs of the MLPs at the name's tokens, replaced in some blocks.", "setting", "blue dashed"),
+        Condition(ABLATED_ATTENTION, "Outputs of attention at the name's tokens, replaced in blocks.", "setting", "vermillion"),
+        Condition(NOISE_MLPS, "Random vectors of equal energy added to the outputs of the MLPs there.", "control", "grey"),
+        Condition(NOISE_ATTENTION, "Random vectors of equal energy added to the outputs of attention there.", "control", "orange"),
+        Condition(CUT, "No token of the name attends to another token of it, in some blocks.", "setting", "green"),
+        Condition(CUT_BEFORE, "No token of the name attends to those between the first and the name.", "control", "black"),
+        Condition(SINGLES, "The name's vector predicted as a sum of functions of its single tokens.", "baseline", "vermillion"),
+        Condition(PAIRS, "The name's vector predicted as a sum of functions of pairs of its tokens.", "baseline", "purple"),
+        Condition(ROTATED, "The same features after a random rotation of their axes.", "control", "grey"),
+        Condition(LATENTS, "Latents of a sparse autoencoder in place of neurons.", "setting", "green"),
         # relations
         Condition("copied from the subject", "The object begins like the subject.", "baseline", "purple"),
         Condition("majority object", "The most common object of the choosing half.", "control", "black"),
@@ -130,6 +156,12 @@ CONDITIONS: dict[str, Condition] = {
         Condition(
             OTHER_SUBJECTS, "The subject's vector replaced by the mean vector of subjects with the new object.", "bound", "green"
         ),
+        Condition(AFFINE_EDITOR, "An editor with a bias, at the same block.", "setting", "blue dashed"),
+        Condition(CONTEXT_PROMPT, "The sentence that says the new fact stands in the prompt; nothing is edited.", "bound", "black"),
+        Condition(RAW_ATTRIBUTE, "The attribute's vector in the sentence, at the norm of the editor's change.", "baseline", "sky"),
+        Condition(LRC_EDIT, "The step by the relation's map (LRC), at the block and rank chosen for it.", "baseline", "purple"),
+        Condition(UNEDITED, "The model as it is.", "control", "orange"),
+        Condition(CONFIDENCE, "Probability of the model's most likely token after the question.", "baseline", "black"),
         # features
         Condition("dense probe", "A probe on all features of the site.", "baseline", "black"),
         Condition("neurons", "The neurons of the same block's MLP instead of latents.", "baseline", "orange"),

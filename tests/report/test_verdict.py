@@ -60,6 +60,52 @@ def test_entities(rows, reply, words):
         assert list(verdict.parts) == ["Continent of cities", "Kind of my.towns"]
 
 
+def built(lost, noise, attention, half=0.03, item="cities.continent"):
+    """An ablation of all early blocks, and what it costs more than noise and than attention."""
+    at = {"item": item, "site": "blocks 0–8", "split": "entity"}
+    said = "MLP outputs replaced; read after block 8"
+    return [
+        row(
+            0.01,
+            half,
+            metric="accuracy lost",
+            condition="MLP outputs replaced",
+            definition="mean over names",
+            **(at | {"site": "blocks 0–2"}),
+        ),
+        row(
+            lost,
+            half,
+            metric="accuracy lost",
+            condition="MLP outputs replaced",
+            definition="mean over names read after block 8",
+            **at,
+        ),
+        row(noise, half, metric="extra loss", condition="over random change of MLP outputs", definition=said, **at),
+        row(attention, half, metric="extra loss", condition="over attention outputs replaced", definition=said, **at),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reply", "words"),
+    [
+        (built(0.4, 0.3, 0.2), "Yes", "more than attention's"),
+        (built(0.4, 0.3, -0.2), "Partly", "attention are needed more"),
+        (built(0.4, 0.3, 0.0), "Partly", "is open"),
+        (built(0.01, 0.0, 0.0), "No", "nearly as much"),
+        (built(0.4, -0.2, 0.2), "Cannot tell", "cost as much"),
+        (built(0.4, 0.0, 0.2), "Cannot tell", "cost as much"),
+        (built(0.06, 0.2, 0.2), "Cannot tell", "is open"),
+    ],
+)
+def test_how_names_are_built(rows, reply, words):
+    """A verdict of its own, which leaves that of the attributes alone."""
+    verdict = within_limit(study("entities").verdict(table_of(entities(0.4, 0.2) + rows)))
+    assert verdict.reply == "Yes"
+    found = verdict.parts["How the vector of cities is built"]
+    assert (found.reply, words in found.why) == (reply, True), found.sentence
+
+
 def relations(faithful, other, majority=0.4, item="country-capital"):
     at = {"item": item, "site": CHOSEN, "split": "halves"}
     gains = {"map on another subject's vector": other, "majority object": majority, "ridge map, whole half": -0.3}
@@ -85,6 +131,40 @@ def relations(faithful, other, majority=0.4, item="country-capital"):
 )
 def test_relations(rows, reply):
     assert within_limit(study("relations").verdict(table_of(rows))).reply == reply
+
+
+def remedied(efficacy, random=0.3, raw=0.3, spread=0.8, same=0.8, other=0.8, half=0.05):
+    """REMEDI on all relations: efficacy, gains over controls, paraphrases, and what stays."""
+    at = {"item": "all relations"}
+    rows = [row(efficacy, half, metric="REMEDI efficacy", **at), row(0.1, half, metric="REMEDI efficacy", item="country-capital")]
+    gain = {"metric": "REMEDI gain", "definition": "REMEDI efficacy"} | at
+    rows += [row(random, half, condition=over(RANDOM), **gain), row(raw, half, condition="over raw attribute vector", **gain)]
+    rows.append(row(spread, half, metric="REMEDI generalisation", **at))
+    kinds = {"same subject": same, "other subject": other}
+    return rows + [row(v, half, metric="REMEDI specificity", definition=k, **at) for k, v in kinds.items() if v is not None]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reply", "words"),
+    [
+        (remedied(0.9), "Yes", "beats its controls"),
+        (remedied(0.9, same=None), "Yes", "beats its controls"),
+        (remedied(0.9, spread=0.5), "Partly", "paraphrases"),
+        (remedied(0.9, other=0.3), "Partly", "other facts may change"),
+        (remedied(0.9, other=0.3, spread=0.2), "Partly", "paraphrases and other facts"),
+        (remedied(0.5), "Partly", "may edit fewer"),
+        (remedied(0.3), "Partly", "edits fewer than half"),
+        (remedied(0.9, raw=-0.2), "No", "fewer facts than"),
+        (remedied(0.1, random=0.0), "No", "no gain"),
+        (remedied(0.9, raw=0.0), "Cannot tell", "may be zero"),
+    ],
+)
+def test_remedi(rows, reply, words):
+    """A verdict of its own, which leaves that of the maps alone."""
+    verdict = within_limit(study("relations").verdict(table_of(relations(0.8, 0.5) + rows)))
+    assert verdict.reply == "Yes"
+    found = verdict.parts["Editing facts by REMEDI"]
+    assert (found.reply, words in found.why) == (reply, True), found.sentence
 
 
 def discover(kl, overlap=0.0, half=0.05, **more):

@@ -41,6 +41,11 @@ def test_every_estimate_has_its_controls_and_intervals_over_entities(run):
     assert (scored["lo"] <= scored["value"] + 1e-9).all()
     assert (scored["value"] <= scored["hi"] + 1e-9).all()
     assert set(scored["unit"]) == {"entity", "shuffle"}
+    lost = table[table["metric"] == "accuracy lost"]
+    assert {"MLP outputs replaced", "attention outputs replaced", "attention between the name's tokens cut"} <= set(
+        lost["condition"]
+    )
+    assert set(lost["site"]) == {"blocks 0–0", "blocks 1–1", "blocks 0–1"}
     assert (scored["n"] > 0).all()
     assert table["row_id"].is_unique
 
@@ -58,6 +63,9 @@ def test_the_page_and_its_files(run):
         "cities+shared+tokens",
         "cities+context",
         "cities+summary",
+        "cities+mechanism",
+        "cities+recombined",
+        "cities+bases",
         "verify",
     }
 
@@ -138,6 +146,30 @@ def test_planted_composition_is_found_where_it_was_planted(tmp_path):
     assert by_site["resid_post.2"] > 0.95
     bag = table[(table["condition"] == "over bag of token embeddings")]
     assert (bag["lo"] > 0.2).all()
+
+
+def test_names_of_two_tokens_are_recombined(tmp_path):
+    """A network of bytes: a name of two letters is two tokens. Its vector after one block is split, beside random weights."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    names = [
+        (f"{a}{b}", "left" if i % 2 else "right")
+        for i, (a, b) in enumerate(zip(letters * 2, letters[3:] + letters[:3] + letters[7:] + letters[:7]))
+    ]
+    pd.DataFrame(names, columns=["name", "kind"]).drop_duplicates("name").to_csv(tmp_path / "two.csv", index=False)
+    options = EntitiesOptions(
+        entities=(str(tmp_path / "two.csv"),), attribute=("kind",), template=("x {}",), short=True, shuffles=2, folds=3, context=0
+    )
+    made = Run(ENTITIES, options, out=tmp_path / "runs", lm=tiny(0))
+    made.answer()
+    table = made.table
+    shares = table[table["metric"].isin(["share of single tokens", "share of pairs"])]
+    assert set(shares["item"]) == {"two, 2 tokens"}
+    assert set(shares["condition"]) == {ESTIMATE, "random weights"}
+    assert np.allclose(shares.groupby("condition")["value"].sum(), 1)
+    assert set(shares["unit"]) == {"grid"}
+    parts = table[table["metric"] == "accuracy from parts"]
+    assert set(parts["condition"]) == {ESTIMATE, "sum over single tokens"}
+    assert "How much of the vector is a sum over tokens" in (made.folder / "report.html").read_text()
 
 
 def test_an_encoder_is_not_given_controls_that_need_causality(tmp_path, tokenizer):

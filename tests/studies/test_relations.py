@@ -8,6 +8,7 @@ import pytest
 from repscope.directions import DirectionSet
 from repscope.errors import UserError
 from repscope.results import CHOSEN, COLUMNS, ESTIMATE
+from repscope.steer.remedi import Editor
 from repscope.studies.relations import STUDY as RELATIONS
 from repscope.studies.relations.options import RelationsOptions
 from repscope.studies.relations.pooled import pooled
@@ -50,6 +51,27 @@ def test_every_estimate_has_its_controls_and_intervals_over_subjects(run):
     assert (scored["lo"] <= scored["value"] + 1e-9).all()
     assert (scored["value"] <= scored["hi"] + 1e-9).all()
     assert table["row_id"].is_unique
+
+
+def test_editors_are_tested_on_other_subjects_beside_their_baselines(run):
+    table = run.table
+    efficacy = table[(table["metric"] == "REMEDI efficacy") & (table["item"] == "all relations")]
+    named = {ESTIMATE, "affine editor", "raw attribute vector", "sentence in the prompt", "random direction", "unedited"}
+    assert set(efficacy["condition"]) == named | {"edit by the relation's map"}
+    assert set(table[table["metric"] == "REMEDI gain"]["condition"]) == {f"over {c}" for c in {*named} - {ESTIMATE}} | {
+        "over edit by the relation's map"
+    }
+    for metric in ("REMEDI generalisation", "REMEDI specificity", "REMEDI damage", "REMEDI preference"):
+        assert ESTIMATE in set(table[table["metric"] == metric]["condition"]), metric
+    facts = run.results["REMEDI"].side["remedi-texts"]
+    for item in ("city-continent", "country-continent"):
+        reported = run.results[f"{item} split 0"].arrays["reported"]
+        assert len(reported)
+    assert len(facts) == efficacy["n"].max()
+    assert (facts["before"] != facts["target"]).all()
+    editor = Editor.load(run.folder / "artifacts" / "remedi-linear.safetensors")
+    assert editor.model == run.subject.fingerprint
+    assert "Editing facts by REMEDI" in (run.folder / "report.html").read_text()
 
 
 def test_reported_subjects_had_no_part_in_choosing(run):

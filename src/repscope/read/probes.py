@@ -106,7 +106,13 @@ def score(task: ProbeTask, top: Float[np.ndarray, "entity"], bottom: Float[np.nd
 
 
 def probe(
-    features: Features, tasks: Sequence[ProbeTask], folds: Sequence[Fold], *, shuffles: int = 20, seed: int = 0
+    features: Features,
+    tasks: Sequence[ProbeTask],
+    folds: Sequence[Fold],
+    *,
+    shuffles: int = 20,
+    seed: int = 0,
+    tested: Features | None = None,
 ) -> list[ProbeScores]:
     """Probe each task on held-out entities.
 
@@ -120,6 +126,8 @@ def probe(
         Pairs of training and test entities. An entity is tested at most once.
     shuffles
         Number of label permutations, the control; equal for every call with this seed.
+    tested
+        Features of the entities when they are tested, where these differ from those that probes are fitted on.
 
     Returns
     -------
@@ -135,7 +143,8 @@ def probe(
     columns = np.concatenate([b for block in blocks for b in block], axis=1)
     widths = np.array([b.shape[1] for block in blocks for b in block])
     for train, test in folds:
-        solved = _Ridge(features[train], features[test]).predict(columns[train], widths)
+        held_out = (features if tested is None else tested)[test]
+        solved = _Ridge(features[train], held_out).predict(columns[train], widths)
         parts = iter(np.split(solved, np.cumsum(widths)[:-1], axis=1))
         for t, task in enumerate(tasks):
             for r, values in enumerate(runs[t]):

@@ -47,9 +47,13 @@ class Null:
 NULLS: dict[tuple[str, str], Null] = {
     ("entities", "accuracy"): Null((SHUFFLED_LABELS, "majority class")),
     ("entities", "r2"): Null((SHUFFLED_LABELS,), ("the mean of the training values", 0.0)),
+    ("entities", "interaction at real names"): Null((), ("as at other combinations", 1.0)),
     ("relations", "faithfulness"): Null(("majority object", "map on another subject's vector")),
     ("relations", "concept accuracy"): Null(("majority object", "shuffled objects")),
     ("relations", "edit success"): Null((RANDOM,)),
+    ("relations", "REMEDI efficacy"): Null((RANDOM,)),
+    ("relations", "REMEDI generalisation"): Null((RANDOM,)),
+    ("relations", "REMEDI AUC"): Null((RANDOM,), ("chance", 0.5)),
     ("features", "accuracy"): Null((SHUFFLED_LABELS,)),
     ("features", "r2"): Null((SHUFFLED_LABELS,), ("the mean of the training values", 0.0)),
     ("contrast", "effect"): Null((RANDOM,)),

@@ -30,7 +30,7 @@ spend stand steal swim teach throw wake wear win write carry marry study try enj
 """
 
 
-def _city(name: str, template: str, of: Callable[[dict[str, str]], str]) -> Relation:
+def _city(name: str, templates: tuple[str, ...], of: Callable[[dict[str, str]], str]) -> Relation:
     cache = facts.geonames()
     land = cache.get_countries()
     ranked = sorted(cache.get_cities().values(), key=lambda c: (-c["population"], c["geonameid"]))
@@ -39,13 +39,13 @@ def _city(name: str, template: str, of: Callable[[dict[str, str]], str]) -> Rela
         country = land.get(city["countrycode"])
         if country is not None and len(first) < _CITIES:
             first.setdefault(city["name"], of(country))
-    return of_pairs(name, [template], first.items())
+    return of_pairs(name, templates, first.items())
 
 
-def _country(name: str, template: str, of: Callable[[dict[str, str]], str]) -> Relation:
+def _country(name: str, templates: tuple[str, ...], of: Callable[[dict[str, str]], str]) -> Relation:
     countries = facts.geonames().get_countries().values()
     large = sorted((c for c in countries if c["population"] >= _PEOPLE), key=lambda c: (-c["population"], c["name"]))
-    return of_pairs(name, [template], [(c["name"], of(c)) for c in large if c["iso"] not in facts.DISSOLVED])
+    return of_pairs(name, templates, [(c["name"], of(c)) for c in large if c["iso"] not in facts.DISSOLVED])
 
 
 def _language(country: dict[str, str]) -> str:
@@ -56,10 +56,10 @@ def _language(country: dict[str, str]) -> str:
     return _SPELT.get(found, found)
 
 
-def _element(name: str, template: str, column: str) -> Relation:
+def _element(name: str, templates: tuple[str, ...], column: str) -> Relation:
     frame, _ = facts.elements()
     known = frame[frame[column].notna()]
-    return of_pairs(name, [template], zip(known["name"], known[column]))
+    return of_pairs(name, templates, zip(known["name"], known[column]))
 
 
 def _inflected(name: str, template: str, words: str, tag: str) -> Relation:
@@ -68,17 +68,48 @@ def _inflected(name: str, template: str, words: str, tag: str) -> Relation:
     return of_pairs(name, [template], [(w, found[0]) for w in words.split() if (found := getInflection(w, tag))])
 
 
+#: The first template asks; the others are paraphrases of it, for tests of whether an edit generalises.
 RELATIONS: dict[str, Callable[[], Relation]] = {
-    "city-country": lambda: _city("city-country", "{} is in the country of", lambda c: c["name"]),
-    "city-continent": lambda: _city("city-continent", "{} is on the continent of", lambda c: facts.CONTINENTS[c["continentcode"]]),
-    "country-capital": lambda: _country("country-capital", "The capital city of {} is", lambda c: c["capital"]),
-    "country-continent": lambda: _country(
-        "country-continent", "{} is on the continent of", lambda c: facts.CONTINENTS[c["continentcode"]]
+    "city-country": lambda: _city(
+        "city-country", ("{} is in the country of", "{} is a city in", "The country where {} lies is"), lambda c: c["name"]
     ),
-    "country-currency": lambda: _country("country-currency", "The currency of {} is called the", lambda c: c["currencyname"]),
-    "country-language": lambda: _country("country-language", "People in {} speak", _language),
-    "element-symbol": lambda: _element("element-symbol", "The symbol of the chemical element {} is", "symbol"),
-    "element-group": lambda: _element("element-group", "In the periodic table, {} is an element of group number", "group"),
+    "city-continent": lambda: _city(
+        "city-continent",
+        ("{} is on the continent of", "{} is a city in", "The continent where {} lies is"),
+        lambda c: facts.CONTINENTS[c["continentcode"]],
+    ),
+    "country-capital": lambda: _country(
+        "country-capital",
+        ("The capital city of {} is", "The capital of {} is the city of", "The government of {} sits in"),
+        lambda c: c["capital"],
+    ),
+    "country-continent": lambda: _country(
+        "country-continent",
+        ("{} is on the continent of", "{} is a country in", "The continent where {} lies is"),
+        lambda c: facts.CONTINENTS[c["continentcode"]],
+    ),
+    "country-currency": lambda: _country(
+        "country-currency",
+        ("The currency of {} is called the", "In {} people pay with the", "Money in {} is called the"),
+        lambda c: c["currencyname"],
+    ),
+    "country-language": lambda: _country(
+        "country-language", ("People in {} speak", "The language of {} is", "In {} you will mostly hear"), _language
+    ),
+    "element-symbol": lambda: _element(
+        "element-symbol",
+        (
+            "The symbol of the chemical element {} is",
+            "In chemical formulas, {} is written as",
+            "The abbreviation of the element {} is",
+        ),
+        "symbol",
+    ),
+    "element-group": lambda: _element(
+        "element-group",
+        ("In the periodic table, {} is an element of group number", "The element {} belongs to group number"),
+        "group",
+    ),
     "comparative": lambda: _inflected("comparative", "The comparative form of {} is", ADJECTIVES, "JJR"),
     "past-tense": lambda: _inflected("past-tense", "The past tense of {} is", VERBS, "VBD"),
 }

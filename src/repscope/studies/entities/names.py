@@ -2,7 +2,54 @@
 
 import pandas as pd
 
-from repscope.results import select
+from repscope.results import CHOSEN, ESTIMATE, select
+
+#: metrics of the steps that ask how the vector is built, which the figures and rules of attributes leave out
+MECHANISM = (
+    "accuracy lost",
+    "R² lost",
+    "extra loss",
+    "share of single tokens",
+    "share of pairs",
+    "share of triples",
+    "interaction at real names",
+    "accuracy from parts",
+    "extra accuracy",
+    "conflict accuracy",
+    "taken for the other name",
+    "conflict gain",
+    "sparse accuracy",
+    "sparse gain",
+    "kurtosis",
+    "text feature accuracy",
+)
+
+
+def of_attributes(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows about what reads out, without those about how it is built."""
+    return table[~table["metric"].isin(MECHANISM)]
+
+
+def of_mechanism(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows about how the vector is built."""
+    return table[table["metric"].isin(MECHANISM)]
+
+
+def first_block(rows: pd.DataFrame, share: float) -> tuple[int, int] | None:
+    """The first block whose score is a share of the largest over blocks, and the number of blocks; −1 is the embedding."""
+    curve = rows[
+        (rows["condition"] == ESTIMATE)
+        & rows["token"].isin(["last", "mean"])
+        & (rows["site"] != CHOSEN)
+        & rows["metric"].isin(["accuracy", "r2"])
+        & whole(rows)
+        & (rows["layer"].notna() | (rows["site"] == "embed"))
+    ]
+    curve = curve.assign(layer=curve["layer"].astype("float64").fillna(-1)).sort_values("layer")
+    if curve.empty or curve["value"].max() <= 0:
+        return None
+    reached = curve[curve["value"] >= share * curve["value"].max()]
+    return int(reached["layer"].iloc[0]), int(curve["layer"].max()) + 1
 
 
 def attributes(table: pd.DataFrame) -> list[str]:

@@ -36,13 +36,18 @@ class EntitiesOptions(ModelOptions, TableOptions):
     shuffles: int = Field(20, ge=2, description="Number of label shuffles for the control.")
     context: int = Field(4, ge=0, description="Limit the context to the last 1 … this many tokens; 0 omits this test.")
 
+    ranges: int = Field(
+        4, ge=0, description="Ranges of blocks that are ablated one by one; 0 omits the tests of how names are built."
+    )
+    sae: Path | None = Field(None, description="A sparse autoencoder of a block's residual stream, compared with neurons.")
+
     @model_validator(mode="after")
     def _belongs(self) -> "EntitiesOptions":
         if self.data is not None and (self.text is None or not self.label):
             raise ValueError("--data needs --text COLUMN and --label COLUMN")
         if self.data is None and (self.text is not None or self.label):
             raise ValueError("--text and --label go with --data FILE")
-        idle: tuple[str, ...] = ("entities", "name", "attribute", "template", "per_class", "context")
+        idle: tuple[str, ...] = ("entities", "name", "attribute", "template", "per_class", "context", "ranges", "sae")
         why = "a set of entities, and --data is texts"
         if self.data is None:
             idle, why = ("tokens",), "--data FILE; names are read at each of their tokens"
@@ -60,11 +65,12 @@ class EntitiesOptions(ModelOptions, TableOptions):
     def sized(self) -> "EntitiesOptions":
         """With the smaller numbers of `tiny` and `short`, except for options that were given."""
         if self.short:
-            small = self.with_sizes({"folds": 4, "shuffles": 5, "context": 2, "max_items": 240, "per_class": 40})
+            small = self.with_sizes({"folds": 4, "shuffles": 5, "context": 2, "max_items": 240, "per_class": 40, "ranges": 3})
             return small.model_copy(update={"entities": self.entities[:MOST_SETS]})
         if not self.tiny:
             return self
         few: dict[str, Any] = {"entities": self.entities[:1], "folds": 3, "shuffles": 3, "context": 2, "max_items": 60}
+        few["ranges"] = 2
         if self.data is None and set(self.with_sizes(few).entities) <= {"cities", "countries"}:
             few["attribute"] = ("continent", "latitude")
         return self.with_sizes(few)
@@ -72,4 +78,4 @@ class EntitiesOptions(ModelOptions, TableOptions):
     def files(self) -> list[Path]:
         """The user's own tables."""
         named = [Path(e) for e in self.entities if Path(e).is_file()] if self.data is None else []
-        return named + ([self.data] if self.data is not None else [])
+        return named + [path for path in (self.data, self.sae) if path is not None and path.is_file()]

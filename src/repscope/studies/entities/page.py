@@ -12,7 +12,8 @@ from repscope.report.page import Figure, Page, Section, Table
 from repscope.report.style import block_name
 from repscope.report.text import format_estimate
 from repscope.results import CHOSEN, ESTIMATE, select
-from repscope.studies.entities.names import attribute_of, attributes, title, whole
+from repscope.studies.entities.mechanism_page import mechanism_lines, mechanism_section
+from repscope.studies.entities.names import attribute_of, attributes, of_attributes, title, whole
 from repscope.studies.entities.options import EntitiesOptions
 from repscope.studies.run.study import Answer, Record
 
@@ -21,7 +22,7 @@ _HEADLINE = (over(BAG), over("random weights"))
 _KEY = ("bag of token embeddings", "random weights", "shuffled labels")
 _TESTED = (
     "Tested: whether attributes read out linearly at the last token of a name, from which block on, and what the network adds to "
-    "the name's tokens. Not tested: that it is the MLPs that do it, and not attention."
+    "the name's tokens; which parts of early blocks build the vector, and how much of it is a sum over tokens."
 )
 _TESTED_TEXTS = (
     "Tested: whether the labels of texts read out linearly, from which block on, and what the network adds to the texts' tokens."
@@ -31,23 +32,24 @@ _PROBE = "ridge on standardised features; penalty by leave-one-out inside the tr
 
 def page(record: Record[EntitiesOptions]) -> Page:
     """The page."""
-    table, sets = record.table, _sets(record)
+    table, sets = of_attributes(record.table), _sets(record)
+    built = [section for name in sets if (section := mechanism_section(record.table, name, record.options.tiny)) is not None]
     return Page(
         title="Where a name becomes one vector" if record.options.data is None else "Where the label of a text reads out",
         context=(", ".join(sets),),
         tested=_TESTED if record.options.data is None else _TESTED_TEXTS,
         headline=_gains(table, _noun(record), _HEADLINE),
         key=_key(table, _noun(record)),
-        sections=(*(_section(record, table, name) for name in sets), _controls(table, _noun(record))),
+        sections=(*(_section(record, table, name) for name in sets), *built, _controls(table, _noun(record))),
         facts={"Probe": _PROBE},
     )
 
 
 def answer(record: Record[EntitiesOptions]) -> Answer:
     """The main numbers, one line each."""
-    table = record.table
-    sets = _sets(record)
-    return Answer([*record.warnings, *(sentence for name in sets for sentence in _answered(record, table, name))])
+    table = of_attributes(record.table)
+    lines = [line for name in _sets(record) for line in (*_answered(record, table, name), *mechanism_lines(record.table, name))]
+    return Answer([*record.warnings, *lines])
 
 
 def _sets(record: Record[EntitiesOptions]) -> list[str]:

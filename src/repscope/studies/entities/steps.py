@@ -9,6 +9,7 @@ For each set of entities (or labelled texts):
 5. Cut the context to the last 1, 2, 3 … tokens, keeping the prompt's first token, where attention rests when it needs nothing
    (without it the cut would also move the sink).
 6. Report the block chosen on one half of the entities from the other half, and its paired gain over each control.
+7. How the vector is built (`mechanism`): ablations, recombined tokens, neurons, for names.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -32,15 +33,17 @@ from repscope.progress import progress
 from repscope.read.probe_sweep import Panel, chosen_rows, rows_of, sweep_probes
 from repscope.read.probes import ProbeScores, ProbeTask, logistic, majority, probe_directions
 from repscope.results import ESTIMATE, Result, Row
+from repscope.studies.entities.mechanism import mechanism_steps
 from repscope.studies.entities.options import EntitiesOptions
 from repscope.studies.entities.task import SITES, Captured, EntityTask, entity_tasks, ngrams
 from repscope.studies.run.study import Context, Cost, Setup, Step
 
 
 def steps(setup: Setup[EntitiesOptions]) -> list[Step]:
-    """Four or five steps per set; the last one summarises the others."""
+    """Four to eight steps per set: what reads out, its summary, and how names are built."""
     made = []
-    for subject in entity_tasks(setup):
+    subjects = entity_tasks(setup)
+    for number, subject in enumerate(subjects):
         name = subject.items.name
         _probed(subject)  # what cannot be probed is refused now, before anything runs
         parts = [(f"{name}", _trained, 3.0), (f"{name} random weights", _twin, 1.5)]
@@ -52,6 +55,9 @@ def steps(setup: Setup[EntitiesOptions]) -> list[Step]:
             made.append(Step(step, partial(compute, subject), _cost(subject, weight), version=1))
         needs = (parts[0][0], parts[1][0])
         made.append(Step(f"{name} summary", partial(_summary, subject), lambda: Cost(fit_flops=1e8), needs=needs))
+        small = setup.options.short or setup.options.tiny
+        if setup.options.ranges and not subject.is_text and (number == 0 or not small):
+            made += mechanism_steps(subject, _cost)
     return made
 
 

@@ -7,3 +7,6 @@ def unmapped(item: str, model: str, known: int, asked: int, needed: int) -> str:
         f"{item}: cannot be measured: {model} knows {known} of {asked} facts in every trial, and a map needs {needed}, "
         "in two halves."
     )
+
+
+ALL_RELATIONS = "all relations"  #: item of numbers over the facts of all relations

@@ -32,6 +32,11 @@ class RelationsOptions(ModelOptions, TableOptions):
     ranks: tuple[int, ...] = Field((4, 8, 16, 32, 64, 128), description="Candidate ranks of the inverse.")
     edits: int = Field(20, ge=0, description="Number of facts edited per split.")
 
+    editors: int = Field(2, ge=0, le=3, description="Candidate blocks of REMEDI editors; 0 omits them.")
+    epochs: int = Field(10, ge=1, description="Epochs of an editor at most; training stops after two without improvement.")
+    new_objects: int = Field(2, ge=1, description="New objects per subject in the training of editors.")
+    edit_facts: int = Field(200, ge=8, description="Maximum number of facts on which an editor is trained.")
+
     @model_validator(mode="after")
     def _usable(self) -> "RelationsOptions":
         if not self.relations:
@@ -46,9 +51,11 @@ class RelationsOptions(ModelOptions, TableOptions):
         """With the smaller numbers of `tiny` and `short`, except for options that were given."""
         if self.tiny:
             tiny: dict[str, Any] = {"splits": 2, "trials": 1, "max_items": 30, "examples": 3, "ranks": (4, 8), "edits": 3}
+            tiny |= {"editors": 1, "epochs": 1, "new_objects": 1}
             return self.with_sizes(tiny | {"relations": self.relations[:2]})
         if self.short:
             small = {"splits": 1, "trials": 2, "examples": 4, "max_items": 60, "edits": 6, "ranks": (8, 32, 128)}
+            small |= {"editors": 1, "epochs": 4, "edit_facts": 48}
             small["relations"] = ("country-language",)
             made = self.with_sizes(small)
             return made.model_copy(update={"relations": made.relations[:MOST_RELATIONS]})

@@ -10,6 +10,7 @@ from repscope.report.page import Figure, Page, Section, Table
 from repscope.report.text import format_estimate, format_gain
 from repscope.results import CHOSEN, ESTIMATE, select
 from repscope.studies.relations.options import RelationsOptions
+from repscope.studies.relations.remedi_page import remedi_lines, remedi_section
 from repscope.studies.run.study import Answer, Record
 
 _FALLEN = 0.5  #: of its height, below which a curve has collapsed
@@ -19,13 +20,14 @@ def page(record: Record[RelationsOptions]) -> Page:
     """The page."""
     table = record.table
     items = _items(table)
+    edited = remedi_section(table, _side(record, "remedi-losses"), _side(record, "remedi-texts"), record.options.tiny)
     return Page(
         title="Relations as linear maps",
         context=(", ".join(items) or "no relation could be measured",),
         tested="Tested on facts that the model knows: the first token of the object is its most likely next token in every trial.",
         headline=_gains(table),
         key=_key(table) if items else None,
-        sections=(*(_section(record, table, item) for item in items), _overview(table)),
+        sections=(*(_section(record, table, item) for item in items), *([edited] if edited else []), _overview(table)),
     )
 
 
@@ -33,7 +35,7 @@ def answer(record: Record[RelationsOptions]) -> Answer:
     """The main numbers, one line each."""
     table = record.table
     sentences = (sentence for item in _items(table) for sentence in _sentences(table, item))
-    return Answer([*record.warnings, *sentences, *_without_map(record)])
+    return Answer([*record.warnings, *sentences, *remedi_lines(table), *_without_map(record)])
 
 
 def _without_map(record: Record[RelationsOptions]) -> list[str]:

@@ -7,7 +7,8 @@ For each relation:
 3. Concepts of the objects (LRC) if subjects share objects: classification by layer and rank, compared with probes.
 4. Edits: the pseudo-inverse of the map, applied to the difference of two objects, is added at the subject; success, dose,
    specificity.
-5. Across relations: is a map specific to its own relation?
+5. REMEDI: editors trained on sentences that say a new object, compared with those edits (`remedi`).
+6. Across relations: is a map specific to its own relation?
 Intervals are over subjects, each averaged over the splits that report it.
 """
 
@@ -32,6 +33,7 @@ from repscope.results import ESTIMATE, Result, Row
 from repscope.studies.relations.names import unmapped
 from repscope.studies.relations.options import RelationsOptions
 from repscope.studies.relations.pooled import METRICS, pooled
+from repscope.studies.relations.remedi import remedi_step
 from repscope.studies.relations.split import Hits, Split, classification, edits, faithfulness, is_wide
 from repscope.studies.run.study import Context, Cost, Setup, Step
 
@@ -56,6 +58,8 @@ def steps(setup: Setup[RelationsOptions]) -> list[Step]:
                 )
             )
     splits = tuple(f"{r.name} split {k}" for r in held for k in range(o.splits))
+    if o.editors:
+        made.append(remedi_step(setup, held))
     if len(held) > 1:
         needs = (*asked, *(s for s in splits if s.endswith(" split 0")))
         made.append(Step("across relations", _across(setup, held), lambda: Cost(fit_flops=1e9), needs=needs))
@@ -171,6 +175,7 @@ def _splits(
                 sets = made.directions(lm.fingerprint, r.name)
                 sets.save(context.artifacts / f"{file_name(r.name)}-concepts.safetensors")
                 side[f"map-{r.name}"] = _plane(made.vectors, made.names, split)
+            artifacts |= _for_editors(split, bool(o.edits))
         for family, found in hits.items():
             artifacts |= {f"{family}|{name}": values for name, values in found.items()}
         artifacts["reported"] = np.array([split.spelt.relation.subjects.index(s) for s, _ in split.report.pairs])
@@ -200,6 +205,20 @@ def _low_rank(r: Relation, k: int, found: Certificate, width: int) -> str:
         f"{r.name}, split {k}: maps of rank {found.rank} from {found.products} products in place of {width}; estimated relative "
         f"error of W {found.error.value:.2f} [{found.error.lo:.2f}, {found.error.hi:.2f}]."
     )
+def _for_editors(split: Split, edited: bool) -> dict[str, np.ndarray]:
+    """What the step on REMEDI reads of this split: the pulled-back step of the edits, and the states it starts from."""
+    if not edited:
+        return {}
+    known, here = split.shown + split.rest, split.object_site
+    site, rank = split.facts["edit site"], split.facts["edit rank"]
+    subjects = split.spelt.relation.subjects
+    return {
+        "choosing": np.array([subjects.index(s) for s, _ in known.pairs]),
+        "choosing states": known.end[here],
+        "reported states": split.report.end[here],
+        "edit inverse": split.early[site].inverse(rank).astype(np.float32),
+        "edit block": np.array([_block(site)]),
+    }
 
 
 def _with_bar(label: str, work: Callable[[Callable[[float], None]], Found]) -> Found:

@@ -5,9 +5,10 @@ from typing import Any
 
 import pandas as pd
 
-from repscope.conditions import over
+from repscope.conditions import RANDOM, RAW_ATTRIBUTE, over
 from repscope.report.verdict import Verdict, count, joined, side, thresholds
 from repscope.results import CHOSEN, ESTIMATE, select
+from repscope.studies.relations.names import ALL_RELATIONS
 
 _CONTROLS = (over("map on another subject's vector"), over("majority object"))
 
@@ -16,10 +17,13 @@ def verdict(table: pd.DataFrame) -> Verdict:
     """One verdict per relation with a map, and one over all."""
     chosen = select(table, metric="faithfulness", site=CHOSEN, split="halves", condition=ESTIMATE)
     parts = {str(r["item"]): _relation(table, r) for r in chosen.to_dict("records")}
+    edited = remedi(table)
+    more = {"Editing facts by REMEDI": edited} if edited is not None else {}
     if not parts:
         return Verdict("Cannot tell", "The model knows too few facts of any relation to estimate and test a map.")
     if len(parts) == 1:
-        return next(iter(parts.values()))
+        only = next(iter(parts.values()))
+        return Verdict(only.reply, only.why, more) if more else only
     each = list(parts.values())
     why = {
         "Yes": "For every relation, one linear map gives the object of most subjects, more often than its controls.",
@@ -28,7 +32,40 @@ def verdict(table: pd.DataFrame) -> Verdict:
         "Partly": f"For {count(each)} relations, one linear map gives the object of most subjects; for the others it does so less "
         "often, or the intervals decide nothing.",
     }[joined(each)]
-    return Verdict(joined(each), why, parts)
+    return Verdict(joined(each), why, parts | more)
+
+
+def remedi(table: pd.DataFrame) -> Verdict | None:
+    """Whether a sentence about a subject becomes an edit of it; None where no editor was trained."""
+    rows = table[table["metric"].str.startswith("REMEDI ")]
+    items = set(rows[rows["metric"] == "REMEDI efficacy"]["item"])
+    if not items:
+        return None
+    limits = thresholds("relations")
+    here = rows[rows["item"] == (ALL_RELATIONS if ALL_RELATIONS in items else min(items))]
+    at = {(r["metric"], r["condition"], r["definition"]): r for r in here.to_dict("records")}
+    gains = [side(at.get(("REMEDI gain", over(c), "REMEDI efficacy"))) for c in (RANDOM, RAW_ATTRIBUTE)]
+    if "below" in gains:
+        return Verdict("No", "The editor edits fewer facts than the attribute's raw vector or a random editor of equal norm.")
+    efficacy = side(at.get(("REMEDI efficacy", ESTIMATE, "")), limits["edited"])
+    if "unclear" in gains:
+        if efficacy == "below":
+            return Verdict("No", "The editor edits fewer than half of the facts, and shows no gain over its controls.")
+        return Verdict("Cannot tell", "The gain over the attribute's raw vector or a random editor of equal norm may be zero.")
+    if efficacy != "above":
+        why = "edits fewer than half of the facts" if efficacy == "below" else "may edit fewer than half of the facts"
+        return Verdict("Partly", f"The editor does more than its controls, but {why}.")
+    spread = side(at.get(("REMEDI generalisation", ESTIMATE, "")), limits["edited"])
+    alone = [side(r, limits["unchanged"]) for (metric, c, _), r in at.items() if metric == "REMEDI specificity" and c == ESTIMATE]
+    if spread == "above" and alone and set(alone) == {"above"}:
+        return Verdict(
+            "Yes", "A sentence becomes an edit: it holds in paraphrases, leaves other facts alone, and beats its controls."
+        )
+    missing = [
+        *(["it is not shown to hold in paraphrases"] if spread != "above" else []),
+        *(["other facts may change too"] if not alone or set(alone) != {"above"} else []),
+    ]
+    return Verdict("Partly", f"Most facts are edited, more than by controls, but {' and '.join(missing)}.")
 
 
 def _relation(table: pd.DataFrame, chosen: Mapping[Any, Any]) -> Verdict:

@@ -1,0 +1,130 @@
+"""The blocks of a network called alone, from any block on, with hidden states of the caller's: what is below runs once.
+
+    run(H, first, last) = blocks first … last applied to H (row, token, d_model), the input of block `first`
+
+1. One pass over one prompt of a length records the arguments with which the network calls each block (masks, rotations, positions).
+2. A run calls the blocks with these arguments and other hidden states, as many rows as wanted, all of that length. In a causal
+   network shorter prompts may be padded on the right: what stands there reaches nothing before it.
+3. Check, per network and length (`proofs`): runs from two blocks with changed hidden states equal whole passes in which a hook puts
+   the same states there. Where they do not, whole passes run, and `why` says so.
+
+Runs are differentiable in the hidden states where gradients are enabled; weights get none. Hooks may be attached meanwhile.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from repscope.errors import UserError
+from repscope.models.engine.base import tapped
+from repscope.models.engine.hooks import Handler, HookPoint, hidden_argument, unhooked
+from repscope.models.engine.token_network import TokenNetwork
+from repscope.models.sites import Site
+from repscope.models.variants.block_replay import Call
+
+Hooks = Sequence[tuple[HookPoint, Handler]]
+
+
+@dataclass(frozen=True, eq=False)
+class BlockCalls:
+    """The blocks of a network, for prompts of one length. why: why whole passes run; empty where the blocks alone do."""
+
+    net: TokenNetwork
+    calls: tuple[Call, ...]
+    why: str
+
+    def run(
+        self, ids: Int[Tensor, "row token"], hidden: Float[Tensor, "row token d_model"], first: int, last: int, hooks: Hooks = ()
+    ) -> Float[Tensor, "row token d_model"]:
+        """The output of block `last` with `hidden` as the input of block `first`; `ids` are of the same rows."""
+        if not self.why:
+            return _called(self.net, self.calls, hidden, first, last, hooks)
+        rows = [slice(None)] if self.net.batches(ids.shape[1]) else [slice(i, i + 1) for i in range(len(ids))]
+        if hooks and len(rows) > 1:
+            raise UserError(f"Rows of {self.net.name} depend on each other in a batch, so activations of many cannot be changed.")
+        return torch.cat([_whole(self.net, ids[some], hidden[some], first, last, hooks) for some in rows])
+
+
+def block_calls(net: TokenNetwork, length: int) -> BlockCalls:
+    """The blocks for prompts of so many tokens.
+
+    Raises
+    ------
+    UserError
+        Under edits, which a call of a block would not see as a pass does.
+    """
+    if net.installed:
+        raise UserError(f"{net.installed[0].edit} is installed, and blocks are called as they are: leave the `edit` context first.")
+    why = net.proofs.refused("blocks alone", length, lambda lengths: _differs(net, lengths))
+    return BlockCalls(net, () if why else tuple(_recorded(net, net.trial([length])[0])), why)
+
+
+def _recorded(net: TokenNetwork, row: Int[np.ndarray, "token"]) -> list[Call]:
+    """The calls of all blocks in a plain pass over one prompt."""
+    calls: list[Call] = []
+
+    def called(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = hidden_argument(args, kwargs)
+        if hidden is not None:
+            calls.append(Call(block, args, dict(kwargs), hidden))
+
+    handles = [block.register_forward_pre_hook(called, with_kwargs=True) for block in net.block_list]
+    ids = torch.from_numpy(np.asarray(row, dtype=np.int64))[None].to(net.device)
+    try:
+        with unhooked(net.module), tapped(net.taps, [(net.tap(Site("resid_post", net.blocks - 1)), lambda value: None)]) as run:
+            run(input_ids=ids, **net.plain())
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _called(net: TokenNetwork, calls: Sequence[Call], hidden: Tensor, first: int, last: int, hooks: Hooks) -> Tensor:
+    with unhooked(net.module, differentiable=torch.is_grad_enabled()), net.taps.hooked(hooks):
+        for call in calls[first : last + 1]:
+            hidden = call.again(hidden)
+    return hidden
+
+
+def _whole(net: TokenNetwork, ids: Tensor, hidden: Tensor, first: int, last: int, hooks: Hooks) -> Tensor:
+    """A whole pass in which a hook puts the states there: the reference."""
+    seen: list[Tensor] = []
+    put = [(net.write_tap(Site("resid_pre", first)), lambda value: hidden.to(value)), *hooks]
+    graded = torch.is_grad_enabled()
+    reads = [(net.tap(Site("resid_post", last)), seen.append)]
+    with unhooked(net.module, differentiable=graded), net.taps.hooked(put), tapped(net.taps, reads) as run:
+        run(input_ids=ids, **net.plain())
+    return seen[0]
+
+
+def _differs(net: TokenNetwork, lengths: Sequence[int]) -> str:
+    """Why blocks called alone differ from whole passes at prompts of these lengths; empty if they agree."""
+    longest = max(lengths)
+    if not net.batches(longest):
+        return f"rows of {net.name} depend on their neighbours in a batch"
+    generator = torch.Generator().manual_seed(0)
+    last = net.blocks - 1
+    try:
+        for length in sorted(set(lengths)):
+            calls = _recorded(net, net.trial([length])[0])
+            if len(calls) != net.blocks:
+                return f"{net.name} calls {len(calls)} blocks with hidden states, of {net.blocks}"
+            ids = torch.from_numpy(np.stack(net.trial([length] * 3)[1:])).to(net.device)
+            for first in sorted({0, net.blocks // 2}):
+                seen: list[Tensor] = []
+                with unhooked(net.module), tapped(net.taps, [(net.tap(Site("resid_pre", first)), seen.append)]) as run:
+                    run(input_ids=ids, **net.plain())
+                noise = torch.randn(seen[0].shape, generator=generator).to(seen[0])
+                hidden = seen[0] + 0.3 * noise * seen[0].norm() / noise.norm()
+                with torch.no_grad():
+                    quick, slow = _called(net, calls, hidden, first, last, ()), _whole(net, ids, hidden, first, last, ())
+                if not net.agree(quick, slow):
+                    return f"the blocks of {net.name} from {first} on, called alone, do not give what whole passes give"
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        return f"the blocks of {net.name} cannot be called alone for several rows ({str(error).splitlines()[0][:80]})"
+    return ""
