@@ -5,8 +5,10 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from repscope.studies.run.options import StudyOptions
+from repscope.studies.run.options import Dtype, StudyOptions
 
+SHOTS, EXAMPLES = 4, 100  #: as `trace.emergence.probes`, which brings torch with it
+_ASKED = ("probes", "tasks", "relations", "pairs", "heads")
 _TRAINED = ("entities", "relations", "ratios", "seeds", "width", "layers", "steps", "facts", "walk_lengths", "walk_steps", "rungs")
 
 
@@ -14,7 +16,7 @@ class EmergenceOptions(StudyOptions):
     """Options of the `emergence` study.
 
     A run is about networks that it trains. `ladder` puts a table of the user's in their place, and asks about compute alone;
-    `checkpoints` puts the user's checkpoints there, and asks when what `probes` test appears.
+    `checkpoints` puts the user's checkpoints there, and asks when what probes, tasks, relations and minimal pairs test appears.
     """
 
     ladder: str | None = Field(
@@ -24,11 +26,22 @@ class EmergenceOptions(StudyOptions):
     )
     checkpoints: str | None = Field(
         None,
-        description="Your checkpoints in place of networks trained here: a folder with checkpoints.csv, or one folder per step.",
+        description="Your checkpoints in place of networks trained here: a folder with checkpoints.csv or one folder per step, "
+        "or MODEL@step1000,step2000: revisions of a hub id.",
     )
     probes: str | None = Field(
         None, description="With --checkpoints: a table with the columns probe, prompt, answer, and possibly wrong (a worse answer)."
     )
+    tasks: tuple[str, ...] = Field((), description="With --checkpoints: tasks of in-context learning, by name or file.")
+    relations: tuple[str, ...] = Field((), description="With --checkpoints: relations, by name or file.")
+    pairs: str | None = Field(None, description="With --checkpoints: a table of minimal pairs, as for minimal-pairs.")
+    heads: bool = Field(
+        False, description="With --checkpoints: induction scores of all heads, and with --tasks function-vector heads too."
+    )
+    shots: int = Field(SHOTS, ge=0, description="Examples in a prompt of a task or a relation.")
+    examples: int = Field(EXAMPLES, ge=2, description="Most prompts of a task or relation, and pairs of a phenomenon.")
+    device: str | None = Field(None, description="With --checkpoints: the device; cuda if available, else cpu.")
+    dtype: Dtype = Field("float32", description="With --checkpoints: precision of the weights.")
     entities: int = Field(24, ge=4, description="Entities of a graph of two-hop facts.")
     relations: int = Field(19, ge=4, description="Relations of that graph; facts are entities times relations.")
     ratios: tuple[float, ...] = Field((2, 4, 8, 14), description="Trained two-hop queries per fact (phi), one training for each.")
@@ -78,13 +91,24 @@ class EmergenceOptions(StudyOptions):
                 raise ValueError(f"{' and '.join(given)} belong to networks trained here, which {name} replaces; omit one of them")
         if self.ladder is not None and self.checkpoints is not None:
             raise ValueError("--ladder and --checkpoints are two runs; give one of them")
-        if (self.checkpoints is None) != (self.probes is None):
-            raise ValueError("--checkpoints and --probes belong together: what is measured, and of what; give both")
+        asked = bool(self.given(*_ASKED))
+        if self.checkpoints is None and (given := self.given(*_ASKED, "shots", "examples", "device", "dtype")):
+            raise ValueError(f"{' and '.join(given)} and --checkpoints belong together: what is measured, and of what; give both")
+        if self.checkpoints is not None and not asked:
+            raise ValueError(
+                "--checkpoints and what is asked of them belong together; give --probes, --tasks, --relations, --pairs or --heads"
+            )
+        if self.heads and self.tasks and self.shots < 2:
+            raise ValueError("function-vector heads need prompts with two examples or more; give --shots 2 or more")
         return self
 
     def files(self) -> list[Path]:
         """The user's tables."""
-        return [Path(file).expanduser() for file in (self.ladder, self.probes) if file is not None]
+        given = [file for file in (self.ladder, self.probes) if file is not None]
+        given += [one for one in (*self.tasks, *self.relations) if Path(one).expanduser().is_file()]
+        home = Path(self.pairs).expanduser() if self.pairs is not None else None
+        inside = sorted(p for p in home.iterdir() if p.is_file()) if home is not None and home.is_dir() else [home] if home else []
+        return [*(Path(file).expanduser() for file in given), *inside]
 
     def sized(self) -> "EmergenceOptions":
         """With the smaller numbers of `tiny` and `short`."""

@@ -32,13 +32,15 @@ def page(record: Record[EmergenceOptions]) -> Page:
             key=figures.gains(given["gains"]),
         )
     if o.checkpoints is not None:
+        asked = (o.probes, *o.tasks, *o.relations, o.pairs)
+        sections = [Section("Log-probabilities", _GRADUAL, (figures.probes(table, names.LOG_PROBABILITY),))]
         return Page(
             title=_TITLE,
-            context=(str(o.checkpoints), str(o.probes)),
-            tested="Tested on the probes of the table alone, by log-probabilities of their answers.",
+            context=(str(o.checkpoints), *(str(one) for one in asked if one is not None)),
+            tested="Tested on these prompts and answers alone, by log-probabilities of the answers.",
             headline=figures.probes(table, names.ACCURACY),
             key=figures.probe_transitions(table),
-            sections=(Section("Log-probabilities", _GRADUAL, (figures.probes(table, names.LOG_PROBABILITY),)),),
+            sections=(*sections, *((_heads(table),) if o.heads else ())),
         )
     side = record.results["ladder"].side
     few = (
@@ -112,6 +114,17 @@ def _bridge(table: pd.DataFrame) -> Section:
         "generalises has it before its last block, where r2 can still read it; one that memorises does not use it."
     )
     return Section("The bridge entity", text, (figures.bridges(table),))
+
+
+def _heads(table: pd.DataFrame) -> Section:
+    items = [figures.head_table(table), figures.probes(table, names.INDUCTION)]
+    if len(select(table, metric=names.EFFECT)):
+        items.append(figures.probes(table, names.EFFECT))
+    text = (
+        "Look at whether the induction score rises where accuracy on repeated tokens and on tasks does, and before or after the "
+        "effect of function-vector heads. Attention is no proof of use: the indirect effect is."
+    )
+    return Section("Induction and function-vector heads", text, tuple(items))
 
 
 def _walks(table: pd.DataFrame) -> Section:
