@@ -73,7 +73,7 @@ def by_hand(folder, prompt, answer):
 
 def test_every_checkpoint_answers_as_alone(home, table):
     probes = Probes.read(table)
-    found = probe_curves(CheckpointSet.open(home), probes, PAIRS)
+    found = probe_curves(CheckpointSet.open(home), probes, PAIRS, convention="minicons")
     assert found.steps.tolist() == list(STEPS)
     assert found.names == ("places", "words", "verbs")
     assert found.scores.shape == (1, 4, 6)
@@ -89,7 +89,7 @@ def test_every_checkpoint_answers_as_alone(home, table):
             assert found.hits[0, j, i] == (right > other if wrong else greedy)
             if not wrong:
                 assert found.other_hits[0, j, i] == other_greedy
-        alone = score_pairs(rs.load(home / f"step-{step}"), PAIRS)
+        alone = score_pairs(rs.load(home / f"step-{step}"), PAIRS, "minicons")
         np.testing.assert_allclose(found.scores[0, j, 4:], alone.good, atol=1e-4)
         np.testing.assert_array_equal(found.hits[0, j, 4:], alone.right())
     assert transition(found.curve("places"), draws=50).step.unit == "example"
@@ -141,12 +141,14 @@ def test_the_study_of_revisions_with_all_kinds_of_probes(home, table, tmp_path, 
     pairs.set_axis(["subject", "object"], axis=1).to_csv(tmp_path / "linked.csv", index=False)
     given = ["--checkpoints", f"{home}@" + ",".join(f"step-{s}" for s in STEPS), "--probes", str(table), "--heads", "--shots", "2"]
     given += [
-        "--tasks",
+        "--probe-tasks",
         str(tmp_path / "after.csv"),
-        "--relations",
+        "--probe-relations",
         str(tmp_path / "linked.csv"),
-        "--pairs",
+        "--probe-pairs",
         str(tmp_path / "verbs.csv"),
+        "--convention",
+        "minicons",
     ]
     assert command(["study", "emergence", *given, "--draws", "50", "--out", str(tmp_path / "runs"), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)

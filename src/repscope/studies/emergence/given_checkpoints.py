@@ -54,7 +54,7 @@ class Asked:
     @cached_property
     def tasks(self) -> tuple[Task, ...]:
         """Tasks by name or file."""
-        return tuple(task(name) for name in self.options.tasks)
+        return tuple(task(name) for name in self.options.probe_tasks)
 
     @cached_property
     def probes(self) -> Probes | None:
@@ -63,14 +63,14 @@ class Asked:
         how: dict[str, int] = {"shots": o.shots, "most": o.examples, "seed": o.seed}
         parts = [Probes.read(Path(o.probes).expanduser())] if o.probes is not None else []
         parts += [Probes.of_task(one, **how) for one in self.tasks]
-        parts += [Probes.of_relation(relation(name), **how) for name in o.relations]
+        parts += [Probes.of_relation(relation(name), **how) for name in o.probe_relations]
         return Probes.joined(parts) if parts else None
 
     @cached_property
     def pairs(self) -> MinimalPairs | None:
         """Minimal pairs."""
         o = self.options
-        return read_pairs(o.pairs).chosen(most=o.examples, seed=o.seed) if o.pairs is not None else None
+        return read_pairs(o.probe_pairs).chosen(most=o.examples, seed=o.seed) if o.probe_pairs is not None else None
 
     @property
     def skills(self) -> tuple[str, ...]:
@@ -91,7 +91,7 @@ class Asked:
     def measured(self, lm: "LanguageModel") -> Measured:
         """Everything of one checkpoint."""
         o = self.options
-        found = answered(lm, self.probes, self.pairs, o.seed) if self.skills else {}
+        found = answered(lm, self.probes, self.pairs, o.seed, o.convention) if self.skills else {}
         if o.heads:
             found |= {f"heads/{name}": value for name, value in induction(lm, seed=o.seed).items()}
             found |= {f"effects/{one.name}": effects(lm, one, shots=o.shots, seed=o.seed) for one in self.tasks}

@@ -32,7 +32,7 @@ def page(record: Record[EmergenceOptions]) -> Page:
             key=figures.gains(given["gains"]),
         )
     if o.checkpoints is not None:
-        asked = (o.probes, *o.tasks, *o.relations, o.pairs)
+        asked = (o.probes, *o.probe_tasks, *o.probe_relations, o.probe_pairs)
         sections = [Section("Log-probabilities", _GRADUAL, (figures.probes(table, names.LOG_PROBABILITY),))]
         return Page(
             title=_TITLE,
@@ -53,7 +53,7 @@ def page(record: Record[EmergenceOptions]) -> Page:
         tested="Tested on small networks trained in this study. Not tested: language models, and skills other than these.",
         headline=figures.headline(table),
         key=_key(table),
-        sections=(_curves(table), _bridge(table), _walks(table), _compute(side)),
+        sections=(_curves(table), _coefficients(table), _bridge(table), _copying(table), _walks(table), _compute(side)),
         notes=(few,) if o.short else (),
     )
 
@@ -114,6 +114,23 @@ def _bridge(table: pd.DataFrame) -> Section:
         "generalises has it before its last block, where r2 can still read it; one that memorises does not use it."
     )
     return Section("The bridge entity", text, (figures.bridges(table),))
+
+
+def _coefficients(table: pd.DataFrame) -> Section:
+    text = (
+        "Look for a coefficient that grows while networks memorise and falls where they begin to compose: fewer weights matter to "
+        "the loss then. Chains are short, so values of one setting compare steps and values of phi, and nothing else."
+    )
+    return Section("The local learning coefficient", text, (figures.probes(table, names.COEFFICIENT),))
+
+
+def _copying(table: pd.DataFrame) -> Section:
+    text = (
+        "Look whether the induction score rises where copying appears, and only with two blocks: a head needs the output of an "
+        "earlier block to find what came after the present token before."
+    )
+    items = [figures.copying(table), figures.probes(table, names.INDUCTION), figures.probes(table, names.COPYING)]
+    return Section("Induction heads", text, tuple(items))
 
 
 def _heads(table: pd.DataFrame) -> Section:

@@ -92,6 +92,7 @@ def probe_curves(
     device: str | None = None,
     dtype: str = "float32",
     seed: int = 0,
+    convention: str = "lm-eval",
 ) -> ProbeCurves:
     """Ask every checkpoint every probe and every minimal pair.
 
@@ -105,6 +106,8 @@ def probe_curves(
         Minimal pairs; each phenomenon is a skill.
     seed
         Of the other answers.
+    convention
+        Of minimal pairs, see `read.pair_scores.CONVENTIONS`.
 
     Raises
     ------
@@ -112,7 +115,9 @@ def probe_curves(
         As `over_checkpoints`; without probes and pairs; when scores are not numbers.
     """
     name = skills(probes, pairs)
-    found = over_checkpoints(checkpoints, lambda lm: answered(lm, probes, pairs, seed), kept=kept, device=device, dtype=dtype)
+    found = over_checkpoints(
+        checkpoints, lambda lm: answered(lm, probes, pairs, seed, convention), kept=kept, device=device, dtype=dtype
+    )
     return ProbeCurves.of(checkpoints, name, found)
 
 
@@ -132,8 +137,10 @@ def skills(probes: Probes | None, pairs: MinimalPairs | None) -> tuple[str, ...]
     return (*first, *second)
 
 
-def answered(lm: "LanguageModel", probes: Probes | None, pairs: MinimalPairs | None, seed: int = 0) -> dict[str, np.ndarray]:
+def answered(
+    lm: "LanguageModel", probes: Probes | None, pairs: MinimalPairs | None, seed: int = 0, convention: str = "lm-eval"
+) -> dict[str, np.ndarray]:
     """Answers to probes, then to pairs."""
     parts = [answers(lm, probes, seed)] if probes else []
-    parts += [pair_answers(lm, pairs)] if pairs else []
+    parts += [pair_answers(lm, pairs, convention)] if pairs else []
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
