@@ -210,12 +210,16 @@ CONDITIONS: dict[str, Condition] = {
         Condition("without the patch", "How often that answer is given without the patch.", "control", "grey"),
         Condition("unigram", "How often each entity is a tail of the relation, wherever it starts.", "control", "grey"),
         Condition("nearest neighbours", "Tails of the relation at the entities with the most similar edges.", "control", "green"),
-        Condition("shuffled graph", "Fitted path sums over a graph whose edges start from permuted entities.", "control", "grey"),
+        Condition("shuffled graph", "Path sums over a graph whose edges start from permuted entities.", "control", "grey"),
         Condition("unweighted paths", "Every path counts by the probability that a random walk takes it.", "setting", "sky"),
         Condition("paths weighted by precision", "Paths count by how often they end where the relation does.", "setting", "orange"),
         Condition(
             "paths with fitted weights", "The mixture of paths that makes the seen edges most likely.", "setting", "blue dashed"
         ),
+        Condition("another answer", "A worse answer, or that to another prompt of the same probe.", "control", "grey"),
+        Condition("first copy", "The same random tokens where they stand for the first time.", "control", "grey"),
+        Condition("other tokens", "Attention of the same head to the other tokens of the first copy.", "control", "grey"),
+        Condition("other heads", "The mean over all heads that were not chosen.", "control", "grey"),
         Condition("known gain", "The gain that a calibration has by construction.", "bound", "black"),
         Condition("dMMSE", "The exact predictor of the regression tasks that networks are trained on.", "bound", "black"),
         Condition("ridge", "The exact predictor of regression tasks that are normally distributed.", "bound", "orange"),

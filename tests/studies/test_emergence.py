@@ -60,6 +60,33 @@ def test_the_best_path_sum_stands_beside_every_control(done):
         assert gap == pytest.approx(other - best["value"].iloc[0], abs=1e-9)
 
 
+def test_the_control_of_the_shuffled_graph_has_the_same_choice(done):
+    """For every length of paths, one row: the weighting that is nearest on the choosing half."""
+    for hops in done.setup.options.walk_lengths:
+        rows = select(done.table, metric=names.KL, split=names.walks(hops), condition=names.SHUFFLED_GRAPH)
+        assert set(rows["item"]) == {f"paths of at most {n}" for n in (1, 2, 3)}
+        assert set(rows["definition"]) <= set(names.WEIGHTED.values())
+
+
+def test_learning_coefficients_stand_beside_those_before_training(done):
+    task, arrays = TwoHop(done.setup.options), done.results["two-hop"].arrays
+    for phi in done.setup.options.ratios:
+        rows = select(done.table, metric=names.COEFFICIENT, item=names.item(phi))
+        assert list(rows["split"]) == [names.at(step) for step in task.sampled]
+        assert list(rows["condition"]) == [names.UNTRAINED, *[ESTIMATE] * (len(task.sampled) - 1)]
+        places = [i for i, (ratio, _) in enumerate(task.worlds.networks) if ratio == phi]
+        assert rows["value"].iloc[-1] == pytest.approx(arrays["coefficients"][-1, places].mean())
+
+
+def test_copying_has_its_control_of_one_block(done):
+    for metric, control in ((names.INDUCTION, names.OTHER_TOKENS), (names.COPYING, names.FIRST_COPY)):
+        rows = select(done.table, metric=metric)
+        assert set(rows["item"]) == {names.TWO_BLOCKS, names.ONE_BLOCK}
+        assert set(rows["condition"]) == {ESTIMATE, control}
+        assert ((rows["value"] >= 0) & (rows["value"] <= 1)).all()
+    assert len(select(done.table, metric=names.COPYING_STEP)) == 2
+
+
 def test_the_ladder_has_its_known_gains_and_its_refusals(done):
     side = done.results["ladder"].side["gains"]
     assert set(side["known"].dropna()) == {1.0, 4.0, 0.5}
@@ -145,6 +172,8 @@ def test_mistakes_in_a_table_are_one_sentence(change, said, tmp_path, capsys):
         (["--walk-lengths", "9"], "1 to 8 steps"),
         (["--ladder", "x.csv", "--steps", "20"], "which --ladder replaces"),
         (["--checkpoints", "x"], "belong together"),
+        (["--probe-tasks", "next-item"], "and --checkpoints belong together"),
+        (["--checkpoints", "x", "--heads", "--probe-tasks", "next-item", "--shots", "1"], "--shots 2 or more"),
     ],
 )
 def test_mistakes_are_one_sentence(words, said, tmp_path, capsys):
@@ -162,7 +191,14 @@ def test_steps_in_words():
 
 def test_the_plan_and_the_page(done, tmp_path, capsys):
     page = (done.folder / "report.html").read_text()
-    for said in ("The bridge entity", "Unseen edges as sums over paths", "Compute-equivalent gains", "Transitions", "untrained"):
+    for said in (
+        "The bridge entity",
+        "Unseen edges as sums",
+        "Compute-equivalent gains",
+        "Transitions",
+        "Induction heads",
+        "learning",
+    ):
         assert said in page
     assert command(["study", "emergence", "--plan", "--short", "--out", str(tmp_path)]) == 0
     assert "two-hop" in capsys.readouterr().out

@@ -31,6 +31,7 @@ from repscope.disk import whole_file, whole_folder
 from repscope.errors import UserError, unknown
 from repscope.models.engine.fingerprint import Fingerprint, digests_of, of_digests
 from repscope.models.loading.adapters import WEIGHTS, Adapter, is_adapter
+from repscope.models.loading.fetch import snapshot
 from repscope.models.loading.folders import weight_files
 from repscope.models.loading.gguf import first_line
 from repscope.models.loading.stacked_weights import Shape, State, stack, unstack
@@ -51,7 +52,7 @@ Sizes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class CheckpointSet:
-    """Training runs and their checkpoints. Make one with `open`, `of` or `written`.
+    """Training runs and their checkpoints. Make one with `open`, `of`, `of_revisions` or `written`.
 
     folder: location of the table, or the working directory for a set of paths. table: one row per checkpoint with run (text),
     step (int), path (Path) and metadata. shape: sizes of built-in small networks, None for others.
@@ -103,6 +104,43 @@ class CheckpointSet:
             names = [str(p) for p in held]
         steps = [int(m.group(1)) if (m := _STEP.search(p.name)) else 0 for p in held]
         return cls._checked(Path(), pd.DataFrame({"run": names, "step": steps, "path": held}), None)
+
+    @classmethod
+    def of_revisions(cls, model: str | Path, revisions: Iterable[str]) -> "CheckpointSet":
+        """One run, whose checkpoints are revisions of a model on the hub, or the subfolders of a folder that have these names.
+
+        Parameters
+        ----------
+        model
+            A hub id "org/name", or a folder.
+        revisions
+            Names with their steps in them (step1000, stage1-step2000-tokens5B, checkpoint-10), or numbers, in the order of steps.
+
+        Raises
+        ------
+        UserError
+            For a revision that is missing or has no step in its name, steps that do not ascend, and as `open`.
+        """
+        names, home = list(revisions), Path(model).expanduser()
+        steps = [_step_of(name) for name in names]
+        for i, (name, step) in enumerate(zip(names, steps)):
+            if step is None:
+                raise UserError(f"The revision {name!r} of {model} has no step in its name; give those named as step1000.")
+            if i and step <= (steps[i - 1] or 0):
+                raise UserError(
+                    f"The revisions {names[i - 1]} and {name} are not in the order of their steps; give the earlier first."
+                )
+        if home.is_dir():
+            held = sorted((p.name for p in home.iterdir() if p.is_dir() and not p.name.startswith(".")), key=lambda n: (len(n), n))
+            paths = []
+            for name in names:
+                if name not in held:
+                    raise UserError(f"{home} has no revision {name!r}; it holds {', '.join(held[:8]) or 'no folder'}.")
+                paths.append(home / name)
+        else:
+            paths = [snapshot(str(model), name, code=False, known=list)[0] for name in names]
+        run = home.name if home.is_dir() else str(model)
+        return cls._checked(Path(), pd.DataFrame({"run": run, "step": steps, "path": paths}), None)
 
     @classmethod
     def written(
@@ -333,6 +371,12 @@ def _sizes(path: Path) -> Sizes:
     if is_adapter(path):
         Adapter.open(path).check(trained, _base_of(path))
     return trained
+
+
+def _step_of(name: str) -> int | None:
+    """The step in the name of a revision."""
+    found = _STEP.search(name)
+    return int(found.group(1)) if found else int(name) if name.isdecimal() else None
 
 
 def _copy(path: Path, name: str, sizes: Sizes, of: Collection[str]) -> bool:

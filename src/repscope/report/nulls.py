@@ -63,6 +63,7 @@ NULLS: dict[tuple[str, str], Null] = {
     ("brain", "family found"): Null((RANDOM_RECORDING,)),
     ("brain", "similarity"): Null((UNTRAINED,), ("no similarity", 0.0)),
     ("emergence", "accuracy"): Null(("untrained network",)),
+    ("emergence", "induction score"): Null(("other tokens",)),
     ("emergence", "sharpness"): Null(("learned evenly",), ("an even rise", 1.0)),
     ("emergence", "lag"): Null((), ("no lag", 1.0)),
     ("emergence", "compute-equivalent gain"): Null((), ("no gain", 1.0)),

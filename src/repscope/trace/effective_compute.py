@@ -5,17 +5,18 @@
    reweighted squares, all starts and all resamples at once.
 3. A network with the enhancement had the compute C and has the loss L'. Its equivalent compute C* solves L' = E + a C*^-b, and the
    compute-equivalent gain is C* / C (Davidson et al. 2023).
-4. Interval: where ladder and enhancement share units (worlds, seeds), units are resampled together. Otherwise the bootstrap is
-   parametric: the fitted law with normal noise of the residuals' size on log L, and noise of its own on the enhanced loss.
-   Deviations are stretched by the ratio of Student's t to the normal quantile (and, of units, by √(n / (n − 1))): few units are too
-   narrow.
+4. Interval: where ladder and enhancement share units (worlds, seeds), the jackknife over units of the logarithm of the gain, with
+   Student's t of n − 1 degrees of freedom: units are few, and resamples of few are too narrow. Otherwise the bootstrap is
+   parametric: the fitted law with normal noise of the residuals' size on log L, and noise of its own on the enhanced loss;
+   deviations are stretched by the ratio of Student's t to the normal quantile. Where a leave-one-out gain is infinite, units are
+   resampled with the same stretching. `benchmarks/effective_compute.py` measures the coverage.
 5. No gain is given, but a reason, where the law cannot say one: L' at or below the floor E, C* more than one decade outside the
    ladder, a ladder that does not fall. An interval whose upper end is there is open: its upper end is infinity.
 Takes numbers, never a network. Losses are positive and fall with compute; of a score between 0 and 1 give 1 − score.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from math import exp, log, sqrt
 from statistics import NormalDist
@@ -159,7 +160,9 @@ def gain(
     if reason := ladder.refusal() or _outside(ladder, float(enhanced.mean())):
         return Gain(None, reason)
     equivalent = float(ladder.law.compute(enhanced.mean()))
-    value = equivalent / compute
+    value = float(equivalent / compute)
+    if ladder.shared and np.isfinite(each := _left_out(ladder, enhanced)).all():
+        return Gain(_jackknifed(value, np.log(each / compute), ladder.compute[-1] * 10**DECADES / compute, level), "", equivalent)
     sampled, degrees, n = _resampled(ladder, enhanced, draws, seed)
     factor = _stretch(n if ladder.shared else degrees, degrees, level)
     with np.errstate(divide="ignore", over="ignore"):
@@ -192,6 +195,23 @@ def _outside(ladder: Ladder, loss: float) -> str:
     if equivalent < lowest / 10**DECADES:
         return f"Its loss of {loss:.4g} needs less than a tenth of the compute of the lowest rung, where the law is not tested."
     return ""
+
+
+def _left_out(ladder: Ladder, enhanced: Float[np.ndarray, "unit"]) -> Float[np.ndarray, "unit"]:
+    """Equivalent compute without each unit in turn; infinite at or below the floor."""
+    units = len(enhanced)
+    weights = (1 - np.eye(units)) / (units - 1)
+    laws = _laws(ladder.compute, weights @ ladder.loss.T, start=ladder.law)
+    return np.array([float(law.compute(value)) for law, value in zip(laws, weights @ enhanced)])
+
+
+def _jackknifed(value: float, logs: Float[np.ndarray, "unit"], most: float, level: float) -> Estimate:
+    """The interval of Student's t on the logarithm, from the jackknife's variance; open where it reaches beyond the ladder."""
+    n = len(logs)
+    variance = (n - 1) / n * float(np.square(logs - logs.mean()).sum())
+    found = stats.bootstrap.student(log(value), variance, unit="unit", n=n, level=level)
+    lo, hi = exp(found.lo), exp(min(found.hi, 700.0))
+    return replace(found, value=value, lo=lo, hi=hi if hi <= most else float("inf"), method="jackknife")
 
 
 def _stretch(n: int, degrees: int, level: float) -> float:

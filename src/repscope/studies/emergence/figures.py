@@ -72,19 +72,64 @@ def steps_text(row: dict[Any, Any] | None, form: str = ".0f") -> str:
     return f"{row['value']:{form}} [{row['lo']:{form}}, {hi}]"
 
 
-def probes(table: pd.DataFrame, metric: str) -> Figure:
-    """A metric of every probe over steps; intervals over probes of a skill."""
-    rows = select(table, metric=metric, condition=ESTIMATE)
+def probes(table: pd.DataFrame, metric: str, title: str = "") -> Figure:
+    """A metric of every probe or head over steps, its control dashed; intervals over the examples of a skill."""
+    rows = select(table, metric=metric)
     rows = rows.assign(step=[max(1.0, names.step_of(split)) for split in rows["split"]])
-    scale = alt.Scale(domain=[0, 1]) if metric == names.ACCURACY else alt.Scale(zero=False, nice=True)
-    base = alt.Chart(data(rows[["item", "step", "value", "lo", "hi", "n"]])).encode(
-        x=alt.X("step:Q", title="step", scale=alt.Scale(type="log", nice=False, padding=12)),
-        color=alt.Color("item:N", title=None, legend=alt.Legend(orient="top", labelLimit=220)),
-        tooltip=[*tips("item"), *numbers("step", "value", "lo", "hi"), *tips("n")],
+    rows = rows.assign(line=rows["item"].where(rows["condition"] == ESTIMATE, rows["item"] + ", " + rows["condition"]))
+    share = metric in (names.ACCURACY, names.INDUCTION, names.COPYING)
+    scale = alt.Scale(domain=[0, 1]) if share else alt.Scale(zero=False, nice=True)
+    x = alt.X("step:Q", title="step", scale=alt.Scale(type="log", nice=False, padding=12))
+    color = alt.Color("item:N", title=None, legend=alt.Legend(orient="top", labelLimit=220))
+    layers = []
+    for own, dash in ((rows[rows["condition"] == ESTIMATE], [1, 0]), (rows[rows["condition"] != ESTIMATE], [4, 3])):
+        if own.empty:
+            continue
+        base = alt.Chart(data(own[["item", "condition", "line", "step", "value", "lo", "hi", "n"]])).encode(
+            x=x,
+            color=color,
+            detail="line:N",
+            tooltip=[*tips("item", "condition"), *numbers("step", "value", "lo", "hi"), *tips("n")],
+        )
+        y, lo = (alt.Y(f"{end}:Q", title=metric, scale=scale) for end in ("value", "lo"))
+        if dash == [1, 0]:
+            layers.append(base.mark_area(opacity=0.12).encode(y=lo, y2="hi:Q"))
+        layers.append(base.mark_line(point=True, strokeDash=dash).encode(y=y))
+    caption = "Dashed: the control. Step 0 is drawn at 1."
+    return Figure(finish(*layers, height=260, max_width=620), title or f"{metric.capitalize()} over checkpoints", caption)
+
+
+def copying(table: pd.DataFrame) -> Table:
+    """Induction scores and copying at the last step, and their steps, by number of blocks."""
+    rows = table[table["metric"].isin((names.INDUCTION, names.COPYING))]
+    last = names.at(int(max(names.step_of(split) for split in rows["split"])))
+    lines = []
+    for item in dict.fromkeys(rows["item"]):
+        line = {"networks": item}
+        for metric, control in ((names.INDUCTION, names.OTHER_TOKENS), (names.COPYING, names.FIRST_COPY)):
+            for condition in (ESTIMATE, control):
+                found = select(rows, metric=metric, item=item, condition=condition, split=last).to_dict("records")
+                line[metric if condition == ESTIMATE else condition] = format_estimate(found[0])
+        for metric in (names.SCORE_STEP, names.COPYING_STEP):
+            line[metric] = steps_text(select(table, metric=metric, item=item).to_dict("records")[0])
+        lines.append(line)
+    return Table(pd.DataFrame(lines), "Induction heads, at the last step", "Means over networks, 95 % intervals over networks.")
+
+
+def head_table(table: pd.DataFrame) -> Table:
+    """Chosen heads at the last step, beside their controls."""
+    rows = table[table["metric"].isin((names.INDUCTION, names.EFFECT))]
+    last = names.at(int(max(names.step_of(split) for split in rows["split"])))
+    lines = []
+    for r in select(rows, condition=ESTIMATE, split=last).to_dict("records"):
+        line = {"of": r["item"], "what": r["metric"], "heads": r["definition"], "at the last step": format_estimate(r)}
+        for condition in (names.OTHER_TOKENS, names.OTHER_HEADS):
+            found = select(rows, metric=r["metric"], item=r["item"], condition=condition, split=last).to_dict("records")
+            line[condition] = format_estimate(found[0]) if found else "–"
+        lines.append(line)
+    return Table(
+        pd.DataFrame(lines), "Heads", "Chosen at the last step on one half of the sequences or prompts, reported on the other."
     )
-    y, lo = (alt.Y(f"{end}:Q", title=metric, scale=scale) for end in ("value", "lo"))
-    layers = (base.mark_area(opacity=0.12).encode(y=lo, y2="hi:Q"), base.mark_line(point=True).encode(y=y))
-    return Figure(finish(*layers, height=260, max_width=620), f"{metric.capitalize()} over checkpoints", "Step 0 is drawn at 1.")
 
 
 def probe_transitions(table: pd.DataFrame) -> Table:

@@ -21,6 +21,14 @@ UNTRAINED, EVEN, UNPATCHED, PERMUTED = "untrained network", "learned evenly", "w
 QUERIES = {TRAINED: TRAINED, HELD_OUT: "estimate", FIRST_OOD: FIRST_OOD, SECOND_OOD: SECOND_OOD, OOD: OOD}
 KNOWN, IDENTITY = "known gain", "calibration"
 
+TWO_BLOCKS, ONE_BLOCK = "two blocks", "one block"
+COPYING, COPYING_NATS = "copying accuracy", "copying log-probability"
+COPYING_STEP, SCORE_STEP = "step of 50 % of copying", "step of an induction score of 0.5"
+COEFFICIENT = "local learning coefficient"
+INDUCTION, EFFECT = "induction score", "average indirect effect"
+REPEATED, STRONGEST = "repeated random tokens", "strongest head"
+OTHER_ANSWER, FIRST_COPY, OTHER_TOKENS, OTHER_HEADS = "another answer", "first copy", "other tokens", "other heads"
+
 _PHI, _STEP = re.compile(r"phi = ([\d.]+)(?:: .*)?"), re.compile(r"step (\d+)")
 
 
@@ -33,6 +41,11 @@ def phi_of(name: str) -> float:
     """phi in the name of an item; NaN in another one."""
     found = _PHI.fullmatch(name)
     return float(found[1]) if found else float("nan")
+
+
+def vector_heads(task: str) -> str:
+    """The function-vector heads of a task."""
+    return f"function-vector heads of {task}"
 
 
 def walks(hops: int) -> str:

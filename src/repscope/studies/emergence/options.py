@@ -1,20 +1,23 @@
 """Options of the `emergence` study."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from repscope.studies.run.options import StudyOptions
+from repscope.studies.run.options import Dtype, StudyOptions
 
-_TRAINED = ("entities", "relations", "ratios", "seeds", "width", "layers", "steps", "facts", "walk_lengths", "walk_steps", "rungs")
+SHOTS, EXAMPLES = 4, 100  #: as `trace.emergence.probes`, which brings torch with it
+_ASKED = ("probes", "probe_tasks", "probe_relations", "probe_pairs", "heads")
+_NETWORKS = ("entities", "relations", "ratios", "seeds", "width", "layers", "steps", "facts")
+_TRAINED = (*_NETWORKS, "walk_lengths", "walk_steps", "copy_steps", "rungs")
 
 
 class EmergenceOptions(StudyOptions):
     """Options of the `emergence` study.
 
     A run is about networks that it trains. `ladder` puts a table of the user's in their place, and asks about compute alone;
-    `checkpoints` puts the user's checkpoints there, and asks when what `probes` test appears.
+    `checkpoints` puts the user's checkpoints there, and asks when what probes, tasks, relations and minimal pairs test appears.
     """
 
     ladder: str | None = Field(
@@ -24,11 +27,25 @@ class EmergenceOptions(StudyOptions):
     )
     checkpoints: str | None = Field(
         None,
-        description="Your checkpoints in place of networks trained here: a folder with checkpoints.csv, or one folder per step.",
+        description="Your checkpoints in place of networks trained here: a folder with checkpoints.csv or one folder per step, "
+        "or MODEL@step1000,step2000: revisions of a hub id.",
     )
     probes: str | None = Field(
         None, description="With --checkpoints: a table with the columns probe, prompt, answer, and possibly wrong (a worse answer)."
     )
+    probe_tasks: tuple[str, ...] = Field((), description="With --checkpoints: tasks of in-context learning, by name or file.")
+    probe_relations: tuple[str, ...] = Field((), description="With --checkpoints: relations, by name or file.")
+    probe_pairs: str | None = Field(None, description="With --checkpoints: a table of minimal pairs, as for minimal-pairs.")
+    convention: Literal["lm-eval", "plain", "minicons"] = Field(
+        "lm-eval", description="How the sentences of minimal pairs become tokens, as for minimal-pairs."
+    )
+    heads: bool = Field(
+        False, description="With --checkpoints: induction scores of all heads, and with --probe-tasks function-vector heads too."
+    )
+    shots: int = Field(SHOTS, ge=0, description="Examples in a prompt of a task or a relation.")
+    examples: int = Field(EXAMPLES, ge=2, description="Most prompts of a task or relation, and pairs of a phenomenon.")
+    device: str | None = Field(None, description="With --checkpoints: the device; cuda if available, else cpu.")
+    dtype: Dtype = Field("float32", description="With --checkpoints: precision of the weights.")
     entities: int = Field(24, ge=4, description="Entities of a graph of two-hop facts.")
     relations: int = Field(19, ge=4, description="Relations of that graph; facts are entities times relations.")
     ratios: tuple[float, ...] = Field((2, 4, 8, 14), description="Trained two-hop queries per fact (phi), one training for each.")
@@ -39,6 +56,7 @@ class EmergenceOptions(StudyOptions):
     facts: int = Field(64, ge=2, description="Facts per update and network; four queries begin with each.")
     walk_lengths: tuple[int, ...] = Field((1, 2, 8), description="Steps of the random walks that networks are trained on.")
     walk_steps: int = Field(800, ge=10, description="Updates of the networks on random walks.")
+    copy_steps: int = Field(800, ge=10, description="Updates of the networks on repeated tokens.")
     rungs: tuple[int, ...] = Field((25, 50, 100, 200, 400, 800), description="Updates of each rung of the compute ladder.")
     draws: int = Field(500, ge=50, description="Resamples of an interval.")
 
@@ -78,13 +96,25 @@ class EmergenceOptions(StudyOptions):
                 raise ValueError(f"{' and '.join(given)} belong to networks trained here, which {name} replaces; omit one of them")
         if self.ladder is not None and self.checkpoints is not None:
             raise ValueError("--ladder and --checkpoints are two runs; give one of them")
-        if (self.checkpoints is None) != (self.probes is None):
-            raise ValueError("--checkpoints and --probes belong together: what is measured, and of what; give both")
+        asked = bool(self.given(*_ASKED))
+        if self.checkpoints is None and (given := self.given(*_ASKED, "shots", "examples", "convention", "device", "dtype")):
+            raise ValueError(f"{' and '.join(given)} and --checkpoints belong together: what is measured, and of what; give both")
+        if self.checkpoints is not None and not asked:
+            raise ValueError(
+                "--checkpoints and what is asked of them belong together; give --probes, --probe-tasks, --probe-relations, "
+                "--probe-pairs or --heads"
+            )
+        if self.heads and self.probe_tasks and self.shots < 2:
+            raise ValueError("function-vector heads need prompts with two examples or more; give --shots 2 or more")
         return self
 
     def files(self) -> list[Path]:
         """The user's tables."""
-        return [Path(file).expanduser() for file in (self.ladder, self.probes) if file is not None]
+        given = [file for file in (self.ladder, self.probes) if file is not None]
+        given += [one for one in (*self.probe_tasks, *self.probe_relations) if Path(one).expanduser().is_file()]
+        home = Path(self.probe_pairs).expanduser() if self.probe_pairs is not None else None
+        inside = sorted(p for p in home.iterdir() if p.is_file()) if home is not None and home.is_dir() else [home] if home else []
+        return [*(Path(file).expanduser() for file in given), *inside]
 
     def sized(self) -> "EmergenceOptions":
         """With the smaller numbers of `tiny` and `short`."""
@@ -100,8 +130,8 @@ class EmergenceOptions(StudyOptions):
                 "steps": 30,
                 "facts": 12,
             }
-            small |= {"walk_lengths": (1, 4), "walk_steps": 12, "rungs": (2, 4, 8, 16, 32), "draws": 50}
+            small |= {"walk_lengths": (1, 4), "walk_steps": 12, "copy_steps": 12, "rungs": (2, 4, 8, 16, 32), "draws": 50}
         elif self.short:
             small = {"entities": 20, "relations": 16, "ratios": (3, 11), "seeds": 2, "steps": 1100}
-            small |= {"walk_lengths": (1, 8), "walk_steps": 400, "rungs": (20, 40, 80, 160, 320), "draws": 300}
+            small |= {"walk_lengths": (1, 8), "walk_steps": 400, "copy_steps": 500, "rungs": (20, 40, 80, 160, 320), "draws": 300}
         return self.with_sizes(small)

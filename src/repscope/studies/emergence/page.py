@@ -32,13 +32,15 @@ def page(record: Record[EmergenceOptions]) -> Page:
             key=figures.gains(given["gains"]),
         )
     if o.checkpoints is not None:
+        asked = (o.probes, *o.probe_tasks, *o.probe_relations, o.probe_pairs)
+        sections = [Section("Log-probabilities", _GRADUAL, (figures.probes(table, names.LOG_PROBABILITY),))]
         return Page(
             title=_TITLE,
-            context=(str(o.checkpoints), str(o.probes)),
-            tested="Tested on the probes of the table alone, by log-probabilities of their answers.",
+            context=(str(o.checkpoints), *(str(one) for one in asked if one is not None)),
+            tested="Tested on these prompts and answers alone, by log-probabilities of the answers.",
             headline=figures.probes(table, names.ACCURACY),
             key=figures.probe_transitions(table),
-            sections=(Section("Log-probabilities", _GRADUAL, (figures.probes(table, names.LOG_PROBABILITY),)),),
+            sections=(*sections, *((_heads(table),) if o.heads else ())),
         )
     side = record.results["ladder"].side
     few = (
@@ -51,7 +53,7 @@ def page(record: Record[EmergenceOptions]) -> Page:
         tested="Tested on small networks trained in this study. Not tested: language models, and skills other than these.",
         headline=figures.headline(table),
         key=_key(table),
-        sections=(_curves(table), _bridge(table), _walks(table), _compute(side)),
+        sections=(_curves(table), _coefficients(table), _bridge(table), _copying(table), _walks(table), _compute(side)),
         notes=(few,) if o.short else (),
     )
 
@@ -112,6 +114,34 @@ def _bridge(table: pd.DataFrame) -> Section:
         "generalises has it before its last block, where r2 can still read it; one that memorises does not use it."
     )
     return Section("The bridge entity", text, (figures.bridges(table),))
+
+
+def _coefficients(table: pd.DataFrame) -> Section:
+    text = (
+        "Look for a coefficient that grows while networks memorise and falls where they begin to compose: fewer weights matter to "
+        "the loss then. Chains are short, so values of one setting compare steps and values of phi, and nothing else."
+    )
+    return Section("The local learning coefficient", text, (figures.probes(table, names.COEFFICIENT),))
+
+
+def _copying(table: pd.DataFrame) -> Section:
+    text = (
+        "Look whether the induction score rises where copying appears, and only with two blocks: a head needs the output of an "
+        "earlier block to find what came after the present token before."
+    )
+    items = [figures.copying(table), figures.probes(table, names.INDUCTION), figures.probes(table, names.COPYING)]
+    return Section("Induction heads", text, tuple(items))
+
+
+def _heads(table: pd.DataFrame) -> Section:
+    items = [figures.head_table(table), figures.probes(table, names.INDUCTION)]
+    if len(select(table, metric=names.EFFECT)):
+        items.append(figures.probes(table, names.EFFECT))
+    text = (
+        "Look at whether the induction score rises where accuracy on repeated tokens and on tasks does, and before or after the "
+        "effect of function-vector heads. Attention is no proof of use: the indirect effect is."
+    )
+    return Section("Induction and function-vector heads", text, tuple(items))
 
 
 def _walks(table: pd.DataFrame) -> Section:

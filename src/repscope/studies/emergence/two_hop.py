@@ -18,6 +18,7 @@ from repscope.studies.emergence import names
 from repscope.studies.emergence.options import EmergenceOptions
 from repscope.studies.run.study import Context, Cost
 from repscope.trace.emergence.transitions import Curve, lag, transition
+from repscope.trace.stacked_coefficients import ChainSettings, stacked_coefficients
 from repscope.worlds.small_lm import Training, train_by, transformer
 from repscope.worlds.small_lm.transformer import Shape
 from repscope.worlds.two_hop import KINDS, Evaluated, FactWorlds, evaluate, loss
@@ -27,6 +28,8 @@ HOPS = 4  #: queries per fact of an update
 _CHECKPOINTS = 18
 _QUERIES = 300  #: of each kind and network
 _RATE, _DECAY = 1e-3, 0.1
+_DRAWS, _BURN_IN, _CHAIN_RATE, _LOCALISATION = 60, 40, 5e-5, 1000.0  #: of the learning coefficients
+_CHAIN_FACTS = 16  #: per update of their chains
 _WIDE = 64  #: width from which on the rate is that; narrower networks learn at a higher one
 
 
@@ -55,6 +58,17 @@ class TwoHop:
         return sorted({0, *np.geomspace(max(4, last // 60), last, _CHECKPOINTS - 1).round().astype(int).tolist()})
 
     @property
+    def sampled(self) -> list[int]:
+        """The checkpoints at which learning coefficients are estimated: every fourth, with the first and the last."""
+        return sorted({0, self.options.steps, *self.checkpoints[1::4]})
+
+    @property
+    def chains(self) -> ChainSettings:
+        """Of the learning coefficients: the same at every checkpoint, so that these can be compared."""
+        draws, burn_in = (4, 2) if self.options.tiny else (_DRAWS // 2, _BURN_IN // 2) if self.options.short else (_DRAWS, _BURN_IN)
+        return ChainSettings(_CHAIN_RATE, _LOCALISATION, draws=draws, burn_in=burn_in, seed=self.options.seed)
+
+    @property
     def schedule(self) -> Training:
         """A constant rate, as in the paper, so that no schedule makes a transition."""
         rate = _RATE if self.options.width >= _WIDE else 2 * _RATE
@@ -62,8 +76,15 @@ class TwoHop:
 
     def loss(self, state: State, step: int) -> torch.Tensor:
         """Mean loss of each network on the batch of a step."""
-        generator = torch.Generator().manual_seed(1_000_003 * self.options.seed + step)
-        facts = min(self.options.facts, self.worlds.facts)
+        return self._loss(state, self.options.facts, 1_000_003 * self.options.seed + step)
+
+    def batch_loss(self, state: State, batch: int) -> torch.Tensor:
+        """The same on smaller batches of their own, for the chains of the learning coefficients."""
+        return self._loss(state, _CHAIN_FACTS, 1_000_003 * self.options.seed + 500_000 + batch)
+
+    def _loss(self, state: State, facts: int, seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        facts = min(facts, self.worlds.facts)
         return loss(self.shape, self.worlds.entities, state, self.worlds.batch(facts, HOPS, generator))
 
 
@@ -75,6 +96,10 @@ def train(task: TwoHop, context: Context) -> Result:
 
     def visit(step: int, state: State) -> None:
         _save(context.partial / f"step-{step:06d}.npz", evaluate(task.shape, worlds, state, asked, o.seed))
+        if step in task.sampled:
+            examples = np.array([worlds.facts * (1 + phi) for phi, _ in worlds.networks])
+            found = stacked_coefficients(task.batch_loss, state, examples, task.chains)
+            _write(context.partial / f"chains-{step:06d}.npz", {"coefficients": found.values, "drift": found.drift})
 
     found = train_by(
         task.loss,
@@ -85,9 +110,12 @@ def train(task: TwoHop, context: Context) -> Result:
         visit=visit,
         at=frozenset(task.checkpoints),
     )
-    arrays = _gathered(context.partial, task.checkpoints)
+    arrays = _gathered(context.partial, "step", task.checkpoints) | _gathered(context.partial, "chains", task.sampled)
     arrays["losses"] = found.losses.astype(np.float32)
-    return Result.of([*_curve_rows(task, arrays), *_bridge_rows(task, arrays)], arrays=arrays)
+    rows = [*_curve_rows(task, arrays), *_bridge_rows(task, arrays), *_coefficient_rows(task, arrays)]
+    lost = int((~np.isfinite(arrays["coefficients"])).sum())
+    note = f"{lost} of {arrays['coefficients'].size} chains of learning coefficients left for an infinite loss and do not count."
+    return Result.of(rows, arrays=arrays, notes=(note,) if lost else ())
 
 
 def transitions(task: TwoHop, context: Context) -> Result:
@@ -123,6 +151,9 @@ def train_cost(task: TwoHop) -> Cost:
     """Forecast of the training."""
     o, worlds = task.options, task.worlds
     rows = (o.entities + o.facts * (1 + HOPS)) * o.steps + len(task.checkpoints) * (o.entities * o.relations * 2 + 18 * _QUERIES)
+    chains = task.chains
+    sampled = len(task.sampled) * (chains.chains * (chains.draws + chains.burn_in) + chains.draws // 3)
+    rows += sampled * (o.entities + _CHAIN_FACTS * (1 + HOPS))
     tokens = rows * len(worlds.networks)
     return Cost(tokens, 6.0 * tokens * task.shape.parameters, memory_bytes=6e8)
 
@@ -138,15 +169,19 @@ def _save(path: Path, found: Evaluated) -> None:
         arrays |= {f"{part}/{name}": value.astype(kind) for name, value in getattr(found, part).items()}
     for part in ("probes", "controls", "patches", "unpatched"):
         arrays |= {f"{part}/{site}/{token}": value for (site, token), value in getattr(found, part).items()}
+    _write(path, arrays)
+
+
+def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     with whole_file(path) as partial, partial.open("wb") as file:
         kept: dict[str, Any] = {name.replace("/", "|"): value for name, value in arrays.items()}
         np.savez(file, **kept)
 
 
-def _gathered(folder: Path, steps: list[int]) -> dict[str, Float[np.ndarray, "checkpoint ..."]]:
+def _gathered(folder: Path, name: str, steps: list[int]) -> dict[str, Float[np.ndarray, "checkpoint ..."]]:
     held = []
     for step in steps:
-        with np.load(folder / f"step-{step:06d}.npz", allow_pickle=False) as file:
+        with np.load(folder / f"{name}-{step:06d}.npz", allow_pickle=False) as file:
             held.append({name.replace("|", "/"): file[name] for name in file.files})
     return {name: np.stack([one[name] for one in held]) for name in held[0]}
 
@@ -167,6 +202,17 @@ def _curve_rows(task: TwoHop, arrays: Mapping[str, np.ndarray]) -> Iterator[Row]
                 nats = -arrays[f"nats/{kind}"][i, places].astype(np.float64).mean(1)
                 for metric, values in ((names.ACCURACY, hits), (names.LOG_PROBABILITY, nats)):
                     yield Row.over(values, "run", metric=metric, seed=task.options.seed, **where)
+
+
+def _coefficient_rows(task: TwoHop, arrays: Mapping[str, np.ndarray]) -> Iterator[Row]:
+    """Local learning coefficients, means over chains, at the checkpoints at which they are estimated."""
+    for phi in task.options.ratios:
+        for i, step in enumerate(task.sampled):
+            values = arrays["coefficients"][i, _places(task, phi)].mean(1)
+            if np.isfinite(values).all():
+                where: dict[str, Any] = {"item": names.item(phi), "split": names.at(step), "seed": task.options.seed}
+                condition = ESTIMATE if step else names.UNTRAINED
+                yield Row.over(values, "run", metric=names.COEFFICIENT, condition=condition, **where)
 
 
 def _bridge_rows(task: TwoHop, arrays: Mapping[str, np.ndarray]) -> Iterator[Row]:

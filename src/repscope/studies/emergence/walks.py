@@ -3,8 +3,9 @@
 1. Networks trained on walks of several numbers of steps over graphs with left-out edges (`worlds.random_walks`), at once.
 2. Each is asked for the tail of a left-out edge, and compared by KL(prediction ‖ network) with path sums of every weighting and
    largest path length. The best of them is chosen on half of the left-out edges, and reported on the other half.
-3. Controls: the relation's tails anywhere (unigram), tails of the nearest neighbours, path sums over a shuffled graph, and the best
-   path sum compared with the untrained network.
+3. Controls: the relation's tails anywhere (unigram), tails of the nearest neighbours, and the best path sum compared with the
+   untrained network. Path sums over a shuffled graph have the same weightings, counted and fitted on the shuffled edges, and the
+   same choice on one half of the left-out edges.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from repscope import stats
@@ -25,7 +26,7 @@ from repscope.studies.emergence import names
 from repscope.studies.emergence.options import EmergenceOptions
 from repscope.studies.run.study import Context, Cost
 from repscope.worlds.random_walks import PathSums, WalkGraphs, nearest_neighbours, unigram
-from repscope.worlds.random_walks.path_sums import FITTED, WEIGHTINGS, divergence
+from repscope.worlds.random_walks.path_sums import WEIGHTINGS, divergence
 from repscope.worlds.small_lm import Training, train, transformer
 from repscope.worlds.small_lm.transformer import Shape
 
@@ -79,10 +80,27 @@ class Walks:
             sums, item = PathSums(steps, longest), paths_item(longest)
             found |= {(names.WEIGHTED[w], item): sums.predicted(pairs, w) for w in WEIGHTINGS}
             shuffled = PathSums(self.graphs.shuffled(self.options.seed)[graph], longest)
-            found[names.SHUFFLED_GRAPH, item] = shuffled.predicted(pairs, FITTED)
+            found |= {(_shuffled(w), item): shuffled.predicted(pairs, w) for w in WEIGHTINGS}
         found[names.UNIGRAM, ""] = unigram(steps, pairs)
         found[names.NEIGHBOURS, ""] = nearest_neighbours(steps, pairs)
         return found
+
+
+def _shuffled(weighting: str) -> str:
+    """A weighting over the shuffled graph, before one is chosen."""
+    return f"{names.SHUFFLED_GRAPH}, {names.WEIGHTED[weighting]}"
+
+
+def _chosen_control(
+    joined: dict[tuple[str, str], Float[np.ndarray, "pair"]], half: Bool[np.ndarray, "pair"]
+) -> dict[tuple[str, str], str]:
+    """Of the shuffled graph keep, for each length of paths, the weighting that is nearest on the choosing half; its name by key."""
+    said = {}
+    for item in (paths_item(longest) for longest in range(1, LONGEST + 1)):
+        found = {names.WEIGHTED[w]: joined.pop((_shuffled(w), item)) for w in WEIGHTINGS}
+        best = min(found, key=lambda w: float(found[w][half].mean()))
+        joined[names.SHUFFLED_GRAPH, item], said[names.SHUFFLED_GRAPH, item] = found[best], best
+    return said
 
 
 def paths_item(longest: int) -> str:
@@ -134,8 +152,10 @@ def _rows(task: Walks, place: int, split: str, state: State, start: State) -> It
     sums = [key for key in joined if key[0] in names.WEIGHTED.values()]
     best = min(sums, key=lambda key: float(joined[key][half].mean()))
     where: dict[str, Any] = {"metric": names.KL, "split": split, "seed": seed}
+    said = _chosen_control(joined, half)
     for (condition, item), values in joined.items():
-        yield Row.of(stats.mean(values[~half], unit="edge", seed=seed), condition=condition, item=item, **where)
+        more = {"definition": said.get((condition, item), "")}
+        yield Row.of(stats.mean(values[~half], unit="edge", seed=seed), condition=condition, item=item, **more, **where)
     chosen = {"definition": f"{best[0]}, {best[1]}", "site": CHOSEN}
     yield Row.of(stats.mean(joined[best][~half], unit="edge", seed=seed), item=names.BEST, **chosen, **where)
     values = np.concatenate(untrained[best])[~half]
