@@ -275,6 +275,13 @@ CONDITIONS: dict[str, Condition] = {
         Condition(
             "matched pairs", "Compared with unconnected pairs of the same presynaptic cell and equal exposure.", "control", "orange"
         ),
+        Condition(
+            "matched on common input",
+            "Compared with unconnected pairs of the same presynaptic cell and equal input from the same cells.",
+            "control",
+            "green",
+        ),
+        Condition("interval over cells", "The test by whether the jackknife interval over cells contains 0.", "setting", "sky"),
         Condition("exposure, no synapse", "Pairs that are in contact or close and have no synapse.", "control", "purple"),
         Condition("no exposure", "Pairs that are neither in contact nor close.", "control", "green"),
         Condition("no exposure offset", "The same without regard to how much contact pairs have.", "setting", "sky"),
