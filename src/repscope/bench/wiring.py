@@ -62,9 +62,7 @@ def signals_bench(draws: int = 40, *, cells: int = 40, permutations: int = 199, 
             one = signal_given_synapse(d, permutations=permutations, seed=seed + k, ratio=False)
             found[ESTIMATE].append(float(one.p <= 0.05))
             found[OVER_CELLS].append(float(not one.difference.lo <= 0 <= one.difference.hi))
-            sizes, means = (
-                [by[name] for name in (SYNAPSE, APART)] for by in (one.sizes, {n: e.value for n, e in one.groups.items()})
-            )
+            sizes, means = ([one.sizes[g] for g in (SYNAPSE, APART)], [one.groups[g].value for g in (SYNAPSE, APART)])
             pooled = float(np.dot(sizes, means) / sum(sizes))
             error = np.sqrt(pooled * (1 - pooled) * (1 / sizes[0] + 1 / sizes[1]))
             found[NAIVE].append(float(abs(one.difference.value) > _WIDE * error))

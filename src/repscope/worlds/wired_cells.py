@@ -28,8 +28,8 @@ _REACH, _DRIVERS, _GAIN, _TIMES, _ERROR = 0.12, 0.25, 0.85, 400, 0.05
 
 @dataclass(frozen=True, eq=False)
 class WiredCells:
-    """One draw; frames [pre, post]. synapses: counts. similarity: symmetric. signals: 0 or 1, NaN where not measured. contact: area,
-    or None."""
+    """One draw; frames [pre, post]. synapses: counts. similarity: symmetric. signals: 0 or 1, NaN where not measured. contact:
+    area, or None."""
 
     synapses: pd.DataFrame
     similarity: pd.DataFrame
