@@ -10,10 +10,11 @@ SIMILARITY_OF, SIGNALS_OF, INPUT_OF = "connectome, similarity", "connectome, sig
 DECODED, SHARED_WIRING, TRIALS = "self and other", "wiring of sharing", "trials"
 
 # metrics that only this study has
+P_DECODED = "p of decoding across agents"
 INPUT, BEYOND = "similarity by common input", "similarity beyond the pairwise slope"
 
 # items
-SIMULATED = "simulated"
+SIMULATED, SIMULATED_NEURONS = "simulated", "simulated neurons"
 ELEGANS = "C. elegans"
 WORM = "worm"  #: as a connectome of the options
 

@@ -138,7 +138,11 @@ def _trials(table: pd.DataFrame) -> Verdict | None:
     across = [_first(rows, condition=ESTIMATE, split=way) for way in ways]
     if None in across:
         return None
-    p = [row["value"] for way in ways for row in select(table, step=parts.TRIALS, metric="p", split=way).to_dict("records")]
+    p = [
+        row["value"]
+        for way in ways
+        for row in select(table, step=parts.TRIALS, metric=parts.P_DECODED, split=way).to_dict("records")
+    ]
     within = [side(_first(rows, condition=WITHIN, split=agent), 0.5) for agent in ("self", "other")]
     if "above" not in within:
         return Verdict("Cannot tell", "Outcomes cannot be decoded even within one agent.")

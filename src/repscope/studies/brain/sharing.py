@@ -100,8 +100,5 @@ def _activity(cells: pd.Series, name: str, path: str) -> np.ndarray:
 
 
 def _named(rows: Sequence[Row]) -> list[Row]:
-    """With the metric's name of this study; p says of what it is."""
-    return [
-        replace(row, metric=bench.AUC) if row.metric == "AUC" else replace(row, definition="outcomes of training trials permuted")
-        for row in rows
-    ]
+    """With the metrics' names of this study."""
+    return [replace(row, metric=bench.AUC if row.metric == "AUC" else parts.P_DECODED) for row in rows]

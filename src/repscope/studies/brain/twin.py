@@ -6,7 +6,7 @@
 With `sensorium`, a twin is fitted to the user's recording, and scored against its noise ceiling.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import torch
@@ -14,7 +14,7 @@ import torch
 from repscope import stats
 from repscope.align.twin.ceilings import score_twin
 from repscope.align.twin.fitting import EPOCHS, fit_twin
-from repscope.align.twin.held_out_neurons import LINEAR
+from repscope.align.twin.held_out_neurons import LINEAR, UNTRAINED
 from repscope.align.twin.network import CoreShape, LinearNonlinear, TwinNetwork
 from repscope.align.twin.sensorium_folder import SensoriumRecording, sensorium_recording
 from repscope.bench.twins import TwinBench, held_out, recovery, teacher
@@ -66,14 +66,20 @@ class TwinTask:
         b, seed = self.sizes, self.options.seed
         twin, rows, table = recovery(b, teacher(b, seed), seed, context.partial / "twin.pt")
         weights = {f"w/{k}": v.numpy() for k, v in twin.model.state_dict().items() if v.ndim}
-        return Result.of(rows, arrays=weights, side={"neurons": table})
+        return Result.of(_of(rows, parts.SIMULATED_NEURONS), arrays=weights, side={"neurons": table})
 
     def _held_out(self, context: Context) -> Result:
         b, seed = self.sizes, self.options.seed
         twin = TwinNetwork(b.neurons, seed=seed)
         held = context.inputs[parts.FITTED].arrays
         twin.load_state_dict({k.removeprefix("w/"): torch.from_numpy(v.copy()) for k, v in held.items()}, strict=False)
-        return Result.of(held_out(b, teacher(b, seed), twin, seed).rows(seed=seed))
+        found = held_out(b, teacher(b, seed), twin, seed)
+        rows = found.rows(parts.HELD_OUT, seed)
+        for control in (LINEAR, UNTRAINED):
+            for m in found.trials:
+                where = {"item": parts.HELD_OUT, "split": found.label(m), "condition": over(control), "seed": seed}
+                rows.append(Row.of(found.over(control, m, seed), metric="gain", definition="CCnorm of held-out neurons", **where))
+        return Result.of(rows)
 
     def _recorded(self, context: Context) -> Result:
         held, seed, epochs = self.recorded, self.options.seed, 2 if self.options.tiny else EPOCHS
@@ -97,7 +103,7 @@ class TwinTask:
         both = scores.counted & baseline.counted
         gain = stats.mean((scores.cc_norm - baseline.cc_norm)[both], unit="neuron", seed=seed)
         rows.append(Row.of(gain, metric="gain", definition="CCnorm", condition=over(LINEAR), seed=seed))
-        return Result.of(rows, notes=held.notes)
+        return Result.of(_of(rows, parts.RECORDED), notes=held.notes)
 
     def _cost_recorded(self) -> Cost:
         held = self.recorded
@@ -108,3 +114,7 @@ class TwinTask:
         b = self.sizes
         images = int(share * b.trials * b.epochs)
         return Cost(images, float(images * _FLOPS * b.size**2), memory_bytes=3e8)
+
+
+def _of(rows: list[Row], item: str) -> list[Row]:
+    return [replace(row, item=item) for row in rows]
