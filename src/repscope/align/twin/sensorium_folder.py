@@ -51,8 +51,8 @@ def sensorium_recording(folder: str | Path, *, least: int = LEAST_REPEATS, behav
     Raises
     ------
     UserError
-        For a folder without these files, files that are no arrays of numbers, videos, negative responses, no trials of a tier, or no
-        repeated test image.
+        For a folder without these files, files that are no arrays of numbers, videos, negative responses, no trials of a tier, or
+        no repeated test image.
     """
     home = Path(folder).expanduser()
     if not home.is_dir():
