@@ -1,4 +1,4 @@
-"""Recordings in the published format of the Sensorium competition, made here: repeats, units, what is left out, a twin, mistakes."""
+"""Recordings in the format of the Sensorium competition, made here: repeats, units, what is left out, a twin, mistakes."""
 
 import shutil
 
