@@ -8,6 +8,7 @@ With `sensorium`, a twin is fitted to the user's recording, and scored against i
 
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 
@@ -77,7 +78,7 @@ class TwinTask:
         rows = found.rows(parts.HELD_OUT, seed)
         for control in (LINEAR, UNTRAINED):
             for m in found.trials:
-                where = {"item": parts.HELD_OUT, "split": found.label(m), "condition": over(control), "seed": seed}
+                where: dict[str, Any] = {"item": parts.HELD_OUT, "split": found.label(m), "condition": over(control), "seed": seed}
                 rows.append(Row.of(found.over(control, m, seed), metric="gain", definition="CCnorm of held-out neurons", **where))
         return Result.of(rows)
 

@@ -6,6 +6,7 @@ data files are those of two packages; tables of MICrONS in a local folder. What 
 
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -111,7 +112,7 @@ class GivenWiring:
         assert self.data.similarity is not None
         o = self.options
         found = align.common_input(self.data.similarity, permutations=o.permutations, seed=o.seed, unit="neuron")
-        where = {"item": self.data.name, "condition": ESTIMATE, "seed": o.seed}
+        where: dict[str, Any] = {"item": self.data.name, "condition": ESTIMATE, "seed": o.seed}
         return Result.of(
             [
                 Row.of(found.similarity, metric=parts.INPUT, **where),

@@ -1,5 +1,6 @@
 """The section of the `brain` page on wiring and function: simulated connectomes, and the user's."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,9 @@ def links(table: pd.DataFrame, step: str) -> Table:
 def _given(record: Record[Any], said: str) -> Section:
     table, items = record.table, list[Item]()
     name = ""
-    for step, draw in ((parts.SIMILARITY_OF, (slopes, inferences)), (parts.SIGNALS_OF, (shares, links))):
+    drawn: dict[str, tuple[Callable[[pd.DataFrame, str], Item], ...]]
+    drawn = {parts.SIMILARITY_OF: (slopes, inferences), parts.SIGNALS_OF: (shares, links)}
+    for step, draw in drawn.items():
         if step in record.results:
             name = str(record.results[step].table["item"].iloc[0])
             items += [one(table, step) for one in draw]
