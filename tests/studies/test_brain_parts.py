@@ -44,7 +44,7 @@ def test_every_part_has_its_rows_and_its_controls(done):
     assert set(select(table, step=parts.COMMON_INPUT)["condition"]) == {"estimate", "matched pairs", "matched on common input"}
     areas = select(table, step=parts.DECODED, metric="AUC across agents", item="shared")
     assert {"estimate", "within agent", "shuffled labels", "identity decoder"} <= set(areas["condition"])
-    assert len(select(table, step=parts.SHARED_WIRING)) == 2
+    assert len(select(table, step=parts.SHARED_WIRING)) == 3
 
 
 def test_the_page_has_all_parts_and_says_that_there_are_no_data_of_an_animal(done):

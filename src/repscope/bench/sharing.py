@@ -1,7 +1,7 @@
 """Benchmark of cross-decoding between self and other on networks in which sharing was planted, or was not.
 
 Per kind of `worlds.watching_agents`: in what share of draws is sharing called present, by cross-decoding alone and when it must
-also hold on matched stimuli; and in what share of draws wiring predicts shared coding, planted in the synapses or not.
+also hold on matched stimuli; and in what share of draws wiring predicts shared coding.
 `of_kind` also has the mean AUCs within and across agents, and those of the controls.
 """
 
@@ -23,6 +23,8 @@ from repscope.worlds.watching_agents import Kind, two_agents
 
 KINDS: tuple[Kind, ...] = ("shared", "separate", "stimulus")
 FOUND, WIRED, AUC = "sharing found", "wiring predicts shared coding", "AUC across agents"
+_DRAWS = 400  #: of the bootstrap of each interval, which decide here by one end alone
+PLANTED, UNPLANTED, OTHERS = "wired", "not wired", "another network's synapses"  #: items of `WIRED`
 ALL_TRIALS, ALSO_MATCHED = "all trials", "and on matched stimuli"
 
 
@@ -42,7 +44,7 @@ def of_kind(kind: Kind, draws: int = 40, *, permutations: int = 100, seed: int =
     for k in range(draws):
         world = two_agents(kind, trials=trials_per_draw, seed=seed + k)
         held = trials(world.patterns[0], world.tables[0], stimulus="stimulus")
-        found = cross_decode(held, permutations=permutations, seed=k)
+        found = cross_decode(held, permutations=permutations, seed=k, draws=_DRAWS)
         plain.append(found.shared)
         also = found.controls.get(MATCHED, {})
         matched.append(found.shared and bool(also) and all(e.lo > 0.5 for e in also.values()))
@@ -59,11 +61,14 @@ def of_kind(kind: Kind, draws: int = 40, *, permutations: int = 100, seed: int =
 
 
 def wiring_of_sharing(draws: int = 40, *, permutations: int = 100, seed: int = 0) -> list[Row]:
-    """Shares of draws in which wiring predicts shared coding, planted in the synapses or not."""
+    """Shares of draws in which wiring predicts shared coding: planted in the synapses, not planted, and by another draw's synapses.
+
+    Without planting there is still something to find, as synapses pass the shared code on; another draw's synapses are the null.
+    """
     rows = []
-    for wired in (True, False):
-        share = stats.proportion([_wired(wired, seed + k, permutations) for k in range(draws)], unit="draw", seed=seed)
-        rows.append(Row.of(share, metric=WIRED, item="wired" if wired else "not wired", seed=seed))
+    for item, wired, apart in ((PLANTED, True, 0), (UNPLANTED, False, 0), (OTHERS, False, draws)):
+        hits = [_wired(wired, seed + k, seed + k + apart, permutations) for k in range(draws)]
+        rows.append(Row.of(stats.proportion(hits, unit="draw", seed=seed), metric=WIRED, item=item, seed=seed))
     return rows
 
 
@@ -72,11 +77,10 @@ def _areas(found: SelfOther) -> Mapping[tuple[str, str], float]:
     return {(condition, split): e.value for condition, held in by.items() for split, e in held.items()}
 
 
-def _wired(wired: bool, seed: int, permutations: int) -> float:
+def _wired(wired: bool, seed: int, of_synapses: int, permutations: int) -> float:
     world = two_agents("shared", wired=wired, seed=seed)
-    names = [f"unit {i}" for i in range(world.synapses.shape[1])]
+    synapses = (world if seed == of_synapses else two_agents("shared", wired=wired, seed=of_synapses)).synapses[0]
+    names = [f"unit {i}" for i in range(len(synapses))]
     units = shared_units(trials(world.patterns[0], world.tables[0]))
-    found = permute_nodes(
-        dyads(named_matrix(world.synapses[0], names), units.of_pairs(names)), permutations=permutations, seed=seed
-    )
+    found = permute_nodes(dyads(named_matrix(synapses, names), units.of_pairs(names)), permutations=permutations, seed=seed)
     return float(found.p <= 0.05 and found.z > 0)

@@ -4,12 +4,13 @@
 other features that nobody measured, contact, and sizes of cells. Stimulating a cell has an effect on another with a probability
 that depends on synapses, on contact, and on how easily both cells are driven.
 
-`common_input`: cells lie on a ring; contact, and with it synapses, falls with distance. Some cells are drivers.
+`common_input`: cells lie on a ring; contact, and with it synapses, falls with distance. They are of a few types, and have more
+synapses within a type at equal contact. Some cells are drivers.
 1. Activity is linear: x = Wᵀ x + noise, sampled at many times. Correlation of activity is the first functional measure.
 2. Stimulating one cell has the effect (I - W)⁻¹ on the others, measured with noise. Effects are the second measure.
 3. W is what synapses carry. "synapses": all of them carry. "common input": those of drivers alone, so that two other cells are
-   correlated because one driver reaches both, and a synapse between them carries nothing. Neighbours share drivers and have
-   synapses: a synapse goes along with correlation all the same.
+   correlated because one driver reaches both, and a synapse between them carries nothing. Neighbours, and cells of one type, share
+   drivers and have synapses: a synapse goes along with correlation all the same.
 """
 
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from repscope.errors import UserError
 Carried = Literal["synapses", "common input"]
 LEAST_CELLS = 12
 _REACH, _DRIVERS, _GAIN, _TIMES, _ERROR = 0.12, 0.25, 0.85, 400, 0.05
+_TYPES, _WITHIN = 3, 4.0  #: of cells; how many times as many synapses within a type
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +100,7 @@ def wired_cells(
     return WiredCells(frames[0], frames[1], frames[2], frames[3] if contact else None)
 
 
-def common_input(cells: int = 60, carried: Carried = "common input", *, rate: float = 1.2, seed: int = 0) -> CommonInput:
+def common_input(cells: int = 60, carried: Carried = "common input", *, rate: float = 0.8, seed: int = 0) -> CommonInput:
     """Draw cells on a ring, their activity, and effects of stimulation.
 
     Raises
@@ -113,7 +115,8 @@ def common_input(cells: int = 60, carried: Carried = "common input", *, rate: fl
     distance = np.abs(place[:, None] - place)
     distance = np.minimum(distance, 1 - distance)
     area = np.exp(-(distance**2) / (2 * _REACH**2)) * rng.gamma(2.0, 0.5, (cells, cells))
-    synapses = rng.poisson(rate * area).astype(np.float64)
+    kind = rng.integers(_TYPES, size=cells)
+    synapses = rng.poisson(rate * area * np.where(kind[:, None] == kind, _WITHIN, 1.0)).astype(np.float64)
     np.fill_diagonal(synapses, 0)
     drivers = rng.permutation(cells) < round(_DRIVERS * cells)
     carries = np.ones(cells, dtype=bool) if carried == "synapses" else drivers

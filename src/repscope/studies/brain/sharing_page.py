@@ -31,11 +31,11 @@ def section(record: Record[Any], said: str) -> Section:
         else " No trials of animals were given (--trials FILE): all numbers are of simulated networks."
     )
     text = (
-        f"{said}\n\nA decoder of an agent's own outcomes is tested on outcomes that it only observes, and back. "
-        f"Look at the cells off "
-        "the diagonal: where the code is shared, they are as large as those on it. Chance is 0.5. The third kind "
-        "of network is a trap: "
-        f"its codes are separate, but what is shown predicts outcomes; matched stimuli see through it.{absent}"
+        f"{said}\n\nA decoder of an agent's own outcomes is tested on outcomes that it only observes, and back. Look at the "
+        "cells off the diagonal: where the code is shared, they are as large as those on it. Chance is 0.5. The "
+        "third kind of network "
+        "is a trap: its codes are separate, but what is shown predicts outcomes, so that decoders work across agents; permuted "
+        f"labels and matched stimuli show why.{absent}"
     )
     return Section("Does a network code others' outcomes as its own?", text.strip(), tuple(items))
 
@@ -95,7 +95,8 @@ def _wiring(table: pd.DataFrame) -> Table:
     rows = select(table, step=parts.SHARED_WIRING, metric=bench.WIRED).to_dict("records")
     lines = [{"synapses": row["item"], "wiring predicts shared coding": format_estimate(row), "networks": row["n"]} for row in rows]
     caption = (
-        "Share of networks in which pairs of units with shared coding have more synapses (cells permuted, p ≤ .05), where synapses "
-        "were planted between shared units, and where they were not; 95 % intervals over networks."
+        "Share of networks in which pairs of units with shared coding have more synapses (cells permuted, p ≤ .05): with synapses "
+        "planted between shared units; without, where synapses still pass the code on; and with the synapses of another network, "
+        "the null. 95 % intervals over networks."
     )
     return Table(pd.DataFrame(lines), "Does wiring predict shared coding?", caption)

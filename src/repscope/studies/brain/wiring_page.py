@@ -200,13 +200,12 @@ def _holds(table: pd.DataFrame) -> Table:
 
 def _common_input(record: Record[Any]) -> Section:
     text = (
-        "Two cells that get input from a third are correlated, whether or not a synapse between them carries "
-        "anything. Look at common "
-        "input, by correlation: neighbours share input and have synapses, so that a synapse goes along with "
-        "correlation although it "
-        "carries nothing. Permuting cells is right to reject, as wiring and correlation are not independent; it "
-        "says nothing about the "
-        "cause. Stimulation does: it finds links only where synapses carry them."
+        "Two cells that get input from a third are correlated, whether or not a synapse between them carries anything. Look at "
+        "common input, by correlation: neighbours and cells of one type share input and have synapses, so that a "
+        "synapse goes along "
+        "with correlation although it carries nothing. Permuting cells is right to reject, as wiring and correlation are not "
+        "independent; it says nothing about the cause. Matching on contact removes what contact explains; matching on common input "
+        "needs the cells that drive others in the connectome. Stimulation finds links only where synapses carry them."
     )
     figure = Figure(
         layers.by_item(select(record.table, step=parts.COMMON_INPUT, metric=bench.LINK), title="share of networks"),
