@@ -25,8 +25,8 @@ from scipy.sparse.linalg import spsolve
 
 from repscope.align.structure_function import Dyads, dyads, like_to_like, permute_nodes
 from repscope.align.structure_function.conditional_poisson import fit
-from repscope.data.connectomes import named_matrix
 from repscope.stats.permutation import orders
+from repscope.worlds.wired_cells import wired_cells
 
 PAGE = machine.RESULTS.with_name("RESULTS-structure-function.md")
 CELLS = 40  #: of null simulations
@@ -37,19 +37,9 @@ SLOW = 100  #: permutations by maximum likelihood
 def simulated(
     n: int, slope: float, seed: int, *, rate: float, own: float = 0.0, exposure: bool = True, missing: float = 0.0
 ) -> Dyads:
-    """Cells with latent features. own: how much synapses follow features that similarity does not know."""
-    rng = np.random.default_rng(seed)
-    known, hidden = np.corrcoef(rng.standard_normal((n, 3))), np.corrcoef(rng.standard_normal((n, 3)))
-    area = rng.gamma(1.0, 1.0, (n, n)) * (rng.random((n, n)) < 0.6) if exposure else np.ones((n, n))
-    sizes = rng.normal(0, 0.7, (n, 1)) + rng.normal(0, 0.7, n)
-    synapses = rng.poisson(rate * np.exp(sizes + slope * known + own * hidden) * area).astype(float)
-    np.fill_diagonal(synapses, 0)
-    if missing:
-        blank = np.triu(rng.random((n, n)) < missing, 1)
-        known = np.where(blank | blank.T, np.nan, known)
-    names = [f"cell {i}" for i in range(n)]
-    frames = [named_matrix(x, names) for x in (synapses, known, area)]
-    return dyads(*frames) if exposure else dyads(*frames[:2])
+    """Cells of `worlds.wired_cells`. own: how much synapses follow features that similarity does not know."""
+    world = wired_cells(n, slope=slope, hidden=own, rate=rate, contact=exposure, missing=missing, seed=seed)
+    return dyads(world.synapses, world.similarity, world.contact)
 
 
 def dummies(d: Dyads, sweeps: int = 8) -> float:

@@ -63,6 +63,9 @@ LOWER_CEILING = "lower noise ceiling"
 UPPER_CEILING = "upper noise ceiling"
 RANDOM_RECORDING = "recording of random signals"
 UNTRAINED_RECORDING = "recording of an untrained network"
+PERMUTED_CELLS = "permuted cells"
+REWIRED = "rewired, degrees kept"
+IDENTITY_DECODER = "identity decoder"
 RANDOM_WEIGHTS = "random weights"
 FEWER_TOKENS = "sentence with fewer tokens"
 SHARED_LABELS = "random labels, shared"
@@ -303,14 +306,21 @@ CONDITIONS: dict[str, Condition] = {
         Condition(RANDOM_RECORDING, "A recording of signals that subjects share and that no network computes.", "control", "sky"),
         Condition(UNTRAINED_RECORDING, "A recording of units of a network before training.", "control", "green"),
         # wiring
-        Condition("permuted cells", "The same with the cells of the functional measure permuted.", "control", "grey"),
+        Condition(PERMUTED_CELLS, "The same with the cells of the functional measure permuted.", "control", "grey"),
         Condition(
             "pairs taken as independent", "An interval that ignores that pairs share cells: too narrow.", "baseline", "vermillion"
         ),
-        Condition("rewired, degrees kept", "Synapses rewired; each cell keeps its numbers of partners.", "control", "black"),
+        Condition(REWIRED, "Synapses rewired; each cell keeps its numbers of partners.", "control", "black"),
         Condition(
             "matched pairs", "Compared with unconnected pairs of the same presynaptic cell and equal exposure.", "control", "orange"
         ),
+        Condition(
+            "matched on common input",
+            "Compared with unconnected pairs of the same presynaptic cell and equal input from the same cells.",
+            "control",
+            "green",
+        ),
+        Condition("interval over cells", "The test by whether the jackknife interval over cells contains 0.", "setting", "sky"),
         Condition("exposure, no synapse", "Pairs that are in contact or close and have no synapse.", "control", "purple"),
         Condition("no exposure", "Pairs that are neither in contact nor close.", "control", "green"),
         Condition("no exposure offset", "The same without regard to how much contact pairs have.", "setting", "sky"),
@@ -329,7 +339,7 @@ CONDITIONS: dict[str, Condition] = {
         # self and other
         Condition("within agent", "Held-out trials of the agent that the decoder was fitted on.", "bound", "green"),
         Condition(
-            "identity decoder", "A decoder of who acted, in place of the outcome, tested on outcomes.", "control", "vermillion"
+            IDENTITY_DECODER, "A decoder of who acted, in place of the outcome, tested on outcomes.", "control", "vermillion"
         ),
         Condition("identity removed", "Cross-decoding without the directions that tell who acted.", "setting", "sky"),
         Condition("matched stimuli", "Trials in which no stimulus predicts the outcome.", "control", "orange"),

@@ -22,4 +22,6 @@ def test_a_bench_of_sharing_tells_the_kinds_apart():
     table = sharing_bench(3, permutations=20, trials_per_draw=160).table.set_index(["metric", "item", "split"]).value
     assert table["sharing found", "shared", "all trials"] == 1
     assert table["sharing found", "separate", "all trials"] < 1
-    assert set(table["wiring predicts shared coding"].index.get_level_values(0)) == {"wired", "not wired"}
+    found = table["wiring predicts shared coding"]
+    assert set(found.index.get_level_values(0)) == {"wired", "not wired", "another network's synapses"}
+    assert found["wired"].iloc[0] == 1

@@ -20,12 +20,14 @@ from repscope.align.rsa_bootstrap import RDMEvaluation, evaluate_rdms
 from repscope.align.self_other import SelfOther, SharedUnits, Trials, cross_decode, shared_units, trials
 from repscope.align.structure_function import (
     Dyads,
+    common_input,
     compare_wiring,
     dyads,
     like_to_like,
     matched_pairs,
     permute_nodes,
     rewired,
+    shared_inputs,
     signal_given_synapse,
 )
 from repscope.align.variance_partition import VariancePartition, variance_partition
@@ -49,6 +51,7 @@ __all__ = [
     "angle",
     "as_pairs",
     "cc_max",
+    "common_input",
     "compare",
     "compare_families",
     "compare_rdms",
@@ -73,6 +76,7 @@ __all__ = [
     "rewired",
     "rsa",
     "rsa_scores",
+    "shared_inputs",
     "shared_units",
     "signal_given_synapse",
     "split_half",

@@ -14,6 +14,7 @@
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -76,13 +77,24 @@ class SelfOther:
         ]
 
 
-def cross_decode(held: Trials, *, permutations: int = PERMUTATIONS, seed: int = 0, controls: bool = True) -> SelfOther:
+class _Bootstrap(NamedTuple):
+    """Of an interval."""
+
+    seed: int
+    draws: int
+
+
+def cross_decode(
+    held: Trials, *, permutations: int = PERMUTATIONS, seed: int = 0, controls: bool = True, draws: int = stats.DRAWS
+) -> SelfOther:
     """Decode outcomes within and across agents, with all controls that the trials allow.
 
     Parameters
     ----------
     controls
         False skips all controls but the permutations.
+    draws
+        Of the bootstrap of each interval.
 
     Raises
     ------
@@ -93,7 +105,7 @@ def cross_decode(held: Trials, *, permutations: int = PERMUTATIONS, seed: int = 
         raise UserError(f"{permutations} permutations cannot show a p of .05; give at least 20.")
     if not held.patterns.std(0).any():
         raise UserError("The patterns do not vary from trial to trial; give patterns that do.")
-    rng = np.random.default_rng(seed)
+    rng, how = np.random.default_rng(seed), _Bootstrap(seed, draws)
     prepared = _standardised(held)
     across: dict[str, Estimate] = {}
     null: dict[str, Estimate] = {}
@@ -103,15 +115,15 @@ def cross_decode(held: Trials, *, permutations: int = PERMUTATIONS, seed: int = 
         shuffled = rng.permuted(np.tile(train.outcome, (permutations, 1)), axis=1)
         areas = _areas(_decoded(train.patterns, np.vstack([train.outcome, shuffled]), test.patterns), test.outcome)
         name = f"{source} to {target}"
-        across[name] = _area(_decoded(train.patterns, train.outcome[None], test.patterns)[0], test.outcome, seed)
+        across[name] = _area(_decoded(train.patterns, train.outcome[None], test.patterns)[0], test.outcome, how)
         p[name] = stats.p_value(areas[0] - TIE, areas[1:])
         null[name] = stats.null(areas[1:], unit="shuffle")
-    within = {agent: _within(_of_agent(prepared, agent), rng, seed) for agent in (SELF, OTHER)}
-    made, notes = _controls(held, rng, seed) if controls else ({}, [])
+    within = {agent: _within(_of_agent(prepared, agent), rng, how) for agent in (SELF, OTHER)}
+    made, notes = _controls(held, rng, how) if controls else ({}, [])
     return SelfOther(within, across, p, null, made, permutations, tuple(notes))
 
 
-def _controls(held: Trials, rng: np.random.Generator, seed: int) -> tuple[dict[str, dict[str, Estimate]], list[str]]:
+def _controls(held: Trials, rng: np.random.Generator, how: _Bootstrap) -> tuple[dict[str, dict[str, Estimate]], list[str]]:
     found: dict[str, dict[str, Estimate]] = {}
     notes = []
     prepared = _standardised(held, by_agent=held.identity is not None)
@@ -119,33 +131,35 @@ def _controls(held: Trials, rng: np.random.Generator, seed: int) -> tuple[dict[s
     axes = _axes(prepared.patterns, who)
     along = prepared.patterns @ axes[:, :1]
     found[IDENTITY] = {
-        f"{s} to {t}": _area(along[held.own == (t == SELF), 0], held.outcome[held.own == (t == SELF)], seed) for s, t in DIRECTIONS
+        f"{s} to {t}": _area(along[held.own == (t == SELF), 0], held.outcome[held.own == (t == SELF)], how) for s, t in DIRECTIONS
     }
-    found[REMOVED] = _across(replace(held, patterns=_without(held.patterns, axes)), seed)
+    found[REMOVED] = _across(replace(held, patterns=_without(held.patterns, axes)), how)
     if held.stimulus is None:
         return found, ["Trials have no column of stimuli: that both agents saw the same cannot be excluded."]
     chosen = _balanced(held, rng)
     if chosen.size and held.of(chosen).enough:
-        found[MATCHED] = _across(held.of(chosen), seed)
+        found[MATCHED] = _across(held.of(chosen), how)
     else:
         notes.append("No matched stimuli: too few stimuli have both outcomes for both agents.")
     halves = np.isin(held.stimulus, rng.permutation(np.unique(held.stimulus))[::2])
     if held.of(halves).enough and held.of(~halves).enough:
-        parts = [_across(held, seed, fitted=half, tested=~half) for half in (halves, ~halves)]
+        parts = [_across(held, how, fitted=half, tested=~half) for half in (halves, ~halves)]
         found[DISJOINT] = {d: min((part[d] for part in parts), key=lambda e: e.value) for d in parts[0]}  # the smaller of two
     else:
         notes.append("No disjoint stimuli: too few trials in each half of the stimuli.")
     return found, notes
 
 
-def _across(held: Trials, seed: int, fitted: np.ndarray | None = None, tested: np.ndarray | None = None) -> dict[str, Estimate]:
+def _across(
+    held: Trials, how: _Bootstrap, fitted: np.ndarray | None = None, tested: np.ndarray | None = None
+) -> dict[str, Estimate]:
     prepared = _standardised(held)
     found = {}
     for source, target in DIRECTIONS:
         a, b = (held.own == (agent == SELF) for agent in (source, target))
         train = prepared.of(a if fitted is None else a & fitted)
         test = prepared.of(b if tested is None else b & tested)
-        found[f"{source} to {target}"] = _area(_decoded(train.patterns, train.outcome[None], test.patterns)[0], test.outcome, seed)
+        found[f"{source} to {target}"] = _area(_decoded(train.patterns, train.outcome[None], test.patterns)[0], test.outcome, how)
     return found
 
 
@@ -193,11 +207,11 @@ def _areas(scores: Float[np.ndarray, "column trial"], outcome: Int[np.ndarray, "
     return np.asarray((rankdata(scores, axis=1)[:, high].sum(1) - a * (a + 1) / 2) / (a * b))
 
 
-def _area(score: Float[np.ndarray, "trial"], outcome: Int[np.ndarray, "trial"], seed: int) -> Estimate:
-    return replace(separation(score, outcome, seed=seed).estimate, unit="trial")
+def _area(score: Float[np.ndarray, "trial"], outcome: Int[np.ndarray, "trial"], how: _Bootstrap) -> Estimate:
+    return replace(separation(score, outcome, seed=how.seed, draws=how.draws).estimate, unit="trial")
 
 
-def _within(held: Trials, rng: np.random.Generator, seed: int) -> Estimate:
+def _within(held: Trials, rng: np.random.Generator, how: _Bootstrap) -> Estimate:
     fold = np.empty(len(held.outcome), dtype=np.int64)
     for o in (0, 1):  # the same share of both outcomes in each fold
         members = rng.permutation(np.flatnonzero(held.outcome == o))
@@ -206,7 +220,7 @@ def _within(held: Trials, rng: np.random.Generator, seed: int) -> Estimate:
     for k in range(FOLDS):
         tested = fold == k
         score[tested] = _decoded(held.patterns[~tested], held.outcome[~tested][None], held.patterns[tested])[0]
-    return _area(score, held.outcome, seed)
+    return _area(score, held.outcome, how)
 
 
 def _axes(x: Float[np.ndarray, "trial unit"], who: Shaped[np.ndarray, "trial"]) -> Float[np.ndarray, "unit axis"]:

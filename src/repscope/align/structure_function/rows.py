@@ -4,6 +4,7 @@ Conditions: `permuted cells` (the null of the test), `pairs taken as independent
 degrees kept`, `matched pairs`, `exposure, no synapse`, `no exposure`, `no exposure offset`, `effects of presynaptic cells alone`.
 """
 
+from contextlib import suppress
 from typing import Literal
 
 import numpy as np
@@ -13,7 +14,7 @@ from repscope.align.structure_function.conditional_poisson import Effects, fit
 from repscope.align.structure_function.node_permutation import PERMUTATIONS, NodePermutation
 from repscope.align.structure_function.pairs import Dyads
 from repscope.align.structure_function.rewiring import matched_pairs, rewired
-from repscope.align.structure_function.signals import APART, NO_EXPOSURE, SYNAPSE, groups, signal_given_synapse
+from repscope.align.structure_function.signals import APART, NO_EXPOSURE, SYNAPSE, as_outcome, groups, signal_given_synapse
 from repscope.align.structure_function.slopes import LikeToLike, Scale, like_to_like
 from repscope.conditions import ESTIMATE
 from repscope.errors import UserError
@@ -61,7 +62,10 @@ def compare_wiring(
         As `like_to_like` and `signal_given_synapse`.
     """
     rows = (_similarity if kind == "similarity" else _signal)(d, item, permutations, rewirings, seed, unit)
-    return Result.of(rows, notes=d.notes)
+    notes = d.notes
+    if kind == "signal" and d.function.min() >= 0 and not any(row.metric == RATIO for row in rows):
+        notes += ("The ratio with effects of both cells is not determined: too few signals per cell.",)
+    return Result.of(rows, notes=notes)
 
 
 def _similarity(d: Dyads, item: str, permutations: int, rewirings: int, seed: int, unit: str) -> list[Row]:
@@ -85,7 +89,7 @@ def _similarity(d: Dyads, item: str, permutations: int, rewirings: int, seed: in
 
 
 def _signal(d: Dyads, item: str, permutations: int, rewirings: int, seed: int, unit: str) -> list[Row]:
-    found = signal_given_synapse(d, permutations=permutations, seed=seed, unit=unit)
+    found = signal_given_synapse(d, permutations=permutations, seed=seed, unit=unit, ratio=False)
     named = {SYNAPSE: ESTIMATE, APART: APART, NO_EXPOSURE: NO_EXPOSURE}
     rows = [Row.of(e, metric=SHARE, item=item, condition=named[name], seed=seed) for name, e in found.groups.items()]
     rows += [Row.of(e, metric=SHARE, definition=name, item=item, condition=NAIVE, seed=seed) for name, e in found.naive.items()]
@@ -97,8 +101,9 @@ def _signal(d: Dyads, item: str, permutations: int, rewirings: int, seed: int, u
         drawn.append(float(f[parts[SYNAPSE]].mean() - f[parts[APART]].mean()))
     if drawn:
         rows.append(Row.of(stats.null(drawn, unit="rewiring"), metric=DIFFERENCE, item=item, condition=REWIRED, seed=seed))
-    if found.ratio is not None:
-        rows += _of_slope(found.ratio, RATIO, item, seed)
+    if f.min() >= 0:
+        with suppress(UserError):  # not determined where some cells have no signal without another cell
+            rows += _of_slope(like_to_like(as_outcome(d), permutations=permutations, seed=seed, unit=unit), RATIO, item, seed)
     return rows + _matched(d, item, seed, unit)
 
 

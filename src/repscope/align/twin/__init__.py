@@ -5,6 +5,7 @@ from repscope.align.twin.fitting import Fitted, Recording, fit_twin
 from repscope.align.twin.held_out_neurons import Transfer, transfer
 from repscope.align.twin.network import CoreShape, LinearNonlinear, TwinNetwork
 from repscope.align.twin.sensorium import SensoriumTwin, open_sensorium
+from repscope.align.twin.sensorium_folder import SensoriumRecording, sensorium_recording
 from repscope.align.twin.tuning import ReceptiveFields, Tuning, grating_tuning, receptive_fields, signal_correlation
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "LinearNonlinear",
     "ReceptiveFields",
     "Recording",
+    "SensoriumRecording",
     "SensoriumTwin",
     "Transfer",
     "Tuning",
@@ -23,6 +25,7 @@ __all__ = [
     "open_sensorium",
     "receptive_fields",
     "score_twin",
+    "sensorium_recording",
     "signal_correlation",
     "transfer",
 ]

@@ -40,6 +40,10 @@ class Transfer:
         both = ours.counted & theirs.counted
         return stats.mean((ours.cc_norm - theirs.cc_norm)[both], unit="neuron", seed=seed)
 
+    def label(self, at: int) -> str:
+        """An amount of data in minutes, as the column `split` has it."""
+        return f"{at * self.seconds_per_trial / 60:.3g} min"
+
     def rows(self, item: str = "", seed: int = 0) -> list[Row]:
         """Rows of the shared schema: CCnorm by condition; the amount of data, in minutes, is the column `split`."""
         return [
@@ -49,7 +53,7 @@ class Transfer:
                 item=item,
                 condition=name,
                 seed=seed,
-                split=f"{m * self.seconds_per_trial / 60:.3g} min",
+                split=self.label(m),
             )
             for name, by in self.scores.items()
             for m, score in zip(self.trials, by)

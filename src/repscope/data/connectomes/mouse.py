@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from repscope.data.connectomes.named_matrices import as_names, edges_to_matrix
-from repscope.data.tables import read_table
-from repscope.errors import UserError, unknown
+from repscope.data.tables import SUFFIXES, read_table
+from repscope.errors import UserError, no_file, unknown
 
 EDGES: Mapping[str, str] = {"pre": "pre", "post": "post", "synapses": "n_synapses", "exposure": "dend_len"}
 
@@ -104,6 +104,29 @@ def microns(
         f"{apart} connected pairs have an exposure of 0.",
     )
     return Functional(synapses, exposure, properties, notes)
+
+
+def microns_folder(folder: str | Path) -> Functional:
+    """The tables of a folder: one file with "edge" and one with "node" in its name.
+
+    Raises
+    ------
+    UserError
+        For a folder without them, or with several, and as `microns`.
+    """
+    home = Path(folder).expanduser()
+    if not home.is_dir():
+        raise no_file(home, [p.name for p in home.parent.glob("*")] if home.parent.is_dir() else [], "folder of MICrONS tables")
+    found = []
+    for kind in ("edge", "node"):
+        files = [p for p in sorted(home.iterdir()) if kind in p.stem.lower() and p.suffix.lower() in SUFFIXES]
+        if len(files) != 1:
+            listed = f" ({', '.join(p.name for p in files)})" if files else ""
+            raise UserError(
+                f"{home} has {len(files)} tables of {kind}s{listed}; give one file each, named like edges.csv and nodes.csv."
+            )
+        found.append(files[0])
+    return microns(*found)
 
 
 def _table(given: str | Path | pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:

@@ -6,17 +6,32 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from repscope.align.rdm_comparison import Measure
+from repscope.studies.brain.parts import PARTS, REPRESENTATION, SELF_OTHER, TWIN, WIRING, WORM
 from repscope.studies.run.options import StudyOptions
 
 _OF_RECORDING = ("regions", "activations")
+_OF_WIRING = ("functional", "signals", "exposure")
+#: part → options that only it reads
+_OF_PART = {
+    REPRESENTATION: ("recording", "methods", "measure", "networks", "recordings", "encoded", "conditions", "subjects", "channels"),
+    TWIN: ("sensorium", "neurons", "images"),
+    WIRING: ("connectome", "microns", "cells"),
+    SELF_OTHER: ("trials",),
+}
 
 
 class BrainOptions(StudyOptions):
     """Options of the `brain` study.
 
     Small families of networks are trained in the study and compared with simulated recordings that one of them generates: would the
-    method have found it? With `recording` the same comparison is made with the user's recording.
+    method have found it? With `recording` the same comparison is made with the user's recording. Then digital twins, wiring and
+    function, self and other: on simulated data of known truth, and on the user's data where they are given.
     """
+
+    parts: tuple[Literal["representation", "twin", "wiring", "self-other"], ...] = Field(
+        ("representation", "twin", "wiring", "self-other"),
+        description="Parts to answer: representation (RSA, encoding models), twin, wiring, self-other.",
+    )
 
     recording: str | None = Field(
         None,
@@ -45,6 +60,37 @@ class BrainOptions(StudyOptions):
     steps: int = Field(600, ge=10, description="Updates of every training.")
     rate: float = Field(3e-3, gt=0, allow_inf_nan=False, description="Peak learning rate of AdamW.")
     batch: int = Field(64, ge=4, description="Images per update and network.")
+    sensorium: str | None = Field(
+        None, description="Your recording for a digital twin: a folder in the format of the Sensorium competitions (static images)."
+    )
+    neurons: int = Field(40, ge=4, description="Simulated neurons of the digital twin.")
+    images: int = Field(2000, ge=60, description="Images that the digital twin is fitted to.")
+    connectome: str | None = Field(
+        None,
+        description="Your connectome: a table names × names, or one with columns pre, post and a count; or worm (C. elegans, "
+        "repscope[worm]).",
+    )
+    functional: str | None = Field(
+        None, description="Similarity of your cells' responses: a table names × names, or columns pre, post and a number."
+    )
+    signals: str | None = Field(
+        None, description="Effects of stimulating one of your cells on another, [stimulated, responding]; the same formats."
+    )
+    exposure: str | None = Field(
+        None, description="Contact, or length of co-travel, of your cells: how much opportunity pairs have for a synapse."
+    )
+    microns: str | None = Field(None, description="A folder with the tables of MICrONS, named like edges.csv and nodes.csv.")
+    properties: tuple[str, ...] = Field(
+        (), description="With --microns: columns of the table of nodes over which responses of neurons are correlated."
+    )
+    trials: str | None = Field(
+        None,
+        description="Your trials for self and other: a table with columns agent (self, other), outcome, perhaps stimulus and "
+        "identity, and one column per unit.",
+    )
+    cells: int = Field(40, ge=12, description="Cells of a simulated connectome.")
+    draws: int = Field(100, ge=2, description="Simulated connectomes, and pairs of networks that watch each other, of each kind.")
+    permutations: int = Field(2000, ge=20, description="Permutations of each test of a connectome.")
 
     @field_validator("methods")
     @classmethod
@@ -53,22 +99,44 @@ class BrainOptions(StudyOptions):
             raise ValueError("name each method once, and at least one: RSA, encoding")
         return methods
 
+    @field_validator("parts")
+    @classmethod
+    def _each_part_once(cls, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not given or len(set(given)) < len(given):
+            raise ValueError(f"name each part once, and at least one: {', '.join(PARTS)}")
+        return given
+
     @model_validator(mode="after")
     def _belongs(self) -> "BrainOptions":
         if self.recording is None and (given := self.given(*_OF_RECORDING)):
             raise ValueError(f"{given[0]} is of your recording; give --recording as well")
+        if self.connectome is None and self.microns is None and (given := self.given(*_OF_WIRING)):
+            raise ValueError(f"{given[0]} is of your connectome; give --connectome as well")
+        if self.connectome is not None and self.microns is not None:
+            raise ValueError("--connectome and --microns are two connectomes; give one of them")
+        if self.microns is None and self.properties:
+            raise ValueError("--properties names columns of the tables of --microns; give that folder as well")
+        if self.microns is not None and self.exposure is not None:
+            raise ValueError("--exposure is in the tables of --microns already; leave it out")
+        for part, of in _OF_PART.items():
+            if part not in self.parts and (given := self.given(*of)):
+                raise ValueError(f"{given[0]} is of the part {part}, which is not among --parts; add it")
         return self
 
     def files(self) -> list[Path]:
-        """The user's recording and activations."""
-        paths = [Path(name).expanduser() for name in (self.recording, *self.activations) if name is not None]
+        """The user's recordings, activations, connectome and trials."""
+        given = (self.recording, *self.activations, self.sensorium, self.connectome, self.functional, self.signals, self.exposure)
+        named = [name for name in (*given, self.microns, self.trials) if name is not None and name != WORM]
+        paths = [Path(name).expanduser() for name in named]
         return [p for path in paths for p in (sorted(path.rglob("*")) if path.is_dir() else [path]) if p.is_file()]
 
     def sized(self) -> "BrainOptions":
         """With the smaller numbers of `tiny` and `short`, except for options that were given."""
         if self.tiny:
             small: dict[str, Any] = {"networks": 2, "recordings": 2, "encoded": 2, "conditions": 20, "subjects": 2, "channels": 8}
-            return self.with_sizes(small | {"repeats": 2, "steps": 10, "batch": 16})
+            small |= {"repeats": 2, "steps": 10, "batch": 16, "neurons": 5, "images": 100}
+            return self.with_sizes(small | {"cells": 16, "draws": 2, "permutations": 20})
         if self.short:
-            return self.with_sizes({"networks": 5, "recordings": 10, "encoded": 2})
+            small = {"networks": 5, "recordings": 10, "encoded": 2, "neurons": 30, "images": 1200}
+            return self.with_sizes(small | {"draws": 40, "permutations": 500})
         return self

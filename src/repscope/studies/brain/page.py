@@ -4,8 +4,9 @@ from repscope.conditions import ESTIMATE, RANDOM_RECORDING, UNTRAINED_RECORDING
 from repscope.report.page import Item, Page, Section
 from repscope.report.text import format_estimate
 from repscope.results import select
-from repscope.studies.brain import figures, names
+from repscope.studies.brain import figures, names, parts, sharing_page, twin_page, wiring_page
 from repscope.studies.brain.options import BrainOptions
+from repscope.studies.brain.parts_verdict import verdicts
 from repscope.studies.run.study import Answer, Record
 
 
@@ -14,15 +15,20 @@ def page(record: Record[BrainOptions]) -> Page:
     table, o = record.table, record.options
     ran = [m for m in names.METHODS if len(table[table["step"] == m])]
     given = names.GIVEN in set(table["step"])
-    sections = [_regions(record, ran), _networks(record)]
+    sections = [_regions(record, ran), _networks(record)] if ran else []
+    headline = figures.given(table, ran[0]) if given else figures.matrix(table, ran[0], names.LATE) if ran else None
     return Page(
         title="Networks and brains",
-        context=(f"{o.networks} networks per family, {o.conditions} stimuli",),
-        tested="Tested on simulated recordings of small networks that see digits, with a known truth. "
-        + ("Your recording has no known truth: the simulation says what the method can find." if given else "Not tested: a brain."),
-        headline=figures.given(table, ran[0]) if given else figures.matrix(table, ran[0], names.LATE),
-        key=figures.key(table),
-        sections=tuple(sections),
+        context=(f"{o.networks} networks per family, {o.conditions} stimuli",) if ran else (),
+        tested="Tested on simulated recordings and connectomes with a known truth. "
+        + (
+            "Your data have no known truth: the simulation says what the methods can find."
+            if _of_user(record)
+            else "Not tested: a brain."
+        ),
+        headline=headline,
+        key=figures.key(table) if ran else None,
+        sections=(*sections, *other_parts(record)),
         notes=(*record.notes, *(("The short form has few recordings and networks.",) if o.short else ())),
     )
 
@@ -41,7 +47,33 @@ def answer(record: Record[BrainOptions]) -> Answer:
                 lines.append(f"{method}, {names.LATE}: {said} {format_estimate(row)}.")
     for row in select(table, metric=names.SIMILARITY, step=names.GIVEN).to_dict("records"):
         lines.append(f"{row['item']}, {row['condition']}: {format_estimate(row)}.")
+    if not record.options.tiny:
+        lines += [f"{name}: {found.sentence}" for name, found in verdicts(table).items()]
     return Answer(lines)
+
+
+def other_parts(record: Record[BrainOptions]) -> list[Section]:
+    """The sections on digital twins, wiring and function, self and other; each begins with its verdicts."""
+    found = {} if record.options.tiny else verdicts(record.table)
+
+    def said(*named: str) -> str:
+        given = {parts.VERDICTS[name]: found.get(parts.VERDICTS[name]) for name in named}
+        return "\n\n".join(f"{name}: {one.sentence}" if len(named) > 1 else one.sentence for name, one in given.items() if one)
+
+    made: list[Section] = []
+    if parts.FITTED in record.results:
+        made.append(twin_page.section(record, said(parts.TWIN)))
+    if parts.LIKE_TO_LIKE in record.results:
+        made += wiring_page.sections(record, said(parts.WIRING), said(parts.SIMILARITY_OF, parts.SIGNALS_OF))
+    if parts.DECODED in record.results:
+        made.append(sharing_page.section(record, said(parts.SELF_OTHER, parts.TRIALS)))
+    return made
+
+
+def _of_user(record: Record[BrainOptions]) -> bool:
+    """Whether the run has data of the user."""
+    of_user = {names.GIVEN, parts.RECORDED, parts.SIMILARITY_OF, parts.SIGNALS_OF, parts.TRIALS}
+    return bool(of_user & set(record.results))
 
 
 def _regions(record: Record[BrainOptions], ran: list[str]) -> Section:

@@ -7,6 +7,7 @@
 3. RSA, then encoding models: all networks are compared with each recording, at the layer that the other half of the stimuli
    chooses. A family is found if it is more similar than every other one, by intervals over networks and stimuli.
 4. With `recording`, the user's recording is compared in the same way.
+5. The other parts of the study have files of their own: `twin`, `wiring`, `wiring_given`, `sharing`.
 Controls: recordings of random signals, which no family should win; recordings of untrained networks, which no trained family should
 win; the noise ceiling.
 """
@@ -20,11 +21,15 @@ import numpy as np
 from repscope.conditions import ESTIMATE, UNTRAINED
 from repscope.models.loading.stacked_weights import State
 from repscope.results import Result, Row
-from repscope.studies.brain import names
+from repscope.studies.brain import names, parts
 from repscope.studies.brain.given import GivenTask, given_result
 from repscope.studies.brain.measures import simulated_rows
 from repscope.studies.brain.options import BrainOptions
+from repscope.studies.brain.sharing import SharingTask
 from repscope.studies.brain.task import TRUTHS, BrainTask, stacked
+from repscope.studies.brain.twin import TwinTask
+from repscope.studies.brain.wiring import WiringTask
+from repscope.studies.brain.wiring_given import GivenWiring
 from repscope.studies.run.study import Context, Cost, Setup, Step, Subject
 from repscope.worlds.brain import digits, features, loss_of
 from repscope.worlds.small_lm import train_by
@@ -33,6 +38,19 @@ _TRAINED = "small-networks"
 
 
 def steps(setup: Setup[BrainOptions]) -> list[Step]:
+    """Those of the parts that were asked for."""
+    o = setup.options
+    made = _representation(setup) if parts.REPRESENTATION in o.parts else []
+    if parts.TWIN in o.parts:
+        made += TwinTask(o).steps()
+    if parts.WIRING in o.parts:
+        made += [*WiringTask(o).steps(), *GivenWiring(o).steps()]
+    if parts.SELF_OTHER in o.parts:
+        made += SharingTask(o).steps()
+    return made
+
+
+def _representation(setup: Setup[BrainOptions]) -> list[Step]:
     """Trainings, then one step per method."""
     task = BrainTask(setup.options)
     trainings = tuple(f"train {family}" for family in names.TRAINED)

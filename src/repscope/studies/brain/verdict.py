@@ -1,5 +1,6 @@
 """The verdict of `brain`: does a trained family represent the stimuli as the recording does, and would the method have found it?"""
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -7,10 +8,24 @@ import pandas as pd
 from repscope.conditions import ESTIMATE, LOWER_CEILING, PIXELS, RANDOM_RECORDING, UNTRAINED, over
 from repscope.report.verdict import Verdict, joined, side, thresholds
 from repscope.results import select
-from repscope.studies.brain import names
+from repscope.studies.brain import names, parts
+from repscope.studies.brain.parts_verdict import verdicts
 
 
 def verdict(table: pd.DataFrame) -> Verdict:
+    """Of the representation, where that part ran, with the verdicts of the other parts; otherwise of the first of those."""
+    others = verdicts(table)
+    found = _representation(table)
+    if found is not None:
+        return replace(found, parts={**found.parts, **others})
+    if not others:
+        return Verdict("Cannot tell", "No recording was compared.")
+    given = [parts.VERDICTS[name] for name in (parts.SIMILARITY_OF, parts.SIGNALS_OF, parts.TRIALS)]
+    first = next((others[name] for name in given if name in others), next(iter(others.values())))
+    return Verdict(first.reply, first.why, others)
+
+
+def _representation(table: pd.DataFrame) -> Verdict | None:
     """Of the user's recording where there is one, by region; otherwise of the methods on recordings with a known truth."""
     methods = {m: found for m in names.METHODS if (found := _method(table, m)) is not None}
     regions = {region: _region(table, region) for region in _given_regions(table)}
@@ -24,7 +39,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
         }[reply]
         return Verdict(reply, f"{beyond}.", regions | methods)
     if not methods:
-        return Verdict("Cannot tell", "No recording was compared.")
+        return None
     if names.RSA in methods:
         return Verdict(methods[names.RSA].reply, methods[names.RSA].why, methods)
     first = next(iter(methods.values()))
@@ -64,10 +79,10 @@ def _given_regions(table: pd.DataFrame) -> list[str]:
 def _region(table: pd.DataFrame, region: str) -> Verdict:
     """The family that is most similar to a region, by RSA where it ran, beside the controls that there are."""
     rows = table[(table["step"] == names.GIVEN)]
-    parts = [names.parts(item) for item in rows["item"]]
-    methods = dict.fromkeys(method for method, at, _ in parts if at == region)
+    known = [names.parts(item) for item in rows["item"]]
+    methods = dict.fromkeys(method for method, at, _ in known if at == region)
     method = names.RSA if names.RSA in methods else next(iter(methods))
-    rows = rows[[p[:2] == (method, region) for p in parts]]
+    rows = rows[[p[:2] == (method, region) for p in known]]
     own = max(select(rows, metric=names.SIMILARITY, condition=ESTIMATE).to_dict("records"), key=lambda row: float(row["value"]))
     gains = [
         side(row)
