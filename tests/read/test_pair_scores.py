@@ -11,10 +11,12 @@ from repscope.cli import run
 from repscope.conditions import ESTIMATE, FEWER_TOKENS, RANDOM_WEIGHTS
 from repscope.data.minimal_pairs import MinimalPairs, read_pairs
 from repscope.errors import UserError
+from repscope.models.engine.contexts import distinct_contexts
 from repscope.models.language import LanguageModel
 from repscope.models.prompts import Ragged
 from repscope.read.pair_scores import ALL, MEAN, SUM, accuracy_rows, credit, minimal_pairs, score_pairs
 from repscope.studies.catalogue import study
+from repscope.studies.minimal_pairs.task import pairs_of
 from repscope.studies.run.runner import Run
 from repscope.worlds.tiny import tiny
 
@@ -219,3 +221,68 @@ def test_verdict_of_each_kind():
     replies = [verdict(rows(*of)) for of in ((0.7, 0.9, 0.3), (0.7, 0.9, 0.05), (0.1, 0.4, 0.0), (0.4, 0.6, 0.0))]
     assert [v.reply for v in replies] == ["Yes", "Partly", "No", "Cannot tell"]
     assert max(len(v.sentence.split()) for v in replies) <= 30
+
+
+def test_each_distinct_context_is_read_once(llama):
+    """A pair that differs in its third word reads what is common once, and the head sees each context once."""
+    rows = Ragged.of([np.array([3, 7, 8, 20, 21]), np.array([3, 7, 8, 22, 21, 4]), np.array([3, 7]), np.array([3, 7, 8, 20, 9])])
+    first = np.ones(4, dtype=np.int64)
+    read = distinct_contexts(Ragged.of(row[:-1] for row in rows), first - 1, rows.lengths - 1, share=True)
+    # 3 | 3 7 | 3 7 8 | 3 7 8 20 | 3 7 8 22 | 3 7 8 22 21
+    assert read.count == int((read.encoded.stop - read.encoded.start).sum()) == 6
+    assert len(read.context) == 4 + 5 + 1 + 4
+    assert sorted(np.bincount(read.context).tolist()) == [1, 1, 2, 3, 3, 4]
+    seen = []
+    handle = llama.model.get_output_embeddings().register_forward_hook(lambda m, a, out: seen.append(len(out)))
+    try:
+        found = llama.sequence_scores(rows, first)
+    finally:
+        handle.remove()
+    assert sum(seen) == 6
+    for row, each in zip(rows, found):
+        np.testing.assert_allclose(each, alone(llama, row, 1), atol=2e-5)
+
+
+def test_tiny_form_brings_its_own_pairs_and_a_short_form_takes_few(tmp_path, capsys):
+    out = ["--out", str(tmp_path / "runs")]
+    assert run(["minimal-pairs", "--tiny", *out]) == 0
+    assert "Accuracy on minimal pairs, convention minicons" in capsys.readouterr().out
+    file = blimp(tmp_path / "pairs.jsonl", n=24)
+    found = study("minimal-pairs")
+    assert len(pairs_of(Run(found, found.options(file=file, short=True), out=tmp_path).setup).good) == 20
+    assert len(pairs_of(Run(found, found.options(file=file, short=True, pairs=7), out=tmp_path).setup).good) == 7
+    assert run(["minimal-pairs", "smollm", *out]) == 2
+    assert "name a file or a folder" in capsys.readouterr().err
+    assert run(["minimal-pairs", "--tiny", "--file", str(file), *out]) == 2
+    assert "--tiny brings its own pairs" in capsys.readouterr().err
+
+
+def test_a_stopped_series_goes_on_where_it_was(tmp_path, monkeypatch):
+    file, scored = blimp(tmp_path / "pairs.jsonl", n=8), []
+    for step in (10, 2, 30):
+        lm = tiny(step)
+        lm.model.save_pretrained(tmp_path / "series" / f"step-{step}")
+        lm.tokenizer.save_pretrained(tmp_path / "series" / f"step-{step}")
+    found = study("minimal-pairs")
+    options = found.options(model=str(tmp_path / "series"), file=file, convention="minicons", control=False)
+
+    def scores(lm, *given, **options):
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        scored.append(lm.fingerprint)
+        return minimal_pairs(lm, *given, **options)
+
+    monkeypatch.setattr("repscope.studies.minimal_pairs.steps.minimal_pairs", scores)
+    with pytest.raises(KeyboardInterrupt):
+        Run(found, options, out=tmp_path / "runs").answer()
+    before = list(scored)
+    scored.clear()
+    again = Run(found, options, out=tmp_path / "runs")
+    again.answer()
+    assert len(scored) == 1
+    assert not set(scored) & set(before)
+    whole = Run(found, options, out=tmp_path / "other")
+    scored.clear()
+    monkeypatch.setattr("repscope.studies.minimal_pairs.steps.minimal_pairs", minimal_pairs)
+    whole.answer()
+    assert again.table.equals(whole.table)

@@ -1,7 +1,8 @@
 """Greedy or sampled continuation of token ids by a Hugging Face model, independent of the batch.
 
-Uses transformers' `generate`. All options are explicit, not inherited from the model's generation config, and each token is sampled
-by inverting the cumulative distribution with a uniform number from the prompt's own random stream.
+Each token is sampled by inverting the cumulative distribution with a uniform number from the prompt's own random stream.
+`continued` uses transformers' `generate`, with all options explicit, not inherited from the model's generation config;
+`decoding` is the faster way, where a network allows it.
 """
 
 import copy
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from repscope.errors import UserError
 from repscope.models.engine.positions import padded
+
+_LIKELY = 1024  #: most likely tokens among which a sampled one is sought first
+Choice = Callable[[Float[Tensor, "row vocab"], Int[np.ndarray, "row"]], Int[Tensor, "row"]]  #: next tokens of some rows
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,7 @@ def continued(
     The model has a head and is inside `unhooked`; `draws` are the random streams of the rows. `on_tokens` is called at each step
     with the new token of every row.
     """
-    chooser = [_Drawn(sampling, draws)] if sampling.temperature > 0 else []
+    chooser = [_Drawn(choice(sampling, draws))] if sampling.temperature > 0 else []
     streamer = _Streamer(on_tokens) if on_tokens is not None else None
     stops = ends_of(model)
     whole = _generated(model, batch, sampling.max_new_tokens, stops, use_cache, chooser, streamer)
@@ -202,17 +206,50 @@ class _Forced:
 class _Drawn:
     """A logits processor that makes the sampled token the most likely."""
 
-    def __init__(self, sampling: Sampling, draws: Sequence[np.random.Generator]) -> None:
-        self._sampling, self._draws = sampling, draws
+    def __init__(self, chosen: Choice) -> None:
+        self._chosen = chosen
 
     def __call__(self, input_ids: Tensor, scores: Float[Tensor, "row vocab"]) -> Float[Tensor, "row vocab"]:
-        p = (scores.double() / self._sampling.temperature).softmax(-1)
-        ordered, index = p.sort(dim=-1, descending=True, stable=True)
-        total = ordered.cumsum(-1)
-        # A token is in the nucleus if the tokens before it have less than top_p in total.
-        kept = (total - ordered < self._sampling.top_p).sum(-1, keepdim=True)
-        mass = total.gather(-1, kept - 1)
-        u = torch.tensor([[draw.random()] for draw in self._draws], dtype=torch.float64, device=scores.device)
-        place = torch.searchsorted(total, u * mass).clamp_max(kept - 1)
-        chosen = index.gather(-1, place)
-        return torch.full_like(scores, -torch.inf).scatter_(-1, chosen, 0.0)
+        chosen = self._chosen(scores, np.arange(len(scores)))
+        return torch.full_like(scores, -torch.inf).scatter_(-1, chosen[:, None], 0.0)
+
+
+def choice(sampling: Sampling, draws: Sequence[np.random.Generator]) -> Choice:
+    """The rule by which rows get their next tokens: the most likely, or one drawn from the row's own stream."""
+
+    def greedy(logits: Float[Tensor, "row vocab"], rows: Int[np.ndarray, "row"]) -> Int[Tensor, "row"]:
+        return logits.argmax(-1)
+
+    def drawn(logits: Float[Tensor, "row vocab"], rows: Int[np.ndarray, "row"]) -> Int[Tensor, "row"]:
+        p = (logits.double() / sampling.temperature).softmax(-1)
+        u = torch.tensor([draws[row].random() for row in rows], dtype=torch.float64, device=p.device)
+        return inverted(p, u, sampling.top_p)
+
+    return drawn if sampling.temperature > 0 else greedy
+
+
+def inverted(p: Float[Tensor, "row vocab"], u: Float[Tensor, "row"], top_p: float, likely: int = _LIKELY) -> Int[Tensor, "row"]:
+    """The token at which the cumulative probability, most likely tokens first, reaches u times that of the nucleus.
+
+    Equally likely tokens are in the order of their ids. Nearly always the token is among the `likely` most likely ones; only the
+    rows for which it is not are sorted as a whole.
+    """
+    some = p.shape[-1] > likely
+    index = p.topk(likely, -1).indices.sort(-1).values if some else None
+    held = p if index is None else p.gather(-1, index)
+    ordered, place = held.sort(dim=-1, descending=True, stable=True)
+    total = ordered.cumsum(-1)
+    # A token is in the nucleus if the tokens before it have less than top_p in total.
+    kept = (total - ordered < top_p).sum(-1, keepdim=True)
+    mass = total.gather(-1, kept - 1) if index is None or top_p < 1 else p.sum(-1, keepdim=True)
+    at = torch.searchsorted(total, u[:, None] * mass)
+    chosen = place.gather(-1, at.clamp_max(kept - 1))
+    if index is None:
+        return chosen[:, 0]
+    found: Tensor = index.gather(-1, chosen)[:, 0]
+    # Tokens as likely as the last of these may be missing among them; and the nucleus may go on beyond.
+    sure = (at < (ordered > ordered[:, -1:]).sum(-1, keepdim=True)) & ((kept < likely) | (top_p >= 1))
+    rest = torch.nonzero(~sure[:, 0])[:, 0]
+    if len(rest):
+        found[rest] = inverted(p[rest], u[rest], top_p, p.shape[-1])
+    return found

@@ -9,7 +9,7 @@ Support is tested on the network, not looked up in a table of model families.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -73,8 +73,18 @@ class _PackReader(RowReader):
         return rows
 
 
-def run_packed(net: ProvedNetwork, sites: Sequence[Site], encoded: Encoded, planned: Plan, picked: Tokens, sink: Sink) -> int:
+def run_packed(
+    net: ProvedNetwork,
+    sites: Sequence[Site],
+    encoded: Encoded,
+    planned: Plan,
+    picked: Tokens,
+    sink: Sink,
+    cached: Callable[[Pack], Any] | None = None,
+) -> int:
     """Run a packed plan; each site's hook passes the rows of the requested positions to the sink.
+
+    `cached` gives the cache of transformers that receives each pack's keys and values.
 
     Returns
     -------
@@ -89,14 +99,16 @@ def run_packed(net: ProvedNetwork, sites: Sequence[Site], encoded: Encoded, plan
         for pack, keep in zip(planned.packs, (*(following.kept for following in planned.packs[1:]), ())):
             attention.begin(pack, keep)
             ids, positions = (torch.from_numpy(x)[None].to(net.device) for x in reader.begin(pack, keep))
-            run(**_arguments(net, ids, positions))
+            run(**_arguments(net, ids, positions, cached(pack) if cached is not None else None))
             advance(reader.width)
     return attention.calls
 
 
-def _arguments(net: ProvedNetwork, ids: Int[Tensor, "1 token"], positions: Int[Tensor, "1 token"]) -> dict[str, Any]:
+def _arguments(net: ProvedNetwork, ids: Int[Tensor, "1 token"], positions: Int[Tensor, "1 token"], cache: Any) -> dict[str, Any]:
     """Arguments of a packed pass. An empty cache prevents transformers from looking for packs itself."""
     named: dict[str, Any] = {"input_ids": ids, "position_ids": positions} | net.plain()
+    if cache is not None:
+        return named | {net.cache_name: cache} | net.plain(use_cache=True)
     if net.causal and net.takes_cache:
         from transformers import DynamicCache
 

@@ -20,17 +20,19 @@ class BatchRows:
     """Positions read from one batch, and their destination.
 
     cells: (row) and (token) in the batch, or the index in a pack. segment: (position), output row of each, None if each is its own
-    row. sizes: (row), positions averaged per row. destination: (row), rows of the result.
+    row. sizes: (row), positions averaged per row. destination: (row), rows of the result. first: how many positions are read, if
+    they are the first of a pack in their order, else 0: they need not be gathered.
     """
 
     cells: tuple[Tensor, ...]
     segment: Tensor | None
     sizes: Tensor
     destination: Int[np.ndarray, "row"]
+    first: int = 0
 
     def take(self, hidden: Float[Tensor, "row token feature"]) -> Float[Tensor, "out feature"]:
         """The requested rows, with averages in float32 or wider."""
-        picked = hidden[self.cells]
+        picked = hidden[: self.first] if self.first else hidden[self.cells]
         if self.segment is None:
             return picked
         wide = as_float(picked)
@@ -72,7 +74,8 @@ class RequestedRows:
         row = np.repeat(np.repeat(np.arange(len(batch)), counts), sizes)
         cells = place(row, batch[row], np.repeat(encoded.start[prompts], sizes) + within)
         on_device = tuple(torch.from_numpy(cell).to(self.device) for cell in cells)
-        return BatchRows(on_device, segment, torch.from_numpy(sizes).to(self.device), destination)
+        first = len(cells[0]) if len(cells) == 1 and bool((cells[0] == np.arange(len(cells[0]))).all()) else 0
+        return BatchRows(on_device, segment, torch.from_numpy(sizes).to(self.device), destination, first)
 
 
 class RowReader:

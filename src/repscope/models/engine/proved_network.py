@@ -4,15 +4,11 @@ The reference is `alone`: a single prompt in a plain pass. The trials follow `pr
 
 1. `batches`: prompts of several lengths in one padded batch.
 2. `shares_prefix`: prompts after a prefix that ran once and whose keys and values (or states) are cached.
-3. `generation`: the logits of every step in a left-padded batch with a cache, one prompt at a time with a cache, or without one,
-   compared with plain passes over the whole text so far; the first of the three that agrees is used.
 """
 
 import copy
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,32 +20,13 @@ from repscope.errors import UserError
 from repscope.models.engine.anatomy import is_causal, resolve
 from repscope.models.engine.base import BaseNetwork, tapped
 from repscope.models.engine.fingerprint import WeightSource
-from repscope.models.engine.generation import GenerationBatch, forced_logits
 from repscope.models.engine.hooks import first_tensor, unhooked
 from repscope.models.engine.positions import padded
 from repscope.models.engine.proofs import Proofs, differing, prompts_of, special_ids, switch_lengths
 from repscope.models.sites import Site
 
-_STOPS = (TypeError, ValueError, AttributeError, RuntimeError, IndexError, KeyError, AssertionError, NotImplementedError)
-_STEPS = 3  #: steps of a generation trial
+STOPS = (TypeError, ValueError, AttributeError, RuntimeError, IndexError, KeyError, AssertionError, NotImplementedError)
 _SINGLE, _LOW = 1e-4, 3e-2  #: relative tolerance between two passes over one input, in float32 and lower precision
-
-
-@dataclass(frozen=True)
-class Generation:
-    """Mode of generation. batch: several prompts at once. cache: with cached keys and values, or states. why: why not faster."""
-
-    name: str
-    batch: bool
-    cache: bool
-    why: str = ""
-
-
-_WAYS = (
-    Generation("in a batch with a cache", True, True),
-    Generation("one prompt at a time with a cache", False, True),
-    Generation("one prompt at a time without a cache", False, False),
-)
 
 
 def altered(model: nn.Module) -> tuple[Any, ...]:
@@ -229,7 +206,7 @@ class ProvedNetwork(BaseNetwork):
             ids, sizes = padded(rows, self.pad)
             out = self.outputs(**self.inputs(ids, sizes, None))
             ours = [one[: len(row)] for one, row in zip(out, rows, strict=True)]
-        except _STOPS as error:
+        except STOPS as error:
             return f"a padded batch stops with {type(error).__name__}"
         return differing(ours, [self.alone(row) for row in rows], self.agree, "padded beside others")
 
@@ -291,63 +268,9 @@ class ProvedNetwork(BaseNetwork):
                 ids, sizes = padded([row[cut:] for row in rows], self.pad)
                 out = self.outputs(**self.inputs(ids, sizes, cache))
                 ours = [one[: len(row) - cut] for one, row in zip(out, rows, strict=True)]
-            except _STOPS as error:  # a family whose cache is of another kind: its prompts run whole
+            except STOPS as error:  # a family whose cache is of another kind: its prompts run whole
                 return f"it does not go on from a cache of keys and values ({type(error).__name__})"
             theirs = [self.alone(row)[cut:] for row in rows]
             if why := differing(ours, theirs, self.agree, f"after a cached prefix of {cut} tokens"):
                 return why
         return ""
-
-    def generation(self, longest: int, worth: float = float("inf")) -> "Generation":
-        """The fastest mode of generation, up to `longest` tokens, whose logits agree with plain passes.
-
-        Raises a `UserError` when no mode agrees.
-        """
-        whys: list[str] = []
-        for way in _WAYS:
-            trial = partial(self._generation_differs, way)
-            if not (why := self.proofs.refused(f"generation, {way.name}", longest, trial, worth if way.batch else float("inf"))):
-                return replace(way, why="; ".join(dict.fromkeys(whys)))
-            whys.append(why)
-        raise UserError(f"{self.name} cannot continue texts of {longest} tokens: {whys[-1]}.")
-
-    def _generation_differs(self, way: "Generation", lengths: Sequence[int]) -> str:
-        """Why this mode's logits differ from those of plain passes; empty if they agree."""
-        prompts = [row[: max(1, len(row) - 2)] for row in self.trial(lengths if way.batch or max(lengths) < 10 else lengths[:1])]
-        new = np.stack(self.trial([_STEPS] * len(prompts)))
-        try:
-            ours = self.forced(way, prompts, new)
-        except _STOPS as error:
-            return f"{way.name}, generation stops with {type(error).__name__}"
-        for row, given, logits in zip(prompts, new, ours, strict=True):
-            for step in range(_STEPS):
-                whole = np.concatenate([row, given[:step]])
-                if self.context is not None and len(whole) > self.context:
-                    break
-                if not self.agree(logits[step], self.next_logits(whole)):
-                    return f"{way.name}, the logits after {len(whole)} tokens come out otherwise than in a plain pass"
-        return ""
-
-    def forced(
-        self, way: "Generation", prompts: Sequence[Int[np.ndarray, "token"]], new: Int[np.ndarray, "prompt step"]
-    ) -> list[Float[Tensor, "step vocab"]]:
-        """The logits of every step with teacher forcing, for each prompt."""
-        out: list[Float[Tensor, "step vocab"]] = []
-        each = range(len(prompts))
-        for group in [list(each)] if way.batch else [[i] for i in each]:
-            batch = GenerationBatch.of([prompts[i] for i in group], self.pad, self.device)
-            with self.unedited(), unhooked(self.model), self.taps.settled() as state:
-                state.rewind()
-                logits = forced_logits(self.model, batch, new[group], use_cache=way.cache)
-            out += list(logits.transpose(0, 1))
-        return out
-
-    def next_logits(self, row: Int[np.ndarray, "token"]) -> Float[Tensor, "vocab"]:
-        """Next-token logits after a prompt, in a plain pass of the whole model."""
-        key = b"logits" + np.asarray(row, dtype=np.int64).tobytes()
-        if key not in self._alone:
-            ids = torch.from_numpy(np.asarray(row, dtype=np.int64))[None].to(self.device)
-            with self.unedited(), unhooked(self.model), self.taps.settled() as state:
-                state.rewind()
-                self._alone[key] = self.model(input_ids=ids, **self.plain()).logits[0, -1]
-        return self._alone[key]

@@ -65,7 +65,8 @@ class Rows:
         """
         wider = "float64" if self._dtype == np.float32 else "float32"
         held = cast(rows.detach().cpu(), self._torch_dtype, str(site), f"keep rows with dtype={wider!r}")
-        if site not in self._not_finite and not bool(torch.isfinite(held).all()):
+        # a sum is finite only where all numbers are, and takes one pass
+        if site not in self._not_finite and not bool(held.sum().isfinite()) and not bool(torch.isfinite(held).all()):
             self._not_finite.add(site)
             warn_once(self, f"The network itself gives values at {site} that are not finite (in {_name(rows.dtype)}).")
         if self._partial is None:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,19 +18,21 @@ from torch import Tensor
 from repscope.errors import UserError
 from repscope.models.activations import Activations
 from repscope.models.edits import Edit
+from repscope.models.engine.contexts import DistinctContexts, distinct_contexts
 from repscope.models.engine.edit_positions import check_effect, resolve_edit_positions
 from repscope.models.engine.fingerprint import WeightSource
-from repscope.models.engine.generation import Continuation, GenerationBatch, Sampling, continued, growing_texts
+from repscope.models.engine.generating_network import GeneratingNetwork
+from repscope.models.engine.generation import Continuation, Sampling, growing_texts
 from repscope.models.engine.hooks import unhooked
+from repscope.models.engine.memory import memory_kept
 from repscope.models.engine.planner import Plan
-from repscope.models.engine.positions import as_float, row_offsets, row_positions
-from repscope.models.engine.prefix_tree import common_prefix
+from repscope.models.engine.positions import as_float, ranges, row_offsets, row_positions
 from repscope.models.engine.row_writer import Rows
-from repscope.models.engine.token_network import TokenNetwork
 from repscope.models.inputs.text_spans import described
 from repscope.models.prompts import Encoded, Prompt, PromptLike, Ragged, as_prompts, encode
 from repscope.models.sites import Site, Tokens, names_one
 
+_HEAD_ROWS = 128  #: contexts of which the head gives logits at once: enough for its product, and few enough for a cache
 _FAMILY = 96  #: tokens of a group of rows that attend in one masked product: pairs of sentences, with their variants
 
 
@@ -47,7 +48,7 @@ class TokenScores:
     each: list[Float[np.ndarray, "token"]]
 
 
-class TextNetwork(TokenNetwork):
+class TextNetwork(GeneratingNetwork):
     """A Hugging Face model and its tokenizer, fed with prompts. Neither is modified."""
 
     def __init__(self, model: Any, tokenizer: Any, source: WeightSource) -> None:
@@ -169,8 +170,9 @@ class TextNetwork(TokenNetwork):
     ) -> list[Float[np.ndarray, "token"]]:
         """Log-probabilities (nats) of the tokens of each row from position `first` on, which is 1 or more, given those before.
 
-        What rows share runs once, layers and head: rows in sorted order, of each only what its predecessor does not have. The last
-        token of a row is not run, as nothing is read there. Under edits, and where rows cannot be packed, whole rows are run.
+        Rows without their last token, whose prediction nobody reads, are contexts of what follows. What contexts share runs once,
+        and the head once per distinct context that is read, however many tokens follow it. Under edits, and where rows cannot be
+        packed, whole rows are run.
         """
         self.checked(rows)
         if bool((first < 1).any()) or bool((first >= rows.lengths).any()):
@@ -178,38 +180,34 @@ class TextNetwork(TokenNetwork):
             raise UserError(
                 f"Row {i} has {rows.lengths[i]} tokens, and none to score from position {first[i]} on; give a longer one."
             )
-        order = sorted(range(len(rows)), key=lambda i: rows[i].astype(">u4").tobytes())
-        start, same = first.copy(), np.zeros(len(rows), dtype=np.int64)
-        for before, i in pairwise(order):
-            common = common_prefix(rows[before], rows[i])
-            # what the predecessor has is copied, where it was asked for too; the last token is always read, so that no row is empty
-            same[i] = min(common, int(rows.lengths[i]) - 1) if first[before] <= first[i] and not self.installed else 0
-            start[i] = max(int(first[i]), int(same[i]))
         ids = rows if self.installed else Ragged.of(row[:-1] for row in rows)
-        read = Encoded(ids, start - 1, rows.lengths - 1)
-        self.check_edits(rows, read, [self.last], Tokens("all"), start, False)
-        targets = np.concatenate([row[a:] for row, a in zip(rows, start)])
+        read = distinct_contexts(ids, first - 1, rows.lengths - 1, share=not self.installed)
+        self.check_edits(rows, read.encoded, [self.last], Tokens("all"), first, False)
+        targets = np.concatenate([row[a:] for row, a in zip(rows, first)])
         planned = self.planned(ids, batch_tokens, [self.last], family=_FAMILY)
-        parts = np.split(self._read_nats(read, planned, targets), np.cumsum(rows.lengths - start)[:-1])
-        found: list[Any] = [None] * len(rows)
-        for before, i in zip([order[0], *order], order):
-            copied = found[before][: start[i] - first[before]][first[i] - first[before] :] if start[i] > first[i] else parts[i][:0]
-            found[i] = np.concatenate([copied, parts[i]])
-        return found
+        return np.split(self._read_nats(read, planned, targets), np.cumsum(rows.lengths - first)[:-1])
 
-    def _read_nats(self, read: Encoded, planned: Plan, targets: Int[np.ndarray, "row"]) -> Float[np.ndarray, "row"]:
-        """Log-probability of the target at each position that is read."""
-        head, wanted = self.head(), torch.from_numpy(targets)
-        nats = np.empty(len(targets))
+    def _read_nats(self, read: DistinctContexts, planned: Plan, targets: Int[np.ndarray, "target"]) -> Float[np.ndarray, "target"]:
+        """Log-probability of each target after its context."""
+        head, nats = self.head(), np.empty(len(targets))
+        by_context = np.argsort(read.context, kind="stable")
+        stops = np.cumsum(np.bincount(read.context, minlength=read.count))
 
         def sink(_: Site, destination: Int[np.ndarray, "row"], hidden: Tensor) -> None:
-            logits = as_float(head(hidden))
-            target = wanted[torch.from_numpy(destination)].to(logits.device)
-            own = logits.gather(1, target[:, None])[:, 0] - logits.logsumexp(-1)
-            nats[destination] = own.double().cpu().numpy()
+            for begin in range(0, len(destination), _HEAD_ROWS):
+                which = destination[begin : begin + _HEAD_ROWS]
+                logits = as_float(head(hidden[begin : begin + _HEAD_ROWS]))
+                counts = stops[which] - np.where(which > 0, stops[which - 1], 0)
+                if not counts.sum():
+                    continue
+                each = by_context[np.repeat(stops[which] - counts, counts) + ranges(counts)]
+                row, token = (
+                    torch.from_numpy(x).to(logits.device) for x in (np.repeat(np.arange(len(which)), counts), targets[each])
+                )
+                nats[each] = (logits[row, token] - logits.logsumexp(-1)[row]).double().cpu().numpy()
 
-        with unhooked(self.model):
-            self.run([self.last], read, planned, Tokens("all"), sink)
+        with unhooked(self.model), memory_kept():
+            self.run([self.last], read.encoded, planned, Tokens("all"), sink)
         return nats
 
     def continuations(
@@ -245,24 +243,13 @@ class TextNetwork(TokenNetwork):
             self.check_edits(held, last, [self.last], Tokens("all"), lengths, new_tokens == 1)
             # caches of other kinds do not report their length
             use_cache = use_cache and self.shares_prefix(int(lengths.max()) + new_tokens)
-        draws = sampling.draws(ids)
-        out: list[Any] = [None] * len(lengths)
-        order = np.argsort(lengths, kind="stable")[::-1]
-        while len(order):
-            width = int(lengths[order[0]])
-            total = width + new_tokens
-            way = self.generation(total, float((lengths[order] + new_tokens).sum()) if len(order) > 1 else 0.0)
-            most = max(1, (batch_tokens or 4 * self.batch_tokens) // total) if way.batch else 1
-            rows, order = np.split(order, [most])
-            batch = GenerationBatch.of([ids[i] for i in rows], self.pad, self.device)
-            grow = None if on_token is None else growing_texts(self.model, self.tokenizer, rows, on_token)
-            with unhooked(self.model), self.taps.settled() as state, self.announced(rows, width - lengths[rows]):
-                state.rewind()
-                cached = use_cache and way.cache
-                texts = continued(self.model, batch, sampling, [draws[i] for i in rows], use_cache=cached, on_tokens=grow)
-            for i, (new, stopped) in zip(rows, texts):
-                out[i] = Continuation(self.tokenizer.decode(new, skip_special_tokens=True), new, stopped)
-        return out
+
+        def show(rows: Int[np.ndarray, "row"]) -> Callable[[Int[np.ndarray, "row"]], None]:
+            assert on_token is not None
+            return growing_texts(self.model, self.tokenizer, rows, on_token)
+
+        found = self.continued(ids, sampling, batch_tokens, use_cache, None if on_token is None else show)
+        return [Continuation(self.tokenizer.decode(new, skip_special_tokens=True), new, stopped) for new, stopped in found]
 
 
 def check_batch_tokens(batch_tokens: Any) -> None:

@@ -37,10 +37,8 @@ from repscope.models.prompts import Encoded, Ragged
 from repscope.models.sites import Site, Tokens
 from repscope.progress import progress
 
-_PROVED = 600  #: tokens up to which fast paths are tried when nobody runs prompts that long
 
-
-class _PaddedReader(RowReader):
+class PaddedReader(RowReader):
     """Reads padded batches; the hidden states of a prefix that ran once precede those of each batch."""
 
     def __init__(self, requested: RequestedRows, sink: Sink, planned: Plan) -> None:
@@ -159,25 +157,6 @@ class TokenNetwork(ProvedNetwork):
             cut += [batch[i : i + 1] for i in np.flatnonzero(~together)]
         return replace(planned, batches=cut, why=f"{planned.why}; one at a time: {why}")
 
-    def fast_paths(self, longest: int | None = None) -> dict[str, str]:
-        """The ways to run this network that are faster than one prompt at a time, each with the reason where it does not hold.
-
-        Proves what is not proved yet, for prompts of up to so many tokens; without a number, for short ones and those beyond every
-        length at which the network changes its behaviour, as far as a proof takes seconds.
-        """
-        near = [s for s in self.proofs.switches if s <= _PROVED]
-        longest = longest or max([16, *(s + 1 for s in near)])
-        found = {"packed prompts": self.unpackable(Ragged.of([np.arange(longest) % self.vocabulary]), [])}
-        found["padded batches"] = self.batched_below(longest)[1]
-        found["shared prefix"] = self.prefix_refused(longest)
-        if not self.generates:
-            return found
-        try:
-            way = self.generation(longest)
-            return found | {"generation in batches": "" if way.batch else f"{way.name}; {way.why}"}
-        except UserError as error:
-            return found | {"generation in batches": str(error)}
-
     def unpackable(self, ids: Ragged, sites: Sequence[Site], family: int = 0) -> str:
         """Why these prompts are not packed for these sites, tested by a pass if necessary; empty if they are."""
         return cannot_pack(self, sites) or self._packing_differs(int(ids.lengths.max()), family)
@@ -213,7 +192,7 @@ class TokenNetwork(ProvedNetwork):
             return
         numbers = np.arange(len(encoded.ids)) if numbers is None else numbers
         requested = RequestedRows(encoded, picked, planned.inverse, self.device)
-        reader = _PaddedReader(requested, sink, planned)
+        reader = PaddedReader(requested, sink, planned)
         reads = [(self.tap(site), partial(reader, site)) for site in sites]
         with unhooked(self.module), tapped(self.taps, reads) as run, progress("Capturing", planned.tokens) as advance:
             cache = None
@@ -250,7 +229,7 @@ class TokenNetwork(ProvedNetwork):
             if site.kind == "module":
                 self.laid_out(site)
         planned = self.separated(plan(encoded.ids, batch_tokens, share=False, pack="gradients are of rows", merge=False))
-        reader = _PaddedReader(RequestedRows(encoded, picked, planned.inverse, self.device), sink, planned)
+        reader = PaddedReader(RequestedRows(encoded, picked, planned.inverse, self.device), sink, planned)
         for batch in planned.batches:
             ids, lengths = padded([encoded.ids[i] for i in batch], self.pad)
             reader.begin(batch, ids.shape[1])

@@ -16,5 +16,4 @@ STUDY = Study(
     verdict=verdict,
     subject=subject,
     positional=("model", "file"),
-    unused=("short", "tiny"),
 )

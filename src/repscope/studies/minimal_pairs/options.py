@@ -11,8 +11,10 @@ from repscope.studies.run.options import ModelOptions, TableOptions
 class MinimalPairsOptions(ModelOptions, TableOptions):
     """Options of `minimal-pairs`."""
 
-    file: Path = Field(
-        ..., description="Pairs: a .jsonl (as BLiMP's), .json, .csv, .tsv or .parquet table, or a folder of such tables."
+    file: Path | None = Field(
+        None,
+        description="Pairs: a .jsonl (as BLiMP's), .json, .csv, .tsv or .parquet table, or a folder of such tables; --tiny brings "
+        "its own.",
     )
     revisions: tuple[str, ...] = Field((), description="Revisions of a hub id, as a series of checkpoints in this order.")
     convention: Literal["lm-eval", "plain", "minicons"] = Field(
@@ -33,7 +35,24 @@ class MinimalPairsOptions(ModelOptions, TableOptions):
             raise ValueError("--revision names one checkpoint and --revisions a series; give one of them")
         return self
 
+    @model_validator(mode="after")
+    def _has_pairs(self) -> "MinimalPairsOptions":
+        if self.tiny:
+            if given := self.given("file", "revisions", "good", "bad", "phenomenon"):
+                raise ValueError(f"--tiny brings its own pairs and model; omit {' and '.join(given)}")
+        elif self.file is None:
+            raise ValueError("no pairs were given; name a file or a folder of them after the model")
+        return self
+
+    def sized(self) -> "MinimalPairsOptions":
+        """With fewer pairs for `short`; with the convention that the tiny model's tokenizer allows for `tiny`."""
+        if self.tiny:
+            return self.with_sizes({"pairs": 6, "convention": "minicons"})
+        return self.with_sizes({"pairs": 20}) if self.short else self
+
     def files(self) -> list[Path]:
         """The pairs: the file, or all files of the folder."""
+        if self.file is None:
+            return []
         home = self.file.expanduser()
         return sorted(p for p in home.iterdir() if p.is_file()) if home.is_dir() else [home]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from repscope.data.minimal_pairs import MinimalPairs, read_pairs
 from repscope.errors import UserError
 from repscope.models.checkpoints import TABLE, CheckpointSet
@@ -44,10 +46,28 @@ def pairs_of(setup: Setup[MinimalPairsOptions]) -> MinimalPairs:
     """The pairs that are scored, read once per run."""
     if "pairs" not in setup.memo:
         o = setup.options
-        read = read_pairs(o.file, good=o.good, bad=o.bad, phenomenon=o.phenomenon, decimal=o.decimal, na=o.na, quote=o.quote)
+        read = (
+            generated(6, o.seed)
+            if o.file is None
+            else read_pairs(o.file, good=o.good, bad=o.bad, phenomenon=o.phenomenon, decimal=o.decimal, na=o.na, quote=o.quote)
+        )
         setup.memo["pairs"] = read.chosen(o.phenomena, o.pairs, o.seed)
     found: MinimalPairs = setup.memo["pairs"]
     return found
+
+
+def generated(count: int, seed: int) -> MinimalPairs:
+    """Pairs of the grammar of `worlds.grammar`, for `--tiny`."""
+    from repscope.worlds.grammar import ENGLISH
+
+    kept: dict[tuple[str, str], str] = {}
+    for name, phenomenon in ENGLISH.phenomena.items():
+        rng = np.random.default_rng([seed, sum(map(ord, name))])
+        for _ in range(count):
+            good, bad = (" ".join(words) for words in phenomenon.pair(rng))
+            kept.setdefault((good, bad), name)
+    goods, bads = zip(*kept)
+    return MinimalPairs("generated", goods, bads, tuple(kept.values()))
 
 
 def series(o: MinimalPairsOptions) -> tuple[Checkpoint, ...]:
