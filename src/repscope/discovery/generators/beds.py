@@ -4,6 +4,7 @@ A bed gives images from 0 to 1 for vectors that are added, one per direction and
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,11 @@ from repscope.models.generators import DiffusionGenerator, LatentGenerator
 
 TIMES = (0.3, 0.5, 0.7)  #: at which a diffusion model is searched, as shares of the noise schedule
 _ROWS = 512
+
+
+def _shifted(values: Float[Tensor, "row value"]) -> Float[Tensor, "row pixel"]:
+    """Values from -1 to 1 as pixels."""
+    return ((values + 1) / 2).clamp(0, 1)
 
 
 class Bed(ABC):
@@ -74,14 +80,15 @@ class LatentBed(Bed):
 
 @dataclass(eq=False)
 class DiffusionBed(Bed):
-    """A diffusion model of images from -1 to 1.
+    """A diffusion model.
 
-    source: images of the search, in the model's values. site: where vectors are added. target: where effects are read. scale: norm;
+    source: images of the search, in the model's values. decode: its values to pixels from 0 to 1. site: where vectors are added. target: where effects are read. scale: norm;
     0 for half the median norm of the source states. steps: of DDIM. held: noises to judge.
     """
 
     generator: DiffusionGenerator
     source: Float[Tensor, "image pixel"]
+    decode: Callable[[Tensor], Tensor] = _shifted
     site: str = "conditioning"
     target: str = "noise"
     held: int = 24
@@ -109,4 +116,4 @@ class DiffusionBed(Bed):
         found = [
             self.generator.sample(some, self.steps, self.site, with_) for some, with_ in zip(noise.split(_ROWS), added.split(_ROWS))
         ]
-        return torch.unflatten((torch.cat(found) + 1) / 2, 0, vectors.shape[:2]).clamp(0, 1)
+        return torch.unflatten(self.decode(torch.cat(found)), 0, vectors.shape[:2])

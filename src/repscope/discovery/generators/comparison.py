@@ -115,8 +115,8 @@ def search(
     n, seeds, steps
         Directions per seed, seeds, and updates of gradient methods.
     published_rate
-        Learning rate of LatentCLR; NoiseCLR's is that times the vectors' root mean square entry. Larger than published, as there are
-        fewer steps.
+        Learning rate of LatentCLR; NoiseCLR's is that times the vectors' root mean square entry. Larger than published, as
+        there are fewer steps.
     labelled
         The directions with labels.
 

@@ -18,6 +18,7 @@ in expectation. Neither loss has a term for the size of an effect.
 """
 
 from functools import partial
+from math import log
 
 import torch
 from jaxtyping import Float
@@ -77,8 +78,8 @@ def _latent_clr(factor: float, sign_blind: bool, seen: Seen) -> Float[Tensor, "d
     same = torch.eye(k, dtype=torch.bool, device=hat.device)
     own = heat.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # (k, n, m)
     itself = torch.eye(n, dtype=torch.bool, device=hat.device)
-    near = own.masked_fill(itself, float("-inf")).logsumexp(2) - _log(n - 1)
-    far = heat.masked_fill(same[:, None, :, None], float("-inf")).flatten(2).logsumexp(2) - _log(n * (k - 1))
+    near = own.masked_fill(itself, float("-inf")).logsumexp(2) - log(n - 1)
+    far = heat.masked_fill(same[:, None, :, None], float("-inf")).flatten(2).logsumexp(2) - log(n * (k - 1))
     return (far - near).mean(1)
 
 
@@ -87,12 +88,8 @@ def _noise_clr(tau: float, seen: Seen) -> Float[Tensor, "direction"]:
     k, n = hat.shape[:2]
     own = torch.einsum("knf,kmf->knm", hat, hat) / tau
     first, second = torch.triu_indices(n, n, 1)
-    near = own[:, first, second].logsumexp(1) - _log(n * (n - 1) // 2)
+    near = own[:, first, second].logsumexp(1) - log(n * (n - 1) // 2)
     here = torch.einsum("knf,lnf->kln", hat, hat) / tau
     itself = torch.eye(k, dtype=torch.bool, device=hat.device)
-    far = here.masked_fill(itself[:, :, None], float("-inf")).flatten(1).logsumexp(1) - _log(n * (k - 1))
+    far = here.masked_fill(itself[:, :, None], float("-inf")).flatten(1).logsumexp(1) - log(n * (k - 1))
     return far - near
-
-
-def _log(count: int) -> float:
-    return float(torch.tensor(float(count)).log())

@@ -3,8 +3,8 @@
 1. Captions: two words per image, drawn from those that are true of it. Each factor has three words: low, middle, high. A word is
    replaced by the empty word with probability 0.2, both of a caption with probability 0.3. Words are vectors in a trained table;
    row 0 is the empty word. As in text-to-image models, networks learn what words mean, and directions are sought without them.
-2. U-Net: residual blocks at 16 × 16, 8 × 8 and 4 × 4 pixels, cross-attention to the words at the two coarser ones, epsilon
-   prediction. Images are shifted to [-1, 1].
+2. U-Net: an image is 8 × 8 patches of 2 × 2 pixels, with values from -1 to 1 (`patches`). Residual blocks at 8 × 8 and 4 × 4,
+   cross-attention to the words in the middle block, epsilon prediction.
 3. Adam, linear decay over the second half, exponential moving average of weights. Resumable as `gan`.
 """
 
@@ -28,6 +28,8 @@ from repscope.worlds.sprites.training_state import average_weights, read_state, 
 LEVELS = ("low", "middle", "high")
 WORDS = ("", *(f"{level} {factor}" for factor in FACTORS for level in LEVELS))  #: the empty word first
 CAPTION = 2  #: words
+_PATCH = 2
+SHAPE = (_PATCH**2, SIDE // _PATCH, SIDE // _PATCH)  #: of an image as the network sees it
 _DROP_WORD, _DROP_ALL = 0.2, 0.3
 
 
@@ -38,14 +40,14 @@ class DiffusionSizes:
     batch, steps, rate, average, keep, seed: as `GanSizes`.
     """
 
-    channels: tuple[int, ...] = (16, 32, 32)
+    channels: tuple[int, ...] = (24, 32)
     words: int = 32
     timesteps: int = 200
     batch: int = 64
-    steps: int = 3000
+    steps: int = 1200
     rate: float = 2e-3
-    average: float = 0.998
-    keep: int = 500
+    average: float = 0.995
+    keep: int = 300
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -66,7 +68,7 @@ class CaptionedUNet(nn.Module):
         self.words = nn.Embedding(len(WORDS), sizes.words)
 
     def forward(self, x: Tensor, t: Tensor, caption: Tensor) -> Tensor:
-        """Predicted noise of images (row, 1, side, side)."""
+        """Predicted noise of images (row, 4, side / 2, side / 2)."""
         noise: Tensor = self.unet(x, t, encoder_hidden_states=self.words(caption)).sample
         return noise
 
@@ -88,6 +90,16 @@ def captions(factors: Float[Tensor, "image factor"], generator: torch.Generator)
     left_out = torch.rand(found.shape, generator=generator) < _DROP_WORD
     left_out |= torch.rand(len(found), 1, generator=generator) < _DROP_ALL
     return found.masked_fill(left_out, 0)
+
+
+def patches(images: Float[Tensor, "image pixel"]) -> Float[Tensor, "image value"]:
+    """Images with pixels from 0 to 1 as the network's input, flat: a channel per pixel of a patch, from -1 to 1."""
+    return functional.pixel_unshuffle(2 * images.reshape(-1, 1, SIDE, SIDE) - 1, _PATCH).flatten(1)
+
+
+def from_patches(values: Float[Tensor, "image value"]) -> Float[Tensor, "image pixel"]:
+    """The inverse of `patches`; pixels are cut to 0 and 1."""
+    return (functional.pixel_shuffle(values.reshape(-1, *SHAPE), _PATCH).flatten(1) / 2 + 0.5).clamp(0, 1)
 
 
 def train_diffusion(sizes: DiffusionSizes, *, saved: Path | None = None) -> TrainedDiffusion:
@@ -120,7 +132,7 @@ def train_diffusion(sizes: DiffusionSizes, *, saved: Path | None = None) -> Trai
         for step in range(first, s.steps):
             draw = torch.Generator().manual_seed(s.seed * 1_000_003 + step)
             factors = drawn_factors(s.batch, draw)
-            x0 = 2 * sprites(factors).reshape(-1, 1, SIDE, SIDE) - 1
+            x0 = patches(sprites(factors)).reshape(-1, *SHAPE)
             noise = torch.randn(x0.shape, generator=draw)
             t = torch.randint(s.timesteps, (s.batch,), generator=draw)
             predicted = network(scheduler.add_noise(x0, noise, t), t, captions(factors, draw))
@@ -152,15 +164,14 @@ def noise_schedule(sizes: DiffusionSizes) -> Any:
 def _unet(sizes: DiffusionSizes) -> Any:
     from diffusers import UNet2DConditionModel
 
-    deeper = len(sizes.channels) - 1
     return UNet2DConditionModel(
-        sample_size=SIDE,
-        in_channels=1,
-        out_channels=1,
+        sample_size=SHAPE[1],
+        in_channels=SHAPE[0],
+        out_channels=SHAPE[0],
         block_out_channels=sizes.channels,
         layers_per_block=1,
-        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * deeper,
-        up_block_types=("CrossAttnUpBlock2D",) * deeper + ("UpBlock2D",),
+        down_block_types=("DownBlock2D",) * len(sizes.channels),
+        up_block_types=("UpBlock2D",) * len(sizes.channels),
         mid_block_type="UNetMidBlock2DCrossAttn",
         cross_attention_dim=sizes.words,
         attention_head_dim=8,

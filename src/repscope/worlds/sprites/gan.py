@@ -39,13 +39,13 @@ class GanSizes:
 
     latent: int = 12
     width: int = 256
-    channels: int = 24
+    channels: int = 16
     batch: int = 64
-    steps: int = 12000
+    steps: int = 4000
     rate: float = 1e-3
     penalty: float = 0.5
     average: float = 0.998
-    keep: int = 2000
+    keep: int = 1000
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ from repscope.worlds.hans.stacked import one_thread
 from repscope.worlds.sprites.drawing import FACTORS, PIXELS, SIDE, drawn_factors, sprites
 
 _BATCH, _RATE, _NOISE, _HELD_OUT = 128, 3e-3, 0.03, 2048
-STEPS = 1500
+STEPS = 1200
 _BINS, _LEAST = 10, 0.01
 _AT_ONCE = 4096
 
@@ -143,7 +143,7 @@ def _forward(w: State, images: Tensor) -> Tensor:
 def _roughened(images: Tensor, generator: torch.Generator) -> Tensor:
     """With noise, and a blur of random strength per image."""
     square = images.reshape(-1, 1, SIDE, SIDE)
-    share = 0.5 * torch.rand(len(square), 1, 1, 1, generator=generator)
+    share = 0.3 * torch.rand(len(square), 1, 1, 1, generator=generator)
     blurred = functional.avg_pool2d(square, 3, 1, 1)
     mixed = ((1 - share) * square + share * blurred).flatten(1)
     return mixed + _NOISE * torch.randn(mixed.shape, generator=generator)
