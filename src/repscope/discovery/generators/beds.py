@@ -82,8 +82,9 @@ class LatentBed(Bed):
 class DiffusionBed(Bed):
     """A diffusion model.
 
-    source: images of the search, in the model's values. decode: its values to pixels from 0 to 1. site: where vectors are added. target: where effects are read. scale: norm;
-    0 for half the median norm of the source states. steps: of DDIM. held: noises to judge.
+    source: images of the search, in the model's values. decode: its values to pixels from 0 to 1. site: where vectors are added.
+    target: where effects are read. scale: norm; 0 for half the median norm of the source states. steps: of
+    DDIM. held: noises to judge.
     """
 
     generator: DiffusionGenerator

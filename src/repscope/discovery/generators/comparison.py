@@ -94,6 +94,23 @@ class Found:
     function: LatentDirections | None = None
 
 
+def need_methods(found: Sequence[str], *, gan: bool, labels: bool) -> None:
+    """Check names of methods for a kind of generator. labels: whether it has directions with labels.
+
+    Raises
+    ------
+    UserError
+        For an unknown method, or one that this generator does not have.
+    """
+    for name in found:
+        if name not in METHODS:
+            raise unknown("method", name, METHODS)
+        if name in (DIFFUSION_ONLY if gan else GAN_ONLY):
+            raise UserError(f"{name} does not run on {'a GAN' if gan else 'a diffusion model'}; leave it out of --methods.")
+        if name == LABELLED and not labels:
+            raise UserError(f"{name} needs a latent or words, which h has not; leave it out of --methods.")
+
+
 def search(
     bed: Bed,
     name: str,
@@ -125,12 +142,8 @@ def search(
     UserError
         For an unknown method, one that does not fit the generator, or n above the width for orthogonal solvers.
     """
-    if name not in METHODS:
-        raise unknown("method", name, METHODS)
-    method, latent = METHODS[name], isinstance(bed, LatentBed)
-    if name in (DIFFUSION_ONLY if latent else GAN_ONLY):
-        raise UserError(f"{name} does not run on {'a GAN' if latent else 'a diffusion model'}; leave it out of --methods.")
-    seeds = tuple(seeds)
+    need_methods([name], gan=isinstance(bed, LatentBed), labels=True)
+    method, seeds = METHODS[name], tuple(seeds)
     if name == LABELLED:
         if labelled is None:
             raise UserError("The directions with labels need labels; pass labelled=….")

@@ -21,9 +21,10 @@ from repscope.directions import Direction, DirectionSet
 from repscope.discovery import metrics as discovery_metrics
 from repscope.discovery.generators.comparison import DOSES, IMAGE_METRICS, METHODS, RANDOM_DIRECTIONS, judged, search
 from repscope.discovery.generators.latent_directions import LatentDirections
+from repscope.discovery.generators.sprite_material import SpriteMaterial
 from repscope.results import Result, Row
 from repscope.studies.discover import image_names as names
-from repscope.studies.discover.image_task import ImageTask, Material
+from repscope.studies.discover.image_task import ImageTask
 from repscope.studies.discover.options import DiscoverOptions
 from repscope.studies.run.study import Context, Cost, Setup, Step, Subject
 from repscope.worlds.sprites import FACTORS, agreement, coverage, drawn_factors, explained, sprites
@@ -65,11 +66,11 @@ class _Shared:
 
     def __init__(self, task: ImageTask) -> None:
         self._task = task
-        self._held: Material | None = None
+        self._held: SpriteMaterial | None = None
 
-    def __call__(self, context: Context) -> Material:
+    def __call__(self, context: Context) -> SpriteMaterial:
         if self._held is None:
-            self._held = Material(self._task, context.inputs[GENERATOR].arrays)
+            self._held = SpriteMaterial(self._task.setting, context.inputs[GENERATOR].arrays)
         return self._held
 
 
@@ -98,11 +99,11 @@ def _search_cost(task: ImageTask, name: str) -> Callable[[], Cost]:
 def _generator(task: ImageTask, shared: _Shared, context: Context) -> Result:
     """Train or read, and measure whether images are sprites whose factors can be read."""
     o = task.options
-    arrays = task.trained(context.partial if o.tiny else None)
-    material = Material(task, arrays)
+    arrays = task.setting.trained(context.partial if o.tiny else None)
+    material = SpriteMaterial(task.setting, arrays)
     judge = material.judge
     count = 64 if o.tiny else _IMAGES
-    images = material.samples(count, 1000 + o.seed)
+    images = material.drawn(count, 1000 + o.seed)
     real = sprites(drawn_factors(count, torch.Generator().manual_seed(2000 + o.seed)))
     factors = judge.read(images).numpy()
     where: dict[str, Any] = {"seed": o.seed}
