@@ -68,6 +68,8 @@ REWIRED = "rewired, degrees kept"
 IDENTITY_DECODER = "identity decoder"
 RANDOM_WEIGHTS = "random weights"
 FEWER_TOKENS = "sentence with fewer tokens"
+PERMUTED_PIXELS = "permuted pixels"
+REAL_IMAGES = "images of the data"
 SHARED_LABELS = "random labels, shared"
 OWN_LABELS = "random labels, own"
 ORTHOGONAL = "orthogonal inputs"
@@ -189,6 +191,8 @@ CONDITIONS: dict[str, Condition] = {
         Condition("L2", "Directions that maximise the L2 norm of their effect.", "baseline", "vermillion"),
         Condition("supervised", "Directions fitted with labels.", "baseline", "vermillion"),
         Condition("oracle", "The planted directions, or directions optimised for what is measured.", "bound", "black"),
+        Condition(REAL_IMAGES, "The images that the generator was trained on, in place of its own.", "bound", "black"),
+        Condition(PERMUTED_PIXELS, "These images with their pixels permuted, in the same way for all.", "control", "grey"),
         Condition("planted", "The network in which the behaviour was planted, without a direction.", "baseline", "green"),
         # minimal-pairs
         Condition(FEWER_TOKENS, "The sentence of each pair that has fewer tokens; ties count half.", "baseline", "black"),

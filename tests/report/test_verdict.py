@@ -195,6 +195,39 @@ def test_discover(rows, reply, words):
     assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
 
 
+def discover_images(alone=None, published=None, overlap=0.0, explained=0.9, half=0.01):
+    """Gains in selectivity of contrastive objectives over random directions, and in overlap beside a magnitude over L2."""
+    rows = [row(explained, metric="sprites explained", item="generator"), row(0.4, metric="selectivity", item="L2")]
+    for name, gain in (("contrastive", alone), ("LatentCLR", published)):
+        if gain is not None:
+            at = {"definition": "selectivity", "item": f"{name}: selectivity", "condition": over(RANDOM)}
+            rows.append(row(gain, half, metric="gain", **at))
+    at = {"definition": "overlap", "item": "L2 + contrastive: overlap", "condition": over("L2")}
+    return [*rows, row(overlap, half, metric="gain", **at)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "reply", "words"),
+    [
+        (discover_images(0.0, 0.0, overlap=-0.3), "Yes", "As on language models, a contrastive objective alone finds no more"),
+        (discover_images(-0.2, 0.0, overlap=-0.3), "Yes", "separates"),
+        (discover_images(0.2, 0.0, overlap=-0.3), "Partly", "alone finds more"),
+        (discover_images(0.0, 0.2, overlap=-0.3), "Partly", "alone finds more"),
+        (discover_images(0.0, 0.0, overlap=0.3), "Partly", "does not separate"),
+        (discover_images(0.2, 0.2, overlap=0.3), "No", "Unlike on language models"),
+        (discover_images(0.03, 0.03, overlap=-0.3), "Partly", "is open"),
+        (discover_images(0.03, 0.03), "Cannot tell", "open"),
+        (discover_images(0.2, 0.2), "Cannot tell", "leave open"),
+        (discover_images(0.2, 0.2, overlap=-0.3, explained=0.5), "Cannot tell", "train it longer"),
+        (discover_images(overlap=-0.3), "Partly", "is open"),
+        (discover_images(0.2, half=float("nan")), "Cannot tell", "open"),
+    ],
+)
+def test_discover_on_images(rows, reply, words):
+    verdict = within_limit(study("discover").verdict(table_of(rows)))
+    assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
+
+
 def contrast(gain, prompting=None):
     at = {"site": CHOSEN, "split": "halves", "metric": "gain"}
     more = [row(prompting, condition=over("prompting"), **at)] if prompting is not None else []

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from repscope.conditions import ESTIMATE, RANDOM
 from repscope.discovery import Objective, contrastive, l2, magnitude, soft_orthogonal
+from repscope.discovery.generators.comparison import IMAGE_METRICS
 
 
 @dataclass(frozen=True)
@@ -65,3 +66,4 @@ BENCH_METRICS = {
     "stability": "mean |cos| with directions of another seed of the method, matched one to one",
     "cost": "forward equivalents: one vector through one state, forward or backward",
 }
+BENCH_METRICS |= {metric: says for metric, says in IMAGE_METRICS.items() if metric not in BENCH_METRICS}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from repscope.bench import discovery
+from repscope.bench import discovery, generators
 from repscope.bench.methods import BENCH_METRICS
 from repscope.conditions import ESTIMATE, RANDOM
 from repscope.report.charts import layers
@@ -98,7 +98,8 @@ def answer(record: Record[BenchOptions]) -> Answer:
 
 def _violations(record: Record[BenchOptions]) -> list[str]:
     """Violations of the benchmark's own controls."""
-    return discovery.violations(record.results["bench"])
+    found = record.results["bench"]
+    return [*discovery.violations(found), *generators.violations(found)]
 
 
 def _verdict(record: Record[BenchOptions]) -> str:

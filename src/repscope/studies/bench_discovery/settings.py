@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from repscope.bench import discovery, trigger
+from repscope.bench import discovery, generators, trigger
 from repscope.results import Result
 from repscope.studies.bench_discovery.options import BenchOptions
 from repscope.worlds.planted import functions, transformer
@@ -44,6 +44,17 @@ def _lm(o: BenchOptions, load: "Callable[[], LanguageModel]") -> Result:
     return trigger.trigger_benchmark(load(), o.seeds or 0, seed=o.seed, n=o.n or 0, **few)
 
 
+def _gan(o: BenchOptions, load: "Callable[[], LanguageModel]") -> Result:
+    return generators.generator_benchmark("gan", o.seeds or 0, seed=o.seed, n=o.n or 0, steps=2 if o.tiny else None, tiny=o.tiny)
+
+
+def _ddpm(o: BenchOptions, load: "Callable[[], LanguageModel]") -> Result:
+    return generators.generator_benchmark(
+        "diffusion", o.seeds or 0, seed=o.seed, n=o.n or 0, steps=2 if o.tiny else None, tiny=o.tiny
+    )
+
+
+_IMAGES = ("distinct factors", "selectivity", "factor change", "monotonicity", "overlap", "stability", "sprites explained", "cost")
 _PLANTED = ("recovered", "mmcs", "false", "reached", "overlap", "consistency", "stability", "cost")
 _LATER = ("size per spread", "rank", "half dose")
 SETTINGS: dict[str, Setting] = {
@@ -74,5 +85,23 @@ SETTINGS: dict[str, Setting] = {
         (),
         ("elicits", "gain", "best gain", "kl", "overlap", "consistency", "stability", "cost", *_LATER),
         (("elicits", "share of directions that elicit the sentence"), ("best gain", "largest gain, nats per token")),
+    ),
+    "gan": Setting(
+        "A GAN draws sprites of six known factors. Directions are sought in its latent and judged by the factors they change.",
+        _gan,
+        5,
+        generators.SOUGHT,
+        (),
+        (*_IMAGES, "effective rank", "consistency", "image change"),
+        (("selectivity", "selectivity for one factor"), ("distinct factors", "factors found alone")),
+    ),
+    "ddpm": Setting(
+        "A diffusion model draws sprites of six known factors. Directions are sought in the vectors of the words it attends to.",
+        _ddpm,
+        3,
+        8,
+        (),
+        (*_IMAGES, "effective rank", "consistency", "image change"),
+        (("selectivity", "selectivity for one factor"), ("distinct factors", "factors found alone")),
     ),
 }

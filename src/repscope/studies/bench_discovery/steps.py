@@ -8,7 +8,13 @@ from repscope.studies.bench_discovery.options import BenchOptions
 from repscope.studies.bench_discovery.settings import SETTINGS
 from repscope.studies.run.study import Context, Cost, Setup, Step, Subject
 
-_FLOPS = {"planted-mlp": 4e10, "planted-transformer": 4e11, "lm": 3e14}  #: of a network and its methods, about; measured
+_FLOPS = {
+    "planted-mlp": 4e10,
+    "planted-transformer": 4e11,
+    "lm": 3e14,
+    "gan": 1e12,
+    "ddpm": 1e13,
+}  #: of a network and its methods, about; measured
 
 
 def subject(setup: Setup[BenchOptions]) -> Subject:

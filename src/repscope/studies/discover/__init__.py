@@ -2,7 +2,7 @@
 
 from repscope.studies.discover.options import DiscoverOptions
 from repscope.studies.discover.page import answer, page
-from repscope.studies.discover.steps import steps
+from repscope.studies.discover.steps import steps, subject
 from repscope.studies.discover.verdict import verdict
 from repscope.studies.run.study import Study
 
@@ -14,4 +14,5 @@ STUDY = Study(
     page=page,
     answer=answer,
     verdict=verdict,
+    subject=subject,
 )

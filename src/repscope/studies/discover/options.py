@@ -1,7 +1,7 @@
 """Options of the `discover` study."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -9,11 +9,52 @@ from repscope.discovery.comparison import RANDOM_METHOD
 from repscope.studies.run.options import ModelOptions, TableOptions
 
 MOST_PROMPTS = 3  #: for discovery, and as many held out, of the short form
+_OF_LANGUAGE = ("model", "revision", "device", "dtype", "batch_tokens", "decimal", "na", "quote")
+_OF_LANGUAGE += ("prompts", "plain", "source", "target", "tokens", "damage", "new_tokens")
+_OF_IMAGES = ("site", "samples", "images")
+IMAGE_METHODS = {
+    "gan": (
+        RANDOM_METHOD,
+        "L2",
+        "L2 + contrastive",
+        "contrastive",
+        "L2 + soft-orthogonal",
+        "LatentCLR",
+        "LatentCLR, linear",
+        "LatentCLR, MLP",
+        "Jacobian",
+        "DCT",
+        "GANSpace",
+        "SeFa",
+        "factor regression",
+    ),
+    "diffusion": (
+        RANDOM_METHOD,
+        "L2",
+        "L2 + contrastive",
+        "contrastive",
+        "L2 + soft-orthogonal",
+        "NoiseCLR",
+        "Jacobian",
+        "factor regression",
+    ),
+}
 
 
 class DiscoverOptions(ModelOptions, TableOptions):
-    """Options of the `discover` study."""
+    """Options of the `discover` study.
 
+    A run is about a language model; `subject` puts an image generator of sprites in its place, which it trains once.
+    """
+
+    subject: Literal["language", "gan", "diffusion"] = Field(
+        "language", description="What is searched: a language model, or a GAN or a diffusion model of sprites with known factors."
+    )
+    site: Literal["conditioning", "h"] = Field(
+        "conditioning", description="With --subject diffusion: where vectors are added, the words or the bottleneck (h-space)."
+    )
+    samples: int = Field(16, ge=2, description="With an image generator: samples that directions are found on.")
+    images: int = Field(64, ge=4, description="With an image generator: held-out images that directions are judged on.")
     prompts: str | None = Field(None, description="A file of prompts: .txt with one per line, or a table with the column text.")
     plain: bool = Field(False, description="Use prompts as they are, without the chat template.")
     source: int | None = Field(
@@ -61,8 +102,24 @@ class DiscoverOptions(ModelOptions, TableOptions):
             raise ValueError("--damage calibrates the scale and --scale sets it; give only one of them")
         return self
 
+    @model_validator(mode="after")
+    def _options_that_fit(self) -> "DiscoverOptions":
+        if self.subject == "language" and (given := self.given(*_OF_IMAGES)):
+            raise ValueError(
+                f"{' and '.join(given)} belong to an image generator; give --subject gan or diffusion too, or omit them"
+            )
+        if self.subject != "language" and (given := self.given(*_OF_LANGUAGE)):
+            raise ValueError(
+                f"{' and '.join(given)} belong to a language model, which --subject {self.subject} replaces; omit them"
+            )
+        if self.subject == "gan" and self.given("site"):
+            raise ValueError("--site belongs to --subject diffusion; directions of a GAN are added to its latent")
+        return self
+
     def sized(self) -> "DiscoverOptions":
-        """With the smaller numbers of `tiny` and `short`."""
+        """With the smaller numbers of `tiny` and `short`, and those of image generators."""
+        if self.subject != "language":
+            return self._sized_for_images()
         small: dict[str, Any] = {}
         if self.tiny:
             small = {"vectors": 4, "steps": 3, "seeds": 2, "new_tokens": 3, "tokens": "last 3", "plain": True}
@@ -72,6 +129,28 @@ class DiscoverOptions(ModelOptions, TableOptions):
             small["methods"] = (RANDOM_METHOD, "L2", "L2 + contrastive", "Jacobian")
         return self.with_sizes(small)
 
+    def key(self) -> dict[str, Any]:
+        """As `StudyOptions`; runs on language models are named without the options of image generators."""
+        found = super().key()
+        return found if self.subject != "language" else {k: v for k, v in found.items() if k not in ("subject", *_OF_IMAGES)}
+
     def files(self) -> list[Path]:
         """The user's own prompts."""
         return [Path(self.prompts)] if self.prompts else []
+
+    def _sized_for_images(self) -> "DiscoverOptions":
+        gan = self.subject == "gan"
+        small: dict[str, Any] = {"methods": IMAGE_METHODS[self.subject], "seeds": 5, "model": f"sprites-{self.subject}"}
+        small |= {"steps": 200, "vectors": 12} if gan else {"steps": 60, "vectors": 10, "samples": 6, "images": 24}
+        if self.tiny:
+            methods = (
+                RANDOM_METHOD,
+                "L2",
+                "contrastive",
+                "L2 + contrastive",
+                *(("LatentCLR, MLP", "SeFa") if gan else ("NoiseCLR",)),
+            )
+            small |= {"vectors": 3, "steps": 2, "seeds": 2, "samples": 3, "images": 4, "methods": (*methods, "factor regression")}
+        elif self.short:
+            small |= {"vectors": 8, "steps": 60} if gan else {"vectors": 6, "steps": 15, "seeds": 3, "samples": 3, "images": 12}
+        return self.with_sizes(small)

@@ -11,6 +11,7 @@ from repscope.discovery.comparison import DISCOVERY_METRICS, RANDOM_METHOD
 from repscope.report.charts import grids
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.report.text import format_estimate, format_gain
+from repscope.studies.discover.image_page import image_answer, image_page
 from repscope.studies.discover.options import DiscoverOptions
 from repscope.studies.run.study import Answer, Record
 
@@ -37,7 +38,9 @@ _WORDING = {
 
 
 def page(record: Record[DiscoverOptions]) -> Page:
-    """The page."""
+    """The page; of an image generator, `image_page`."""
+    if record.options.subject != "language":
+        return image_page(record)
     source = str(record.results["scale"].table["site"].iloc[0])
     return Page(
         title="Unsupervised directions",
@@ -56,6 +59,8 @@ def _prompts(given: str | None) -> str:
 
 def answer(record: Record[DiscoverOptions]) -> Answer:
     """The main numbers, one line each, and where the directions are."""
+    if record.options.subject != "language":
+        return image_answer(record)
     files = sorted(record.artifacts.glob("*.safetensors"))
     return Answer([*record.warnings, *_sentences(record), *([f"Directions: {files[0].parent}"] if files else [])])
 

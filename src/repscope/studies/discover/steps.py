@@ -29,8 +29,9 @@ from repscope.models.prompts import Prompt
 from repscope.results import Result, Row
 from repscope.steer.effects import in_turn, texts
 from repscope.steer.from_texts import fit
+from repscope.studies.discover.image_steps import image_steps, image_subject
 from repscope.studies.discover.options import MOST_PROMPTS, DiscoverOptions
-from repscope.studies.run.study import Context, Cost, Setup, Step
+from repscope.studies.run.study import Context, Cost, Setup, Step, Subject
 
 _COMPARED = "L2"  #: the baseline of the other methods
 _LABELLED = ("sentiment", "formality", "language", "honesty")  #: contrasts of the supervised directions
@@ -40,20 +41,22 @@ _CALIBRATED, _DRAWS, _ITERATIONS = 2, 6, 3  #: prompts, random vectors and power
 
 
 def steps(setup: Setup[DiscoverOptions]) -> list[Step]:
-    """Scale; one step per method and seed; clusters; summary."""
+    """Scale; one step per method and seed; clusters; summary. Of an image generator, those of `image_steps`."""
     o = setup.options
+    if o.subject != "language":
+        return image_steps(setup)
     names = list(dict.fromkeys(o.methods))
     for name in names:
         if name not in DISCOVERY_METHODS:
             raise unknown("method", name, DISCOVERY_METHODS)
-    subject = _subject(setup, o)
+    between = _subject(setup, o)
     for some in _prompts(setup, o):
-        subject.encoded(some)  # raises for an invalid choice of tokens
+        between.encoded(some)  # raises for an invalid choice of tokens
     if any(DISCOVERY_METHODS[n].solver in ("jacobian", "dct", "sequential") for n in names) and o.vectors > (
         _width(setup) or o.vectors
     ):
         raise UserError(
-            f"{subject.site} has {_width(setup)} features, fewer than the {o.vectors} directions of --vectors; ask for fewer."
+            f"{between.site} has {_width(setup)} features, fewer than the {o.vectors} directions of --vectors; ask for fewer."
         )
     unaffected = ("methods", "seeds")  # further seeds and methods do not change existing cells
     bed = _Bed(setup)
@@ -68,6 +71,11 @@ def steps(setup: Setup[DiscoverOptions]) -> list[Step]:
     steps.append(Step("clusters", _clusters(setup, bed, names), _cost(setup, 2), 2 if o.short else 1, needs=("scale", *first)))
     steps.append(Step("summary", _summary(setup, names, o.seeds), lambda: Cost(fit_flops=1e9), needs=tuple(cells.values())))
     return steps
+
+
+def subject(setup: Setup[DiscoverOptions]) -> Subject | None:
+    """The image generator that the study trains; None of a language model."""
+    return None if setup.options.subject == "language" else image_subject(setup)
 
 
 def _width(setup: Setup[Any]) -> int:

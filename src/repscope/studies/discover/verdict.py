@@ -8,10 +8,13 @@ import pandas as pd
 from repscope.discovery.comparison import RANDOM_METHOD
 from repscope.report.verdict import Verdict, count, joined, side
 from repscope.results import select
+from repscope.studies.discover.image_verdict import image_verdict, of_images
 
 
 def verdict(table: pd.DataFrame) -> Verdict:
-    """One verdict per method, and one over all, with what the contrastive objective adds to L2."""
+    """One verdict per method, and one over all, and what a contrastive term adds to L2; of an image generator, `image_verdict`."""
+    if of_images(table):
+        return image_verdict(table)
     rows = {str(r["item"]): r for r in select(table, metric="kl").to_dict("records")}  # the means over seeds come after the seeds
     chance = rows.pop(RANDOM_METHOD, None)
     parts = {item: _method(row, chance) for item, row in rows.items()}

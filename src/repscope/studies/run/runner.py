@@ -71,10 +71,15 @@ class Run(Generic[AnyOptions]):
         return load(o.model, **how) if o.model else load(**how)
 
     @cached_property
+    def _own_subject(self) -> Subject | None:
+        """What the study trains or combines; None where it is about `options.model`."""
+        return None if self.study.subject is None else self.study.subject(self.setup)
+
+    @cached_property
     def subject(self) -> Subject:
         """What the numbers are about."""
-        if self.study.subject is not None:
-            return self.study.subject(self.setup)
+        if self._own_subject is not None:
+            return self._own_subject
         o: Any = self.options
         lm = self.setup.network
         source = lm.source
@@ -87,7 +92,7 @@ class Run(Generic[AnyOptions]):
     @cached_property
     def verification(self) -> "Verification | None":
         """The engine's checks of the network, made now or kept from an earlier run; None for a study without a single network."""
-        if not self.study.verified or self.study.subject is not None:
+        if not self.study.verified or self._own_subject is not None:
             return None
         from repscope.studies.run.verification import cached_verification
 
@@ -97,9 +102,9 @@ class Run(Generic[AnyOptions]):
     def run_folder(self) -> RunFolder:
         """Where this run is: `<study>-<model>-<hash of options>`."""
         key = self.options.key()
-        if self.study.subject is not None:
-            name = self.subject.name
-            key |= self.subject.key
+        if self._own_subject is not None:
+            name = self._own_subject.name
+            key |= self._own_subject.key
         else:
             name = self._model_name(self.options)
             key |= {} if self.lm is None else {"model": self.lm.fingerprint}

@@ -150,10 +150,11 @@ class Study(Generic[AnyOptions]):
 
     name: on the command line. question: one sentence. options: their class. steps: from the setup. page, answer: from the record.
     verdict: from the table of a run that is not tiny; its rules' thresholds are in `report/verdicts.toml`.
-    subject: for studies that train or combine networks; the others load `options.model`. verified: whether the engine is checked
-    on the network and the checks join the run. positional: options that the command line takes without their name, which its
-    help calls `usage`. unused: shared options that mean nothing here, which it does not take. least_minutes: that its short form
-    takes on any machine; with less left, the tour makes no forecast, for which some studies read a corpus.
+    subject: for studies that train or combine networks (None where these options do not); the others load `options.model`.
+    verified: whether the engine is checked on the network and the checks join the run. positional: options that the command line
+    takes without their name, which its help calls `usage`. unused: shared options that mean nothing here, which it does not take.
+    least_minutes: that its short form takes on any machine; with less left, the tour makes no forecast, for which some studies
+    read a corpus.
     """
 
     name: str
@@ -163,7 +164,7 @@ class Study(Generic[AnyOptions]):
     page: Callable[[Record[AnyOptions]], Page]
     answer: Callable[[Record[AnyOptions]], Answer]
     verdict: Callable[[Any], Verdict] | None = None
-    subject: Callable[[Setup[AnyOptions]], Subject] | None = None
+    subject: Callable[[Setup[AnyOptions]], Subject | None] | None = None
     verified: bool = True
     positional: tuple[str, ...] = ()
     usage: str = ""

@@ -1,0 +1,91 @@
+"""All directions of all seeds in one batch against one direction at a time, on a GAN and a diffusion model of sprites.
+
+    python benchmarks/image_directions.py [--write]
+
+Both ways run the same searches (L2, whose directions do not depend on each other, so that one at a time is possible) from the same
+random vectors with the same number of steps, and must end at the same directions. Seconds of the search alone, on one thread; the
+fastest of three. The generators are those of `repscope study discover --subject gan|diffusion`, from the cache.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from repscope.discovery import SolverOptions, l2
+from repscope.discovery.generators.sprite_material import SpriteMaterial, SpriteSetting
+from repscope.discovery.solvers import SOLVERS, SolverTask
+from repscope.discovery.stacked_seeds import StackedTask, discover_seeds
+
+TABLE = Path(__file__).with_name("RESULTS-image-directions.md")
+DIRECTIONS, SEEDS = 12, (0, 1, 2, 3, 4)
+STEPS = {"gan": 20, "diffusion": 1}
+SAMPLES = {"gan": 16, "diffusion": 2}
+REPEATS = {"gan": 3, "diffusion": 2}
+
+
+class One(SolverTask):
+    """A task of one direction with a given start."""
+
+    def drawn(self, count: int | None = None) -> torch.Tensor:
+        """The start."""
+        return self.options.weight
+
+
+def together(bed, steps: int) -> np.ndarray:
+    found = discover_seeds(bed.subject, bed.context, l2(), DIRECTIONS, SEEDS, scale=bed.scale, steps=steps)
+    return np.concatenate([one.vectors for one in found])
+
+
+def one_at_a_time(bed, steps: int) -> np.ndarray:
+    count = DIRECTIONS * len(SEEDS)
+    starts = StackedTask(bed.subject, bed.context, l2(), count, bed.scale, steps, 0, SolverOptions(), SEEDS).drawn()
+    found = []
+    with torch.no_grad():
+        for start in starts:
+            task = One(bed.subject, bed.context, l2(), 1, bed.scale, steps, 0, SolverOptions(weight=start[None].clone()))
+            found.append(SOLVERS["sphere"].run(task).vectors.numpy())
+    return np.concatenate(found)
+
+
+def seconds(run: Callable[[], np.ndarray], repeats: int) -> tuple[float, np.ndarray]:
+    best, found = float("inf"), np.zeros(0)
+    for _ in range(repeats):
+        began = time.perf_counter()
+        found = run()
+        best = min(best, time.perf_counter() - began)
+    return best, found
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    lines = []
+    for kind, steps in STEPS.items():
+        setting = SpriteSetting(kind, samples=SAMPLES[kind], images=4)  # type: ignore[arg-type]
+        bed = SpriteMaterial(setting, setting.trained()).bed
+        together(bed, 1)  # first passes set up kernels
+        fast, ours = seconds(partial(together, bed, steps), REPEATS[kind])
+        slow, theirs = seconds(partial(one_at_a_time, bed, steps), REPEATS[kind])
+        cos = float((ours * theirs).sum(1).min())
+        rows = bed.context.prompts
+        lines.append(f"| {kind} | {rows} | {slow:.2f} | {fast:.2f} | {slow / fast:.1f} × | {cos:.6f} |")
+        print(lines[-1], flush=True)
+    head = [
+        "# Directions of image generators: one batch against one direction at a time",
+        "",
+        f"{DIRECTIONS} directions × {len(SEEDS)} seeds, L2, the same start and steps; one thread.",
+        "Written by `benchmarks/image_directions.py --write`.",
+        "",
+        "| generator | samples | one at a time (s) | one batch (s) | ratio | smallest cosine between both ways |",
+        "|---|---|---|---|---|---|",
+    ]
+    if "--write" in sys.argv:
+        TABLE.write_text("\n".join([*head, *lines]) + "\n")
+
+
+if __name__ == "__main__":
+    main()

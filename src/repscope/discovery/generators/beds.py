@@ -1,0 +1,120 @@
+"""Test beds: generators with the samples that directions are found on, other samples that they are judged on, and one scale.
+
+A bed gives images from 0 to 1 for vectors that are added, one per direction and sample, which covers directions that depend on z.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from repscope.discovery.generators.subjects import DiffusionSubject, NoisyImages, latent_subject, noisy_images
+from repscope.discovery.subject import Context, Subject
+from repscope.models.generators import DiffusionGenerator, LatentGenerator
+
+TIMES = (0.3, 0.5, 0.7)  #: at which a diffusion model is searched, as shares of the noise schedule
+_ROWS = 512
+
+
+def _shifted(values: Float[Tensor, "row value"]) -> Float[Tensor, "row pixel"]:
+    """Values from -1 to 1 as pixels."""
+    return ((values + 1) / 2).clamp(0, 1)
+
+
+class Bed(ABC):
+    """What is searched and judged.
+
+    subject, context: for the search. scale: norm of every vector. held: number of images to judge.
+    """
+
+    subject: Subject
+    context: Context
+    scale: float
+    held: int
+
+    @abstractmethod
+    def images(self, vectors: Float[Tensor, "direction image width"]) -> Float[Tensor, "direction image pixel"]:
+        """The held-out images with these vectors added."""
+
+    def dosed(
+        self, unit: Float[Tensor, "direction image width"], doses: tuple[float, ...]
+    ) -> Float[Tensor, "dose direction image pixel"]:
+        """The held-out images with multiples of unit vectors at the scale. The dose 0 is computed once for all directions."""
+        count = len(unit)
+        plain = self.images(torch.zeros_like(unit[:1])).expand(count, -1, -1)
+        return torch.stack([plain if dose == 0 else self.images(dose * self.scale * unit) for dose in doses])
+
+    def every(self, unit: Float[np.ndarray, "direction width"]) -> Float[Tensor, "direction image width"]:
+        """The same vector for every image."""
+        return torch.from_numpy(np.ascontiguousarray(unit, dtype=np.float32))[:, None].expand(-1, self.held, -1)
+
+
+@dataclass(eq=False)
+class LatentBed(Bed):
+    """A generator with a latent. samples: latents of the search. held: latents to judge. scale: 0 for half the median norm of z."""
+
+    generator: LatentGenerator
+    samples: int = 16
+    held: int = 64
+    scale: float = 0.0
+    seed: int = 0
+    subject: Subject = field(init=False)
+    context: Context = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.subject = latent_subject(self.generator)
+        self.context = self.subject.context(self.generator.latents(self.samples, 2 * self.seed + 1))
+        self.z = self.generator.latents(self.held, 2 * self.seed + 2)
+        self.scale = self.scale or self.context.norm / 2
+
+    @torch.no_grad()
+    def images(self, vectors: Float[Tensor, "direction image width"]) -> Float[Tensor, "direction image pixel"]:
+        """As `Bed`."""
+        found = [self.generator.images(some) for some in (self.z + vectors).flatten(0, 1).split(_ROWS * 8)]
+        return torch.unflatten(torch.cat(found), 0, vectors.shape[:2]).clamp(0, 1)
+
+
+@dataclass(eq=False)
+class DiffusionBed(Bed):
+    """A diffusion model.
+
+    source: images of the search, in the model's values. decode: its values to pixels from 0 to 1. site: where vectors are added.
+    target: where effects are read. scale: norm; 0 for half the median norm of the source states. steps: of
+    DDIM. held: noises to judge.
+    """
+
+    generator: DiffusionGenerator
+    source: Float[Tensor, "image pixel"]
+    decode: Callable[[Tensor], Tensor] = _shifted
+    site: str = "conditioning"
+    target: str = "noise"
+    held: int = 24
+    steps: int = 10
+    scale: float = 0.0
+    seed: int = 0
+    subject: Subject = field(init=False)
+    context: Context = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.subject = DiffusionSubject(self.generator, self.site, self.target)
+        self.context = self.subject.context(self.noisy)
+        self.scale = self.scale or self.context.norm / 2
+        self.start = self.generator.noise(self.held, 2 * self.seed + 2)
+
+    @property
+    def noisy(self) -> NoisyImages:
+        """Noisy images of the search: every image at every time."""
+        return noisy_images(self.generator, self.source, TIMES, 2 * self.seed + 1)
+
+    def images(self, vectors: Float[Tensor, "direction image width"]) -> Float[Tensor, "direction image pixel"]:
+        """As `Bed`."""
+        noise = self.start.expand(len(vectors), -1, -1).flatten(0, 1)
+        added = vectors.flatten(0, 1)
+        found = [
+            self.generator.sample(some, self.steps, self.site, with_) for some, with_ in zip(noise.split(_ROWS), added.split(_ROWS))
+        ]
+        return torch.unflatten(self.decode(torch.cat(found)), 0, vectors.shape[:2])

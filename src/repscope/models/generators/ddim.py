@@ -1,0 +1,69 @@
+"""DDIM: one step between two noise levels, and the noise levels of a number of steps (Song, Meng & Ermon 2021).
+
+    x_s = sqrt(abar_s) P(eps~) + sqrt(1 - abar_s) eps,     P(eps~) = (x_t - sqrt(1 - abar_t) eps~) / sqrt(abar_t)
+
+Sampling goes from larger t to smaller ones, inversion the other way with the noise predicted at the level that is left. With
+eps~ = eps this is DDIM; Asyrp (Kwon, Jeong & Uh 2023) edits eps~ alone. Predicted images are never clipped: clipping makes the
+round trip of sampling and inversion diverge.
+"""
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from repscope.errors import UserError
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+def noise_levels(scheduler: Any) -> Float[Tensor, "time"]:
+    """abar_t of a scheduler's training.
+
+    Raises
+    ------
+    UserError
+        If the scheduler has none, as those of flow matching: DDIM cannot be inverted there.
+    """
+    name = type(scheduler).__name__
+    levels = getattr(scheduler, "alphas_cumprod", None)
+    prediction = getattr(getattr(scheduler, "config", None), "prediction_type", None)
+    if not isinstance(levels, Tensor) or prediction not in PREDICTIONS:
+        raise UserError(f"The scheduler {name} has no DDIM inversion; open a pipeline with a DDPMScheduler or a DDIMScheduler.")
+    return levels.float()
+
+
+def descending(levels: Float[Tensor, "time"], steps: int) -> list[tuple[int, int]]:
+    """Pairs (t, next smaller t) of equally spaced steps, from noise to image; -1 is the image (abar = 1).
+
+    Raises
+    ------
+    UserError
+        For fewer than one step, or more than the training had.
+    """
+    if not 1 <= steps <= len(levels):
+        raise UserError(f"{steps} steps of sampling are asked for; take 1 to {len(levels)}.")
+    ratio = len(levels) // steps
+    return list(pairwise([*range(ratio * (steps - 1), -1, -ratio), -1]))
+
+
+def epsilon(prediction: str, output: Tensor, x: Tensor, level: Tensor) -> Tensor:
+    """The noise that a network's output stands for, at abar `level`."""
+    if prediction == "epsilon":
+        return output
+    if prediction == "v_prediction":
+        return level.sqrt() * output + (1 - level).sqrt() * x
+    return (x - level.sqrt() * output) / (1 - level).sqrt()
+
+
+def moved(x: Tensor, eps: Tensor, eps_image: Tensor, level: Tensor, to: Tensor) -> Tensor:
+    """x at another noise level. eps: for the direction that points to x. eps_image: for the predicted image."""
+    image = (x - (1 - level).sqrt() * eps_image) / level.sqrt()
+    return to.sqrt() * image + (1 - to).sqrt() * eps
+
+
+def level_at(levels: Float[Tensor, "time"], t: int) -> Tensor:
+    """abar at a time; 1 for the image itself, t = -1."""
+    return levels[t] if t >= 0 else torch.ones(())

@@ -1,0 +1,40 @@
+"""What the steps of `discover` on image generators share: the methods and the setting of a run."""
+
+from dataclasses import dataclass
+
+from repscope.discovery.generators.comparison import need_methods
+from repscope.discovery.generators.sprite_material import SpriteSetting
+from repscope.studies.discover import image_names as names
+from repscope.studies.discover.options import DiscoverOptions
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """The options of a run and what its steps make of them."""
+
+    options: DiscoverOptions
+
+    @property
+    def gan(self) -> bool:
+        """Whether the generator is the GAN."""
+        return self.options.subject == names.GAN
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods, each once.
+
+        Raises
+        ------
+        UserError
+            For an unknown method, or one of the other kind of generator.
+        """
+        found = list(dict.fromkeys(self.options.methods))
+        need_methods(found, gan=self.gan, labels=self.gan or self.options.site == "conditioning")
+        return found
+
+    @property
+    def setting(self) -> SpriteSetting:
+        """The generator and how it is searched."""
+        o = self.options
+        assert o.subject != "language"
+        return SpriteSetting(o.subject, o.site, o.samples, o.images, o.scale, o.seed, o.tiny)
