@@ -205,6 +205,8 @@ def _low_rank(r: Relation, k: int, found: Certificate, width: int) -> str:
         f"{r.name}, split {k}: maps of rank {found.rank} from {found.products} products in place of {width}; estimated relative "
         f"error of W {found.error.value:.2f} [{found.error.lo:.2f}, {found.error.hi:.2f}]."
     )
+
+
 def _for_editors(split: Split, edited: bool) -> dict[str, np.ndarray]:
     """What the step on REMEDI reads of this split: the pulled-back step of the edits, and the states it starts from."""
     if not edited:
