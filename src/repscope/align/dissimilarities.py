@@ -263,7 +263,7 @@ def _poisson_gram(rates: Any, others: Any) -> Float[np.ndarray, "condition condi
 def _distances(gram: Float[np.ndarray, "condition condition"], channels: int, *, exact_zero: bool = True) -> RDM:
     squares = np.diag(gram)
     sums = _above(np.add.outer(squares, squares))
-    found = sums - _above(gram + gram.T)
+    found: np.ndarray = sums - _above(gram + gram.T)
     if exact_zero:
         found = np.where(np.abs(found) > _EQUAL * np.abs(sums), found, 0.0)
     return found / channels

@@ -29,8 +29,8 @@ from repscope.worlds.sprites import sprites
 
 SOUGHT = 12
 STEPS = {"gan": 200, "diffusion": 40}
-_SIZES: dict[str, dict[str, int]] = {"gan": {}, "diffusion": {"samples": 4, "images": 16}}
-_TINY = {"samples": 3, "images": 4}
+_SIZES: dict[str, dict[str, Any]] = {"gan": {}, "diffusion": {"samples": 4, "images": 16}}
+_TINY: dict[str, Any] = {"samples": 3, "images": 4}
 
 
 def generator_benchmark(

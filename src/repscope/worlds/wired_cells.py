@@ -128,7 +128,7 @@ def common_input(cells: int = 60, carried: Carried = "common input", *, rate: fl
     effect = total - np.eye(cells) + _ERROR * rng.standard_normal((cells, cells))
     others = np.flatnonzero(~drivers)
     names = np.array(_names(cells))
-    inner = [named_matrix(x[np.ix_(others, others)], names[others].tolist()) for x in (np.corrcoef(activity.T), effect)]
+    inner = [named_matrix(x[np.ix_(others, others)], names[others].tolist()) for x in (np.asarray(np.corrcoef(activity.T)), effect)]
     frames = [named_matrix(x, names.tolist()) for x in (synapses, area)]
     return CommonInput(frames[0], frames[1], inner[0], inner[1], tuple(names[drivers].tolist()))
 

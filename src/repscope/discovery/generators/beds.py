@@ -74,7 +74,7 @@ class LatentBed(Bed):
     @torch.no_grad()
     def images(self, vectors: Float[Tensor, "direction image width"]) -> Float[Tensor, "direction image pixel"]:
         """As `Bed`."""
-        found = [self.generator.images(some) for some in (self.z + vectors).flatten(0, 1).split(_ROWS * 8)]
+        found = [self.generator.images(some) for some in torch.split((self.z + vectors).flatten(0, 1), _ROWS * 8)]
         return torch.unflatten(torch.cat(found), 0, vectors.shape[:2]).clamp(0, 1)
 
 
@@ -115,6 +115,7 @@ class DiffusionBed(Bed):
         noise = self.start.expand(len(vectors), -1, -1).flatten(0, 1)
         added = vectors.flatten(0, 1)
         found = [
-            self.generator.sample(some, self.steps, self.site, with_) for some, with_ in zip(noise.split(_ROWS), added.split(_ROWS))
+            self.generator.sample(some, self.steps, self.site, with_)
+            for some, with_ in zip(torch.split(noise, _ROWS), torch.split(added, _ROWS))
         ]
         return torch.unflatten(self.decode(torch.cat(found)), 0, vectors.shape[:2])

@@ -41,7 +41,7 @@ def ganspace(generator: LatentGenerator, n: int, *, samples: int = 10_000, seed:
         For more directions than components.
     """
     z = generator.latents(samples, seed)
-    y = torch.cat([generator.features(some) for some in z.split(2048)]).double()
+    y = torch.cat([generator.features(some) for some in torch.split(z, 2048)]).double()
     y = y - y.mean(0)
     if n > min(samples - 1, y.shape[1]):
         raise UserError(f"The features have {min(samples - 1, y.shape[1])} components; {n} directions are asked for.")

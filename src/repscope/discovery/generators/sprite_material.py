@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,8 @@ from repscope.discovery.generators.closed_form import regressed
 from repscope.worlds.sprites import FACTORS, FactorRegressor, cached, drawn_factors, sprites
 from repscope.worlds.sprites.diffusion import LEVELS, WORDS, DiffusionSizes, from_patches, patches
 from repscope.worlds.sprites.gan import GanSizes
+
+SomeBed = TypeVar("SomeBed", LatentBed, DiffusionBed)
 
 _TINY_REGRESSOR = 20  #: steps
 _LABELLED = 4096  #: images from which directions with labels are fitted
@@ -128,7 +130,7 @@ class SpriteMaterial:
         return bed.decode(bed.generator.sample(bed.generator.noise(count, seed), bed.steps))
 
 
-def _scaled(bed: Any, relative: float | None) -> Any:
+def _scaled(bed: SomeBed, relative: float | None) -> SomeBed:
     """The bed at a relative scale, where one is given."""
     if relative is not None:
         bed.scale = relative * bed.context.norm

@@ -32,6 +32,8 @@ from repscope.models.engine.token_network import PaddedReader, TokenNetwork
 from repscope.models.prompts import Encoded, Ragged
 from repscope.models.sites import Tokens
 
+Cells = Int[np.ndarray, "n"]
+
 _LEAVE = 8  #: ended rows that are worth a copy of the others' keys and values, if they are a quarter of all
 _LAST = Tokens("last")
 
@@ -152,7 +154,7 @@ def _run_padded(
                 run(**inputs, **net.plain(use_cache=True))
 
 
-def _pack_cells(planned: Plan, pack: Pack, rows: Sequence[Int[np.ndarray, "row"]]) -> list[Int[np.ndarray, "n"]]:
+def _pack_cells(planned: Plan, pack: Pack, rows: Sequence[Int[np.ndarray, "row"]]) -> tuple[Cells, Cells, Cells, Cells]:
     """Which tokens of a pack go to which row and position: those of a segment to every row below it."""
     tree = planned.tree
     assert tree is not None
@@ -161,13 +163,13 @@ def _pack_cells(planned: Plan, pack: Pack, rows: Sequence[Int[np.ndarray, "row"]
     for segment in range(pack.first, pack.last):
         size = int(tree.stop[segment] - tree.start[segment])
         below = np.flatnonzero((tree.leaf >= segment) & (tree.leaf < tree.end[segment]))
-        to = np.concatenate([rows[i] for i in below])
+        to = np.concatenate([rows[int(i)] for i in below])
         source.append(np.tile(base + np.arange(size), len(to)))
         target.append(np.repeat(to, size))
         position.append(np.tile(np.arange(tree.start[segment], tree.stop[segment]), len(to)))
         base += size
     tokens = np.concatenate(source)
-    return [np.zeros_like(tokens), tokens, np.concatenate(target), np.concatenate(position)]
+    return np.zeros_like(tokens), tokens, np.concatenate(target), np.concatenate(position)
 
 
 def _place(

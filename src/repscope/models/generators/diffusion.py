@@ -197,7 +197,8 @@ class DiffusionGenerator:
     def _run(self, x: Tensor, t: Tensor, words: Tensor | None) -> Tensor:
         given = {} if words is None else {"encoder_hidden_states": words}
         output = self.unet(x.reshape(-1, *self.shape), t, **given, return_dict=False)[0]
-        return output.flatten(1)[:, : self.pixels]  # some U-Nets predict the variance too
+        predicted: Tensor = output.flatten(1)[:, : self.pixels]  # some U-Nets predict the variance too
+        return predicted
 
     def _middle(self) -> Any:
         if getattr(self.unet, "mid_block", None) is None:

@@ -28,7 +28,8 @@ def submodule(module: nn.Module, path: str) -> nn.Module:
     named = dict(module.named_modules())
     if path not in named:
         raise unknown("module", path, [name for name in named if name])
-    return named[path]
+    found: nn.Module = named[path]
+    return found
 
 
 def output_of(module: nn.Module, path: str, run: Callable[[], Any]) -> Tensor:

@@ -40,7 +40,8 @@ class Grid:
         """Token ids of every combination, in the order of `numpy.ndindex`."""
         n, m = self.tokens.shape
         picks = np.array(list(product(range(n), repeat=m)))
-        return self.tokens[picks, np.arange(m)]
+        found: np.ndarray = self.tokens[picks, np.arange(m)]
+        return found
 
 
 @dataclass(frozen=True, eq=False)

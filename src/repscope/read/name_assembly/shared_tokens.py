@@ -49,4 +49,4 @@ def conflicts(tokens: Sequence[Sequence[str]], values: Int[np.ndarray, "entity"]
                 if values[i] != values[j]:
                     other[i, values[j]] = True
                     pairs.add((min(i, j), max(i, j)))
-    return Conflicts(other.any(1), other, len(pairs))
+    return Conflicts(np.asarray(other.any(1)), other, len(pairs))

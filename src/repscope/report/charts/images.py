@@ -90,4 +90,5 @@ def _rectangles(chart: alt.Chart, wide: int, high: int) -> alt.Chart:
     x = alt.X("x:Q", scale=alt.Scale(domain=[0, wide], nice=False), axis=None)
     y = alt.Y("y:Q", scale=alt.Scale(domain=[high, 0], nice=False), axis=None)
     color = alt.Color("value:Q", legend=None, scale=alt.Scale(domain=[0, 1], range=["#000000", "#ffffff"], clamp=True))
-    return chart.mark_rect().encode(x=x, x2="x2:Q", y=y, y2="y2:Q", color=color)
+    drawn: alt.Chart = chart.mark_rect().encode(x=x, x2="x2:Q", y=y, y2="y2:Q", color=color)
+    return drawn

@@ -106,9 +106,9 @@ def train_editor(
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 parts.append((found, len(rows)))
-            lines.append({"epoch": epoch, "split": "training"} | _means(parts, weights))
+            lines.append({"epoch": epoch, "split": "training", **_means(parts, weights)})
             with torch.no_grad():
-                lines.append({"epoch": epoch, "split": "validation"} | _means(evaluated(held, losses, batch), weights))
+                lines.append({"epoch": epoch, "split": "validation", **_means(evaluated(held, losses, batch), weights)})
             advance(1)
             now, since = float(lines[-1]["total"]), since + 1
             if now < best:

@@ -87,7 +87,8 @@ def _headline(record: Record[Any]) -> Figure:
 
 
 def _key(record: Record[Any]) -> Table:
-    table, lines = _rows(record), {}
+    table = _rows(record)
+    lines: dict[str, dict[str, Any]] = {}
     for r in table[table["metric"].isin(_KEY)].to_dict("records"):
         line = lines.setdefault(str(r["item"]), {"method": str(r["item"]), **dict.fromkeys(_KEY, "–"), "seeds": int(r["n"])})
         line[str(r["metric"])] = format_estimate(r)

@@ -12,7 +12,7 @@ MOST_PROMPTS = 3  #: for discovery, and as many held out, of the short form
 _OF_LANGUAGE = ("model", "revision", "device", "dtype", "batch_tokens", "decimal", "na", "quote")
 _OF_LANGUAGE += ("prompts", "plain", "source", "target", "tokens", "damage", "new_tokens")
 _OF_IMAGES = ("site", "samples", "images")
-IMAGE_METHODS = {
+IMAGE_METHODS: dict[str, tuple[str, ...]] = {
     "gan": (
         RANDOM_METHOD,
         "L2",

@@ -114,9 +114,9 @@ def _rows(task: Copying, item: str, arrays: Mapping[str, Float[np.ndarray, "chec
         (names.COPYING_NATS, names.FIRST_COPY): arrays["other scores"].mean(-1).T,
     }
     for (metric, condition), values in series.items():  # (network, checkpoint)
-        more = {"site": CHOSEN, "definition": said} if metric == names.INDUCTION else {}
+        more: dict[str, Any] = {"site": CHOSEN, "definition": said} if metric == names.INDUCTION else {}
         for i, step in enumerate(steps.tolist()):
-            at = {"metric": metric, "condition": condition, "split": names.at(step)}
+            at: dict[str, Any] = {"metric": metric, "condition": condition, "split": names.at(step)}
             yield Row.over(values[:, i], "run", **at, **more, **where)
     for name, hits in ((names.SCORE_STEP, best.values), (names.COPYING_STEP, arrays["hits"].swapaxes(0, 1))):
         found = transition(Curve(steps, hits), draws=o.draws, seed=o.seed)

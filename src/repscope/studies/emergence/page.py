@@ -1,6 +1,7 @@
 """The page of `emergence` and its closing lines, from the tables of the run."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -129,12 +130,12 @@ def _copying(table: pd.DataFrame) -> Section:
         "Look whether the induction score rises where copying appears, and only with two blocks: a head needs the output of an "
         "earlier block to find what came after the present token before."
     )
-    items = [figures.copying(table), figures.probes(table, names.INDUCTION), figures.probes(table, names.COPYING)]
+    items: list[Any] = [figures.copying(table), figures.probes(table, names.INDUCTION), figures.probes(table, names.COPYING)]
     return Section("Induction heads", text, tuple(items))
 
 
 def _heads(table: pd.DataFrame) -> Section:
-    items = [figures.head_table(table), figures.probes(table, names.INDUCTION)]
+    items: list[Any] = [figures.head_table(table), figures.probes(table, names.INDUCTION)]
     if len(select(table, metric=names.EFFECT)):
         items.append(figures.probes(table, names.EFFECT))
     text = (

@@ -1,5 +1,7 @@
 """The verdict of `entities`: is each attribute read out linearly by an early block, and better than from the tokens alone?"""
 
+from typing import Any
+
 import pandas as pd
 
 from repscope.conditions import ABLATED_ATTENTION, ABLATED_MLPS, NOISE_MLPS, over
@@ -45,8 +47,9 @@ def _built(rows: pd.DataFrame) -> Verdict:
     extra = {
         r["condition"]: r for r in select(rows, metric="extra loss").to_dict("records") if r["definition"].startswith(ABLATED_MLPS)
     }
-    lost = select(rows, condition=ABLATED_MLPS)
-    lost = lost[lost["metric"].isin(["accuracy lost", "R² lost"]) & lost["definition"].str.startswith("mean")].to_dict("records")
+    replaced = select(rows, condition=ABLATED_MLPS)
+    means = replaced["metric"].isin(["accuracy lost", "R² lost"]) & replaced["definition"].str.startswith("mean")
+    lost: list[dict[Any, Any]] = replaced[means].to_dict("records")
     widest = max(lost, key=lambda r: _blocks(str(r["site"])), default=None)
     noise, attention = extra.get(over(NOISE_MLPS)), extra.get(over(ABLATED_ATTENTION))
     if side(widest, limits["lost"]) == "below":

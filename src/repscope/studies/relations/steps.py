@@ -218,7 +218,7 @@ def _for_editors(split: Split, edited: bool) -> dict[str, np.ndarray]:
         "choosing": np.array([subjects.index(s) for s, _ in known.pairs]),
         "choosing states": known.end[here],
         "reported states": split.report.end[here],
-        "edit inverse": split.early[site].inverse(rank).astype(np.float32),
+        "edit inverse": np.asarray(split.early[site].inverse(rank), dtype=np.float32),
         "edit block": np.array([_block(site)]),
     }
 

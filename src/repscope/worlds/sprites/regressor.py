@@ -51,7 +51,7 @@ class FactorRegressor:
             raise UserError(f"The images have the shape {tuple(images.shape)}; give (image, {PIXELS}), pixels from 0 to 1.")
         if not bool(torch.isfinite(images).all()):
             raise UserError("Some images are not finite, so no factors can be read from them.")
-        return torch.cat([_forward(self.weights, some) for some in images.split(_AT_ONCE)])
+        return torch.cat([_forward(self.weights, some) for some in torch.split(images, _AT_ONCE)])
 
 
 def train_regressor(seed: int = 0, steps: int = STEPS) -> FactorRegressor:

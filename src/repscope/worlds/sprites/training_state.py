@@ -64,8 +64,8 @@ def average_weights(average: nn.Module, module: nn.Module, share: float) -> None
     """Exponential moving average of weights: `share` of the old average remains."""
     for a, b in zip(average.parameters(), module.parameters()):
         a.lerp_(b, 1 - share)
-    for a, b in zip(average.buffers(), module.buffers()):
-        a.copy_(b)
+    for held, new in zip(average.buffers(), module.buffers()):
+        held.copy_(new)
 
 
 def _weights(adam: torch.optim.Adam) -> list[Tensor]:
