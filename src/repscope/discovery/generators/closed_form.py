@@ -28,7 +28,8 @@ def sefa(generator: LatentGenerator, n: int) -> Float[Tensor, "direction latent"
     _, _, right = torch.linalg.svd(weight, full_matrices=False)
     if n > len(right):
         raise UserError(f"The weight that reads z has {len(right)} singular vectors; {n} directions are asked for.")
-    return right[:n].float()
+    found: Tensor = right[:n].float()
+    return found
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from repscope.discovery.comparison import RANDOM_METHOD
 from repscope.studies.run.options import ModelOptions, TableOptions
 
 MOST_PROMPTS = 3  #: for discovery, and as many held out, of the short form
-_OF_LANGUAGE = ("model", "revision", "device", "dtype", "batch_tokens", "decimal", "na", "quote")
+_OF_LANGUAGE: tuple[str, ...] = ("model", "revision", "device", "dtype", "batch_tokens", "decimal", "na", "quote")
 _OF_LANGUAGE += ("prompts", "plain", "source", "target", "tokens", "damage", "new_tokens")
 _OF_IMAGES = ("site", "samples", "images")
 IMAGE_METHODS: dict[str, tuple[str, ...]] = {
