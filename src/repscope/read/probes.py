@@ -241,7 +241,7 @@ class _Ridge:
         self.mean, spread = train.mean(0), train.std(0)
         self.spread = np.where(spread > 1e-12, spread, 1.0)  # a constant feature stays at zero
         x, held = (train - self.mean) / self.spread, (test - self.mean) / self.spread
-        self.solver = _ByInverses(x, held) if len(x) <= x.shape[1] else _ByEigenvectors(x, held)
+        self.solver: _ByInverses | _ByEigenvectors = _ByInverses(x, held) if len(x) <= x.shape[1] else _ByEigenvectors(x, held)
 
     def _best(self, y: Float[np.ndarray, "train column"], widths: Int[np.ndarray, "group"]) -> Int[np.ndarray, "column"]:
         """Index of the penalty of each column, chosen per group of columns."""
@@ -276,6 +276,7 @@ class _ByInverses:
         ones = np.trace(gram) / n**2
         gram += ones
         self.inverses = [_inverse(gram, penalty) for penalty in PENALTIES]
+        self.alpha: list[np.ndarray] = []
         self.slack = [np.diagonal(g) - 1 / (n * (ones * n + p)) for g, p in zip(self.inverses, PENALTIES)]
 
     def fit(self, centred: Float[np.ndarray, "train column"]) -> Float[np.ndarray, "penalty column"]:
@@ -324,6 +325,7 @@ class _ByEigenvectors:
         self.test = held @ (v * root)
         self.shrink = self.values / (self.values + PENALTIES[:, None])
         self.leverage = 1 / len(x) + self.shrink @ (self.q**2).T
+        self.projected: np.ndarray = np.empty((len(self.values), 0))
 
     def fit(self, centred: Float[np.ndarray, "train column"]) -> Float[np.ndarray, "penalty column"]:
         """Leave-one-out errors; what the solutions need is kept."""
