@@ -31,14 +31,14 @@ def test_edits_of_prompts_with_one_beginning_are_those_of_each_prompt_alone():
             tokens.clear()
             alone = logits_after_edit(lm, prompt, steps)
             assert np.allclose(together, alone, atol=1e-5 * np.abs(alone).max())
-            if prompt is prompts[1]:  # all but "ran has" is there from the first prompt
-                assert min(with_own) < 10 < len(SHOTS) < max(tokens)
+            if prompt in prompts[1:4]:  # the examples are there from the first prompt
+                assert max(with_own) < 10 < len(SHOTS) < max(tokens)
             tokens.clear()
     finally:
         handle.remove()
 
 
-def test_a_prompt_that_is_the_beginning_of_a_kept_one_runs_its_last_token():
+def test_positions_are_those_of_a_prompt_run_alone():
     lm, shared = tiny(), Beginnings()
     with unhooked(lm.module), torch.no_grad():
         for text in ("abcdef", "abc", "abc", "x"):

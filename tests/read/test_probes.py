@@ -6,7 +6,6 @@ from sklearn.linear_model import RidgeClassifierCV, RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from repscope.errors import UserError
 from repscope.read.probes import (
     PENALTIES,
     ProbeTask,
@@ -54,31 +53,6 @@ def test_decision_values_and_penalties_equal_scikit_learns():
     reference = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=PENALTIES)).fit(X[train], kind.values[train])
     ours = _Ridge(X[train], X[test]).predict(kind.columns(kind.values)[train], np.array([3]))
     np.testing.assert_allclose(2 * ours - 1, reference.decision_function(X[test]), rtol=1e-7, atol=1e-8)
-
-
-@pytest.mark.parametrize(("n", "d"), [(25, 60), (40, 12)])
-def test_leave_one_out_errors_are_those_of_refitting_without_each_row(n, d):
-    """The slow twin: every row is left out in turn, columns keep the standardisation of all rows, the mean is refitted."""
-    X, (kind, size) = made(n, d)
-    x = (X - X.mean(0)) / X.std(0)
-    y = np.column_stack([kind.columns(kind.values), size.values])
-    fitted = _Ridge(X, X[:3])
-    errors = fitted.solver.fit(y - y.mean(0))
-    for p, penalty in enumerate(PENALTIES):
-        slow = np.zeros(y.shape[1])
-        for i in range(n):
-            rest = np.arange(n) != i
-            a, b = x[rest] - x[rest].mean(0), y[rest] - y[rest].mean(0)
-            w = np.linalg.solve(a.T @ a + penalty * np.eye(d), a.T @ b)
-            slow += np.square(y[i] - y[rest].mean(0) - (x[i] - x[rest].mean(0)) @ w)
-        np.testing.assert_allclose(errors[p], slow, rtol=1e-8)
-
-
-def test_features_that_are_not_finite_are_refused():
-    X, tasks = made(30, 40)
-    X[3, 5] = np.nan
-    with pytest.raises(UserError, match="not finite"):
-        probe(X, tasks, folds_of(30))
 
 
 def test_each_shuffle_is_what_a_probe_of_shuffled_labels_gives():

@@ -349,7 +349,7 @@ class MeanJacobian:
                 most,
                 tolerance=tolerance,
                 seed=seed,
-                block=block,
+                block=min(block, height),
                 probes=probes,
                 advance=advance,
             )

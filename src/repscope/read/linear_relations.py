@@ -238,8 +238,9 @@ def lre(
         prompts, list(sites or ("embed", "resid_post")), end, source_tokens="subject.last", target_tokens=READ_AT[tokens]
     )
     found: Mapping[Site, tuple[np.ndarray | LowRank, np.ndarray]]
+    certificate: Certificate | None = None
     if rank is None:
-        found, certificate = jac.mean().affine(), None
+        found = jac.mean().affine()
     else:
         found, certificate = jac.mean().low_rank(None if rank == "auto" else rank, tolerance=TOLERANCE if rank == "auto" else 0.0)
     left: dict[int, np.ndarray] = {}  # the factor that all sites share, once

@@ -1,16 +1,12 @@
 """Linear probes: ridge regression of attributes on representations.
 
 Features are standardised, classes are one-hot columns, the largest prediction wins. All fits with the same features and training
-rows share the decompositions; X (n × d) is standardised on the training rows, y is centred on them:
-1. n ≤ d: G = (X Xᵀ + c 11ᵀ + λ)⁻¹ for each penalty λ, by Cholesky. X and y are centred, so the vector of ones adds nothing to the
-   fit α = G y, ŷ = X Xᵀ α; with c it does not make G ill-conditioned. Six such inverses take less time than one
-   eigendecomposition, whose reduction to a tridiagonal matrix is bound by memory.
-2. n > d: XᵀX = V Λ Vᵀ and Q = X V Λ^(-1/2); for a penalty λ the fit is Q Λ/(Λ+λ) Qᵀ y.
-3. All attributes and label shuffles are columns of y, so of one product.
-4. The penalty is chosen inside the training rows by the exact leave-one-out error (Golub, Heath & Wahba, 1979):
-   (y - ŷ)_i / (1 - h_ii). With 1., y - ŷ = λα and 1 - h_ii = λ(G_ii - 1/(n(cn + λ))); with 2., h_ii = 1/n + Σ_k Q_ik² Λ_k/(Λ_k+λ).
-   Each attribute and each shuffle has its own.
-5. Held-out rows are predicted; every entity has a score, so that intervals and paired differences are over entities.
+rows share one eigendecomposition:
+1. With X (n × d, standardised on the training rows), X Xᵀ = Q Λ Qᵀ; if n > d it comes from XᵀX, which is smaller.
+2. For a penalty λ the fit is Q Λ/(Λ+λ) Qᵀ y, so all penalties, attributes and label shuffles are columns of one product.
+3. The penalty is chosen inside the training rows by the exact leave-one-out error (Golub, Heath & Wahba, 1979):
+   (y - ŷ)_i / (1 - h_ii), with h_ii = 1/n + Σ_k Q_ik² Λ_k/(Λ_k+λ). Each attribute and each shuffle has its own.
+4. Held-out rows are predicted; every entity has a score, so that intervals and paired differences are over entities.
 Equal to scikit-learn's RidgeCV and RidgeClassifierCV in float64 (tests). Cost per fold: O(n² d + n³), or O(n d² + d³) if d < n.
 """
 
@@ -21,12 +17,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.linalg import eigh
-from scipy.linalg.blas import dsymm
-from scipy.linalg.lapack import dpotrf, dpotri
 
 from repscope import stats
 from repscope.directions import Direction
-from repscope.errors import UserError
 from repscope.stats import Estimate
 
 PENALTIES = np.logspace(0, 5, 6)
@@ -243,116 +236,58 @@ def probe_directions(features: Features, task: ProbeTask, site: str) -> list[Dir
 
 
 class _Ridge:
-    """One set of features and training rows: the decompositions that serve all penalties and columns."""
+    """One set of features and training rows: the eigendecomposition that serves all penalties and columns."""
 
     def __init__(self, train: Features, test: Features) -> None:
         train, test = train.astype(np.float64), test.astype(np.float64)
         self.mean, spread = train.mean(0), train.std(0)
         self.spread = np.where(spread > 1e-12, spread, 1.0)  # a constant feature stays at zero
         x, held = (train - self.mean) / self.spread, (test - self.mean) / self.spread
-        self.solver = _ByInverses(x, held) if len(x) <= x.shape[1] else _ByEigenvectors(x, held)
+        self.x = x
+        n, d = x.shape
+        if n <= d:
+            values, self.q = eigh(x @ x.T, driver="evr")
+            self.values = values.clip(min=0)
+            self.test = (held @ x.T) @ self.q
+        else:
+            values, v = eigh(x.T @ x, driver="evr")
+            keep = values > 1e-10 * max(values[-1], 1e-300)
+            self.values, v = values[keep], v[:, keep]
+            root = np.sqrt(self.values)
+            self.q = (x @ v) / root
+            self.test = held @ (v * root)
+        self.shrink = self.values / (self.values + PENALTIES[:, None])
+        self.leverage = 1 / n + self.shrink @ (self.q**2).T
 
-    def _best(self, y: Float[np.ndarray, "train column"], widths: Int[np.ndarray, "group"]) -> Int[np.ndarray, "column"]:
-        """Index of the penalty of each column, chosen per group of columns."""
-        errors = self.solver.fit(y - y.mean(0))
+    def _fit(
+        self, y: Float[np.ndarray, "train column"], widths: Int[np.ndarray, "group"]
+    ) -> tuple[Float[np.ndarray, "rank column"], Float[np.ndarray, "column"], Int[np.ndarray, "column"]]:
+        mean = y.mean(0)
+        centred = y - mean
+        projected = self.q.T @ centred
+        errors = np.stack(
+            [(((centred - (self.q * s) @ projected) / (1 - h)[:, None]) ** 2).sum(0) for s, h in zip(self.shrink, self.leverage)]
+        )
         starts = np.concatenate([[0], np.cumsum(widths)[:-1]])
-        return np.repeat(np.argmin(np.add.reduceat(errors, starts, axis=1), axis=0), widths)
+        best = np.argmin(np.add.reduceat(errors, starts, axis=1), axis=0)
+        return projected, mean, np.repeat(best, widths)
 
     def predict(self, y: Float[np.ndarray, "train column"], widths: Int[np.ndarray, "group"]) -> Float[np.ndarray, "test column"]:
         """Predictions for the test rows, with the best penalty per group of columns."""
-        best = self._best(y, widths)
-        out = np.empty((self.solver.tested, y.shape[1]))
+        projected, mean, best = self._fit(y, widths)
+        out = np.empty((len(self.test), y.shape[1]))
         for p in np.unique(best):
             cols = np.flatnonzero(best == p)
-            out[:, cols] = self.solver.predicted(int(p), cols)
-        result: np.ndarray = out + y.mean(0)
+            out[:, cols] = (self.test / (self.values + PENALTIES[p])) @ projected[:, cols]
+        result: np.ndarray = out + mean
         return result
 
     def weights(self, y: Float[np.ndarray, "train column"]) -> tuple[Float[np.ndarray, "feature column"], np.ndarray]:
         """Weights and offsets on the features as they were given, before standardising."""
-        best = self._best(y, np.array([y.shape[1]]))
-        w = self.solver.weights(int(best[0])) / self.spread[:, None]
-        return w, y.mean(0) - self.mean @ w
-
-
-class _ByInverses:
-    """Fits of at most as many rows as features: step 1 of the module."""
-
-    def __init__(self, x: Float[np.ndarray, "train feature"], held: Float[np.ndarray, "test feature"]) -> None:
-        n = len(x)
-        self.x, self.cross, self.tested = x, held @ x.T, len(held)
-        gram = _finite(x @ x.T)
-        ones = np.trace(gram) / n**2
-        gram += ones
-        self.inverses = [_inverse(gram, penalty) for penalty in PENALTIES]
-        self.slack = [np.diagonal(g) - 1 / (n * (ones * n + p)) for g, p in zip(self.inverses, PENALTIES)]
-
-    def fit(self, centred: Float[np.ndarray, "train column"]) -> Float[np.ndarray, "penalty column"]:
-        """Leave-one-out errors; the solutions are kept."""
-        y = np.asfortranarray(centred)
-        self.alpha = [dsymm(1.0, g, y, lower=1) for g in self.inverses]
-        return np.stack([np.square(a / slack[:, None]).sum(0) for a, slack in zip(self.alpha, self.slack)])
-
-    def predicted(self, penalty: int, cols: Int[np.ndarray, "column"]) -> Float[np.ndarray, "test column"]:
-        """Of some columns, on the test rows, centred."""
-        result: np.ndarray = self.cross @ self.alpha[penalty][:, cols]
-        return result
-
-    def weights(self, penalty: int) -> Float[np.ndarray, "feature column"]:
-        """On the standardised features."""
-        result: np.ndarray = self.x.T @ self.alpha[penalty]
-        return result
-
-
-def _inverse(gram: Float[np.ndarray, "n n"], penalty: float) -> Float[np.ndarray, "n n"]:
-    """(gram + penalty)⁻¹ of a positive definite matrix; its lower triangle."""
-    whole = np.array(gram.T, order="F")
-    whole.flat[:: len(whole) + 1] += penalty
-    factor, failed = dpotrf(whole, lower=1, overwrite_a=1)
-    assert not failed  # a Gram matrix and a penalty above 0
-    inverse: np.ndarray = dpotri(factor, lower=1, overwrite_c=1)[0]
-    return inverse
-
-
-def _finite(gram: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
-    if not np.isfinite(gram).all():
-        raise UserError("The features of a probe are not finite; leave out the rows or the features that are not.")
-    return gram
-
-
-class _ByEigenvectors:
-    """Fits of more rows than features: step 2 of the module."""
-
-    def __init__(self, x: Float[np.ndarray, "train feature"], held: Float[np.ndarray, "test feature"]) -> None:
-        self.x, self.tested = x, len(held)
-        values, v = eigh(_finite(x.T @ x), driver="evr")
-        keep = values > 1e-10 * max(values[-1], 1e-300)
-        self.values, v = values[keep], v[:, keep]
-        root = np.sqrt(self.values)
-        self.q = (x @ v) / root
-        self.test = held @ (v * root)
-        self.shrink = self.values / (self.values + PENALTIES[:, None])
-        self.leverage = 1 / len(x) + self.shrink @ (self.q**2).T
-
-    def fit(self, centred: Float[np.ndarray, "train column"]) -> Float[np.ndarray, "penalty column"]:
-        """Leave-one-out errors; what the solutions need is kept."""
-        self.projected = self.q.T @ centred
-        return np.stack(
-            [
-                np.square((centred - (self.q * s) @ self.projected) / (1 - h)[:, None]).sum(0)
-                for s, h in zip(self.shrink, self.leverage)
-            ]
-        )
-
-    def predicted(self, penalty: int, cols: Int[np.ndarray, "column"]) -> Float[np.ndarray, "test column"]:
-        """Of some columns, on the test rows, centred."""
-        result: np.ndarray = (self.test / (self.values + PENALTIES[penalty])) @ self.projected[:, cols]
-        return result
-
-    def weights(self, penalty: int) -> Float[np.ndarray, "feature column"]:
-        """On the standardised features."""
-        result: np.ndarray = (self.x.T @ self.q / (self.values + PENALTIES[penalty])) @ self.projected
-        return result
+        projected, mean, best = self._fit(y, np.array([y.shape[1]]))
+        back = self.x.T @ self.q
+        w = (back / (self.values + PENALTIES[best[0]])) @ projected / self.spread[:, None]
+        return w, mean - self.mean @ w
 
 
 def _runs(task: ProbeTask, shuffles: int, seed: int) -> list[np.ndarray]:

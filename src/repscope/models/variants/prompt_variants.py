@@ -54,22 +54,23 @@ class Beginnings:
         self._kept: list[tuple[list[int], Any]] = []
 
     def filled(self, net: TokenNetwork, ids: Int[Tensor, "1 token"]) -> Any:
-        """The cache of a prompt: the longest beginning that a kept prompt shares is taken over, the rest is run."""
+        """The cache of a prompt's positions: the longest beginning that a kept prompt shares is taken over, the rest is run."""
         row = ids[0].tolist()
         shared, best = max(((_alike(row, held), cache) for held, cache in self._kept), key=lambda pair: pair[0], default=(0, None))
         whole = net.cache()
         if best is not None and shared:
             _copied(best, whole, shared)
-        net.module(input_ids=ids[:, shared:], **{net.cache_name: whole}, **net.plain(use_cache=True))
+        if shared < len(row):
+            net.module(input_ids=ids[:, shared:], **{net.cache_name: whole}, **net.plain(use_cache=True))
         if all(layer.keys.shape[-2] == len(row) for layer in whole.layers):  # a sliding window forgets the beginning
             self._kept = [(row, whole), *self._kept][:_KEPT]
         return whole
 
 
 def _alike(row: Sequence[int], held: Sequence[int]) -> int:
-    """Tokens at which two prompts begin alike, but for the last one of the first."""
+    """Tokens at which two prompts begin alike."""
     count = 0
-    for a, b in zip(row[:-1], held):
+    for a, b in zip(row, held):
         if a != b:
             break
         count += 1
@@ -156,15 +157,16 @@ def _forked(
     out: list[Tensor | None] = [None] * len(forks)
     with unhooked(net.module), net.taps.settled() as state, net.announced(np.zeros(1, dtype=np.int64)):
         whole = None
+        starts = [min(ids.shape[1] - ends, fork.start) for fork in forks]
         for group in _groups(forks, ids.shape[1], pass_tokens):
-            start = min(ids.shape[1] - ends, *(forks[i].start for i in group)) if grow else 0
+            start = min(starts[i] for i in group) if grow else 0
             order = sorted(group, key=lambda i: forks[i].site.depth)
             inputs: dict[str, Any] = net.plain()
             own = None
             if start:
                 if whole is None:
                     state.rewind()
-                    whole = (beginnings or Beginnings()).filled(net, ids)
+                    whole = (beginnings or Beginnings()).filled(net, ids[:, : max(starts)])
                 own = net.cache()
                 _copied(whole, own, start)
                 inputs = net.plain(use_cache=True) | {net.cache_name: own}

@@ -195,7 +195,7 @@ def _weight(fit: LRE) -> dict[str, np.ndarray]:
 
 
 def _map(site: str, target: str, arrays: Mapping[str, np.ndarray]) -> LRE:
-    weight = arrays["weight"] if "weight" in arrays else LowRank(arrays["left"], arrays["right"])
+    weight: np.ndarray | LowRank = arrays["weight"] if "weight" in arrays else LowRank(arrays["left"], arrays["right"])
     return LRE(site, target, weight, arrays["bias"], float(arrays["beta"][0]))
 
 
