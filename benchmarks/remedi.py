@@ -30,7 +30,7 @@ LEARNING_RATE = 1e-4
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--facts", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=16)
@@ -131,7 +131,7 @@ def loop(
                 for part in [rows[i : i + 1] for i in range(len(rows))] if single else [rows]:
                     loss = some(part) / len(rows)
                     loss.backward()
-                    sums += float(loss)
+                    sums += float(loss.detach())
                 optimizer.step()
                 losses.append(sums)
     return weight.detach().clone(), losses
@@ -151,7 +151,7 @@ def ours(
                 loss = edit_losses(prepared, rows, prepared.attributes[torch.from_numpy(rows)] @ weight.T, logits).total(Weights())
                 loss.backward()
                 optimizer.step()
-                losses.append(float(loss))
+                losses.append(float(loss.detach()))
     return weight.detach().clone(), losses
 
 

@@ -77,16 +77,21 @@ def _statement(lm, facts, weight, weights):
     return loss, terms
 
 
-@pytest.mark.parametrize("weights", [Weights(), Weights(0.5, 2.0, 1.0)])
-def test_loss_and_gradient_are_the_formulas(lm, facts, weights):
-    """Facts of three templates and lengths in one padded batch; the KL is of all of them, not of the last."""
+@pytest.mark.parametrize(("weights", "shared"), [(Weights(), False), (Weights(), True), (Weights(0.5, 2.0, 1.0), True)])
+def test_loss_and_gradient_are_the_formulas(lm, facts, weights, shared):
+    """Facts of three templates and lengths in one padded batch, or of one template, whose words before the entity run once; the KL
+    is of all facts, not of the last.
+    """
+    facts = facts[:4] if shared else facts
     prepared = prepare(lm, facts, SITE)
-    assert len(set(prepared.lengths.tolist())) > 2
+    assert len(set(prepared.lengths.tolist())) == (1 if shared else 3)
     start = 0.7 * torch.randn(32, 32, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     slow = start.clone().requires_grad_()
     wanted, terms = _statement(lm, facts, slow, weights)
     quick = start.float().requires_grad_()
     rows = np.arange(len(facts))
+    before = len(prepared.before(0)) if shared else 0
+    assert prepared.calls(prepared.before(0), int(prepared.lengths.max()) - before) is not None
     with unhooked(lm.model, differentiable=True):
         found = edit_losses(prepared, rows, prepared.attributes @ quick.T, head_of(lm))
         loss = found.total(weights)

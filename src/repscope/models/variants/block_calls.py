@@ -5,14 +5,16 @@
 1. One pass over one prompt of a length records the arguments with which the network calls each block (masks, rotations, positions).
 2. A run calls the blocks with these arguments and other hidden states, as many rows as wanted, all of that length. In a causal
    network shorter prompts may be padded on the right: what stands there reaches nothing before it.
-3. Check, per network and length (`proofs`): runs from two blocks with changed hidden states equal whole passes in which a hook puts
+3. After a prefix that rows share and nothing changes, only the tokens behind it run: its keys and values, computed once, stand
+   before those of every row.
+4. Check, per network and length (`proofs`): runs from two blocks with changed hidden states equal whole passes in which a hook puts
    the same states there. Where they do not, whole passes run, and `why` says so.
 
 Runs are differentiable in the hidden states where gradients are enabled; weights get none. Hooks may be attached meanwhile.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,18 +34,22 @@ Hooks = Sequence[tuple[HookPoint, Handler]]
 
 @dataclass(frozen=True, eq=False)
 class BlockCalls:
-    """The blocks of a network, for prompts of one length. why: why whole passes run; empty where the blocks alone do."""
+    """The blocks of a network, for prompts of one length.
+
+    why: why whole passes run; empty where the blocks alone do. kept: keys and values of a shared prefix, by block.
+    """
 
     net: TokenNetwork
     calls: tuple[Call, ...]
     why: str
+    kept: tuple[tuple[Tensor, Tensor], ...] = ()
 
     def run(
         self, ids: Int[Tensor, "row token"], hidden: Float[Tensor, "row token d_model"], first: int, last: int, hooks: Hooks = ()
     ) -> Float[Tensor, "row token d_model"]:
-        """The output of block `last` with `hidden` as the input of block `first`; `ids` are of the same rows."""
+        """The output of block `last` with `hidden` as the input of block `first`; `ids` are of the same rows, behind the prefix."""
         if not self.why:
-            return _called(self.net, self.calls, hidden, first, last, hooks)
+            return _called(self.net, self.calls, hidden, first, last, hooks, self.kept)
         rows = [slice(None)] if self.net.batches(ids.shape[1]) else [slice(i, i + 1) for i in range(len(ids))]
         if hooks and len(rows) > 1:
             raise UserError(f"Rows of {self.net.name} depend on each other in a batch, so activations of many cannot be changed.")
@@ -64,8 +70,25 @@ def block_calls(net: TokenNetwork, length: int) -> BlockCalls:
     return BlockCalls(net, () if why else tuple(_recorded(net, net.trial([length])[0])), why)
 
 
-def _recorded(net: TokenNetwork, row: Int[np.ndarray, "token"]) -> list[Call]:
-    """The calls of all blocks in a plain pass over one prompt."""
+def block_calls_after(net: TokenNetwork, prefix: Int[np.ndarray, "token"], length: int) -> BlockCalls | None:
+    """The blocks for so many tokens behind a prefix of one token or more; None where a prefix cannot be shared in this way.
+
+    Raises
+    ------
+    UserError
+        Under edits.
+    """
+    whole = block_calls(net, len(prefix) + length)
+    if whole.why or not net.shares_prefix(len(prefix) + length):
+        return None
+    if net.proofs.refused("blocks alone after a prefix", len(prefix) + length, lambda lengths: _prefix_differs(net, lengths)):
+        return None
+    calls, kept = _recorded_after(net, prefix, net.trial([length])[0])
+    return BlockCalls(net, tuple(calls), "", kept)
+
+
+def _recorded(net: TokenNetwork, row: Int[np.ndarray, "token"], cache: Any = None) -> list[Call]:
+    """The calls of all blocks in a plain pass over one prompt, which continues from a cache where there is one."""
     calls: list[Call] = []
 
     def called(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -77,18 +100,80 @@ def _recorded(net: TokenNetwork, row: Int[np.ndarray, "token"]) -> list[Call]:
     ids = torch.from_numpy(np.asarray(row, dtype=np.int64))[None].to(net.device)
     try:
         with unhooked(net.module), tapped(net.taps, [(net.tap(Site("resid_post", net.blocks - 1)), lambda value: None)]) as run:
-            run(input_ids=ids, **net.plain())
+            run(input_ids=ids, **(net.plain() if cache is None else {net.cache_name: cache} | net.plain(use_cache=True)))
     finally:
         for handle in handles:
             handle.remove()
     return calls
 
 
-def _called(net: TokenNetwork, calls: Sequence[Call], hidden: Tensor, first: int, last: int, hooks: Hooks) -> Tensor:
+def _recorded_after(
+    net: TokenNetwork, prefix: Int[np.ndarray, "token"], row: Int[np.ndarray, "token"]
+) -> tuple[list[Call], tuple[tuple[Tensor, Tensor], ...]]:
+    """The calls of a pass over tokens behind a prefix, without their cache, and the prefix's keys and values."""
+    cache = net.cache()
+    _recorded(net, prefix, cache)
+    kept = tuple((layer.keys.clone(), layer.values.clone()) for layer in cache.layers)
+    calls = _recorded(net, row, cache)
+    named = [next((name for name, value in call.kwargs.items() if value is cache), "") for call in calls]
+    if not all(named) or len(kept) != net.blocks:
+        raise ValueError("its blocks are not called with a cache of keys and values")
+    for call, name in zip(calls, named):
+        call.kwargs[name] = _CACHE
+    return calls, kept
+
+
+_CACHE = object()  #: stands in recorded calls for the cache
+
+
+def _filled(net: TokenNetwork, kept: Sequence[tuple[Tensor, Tensor]], rows: int) -> Any:
+    """A cache that holds a prefix for so many rows; a run appends to it."""
+    cache = net.cache()
+    for layer, (keys, values) in enumerate(kept):
+        cache.update(*(part.expand(rows, -1, -1, -1) for part in (keys, values)), layer)
+    return cache
+
+
+def _called(
+    net: TokenNetwork,
+    calls: Sequence[Call],
+    hidden: Tensor,
+    first: int,
+    last: int,
+    hooks: Hooks,
+    kept: Sequence[tuple[Tensor, Tensor]] = (),
+) -> Tensor:
+    cache = _filled(net, kept, len(hidden)) if kept else None
     with unhooked(net.module, differentiable=torch.is_grad_enabled()), net.taps.hooked(hooks):
         for call in calls[first : last + 1]:
-            hidden = call.again(hidden)
+            own = {name: cache if value is _CACHE else value for name, value in call.kwargs.items()}
+            hidden = replace(call, kwargs=own).again(hidden)
     return hidden
+
+
+def _prefix_differs(net: TokenNetwork, lengths: Sequence[int]) -> str:
+    """Why blocks called behind a prefix differ from blocks called for the whole prompt; empty if they agree."""
+    try:
+        for length in sorted({n for n in lengths if n > 2} or {4}):
+            cut, last = length // 2, net.blocks - 1
+            rows = np.stack(net.trial([length] * 3)[1:])
+            rows[:, :cut] = rows[0, :cut]
+            ids = torch.from_numpy(rows).to(net.device)
+            first = min(1, last)
+            seen: list[Tensor] = []
+            with unhooked(net.module), tapped(net.taps, [(net.tap(Site("resid_pre", first)), seen.append)]) as run:
+                run(input_ids=ids, **net.plain())
+            hidden = seen[0].clone()
+            hidden[:, cut:] *= 1.3
+            calls, kept = _recorded_after(net, rows[0, :cut], rows[1, cut:])
+            with torch.no_grad():
+                quick = _called(net, calls, hidden[:, cut:], first, last, (), kept)
+                slow = _whole(net, ids, hidden, first, last, ())[:, cut:]
+            if not net.agree(quick, slow):
+                return f"the blocks of {net.name} behind a prefix of {cut} tokens do not give what whole passes give"
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        return f"the blocks of {net.name} cannot be called behind a prefix ({str(error).splitlines()[0][:80]})"
+    return ""
 
 
 def _whole(net: TokenNetwork, ids: Tensor, hidden: Tensor, first: int, last: int, hooks: Hooks) -> Tensor:

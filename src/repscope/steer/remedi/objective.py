@@ -13,7 +13,7 @@ word in between, and a KL of 0.
 1. `prepare` runs questions and sentences once: states at the site, attribute vectors (mean over the attribute's tokens), and the
    final norm's output at the words in between.
 2. `edit_losses` pads some facts on the right, adds d at the entity's tokens, runs the blocks above the site only (`block_calls`),
-   and gives the head the positions that the loss reads. Differentiable in d.
+   behind the words that stand before all their entities, and gives the head the positions that the loss reads. Differentiable in d.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,9 +30,10 @@ from repscope.models.engine.positions import as_float
 from repscope.models.language import LanguageModel
 from repscope.models.prompts import encode
 from repscope.models.sites import Tokens
-from repscope.models.variants.block_calls import BlockCalls, block_calls
+from repscope.models.variants.block_calls import BlockCalls, block_calls, block_calls_after
 from repscope.steer.remedi.facts import EditFact
 
+_KEPT_BYTES = 500_000_000  #: of log-probabilities of the unedited network, beyond which they are computed again
 _LARGEST = -1e-7  #: log-probability of the old object above which log(1 − p) is cut off, so that its gradient stays finite
 
 
@@ -80,7 +81,8 @@ class Prepared:
     between: Sequence[Float[Tensor, "position d_model"]]
     target: Int[Tensor, "fact"]
     original: Int[Tensor, "fact"]
-    _calls: dict[int, BlockCalls] = field(default_factory=dict, repr=False)
+    _calls: dict[tuple[bytes, int], BlockCalls | None] = field(default_factory=dict, repr=False)
+    _plain: list[Float[Tensor, "position vocab"]] = field(default_factory=list, repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -90,11 +92,28 @@ class Prepared:
         """Tokens of each question."""
         return np.array([len(row) for row in self.ids])
 
-    def calls(self, length: int) -> BlockCalls:
-        """The blocks for questions of a length."""
-        if length not in self._calls:
-            self._calls[length] = block_calls(self.lm, length)
-        return self._calls[length]
+    def calls(self, prefix: Int[np.ndarray, "token"], length: int) -> BlockCalls | None:
+        """The blocks for so many tokens behind a prefix; None where it cannot be shared."""
+        key = (prefix.tobytes(), length)
+        if key not in self._calls:
+            after = len(prefix) > 0
+            self._calls[key] = block_calls_after(self.lm, prefix, length) if after else block_calls(self.lm, length)
+        return self._calls[key]
+
+    def before(self, row: int) -> Int[np.ndarray, "token"]:
+        """The words before the entity of a fact."""
+        return self.ids[row][: self.start[row]]
+
+    def plain(self, rows: Int[np.ndarray, "row"]) -> Float[Tensor, "position vocab"]:
+        """Log-probabilities of the unedited network at the words in between; kept where all of them are small enough."""
+        head, dtype = self.lm.head(), self.lm.model.dtype
+        make = lambda x: as_float(head(x.to(dtype))).log_softmax(-1)  # noqa: E731
+        with torch.no_grad():
+            if 4 * sum(map(len, self.between)) * self.lm.vocabulary > _KEPT_BYTES:
+                return make(torch.cat([self.between[row] for row in rows]))
+            if not self._plain:
+                self._plain.extend(make(x) if len(x) else x.new_zeros(0, self.lm.vocabulary) for x in self.between)
+        return torch.cat([self._plain[row] for row in rows])
 
 
 def prepare(lm: LanguageModel, facts: Sequence[EditFact], site: str) -> Prepared:
@@ -140,20 +159,27 @@ def edit_losses(
     prepared: Prepared, rows: Int[np.ndarray, "row"], directions: Float[Tensor, "row d_model"], logits: Callable[[Tensor], Tensor]
 ) -> Losses:
     """The terms of the loss for some facts, given the change of each; `logits` maps outputs of the last block (`head_of`)."""
-    lm, lengths = prepared.lm, prepared.lengths[rows]
-    width, device = int(lengths.max()), directions.device
+    lm, lengths, device = prepared.lm, prepared.lengths[rows], directions.device
+    prefix = prepared.before(int(rows[0]))
+    shared = all(np.array_equal(prepared.before(int(row)), prefix) for row in rows)
+    calls = prepared.calls(prefix, int(lengths.max()) - len(prefix)) if shared else None
+    if calls is None:
+        prefix = prefix[:0]
+        calls = prepared.calls(prefix, int(lengths.max()))
+    assert calls is not None
+    cut, width = len(prefix), int(lengths.max()) - len(prefix)
     ids = torch.zeros(len(rows), width, dtype=torch.long, device=device)
     hidden = torch.zeros(len(rows), width, directions.shape[1], dtype=directions.dtype, device=device)
     entity = torch.zeros(len(rows), width, 1, dtype=directions.dtype, device=device)
     for at, row in enumerate(rows):
-        ids[at, : lengths[at]] = torch.from_numpy(prepared.ids[row]).to(device)
-        hidden[at, : lengths[at]] = prepared.states[row].to(directions.dtype)
-        entity[at, prepared.start[row] : prepared.stop[row]] = 1
+        ids[at, : lengths[at] - cut] = torch.from_numpy(prepared.ids[row][cut:]).to(device)
+        hidden[at, : lengths[at] - cut] = prepared.states[row][cut:].to(directions.dtype)
+        entity[at, prepared.start[row] - cut : prepared.stop[row] - cut] = 1
     changed = hidden + entity * directions[:, None]
-    out = prepared.calls(width).run(ids, changed, prepared.block + 1, lm.blocks - 1)
+    out = calls.run(ids, changed, prepared.block + 1, lm.blocks - 1)
     asked = [(at, p) for at, row in enumerate(rows) for p in range(int(prepared.stop[row]) - 1, int(lengths[at]) - 1)]
     where = torch.tensor([(at, int(lengths[at]) - 1) for at in range(len(rows))] + asked, device=device)
-    logp = as_float(logits(out[where[:, 0], where[:, 1]])).log_softmax(-1)
+    logp = as_float(logits(out[where[:, 0], where[:, 1] - cut])).log_softmax(-1)
     answers, words = logp[: len(rows)], logp[len(rows) :]
     index = torch.from_numpy(np.asarray(rows)).to(device)
     target, original = prepared.target[index], prepared.original[index]
@@ -162,8 +188,7 @@ def edit_losses(
     if asked:
         owner = where[len(rows) :, 0]
         counts = torch.bincount(owner, minlength=len(rows)).clamp_min(1)
-        with torch.no_grad():
-            plain = as_float(lm.head()(torch.cat([prepared.between[row] for row in rows]).to(lm.model.dtype))).log_softmax(-1)
+        plain = prepared.plain(rows)
         each = (plain.exp() * (plain - words)).sum(-1)
         kl = kl.index_add(0, owner, each) / counts
     return Losses(

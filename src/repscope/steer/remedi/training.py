@@ -128,20 +128,29 @@ def train_editor(
 
 
 def batches(prepared: Prepared, size: int, seed: Sequence[int]) -> list[Int[np.ndarray, "row"]]:
-    """All facts in batches of similar length, facts and batches in random order."""
+    """All facts in batches, facts and batches in random order: of one beginning where there are enough, and of similar length."""
     rng = np.random.default_rng(list(seed))
-    order = rng.permutation(len(prepared))
-    order = order[np.argsort(prepared.lengths[order], kind="stable")]
-    parts = [order[i : i + size] for i in range(0, len(order), size)]
+    parts = [part for group in _groups(prepared, rng.permutation(len(prepared))) for part in _cut(group, size)]
     return [parts[i] for i in rng.permutation(len(parts))]
+
+
+def _groups(prepared: Prepared, order: Int[np.ndarray, "row"]) -> list[Int[np.ndarray, "row"]]:
+    """Facts with the same words before the entity, each group by length."""
+    same: dict[bytes, list[int]] = {}
+    for row in order[np.argsort(prepared.lengths[order], kind="stable")]:
+        same.setdefault(prepared.before(int(row)).tobytes(), []).append(int(row))
+    return [np.array(rows) for rows in same.values()]
+
+
+def _cut(rows: Int[np.ndarray, "row"], size: int) -> list[Int[np.ndarray, "row"]]:
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
 
 
 def evaluated(
     prepared: Prepared, losses: Callable[[Prepared, Int[np.ndarray, "row"]], Losses], size: int
 ) -> list[tuple[Losses, int]]:
     """The losses of all facts, without gradients."""
-    order = np.argsort(prepared.lengths, kind="stable")
-    parts = [order[i : i + 2 * size] for i in range(0, len(order), 2 * size)]
+    parts = [part for group in _groups(prepared, np.arange(len(prepared))) for part in _cut(group, 2 * size)]
     return [(losses(prepared, rows), len(rows)) for rows in parts]
 
 
