@@ -6,11 +6,12 @@
    localisation of 4, whose value is that of quadrature over a grid.
 2. Both packages start at the minimum, with the same rate, localisation, n beta, chains, draws and burn-in. Ours with Metropolis's
    rule (`adjusted`) and without it. devinterp takes a loss by token of a data set: every token has the potential's value.
-3. Every side has five seeds. Their mean, its error, and the largest error of a seed, in per cent of the known value.
+3. Every side has three seeds. Their mean, its error, and the largest error of a seed, in per cent of the known value.
 """
 
 import argparse
 import logging
+import os
 import tempfile
 import warnings
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import nn
 
 from repscope.trace.learning_coefficient import Sampling, learning_coefficient
 
-SEEDS, CHAINS = range(5), 4
+SEEDS, CHAINS = range(3), 4
 
 
 class Weights(nn.Module):
@@ -104,11 +105,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write RESULTS-learning-coefficient.md beside this file")
     options = parser.parse_args()
+    os.environ["TQDM_DISABLE"] = "1"  # read when devinterp is imported
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     lines = [
-        "devinterp 2.0.1. Mean over five seeds (error; largest error of a seed), in per cent of the known value.",
+        "devinterp 2.0.1. Mean over three seeds (error; largest error of a seed), in per cent of the known value.",
         "",
         "| potential | known | " + " | ".join(SIDES) + " |",
         "|---|---|" + "---|" * len(SIDES),

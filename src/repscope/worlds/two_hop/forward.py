@@ -44,12 +44,13 @@ def fact_logits(
     for i in range(shape.layers):
         qkv = transformer.after_norm(state, f"h.{i}.ln_1", f"h.{i}.attn.c_attn", x)
         entity, fact, query = (part.view(n, -1, 3, heads, d // heads) for part in torch.split(qkv, list(levels), 1))
-        above = entity[:, :, 1:].flatten(0, 1)[parent].view(n, facts, 2, heads, -1)  # keys and values of each fact's entity
+        above = entity[:, :, 1:].flatten(0, 1)[parent].view(n, facts, 2, heads, -1).unbind(2)  # of each fact's entity
+        asks, key, value = fact.unbind(2)  # unbound once: each select would fill a gradient of the whole with zeros
+        parts = query.view(n, facts, hops, 3, heads, -1).unbind(3)
         mixed = [
-            _mixed(fact[:, :, 0], [above, fact[:, :, 1:]]).flatten(2),
+            _mixed(asks, [above[0], key], [above[1], value]).flatten(2),
             _mixed(
-                query[:, :, 0].view(n, facts, hops, heads, -1),
-                [above[:, :, None], fact[:, :, None, 1:], query[:, :, 1:].view(n, facts, hops, 2, heads, -1)],
+                parts[0], [above[0][:, :, None], key[:, :, None], parts[1]], [above[1][:, :, None], value[:, :, None], parts[2]]
             ).reshape(n, facts * hops, d),
         ]
         if i == shape.layers - 1:
@@ -62,13 +63,15 @@ def fact_logits(
     return found[:, :facts], found[:, facts:].view(n, facts, hops, -1)
 
 
-def _mixed(
-    query: Float[Tensor, "*row head inner"], seen: list[Float[Tensor, "*row 2 head inner"]]
-) -> Float[Tensor, "*row head inner"]:
-    """Attention of each row over a few others, of which each has a key and a value."""
+def _mixed(query: Float[Tensor, "*row head inner"], keys: list[Tensor], values: list[Tensor]) -> Float[Tensor, "*row head inner"]:
+    """Attention of each row over a few others, of which each has a key and a value that broadcast to the rows."""
     scale = 1 / sqrt(query.shape[-1])
-    scores = torch.stack([(query * one.select(-3, 0)).sum(-1) * scale for one in seen], -1).softmax(-1)
-    return sum((scores[..., k, None] * one.select(-3, 1) for k, one in enumerate(seen)), torch.zeros(()))
+    scores = torch.stack([(query * key).sum(-1) for key in keys], -1)
+    weights = (scores * scale).softmax(-1)[..., None].unbind(-2)
+    found = weights[0] * values[0]
+    for weight, value in zip(weights[1:], values[1:]):
+        found = torch.addcmul(found, weight, value)
+    return found
 
 
 def loss(shape: Shape, relations_from: int, state: State, batch: Batch) -> Float[Tensor, "network"]:
