@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from repscope.studies.catalogue import ANSWERED
+from repscope.studies.catalogue import QUESTIONS
 
 FOLDER = Path(__file__).parents[1] / "docs" / "notebooks"
 BOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -28,7 +28,7 @@ def shown(value):
 
 
 def test_each_question_that_can_be_answered_has_a_notebook():
-    assert {path.stem for path in BOOKS} == set(ANSWERED)
+    assert {path.stem for path in BOOKS} == set(QUESTIONS)
 
 
 @pytest.mark.parametrize("path", BOOKS, ids=lambda p: p.stem)

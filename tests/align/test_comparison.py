@@ -101,6 +101,31 @@ def test_a_vision_model_reads_the_images():
     assert got == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_vision_transformer_from_a_folder_gets_prepared_images(tmp_path):
+    from transformers import AutoModel, ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(image_size=8, patch_size=4, **size)).save_pretrained(tmp_path)
+    module = AutoModel.from_pretrained(tmp_path).eval()
+    held, _ = made(images=True)
+
+    def prepare(images):
+        grey = torch.from_numpy(np.moveaxis(images, -1, 1)).float().expand(-1, 3, -1, -1)
+        return torch.nn.functional.interpolate(grey, size=(8, 8)) - 0.5
+
+    network = rs.Network(module, example={"pixel_values": prepare(held.images[:2])})
+    found = compare({"vit": network}, held, at="resid_post", prepare=prepare)
+    with torch.no_grad():
+        out = module(pixel_values=prepare(held.images), output_hidden_states=True).hidden_states[1].flatten(1).numpy()
+    expected = compare_rdms(rdm(out), region_rdms(held, "late")[0], "pearson").mean()
+    rows = found.result.select(metric="similarity", item="vit, late", split="all conditions")
+    assert set(rows["site"]) == {"resid_post.0", "resid_post.1"}
+    assert rows["value"].iloc[0] == pytest.approx(expected, rel=1e-3)
+    with pytest.raises(UserError, match="prepare= gives 3 inputs for 30 conditions"):
+        compare({"vit": network}, held, at="resid_post", prepare=lambda images: prepare(images[:3]))
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [

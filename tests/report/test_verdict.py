@@ -9,7 +9,7 @@ from repscope.cli import run as command
 from repscope.conditions import ESTIMATE, NO_BIAS, RANDOM, SHUFFLED_GROUPS, over
 from repscope.report.verdict import MOST_WORDS, Verdict, joined, side
 from repscope.results import CHOSEN, Row, table_of
-from repscope.studies.catalogue import ANSWERED, study
+from repscope.studies.catalogue import QUESTIONS, study
 from repscope.trace.barriers import GAP
 
 
@@ -533,7 +533,7 @@ def test_emergence(rows, reply, words):
 
 
 def test_every_question_has_rules():
-    assert all(study(name).verdict for name in (*ANSWERED, "compare", "contrast", "connect"))
+    assert all(study(name).verdict for name in (*QUESTIONS, "compare", "contrast", "connect"))
 
 
 def test_sides_and_joined():

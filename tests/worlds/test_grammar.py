@@ -7,7 +7,7 @@ import torch
 from repscope.errors import UserError
 from repscope.worlds.grammar import ENGLISH, MATCHED, learn, make_pairs
 from repscope.worlds.grammar.learners import NGrams, checkpoints
-from repscope.worlds.small_lm import gru
+from repscope.worlds.small_lm import recurrent
 
 NOUNS = ("dog", "cat", "bird", "horse", "cow", "goat", "king", "boy", "uncle", "actor", "queen", "girl", "aunt", "nurse")
 PLURAL = {noun + "s" for noun in NOUNS}
@@ -70,10 +70,10 @@ def test_pairs_are_different_repeat_with_the_seed_and_are_refused_where_there_ar
 
 
 def test_gru_is_torchs():
-    shape = gru.GRUShape(11, 8, 2)
-    state = gru.initial(shape, [1, 2])
+    shape = recurrent.Shape("gru", 11, 8, 2)
+    state = recurrent.initial(shape, [1, 2])
     tokens = torch.randint(0, 11, (2, 3, 7), generator=torch.Generator().manual_seed(0))
-    ours = gru.logits(shape, state, tokens)
+    ours = recurrent.logits(shape, state, tokens)
     for n in range(2):
         theirs = torch.nn.GRU(8, 8, 2, batch_first=True)
         for i in range(2):

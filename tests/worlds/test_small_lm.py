@@ -9,10 +9,10 @@ from torch.nn.functional import cross_entropy
 
 import repscope as rs
 from repscope.errors import UserError
-from repscope.worlds.small_lm import Training, huggingface, lstm, train, transformer, write_folder
+from repscope.worlds.small_lm import Training, huggingface, recurrent, train, transformer, write_folder
 
 SHAPE = transformer.Shape(vocab=11, length=9, width=16)
-LSTM = lstm.LSTMShape(vocab=11, width=12, layers=2)
+LSTM = recurrent.Shape("lstm", vocab=11, width=12, layers=2)
 
 
 def documents(step, networks=1):
@@ -59,9 +59,9 @@ def test_a_folder_opens_and_its_text_is_the_tokens(tmp_path):
 
 
 def test_logits_equal_torchs_lstm():
-    state = lstm.initial(LSTM, [3, 4])
+    state = recurrent.initial(LSTM, [3, 4])
     tokens = documents(0, 2)
-    found = lstm.logits(LSTM, state, tokens)
+    found = recurrent.logits(LSTM, state, tokens)
     for i in range(2):
         twin = torch.nn.LSTM(12, 12, 2, batch_first=True)
         with torch.no_grad():
@@ -75,7 +75,7 @@ def test_logits_equal_torchs_lstm():
         torch.testing.assert_close(found[i], expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("module", "shape"), [(transformer, SHAPE), (lstm, LSTM)])
+@pytest.mark.parametrize(("module", "shape"), [(transformer, SHAPE), (recurrent, LSTM)])
 def test_together_as_one_after_the_other(module, shape):
     logits = partial(module.logits, shape)
     schedule = Training(12, warm_up=4, clip=0.5)
@@ -112,10 +112,10 @@ def test_a_killed_training_ends_with_the_same_weights(tmp_path):
 
 
 def test_an_lstm_continues_with_its_most_likely_token():
-    state = lstm.initial(LSTM, [0, 1])
-    found = lstm.generate(LSTM, state, documents(0, 2)[..., :3], 4)
-    assert torch.equal(found[..., 3:], lstm.logits(LSTM, state, found)[:, :, 2:-1].argmax(-1))
-    one, two = (lstm.generate(LSTM, state, documents(0, 2)[..., :3], 9, torch.Generator().manual_seed(s)) for s in (1, 2))
+    state = recurrent.initial(LSTM, [0, 1])
+    found = recurrent.generate(LSTM, state, documents(0, 2)[..., :3], 4)
+    assert torch.equal(found[..., 3:], recurrent.logits(LSTM, state, found)[:, :, 2:-1].argmax(-1))
+    one, two = (recurrent.generate(LSTM, state, documents(0, 2)[..., :3], 9, torch.Generator().manual_seed(s)) for s in (1, 2))
     assert not torch.equal(one, two)
 
 
@@ -177,7 +177,7 @@ def test_samples_follow_the_distribution_and_their_seed():
         (lambda: transformer.Shape(5, 5, 8, activation="swish"), "no activation 'swish'"),
         (lambda: transformer.generate(SHAPE, transformer.initial(SHAPE, [0]), documents(0)[..., :5], 5), "do not fit 9 positions"),
         (lambda: huggingface(SHAPE, transformer.initial(SHAPE, [0]), 1), "no network 1 among 1"),
-        (lambda: lstm.LSTMShape(5, 0), "at least 1"),
+        (lambda: recurrent.Shape("lstm", 5, 0), "at least 1"),
         (lambda: Training(0), "trains nothing"),
         (
             lambda: train(partial(transformer.logits, SHAPE), transformer.initial(SHAPE, [0]), documents, Training(30, 1e9, 1)),

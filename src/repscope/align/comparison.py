@@ -14,7 +14,7 @@ Intervals are over conditions; those of layers by RSA over subjects and conditio
 groups the networks, with networks and conditions as random units.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -91,6 +91,7 @@ def compare(
     method: Method = "RSA",
     *,
     at: Any = "resid_post",
+    prepare: Callable[[Float[np.ndarray, "condition row column colour"]], Any] | None = None,
     names: Sequence[str] | None = None,
     controls: Mapping[str, Any] | None = None,
     regions: Sequence[str] | None = None,
@@ -109,6 +110,9 @@ def compare(
         "RSA", "encoding" (ridge regression) or "PLS" (25 components, as in Brain-Score).
     at
         Sites of networks with `capture`; the last token of texts.
+    prepare
+        What a vision model reads, (condition, …), from the recording's images: its own resizing and normalisation. By default they
+        are given as they are, (condition, colour, row, column).
     names
         The condition of each row of the arrays; those of the recording in its order if not given.
     controls
@@ -132,17 +136,17 @@ def compare(
     if names is not None:
         held, places, told = recording.matched(names)
         notes = (*notes, *told)
-    given = {name: _layers(name, network, held, places, names, at) for name, network in networks.items()}
+    given = {name: _layers(name, network, held, places, names, at, prepare) for name, network in networks.items()}
     twins: dict[str, str] = {}
     compared: dict[str, tuple[Layers, str]] = {name: (layers, ESTIMATE) for name, layers in given.items()}
     for name, network in networks.items():
         if hasattr(network, "twin"):
             twin = f"{name}, {RANDOM_WEIGHTS}"
-            compared[twin] = _layers(twin, network.twin(seed), held, places, names, at), RANDOM_WEIGHTS
+            compared[twin] = _layers(twin, network.twin(seed), held, places, names, at, prepare), RANDOM_WEIGHTS
             twins[twin] = name
     compared |= {name: (layers, name) for name, layers in _of_stimuli(held).items()}
     for name, network in (controls or {}).items():
-        compared[name] = _layers(name, network, held, places, names, at), RANDOM_WEIGHTS
+        compared[name] = _layers(name, network, held, places, names, at, prepare), RANDOM_WEIGHTS
     rows, scores, told_all = list[Row](), dict[str, NetworkScores](), list(notes)
     for region in chosen:
         if method == "RSA":
@@ -176,10 +180,10 @@ def region_rdms(recording: Recording, region: str) -> tuple[RDMs, str]:
     return np.stack([as_pairs(matrix) for matrix in recording.rdms[region]]), "published RDMs"
 
 
-def _layers(name: str, network: Any, recording: Recording, places: Sequence[int], names: Any, at: Any) -> Layers:
+def _layers(name: str, network: Any, recording: Recording, places: Sequence[int], names: Any, at: Any, prepare: Any) -> Layers:
     """Layers of a network for the recording's conditions."""
     if hasattr(network, "capture"):
-        return _captured(name, network, recording, at)
+        return _captured(name, network, recording, at, prepare)
     if not isinstance(network, Mapping):
         network = {"features": network}
     found = {}
@@ -198,7 +202,7 @@ def _layers(name: str, network: Any, recording: Recording, places: Sequence[int]
     return found
 
 
-def _captured(name: str, network: Any, recording: Recording, at: Any) -> Layers:
+def _captured(name: str, network: Any, recording: Recording, at: Any, prepare: Any) -> Layers:
     """Activations for the recording's stimuli: the last token of texts, or images as (condition, colour, row, column)."""
     if hasattr(network, "tokenizer"):
         if recording.texts is None:
@@ -208,7 +212,10 @@ def _captured(name: str, network: Any, recording: Recording, at: Any) -> Layers:
         if recording.images is None:
             raise UserError(f"{name} reads images, and the recording has none; give layers as arrays in place of the network.")
         weight = next(network.module.parameters())  # makes tensors of its own kind, on its own device
-        held = network.capture(weight.detach().new_tensor(np.moveaxis(recording.images, -1, 1)), at=at)
+        read = prepare(recording.images) if prepare else np.moveaxis(recording.images, -1, 1)
+        if len(read) != len(recording.conditions):
+            raise UserError(f"prepare= gives {len(read)} inputs for {len(recording.conditions)} conditions; one each is needed.")
+        held = network.capture(weight.detach().new_tensor(np.asarray(read)), at=at)
     return {str(site): np.asarray(held[site]).reshape(len(recording.conditions), -1) for site in held.sites}
 
 

@@ -28,7 +28,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float, Int
 
-from repscope.align.dissimilarities import conditions_of, square
+from repscope.align.dissimilarities import above_diagonal, conditions_of
 from repscope.align.rdm_comparison import Measure, RDMs, as_rdms, check_measure, compare_rdms, cosines, noise_ceiling, similarities
 from repscope.errors import UserError, unknown
 from repscope.stats.bootstrap import Estimate, draw_weights, student
@@ -37,6 +37,7 @@ Over = Literal["conditions", "subjects", "both"]
 _RANKS = ("spearman", "rho-a", "tau-a")
 _LEAST = 3  #: different conditions that a draw needs
 _HELD = 500_000  #: counts of draws at a time
+_BLOCK = 256  #: conditions
 
 
 @dataclass(frozen=True)
@@ -143,21 +144,22 @@ def _in_closed_form(
     first: RDMs, second: RDMs, measure: Measure, w: Float[np.ndarray, "draw condition"]
 ) -> Float[np.ndarray, "draw first second"]:
     m, k = len(first), len(first) + len(second)
-    rdms = square(np.concatenate([first, second, np.ones((1, first.shape[1]))]))  # the last: ones off the diagonal, for means
+    pairs = np.concatenate([first, second, np.ones((1, first.shape[1]))])  # the last: ones off the diagonal, for means
+    rdms = above_diagonal(pairs)
     if measure.startswith("whitened"):
-        rows = w * (w @ rdms)  # (rdm, draw, condition)
+        rows = w * (w @ (rdms + rdms.swapaxes(1, 2)))  # (rdm, draw, condition)
         fits = _additive_fits(rows, w)
 
     def inner(a: int, b: int) -> Float[np.ndarray, "draw"]:
-        plain: np.ndarray = np.einsum("dn,dn->d", w @ (rdms[a] * rdms[b]), w)
+        plain = _quadratic_forms(w, rdms[a], rdms[b])
         return plain - 2 * np.einsum("dn,dn->d", fits[b], rows[a]) if measure.startswith("whitened") else plain
 
     products = np.stack([np.stack([inner(a, b) for b in range(m, k)], 1) for a in range(m)], 1)
     squares = np.stack([inner(a, a) for a in range(k)], 1)
     if "pearson" in measure:
         # ⟨g - μ e, h - ν e⟩ with e = 1 off the diagonal and μ, ν the weighted means of the entries
-        pairs = w.sum(1) ** 2 - (w**2).sum(1)
-        means = np.stack([np.einsum("dn,dn->d", w @ rdms[a], w) / pairs for a in range(k)], 1)
+        weight = w.sum(1) ** 2 - (w**2).sum(1)
+        means = np.stack([_quadratic_forms(w, rdms[a], rdms[k]) / weight for a in range(k)], 1)
         with_ones, ones = np.stack([inner(a, k) for a in range(k)], 1), inner(k, k)[:, None]
         squares = squares - 2 * means * with_ones + means**2 * ones
         one, other = (slice(None), slice(0, m), None), (slice(None), None, slice(m, k))
@@ -165,6 +167,17 @@ def _in_closed_form(
             products - means[one] * with_ones[other] - means[other] * with_ones[one] + means[one] * means[other] * ones[..., None]
         )
     return cosines(products, squares[:, :m].clip(0), squares[:, m:].clip(0))
+
+
+def _quadratic_forms(
+    w: Float[np.ndarray, "draw condition"], a: Float[np.ndarray, "condition condition"], b: Float[np.ndarray, "condition condition"]
+) -> Float[np.ndarray, "draw"]:
+    """wᵀ (A∘B) w of every draw, A and B given above their diagonals: half of the products of whole matrices."""
+    total = np.zeros(len(w))
+    for start in range(0, len(a), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        total += np.einsum("dn,dn->d", w[:, rows] @ (a[rows, start:] * b[rows, start:]), w[:, start:])
+    return 2 * total
 
 
 def _additive_fits(

@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 
 from repscope.cli.shared import RUNS, Fresh, Json, ModelName, Out, Plan, Seed, app, print_notes, print_table, say
 from repscope.errors import UserError
-from repscope.studies.catalogue import ALL, ANSWERED, Entry, study
+from repscope.studies.catalogue import ALL, QUESTIONS, Entry, study
 
 _GROUPS = {"study": "Answer one of the ten questions about a network.", "bench": "Benchmark methods where the answer is known."}
 _OPTIONS = Group("Options")
@@ -25,7 +25,7 @@ def register(arguments: Sequence[str]) -> None:
         asked = tuple(arguments[: len(entry.command)]) == entry.command
         parent = _parent(entry)
         name = entry.command[-1]
-        if asked and entry.module:
+        if asked:
             if name in parent:
                 del parent[name]
             found = study(entry.name)
@@ -46,9 +46,9 @@ def _parent(entry: Entry) -> App:
 
 def _stub(entry: Entry) -> Callable[..., None]:
     def command(*words: str) -> None:
-        study(entry.name)  # of a planned one: says so
+        """Never run: `register` puts the study's own command in its place when it is asked for."""
 
-    command.__doc__ = entry.question if entry.module else f"Planned: {entry.question}"
+    command.__doc__ = entry.question
     return command
 
 
@@ -157,7 +157,7 @@ def tour(
 
     started = time.monotonic()
     told: list[dict[str, Any]] = []
-    for name in ANSWERED:
+    for name in QUESTIONS:
         left = minutes - (time.monotonic() - started) / 60
         found = study(name)
         if told and left < found.least_minutes:

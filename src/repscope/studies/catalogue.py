@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from repscope.errors import UserError, unknown
+from repscope.errors import unknown
 
 if TYPE_CHECKING:
     from repscope.studies.run.study import Study
@@ -14,18 +14,17 @@ if TYPE_CHECKING:
 class Entry:
     """One study.
 
-    question: one line. module: where its `STUDY` is; empty while it is planned. command: its words on the command line.
+    question: one line. module: where its `STUDY` is. command: its words on the command line.
     """
 
     name: str
     question: str
-    module: str = ""
-    command: tuple[str, ...] = ()
+    module: str
+    command: tuple[str, ...]
 
 
-def _entry(name: str, question: str, module: str = "", command: str = "") -> tuple[str, Entry]:
-    module = f"repscope.studies.{module}" if module else ""
-    return name, Entry(name, question, module, tuple((command or f"study {name}").split()))
+def _entry(name: str, question: str, module: str, command: str = "") -> tuple[str, Entry]:
+    return name, Entry(name, question, f"repscope.studies.{module}", tuple((command or f"study {name}").split()))
 
 
 #: the ten questions
@@ -61,7 +60,6 @@ TOOLS: dict[str, Entry] = dict(
     ]
 )
 ALL = QUESTIONS | TOOLS
-ANSWERED = tuple(name for name, entry in QUESTIONS.items() if entry.module)
 
 
 def study(name: str) -> "Study[Any]":
@@ -70,12 +68,9 @@ def study(name: str) -> "Study[Any]":
     Raises
     ------
     UserError
-        When there is none, or it is planned; offers the nearest names.
+        When there is none; offers the nearest names.
     """
     if name not in ALL:
-        raise unknown("study", name, [n for n, entry in ALL.items() if entry.module])
-    entry = ALL[name]
-    if not entry.module:
-        raise UserError(f"The study {name} is planned, but not available yet; available: {', '.join(ANSWERED)}.")
-    found: Study[Any] = import_module(entry.module).STUDY
+        raise unknown("study", name, ALL)
+    found: Study[Any] = import_module(ALL[name].module).STUDY
     return found

@@ -45,8 +45,6 @@ def _latest(out: Path) -> dict[str, RunFolder]:
 
 
 def _section(entry: Entry, run: RunFolder | None, out: Path) -> Section:
-    if not entry.module:
-        return Section(entry.question, "Planned.")
     if run is None:
         return Section(entry.question, f"Not run yet. In minutes: repscope study {entry.name} --short")
     found = study(entry.name)

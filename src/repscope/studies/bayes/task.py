@@ -16,7 +16,7 @@ from repscope.studies.bayes.options import BayesOptions
 from repscope.trace.bayes import RegressionOptions
 from repscope.trace.bayes.prompted import mixture_of
 from repscope.worlds.ginc import PUBLISHED, GincPrompts, GincSizes, GincWorld, prompts, scan
-from repscope.worlds.small_lm import Training, lstm, transformer
+from repscope.worlds.small_lm import Training, recurrent, transformer
 
 Logits = Callable[..., torch.Tensor]
 HELD_OUT = 48  #: documents on which the distance per token is measured
@@ -93,24 +93,24 @@ class BayesTask:
         rng = np.random.default_rng([self.options.seed, length, *part.encode()])
         return prompts(self.world(delimiter), self.options.prompts, self.examples(length), length, rng, concepts)
 
-    def shape(self, kind: Kind) -> transformer.Shape | lstm.LSTMShape:
+    def shape(self, kind: Kind) -> transformer.Shape | recurrent.Shape:
         """Sizes of the networks of a training."""
         o = self.options
         if kind.recurrent:
-            return lstm.LSTMShape(self.symbols, 3 * o.width // 2)
+            return recurrent.Shape("lstm", self.symbols, 3 * o.width // 2)
         return transformer.Shape(self.symbols, o.length, o.width)
 
     def initial(self, kind: Kind) -> State:
         """Weights before training."""
         seeds = [1009 * self.options.seed + i for i in range(self.options.networks)]
         shape = self.shape(kind)
-        return lstm.initial(shape, seeds) if isinstance(shape, lstm.LSTMShape) else transformer.initial(shape, seeds)
+        return recurrent.initial(shape, seeds) if isinstance(shape, recurrent.Shape) else transformer.initial(shape, seeds)
 
     def logits(self, kind: Kind) -> Logits:
         """(state, tokens) → logits."""
         shape = self.shape(kind)
-        if isinstance(shape, lstm.LSTMShape):
-            return partial(lstm.logits, shape)
+        if isinstance(shape, recurrent.Shape):
+            return partial(recurrent.logits, shape)
         return partial(transformer.logits, shape)
 
     @property

@@ -19,7 +19,7 @@ from torch import Tensor
 from repscope.errors import UserError, unknown
 from repscope.models.loading.stacked_weights import State
 from repscope.worlds.grammar.sentences import Grammar, Pairs
-from repscope.worlds.small_lm import gru, transformer
+from repscope.worlds.small_lm import recurrent, transformer
 from repscope.worlds.small_lm.training import Logits, Training, next_token_loss, train_by
 
 LENGTH, BATCH = 24, 16
@@ -44,8 +44,8 @@ def _gpt2(width: int, layers: int, vocab: int, seeds: list[int]) -> tuple[Logits
 
 
 def _gru(width: int, vocab: int, seeds: list[int]) -> tuple[Logits, State]:
-    shape = gru.GRUShape(vocab, width)
-    return partial(gru.logits, shape), gru.initial(shape, seeds)
+    shape = recurrent.Shape("gru", vocab, width)
+    return partial(recurrent.logits, shape), recurrent.initial(shape, seeds)
 
 
 NETWORKS: dict[str, Callable[[int, list[int]], tuple[Logits, State]]] = {
