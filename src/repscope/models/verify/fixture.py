@@ -131,7 +131,7 @@ class Fixture:
 
     def generated(self, *, use_cache: bool) -> New:
         """Greedy new tokens of each prompt, and the logits of each step as the head gave them, rows as the prompts."""
-        way = self.lm.generation(max(map(len, self.ids)) + _NEW_TOKENS)
+        way = self.lm.generation(max(map(len, self.ids)) + _NEW_TOKENS, own=use_cache)
         if not way.batch:
             each = [self._continued([row], use_cache) for row in self.ids]
             most = max(len(steps) for _, steps in each)
