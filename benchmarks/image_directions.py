@@ -4,7 +4,7 @@
 
 Both ways run the same searches (L2, whose directions do not depend on each other, so that one at a time is possible) from the same
 random vectors with the same number of steps, and must end at the same directions. Seconds of the search alone, on one thread; the
-fastest of some. The generators are those of `repscope study discover --subject gan|diffusion`, from the cache.
+fastest of some. The generators have the sizes of `repscope study discover --subject gan|diffusion` and random weights.
 
 A second table has the time that training these generators takes, from some of its steps.
 """
@@ -19,12 +19,20 @@ import numpy as np
 import torch
 
 from repscope.discovery import SolverOptions, l2
-from repscope.discovery.generators.sprite_material import SpriteMaterial, SpriteSetting
+from repscope.discovery.generators import Bed, DiffusionBed, LatentBed
 from repscope.discovery.solvers import SOLVERS, SolverTask
 from repscope.discovery.stacked_seeds import StackedTask, discover_seeds
-from repscope.worlds.sprites import train_regressor
-from repscope.worlds.sprites.diffusion import DiffusionSizes, train_diffusion
-from repscope.worlds.sprites.gan import GanSizes, train_gan
+from repscope.models.generators import LatentGenerator
+from repscope.worlds.sprites import cached, train_regressor
+from repscope.worlds.sprites.diffusion import (
+    CaptionedUNet,
+    DiffusionSizes,
+    TrainedDiffusion,
+    noise_schedule,
+    patches,
+    train_diffusion,
+)
+from repscope.worlds.sprites.gan import FEATURES, GanSizes, SpriteGenerator, sprite_batch, train_gan
 from repscope.worlds.sprites.regressor import STEPS as STEPS_OF_REGRESSOR
 
 TABLE = Path(__file__).with_name("RESULTS-image-directions.md")
@@ -40,6 +48,17 @@ class One(SolverTask):
     def drawn(self, count: int | None = None) -> torch.Tensor:
         """The start."""
         return self.options.weight
+
+
+def bed_of(kind: str, samples: int) -> Bed:
+    torch.manual_seed(0)
+    if kind == "gan":
+        sizes = GanSizes()
+        module = SpriteGenerator(sizes.latent, sizes.width).eval().requires_grad_(False)
+        return LatentBed(LatentGenerator(module, sizes.latent, FEATURES), samples, 4)
+    network = CaptionedUNet(DiffusionSizes()).eval().requires_grad_(False)
+    model = cached.diffusion_generator(TrainedDiffusion(network, noise_schedule(DiffusionSizes()), np.zeros(1)))
+    return DiffusionBed(model, patches(sprite_batch(samples, 0)), held=4)
 
 
 def together(bed, steps: int) -> np.ndarray:
@@ -87,8 +106,7 @@ def main() -> None:
     torch.set_num_threads(1)
     lines = []
     for kind, steps in STEPS.items():
-        setting = SpriteSetting(kind, samples=SAMPLES[kind], images=4)  # type: ignore[arg-type]
-        bed = SpriteMaterial(setting, setting.trained()).bed
+        bed = bed_of(kind, SAMPLES[kind])
         together(bed, 1)  # first passes set up kernels
         fast, ours = seconds(partial(together, bed, steps), REPEATS[kind])
         slow, theirs = seconds(partial(one_at_a_time, bed, steps), REPEATS[kind])
