@@ -4,7 +4,9 @@
 
 Both ways run the same searches (L2, whose directions do not depend on each other, so that one at a time is possible) from the same
 random vectors with the same number of steps, and must end at the same directions. Seconds of the search alone, on one thread; the
-fastest of three. The generators are those of `repscope study discover --subject gan|diffusion`, from the cache.
+fastest of some. The generators have the sizes of `repscope study discover --subject gan|diffusion` and random weights.
+
+A second table has the time that training these generators takes, from some of its steps.
 """
 
 import sys
@@ -17,9 +19,21 @@ import numpy as np
 import torch
 
 from repscope.discovery import SolverOptions, l2
-from repscope.discovery.generators.sprite_material import SpriteMaterial, SpriteSetting
+from repscope.discovery.generators import Bed, DiffusionBed, LatentBed
 from repscope.discovery.solvers import SOLVERS, SolverTask
 from repscope.discovery.stacked_seeds import StackedTask, discover_seeds
+from repscope.models.generators import LatentGenerator
+from repscope.worlds.sprites import cached, train_regressor
+from repscope.worlds.sprites.diffusion import (
+    CaptionedUNet,
+    DiffusionSizes,
+    TrainedDiffusion,
+    noise_schedule,
+    patches,
+    train_diffusion,
+)
+from repscope.worlds.sprites.gan import FEATURES, GanSizes, SpriteGenerator, sprite_batch, train_gan
+from repscope.worlds.sprites.regressor import STEPS as STEPS_OF_REGRESSOR
 
 TABLE = Path(__file__).with_name("RESULTS-image-directions.md")
 DIRECTIONS, SEEDS = 12, (0, 1, 2, 3, 4)
@@ -34,6 +48,17 @@ class One(SolverTask):
     def drawn(self, count: int | None = None) -> torch.Tensor:
         """The start."""
         return self.options.weight
+
+
+def bed_of(kind: str, samples: int) -> Bed:
+    torch.manual_seed(0)
+    if kind == "gan":
+        sizes = GanSizes()
+        module = SpriteGenerator(sizes.latent, sizes.width).eval().requires_grad_(False)
+        return LatentBed(LatentGenerator(module, sizes.latent, FEATURES), samples, 4)
+    network = CaptionedUNet(DiffusionSizes()).eval().requires_grad_(False)
+    model = cached.diffusion_generator(TrainedDiffusion(network, noise_schedule(DiffusionSizes()), np.zeros(1)))
+    return DiffusionBed(model, patches(sprite_batch(samples, 0)), held=4)
 
 
 def together(bed, steps: int) -> np.ndarray:
@@ -61,12 +86,27 @@ def seconds(run: Callable[[], np.ndarray], repeats: int) -> tuple[float, np.ndar
     return best, found
 
 
+def trained_in(name: str, train: Callable[[int], object], few: int, whole: int) -> str:
+    train(2)  # sets up kernels
+    began = time.perf_counter()
+    train(few)
+    each = (time.perf_counter() - began) / few
+    return f"| {name} | {whole} | {1000 * each:.1f} | {each * whole / 60:.1f} |"
+
+
+TRAININGS: tuple[tuple[str, Callable[[int], object], int, int], ...] = (
+    ("GAN", lambda n: train_gan(GanSizes(steps=n)), 200, GanSizes().steps),
+    ("diffusion model", lambda n: train_diffusion(DiffusionSizes(steps=n)), 40, DiffusionSizes().steps),
+    ("factor regressor (two are trained)", lambda n: train_regressor(0, n), 200, STEPS_OF_REGRESSOR),
+)
+TAIL = ("", "Training, one thread:", "", "| network | steps | ms per step | minutes |", "|---|---|---|---|")
+
+
 def main() -> None:
     torch.set_num_threads(1)
     lines = []
     for kind, steps in STEPS.items():
-        setting = SpriteSetting(kind, samples=SAMPLES[kind], images=4)  # type: ignore[arg-type]
-        bed = SpriteMaterial(setting, setting.trained()).bed
+        bed = bed_of(kind, SAMPLES[kind])
         together(bed, 1)  # first passes set up kernels
         fast, ours = seconds(partial(together, bed, steps), REPEATS[kind])
         slow, theirs = seconds(partial(one_at_a_time, bed, steps), REPEATS[kind])
@@ -74,6 +114,8 @@ def main() -> None:
         rows = bed.context.prompts
         lines.append(f"| {kind} | {rows} | {slow:.2f} | {fast:.2f} | {slow / fast:.1f} × | {cos:.6f} |")
         print(lines[-1], flush=True)
+    trainings = [trained_in(name, train, few, whole) for name, train, few, whole in TRAININGS]
+    print(*trainings, sep="\n", flush=True)
     head = [
         "# Directions of image generators: one batch against one direction at a time",
         "",
@@ -84,7 +126,7 @@ def main() -> None:
         "|---|---|---|---|---|---|",
     ]
     if "--write" in sys.argv:
-        TABLE.write_text("\n".join([*head, *lines]) + "\n")
+        TABLE.write_text("\n".join([*head, *lines, *TAIL, *trainings]) + "\n")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from repscope.results import Row, select, table_of
 from repscope.studies.discover import STUDY as DISCOVER
 from repscope.studies.discover import image_names as names
 from repscope.studies.discover.options import IMAGE_METHODS, DiscoverOptions
-from repscope.studies.run.runner import Run
+from repscope.studies.run.runner import Run, load_record
 from repscope.worlds.sprites import FACTORS
 from repscope.worlds.sprites import cached as kept
 
@@ -104,6 +104,7 @@ def test_the_page(name, request):
     strips = run.results["filmstrips"].side["strips"]
     assert set(strips["dose"]) == {-1.0, -0.5, 0.0, 0.5, 1.0}
     assert json.loads((run.folder / "run.json").read_text())["model"] == names.MODELS[name]
+    assert load_record(DISCOVER, run.run_folder).options.methods == run.setup.options.methods, "the page can be drawn again"
 
 
 def test_a_killed_run_goes_on_and_trains_no_second_generator(tmp_path, monkeypatch):
