@@ -107,12 +107,15 @@ class Prepared:
     def plain(self, rows: Int[np.ndarray, "row"]) -> Float[Tensor, "position vocab"]:
         """Log-probabilities of the unedited network at the words in between; kept where all of them are small enough."""
         head, dtype = self.lm.head(), self.lm.model.dtype
-        make = lambda x: as_float(head(x.to(dtype))).log_softmax(-1)  # noqa: E731
+
+        def made(x: Tensor) -> Tensor:
+            return as_float(head(x.to(dtype))).log_softmax(-1)
+
         with torch.no_grad():
             if 4 * sum(map(len, self.between)) * self.lm.vocabulary > _KEPT_BYTES:
-                return make(torch.cat([self.between[row] for row in rows]))
+                return made(torch.cat([self.between[row] for row in rows]))
             if not self._plain:
-                self._plain.extend(make(x) if len(x) else x.new_zeros(0, self.lm.vocabulary) for x in self.between)
+                self._plain.extend(made(x) if len(x) else x.new_zeros(0, self.lm.vocabulary) for x in self.between)
         return torch.cat([self._plain[row] for row in rows])
 
 
