@@ -182,14 +182,7 @@ def test_steps_in_words():
 
 def test_the_plan_and_the_page(done, tmp_path, capsys):
     page = (done.folder / "report.html").read_text()
-    for said in (
-        "The bridge entity",
-        "Unseen edges as sums",
-        "Compute-equivalent gains",
-        "Transitions",
-        "Induction heads",
-        "learning",
-    ):
+    for said in ("The bridge entity", "Unseen edges as sums", "Compute-equivalent gains", "Transitions", "learning coefficient"):
         assert said in page
     assert command(["study", "emergence", "--plan", "--short", "--out", str(tmp_path)]) == 0
     assert "two-hop" in capsys.readouterr().out

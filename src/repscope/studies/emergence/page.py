@@ -119,8 +119,8 @@ def _bridge(table: pd.DataFrame) -> Section:
 def _coefficients(table: pd.DataFrame) -> Section:
     text = (
         "Look where the coefficient grows, and whether it goes on growing once queries are memorised: more directions of the "
-        "weights matter to the loss then. Below 0 the weights are at no minimum, as before training. Chains are short, so values of one "
-        "setting compare steps and values of phi, and nothing else."
+        "weights matter to the loss then. Below 0 the weights are at no minimum, as before training. Chains are short, so values "
+        "of one setting compare steps and values of phi, and nothing else."
     )
     return Section("The local learning coefficient", text, (figures.probes(table, names.COEFFICIENT),))
 
