@@ -2,7 +2,7 @@
 
     python benchmarks/series_memory.py --write
 
-1. A series of 20 checkpoints of the default model's size is written to a temporary folder: its weights, one matrix per block with noise that shrinks.
+1. A series of 20 checkpoints of the default model is written to a temporary folder: one matrix per block with noise that shrinks.
 2. Fresh processes: one loads the model, one asks it everything too, one asks the whole series: a table of probes, a task and
    minimal pairs. Peak anonymous memory (`RssAnon`, sampled every 20 ms; mapped files are the
    kernel's to drop), minus that of a process that imports the same modules and loads nothing.
@@ -74,7 +74,7 @@ def one_process(kind: str, folder: Path) -> None:
     from repscope.trace.emergence.probes import Probes
 
     torch.set_num_threads(1)
-    task = Probes.of_task(rs.task("singular-plural"), most=4)
+    task = Probes.of_task(rs.task("singular-plural"), most=2)
     table = Probes(("capital",) * 2, ("The capital of France is", "The capital of Italy is"), (" Paris", " Rome"), ("", ""))
     probes = Probes.joined([table, task])
     pairs = MinimalPairs(

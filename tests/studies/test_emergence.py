@@ -78,15 +78,6 @@ def test_learning_coefficients_stand_beside_those_before_training(done):
         assert rows["value"].iloc[-1] == pytest.approx(arrays["coefficients"][-1, places].mean())
 
 
-def test_copying_has_its_control_of_one_block(done):
-    for metric, control in ((names.INDUCTION, names.OTHER_TOKENS), (names.COPYING, names.FIRST_COPY)):
-        rows = select(done.table, metric=metric)
-        assert set(rows["item"]) == {names.TWO_BLOCKS, names.ONE_BLOCK}
-        assert set(rows["condition"]) == {ESTIMATE, control}
-        assert ((rows["value"] >= 0) & (rows["value"] <= 1)).all()
-    assert len(select(done.table, metric=names.COPYING_STEP)) == 2
-
-
 def test_the_ladder_has_its_known_gains_and_its_refusals(done):
     side = done.results["ladder"].side["gains"]
     assert set(side["known"].dropna()) == {1.0, 4.0, 0.5}
@@ -191,14 +182,7 @@ def test_steps_in_words():
 
 def test_the_plan_and_the_page(done, tmp_path, capsys):
     page = (done.folder / "report.html").read_text()
-    for said in (
-        "The bridge entity",
-        "Unseen edges as sums",
-        "Compute-equivalent gains",
-        "Transitions",
-        "Induction heads",
-        "learning",
-    ):
+    for said in ("The bridge entity", "Unseen edges as sums", "Compute-equivalent gains", "Transitions", "learning coefficient"):
         assert said in page
     assert command(["study", "emergence", "--plan", "--short", "--out", str(tmp_path)]) == 0
     assert "two-hop" in capsys.readouterr().out

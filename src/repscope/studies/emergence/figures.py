@@ -77,7 +77,7 @@ def probes(table: pd.DataFrame, metric: str, title: str = "") -> Figure:
     rows = select(table, metric=metric)
     rows = rows.assign(step=[max(1.0, names.step_of(split)) for split in rows["split"]])
     rows = rows.assign(line=rows["item"].where(rows["condition"] == ESTIMATE, rows["item"] + ", " + rows["condition"]))
-    share = metric in (names.ACCURACY, names.INDUCTION, names.COPYING)
+    share = metric in (names.ACCURACY, names.INDUCTION)
     scale = alt.Scale(domain=[0, 1]) if share else alt.Scale(zero=False, nice=True)
     x = alt.X("step:Q", title="step", scale=alt.Scale(type="log", nice=False, padding=12))
     color = alt.Color("item:N", title=None, legend=alt.Legend(orient="top", labelLimit=220))
@@ -97,23 +97,6 @@ def probes(table: pd.DataFrame, metric: str, title: str = "") -> Figure:
         layers.append(base.mark_line(point=True, strokeDash=dash).encode(y=y))
     caption = "Dashed: the control. Step 0 is drawn at 1."
     return Figure(finish(*layers, height=260, max_width=620), title or f"{metric.capitalize()} over checkpoints", caption)
-
-
-def copying(table: pd.DataFrame) -> Table:
-    """Induction scores and copying at the last step, and their steps, by number of blocks."""
-    rows = table[table["metric"].isin((names.INDUCTION, names.COPYING))]
-    last = names.at(int(max(names.step_of(split) for split in rows["split"])))
-    lines = []
-    for item in dict.fromkeys(rows["item"]):
-        line = {"networks": item}
-        for metric, control in ((names.INDUCTION, names.OTHER_TOKENS), (names.COPYING, names.FIRST_COPY)):
-            for condition in (ESTIMATE, control):
-                found = select(rows, metric=metric, item=item, condition=condition, split=last).to_dict("records")
-                line[metric if condition == ESTIMATE else condition] = format_estimate(found[0])
-        for metric in (names.SCORE_STEP, names.COPYING_STEP):
-            line[metric] = steps_text(select(table, metric=metric, item=item).to_dict("records")[0])
-        lines.append(line)
-    return Table(pd.DataFrame(lines), "Induction heads, at the last step", "Means over networks, 95 % intervals over networks.")
 
 
 def head_table(table: pd.DataFrame) -> Table:

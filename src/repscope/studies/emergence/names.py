@@ -21,9 +21,6 @@ UNTRAINED, EVEN, UNPATCHED, PERMUTED = "untrained network", "learned evenly", "w
 QUERIES = {TRAINED: TRAINED, HELD_OUT: "estimate", FIRST_OOD: FIRST_OOD, SECOND_OOD: SECOND_OOD, OOD: OOD}
 KNOWN, IDENTITY = "known gain", "calibration"
 
-TWO_BLOCKS, ONE_BLOCK = "two blocks", "one block"
-COPYING, COPYING_NATS = "copying accuracy", "copying log-probability"
-COPYING_STEP, SCORE_STEP = "step of 50 % of copying", "step of an induction score of 0.5"
 COEFFICIENT = "local learning coefficient"
 INDUCTION, EFFECT = "induction score", "average indirect effect"
 REPEATED, STRONGEST = "repeated random tokens", "strongest head"

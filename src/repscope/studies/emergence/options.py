@@ -10,7 +10,7 @@ from repscope.studies.run.options import Dtype, StudyOptions
 SHOTS, EXAMPLES = 4, 100  #: as `trace.emergence.probes`, which brings torch with it
 _ASKED = ("probes", "probe_tasks", "probe_relations", "probe_pairs", "heads")
 _NETWORKS = ("entities", "relations", "ratios", "seeds", "width", "layers", "steps", "facts")
-_TRAINED = (*_NETWORKS, "walk_lengths", "walk_steps", "copy_steps", "rungs")
+_TRAINED = (*_NETWORKS, "walk_lengths", "walk_steps", "rungs")
 
 
 class EmergenceOptions(StudyOptions):
@@ -56,7 +56,6 @@ class EmergenceOptions(StudyOptions):
     facts: int = Field(64, ge=2, description="Facts per update and network; four queries begin with each.")
     walk_lengths: tuple[int, ...] = Field((1, 2, 8), description="Steps of the random walks that networks are trained on.")
     walk_steps: int = Field(800, ge=10, description="Updates of the networks on random walks.")
-    copy_steps: int = Field(800, ge=10, description="Updates of the networks on repeated tokens.")
     rungs: tuple[int, ...] = Field((25, 50, 100, 200, 400, 800), description="Updates of each rung of the compute ladder.")
     draws: int = Field(500, ge=50, description="Resamples of an interval.")
 
@@ -130,8 +129,8 @@ class EmergenceOptions(StudyOptions):
                 "steps": 30,
                 "facts": 12,
             }
-            small |= {"walk_lengths": (1, 4), "walk_steps": 12, "copy_steps": 12, "rungs": (2, 4, 8, 16, 32), "draws": 50}
+            small |= {"walk_lengths": (1, 4), "walk_steps": 12, "rungs": (2, 4, 8, 16, 32), "draws": 50}
         elif self.short:
             small = {"entities": 20, "relations": 16, "ratios": (3, 11), "seeds": 2, "steps": 1100}
-            small |= {"walk_lengths": (1, 8), "walk_steps": 400, "copy_steps": 500, "rungs": (20, 40, 80, 160, 320), "draws": 300}
+            small |= {"walk_lengths": (1, 8), "walk_steps": 400, "rungs": (20, 40, 80, 160, 320), "draws": 300}
         return self.with_sizes(small)

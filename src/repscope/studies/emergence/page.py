@@ -54,7 +54,7 @@ def page(record: Record[EmergenceOptions]) -> Page:
         tested="Tested on small networks trained in this study. Not tested: language models, and skills other than these.",
         headline=figures.headline(table),
         key=_key(table),
-        sections=(_curves(table), _coefficients(table), _bridge(table), _copying(table), _walks(table), _compute(side)),
+        sections=(_curves(table), _coefficients(table), _bridge(table), _walks(table), _compute(side)),
         notes=(few,) if o.short else (),
     )
 
@@ -119,12 +119,14 @@ def _bridge(table: pd.DataFrame) -> Section:
 
 def _coefficients(table: pd.DataFrame) -> Section:
     text = (
-        "Look for a coefficient that grows while networks memorise and falls where they begin to compose: fewer weights matter to "
-        "the loss then. Chains are short, so values of one setting compare steps and values of phi, and nothing else."
+        "Look where the coefficient grows, and whether it goes on growing once queries are memorised: more directions of the "
+        "weights matter to the loss then. Below 0 the weights are at no minimum, as before training. Chains are short, so values "
+        "of one setting compare steps and values of phi, and nothing else."
     )
     return Section("The local learning coefficient", text, (figures.probes(table, names.COEFFICIENT),))
 
 
+<<<<<<< HEAD
 def _copying(table: pd.DataFrame) -> Section:
     text = (
         "Look whether the induction score rises where copying appears, and only with two blocks: a head needs the output of an "
@@ -134,6 +136,8 @@ def _copying(table: pd.DataFrame) -> Section:
     return Section("Induction heads", text, tuple(items))
 
 
+=======
+>>>>>>> wt-emergence
 def _heads(table: pd.DataFrame) -> Section:
     items: list[Any] = [figures.head_table(table), figures.probes(table, names.INDUCTION)]
     if len(select(table, metric=names.EFFECT)):

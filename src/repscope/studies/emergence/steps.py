@@ -5,15 +5,14 @@
    learning coefficients.
 2. Transitions of these curves: step of 50 %, steepest rise, sharpness, lag of held-out behind trained queries.
 3. Random walks: networks trained on walks over a knowledge graph, beside weighted sums over its paths on edges that were left out.
-4. Repeated tokens: induction scores of heads beside copying, in networks of two blocks and of one.
-5. The compute ladder: the scaling law, gains of known size, imitation and RL as multiples of pre-training compute.
+4. The compute ladder: the scaling law, gains of known size, imitation and RL as multiples of pre-training compute.
 With `ladder`, the user's table alone; with `checkpoints`, the curves of the user's probes, tasks, relations and minimal pairs.
 Controls: untrained networks, shuffled labels of probes, queries without the patch, even learning, gains that are known.
 """
 
 from functools import partial
 
-from repscope.studies.emergence import copying, given_checkpoints, given_ladder, ladder, two_hop, walks
+from repscope.studies.emergence import given_checkpoints, given_ladder, ladder, two_hop, walks
 from repscope.studies.emergence.options import EmergenceOptions
 from repscope.studies.run.study import Cost, Setup, Step, Subject
 
@@ -30,13 +29,11 @@ def steps(setup: Setup[EmergenceOptions]) -> list[Step]:
         asked.check()
         return [Step("probes", partial(given_checkpoints.probed, asked), asked.cost)]
     hops, rungs, graphs = two_hop.TwoHop(o), ladder.ComputeLadder(o), walks.Walks(o)
-    copies = copying.Copying(o)
     _ = hops.worlds  # refuses sizes that leave no queries
     return [
         Step("two-hop", partial(two_hop.train, hops), partial(two_hop.train_cost, hops), version=2),
         Step("transitions", partial(two_hop.transitions, hops), lambda: Cost(fit_flops=1e10), needs=("two-hop",)),
         Step("walks", partial(walks.walked, graphs), partial(walks.cost, graphs), version=2),
-        Step("copying", partial(copying.copied, copies), partial(copying.cost, copies)),
         Step("ladder", partial(ladder.climb, rungs), partial(ladder.cost, rungs)),
     ]
 

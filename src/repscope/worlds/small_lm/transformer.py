@@ -118,20 +118,6 @@ def logits(
 
 
 @torch.no_grad()
-def attention_weights(
-    shape: Shape, state: State, tokens: Int[Tensor, "network document token"]
-) -> list[Float[Tensor, "network document head token key"]]:
-    """Attention of each block: from every token to itself and those before it."""
-    n, b, t = tokens.shape
-    mask, found = torch.full((t, t), float("-inf")).triu(1), []
-    for i, x in enumerate(hidden(shape, state, tokens)[:-1]):
-        qkv = after_norm(state, f"h.{i}.ln_1", f"h.{i}.attn.c_attn", x.reshape(n, b * t, -1)).view(n, b, t, 3, shape.heads, -1)
-        q, k = (qkv[:, :, :, part].transpose(2, 3) for part in (0, 1))
-        found.append((q @ k.mT / sqrt(q.shape[-1]) + mask).softmax(-1))
-    return found
-
-
-@torch.no_grad()
 def generate(
     shape: Shape,
     state: State,
