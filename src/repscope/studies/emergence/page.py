@@ -1,7 +1,6 @@
 """The page of `emergence` and its closing lines, from the tables of the run."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -126,20 +125,8 @@ def _coefficients(table: pd.DataFrame) -> Section:
     return Section("The local learning coefficient", text, (figures.probes(table, names.COEFFICIENT),))
 
 
-<<<<<<< HEAD
-def _copying(table: pd.DataFrame) -> Section:
-    text = (
-        "Look whether the induction score rises where copying appears, and only with two blocks: a head needs the output of an "
-        "earlier block to find what came after the present token before."
-    )
-    items: list[Any] = [figures.copying(table), figures.probes(table, names.INDUCTION), figures.probes(table, names.COPYING)]
-    return Section("Induction heads", text, tuple(items))
-
-
-=======
->>>>>>> wt-emergence
 def _heads(table: pd.DataFrame) -> Section:
-    items: list[Any] = [figures.head_table(table), figures.probes(table, names.INDUCTION)]
+    items = [figures.head_table(table), figures.probes(table, names.INDUCTION)]
     if len(select(table, metric=names.EFFECT)):
         items.append(figures.probes(table, names.EFFECT))
     text = (
