@@ -179,7 +179,7 @@ class Bench:
             return 127
         try:
             return child.wait(minutes * 60)
-        except BaseException as error:  # also when this process is interrupted: a benchmark must not go on alone
+        except BaseException as error:  # also when this process is interrupted or ended: a benchmark must not go on alone
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
             if isinstance(error, subprocess.TimeoutExpired):
@@ -205,6 +205,7 @@ def fallen(pages: Iterable[str]) -> list[tuple[str, Fall]]:
 
 def main() -> int:
     """Read the command line."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="of scripts; all if none is named")
     parser.add_argument("--fresh", action="store_true", help="run again what has ended well before")
