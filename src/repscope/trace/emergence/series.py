@@ -96,7 +96,8 @@ def over_checkpoints(
     """
     runs, steps, rows = series(checkpoints)
     paths = [Path(p) for p in checkpoints.table["path"]]
-    home, lm = paths[rows[0][-1]], None
+    home = paths[rows[0][-1]]
+    lm: LanguageModel | None = None
     if not home.is_dir():
         raise UserError(f"{home} is a file; probes need folders of transformers, with a tokenizer in them.")
     found: list[list[Measured]] = [[{}] * len(steps) for _ in runs]
