@@ -89,7 +89,7 @@ def trials(one=0.8, back=0.8, within=0.9, p=(0.005, 0.005), controls=None, half=
         ("Wiring, simulated", wiring(planted=0.7), "Cannot tell", "more connectomes"),
         ("Like-to-like", slope(), "Yes", "beyond the number of partners"),
         ("Like-to-like", slope(own=-1.0), "No", "fewer synapses"),
-        ("Like-to-like", slope(own=0.0, half=0.3), "No", "no slope worth"),
+        ("Like-to-like", slope(own=0.0, half=0.3), "No", "ends below a slope of 0.5"),
         ("Like-to-like", slope(own=0.4, half=0.6, p=0.2, offset=1.5), "Partly", "exposure is left out"),
         ("Like-to-like", slope(own=0.4, half=0.6, p=0.2), "Cannot tell", "leaves open"),
         ("Like-to-like", slope(own=1.0, p=0.2), "Cannot tell", "leaves open"),

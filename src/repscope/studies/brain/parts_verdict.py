@@ -86,7 +86,8 @@ def _like_to_like(table: pd.DataFrame) -> Verdict | None:
     if side(own) == "below" and p <= 0.05:
         return Verdict("No", "Cells that respond alike have fewer synapses than others at equal opportunity.")
     if own["hi"] < thresholds("brain")["steep"]:
-        return Verdict("No", "The interval over cells contains no slope worth speaking of, at equal opportunity.")
+        said = f"the interval over cells ends below a slope of {thresholds('brain')['steep']:g}"
+        return Verdict("No", f"Similar cells do not have markedly more synapses at equal opportunity: {said}.")
     without = [_first(rows, condition=c) for c in (wiring.NO_OFFSET, f"{wiring.PRE_ALONE}, no offset")]
     if side(own) != "above" and "above" in [side(row) for row in without]:
         return Verdict("Partly", "Cells that respond alike have more synapses only if exposure is left out.")
