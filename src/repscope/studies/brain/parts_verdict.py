@@ -108,7 +108,9 @@ def _signals(table: pd.DataFrame) -> Verdict | None:
     if side(own) == "above" and p <= 0.05:
         held = rewired is None or own["value"] > rewired["hi"]
         if matched is None:
-            return Verdict("Partly", "Pairs with a synapse have more signals; without an exposure, closeness may explain it.")
+            return Verdict(
+                "Partly", "Pairs with a synapse have more signals; without pairs of equal exposure, closeness may explain it."
+            )
         if held and side(matched) == "above":
             return Verdict("Yes", "Pairs with a synapse have more signals, also compared with matched pairs and rewired synapses.")
         return Verdict("Partly", "Pairs with a synapse have more signals; exposure and the number of partners may explain it.")
