@@ -8,6 +8,8 @@ from repscope.results import Row, table_of
 from repscope.studies.brain import parts
 from repscope.studies.catalogue import study
 
+PRE_ALONE = "effects of presynaptic cells alone, no offset"
+
 
 def row(value, half=0.05, **where):
     return Row(value=value, lo=value - half, hi=value + half, level=0.95, n=50, **where)
@@ -43,14 +45,14 @@ def slope(own=2.0, half=0.5, p=0.001, rewired=0.0, offset=None):
     at = {"step": parts.SIMILARITY_OF, "metric": "like-to-like slope", "item": "your connectome"}
     rows = [row(own, half, **at), row(rewired, 0.3, condition="rewired, degrees kept", **at)]
     if offset is not None:
-        rows.append(row(offset, half, condition="no exposure offset", **at))
+        rows += [row(offset, half, condition=c, **at) for c in ("no exposure offset", PRE_ALONE)]
     at["metric"] = "node permutation p"
     return [*rows, Row(value=p, definition="like-to-like slope", **at)]
 
 
 def signals(own=0.1, half=0.02, p=0.001, matched=0.08, rewired=0.0):
     at = {"step": parts.SIGNALS_OF, "metric": "difference with a synapse", "item": "your connectome"}
-    rows = [row(own, half, **at), row(matched, half, condition="matched pairs", **at)]
+    rows = [row(own, half, **at)] + ([] if matched is None else [row(matched, half, condition="matched pairs", **at)])
     rows.append(row(rewired, half, condition="rewired, degrees kept", **at))
     at["metric"] = "node permutation p"
     return [*rows, Row(value=p, definition="difference with a synapse", **at)]
@@ -87,9 +89,10 @@ def trials(one=0.8, back=0.8, within=0.9, p=(0.005, 0.005), controls=None, half=
         ("Wiring, simulated", wiring(none=0.4), "No", "too often"),
         ("Wiring, simulated", wiring(planted=0.2), "No", "20 % of connectomes only"),
         ("Wiring, simulated", wiring(planted=0.7), "Cannot tell", "more connectomes"),
-        ("Like-to-like", slope(), "Yes", "beyond the number of partners"),
+        ("Like-to-like", slope(offset=2.0), "Yes", "beyond the number of partners"),
+        ("Like-to-like", slope(), "Partly", "closeness may explain it"),
         ("Like-to-like", slope(own=-1.0), "No", "fewer synapses"),
-        ("Like-to-like", slope(own=0.0, half=0.3), "No", "no slope worth"),
+        ("Like-to-like", slope(own=0.0, half=0.3), "No", "ends below a slope of 0.5"),
         ("Like-to-like", slope(own=0.4, half=0.6, p=0.2, offset=1.5), "Partly", "exposure is left out"),
         ("Like-to-like", slope(own=0.4, half=0.6, p=0.2), "Cannot tell", "leaves open"),
         ("Like-to-like", slope(own=1.0, p=0.2), "Cannot tell", "leaves open"),
@@ -97,6 +100,7 @@ def trials(one=0.8, back=0.8, within=0.9, p=(0.005, 0.005), controls=None, half=
         ("Synapses and signals", signals(), "Yes", "matched pairs and rewired"),
         ("Synapses and signals", signals(matched=0.0), "Partly", "may explain it"),
         ("Synapses and signals", signals(rewired=0.1), "Partly", "may explain it"),
+        ("Synapses and signals", signals(matched=None), "Partly", "closeness may explain it"),
         ("Synapses and signals", signals(own=-0.1), "No", "fewer signals"),
         ("Synapses and signals", signals(p=0.3), "Cannot tell", "leaves open"),
         ("Self and other, simulated", sharing(), "Yes", "in 3 % without one"),

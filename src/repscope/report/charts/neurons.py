@@ -11,16 +11,18 @@ MOST = 40  #: rows and columns of a matrix; larger ones are drawn as means of bl
 
 
 def against_ceiling(frame: pd.DataFrame, *, x_title: str, y_title: str) -> alt.LayerChart:
-    """One point per neuron and model on one scale for both axes, with the line on which both are equal.
+    """One point per neuron and model, with the line on which both are equal.
 
     Columns name, group, x (the ceiling) and y (the score).
     """
     groups = list(dict.fromkeys(frame["group"]))
-    low = min(float(frame["y"].min()), float(frame["x"].min()), 0.0)
-    ends = [np.floor(low * 10) / 10, 1.0]
-    scale, key = alt.Scale(domain=ends, nice=False), legend(groups)
-    line = alt.Chart(data(pd.DataFrame({"x": ends, "y": ends}))).mark_line(color=MUTED, strokeDash=[4, 3], strokeWidth=1)
-    x, y = alt.X("x:Q", title=x_title, scale=scale), alt.Y("y:Q", title=y_title, scale=scale)
+    low = float(np.floor(min(float(frame["y"].min()), 0.0) * 10) / 10)
+    key = legend(groups)
+    line = alt.Chart(data(pd.DataFrame({"x": [0.0, 1.0], "y": [0.0, 1.0]}))).mark_line(
+        color=MUTED, strokeDash=[4, 3], strokeWidth=1
+    )
+    x = alt.X("x:Q", title=x_title, scale=alt.Scale(domain=[0, 1], nice=False))
+    y = alt.Y("y:Q", title=y_title, scale=alt.Scale(domain=[low, 1], nice=False))
     points = alt.Chart(data(frame[["name", "group", "x", "y"]])).mark_point(filled=True, size=46, opacity=0.75)
     return finish(
         line.encode(x=x, y=y),

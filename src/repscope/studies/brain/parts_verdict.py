@@ -79,6 +79,9 @@ def _like_to_like(table: pd.DataFrame) -> Verdict | None:
     if own is None or p is None:
         return None
     beyond = rewired is None or not (rewired["lo"] <= own["value"] <= rewired["hi"])
+    without = [_first(rows, condition=c) for c in (wiring.NO_OFFSET, f"{wiring.PRE_ALONE}, no offset")]
+    if side(own) == "above" and p <= 0.05 and beyond and None in without:
+        return Verdict("Partly", "Cells that respond alike have more synapses; without an exposure, closeness may explain it.")
     if side(own) == "above" and p <= 0.05 and beyond:
         return Verdict(
             "Yes", "Cells that respond alike have more synapses, beyond the number of partners of each cell and their exposure."
@@ -86,8 +89,8 @@ def _like_to_like(table: pd.DataFrame) -> Verdict | None:
     if side(own) == "below" and p <= 0.05:
         return Verdict("No", "Cells that respond alike have fewer synapses than others at equal opportunity.")
     if own["hi"] < thresholds("brain")["steep"]:
-        return Verdict("No", "The interval over cells contains no slope worth speaking of, at equal opportunity.")
-    without = [_first(rows, condition=c) for c in (wiring.NO_OFFSET, f"{wiring.PRE_ALONE}, no offset")]
+        said = f"the interval over cells ends below a slope of {thresholds('brain')['steep']:g}"
+        return Verdict("No", f"Similar cells do not have markedly more synapses at equal opportunity: {said}.")
     if side(own) != "above" and "above" in [side(row) for row in without]:
         return Verdict("Partly", "Cells that respond alike have more synapses only if exposure is left out.")
     return Verdict(
@@ -104,7 +107,11 @@ def _signals(table: pd.DataFrame) -> Verdict | None:
         return None
     if side(own) == "above" and p <= 0.05:
         held = rewired is None or own["value"] > rewired["hi"]
-        if held and (matched is None or side(matched) == "above"):
+        if matched is None:
+            return Verdict(
+                "Partly", "Pairs with a synapse have more signals; without pairs of equal exposure, closeness may explain it."
+            )
+        if held and side(matched) == "above":
             return Verdict("Yes", "Pairs with a synapse have more signals, also compared with matched pairs and rewired synapses.")
         return Verdict("Partly", "Pairs with a synapse have more signals; exposure and the number of partners may explain it.")
     if side(own) == "below":

@@ -49,7 +49,7 @@ def matrix(table: pd.DataFrame, step: str) -> Figure:
             for target in _AGENTS:
                 split, condition = (source, WITHIN) if source == target else (f"{source} to {target}", ESTIMATE)
                 for row in select(rows, item=item, split=split, condition=condition).to_dict("records"):
-                    label = f"{_KINDS[item]}: " if item in _KINDS else ""
+                    label = f"{item}, " if item in _KINDS else ""
                     at = {"x": f"tested on {target}", "y": f"{label}fitted on {source}"}
                     lines.append(at | {k: row[k] for k in ("value", "lo", "hi", "n")})
     simulated = step == parts.DECODED
@@ -57,7 +57,11 @@ def matrix(table: pd.DataFrame, step: str) -> Figure:
         grids.grid(pd.DataFrame(lines), x_title="", y_title="", value_title="AUC"),
         "Self–other matrix of simulated networks" if simulated else "Self–other matrix of your trials",
         "Area under the ROC curve of held-out trials (diagonal: same agent). "
-        + ("Mean over networks, 95 % intervals over them." if simulated else "95 % intervals over trials."),
+        + (
+            "Shared or separate populations, or a stimulus that predicts outcomes; mean over networks."
+            if simulated
+            else "95 % intervals over trials."
+        ),
     )
 
 

@@ -33,6 +33,7 @@ def sections(record: Record[Any], said: str, given: str) -> list[Section]:
 def slopes(table: pd.DataFrame, step: str) -> Figure:
     """Like-to-like slopes with their controls, of each connectome."""
     rows = select(table, step=step, metric=wiring.SLOPE)
+    rows = rows[~rows["condition"].str.startswith(wiring.PRE_ALONE)]  # in the table
     return Figure(
         layers.by_item(rows, title="log rate of synapses per unit of similarity", share=False),
         "Like-to-like slope",
@@ -43,16 +44,20 @@ def slopes(table: pd.DataFrame, step: str) -> Figure:
 
 
 def inferences(table: pd.DataFrame, step: str) -> Table:
-    """The slope under three inferences."""
+    """The slope under three inferences, and in other models."""
     lines = []
     for item in dict.fromkeys(select(table, step=step, metric=wiring.SLOPE)["item"]):
         rows = select(table, step=step, item=item)
         at = {r["condition"]: r for r in select(rows, metric=wiring.SLOPE).to_dict("records")}
         p = {r["condition"]: r["value"] for r in select(rows, metric=wiring.P, definition=wiring.SLOPE).to_dict("records")}
-        line = {"connectome": item} | {said: format_estimate(at[c]) for c, said in _INFERENCES.items() if c in at}
-        lines.append(line | {"p, cells permuted": f"{p[ESTIMATE]:.3g}" if ESTIMATE in p else "–"})
+        for model in (ESTIMATE, wiring.PRE_ALONE, wiring.NO_OFFSET, f"{wiring.PRE_ALONE}, no offset"):
+            if model in at:
+                line = {"connectome": item, "model": "effects of both cells, exposure" if model == ESTIMATE else model}
+                shown = _INFERENCES if model == ESTIMATE else {model: _INFERENCES[ESTIMATE]}
+                line |= {said: format_estimate(at[c]) for c, said in shown.items() if c in at}
+                lines.append(line | {"p, cells permuted": f"{p[model]:.3g}" if model in p else "–"})
     caption = "Slope and its interval by three inferences. The null's interval is the range of the slopes of permuted cells."
-    return Table(pd.DataFrame(lines), "Like-to-like slope under three inferences", caption)
+    return Table(pd.DataFrame(lines).fillna("–"), "Like-to-like slope under three inferences", caption)
 
 
 def shares(table: pd.DataFrame, step: str) -> Figure:
