@@ -1,6 +1,7 @@
 """Minimal pairs: files, conventions, and the same scores as a loop over sentences, one at a time."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -273,7 +274,7 @@ def test_a_stopped_series_goes_on_where_it_was(tmp_path, monkeypatch):
         scored.append(lm.fingerprint)
         return minimal_pairs(lm, *given, **options)
 
-    monkeypatch.setattr("repscope.studies.minimal_pairs.steps.minimal_pairs", scores)
+    monkeypatch.setattr(sys.modules["repscope.studies.minimal_pairs.steps"], "minimal_pairs", scores)
     with pytest.raises(KeyboardInterrupt):
         Run(found, options, out=tmp_path / "runs").answer()
     before = list(scored)
@@ -284,7 +285,7 @@ def test_a_stopped_series_goes_on_where_it_was(tmp_path, monkeypatch):
     assert not set(scored) & set(before)
     whole = Run(found, options, out=tmp_path / "other")
     scored.clear()
-    monkeypatch.setattr("repscope.studies.minimal_pairs.steps.minimal_pairs", minimal_pairs)
+    monkeypatch.setattr(sys.modules["repscope.studies.minimal_pairs.steps"], "minimal_pairs", minimal_pairs)
     whole.answer()
     assert again.table.equals(whole.table)
 

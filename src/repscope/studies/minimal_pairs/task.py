@@ -18,6 +18,7 @@ from repscope.models.loading.folders import weight_files
 from repscope.models.loading.sources import load
 from repscope.studies.minimal_pairs.options import MinimalPairsOptions
 from repscope.studies.run.study import Setup
+from repscope.trace.streaming import slots_of
 
 if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
