@@ -8,8 +8,8 @@
 4. Floor: the linear maps of all new tokens, one step at a time at the rows of a step, and those of the distinct prompts' tokens, as
    bare matrix products in the same run.
 
-Rounds rotate; the table gives the median and the range, ratios are paired within a round. On one thread, times are of the processor,
-which another job on the machine disturbs less than those of the clock.
+Rounds rotate; the table gives the median and the range, ratios are paired within a round. On one thread, times are of the
+processor, which another job on the machine disturbs less than those of the clock.
 
     python benchmarks/generation.py --write       # about five minutes on two idle cores
 """
@@ -116,8 +116,8 @@ def main() -> None:
     if "continuations" in asked:
         parts.append(continuations(lm, o.rounds))
     head = (
-        f"## Generation\n\n`python benchmarks/generation.py --threads {o.threads} --rounds {o.rounds} --write`, {datetime.date.today()}. "
-        f"{machine.describe()}. {machine.versions(('torch', 'transformers', 'repscope'))}. "
+        f"## Generation\n\n`python benchmarks/generation.py --threads {o.threads} --rounds {o.rounds} --write`, "
+        f"{datetime.date.today()}. {machine.describe()}. {machine.versions(('torch', 'transformers', 'repscope'))}. "
         f"Model {lm.name}, float32, {o.threads} thread(s){', seconds of the processor' if o.threads == 1 else ''}."
     )
     text = "\n\n".join([head, *parts])

@@ -1,10 +1,12 @@
 """Minimal pairs: files, conventions, and the same scores as a loop over sentences, one at a time."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from families import build
 from repscope.cli import run
@@ -272,7 +274,7 @@ def test_a_stopped_series_goes_on_where_it_was(tmp_path, monkeypatch):
         scored.append(lm.fingerprint)
         return minimal_pairs(lm, *given, **options)
 
-    monkeypatch.setattr("repscope.studies.minimal_pairs.steps.minimal_pairs", scores)
+    monkeypatch.setattr(sys.modules["repscope.studies.minimal_pairs.steps"], "minimal_pairs", scores)
     with pytest.raises(KeyboardInterrupt):
         Run(found, options, out=tmp_path / "runs").answer()
     before = list(scored)
@@ -283,6 +285,35 @@ def test_a_stopped_series_goes_on_where_it_was(tmp_path, monkeypatch):
     assert not set(scored) & set(before)
     whole = Run(found, options, out=tmp_path / "other")
     scored.clear()
-    monkeypatch.setattr("repscope.studies.minimal_pairs.steps.minimal_pairs", minimal_pairs)
+    monkeypatch.setattr(sys.modules["repscope.studies.minimal_pairs.steps"], "minimal_pairs", minimal_pairs)
     whole.answer()
     assert again.table.equals(whole.table)
+
+
+def test_a_lora_in_a_series_is_its_base_with_the_adapter_merged(tmp_path):
+    lm, file, home = tiny(1), blimp(tmp_path / "pairs.jsonl", n=8), tmp_path / "series"
+    lm.model.save_pretrained(home / "base")
+    lm.tokenizer.save_pretrained(home / "base")
+    torch.manual_seed(0)
+    q, a, b = lm.model.model.layers[1].self_attn.q_proj.weight, torch.randn(2, 32), torch.randn(32, 2)
+    at = "base_model.model.model.layers.1.self_attn.q_proj"
+    (home / "step-5").mkdir()
+    save_file({f"{at}.lora_A.weight": a, f"{at}.lora_B.weight": b}, home / "step-5" / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": "../base", "bias": "none"}
+    (home / "step-5" / "adapter_config.json").write_text(json.dumps(config))
+    found = study("minimal-pairs")
+    options = found.options(model=str(home), file=file, convention="minicons", control=False)
+    made = Run(found, options, out=tmp_path / "runs")
+    made.answer()
+    assert [s.name for s in found.steps(made.setup)] == ["scores base", "scores step-5"]
+    rows = made.results["scores step-5"].side["pairs-step-5"]
+    pairs = read_pairs(file)
+    before = score_pairs(lm, pairs, "minicons")
+    with torch.no_grad():
+        q += 2 * b @ a
+    after = score_pairs(LanguageModel(lm.model, lm.tokenizer), pairs, "minicons")
+    np.testing.assert_allclose(rows["good_logprob"], after.good, atol=1e-4)
+    assert np.abs(after.good - before.good).max() > 1e-2
+    (home / "step-5" / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 8}))
+    again = Run(found, options, out=tmp_path / "runs")
+    assert again.folder != made.folder

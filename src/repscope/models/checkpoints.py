@@ -313,7 +313,7 @@ def config_of(folder: Path) -> dict[str, Any]:
     from transformers import AutoConfig
 
     try:
-        folder = _base_of(folder) if is_adapter(folder) else folder
+        folder = adapter_base(folder) if is_adapter(folder) else folder
         held: dict[str, Any] = AutoConfig.from_pretrained(folder, local_files_only=True).to_dict()
         return held
     except UserError:
@@ -325,7 +325,7 @@ def config_of(folder: Path) -> dict[str, Any]:
 def _files(path: Path) -> list[Path]:
     """The files of the full tensors: for an adapter, those of its base."""
     if path.is_dir():
-        home = _base_of(path) if is_adapter(path) else path
+        home = adapter_base(path) if is_adapter(path) else path
         return weight_files(home, str(home))
     if not path.is_file():
         raise UserError(f"There is no checkpoint {path}; check the path.")
@@ -336,13 +336,13 @@ def _files(path: Path) -> list[Path]:
 
 def _need_sound(path: Path) -> None:
     """Refuse weights with other bytes than were written, where that is known: by a manifest or a seal."""
-    for place in (path, *([_base_of(path)] if path.is_dir() and is_adapter(path) else [])):
+    for place in (path, *([adapter_base(path)] if path.is_dir() and is_adapter(path) else [])):
         manifest.need_sound(place)
         if place.is_file():
             manifest.need_seal(place, "make or copy it again")
 
 
-def _base_of(folder: Path) -> Path:
+def adapter_base(folder: Path) -> Path:
     """The folder of an adapter's base. It lies beside the adapter: a file from a stranger names no other place of the disk."""
     adapter = Adapter.open(folder)
     base = inside(folder.resolve().parent, os.path.join(folder.resolve().name, adapter.base)) if adapter.base else None
@@ -369,7 +369,7 @@ def _sizes(path: Path) -> Sizes:
             found |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
     trained = {name: size for name, size in found.items() if not derived(name, size)}
     if is_adapter(path):
-        Adapter.open(path).check(trained, _base_of(path))
+        Adapter.open(path).check(trained, adapter_base(path))
     return trained
 
 

@@ -8,7 +8,9 @@ replaces `scaled_dot_product_attention`:
 3. Softmaxes over disjoint sets of keys are merged: outputs are weighted by exp(lse), with lse the log-sum-exp of the scores
    (Rabe & Staats 2021, arXiv 2112.05682; for trees of prompts, Juravsky et al. 2024, arXiv 2402.05099).
 4. A small subtree whose tree says so (`Tree.family`) attends to itself in one product with a mask: each token sees its ancestors.
-5. Keys and values of a segment that later packs continue are cached until the last of them has run.
+5. Where what stands above is short (a first token, the words that many sentences begin with), step 2 costs more than it saves: its
+   keys and values are repeated as further keys of each product of step 1.
+6. Keys and values of a segment that later packs continue are cached until the last of them has run.
 
 The caller provides position ids. Correctness is verified on each network (`packed_pass`).
 """
@@ -28,6 +30,8 @@ from repscope.models.engine.planner import batches
 from repscope.models.engine.prefix_tree import Pack, Tree
 
 _PRODUCT_COSTS = 32  #: cost of an additional attention product, in padded tokens
+_MASKED = 128  #: tokens of a family up to which a product that computes masked scores too costs little
+_REPEATS = 2  #: repeated keys per token of a pack, up to which they cost less than products of their own
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,9 @@ class _Own:
     """Segments, or families of segments, of similar length that attend to themselves, as rows of one product.
 
     cells: (row × column), token of each cell, arbitrary for padding. places: (token), cell of each token. tokens: (token), their
-    indices. rows, columns: the shape. key: (row, column), mask of cells with a token. sees: (row, query, key), which tokens of its
-    family each token attends to; None if every row is one segment.
+    indices. rows, columns: the shape. key: (row, column), mask of cells with a token. sees: (row, query, key), which keys each
+    token attends to; None if every row is one segment with nothing above. above: (row × key), the cells of the keys on the axis
+    [kept segments, pack] where segments above are repeated; None if the keys are those of `cells`.
     """
 
     cells: Int[Tensor, "place"]
@@ -45,7 +50,8 @@ class _Own:
     rows: int
     columns: int
     key: Bool[Tensor, "row column"]
-    sees: Bool[Tensor, "row column column"] | None = None
+    sees: Bool[Tensor, "row column key"] | None = None
+    above: Int[Tensor, "place"] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ class PackedAttention(TorchFunctionMode):
     _own: list[_Own] = field(default_factory=list)
     _shared: list[_Shared] = field(default_factory=list)
     _keep: list[int] = field(default_factory=list)
+    _kept: Sequence[int] = ()
     _shelf: dict[int, dict[int, tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -93,13 +100,24 @@ class PackedAttention(TorchFunctionMode):
         families = tree.families(pack) if self.causal else [(s, s + 1) for s in inside]
         first, last = (np.array(ends) - pack.first for ends in zip(*families))
         together = starts[last] - starts[first]
+        above = self._above(pack, families, starts)
+        repeats = sum(len(keys) for keys in above) <= _REPEATS * self._size and int(together.max()) <= _MASKED
         self._own = [
-            _own(group, starts[first], together, self.device, [_sees(tree, *families[i]) for i in group])
+            _own(
+                group,
+                starts[first],
+                together,
+                self.device,
+                [_sees(tree, *families[i]) for i in group],
+                [above[i] for i in group] if repeats else [],
+                sum(int(tree.stop[s] - tree.start[s]) for s in pack.kept),
+            )
             for group in batches(together, 1 << 40, _PRODUCT_COSTS)
         ]
+        self._kept = pack.kept if repeats else ()
         self._shared = []
         alone = [a for a, b in families if b == a + 1]
-        for s in (*pack.kept, *alone):
+        for s in () if repeats else (*pack.kept, *alone):
             below = max(s + 1, pack.first), min(int(tree.end[s]), pack.last)
             if below[0] < below[1]:
                 begin, stop = (int(starts[b - pack.first]) for b in below)
@@ -108,6 +126,25 @@ class PackedAttention(TorchFunctionMode):
         for shelf in self._shelf.values():
             for s in set(shelf) - set(pack.kept):
                 del shelf[s]
+
+    def _above(
+        self, pack: Pack, families: Sequence[tuple[int, int]], starts: Int[np.ndarray, "segment_plus_1"]
+    ) -> list[Int[np.ndarray, "key"]]:
+        """The tokens above each family, on the axis [kept segments, pack]."""
+        tree, place, end = self.tree, dict[int, int](), 0
+        for s in pack.kept:
+            place[s] = end
+            end += int(tree.stop[s] - tree.start[s])
+        place |= {s: end + at for s, at in self.base.items()}
+        found, known = [], dict[int, np.ndarray]()
+        for family, _ in families:
+            parent = int(tree.parent[family]) if self.causal else -1
+            if parent not in known:
+                chain = [*tree.chain(parent), parent] if parent >= 0 else []
+                parts = [np.arange(place[s], place[s] + int(tree.stop[s] - tree.start[s])) for s in chain]
+                known[parent] = np.concatenate([np.empty(0, dtype=np.int64), *parts])
+            found.append(known[parent])
+        return found
 
     def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
         if func is functional.scaled_dot_product_attention:
@@ -132,9 +169,10 @@ class PackedAttention(TorchFunctionMode):
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # (token, head, feature)
         mixed = q.new_empty(*q.shape[:2], v.shape[-1])
         weight = q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32)) if self._shared else None
-        for own in self._own:
-            self._to_itself(own, q, k, v, scale, mixed, weight)
         shelf = self._shelf.setdefault(self.calls, {})
+        all_k, all_v = (torch.cat([*(shelf[s][i] for s in self._kept), x]) if self._kept else x for i, x in enumerate((k, v)))
+        for own in self._own:
+            self._to_itself(own, q, all_k, all_v, k, v, scale, mixed, weight)
         for shared in self._shared:
             assert weight is not None
             k_there, v_there = shelf[shared.segment] if shared.kept else (x[shared.start : shared.stop] for x in (k, v))
@@ -152,9 +190,20 @@ class PackedAttention(TorchFunctionMode):
         return mixed.transpose(0, 1)[None]
 
     def _to_itself(
-        self, own: _Own, q: Tensor, k: Tensor, v: Tensor, scale: float | None, mixed: Tensor, weight: Tensor | None
+        self,
+        own: _Own,
+        q: Tensor,
+        all_k: Tensor,
+        all_v: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float | None,
+        mixed: Tensor,
+        weight: Tensor | None,
     ) -> None:
-        own_q, own_k, own_v = (x.index_select(0, own.cells).view(own.rows, own.columns, *x.shape[1:]) for x in (q, k, v))
+        keys, held = (own.cells, (k, v)) if own.above is None else (own.above, (all_k, all_v))
+        own_q = q.index_select(0, own.cells).view(own.rows, own.columns, *q.shape[1:])
+        own_k, own_v = (x.index_select(0, keys).view(own.rows, -1, *x.shape[1:]) for x in held)
         if weight is not None:
             out, lse = _attended(own_q, own_k, own_v, scale, causal=own.sees is None, sees=own.sees)
             weight[own.tokens] = lse.flatten(0, 1).index_select(0, own.places)
@@ -191,20 +240,36 @@ def _own(
     sizes: Int[np.ndarray, "n"],
     device: torch.device,
     sees: Sequence[Bool[np.ndarray, "query key"] | None],
+    above: Sequence[Int[np.ndarray, "key"]],
+    kept: int,
 ) -> _Own:
+    """The product of some families. sees: see `_sees`. above: cells of the keys above each, if they are repeated; kept: tokens of
+    kept segments, which come first on their axis.
+    """
     columns = int(sizes[group].max())
     column = np.arange(columns)
     key = column < sizes[group][:, None]
     cells = np.where(key, starts[group][:, None] + column, starts[group][:, None])
     places = np.flatnonzero(key)
     place, at, token, held = (torch.from_numpy(x).to(device) for x in (cells.ravel(), places, cells.ravel()[places], key))
-    if all(one is None for one in sees):
+    most = max((len(keys) for keys in above), default=0)
+    if not most and all(one is None for one in sees):
         return _Own(place, at, token, len(group), columns, held)
+    # keys: those above, padded to the most, then the family's own; what is padding sees its own first token at least
     mask = np.tile(np.tril(np.ones((columns, columns), dtype=bool)), (len(group), 1, 1))
     for row, one in zip(mask, sees):
         if one is not None:
             row[: len(one), : len(one)] = one
-    return _Own(place, at, token, len(group), columns, held, torch.from_numpy(mask).to(device))
+    keys_above: Tensor | None = None
+    if most:
+        before = np.zeros((len(group), columns, most), dtype=bool)
+        at_keys = np.concatenate([np.zeros((len(group), most), dtype=np.int64), kept + cells], axis=1)
+        for row, some in enumerate(above):
+            before[row, :, : len(some)] = True
+            at_keys[row, : len(some)] = some
+        mask = np.concatenate([before, mask], axis=2)
+        keys_above = torch.from_numpy(at_keys.ravel()).to(device)
+    return _Own(place, at, token, len(group), columns, held, torch.from_numpy(mask).to(device), keys_above)
 
 
 def _attended(

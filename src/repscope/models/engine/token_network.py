@@ -13,7 +13,7 @@ One run over prompts:
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -28,7 +28,7 @@ from repscope.models.edits import Pass
 from repscope.models.engine.base import tapped
 from repscope.models.engine.fingerprint import WeightSource
 from repscope.models.engine.hooks import Handler, HookPoint, unhooked
-from repscope.models.engine.memory import token_budget, token_bytes
+from repscope.models.engine.memory import memory_kept, token_budget, token_bytes
 from repscope.models.engine.packed_pass import cannot_pack, packing_differs, run_packed
 from repscope.models.engine.planner import Plan, plan
 from repscope.models.engine.positions import RequestedRows, RowReader, Sink, padded
@@ -36,6 +36,8 @@ from repscope.models.engine.proved_network import ProvedNetwork
 from repscope.models.prompts import Encoded, Ragged
 from repscope.models.sites import Site, Tokens
 from repscope.progress import progress
+
+_LONG = 2048  #: tokens of a run that repays keeping freed memory: activations are as large in every pass
 
 
 class PaddedReader(RowReader):
@@ -188,7 +190,8 @@ class TokenNetwork(ProvedNetwork):
             if site.kind == "module":
                 self.laid_out(site)
         if planned.tree is not None:
-            run_packed(self, sites, encoded, planned, picked, sink)
+            with memory_kept() if planned.tokens > _LONG else nullcontext():
+                run_packed(self, sites, encoded, planned, picked, sink)
             return
         numbers = np.arange(len(encoded.ids)) if numbers is None else numbers
         requested = RequestedRows(encoded, picked, planned.inverse, self.device)

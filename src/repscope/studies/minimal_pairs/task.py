@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from repscope.data.minimal_pairs import MinimalPairs, read_pairs
 from repscope.errors import UserError
-from repscope.models.checkpoints import TABLE, CheckpointSet
+from repscope.models.checkpoints import TABLE, CheckpointSet, Weights, adapter_base
 from repscope.models.engine.fingerprint import digests_of
+from repscope.models.loading.adapters import WEIGHTS, Adapter, is_adapter
 from repscope.models.loading.folders import weight_files
 from repscope.models.loading.sources import load
 from repscope.studies.minimal_pairs.options import MinimalPairsOptions
 from repscope.studies.run.study import Setup
+from repscope.trace.streaming import slots_of
 
 if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
@@ -38,7 +41,13 @@ class Checkpoint:
         """Digest of a folder's weights; a hub id's revision stands for itself."""
         if self.revision is not None:
             return f"{self.source}@{self.revision}"
-        digests = digests_of(weight_files(Path(self.source), self.source))
+        home = Path(self.source)
+        base = adapter_base(home) if is_adapter(home) else home
+        digests = digests_of(weight_files(base, str(base)))
+        if base != home:
+            digests |= {f"adapter {k}": v for k, v in digests_of([home / WEIGHTS]).items()} | {
+                "scale": str(Adapter.open(home).scale)
+            }
         return hashlib.sha256("\n".join(f"{k} {v}" for k, v in sorted(digests.items())).encode()).hexdigest()
 
 
@@ -95,7 +104,8 @@ def series(o: MinimalPairsOptions) -> tuple[Checkpoint, ...]:
             )
             for row in rows
         )
-    folders = sorted((p for p in home.iterdir() if (p / "config.json").is_file()), key=lambda p: (_number(p.name, 0), p.name))
+    held = [p for p in home.iterdir() if (p / "config.json").is_file() or is_adapter(p)]
+    folders = sorted(held, key=lambda p: (_number(p.name, 0), p.name))
     if not folders:
         return ()  # `load` says what is wrong with it
     return tuple(Checkpoint(p.name, _number(p.name, i), home.name, str(p)) for i, p in enumerate(folders))
@@ -108,7 +118,21 @@ def network(setup: Setup[MinimalPairsOptions], one: Checkpoint | None) -> "Langu
     o = setup.options
     if Path(one.source).is_file():
         raise UserError(f"{one.source} holds weights without a configuration, so it reads no sentences; give folders.")
+    if one.revision is None and is_adapter(Path(one.source)):
+        return _merged(load(str(adapter_base(Path(one.source))), device=o.device, dtype=o.dtype), one)
     return load(one.source, revision=one.revision, device=o.device, dtype=o.dtype)
+
+
+@torch.no_grad()
+def _merged(base: "LanguageModel", one: Checkpoint) -> "LanguageModel":
+    """The base with a LoRA adapter merged into its weights."""
+    from repscope.models.language import LanguageModel
+
+    weights = Weights(Path(one.source))
+    for name, place in slots_of(base.model, weights).items():
+        place.copy_(weights[name])
+    weights.close()
+    return LanguageModel(base.model, base.tokenizer, one.name)
 
 
 def _number(name: str, otherwise: int) -> int:
