@@ -121,7 +121,7 @@ def probed(asked: Asked, context: Context) -> Result:
         for name in curves.names:
             rows += _skill_rows(o, curves, name, names.OTHER_ANSWER)
     if o.heads:
-        copies = [[{name: one[f"heads/{name}"] for name in _COPIES} for one in own] for own in found]
+        copies: list[list[Measured]] = [[{name: one[f"heads/{name}"] for name in _COPIES} for one in own] for own in found]
         curves = ProbeCurves.of(asked.checkpoints, (names.REPEATED,) * len(found[0][0]["heads/hits"]), copies)
         rows += _skill_rows(o, curves, names.REPEATED, names.FIRST_COPY)
         rows += _head_rows(asked, curves.steps.tolist(), found)

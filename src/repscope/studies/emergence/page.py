@@ -1,6 +1,7 @@
 """The page of `emergence` and its closing lines, from the tables of the run."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -126,7 +127,7 @@ def _coefficients(table: pd.DataFrame) -> Section:
 
 
 def _heads(table: pd.DataFrame) -> Section:
-    items = [figures.head_table(table), figures.probes(table, names.INDUCTION)]
+    items: list[Any] = [figures.head_table(table), figures.probes(table, names.INDUCTION)]
     if len(select(table, metric=names.EFFECT)):
         items.append(figures.probes(table, names.EFFECT))
     text = (
