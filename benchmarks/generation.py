@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import repscope as rs
 from repscope.models.engine import generating_network
 
-ROWS, NEW_TOKENS, BLOCK, SCALE = 16, 32, 10, 6.0
+ROWS, NEW_TOKENS, BLOCK, SCALE = 16, 16, 10, 6.0
 CLOCK = [time.perf_counter]
 
 

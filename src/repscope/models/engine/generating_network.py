@@ -165,9 +165,10 @@ class GeneratingNetwork(TokenNetwork):
                 found = decoded(self, ids.take(rows), rows, choose, new_tokens, ends_of(self.model), show, batch_tokens)
             else:
                 batch = GenerationBatch.of([ids[i] for i in rows], self.pad, self.device)
+                tells = not self.installed or self.shares_prefix(total)  # edits need a cache that tells how long it is
                 with unhooked(self.model), self.taps.settled() as state, self.announced(rows, width - lengths[rows]):
                     state.rewind()
-                    each, cached = [draws[i] for i in rows], use_cache and way.cache
+                    each, cached = [draws[i] for i in rows], use_cache and way.cache and tells
                     found = continued(self.model, batch, sampling, each, use_cache=cached, on_tokens=show)
             for i, one in zip(rows, found):
                 out[i] = one

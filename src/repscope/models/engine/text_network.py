@@ -241,8 +241,6 @@ class TextNetwork(GeneratingNetwork):
             longer = ids if new_tokens == 1 else Ragged.of(np.append(row, row[-1]) for row in ids)
             last = Encoded(longer, lengths - 1, longer.lengths)
             self.check_edits(held, last, [self.last], Tokens("all"), lengths, new_tokens == 1)
-            # caches of other kinds do not report their length
-            use_cache = use_cache and self.shares_prefix(int(lengths.max()) + new_tokens)
 
         def show(rows: Int[np.ndarray, "row"]) -> Callable[[Int[np.ndarray, "row"]], None]:
             assert on_token is not None
