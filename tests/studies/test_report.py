@@ -10,7 +10,7 @@ from repscope.cli import run
 from repscope.conditions import condition
 from repscope.report.glossary import load_glossary
 from repscope.report.style import STYLES
-from repscope.studies.catalogue import ANSWERED, study
+from repscope.studies.catalogue import QUESTIONS, study
 from repscope.studies.run.folder import MARK, RunFolder
 from repscope.studies.run.runner import load_record
 
@@ -19,7 +19,7 @@ def forbidden(*args, **kwargs):
     raise AssertionError("the model was loaded")
 
 
-@pytest.mark.parametrize("name", [*ANSWERED, "contrast", "verify", "bench-discovery"])
+@pytest.mark.parametrize("name", [*QUESTIONS, "contrast", "verify", "bench-discovery"])
 def test_a_page_is_drawn_again_as_it_was(tiny_runs, tmp_path, monkeypatch, capsys, name):
     """And every condition of its table is one of the closed list, with a style; every metric is in the glossary."""
     found = study(name)
