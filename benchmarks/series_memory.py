@@ -134,7 +134,8 @@ def main() -> None:
     ratio = (found["series"]["peak"] - found["load"]["peak"]) / size
     lines.append("")
     lines.append(
-        f"The series beyond a process whose model is a mapped file: {ratio:.2f} models. {found['series']['seconds'] / options.checkpoints:.1f} s per checkpoint."
+        f"The series beyond a process whose model is a mapped file: {ratio:.2f} models. "
+        f"{found['series']['seconds'] / options.checkpoints:.1f} s per checkpoint."
     )
     print("\n".join(lines))
     if options.write:
