@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from repscope.disk import whole_file
 from repscope.errors import UserError
@@ -127,7 +127,7 @@ def _overwrite(module: nn.Module, weights: Weights, said: str) -> None:
     """Copy the weights of a checkpoint, a tensor at a time."""
     for name, place in slots_of(module, weights).items():
         value = weights[name]
-        if not torch.isfinite(value).all():
+        if not _finite(value):
             raise _diverged(said)
         place.copy_(value)
         del value
@@ -137,9 +137,14 @@ def _overwrite(module: nn.Module, weights: Weights, said: str) -> None:
 
 def _check_finite(weights: Weights, said: str) -> None:
     for name in weights:
-        if not torch.isfinite(weights[name]).all():
+        if not _finite(weights[name]):
             raise _diverged(said)
         weights.close()
+
+
+def _finite(value: Tensor) -> bool:
+    """Whether all numbers are finite, without a copy of the tensor (`isfinite` makes several)."""
+    return not value.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(value))).all())
 
 
 def _diverged(said: str) -> UserError:
