@@ -15,8 +15,7 @@ NAMES = ("Italy", "Iran", "France", "It")
 
 def test_edits_of_prompts_with_one_beginning_are_those_of_each_prompt_alone():
     lm = tiny()
-    lm.fast_paths(64)
-    steps = [("resid_post.1", np.full(32, 0.5, np.float32)), ("embed", np.linspace(-1, 1, 32, dtype=np.float32))]
+    steps = [("resid_post.1", np.full(32, 0.5, np.float32)), ("resid_post.0", np.linspace(-1, 1, 32, dtype=np.float32))]
     prompts = [Prompt.fill(SHOTS + "{subject} has", subject=name) for name in NAMES]
     prompts += [Prompt.fill("Elsewhere {subject} has", subject="Peru"), prompts[0], Prompt.fill("{subject} has", subject="Peru")]
     shared = Beginnings()
