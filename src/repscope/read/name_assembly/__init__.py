@@ -1,7 +1,7 @@
 """How a network turns the tokens of a name into one vector: which parts build it, and how much of it is a sum over tokens.
 
 `ablation`: outputs of MLPs or attention replaced, or attention cut, at the name's tokens in a range of blocks. `recombination`:
-tokens of real names combined anew, and the vector split into functions of single tokens, pairs and triples. `shared_tokens`: names
+tokens of real names combined again, and the vector split into functions of single tokens, pairs and triples. `shared_tokens`: names
 that share a token and differ in an attribute. `bases`: neurons compared with random rotations of them. `text_features`: plain
 binary features of text beside the attributes.
 """

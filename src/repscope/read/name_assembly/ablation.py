@@ -1,6 +1,6 @@
 """Which blocks build the vector of a name: outputs of MLPs or attention replaced at the name's tokens, by range of blocks.
 
-1. Prompts of equal length with the name at equal positions form a group; each group runs once, unchanged, and the inputs of all
+1. Prompts of as many tokens with the name at equal positions form a group; each group runs once, unchanged, and the inputs of all
    blocks, the outputs of MLPs and attention at the name's tokens, and the vector at the name's last token are recorded.
 2. An ablation of blocks a … b runs blocks a … target from the recorded input of block a (`block_calls`), with hooks in a … b:
    mean       the output becomes the mean over all names at that place (last token of a name, the one before, earlier ones)

@@ -1,4 +1,4 @@
-"""How much of a name's vector is a sum over its tokens: tokens of real names, combined anew in full grids.
+"""How much of a name's vector is a sum over its tokens: tokens of real names, combined in full grids.
 
 A grid takes n real names of m tokens (m = 2 or 3), and runs every combination of a first, a second (and a third) token of theirs;
 the n real names are its diagonal. The network is deterministic, so the vector is a function of m tokens without noise:

@@ -12,46 +12,25 @@ All at the last token of the name in the first prompt; folds are those of the pr
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Float
 
 from repscope import stats
-from repscope.conditions import (
-    ABLATED_ATTENTION,
-    ABLATED_MLPS,
-    BAG,
-    CUT,
-    CUT_BEFORE,
-    LATENTS,
-    NOISE_ATTENTION,
-    NOISE_MLPS,
-    PAIRS,
-    RANDOM_WEIGHTS,
-    ROTATED,
-    SINGLES,
-    over,
-)
+from repscope.conditions import ABLATED_ATTENTION, ABLATED_MLPS, BAG, CUT, CUT_BEFORE, NOISE_ATTENTION, NOISE_MLPS, over
 from repscope.errors import UserError
-from repscope.models.language import LanguageModel
-from repscope.models.prompts import Encoded, Prompt, encode
-from repscope.models.sites import Site, Tokens
+from repscope.models.prompts import Encoded
 from repscope.progress import progress
 from repscope.read import name_assembly
-from repscope.read.name_assembly import Ablation, Grid
+from repscope.read.name_assembly import Ablation
 from repscope.read.probe_sweep import Panel
-from repscope.read.probes import ProbeScores, ProbeTask, majority, probe
+from repscope.read.probes import ProbeScores, ProbeTask, probe
 from repscope.results import ESTIMATE, Result, Row
-from repscope.studies.entities.names import first_block
+from repscope.studies.entities.bases import bases
+from repscope.studies.entities.recombined import recombined_tokens
 from repscope.studies.entities.task import EntityTask
+from repscope.studies.entities.vectors import encoded_names, paired_difference, target_block, where_of
 from repscope.studies.run.study import Context, Cost, Step
 
-COMPLETE = 0.9  #: share of the largest score over blocks from which on the vector counts as complete
-_LEAST_DEPTH = 0.2  #: share of the blocks below which there is too little to ablate
-_KS = (1, 4, 16)
-_MOST_GRIDS = 6  #: of one number of tokens, in the short form
 _LEAST_CONFLICTS = 10
 _SHORT_NAMES = 120  #: names whose ablations are run in the short form
 _WAYS = {
@@ -69,29 +48,10 @@ _WAYS = {
 def mechanism_steps(subject: EntityTask, cost: Callable[[EntityTask, float], Callable[[], Cost]]) -> list[Step]:
     """The steps of one set of names."""
     name = subject.items.name
-    parts = (("mechanism", _ablations, 1.5), ("recombined", _recombined, 1.0), ("bases", _bases, 0.7))
+    parts = (("mechanism", _ablations, 1.5), ("recombined", recombined_tokens, 1.0), ("bases", bases, 0.7))
     return [
         Step(f"{name} {part}", partial(compute, subject), cost(subject, weight), needs=(name,)) for part, compute, weight in parts
     ]
-
-
-def _encoded(subject: EntityTask) -> Encoded:
-    lm = subject.lm
-    return encode(lm.tokenizer, subject.prompts(subject.templates[0]), Tokens("all", "name"), lm.context, causal=lm.causal)
-
-
-def target_block(subject: EntityTask, context: Context) -> int:
-    """The block by which the first attribute reads out, and at least a fifth of the depth."""
-    item = f"{subject.items.name}.{subject.panels[0].tasks[0].name}"
-    table = context.inputs[subject.items.name].table
-    found = first_block(table[table["item"] == item], COMPLETE)
-    blocks = subject.lm.blocks
-    return min(max(found[0] if found else 0, round(_LEAST_DEPTH * blocks), 1), blocks - 1)
-
-
-def _where(subject: EntityTask, task: ProbeTask, **more: Any) -> dict[str, Any]:
-    item = f"{subject.items.name}.{task.name}"
-    return {"item": item, "token": "last", "split": subject.split, "seed": subject.options.seed} | more
 
 
 # ---------------------------------------------------------------------------------------------- ablations
@@ -99,7 +59,7 @@ def _where(subject: EntityTask, task: ProbeTask, **more: Any) -> dict[str, Any]:
 
 def _ablations(subject: EntityTask, context: Context) -> Result:
     """What the vector loses, by range of blocks; and names that share a token."""
-    o, panel, encoded = subject.options, subject.panels[0], _encoded(subject)
+    o, panel, encoded = subject.options, subject.panels[0], encoded_names(subject)
     if o.short and len(panel.rows) > _SHORT_NAMES:
         kept = np.isin(np.arange(len(panel.rows)), np.random.default_rng(o.seed).permutation(len(panel.rows))[:_SHORT_NAMES])
         panel = panel.keep(kept)
@@ -147,23 +107,14 @@ def _lost(subject: EntityTask, target: int, ablation: Ablation, intact: ProbeSco
     condition, definition = _WAYS[ablation.part, ablation.way]
     metric = "accuracy lost" if intact.task.kind == "class" else "R² lost"
     return Row.of(
-        _difference(intact, after, subject.options.seed),
+        paired_difference(intact, after, subject.options.seed),
         metric=metric,
         definition=" ".join(filter(None, [definition, f"read after block {target}"])),
         condition=condition,
         site=f"blocks {ablation.first}–{ablation.last}",
         layer=ablation.first,
-        **_where(subject, intact.task),
+        **where_of(subject, intact.task),
     )
-
-
-def _difference(a: ProbeScores, b: ProbeScores, seed: int) -> stats.Estimate:
-    """Score of a minus that of b, paired over entities."""
-    rows = a.tested
-    top = a.top[0, rows] - b.top[0, rows]
-    if a.task.kind == "class":
-        return stats.change_of_proportion(b.top[0, rows], a.top[0, rows], unit="entity", seed=seed)
-    return stats.ratio(top, a.bottom[0, rows], unit="entity", seed=seed)
 
 
 def _extra(subject: EntityTask, task: ProbeTask, target: int, scores: dict[Ablation, ProbeScores]) -> list[Row]:
@@ -179,7 +130,7 @@ def _extra(subject: EntityTask, task: ProbeTask, target: int, scores: dict[Ablat
     rows = []
     for (ours, control), (a, b) in compared.items():
         if a in scores and b in scores:
-            estimate = _difference(scores[b], scores[a], subject.options.seed)
+            estimate = paired_difference(scores[b], scores[a], subject.options.seed)
             rows.append(
                 Row.of(
                     estimate,
@@ -188,7 +139,7 @@ def _extra(subject: EntityTask, task: ProbeTask, target: int, scores: dict[Ablat
                     condition=over(control),
                     site=f"blocks {span[0]}–{span[1]}",
                     layer=span[0],
-                    **_where(subject, task),
+                    **where_of(subject, task),
                 )
             )
     return rows
@@ -208,7 +159,7 @@ def _conflicts(subject: EntityTask, panel: Panel, intact: list[ProbeScores], tar
             continue
         said = {ESTIMATE: intact[t].predicted, BAG: bag[t].predicted}
         definition = f"{found.pairs} pairs of names; read after block {target}"
-        where = _where(subject, task, definition=definition, site=f"resid_post.{target}", layer=target)
+        where = where_of(subject, task, definition=definition, site=f"resid_post.{target}", layer=target)
         right = {c: found.right(p, task.values) for c, p in said.items()}
         for condition, predicted in said.items():
             share = stats.proportion(right[condition], unit="entity", seed=o.seed)
@@ -218,198 +169,3 @@ def _conflicts(subject: EntityTask, panel: Panel, intact: list[ProbeScores], tar
         gain = stats.change_of_proportion(right[BAG], right[ESTIMATE], unit="entity", seed=o.seed)
         rows.append(Row.of(gain, metric="conflict gain", condition=over(BAG), **where))
     return rows
-
-
-# ---------------------------------------------------------------------------------------------- recombined tokens
-
-
-def _recombined(subject: EntityTask, context: Context) -> Result:
-    """How much of the vector is a sum over tokens."""
-    o, lm, panel = subject.options, subject.lm, subject.panels[0]
-    target = target_block(subject, context)
-    encoded = _encoded(subject)
-    small = o.short or o.tiny
-    rows, notes = list[Row](), list[str]()
-    twin = lm.twin(o.seed)
-    for count in (2, 3):
-        size = {2: 6, 3: 4}[count] if small else None
-        made = name_assembly.grids(subject.name_tokens, count, size=size, most=_MOST_GRIDS if small else None, seed=o.seed)
-        if len(made) < 3:
-            notes.append(f"{subject.items.name}: too few names of {count} tokens to recombine them ({len(made)} grids).")
-            continue
-        definition = f"{len(made)} grids of {len(made[0].entities)} names of {count} tokens; after block {target}"
-        where = {"definition": definition, "site": f"resid_post.{target}", "layer": target, "token": "last", "seed": o.seed}
-        found: dict[str, list[name_assembly.Recombined]] = {}
-        for condition, network in ((ESTIMATE, lm), (RANDOM_WEIGHTS, twin)):
-            vectors = [_grid_vectors(network, encoded, g, target, o.batch_tokens) for g in made]
-            found[condition] = [name_assembly.recombined(v, len(g.entities), count) for v, g in zip(vectors, made)]
-            total = [sum(r.variances.values()) for r in found[condition]]
-            for order in range(1, count + 1):
-                share = stats.ratio([r.variances[order] for r in found[condition]], total, unit="grid", seed=o.seed)
-                label = f"share of {name_assembly.recombination.ORDERS[order]}"
-                item = f"{subject.items.name}, {count} tokens"
-                rows.append(Row.of(share, metric=label, condition=condition, item=item, **where))
-            energy = stats.ratio([r.real for r in found[condition]], [r.others for r in found[condition]], unit="grid", seed=o.seed)
-            rows.append(Row.of(energy, metric="interaction at real names", condition=condition, item=item, **where))
-        rows += _from_parts(subject, panel, encoded, made, found[ESTIMATE], target, definition)
-    return Result.of(rows, notes=tuple(notes))
-
-
-def _grid_vectors(
-    lm: LanguageModel, encoded: Encoded, grid: Grid, target: int, batch_tokens: int
-) -> Float[np.ndarray, "combination d_model"]:
-    """The vector at the last token of every combination, in the prompt of the grid's first name."""
-    first = int(grid.entities[0])
-    row, start, stop = encoded.ids[first], int(encoded.start[first]), int(encoded.stop[first])
-    prompts = [np.concatenate([row[:start], name, row[stop:]]) for name in grid.names]
-    site = f"resid_post.{target}"
-    found: np.ndarray = lm.capture(prompts, site, str(stop - 1), batch_tokens=batch_tokens)[site]
-    return found
-
-
-def _from_parts(
-    subject: EntityTask,
-    panel: Panel,
-    encoded: Encoded,
-    made: list[Grid],
-    found: list[name_assembly.Recombined],
-    target: int,
-    definition: str,
-) -> list[Row]:
-    """What probes of whole names read from the real names' vectors as sums over tokens, or over pairs."""
-    o, lm = subject.options, subject.lm
-    site = f"resid_post.{target}"
-    whole = lm.capture(subject.prompts(subject.templates[0]), site, "name.last", batch_tokens=o.batch_tokens)[site]
-    rows = []
-    orders = {SINGLES: 1, PAIRS: 2}
-    there = np.zeros(len(subject.items), dtype=bool)
-    there[np.concatenate([g.entities for g in made])] = True
-    folds = [(train, test[there[panel.rows][test]]) for train, test in panel.folds]
-    folds = [fold for fold in folds if len(fold[1])]
-    kept = probe(whole[panel.rows], panel.tasks, folds, shuffles=0)
-    if len(kept[0].tested) < 2:
-        return []
-    parts: dict[str, list[ProbeScores]] = {}
-    for condition, order in orders.items():
-        if order not in found[0].parts:
-            continue
-        vectors = whole.copy()
-        for grid, split in zip(made, found):
-            vectors[grid.entities] = split.parts[order]
-        parts[condition] = probe(whole[panel.rows], panel.tasks, folds, shuffles=0, tested=vectors[panel.rows])
-    for t, task in enumerate(panel.tasks):
-        if task.kind != "class":
-            continue
-        where = _where(subject, task, definition=definition, site=site, layer=target)
-        for condition, scores in {ESTIMATE: kept, **parts}.items():
-            share = stats.proportion(scores[t].top[0, scores[t].tested], unit="entity", seed=o.seed)
-            rows.append(Row.of(share, metric="accuracy from parts", condition=condition, **where))
-        for condition, scores in parts.items():
-            rows.append(
-                Row.of(_difference(kept[t], scores[t], o.seed), metric="extra accuracy", condition=over(condition), **where)
-            )
-    return rows
-
-
-# ---------------------------------------------------------------------------------------------- bases
-
-
-def _bases(subject: EntityTask, context: Context) -> Result:
-    """Neurons compared with rotations of them; plain features of the text."""
-    o, lm, panel, notes = subject.options, subject.lm, subject.panels[0], list[str]()
-    target = target_block(subject, context)
-    prompts = subject.prompts(subject.templates[0])
-    rows: list[Row] = []
-    at = sorted({0, target // 2, target})[-1 if o.short or o.tiny else 0 :]
-    task = next((t for t in panel.tasks if t.kind == "class"), panel.tasks[0])
-    try:
-        held = lm.capture(prompts, [f"mlp_act.{b}" for b in at], "name.last", batch_tokens=o.batch_tokens)
-        for block in at:
-            rows += _basis(subject, panel, task, held[f"mlp_act.{block}"], f"mlp_act.{block}", ESTIMATE)
-    except UserError as error:
-        notes.append(f"Neurons were not compared with rotations of them: {error}")
-    if o.sae is not None:
-        rows += _latents(subject, panel, task)
-    sites = [str(s) for s in lm.resolve(["embed", *(f"resid_post.{b}" for b in range(target + 1))])]
-    rows += _plain_features(subject, sites)
-    return Result.of(rows, notes=tuple(notes))
-
-
-def _basis(subject: EntityTask, panel: Panel, task: ProbeTask, features: np.ndarray, site: str, condition: str) -> list[Row]:
-    o = subject.options
-    ks = _KS[1:2] if o.tiny else _KS
-    found = name_assembly.basis_scores(
-        features[panel.rows], task, panel.folds, ks, rotations=1 if o.tiny else 2 if o.short else 3, seed=o.seed
-    )
-    where = _where(subject, task, site=site, layer=Site.parse(site).layer)
-    rows = []
-    for k in ks:
-        definition = f"{k} of {features.shape[1]} features, chosen on the training names"
-        rows.append(
-            Row.of(
-                found.scores[k].estimate(seed=o.seed), metric="sparse accuracy", condition=condition, definition=definition, **where
-            )
-        )
-        turned = np.mean([s.top[0, s.tested] for s in found.rotated[k]], axis=0)
-        bottom = found.scores[k].bottom[0, found.scores[k].tested]
-        rotated = stats.ratio(turned, bottom, unit="entity", seed=o.seed)
-        if condition == ESTIMATE:
-            rows.append(Row.of(rotated, metric="sparse accuracy", condition=ROTATED, definition=definition, **where))
-        rows.append(Row.of(found.gain(k, o.seed), metric="sparse gain", condition=over(ROTATED), definition=definition, **where))
-    rows.append(Row.of(found.kurtosis, metric="kurtosis", condition=condition, definition="mean over features", **where))
-    if condition == ESTIMATE:
-        rows.append(Row.of(found.rotated_kurtosis, metric="kurtosis", condition=ROTATED, definition="mean over features", **where))
-    return rows
-
-
-def _latents(subject: EntityTask, panel: Panel, task: ProbeTask) -> list[Row]:
-    """The latents of a sparse autoencoder at its own site, as a basis."""
-    from repscope.read import sae
-
-    lm = subject.lm
-    assert subject.options.sae is not None
-    one = sae.open(subject.options.sae)
-    width = lm.anatomy.width if lm.anatomy else 0
-    if one.site is None or one.d_in != width:
-        raise UserError(f"{subject.options.sae} reads {one.d_in} features at {one.site}; give one of a site of {width} features.")
-    site = str(lm.resolve(one.site)[0])
-    held = lm.capture(subject.prompts(subject.templates[0]), site, "name.last", batch_tokens=subject.options.batch_tokens)[site]
-    with torch.no_grad():
-        latents = one.encode(torch.from_numpy(held)).dense().float().cpu().numpy()
-    return _basis(subject, panel, task, latents, site, LATENTS)
-
-
-def _plain_features(subject: EntityTask, sites: list[str]) -> list[Row]:
-    """Binary features of the last token, and sentiment of single words, by block."""
-    o, lm = subject.options, subject.lm
-    last = [_piece(lm, tokens[-1]) for tokens in subject.name_tokens]
-    held = lm.capture(subject.prompts(subject.templates[0]), sites, "name.last", batch_tokens=o.batch_tokens)
-    rows = []
-    for feature in name_assembly.text_features(last):
-        rows += _feature_rows(subject, feature, {s: held[s] for s in sites}, subject.items.name)
-    words, sentiment = name_assembly.word_features()
-    asked = [Prompt.fill("The word {word}", word=word) for word in words]
-    said = lm.capture(asked, sites, "word.last", batch_tokens=o.batch_tokens)
-    return rows + _feature_rows(subject, sentiment, {s: said[s] for s in sites}, "words")
-
-
-def _piece(lm: LanguageModel, token: int) -> str:
-    """A token as text, with the space before it where the tokenizer has one."""
-    piece = str(lm.tokenizer.convert_ids_to_tokens(int(token)))
-    text: str = lm.tokenizer.decode([token])
-    return f" {text.strip()}" if piece[:1] in "▁Ġ" else text
-
-
-def _feature_rows(subject: EntityTask, feature: name_assembly.TextFeature, held: dict[str, np.ndarray], name: str) -> list[Row]:
-    from repscope.data.splits import folds as assign
-
-    o = subject.options
-    fold = assign(len(feature.rows), o.folds, o.seed, feature.task.values)
-    pairs = [(np.flatnonzero(fold != f), np.flatnonzero(fold == f)) for f in range(o.folds)]
-    rows = []
-    where: dict[str, Any] = {"item": f"{name}: {feature.name}", "token": "last", "metric": "text feature accuracy", "seed": o.seed}
-    for site, x in held.items():
-        score = probe(x[feature.rows], [feature.task], pairs, shuffles=0)[0].estimate(seed=o.seed)
-        rows.append(Row.of(score, condition=ESTIMATE, site=site, layer=Site.parse(site).layer, **where))
-    common = stats.proportion(majority(feature.task, pairs), unit="entity", seed=o.seed)
-    return [*rows, Row.of(common, condition="majority class", **where)]
