@@ -141,7 +141,7 @@ class DiscoverOptions(ModelOptions, TableOptions):
     def _sized_for_images(self) -> "DiscoverOptions":
         gan = self.subject == "gan"
         small: dict[str, Any] = {"methods": IMAGE_METHODS[self.subject], "seeds": 5, "model": f"sprites-{self.subject}"}
-        small |= {"steps": 200, "vectors": 12} if gan else {"steps": 60, "vectors": 10, "samples": 6, "images": 24}
+        small |= {"steps": 100, "vectors": 6} if gan else {"steps": 60, "vectors": 10, "samples": 6, "images": 24}
         if self.tiny:
             methods = (
                 RANDOM_METHOD,
@@ -152,5 +152,5 @@ class DiscoverOptions(ModelOptions, TableOptions):
             )
             small |= {"vectors": 3, "steps": 2, "seeds": 2, "samples": 3, "images": 4, "methods": (*methods, "factor regression")}
         elif self.short:
-            small |= {"vectors": 8, "steps": 60} if gan else {"vectors": 6, "steps": 15, "seeds": 3, "samples": 3, "images": 12}
+            small |= {"steps": 40} if gan else {"vectors": 6, "steps": 15, "seeds": 3, "samples": 3, "images": 12}
         return self.with_sizes(small)
