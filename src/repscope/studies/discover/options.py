@@ -12,6 +12,7 @@ MOST_PROMPTS = 3  #: for discovery, and as many held out, of the short form
 _OF_LANGUAGE = ("model", "revision", "device", "dtype", "batch_tokens", "decimal", "na", "quote")
 _OF_LANGUAGE += ("prompts", "plain", "source", "target", "tokens", "damage", "new_tokens")
 _OF_IMAGES = ("site", "samples", "images")
+_SIZED = ("methods", "vectors", "steps", "seeds", "samples", "images")
 IMAGE_METHODS = {
     "gan": (
         RANDOM_METHOD,
@@ -132,7 +133,9 @@ class DiscoverOptions(ModelOptions, TableOptions):
     def key(self) -> dict[str, Any]:
         """As `StudyOptions`; runs on language models are named without the options of image generators."""
         found = super().key()
-        return found if self.subject != "language" else {k: v for k, v in found.items() if k not in ("subject", *_OF_IMAGES)}
+        if self.subject == "language":
+            return {k: v for k, v in found.items() if k not in ("subject", *_OF_IMAGES)}
+        return found | self.sized().model_dump(mode="json", include=set(_SIZED))  # a version with other sizes is another run
 
     def files(self) -> list[Path]:
         """The user's own prompts."""
