@@ -200,3 +200,13 @@ def test_a_pipeline_from_a_folder(tmp_path, made):
     next((tmp_path / "p" / "unet").glob("*.safetensors")).unlink()
     with pytest.raises(UserError, match="cannot be read"):
         open_pipeline(tmp_path / "p")
+
+
+def test_without_diffusers(monkeypatch):
+    import sys
+
+    from repscope.worlds.sprites.diffusion import DiffusionSizes, noise_schedule
+
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(UserError, match="pip install 'repscope\\[images\\]'"):
+        noise_schedule(DiffusionSizes())

@@ -27,8 +27,8 @@ from repscope.progress import progress
 from repscope.results import Result, Row
 from repscope.worlds.sprites import sprites
 
-SOUGHT = 12
-STEPS = {"gan": 200, "diffusion": 40}
+SOUGHT = 6
+STEPS = {"gan": 100, "diffusion": 40}
 _SIZES: dict[str, dict[str, Any]] = {"gan": {}, "diffusion": {"samples": 4, "images": 16}}
 _TINY: dict[str, Any] = {"samples": 3, "images": 4}
 

@@ -33,8 +33,7 @@ def open_pipeline(folder: str | Path) -> DiffusionGenerator:
     if kind not in _UNETS:
         held = ", ".join(sorted(parts)) or "nothing"
         raise UserError(f"The pipeline in {home} has no U-Net ({held}); open one with a UNet2DModel or UNet2DConditionModel.")
-    import diffusers
-
+    diffusers = diffusers_package()
     scheduler_class = getattr(diffusers, parts.get("scheduler", ["", ""])[-1], None)
     if scheduler_class is None:
         raise UserError(f"The pipeline in {home} has no scheduler that diffusers knows; save it with a DDPMScheduler.")
@@ -47,6 +46,21 @@ def open_pipeline(folder: str | Path) -> DiffusionGenerator:
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"The pipeline in {home} cannot be read: {str(error).splitlines()[0].rstrip('.')}.") from error
     return DiffusionGenerator(unet.eval().requires_grad_(False), scheduler, empty, home.name)
+
+
+def diffusers_package() -> Any:
+    """The package diffusers.
+
+    Raises
+    ------
+    UserError
+        If it is not installed.
+    """
+    try:
+        import diffusers
+    except ImportError as error:
+        raise UserError("Diffusion models need the package diffusers: pip install 'repscope[images]'.") from error
+    return diffusers
 
 
 def _index(home: Path) -> dict[str, Any]:

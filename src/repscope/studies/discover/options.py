@@ -12,6 +12,7 @@ MOST_PROMPTS = 3  #: for discovery, and as many held out, of the short form
 _OF_LANGUAGE: tuple[str, ...] = ("model", "revision", "device", "dtype", "batch_tokens", "decimal", "na", "quote")
 _OF_LANGUAGE += ("prompts", "plain", "source", "target", "tokens", "damage", "new_tokens")
 _OF_IMAGES = ("site", "samples", "images")
+_SIZED = ("methods", "vectors", "steps", "seeds", "samples", "images")
 IMAGE_METHODS: dict[str, tuple[str, ...]] = {
     "gan": (
         RANDOM_METHOD,
@@ -132,7 +133,9 @@ class DiscoverOptions(ModelOptions, TableOptions):
     def key(self) -> dict[str, Any]:
         """As `StudyOptions`; runs on language models are named without the options of image generators."""
         found = super().key()
-        return found if self.subject != "language" else {k: v for k, v in found.items() if k not in ("subject", *_OF_IMAGES)}
+        if self.subject == "language":
+            return {k: v for k, v in found.items() if k not in ("subject", *_OF_IMAGES)}
+        return found | self.sized().model_dump(mode="json", include=set(_SIZED))  # a version with other sizes is another run
 
     def files(self) -> list[Path]:
         """The user's own prompts."""
@@ -141,7 +144,7 @@ class DiscoverOptions(ModelOptions, TableOptions):
     def _sized_for_images(self) -> "DiscoverOptions":
         gan = self.subject == "gan"
         small: dict[str, Any] = {"methods": IMAGE_METHODS[self.subject], "seeds": 5, "model": f"sprites-{self.subject}"}
-        small |= {"steps": 200, "vectors": 12} if gan else {"steps": 60, "vectors": 10, "samples": 6, "images": 24}
+        small |= {"steps": 100, "vectors": 6} if gan else {"steps": 60, "vectors": 10, "samples": 6, "images": 24}
         if self.tiny:
             methods = (
                 RANDOM_METHOD,
@@ -152,5 +155,5 @@ class DiscoverOptions(ModelOptions, TableOptions):
             )
             small |= {"vectors": 3, "steps": 2, "seeds": 2, "samples": 3, "images": 4, "methods": (*methods, "factor regression")}
         elif self.short:
-            small |= {"vectors": 8, "steps": 60} if gan else {"vectors": 6, "steps": 15, "seeds": 3, "samples": 3, "images": 12}
+            small |= {"steps": 40} if gan else {"vectors": 6, "steps": 15, "seeds": 3, "samples": 3, "images": 12}
         return self.with_sizes(small)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from repscope.errors import UserError
+from repscope.models.generators.pipeline_folder import diffusers_package
 from repscope.progress import progress
 from repscope.worlds.hans.stacked import one_thread
 from repscope.worlds.sprites.drawing import FACTORS, SIDE, drawn_factors, sprites
@@ -156,15 +157,13 @@ def train_diffusion(sizes: DiffusionSizes, *, saved: Path | None = None) -> Trai
 
 def noise_schedule(sizes: DiffusionSizes) -> Any:
     """diffusers' `DDPMScheduler` with a cosine schedule; predicted images are not clipped, so that DDIM can be inverted."""
-    from diffusers import DDPMScheduler
-
-    return DDPMScheduler(num_train_timesteps=sizes.timesteps, beta_schedule="squaredcos_cap_v2", clip_sample=False)
+    return diffusers_package().DDPMScheduler(
+        num_train_timesteps=sizes.timesteps, beta_schedule="squaredcos_cap_v2", clip_sample=False
+    )
 
 
 def _unet(sizes: DiffusionSizes) -> Any:
-    from diffusers import UNet2DConditionModel
-
-    return UNet2DConditionModel(
+    return diffusers_package().UNet2DConditionModel(
         sample_size=SHAPE[1],
         in_channels=SHAPE[0],
         out_channels=SHAPE[0],
