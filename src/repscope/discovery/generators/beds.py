@@ -1,4 +1,4 @@
-"""Test beds: generators with the samples that directions are found on, other samples that they are judged on, and one scale.
+"""Test beds: generators with the samples that directions are found on, other samples for their evaluation, and one scale.
 
 A bed gives images from 0 to 1 for vectors that are added, one per direction and sample, which covers directions that depend on z.
 """

@@ -55,7 +55,7 @@ class DiscoverOptions(ModelOptions, TableOptions):
         "conditioning", description="With --subject diffusion: where vectors are added, the words or the bottleneck (h-space)."
     )
     samples: int = Field(16, ge=2, description="With an image generator: samples that directions are found on.")
-    images: int = Field(64, ge=4, description="With an image generator: held-out images that directions are judged on.")
+    images: int = Field(64, ge=4, description="With an image generator: held-out images on which directions are evaluated.")
     prompts: str | None = Field(None, description="A file of prompts: .txt with one per line, or a table with the column text.")
     plain: bool = Field(False, description="Use prompts as they are, without the chat template.")
     source: int | None = Field(
