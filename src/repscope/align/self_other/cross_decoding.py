@@ -3,7 +3,8 @@
 1. The decoder is ridge regression of the outcome (±1) on standardised units; its penalty is chosen by the exact leave-one-out error
    in the training trials. Each agent's patterns are centred on their own mean, so that a shift between agents is no information.
 2. Scores are AUCs: they need no threshold. `within` is that of held-out trials of the same agent (five folds): the ceiling.
-3. `across`: fitted on all own outcomes, tested on the other's, and the reverse. p: the outcomes of the training trials are
+3. `across`: fitted on all own outcomes, tested on the other's, and the reverse. Its interval draws trials of both agents and fits
+   the decoder again each time: between unrelated codes the area is off .5 by chance, and differs from fit to fit. p: the outcomes of the training trials are
    permuted. Sharing is called present if both directions have p ≤ .05 and an AUC above .5.
 4. Controls, each of which could explain an AUC above .5 without a shared code:
    - `identity decoder`: a decoder of who acted (or of self against other) in place of the outcome, tested on outcomes;
@@ -31,6 +32,7 @@ __all__ = ["SelfOther", "Trials", "cross_decode", "trials"]
 PENALTIES = np.logspace(-2, 3, 6)  #: times the mean eigenvalue of the Gram matrix
 FOLDS = 5
 PERMUTATIONS = 200
+_REFITS = 400  #: most draws of an interval that fits the decoder again
 DIRECTIONS = ((SELF, OTHER), (OTHER, SELF))
 SHUFFLED, IDENTITY, REMOVED = "shuffled labels", "identity decoder", "identity removed"
 MATCHED, DISJOINT, WITHIN = "matched stimuli", "disjoint stimuli", "within agent"
@@ -115,7 +117,7 @@ def cross_decode(
         shuffled = rng.permuted(np.tile(train.outcome, (permutations, 1)), axis=1)
         areas = _areas(_decoded(train.patterns, np.vstack([train.outcome, shuffled]), test.patterns), test.outcome)
         name = f"{source} to {target}"
-        across[name] = _area(_decoded(train.patterns, train.outcome[None], test.patterns)[0], test.outcome, how)
+        across[name] = _fitted_again(train, test, areas[0], how)
         p[name] = stats.p_value(areas[0] - TIE, areas[1:])
         null[name] = stats.null(areas[1:], unit="shuffle")
     within = {agent: _within(_of_agent(prepared, agent), rng, how) for agent in (SELF, OTHER)}
@@ -159,7 +161,8 @@ def _across(
         a, b = (held.own == (agent == SELF) for agent in (source, target))
         train = prepared.of(a if fitted is None else a & fitted)
         test = prepared.of(b if tested is None else b & tested)
-        found[f"{source} to {target}"] = _area(_decoded(train.patterns, train.outcome[None], test.patterns)[0], test.outcome, how)
+        area = _areas(_decoded(train.patterns, train.outcome[None], test.patterns), test.outcome)[0]
+        found[f"{source} to {target}"] = _fitted_again(train, test, area, how)
     return found
 
 
@@ -209,6 +212,21 @@ def _areas(scores: Float[np.ndarray, "column trial"], outcome: Int[np.ndarray, "
 
 def _area(score: Float[np.ndarray, "trial"], outcome: Int[np.ndarray, "trial"], how: _Bootstrap) -> Estimate:
     return replace(separation(score, outcome, seed=how.seed, draws=how.draws).estimate, unit="trial")
+
+
+def _fitted_again(train: Trials, test: Trials, area: float, how: _Bootstrap) -> Estimate:
+    """An area with its interval over trials of both agents, drawn within outcomes."""
+    rng = np.random.default_rng([how.seed, 11])
+
+    def drawn(held: Trials) -> Trials:
+        each = (np.flatnonzero(held.outcome == o) for o in (0, 1))
+        return held.of(np.concatenate([rng.choice(rows, len(rows)) for rows in each]))
+
+    areas = []
+    for _ in range(min(how.draws, _REFITS)):
+        a, b = drawn(train), drawn(test)
+        areas.append(_areas(_decoded(a.patterns, a.outcome[None], b.patterns), b.outcome)[0])
+    return stats.of_draws(float(area), np.array(areas), unit="trial", n=len(test.outcome))
 
 
 def _within(held: Trials, rng: np.random.Generator, how: _Bootstrap) -> Estimate:

@@ -114,6 +114,10 @@ def dyads(
         "Connected pairs among these": int((examined & known & ~exposed & (s > 0)).sum()),
     }
     inside = np.where(pairs, s, 0.0)
+    if not pairs.any():
+        raise UserError(
+            "No pair has a count of synapses, a functional measure and an exposure above 0; check names, empty cells and exposure."
+        )
     if not (inside > 0).any():
         raise UserError(
             f"The connectome is empty: none of the {int(pairs.sum()):,} pairs that were measured has a synapse; check names "

@@ -65,6 +65,8 @@ def compare_wiring(
     notes = d.notes
     if kind == "signal" and d.function.min() >= 0 and not any(row.metric == RATIO for row in rows):
         notes += ("The ratio with effects of both cells is not determined: too few signals per cell.",)
+    if kind == "similarity" and d.has_exposure and not any(row.metric == AXONAL for row in rows):
+        notes += ("The axonal scale is not determined: too few pairs have an exposure and no synapse.",)
     return Result.of(rows, notes=notes)
 
 
@@ -84,7 +86,8 @@ def _similarity(d: Dyads, item: str, permutations: int, rewirings: int, seed: in
     if drawn:
         rows.append(Row.of(stats.null(drawn, unit="rewiring"), metric=SLOPE, item=item, condition=REWIRED, seed=seed))
     if d.has_exposure:
-        rows += _of_slope(slope(d, scale="axonal"), AXONAL, item, seed)
+        with suppress(UserError):  # no exposed pair without a synapse, or too few
+            rows += _of_slope(slope(d, scale="axonal"), AXONAL, item, seed)
     return rows + _matched(d, item, seed, unit)
 
 

@@ -91,6 +91,8 @@ def axonal(d: Dyads) -> Dyads:
     synapses, function, exposure = d.given
     pairs = np.isfinite(function) & (synapses == 0) & ~np.eye(len(d.names), dtype=bool)
     known = np.nan_to_num(exposure)
+    if not known[pairs].any():
+        raise UserError("The axonal scale is about pairs without a synapse, and none of them has an exposure.")
     n = np.where(pairs, known / known[pairs].mean(), 0.0)  # in units of the mean: only ratios count
     given = (np.where(synapses == 0, known / known[pairs].mean(), np.nan), function, np.ones_like(exposure))
     return replace(

@@ -18,7 +18,7 @@ from repscope.errors import UserError, no_file
 
 PRE, POST = "pre", "post"
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
-_MISSING = {"", "na", "nan", "n/a", "none", "null"}
+_MISSING = {"", "na", "nan", "n/a"}
 
 
 def read_pairs(path: str | Path, *, what: str = "connectome", absent: float = 0.0) -> pd.DataFrame:
@@ -38,6 +38,8 @@ def read_pairs(path: str | Path, *, what: str = "connectome", absent: float = 0.
         `named_matrix`.
     """
     given = Path(path).expanduser()
+    if given.is_dir():
+        raise UserError(f"{given} is a folder; give the file of the {what} in it.")
     if not given.is_file():
         raise no_file(given, [p.name for p in given.parent.glob("*")] if given.parent.is_dir() else [], what)
     separator = _SEPARATORS.get(given.suffix.lower())
@@ -94,13 +96,16 @@ def _of_list(path: Path, what: str, absent: float) -> pd.DataFrame:
         ]
     if (edges[[PRE, POST]] == "").to_numpy().any():
         raise UserError(f"{path} has rows without a name in pre or post; remove or complete them.")
+    if others and edges.duplicated([PRE, POST]).any():
+        twice = edges[edges.duplicated([PRE, POST])].iloc[0]
+        raise UserError(
+            f"{path} has the pair {twice[PRE]!r}, {twice[POST]!r} more than once; give one number per pair"
+            + (", or pairs without numbers, one row per synapse." if absent == 0.0 else ".")
+        )
     if absent == 0.0:
         return edges_to_matrix(edges, weight="value" if others else None, what=what)
     if not others:
         raise UserError(f"{path} has pairs and no numbers; add a column of the {what}.")
-    if edges.duplicated([PRE, POST]).any():
-        twice = edges[edges.duplicated([PRE, POST])].iloc[0]
-        raise UserError(f"{path} has the pair {twice[PRE]!r}, {twice[POST]!r} more than once; give one number per pair.")
     return named_matrix(edges.pivot(index=PRE, columns=POST, values="value"), what=what)
 
 

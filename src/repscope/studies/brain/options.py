@@ -112,6 +112,8 @@ class BrainOptions(StudyOptions):
             raise ValueError(f"{given[0]} is of your recording; give --recording as well")
         if self.connectome is None and self.microns is None and (given := self.given(*_OF_WIRING)):
             raise ValueError(f"{given[0]} is of your connectome; give --connectome as well")
+        if self.given("encoded") and self.encoded > self.recordings:
+            raise ValueError(f"--encoded is {self.encoded} of --recordings {self.recordings}; give no more than there are")
         if self.connectome is not None and self.microns is not None:
             raise ValueError("--connectome and --microns are two connectomes; give one of them")
         if self.microns is None and self.properties:

@@ -85,9 +85,15 @@ def read_trials(path: str) -> tuple[Trials, tuple[str, ...]]:
     if not units:
         raise UserError(f"{path} has no columns of units; give one column of activity per unit besides agent and outcome.")
     patterns = np.stack([_activity(frame[name], name, path) for name in units], 1)
+    for name, x in zip(units, patterns.T):
+        each = [set(x[(frame[_OUTCOME] == o).to_numpy()]) for o in frame[_OUTCOME].unique()]
+        if len(each) > 1 and all(len(values) == 1 for values in each) and len(set.union(*each)) == len(each):
+            raise UserError(f"Column {name!r} of {path} has one value per outcome: it is the outcome again; remove it.")
+    listed = f"{', '.join(units[:6])}{' …' if len(units) > 6 else ''}"
     some = {name: name for name in _OPTIONAL if name in frame.columns}
     labels = frame[[_AGENT, _OUTCOME, *some]].replace("", pd.NA)
-    return trials(patterns, labels, **some), table.notes
+    labels[_AGENT] = labels[_AGENT].str.strip().str.lower()
+    return trials(patterns, labels, **some), (*table.notes, f"{len(units)} units: the columns {listed}.")
 
 
 def _activity(cells: pd.Series, name: str, path: str) -> np.ndarray:
