@@ -176,5 +176,9 @@ def _sentence(claim: Claim, measured: str, rows: pd.DataFrame, decisions: list[t
 _ORDER: dict[Decision, int] = {"refuted": 0, "undecided": 1, "supported": 2}
 
 
+def _shown(row: dict[Any, Any], column: str) -> str:
+    return str(row[column])[:12] if column == "model" else str(row[column])  # of a model's long name the beginning
+
+
 def _number(value: float) -> str:
     return "not known" if pd.isna(value) else f"{value:.2f}".replace("-", "−")
