@@ -155,7 +155,7 @@ def _sentence(claim: Claim, measured: str, rows: pd.DataFrame, decisions: list[t
     varying = [c for c in ("model", "token", "site", "split") if rows[c].nunique() > 1]
     ranked = sorted(zip(rows.to_dict("records"), decisions, strict=True), key=lambda pair: _ORDER[pair[1][0]])
     named = [
-        f"{', '.join([row['item'], *(str(row[c])[:12] if c == 'model' else str(row[c]) for c in varying if row[c])])} {_number(row['value'])} "
+        f"{', '.join([row['item'], *(_shown(row, c) for c in varying if row[c])])} {_number(row['value'])} "
         f"[{_number(row['lo'])}, {_number(row['hi'])}], n {row['n']}"
         + ("" if len(set(each)) == 1 else f", {decision}")
         + (f" ({reason})" if reason else "")
