@@ -4,8 +4,8 @@
    in the training trials. Each agent's patterns are centred on their own mean, so that a shift between agents is no information.
 2. Scores are AUCs: they need no threshold. `within` is that of held-out trials of the same agent (five folds): the ceiling.
 3. `across`: fitted on all own outcomes, tested on the other's, and the reverse. Its interval draws trials of both agents and fits
-   the decoder again each time: between unrelated codes the area is off .5 by chance, differently from fit to fit. p: the outcomes of
-   the training trials are permuted. Sharing is called present if both directions have p ≤ .05 and an AUC above .5.
+   the decoder again each time: between unrelated codes the area is off .5 by chance, differently from fit to fit. p: the outcomes
+   of the training trials are permuted. Sharing is called present if both directions have p ≤ .05 and an AUC above .5.
 4. Controls, each of which could explain an AUC above .5 without a shared code:
    - `identity decoder`: a decoder of who acted (or of self against other) in place of the outcome, tested on outcomes;
    - `identity removed`: the same cross-decoding after that decoder's axis is projected out;

@@ -5,7 +5,7 @@ from repscope.report.page import Item, Page, Section
 from repscope.report.text import format_estimate
 from repscope.results import select
 from repscope.studies.brain import figures, names, parts, sharing_page, twin_page, wiring_page
-from repscope.studies.brain.options import REPRESENTATION, BrainOptions
+from repscope.studies.brain.options import BrainOptions
 from repscope.studies.brain.parts_verdict import verdicts
 from repscope.studies.run.study import Answer, Record
 
@@ -25,7 +25,7 @@ def page(record: Record[BrainOptions]) -> Page:
     headline = figures.given(table, ran[0]) if given else figures.matrix(table, ran[0], names.LATE) if ran else None
     return Page(
         title="Networks and brains",
-        question="" if REPRESENTATION in o.parts else " ".join(_QUESTIONS[part] for part in o.parts),
+        question="" if parts.REPRESENTATION in o.parts else " ".join(_QUESTIONS[part] for part in o.parts),
         context=(f"{o.networks} networks per family, {o.conditions} stimuli",) if ran else (),
         tested="Tested on simulated recordings and connectomes with a known truth. "
         + (
