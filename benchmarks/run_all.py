@@ -76,7 +76,7 @@ SCRIPTS: dict[str, Script] = {
         "minimal_pairs.py",
         60,
         needs=(".venv/.dev", ".peers-minimal-pairs/.done"),
-        arguments=("{blimp}", "--peers", ".peers-minimal-pairs", "--pairs", "5", "--rounds", "2", "--write"),
+        arguments=("{blimp}", "--peers", ".peers-minimal-pairs", "--rounds", "2", "--write"),
     ),
     "writing-through": Script("writing_through.py", 30),
     "store": Script("store.py", 60, FEATURES),

@@ -1,5 +1,6 @@
 import math
 
+import pandas as pd
 import pytest
 
 from report import synthetic
@@ -94,7 +95,16 @@ def test_filters_pick_only_their_rows():
 def test_the_shipped_claims_are_all_tested_by_the_rows_of_their_study():
     held = [c for c in load_claims() if c.study == "entities"]
     assert len({c.id for c in held}) == len(held) >= 8
-    verdicts = {v.claim.id: v.verdict for v in evaluate_claims(held, synthetic.table(blocks=2))}
+    at = {"study": "entities", "item": "cities.continent", "value": 0.3, "lo": 0.2, "hi": 0.4}
+    built = [
+        Row(metric="extra loss", condition="over random change of MLP outputs", **at),
+        Row(metric="extra loss", condition="over attention outputs replaced", **at),
+        Row(metric="extra accuracy", condition="over sum over single tokens", **at),
+        Row(metric="interaction at real names", **at | {"item": "cities, two tokens", "value": 1.3, "lo": 1.2, "hi": 1.4}),
+        Row(metric="sparse gain", condition="over random rotation", **at),
+    ]
+    both = pd.concat([synthetic.table(blocks=2), table_of(built)])
+    verdicts = {v.claim.id: v.verdict for v in evaluate_claims(held, both)}
     assert set(verdicts) == {c.id for c in held}
     assert verdicts.pop("random-encoders") == "refuted"
     assert set(verdicts.values()) == {"supported"}
@@ -107,12 +117,16 @@ def test_the_claims_of_relations_are_tested_by_rows_as_the_study_writes_them():
         Row(metric="faithfulness", item="b", value=0.3, lo=0.2, hi=0.4, **at),
         Row(metric="gain", definition="concept accuracy", condition="over ridge probe", item="a", value=0, lo=-0.1, hi=0.1, **at),
         Row(metric="gain", definition="edit success", condition="over random direction", item="a", value=1, lo=0.9, hi=1, **at),
+        Row(metric="REMEDI efficacy", item="a", value=0.7, lo=0.6, hi=0.8, study="relations"),
+        Row(metric="REMEDI AUC", item="a", value=0.4, lo=0.3, hi=0.45, study="relations"),
     ]
     verdicts = {v.claim.id: v.verdict for v in evaluate_claims(load_claims(), table_of(cases))}
     assert verdicts == {
         "linear-relations": "supported",
         "concepts-beat-probes": "undecided",
         "facts-edited-through-the-map": "supported",
+        "sentences-become-edits": "supported",
+        "vectors-tell-wrong-answers": "refuted",
     }
 
 

@@ -104,6 +104,8 @@ def planted(layer=2):
 
     def write(module, args, output):
         hidden = output[0] if isinstance(output, tuple) else output
+        if hidden.shape[1] < 2:  # a prompt without a name
+            return output
         marked = hidden.clone()
         first = marked[:, 1:2, :4].clone()  # what the first byte of the name put into the residual stream
         marked[:, -1:, 8:12] = 30 * first

@@ -115,12 +115,15 @@ def _recorded_after(
     _recorded(net, prefix, cache)
     kept = tuple((layer.keys.clone(), layer.values.clone()) for layer in cache.layers)
     calls = _recorded(net, row, cache)
-    named = [next((name for name, value in call.kwargs.items() if value is cache), "") for call in calls]
-    if not all(named) or len(kept) != net.blocks:
+    if len(kept) != net.blocks or not all(any(x is cache for x in (*call.args, *call.kwargs.values())) for call in calls):
         raise ValueError("its blocks are not called with a cache of keys and values")
-    for call, name in zip(calls, named):
-        call.kwargs[name] = _CACHE
-    return calls, kept
+    return [_with_cache(call, cache, _CACHE) for call in calls], kept
+
+
+def _with_cache(call: Call, old: Any, new: Any) -> Call:
+    """A call with another cache, by position or by name."""
+    args = tuple(new if x is old else x for x in call.args)
+    return replace(call, args=args, kwargs={name: new if x is old else x for name, x in call.kwargs.items()})
 
 
 _CACHE = object()  #: stands in recorded calls for the cache
@@ -146,8 +149,7 @@ def _called(
     cache = _filled(net, kept, len(hidden)) if kept else None
     with unhooked(net.module, differentiable=torch.is_grad_enabled()), net.taps.hooked(hooks):
         for call in calls[first : last + 1]:
-            own = {name: cache if value is _CACHE else value for name, value in call.kwargs.items()}
-            hidden = replace(call, kwargs=own).again(hidden)
+            hidden = (_with_cache(call, _CACHE, cache) if kept else call).again(hidden)
     return hidden
 
 

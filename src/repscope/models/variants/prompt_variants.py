@@ -54,7 +54,9 @@ class Beginnings:
         self._kept: list[tuple[list[int], Any]] = []
 
     def filled(self, net: TokenNetwork, ids: Int[Tensor, "1 token"]) -> Any:
-        """The cache of a prompt's positions: the longest beginning that a kept prompt shares is taken over, the rest is run."""
+        """The cache of a prompt's positions: the longest beginning that a kept prompt shares is taken over, the rest is run. None
+        where it forgets the beginning, as that of a sliding window does.
+        """
         row = ids[0].tolist()
         shared, best = max(((_alike(row, held), cache) for held, cache in self._kept), key=lambda pair: pair[0], default=(0, None))
         whole = net.cache()
@@ -62,8 +64,9 @@ class Beginnings:
             _copied(best, whole, shared)
         if shared < len(row):
             net.module(input_ids=ids[:, shared:], **{net.cache_name: whole}, **net.plain(use_cache=True))
-        if all(layer.keys.shape[-2] == len(row) for layer in whole.layers):  # a sliding window forgets the beginning
-            self._kept = [(row, whole), *self._kept][:_KEPT]
+        if any(layer.keys.shape[-2] != len(row) for layer in whole.layers):
+            return None
+        self._kept = [(row, whole), *self._kept][:_KEPT]
         return whole
 
 
@@ -167,6 +170,8 @@ def _forked(
                 if whole is None:
                     state.rewind()
                     whole = (beginnings or Beginnings()).filled(net, ids[:, : max(starts)])
+                    if whole is None:
+                        return _forked(net, ids, forks, pass_tokens, False, ends)
                 own = net.cache()
                 _copied(whole, own, start)
                 inputs = net.plain(use_cache=True) | {net.cache_name: own}

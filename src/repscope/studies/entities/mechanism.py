@@ -64,6 +64,9 @@ def _ablations(subject: EntityTask, context: Context) -> Result:
         kept = np.isin(np.arange(len(panel.rows)), np.random.default_rng(o.seed).permutation(len(panel.rows))[:_SHORT_NAMES])
         panel = panel.keep(kept)
     some = Encoded(encoded.ids.take(panel.rows), encoded.start[panel.rows], encoded.stop[panel.rows])
+    if not subject.lm.batches(int(some.ids.lengths.max())):
+        why = f"Nothing was replaced: rows of {subject.lm.name} depend on each other in a batch."
+        return Result.of([], notes=(why,))
     runs = name_assembly.name_runs(subject.lm, some, target_block(subject, context), seed=o.seed)
     intact = probe(runs.intact, panel.tasks, panel.folds, shuffles=0)
     tried, notes = _tried(subject, runs)
