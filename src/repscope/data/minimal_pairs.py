@@ -134,6 +134,8 @@ def read_pairs(
                 raise UserError(
                     f"A sentence in {table.where(row)} of {file.name} is empty; give both sentences of the pair, or leave it out."
                 )
+            if not of[row].strip():
+                raise UserError(f"{table.where(row)} of {file.name} names no phenomenon; name it, or leave the pair out.")
             if one == other:
                 equal.append(f"{table.where(row)} of {file.name}")
         held |= dict.fromkeys(pair for pair in pairs if pair[0] != pair[1])

@@ -76,9 +76,15 @@ class CheckpointSet:
         if not home.is_dir():
             raise UserError(f"There is no folder {home}; a set of checkpoints is a folder with {TABLE}.")
         if not (home / TABLE).is_file():
-            found = sorted(p for p in home.iterdir() if p.is_dir() and not p.name.startswith(".") and list(p.glob("*.safetensors")))
+            inside = sorted(p for p in home.iterdir() if p.is_dir() and not p.name.startswith("."))
+            found = [p for p in inside if list(p.glob("*.safetensors"))]
+            if len(found) < 2 and list(home.glob("*.safetensors")):
+                raise UserError(f"{home} is one model and no set; give a folder of two checkpoints or more.")
             if len(found) < 2:
-                raise UserError(f"{home} has neither {TABLE} nor folders with safetensors; give a set, or two models.")
+                raise UserError(f"{home} has neither {TABLE} nor two folders with safetensors, so it is no set of checkpoints.")
+            steps = re.compile(r".*\d")
+            if steps.fullmatch(found[-1].name) and (broken := [p for p in set(inside) - set(found) if steps.fullmatch(p.name)]):
+                raise UserError(f"{min(broken)} has no safetensors; complete this checkpoint, or remove its folder.")
             return cls.of(found)
         for file in (home / TABLE, home / NETWORK):
             if file.is_file():

@@ -35,6 +35,7 @@ LEVEL = 0.9
 DRAWS = 1000
 RUNGS = 4  #: least amounts of compute: one more than the law has parameters
 _PARAMETERS, _ITERATIONS = 3, 80
+_FLAT = 1e-3  #: of log L over the ladder: a fall that the fit cannot tell from none
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,7 @@ class Ladder:
     def refusal(self) -> str:
         """Why this ladder has no law that can be inverted, in one sentence; "" if it has one."""
         first, last = np.log(self.law.loss(self.compute[[0, -1]]))
-        if first - last <= max(2 * self.noise, 1e-6):
+        if first - last <= max(2 * self.noise, _FLAT):
             return "The loss of the ladder does not fall with compute, so that no amount of it equals the enhancement."
         return ""
 

@@ -116,16 +116,19 @@ def probed(asked: Asked, context: Context) -> Result:
     o = asked.options
     found = over_checkpoints(asked.checkpoints, asked.measured, kept=context.partial, device=o.device, dtype=o.dtype)
     rows: list[Row] = []
+    begun: list[str] = []
     if asked.skills:
         curves = ProbeCurves.of(asked.checkpoints, asked.skills, found)
         for name in curves.names:
             rows += _skill_rows(o, curves, name, names.OTHER_ANSWER)
+        early = [name for name in curves.names if _from_the_start(curves, name)]
+        begun = [f"{name} is there at the first checkpoint: its step is that one or before." for name in early]
     if o.heads:
         copies: list[list[Measured]] = [[{name: one[f"heads/{name}"] for name in _COPIES} for one in own] for own in found]
         curves = ProbeCurves.of(asked.checkpoints, (names.REPEATED,) * len(found[0][0]["heads/hits"]), copies)
         rows += _skill_rows(o, curves, names.REPEATED, names.FIRST_COPY)
         rows += _head_rows(asked, curves.steps.tolist(), found)
-    notes = (*(asked.pairs.notes if asked.pairs else ()), *(note for one in asked.tasks for note in one.notes))
+    notes = (*(asked.pairs.notes if asked.pairs else ()), *(note for one in asked.tasks for note in one.notes), *begun)
     return Result.of(rows, notes=notes)
 
 
@@ -141,11 +144,25 @@ def _skill_rows(o: EmergenceOptions, curves: ProbeCurves, name: str, control: st
                 if len(known):
                     of = proportion if metric == names.ACCURACY else mean
                     yield Row.of(of(known, unit=unit, seed=o.seed), metric=metric, **where)
-    one = transition(Curve(curves.steps, curves.hits[:, :, own]), draws=o.draws, seed=o.seed)
+    level = _level(curves, name)
+    one = transition(Curve(curves.steps, curves.hits[:, :, own]), level=level, draws=o.draws, seed=o.seed)
     at: dict[str, Any] = {"item": name, "seed": o.seed}
+    if level > 0.5:
+        at["definition"] = "of two answers: halfway from chance to 1"
     for metric, estimate in ((names.STEP, one.step), (names.STEEPEST, one.steepest), (names.SHARPNESS, one.sharpness)):
         yield Row.of(estimate, metric=metric, **at)
     yield Row.of(one.sharpness_null, metric=names.SHARPNESS, condition=names.EVEN, **at)
+
+
+def _level(curves: ProbeCurves, name: str) -> float:
+    """Accuracy at which a skill counts as there: halfway from chance, which is one half between two answers."""
+    own = curves.rows(name)
+    between = np.isnan(curves.other_hits[:, :, own]).all() and np.isfinite(curves.other_scores[:, :, own]).all()
+    return 0.75 if between else 0.5
+
+
+def _from_the_start(curves: ProbeCurves, name: str) -> bool:
+    return bool((curves.hits[:, 0, curves.rows(name)].mean(-1) >= _level(curves, name)).all())
 
 
 def _head_rows(asked: Asked, steps: list[int], found: list[list[Measured]]) -> Iterator[Row]:

@@ -55,7 +55,8 @@ class Probes:
         Raises
         ------
         UserError
-            When a column or a cell is missing, or a wrong answer is the right one.
+            When a column or a cell is missing, a wrong answer is the right one or is there for some prompts of a probe only, or an
+            answer makes one word with its prompt.
         """
         table = read_table(path, optional=("probe", "prompt", "answer", "wrong"))
         frame = table.frame
@@ -67,6 +68,14 @@ class Probes:
                 raise UserError(f"{path}, {table.where(i)}, lacks a probe, prompt or answer; fill it in, or leave the row out.")
             if row["wrong"] == row["answer"]:
                 raise UserError(f"{path}, {table.where(i)}, has the answer as its wrong answer; give another one.")
+            if glued := next((a for a in (row["answer"], row["wrong"]) if _glued(row["prompt"], a)), ""):
+                raise UserError(
+                    f"{path}, {table.where(i)}: the answer {glued!r} makes one word with the end of its prompt, "
+                    f"{row['prompt'][-20:]!r}; begin it with a space."
+                )
+        for name, some in wrong.groupby(frame["probe"]):
+            if 0 < int((some == "").sum()) < len(some):
+                raise UserError(f"The probe {name!r} of {path} has wrong answers in some rows only; give one in each row, or none.")
         return cls(*(tuple(map(str, column)) for column in (frame["probe"], frame["prompt"], frame["answer"], wrong)))
 
     @classmethod
@@ -173,6 +182,11 @@ def pair_answers(lm: "LanguageModel", pairs: MinimalPairs, convention: str = "lm
 def _need_shots(what: str, shots: int, most: int) -> None:
     if not 0 <= shots <= most:
         raise UserError(f"{what} has {most} items for examples in prompts, and {shots} are asked for; ask for 0 to {most}.")
+
+
+def _glued(prompt: str, answer: str) -> bool:
+    """Whether prompt and answer make one word, in scripts that put spaces between words."""
+    return all(c.isalnum() and ord(c) < 0x0590 for c in (prompt[-1:], answer[:1]) if c) and bool(answer)
 
 
 def _encoded(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], int]:
