@@ -141,7 +141,7 @@ def _print_plan(run: Any, json: bool) -> None:
 def tour(
     *,
     model: ModelName = "",
-    minutes: Annotated[float, Parameter(help="Studies start while their forecast fits in this time; the first always runs.")] = 5.0,
+    minutes: Annotated[float, Parameter(help="Studies start while their forecast fits in this time; the first always runs.")] = 4.5,
     out: Out = RUNS,
     seed: Seed = 0,
     fresh: Fresh = False,
