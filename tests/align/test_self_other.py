@@ -37,6 +37,20 @@ def test_a_decoder_of_own_outcomes_works_on_observed_ones_as_well_as_on_own():
     assert apart.share < 0.5
 
 
+def test_intervals_across_unrelated_codes_contain_a_half():
+    """A decoder that is fitted once has a chance alignment with the other code, which an interval over tested trials leaves out."""
+    inside = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        codes = np.linalg.qr(rng.standard_normal((20, 2)))[0].T
+        own, outcome = np.arange(120) < 60, rng.integers(0, 2, 120)
+        x = rng.standard_normal((120, 20)) + 1.5 * (2 * outcome - 1)[:, None] * codes[(~own).astype(int)]
+        table = pd.DataFrame({"agent": np.where(own, "self", "other"), "outcome": outcome})
+        found = cross_decode(trials(x, table), permutations=20, controls=False, draws=120)
+        inside += [e.lo <= 0.5 <= e.hi for e in found.across.values()]
+    assert np.mean(inside) >= 0.85
+
+
 def test_a_stimulus_that_predicts_outcomes_is_seen_through():
     """Disjoint populations, but both agents respond to what is shown: matched stimuli leave nothing."""
     plain, matched = [], []

@@ -296,3 +296,13 @@ def test_edges_become_a_matrix_and_bad_tables_are_refused():
         edges_to_matrix(edges, weight="m")
     with pytest.raises(UserError, match="not among those given as presynaptic"):
         edges_to_matrix(edges[:3], examined=[1])
+
+
+def test_a_dense_connectome_has_no_axonal_scale_and_says_so():
+    synapses, s, area = simulated(16)
+    dense_one = frame(np.maximum(synapses, 1.0) * (1 - np.eye(16)))
+    found = compare_wiring(dyads(dense_one, frame(s), frame(area + 0.1)), permutations=39, rewirings=2)
+    assert not found.table["metric"].str.contains("axonal").any()
+    assert any("axonal scale is not determined" in note for note in found.notes)
+    with pytest.raises(UserError, match="No pair has a count of synapses"):
+        dyads(frame(np.full((16, 16), np.nan)), frame(s))

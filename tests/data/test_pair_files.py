@@ -53,6 +53,8 @@ def test_a_similarity_that_lists_each_pair_once_is_completed(frame):
         ("pre,post,n\na,b,many\n", "has 'many' from 'a' to 'b'"),
         ("pre,post,n\na,,1\n", "without a name"),
         ("pre,post,n\n", "no rows"),
+        ("pre,post,n\na,b,1\na,b,1\n", "more than once; give one number per pair, or pairs without numbers"),
+        (",a,b\na,0,none\nb,1,0\n", "has 'none' from 'a' to 'b'"),
         (",a,a\na,0,1\na,1,0\n", "more than one"),
     ],
 )
@@ -69,6 +71,8 @@ def test_pairs_listed_twice_have_no_one_measure_and_missing_files_are_named(tmp_
         read_pairs(tmp_path / "m.csv", absent=np.nan)
     with pytest.raises(UserError, match="no connectome"):
         read_pairs(tmp_path / "n.csv")
+    with pytest.raises(UserError, match="is a folder; give the file of the connectome"):
+        read_pairs(tmp_path)
 
 
 def test_the_tables_of_microns_are_found_in_a_folder(tmp_path):

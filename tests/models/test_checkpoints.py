@@ -95,6 +95,15 @@ def test_pickles_damaged_files_and_the_like_are_refused(held, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="has neither"):
         CheckpointSet.open(tmp_path / "empty")
+    for step in (1, 2, 3):
+        (tmp_path / "series" / f"step-{step}").mkdir(parents=True)
+        if step < 3:
+            save_file({"w": torch.ones(2)}, tmp_path / "series" / f"step-{step}" / "model.safetensors")
+    (tmp_path / "series" / "notes").mkdir()
+    with pytest.raises(UserError, match="step-3 has no safetensors; complete this checkpoint"):
+        CheckpointSet.open(tmp_path / "series")
+    with pytest.raises(UserError, match="is one model and no set"):
+        CheckpointSet.open(tmp_path / "series" / "step-1")
     (held[0].folder / "network.json").write_text('{"kind": "small transformer", "width": 7}')
     with pytest.raises(UserError, match="does not contain the sizes"):
         CheckpointSet.open(held[0].folder)

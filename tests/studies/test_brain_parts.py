@@ -139,10 +139,12 @@ def test_the_users_trials(tmp_path):
     assert "Self–other matrix of your trials" in (run.folder / "report.html").read_text()
     frame.assign(**{"unit 3": "high"}).to_csv(tmp_path / "text.csv", index=False)
     frame.drop(columns="agent").to_csv(tmp_path / "nobody.csv", index=False)
+    frame.assign(reward=(frame["outcome"] == frame["outcome"].iloc[0]).astype(int)).to_csv(tmp_path / "again.csv", index=False)
     frame.iloc[:30].to_csv(tmp_path / "few.csv", index=False)
     for name, said in (
         ("text", "'unit 3' of .* text in 160 trials"),
         ("nobody", "no column agent"),
+        ("again", "'reward' of .* has one value per outcome"),
         ("few", "at least 8 are needed"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -127,6 +127,7 @@ def test_a_ladder_that_does_not_fall_is_refused():
     rng = np.random.default_rng(1)
     flat = Ladder(COMPUTE, 2.0 * np.exp(0.01 * rng.standard_normal(8)))
     assert "does not fall" in gain(flat, COMPUTE[2], [2.0]).refusal
+    assert "does not fall" in gain(Ladder(COMPUTE, np.full((8, 3), 2.5)), COMPUTE[2], [2.5] * 3).refusal
 
 
 @pytest.mark.parametrize(

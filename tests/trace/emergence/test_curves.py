@@ -286,6 +286,9 @@ def test_a_diverged_checkpoint_is_named(home, table, tmp_path, broken):
         (lambda f: f.drop(columns="answer"), "no column answer"),
         (lambda f: f.assign(wrong=f["answer"]), "has the answer as its wrong answer"),
         (lambda f: f.assign(prompt=""), "lacks a probe, prompt or answer"),
+        (lambda f: f.assign(answer=f["answer"].str.strip()), "the answer 'mat' makes one word with the end of its prompt"),
+        (lambda f: f.assign(wrong=f["wrong"].str.strip()), "the answer 'it' makes one word"),
+        (lambda f: f.assign(wrong=[" it", "", "", ""]), "'places' of .* has wrong answers in some rows only"),
     ],
 )
 def test_mistakes_in_a_table_are_one_sentence(change, said, tmp_path):
