@@ -144,7 +144,7 @@ def test_files_of_blimp_tables_and_folders(tmp_path):
     (tmp_path / "own.tsv").write_text("ok\tno\twhat\nA b.\tA c.\tx\n")
     assert read_pairs(tmp_path / "own.tsv", good="ok", bad="no", phenomenon="what").phenomena == ("x",)
     (tmp_path / "blank.csv").write_text("good,bad,phenomenon\na b,a c,x\na d,a e,\n")
-    with pytest.raises(UserError, match="line 3 of blank.csv names no phenomenon"):
+    with pytest.raises(UserError, match=r"line 3 of blank\.csv names no phenomenon"):
         read_pairs(tmp_path / "blank.csv")
     (tmp_path / "equal.csv").write_text("good,bad\nA.,A.\nA b.,A c.\n")
     equal = read_pairs(tmp_path / "equal.csv")

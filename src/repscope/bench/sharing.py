@@ -23,7 +23,7 @@ from repscope.worlds.watching_agents import Kind, two_agents
 
 KINDS: tuple[Kind, ...] = ("shared", "separate", "stimulus")
 FOUND, WIRED, AUC = "sharing found", "wiring predicts shared coding", "AUC across agents"
-_DRAWS = 400  #: of the bootstrap of each interval, which decide here by one end alone
+_DRAWS = 100  #: of the bootstrap of each interval, which decide here by one end alone
 PLANTED, UNPLANTED, OTHERS = "wired", "not wired", "another network's synapses"  #: items of `WIRED`
 ALL_TRIALS, ALSO_MATCHED = "all trials", "and on matched stimuli"
 

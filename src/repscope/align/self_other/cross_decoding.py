@@ -184,21 +184,40 @@ def _decoded(
     train: Float[np.ndarray, "train unit"], outcomes: Int[np.ndarray, "column train"], test: Float[np.ndarray, "test unit"]
 ) -> Float[np.ndarray, "column test"]:
     """Decoder values of the test trials, for each column of outcomes; the penalty is chosen for the first."""
-    x = train - train.mean(0)
+    u, s, vt, y = _parts(train, outcomes)
+    weights = vt.T @ ((s / (s**2 + _penalty(u, s, vt, y)))[:, None] * (u.T @ y))
+    return np.asarray(((test - train.mean(0)) @ weights).T)
+
+
+def _parts(train: Float[np.ndarray, "train unit"], outcomes: Int[np.ndarray, "column train"]) -> tuple[np.ndarray, ...]:
+    """Singular vectors and values of centred patterns, and centred outcomes of ±1 (train, column)."""
     y = (2.0 * outcomes - 1).T
-    y = y - y.mean(0)
-    u, s, vt = np.linalg.svd(x, full_matrices=False)
+    return (*np.linalg.svd(train - train.mean(0), full_matrices=False), y - y.mean(0))
+
+
+def _penalty(u: np.ndarray, s: np.ndarray, vt: np.ndarray, y: np.ndarray) -> float:
+    """The penalty with the smallest exact leave-one-out error of the first column."""
     mean = (s**2).sum() / max(int((s > 1e-9 * s[0]).sum()), 1)
-    rotated, squares = u.T @ y, u**2
+    rotated, squares = u.T @ y[:, 0], u**2
     errors = []
     for penalty in PENALTIES:
         kept = s**2 / (s**2 + penalty * mean)
-        leverage = 1 / len(x) + squares @ kept
-        rest = y[:, 0] - u @ (kept * rotated[:, 0])
-        errors.append(((rest / np.maximum(1 - leverage, 1e-9)) ** 2).sum())
-    penalty = PENALTIES[int(np.argmin(errors))] * mean
-    weights = vt.T @ ((s / (s**2 + penalty))[:, None] * rotated)
-    return np.asarray(((test - train.mean(0)) @ weights).T)
+        leverage = 1 / len(u) + squares @ kept
+        errors.append((((y[:, 0] - u @ (kept * rotated)) / np.maximum(1 - leverage, 1e-9)) ** 2).sum())
+    return float(PENALTIES[int(np.argmin(errors))] * mean)
+
+
+def _ridge(train: Float[np.ndarray, "train unit"], outcome: Int[np.ndarray, "train"], penalty: float) -> Float[np.ndarray, "unit"]:
+    """Weights at a given penalty, by whichever Gram matrix is smaller."""
+    x, y = train - train.mean(0), 2.0 * outcome - 1
+    y = y - y.mean()
+    n, p = x.shape
+    found: np.ndarray = (
+        np.linalg.solve(x.T @ x + penalty * np.eye(p), x.T @ y)
+        if p <= n
+        else x.T @ np.linalg.solve(x @ x.T + penalty * np.eye(n), y)
+    )
+    return found
 
 
 def _areas(scores: Float[np.ndarray, "column trial"], outcome: Int[np.ndarray, "trial"]) -> Float[np.ndarray, "column"]:
@@ -215,8 +234,9 @@ def _area(score: Float[np.ndarray, "trial"], outcome: Int[np.ndarray, "trial"], 
 
 
 def _fitted_again(train: Trials, test: Trials, area: float, how: _Bootstrap) -> Estimate:
-    """An area with its interval over trials of both agents, drawn within outcomes."""
+    """An area with its interval over trials of both agents, drawn within outcomes; every fit has the penalty of the whole one."""
     rng = np.random.default_rng([how.seed, 11])
+    penalty = _penalty(*_parts(train.patterns, train.outcome[None]))
 
     def drawn(held: Trials) -> Trials:
         each = (np.flatnonzero(held.outcome == o) for o in (0, 1))
@@ -225,7 +245,7 @@ def _fitted_again(train: Trials, test: Trials, area: float, how: _Bootstrap) -> 
     areas = []
     for _ in range(min(how.draws, _REFITS)):
         a, b = drawn(train), drawn(test)
-        areas.append(_areas(_decoded(a.patterns, a.outcome[None], b.patterns), b.outcome)[0])
+        areas.append(_areas((b.patterns @ _ridge(a.patterns, a.outcome, penalty))[None], b.outcome)[0])
     return stats.of_draws(float(area), np.array(areas), unit="trial", n=len(test.outcome))
 
 
