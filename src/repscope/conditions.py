@@ -161,7 +161,7 @@ CONDITIONS: dict[str, Condition] = {
         Condition(
             OTHER_SUBJECTS, "The subject's vector replaced by the mean vector of subjects with the new object.", "bound", "green"
         ),
-        Condition(AFFINE_EDITOR, "An editor with a bias, at the same block.", "setting", "blue dashed"),
+        Condition(AFFINE_EDITOR, "An editor with a bias, at the same block.", "setting", "green"),
         Condition(CONTEXT_PROMPT, "The sentence that says the new fact stands in the prompt; nothing is edited.", "bound", "black"),
         Condition(RAW_ATTRIBUTE, "The attribute's vector in the sentence, at the norm of the editor's change.", "baseline", "sky"),
         Condition(LRC_EDIT, "The step by the relation's map (LRC), at the block and rank chosen for it.", "baseline", "purple"),
@@ -328,9 +328,7 @@ CONDITIONS: dict[str, Condition] = {
         Condition("exposure, no synapse", "Pairs that are in contact or close and have no synapse.", "control", "purple"),
         Condition("no exposure", "Pairs that are neither in contact nor close.", "control", "green"),
         Condition("no exposure offset", "The same without regard to how much contact pairs have.", "setting", "sky"),
-        Condition(
-            "effects of presynaptic cells alone", "The same without effects of postsynaptic cells.", "setting", "blue dashed"
-        ),
+        Condition("effects of presynaptic cells alone", "The same without effects of postsynaptic cells.", "setting", "purple"),
         Condition(
             "effects of presynaptic cells alone, no offset",
             "The same without effects of postsynaptic cells and without exposure.",

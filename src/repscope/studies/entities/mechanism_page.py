@@ -40,7 +40,7 @@ def mechanism_section(table: pd.DataFrame, name: str, tiny: bool) -> Section | N
         "looked "
         "up, sums would hold little, and real names would differ from new combinations of their tokens."
     )
-    lead = [f"**{verdict.reply}.** {verdict.why}"] if verdict else []
+    lead = [verdict.sentence] if verdict else []
     return Section(f"How the vector of {name} is built", "\n\n".join([*lead, text]), tuple(i for i in items if i is not None))
 
 

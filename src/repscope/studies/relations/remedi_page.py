@@ -79,7 +79,7 @@ def remedi_section(table: pd.DataFrame, losses: pd.DataFrame | None, texts: pd.D
         "attribute's "
         "raw vector or a random editor of equal norm. What the sentence does in the prompt is about the most that can be reached."
     )
-    lead = [f"**{verdict.reply}.** {verdict.why}"] if verdict else []
+    lead = [verdict.sentence] if verdict else []
     return Section("Editing facts by REMEDI", "\n\n".join([*lead, text]), tuple(items))
 
 
