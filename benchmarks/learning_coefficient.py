@@ -2,7 +2,7 @@
 
     .peers-llc/bin/python benchmarks/learning_coefficient.py --write     # environment: requirements-learning-coefficient.txt
 
-1. Potentials: |w|²/2 in 100 dimensions (value 50); the sum of w⁴ in 64 dimensions (value 16); forty pairs (w₁w₂)² with a
+1. Potentials: ½‖w‖² in 100 dimensions (value 50); the sum of w⁴ in 64 dimensions (value 16); forty pairs (w₁w₂)² with a
    localisation of 4, whose value is that of quadrature over a grid.
 2. Both packages start at the minimum, with the same rate, localisation, n beta, chains, draws and burn-in. Ours with Metropolis's
    rule (`adjusted`) and without it. devinterp takes a loss by token of a data set: every token has the potential's value.
@@ -54,7 +54,7 @@ def by_quadrature(n_beta: float, gamma: float) -> float:
 
 #: name → potential, dimensions, known value, n beta, rate, localisation, draws, burn-in
 CASES = {
-    "|w|²/2, 100 dimensions": (quadratic, 100, 50.0, 1000.0, 4e-4, 0.0, 300, 60),
+    "½‖w‖², 100 dimensions": (quadratic, 100, 50.0, 1000.0, 4e-4, 0.0, 300, 60),
     "Σw⁴, 64 dimensions": (quartic, 64, 16.0, 1000.0, 2e-3, 0.0, 500, 200),
     "Σ(w₁w₂)², forty pairs": (crossing, 80, by_quadrature(200.0, 4.0), 200.0, 4e-3, 4.0, 700, 100),
 }
