@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -288,6 +289,7 @@ def test_a_diverged_checkpoint_is_named(home, table, tmp_path, broken):
         (lambda f: f.assign(prompt=""), "lacks a probe, prompt or answer"),
         (lambda f: f.assign(answer=f["answer"].str.strip()), "the answer 'mat' makes one word with the end of its prompt"),
         (lambda f: f.assign(wrong=f["wrong"].str.strip()), "the answer 'it' makes one word"),
+        (lambda f: pd.concat([f, f[1:2]]), "is a row that was there before"),
         (lambda f: f.assign(wrong=[" it", "", "", ""]), "'places' of .* has wrong answers in some rows only"),
     ],
 )
@@ -295,3 +297,11 @@ def test_mistakes_in_a_table_are_one_sentence(change, said, tmp_path):
     change(pd.DataFrame(ROWS, columns=["probe", "prompt", "answer", "wrong"])).to_csv(tmp_path / "p.csv", index=False)
     with pytest.raises(UserError, match=said):
         Probes.read(tmp_path / "p.csv")
+
+
+def test_words_that_a_tokenizer_does_not_know_are_refused(tmp_path):
+    lm = rs.LanguageModel(KINDS["llama"]().eval(), tokenizer("llama"))
+    known = Probes(("a",), ("the cat",), (" sat",), ("",))
+    assert np.isfinite(answers(lm, known)["scores"]).all()
+    with pytest.raises(UserError, match="no token for a word of 'the owl sat'"):
+        answers(lm, replace(known, prompt=("the owl",)))

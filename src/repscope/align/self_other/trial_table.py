@@ -82,7 +82,12 @@ def trials(
         raise UserError(f"Patterns of {int((~np.isfinite(x)).any(1).sum())} trials are not finite; leave those trials out.")
     who = table[agent].astype(str)
     if other := sorted(set(who) - set(labels)):
-        raise unknown(f"label of column {agent!r}", other[0], labels, "Give labels= with the word for self and that for other.")
+        raise unknown(
+            f"label of column {agent!r}",
+            other[0],
+            labels,
+            "Rename them, or in Python give labels=, the word for self and that for other.",
+        )
     kinds = sorted(set(table[outcome].astype(str)))
     if len(kinds) != 2:
         raise UserError(f"Column {outcome!r} has {len(kinds)} values ({', '.join(kinds[:4])} …); an outcome has two.")

@@ -147,7 +147,8 @@ def _without_loops(frame: pd.DataFrame, what: str, self_loops: SelfLoops) -> pd.
     loops = [name for name in shared if np.nan_to_num(float(str(frame.at[name, name]))) != 0]
     if loops and self_loops == "refuse":
         raise UserError(
-            f"The {what} has {len(loops)} connections of a cell with itself ({loops[0]!r}); remove them, or give self_loops='drop'."
+            f"The {what} has {len(loops)} connections of a cell with itself ({loops[0]!r}); remove them; in Python, "
+            f"self_loops='drop' does."
         )
     if loops:
         frame = frame.copy()

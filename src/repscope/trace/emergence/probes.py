@@ -55,8 +55,8 @@ class Probes:
         Raises
         ------
         UserError
-            When a column or a cell is missing, a wrong answer is the right one or is there for some prompts of a probe only, or an
-            answer makes one word with its prompt.
+            When a column or a cell is missing, two rows are equal, a wrong answer is the right one or is there for some prompts of
+            a probe only, or an answer makes one word with its prompt.
         """
         table = read_table(path, optional=("probe", "prompt", "answer", "wrong"))
         frame = table.frame
@@ -73,6 +73,10 @@ class Probes:
                     f"{path}, {table.where(i)}: the answer {glued!r} makes one word with the end of its prompt, "
                     f"{row['prompt'][-20:]!r}; begin it with a space."
                 )
+        if (copies := np.flatnonzero(frame.assign(wrong=wrong)[["probe", "prompt", "answer", "wrong"]].duplicated())).size:
+            raise UserError(
+                f"{path}, {table.where(int(copies[0]))}, is a row that was there before; each example counts once, so remove it."
+            )
         for name, some in wrong.groupby(frame["probe"]):
             if 0 < int((some == "").sum()) < len(some):
                 raise UserError(f"The probe {name!r} of {path} has wrong answers in some rows only; give one in each row, or none.")
@@ -160,7 +164,7 @@ def answers(lm: "LanguageModel", probes: Probes, seed: int = 0) -> dict[str, Flo
     Raises
     ------
     UserError
-        When an answer has no token of its own after its prompt.
+        When an answer has no token of its own after its prompt, or a word that the tokenizer does not know.
     """
     others = probes.others(seed)
     paired = np.array([bool(text) for text in probes.wrong])
@@ -192,7 +196,10 @@ def _glued(prompt: str, answer: str) -> bool:
 def _encoded(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], int]:
     """Token ids of prompt and answer, and where the answer begins."""
     before = special_tokens(tokenizer, causal=True)[0].tolist()
-    alone, both = ([*before, *tokenizer(t, add_special_tokens=False)["input_ids"]] for t in (prompt, prompt + answer))
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + answer)]
+    if getattr(tokenizer, "unk_token_id", None) in ids[1]:
+        raise UserError(f"The tokenizer has no token for a word of {(prompt + answer)[-60:]!r}; leave this example out.")
+    alone, both = ([*before, *found] for found in ids)
     start = next((i for i, (a, b) in enumerate(zip(alone, both)) if a != b), min(len(alone), len(both)))
     if start >= len(both) or start < 1:
         raise UserError(f"The answer {answer!r} has no token of its own after {prompt[-40:]!r}; begin it with a space.")
