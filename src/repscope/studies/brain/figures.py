@@ -15,7 +15,7 @@ from repscope.conditions import (
 from repscope.report.charts import grids, layers
 from repscope.report.page import Figure, Table
 from repscope.report.text import format_estimate, format_gain
-from repscope.results import select
+from repscope.results import records, select
 from repscope.studies.brain import names
 
 
@@ -68,7 +68,7 @@ def key(table: pd.DataFrame) -> Table:
         for truth in (*names.TRAINED, names.ALL):
             item = names.item(method, truth)
             rows = select(table, item=item, split=names.LATE)
-            at = {(r["metric"], r["condition"]): r for r in rows.to_dict("records")}
+            at = {(r["metric"], r["condition"]): r for r in records(rows)}
             if (names.FOUND, ESTIMATE) not in at:
                 continue
             line = {"": item, "family found": format_estimate(at[names.FOUND, ESTIMATE])}
@@ -84,7 +84,7 @@ def key(table: pd.DataFrame) -> Table:
 def mapping(table: pd.DataFrame) -> Table:
     """Which layer is chosen for which region."""
     rows = table[table["metric"] == names.LAYER]
-    cells = rows.assign(cell=[format_estimate(r) for r in rows.to_dict("records")])
+    cells = rows.assign(cell=[format_estimate(r) for r in records(rows)])
     wide = cells.pivot_table(index="item", columns="split", values="cell", aggfunc="first", sort=False).fillna("–").reset_index()
     caption = (
         "Share of choices of layer 1 for the early region, and of layer 2 for the late region; 95 % intervals over recordings."
@@ -98,7 +98,7 @@ def ceilings(table: pd.DataFrame) -> Table:
     lines = []
     for region in names.REGIONS:
         for truth in names.TRAINED:
-            at = {r["condition"]: r for r in rows[rows["split"] == region].to_dict("records") if names.parts(r["item"])[1] == truth}
+            at = {r["condition"]: r for r in records(rows[rows["split"] == region]) if names.parts(r["item"])[1] == truth}
             if LOWER_CEILING in at:
                 cells = {c: format_estimate(at[c]) for c in (ESTIMATE, LOWER_CEILING, UPPER_CEILING, UNTRAINED)}
                 lines.append({"recording": f"{truth}, {region}", **cells})
@@ -109,6 +109,6 @@ def ceilings(table: pd.DataFrame) -> Table:
 def digits(table: pd.DataFrame) -> Table:
     """How well digits can be read out of the last layer."""
     rows = table[table["metric"] == names.DIGITS]
-    cells = rows.assign(cell=[format_estimate(r) for r in rows.to_dict("records")])
+    cells = rows.assign(cell=[format_estimate(r) for r in records(rows)])
     wide = cells.pivot_table(index="item", columns="condition", values="cell", aggfunc="first", sort=False).reset_index()
     return Table(wide, "Digits read out of the last layer", "Nearest class mean on held-out images; 95 % intervals over networks.")

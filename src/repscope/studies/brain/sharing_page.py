@@ -10,7 +10,7 @@ from repscope.conditions import ESTIMATE
 from repscope.report.charts import grids, layers
 from repscope.report.page import Figure, Item, Section, Table
 from repscope.report.text import format_estimate
-from repscope.results import select
+from repscope.results import records, select
 from repscope.studies.brain import parts
 from repscope.studies.run.study import Record
 
@@ -48,7 +48,7 @@ def matrix(table: pd.DataFrame, step: str) -> Figure:
         for source in _AGENTS:
             for target in _AGENTS:
                 split, condition = (source, WITHIN) if source == target else (f"{source} to {target}", ESTIMATE)
-                for row in select(rows, item=item, split=split, condition=condition).to_dict("records"):
+                for row in records(rows, item=item, split=split, condition=condition):
                     label = f"{item}, " if item in _KINDS else ""
                     at = {"x": f"tested on {target}", "y": f"{label}fitted on {source}"}
                     lines.append(at | {k: row[k] for k in ("value", "lo", "hi", "n")})
@@ -96,7 +96,7 @@ def _found(table: pd.DataFrame) -> Figure:
 
 
 def _wiring(table: pd.DataFrame) -> Table:
-    rows = select(table, step=parts.SHARED_WIRING, metric=bench.WIRED).to_dict("records")
+    rows = records(table, step=parts.SHARED_WIRING, metric=bench.WIRED)
     lines = [{"synapses": row["item"], "wiring predicts shared coding": format_estimate(row), "networks": row["n"]} for row in rows]
     caption = (
         "Share of networks in which pairs of units with shared coding have more synapses (cells permuted, p ≤ .05): with synapses "

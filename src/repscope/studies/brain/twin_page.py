@@ -9,7 +9,7 @@ from repscope.conditions import ESTIMATE
 from repscope.report.charts import grids, layers, neurons
 from repscope.report.page import Figure, Item, Section, Table
 from repscope.report.text import format_estimate
-from repscope.results import select
+from repscope.results import records, select
 from repscope.studies.brain import parts
 from repscope.studies.run.study import Record
 
@@ -90,7 +90,7 @@ def scores(table: pd.DataFrame) -> Table:
     rows = select(table, step=parts.FITTED)
     lines = []
     for metric in (*_SCORES, *_FOUND):
-        found = {r["condition"]: r for r in select(rows, metric=metric).to_dict("records")}
+        found = {r["condition"]: r for r in records(rows, metric=metric)}
         if ESTIMATE in found:
             line = {"number": metric, "twin": format_estimate(found.pop(ESTIMATE))}
             line["control"] = ", ".join(f"{name}: {format_estimate(row)}" for name, row in found.items()) or "–"
@@ -105,7 +105,7 @@ def _recorded(table: pd.DataFrame) -> Table:
     rows = select(table, step=parts.RECORDED)
     lines = []
     for metric in _SCORES:
-        found = {r["condition"]: r for r in select(rows, metric=metric).to_dict("records")}
+        found = {r["condition"]: r for r in records(rows, metric=metric)}
         if ESTIMATE in found:
             other = found.get("LN model")
             lines.append(

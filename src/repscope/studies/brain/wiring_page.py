@@ -12,7 +12,7 @@ from repscope.conditions import ESTIMATE
 from repscope.report.charts import layers, neurons
 from repscope.report.page import Figure, Item, Section, Table
 from repscope.report.text import format_estimate
-from repscope.results import select
+from repscope.results import records, select
 from repscope.studies.brain import parts
 from repscope.studies.run.study import Record
 
@@ -48,8 +48,8 @@ def inferences(table: pd.DataFrame, step: str) -> Table:
     lines = []
     for item in dict.fromkeys(select(table, step=step, metric=wiring.SLOPE)["item"]):
         rows = select(table, step=step, item=item)
-        at = {r["condition"]: r for r in select(rows, metric=wiring.SLOPE).to_dict("records")}
-        p = {r["condition"]: r["value"] for r in select(rows, metric=wiring.P, definition=wiring.SLOPE).to_dict("records")}
+        at = {r["condition"]: r for r in records(rows, metric=wiring.SLOPE)}
+        p = {r["condition"]: r["value"] for r in records(rows, metric=wiring.P, definition=wiring.SLOPE)}
         for model in (ESTIMATE, wiring.PRE_ALONE, wiring.NO_OFFSET, f"{wiring.PRE_ALONE}, no offset"):
             if model in at:
                 line = {"connectome": item, "model": "effects of both cells, exposure" if model == ESTIMATE else model}
@@ -76,9 +76,9 @@ def links(table: pd.DataFrame, step: str) -> Table:
     rows = select(table, step=step)
     lines = []
     for item in dict.fromkeys(select(rows, metric=wiring.DIFFERENCE)["item"]):
-        at = {r["condition"]: r for r in select(rows, metric=wiring.DIFFERENCE, item=item).to_dict("records")}
+        at = {r["condition"]: r for r in records(rows, metric=wiring.DIFFERENCE, item=item)}
         p = select(rows, metric=wiring.P, definition=wiring.DIFFERENCE, item=item)["value"].tolist()
-        ratio = select(rows, metric=wiring.RATIO, item=item, condition=ESTIMATE).to_dict("records")
+        ratio = records(rows, metric=wiring.RATIO, item=item, condition=ESTIMATE)
         line = {"connectome": item, "difference with a synapse": format_estimate(at[ESTIMATE])}
         line["p, cells permuted"] = f"{p[0]:.3g}" if p else "–"
         for name in (wiring.MATCHED, wiring.REWIRED):
@@ -115,7 +115,7 @@ def _by_input(table: pd.DataFrame) -> Table:
     rows = select(table, step=parts.INPUT_OF)
     lines = [
         {"number": row["metric"], "value": format_estimate(row)}
-        for row in rows.to_dict("records")
+        for row in records(rows)
         if row["metric"] in (parts.INPUT, parts.BEYOND)
     ]
     p = select(rows, metric=wiring.P)["value"].tolist()
@@ -196,7 +196,7 @@ def rates(table: pd.DataFrame, step: str, metric: str) -> Figure:
 def _holds(table: pd.DataFrame) -> Table:
     rows = select(table, step=parts.LIKE_TO_LIKE, metric=bench.HOLDS)
     names = {ESTIMATE: "interval over cells", wiring.NAIVE: "Wald, pairs as independent"}
-    cells = rows.assign(cell=[format_estimate(r) for r in rows.to_dict("records")], condition=rows["condition"].map(names))
+    cells = rows.assign(cell=[format_estimate(r) for r in records(rows)], condition=rows["condition"].map(names))
     wide = cells.pivot_table(index="item", columns="condition", values="cell", aggfunc="first", sort=False).reset_index()
     return Table(
         wide, "How often do intervals contain the true slope?", "Nominal: 95 %. In brackets: 95 % intervals over connectomes."

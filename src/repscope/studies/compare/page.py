@@ -9,7 +9,7 @@ import pandas as pd
 from repscope.conditions import ANOTHER_SEED, ESTIMATE, RANDOM, ROUNDING
 from repscope.report.charts import layers, modules
 from repscope.report.page import Figure, Page, Section, Table
-from repscope.results import Result, select
+from repscope.results import Result, records, select
 from repscope.studies.compare.names import (
     ALL,
     COSINE,
@@ -78,11 +78,11 @@ def answer(record: Record[CompareOptions]) -> Answer:
     more = [_line(row) for row in _function_rows(record)]
     shared = [
         f"{SHARED} with another seed's: {_interval(row)}; 0 for unrelated changes, 1 for equal ones."
-        for row in select(record.table, metric=SHARED, condition=ESTIMATE, item=ALL).to_dict("records")
+        for row in records(record.table, metric=SHARED, condition=ESTIMATE, item=ALL)
     ]
     return Answer(
         [line, *shared, *more],
-        [{str(k): v for k, v in row.items()} for row in _by_kind(table).to_dict("records")],
+        [{str(k): v for k, v in row.items()} for row in records(_by_kind(table))],
         "Change of the weights by kind of module",
         {"rows": [row for name in ("weights", "floor") if name in record.results for row in _json(record.results[name].table)]},
     )
@@ -251,7 +251,7 @@ def _pivot(table: pd.DataFrame, metrics: list[str], by: str) -> pd.DataFrame:
     """One row per site (of the estimate) or condition, one column per metric."""
     rows = table[table["condition"] == ESTIMATE] if by == "site" else table
     found: dict[str, dict[str, str]] = {}
-    for row in rows.to_dict("records"):
+    for row in records(rows):
         if row["metric"] in metrics:
             found.setdefault(str(row[by]), {})[str(row["metric"])] = _interval(row)
     return pd.DataFrame([{by: name, **{m: values.get(m, "–") for m in metrics}} for name, values in found.items()])
@@ -264,7 +264,7 @@ def _by_kind(table: pd.DataFrame) -> pd.DataFrame:
     """One row per kind of module, all weights last."""
     rows = table[table["layer"].isna() & (table["condition"] == ESTIMATE)]
     found: dict[str, dict[str, str]] = {}
-    for row in rows.to_dict("records"):
+    for row in records(rows):
         if row["metric"] in OF_WEIGHTS and row["metric"] != RANK:
             cell = _cosine(row["value"]) if row["metric"] == COSINE else _interval(row)
             found.setdefault(str(row["item"]), {})[str(row["metric"])] = cell
@@ -276,7 +276,7 @@ def _by_kind(table: pd.DataFrame) -> pd.DataFrame:
 def _ranks(table: pd.DataFrame) -> pd.DataFrame:
     rows = table[table["layer"].isna() & table["metric"].isin([RANK, RANK_SHARE, ENERGY])]
     found: dict[tuple[str, str], dict[str, str]] = {}
-    for row in rows.to_dict("records"):
+    for row in records(rows):
         found.setdefault((str(row["item"]), str(row["condition"])), {})[str(row["metric"])] = _interval(row)
     order = sorted(found, key=lambda key: (key[0] == ALL, key))
     return pd.DataFrame([{"kind": kind, "condition": condition, **found[kind, condition]} for kind, condition in order])
@@ -300,7 +300,7 @@ def _key(record: Record[CompareOptions]) -> pd.DataFrame:
             rows.append({"number": metric, "estimate": _interval(own.iloc[0]), **cells, "n": int(own["n"].iloc[0])})
     for row in _function_rows(record):
         same = {k: row[k] for k in ("metric", "site", "item")}
-        controls = [r for r in select(table, **same).to_dict("records") if r["condition"] != ESTIMATE]
+        controls = [r for r in records(table, **same) if r["condition"] != ESTIMATE]
         controls.sort(key=lambda r: str(r["condition"]) != ANOTHER_SEED)  # the floor, where there is one
         first = controls[0] if controls else None
         number = f"{row['metric']}{' at ' + str(row['site']) if row['site'] else ''}"
@@ -314,11 +314,11 @@ def _function_rows(record: Record[CompareOptions]) -> Iterator[dict[Any, Any]]:
     if "representations" in record.results:
         cka = select(record.results["representations"].table, metric="CKA", condition=ESTIMATE)
         if len(cka):
-            yield min(cka.to_dict("records"), key=lambda row: float(row["value"]))
+            yield min(records(cka), key=lambda row: float(row["value"]))
     if "next tokens" in record.results:
         for metric in ("unshifted", "KL"):
             rows = select(record.results["next tokens"].table, metric=metric, condition=ESTIMATE, item="")
-            yield from rows.to_dict("records")
+            yield from records(rows)
 
 
 def _line(row: dict[Any, Any]) -> str:
@@ -346,7 +346,4 @@ def _json(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows over all weights and per kind, for `--json`."""
     rows = table[table["layer"].isna()]
     columns = ["item", "metric", "condition", "value", "lo", "hi", "n"]
-    return [
-        {str(k): (None if isinstance(v, float) and np.isnan(v) else v) for k, v in r.items()}
-        for r in rows[columns].to_dict("records")
-    ]
+    return [{str(k): (None if isinstance(v, float) and np.isnan(v) else v) for k, v in r.items()} for r in records(rows[columns])]

@@ -18,7 +18,7 @@ from jaxtyping import Float, Shaped
 
 from repscope.report.charts import runs as charts
 from repscope.report.page import Figure, Section, Table
-from repscope.results import Result, Row
+from repscope.results import Result, Row, records
 from repscope.stats import clustering, permutation
 from repscope.stats.groups import separation
 from repscope.trace.barriers import GAP
@@ -95,8 +95,8 @@ def basins_of(
 def sentence(result: Result) -> str:
     """Correlations of gaps and distances with the behaviour: an error if there is one."""
     behaviour = _behaviour(result.side["clusters"])
-    rows = {r["item"]: r for r in result.select(metric=f"mantel rho of {behaviour}").to_dict("records")}
-    p = {r["item"]: r["value"] for r in result.select(metric=f"mantel p of {behaviour}").to_dict("records")}
+    rows = {r["item"]: r for r in records(result.table, metric=f"mantel rho of {behaviour}")}
+    p = {r["item"]: r["value"] for r in records(result.table, metric=f"mantel p of {behaviour}")}
     numbers = [f"{name} {r['value']:.2f} [{r['lo']:.2f}, {r['hi']:.2f}], p {p[name]:.3g}" for name, r in rows.items()]
     text = f"Correlation with the difference in {behaviour}, over pairs of runs (Mantel's rho): {'; '.join(numbers)}."
     return text if numbers else ""
@@ -130,7 +130,7 @@ def section(result: Result, gap: Matrix) -> Section:
                 "of": r["item"],
                 "value": f"{r['value']:.3g}" + (f" [{r['lo']:.3g}, {r['hi']:.3g}]" if np.isfinite(r["lo"]) else ""),
             }
-            for r in table.to_dict("records")
+            for r in records(table)
         ]
     )
     return Section(

@@ -17,7 +17,7 @@ from repscope.conditions import (
 )
 from repscope.report.page import Item, Page, Section, Table
 from repscope.report.text import format_estimate, format_gain
-from repscope.results import select
+from repscope.results import records, select
 from repscope.studies.context import figures, names
 from repscope.studies.context.options import ContextOptions
 from repscope.studies.run.study import Answer, Record
@@ -49,11 +49,11 @@ def answer(record: Record[ContextOptions]) -> Answer:
         (TASK_VECTOR, "a task vector"),
         (RANDOM_HEADS, "vectors of random heads"),
     ):
-        for row in select(table, metric=names.SHARE, item=names.ALL, condition=condition).to_dict("records"):
+        for row in records(table, metric=names.SHARE, item=names.ALL, condition=condition):
             lines.append(f"Share of the few-shot gain in accuracy of {said}: {format_estimate(row)}.")
     for way in _ways(table):
         at = {"site": names.CHOSEN, "item": way, "condition": ESTIMATE}
-        row, p = (select(table, metric=m, **at).to_dict("records")[0] for m in (names.MATCH, names.P))
+        row, p = (records(table, metric=m, **at)[0] for m in (names.MATCH, names.P))
         said = f"{format_estimate(row)}, p = {p['value']:.3g}"
         lines.append(f"Match of examples and {way}, centred over tasks, mostly at block {row['layer']}: {said}.")
     return Answer(lines)
@@ -78,7 +78,7 @@ def _count(table: pd.DataFrame) -> int:
 
 
 def _cell(table: pd.DataFrame, **equal: object) -> str:
-    found = select(table, **equal).to_dict("records")
+    found = records(table, **equal)
     return format_estimate(found[0]) if found else "–"
 
 
@@ -91,8 +91,8 @@ def _key(table: pd.DataFrame, ways: list[str]) -> Table:
         rows.append(line | {name: _cell(table, condition=c, **at) for name, c in controls.items()} | {"p": "–"})
     for way in ways:
         here = {"item": way, "site": names.CHOSEN}
-        own = select(table, metric=names.MATCH, condition=ESTIMATE, **here).to_dict("records")[0]
-        p = select(table, metric=names.P, condition=ESTIMATE, **here).to_dict("records")[0]
+        own = records(table, metric=names.MATCH, condition=ESTIMATE, **here)[0]
+        p = records(table, metric=names.P, condition=ESTIMATE, **here)[0]
         controls = {"chance": PERMUTED_TASKS, "other task": OTHER_SHOTS, "permuted outputs": SHUFFLED_SHOTS}
         line = {"": f"match of examples and {way}", "estimate": format_estimate(own)}
         line |= {name: _cell(table, metric=names.MATCH, condition=c, **here) for name, c in controls.items()}
@@ -112,7 +112,7 @@ def _wide(rows: pd.DataFrame, index: list[str], columns: str) -> pd.DataFrame:
 
 def _vectors(record: Record[ContextOptions], table: pd.DataFrame) -> Section:
     shares = select(table, metric=names.SHARE)
-    wide = shares.assign(cell=[format_estimate(r) for r in shares.to_dict("records")])
+    wide = shares.assign(cell=[format_estimate(r) for r in records(shares)])
     wide = wide.assign(condition=wide["condition"].replace(ESTIMATE, "function vector"))
     wide = _wide(wide, ["item"], "condition")
     made = pd.concat([r.side["vectors"] for name, r in record.results.items() if name.startswith("vectors")], ignore_index=True)
@@ -134,7 +134,7 @@ def _movement(table: pd.DataFrame, ways: list[str]) -> Section:
         items += [figures.raw(table, way), figures.attention(table, way)]
     lines: dict[str, dict[str, str]] = {}
     for way in ways:
-        here = select(table, item=way, site=names.CHOSEN).to_dict("records")
+        here = records(table, item=way, site=names.CHOSEN)
         at = {r["metric"]: r for r in here if r["condition"] == ESTIMATE}
         held = {m: format_estimate(at[m]) for m in (names.RAW, names.SAME, names.MATCH)} | {"p": f"{at[names.P]['value']:.2g}"}
         held |= {f"match, {r['condition']}": format_gain(r) for r in here if r["metric"] == names.GAIN}
@@ -158,11 +158,11 @@ def _one_vector(table: pd.DataFrame) -> Section:
     for way in ways:
         at = select(table, metric=names.RECOVERED, item=names.of(names.ALL, way))
         for block, here in at.groupby("layer"):
-            by = {r["condition"]: format_estimate(r) for r in here.to_dict("records")}
+            by = {r["condition"]: format_estimate(r) for r in records(here)}
             rank = select(table, metric="share of rank 1", item=names.ALL, condition=way, site=f"resid_post.{block}")
             line = {"": way, "block": block, "recovered KL": by.get(ESTIMATE, "–"), "random direction": by.get(RANDOM, "–")}
             line |= {"another task's vector": by.get(OTHER_TASK, "–")}
-            rows.append(line | {"share of rank 1": format_estimate(rank.to_dict("records")[0]) if len(rank) else "–"})
+            rows.append(line | {"share of rank 1": format_estimate(records(rank)[0]) if len(rank) else "–"})
     items: list[Item] = [figures.recovered(table, way) for way in ways]
     items.append(Table(pd.DataFrame(rows), "One vector per adaptation", "Mean over tasks with 95 % intervals over tasks."))
     return Section(
@@ -177,11 +177,11 @@ def _accuracy(table: pd.DataFrame) -> Section:
     scores = pd.DataFrame(
         [
             {"condition": r["condition"], "queries": r["split"], "accuracy": format_estimate(r), "tasks": r["n"]}
-            for r in rows.to_dict("records")
+            for r in records(rows)
         ]
     )
     moved = table[table["metric"].isin(_SHIFTED) & (table["item"] == names.ALL)]
-    wide = moved.assign(cell=[format_estimate(r) for r in moved.to_dict("records")])
+    wide = moved.assign(cell=[format_estimate(r) for r in records(moved)])
     wide = (
         wide.pivot_table(index="condition", columns="metric", values="cell", aggfunc="first", sort=False).fillna("–").reset_index()
     )
@@ -191,9 +191,7 @@ def _accuracy(table: pd.DataFrame) -> Section:
         Table(scores, "Accuracy at equal k", "Mean over tasks with 95 % intervals over tasks."),
         Table(wide, "Next tokens", "How each adaptation changes the next token after the query; mean over tasks."),
     ]
-    said = "; ".join(
-        f"{r['condition']}: {format_estimate(r)}" for r in select(table, metric=names.STEPS, item=names.ALL).to_dict("records")
-    )
+    said = "; ".join(f"{r['condition']}: {format_estimate(r)}" for r in records(table, metric=names.STEPS, item=names.ALL))
     return Section(
         "Accuracy at equal k, and next tokens",
         "Look at whether the curve passes the horizontal line of the same examples in the prompt, and at which step it is best."
@@ -208,9 +206,7 @@ def _constant(table: pd.DataFrame) -> tuple[Section, ...]:
     if rows.empty:
         return ()
     shown = rows[rows["metric"].isin(("KL", names.PROMPT, "unshifted", "marginal", "shifted"))]
-    shown = shown.assign(
-        cell=[format_estimate(r) for r in shown.to_dict("records")], item=shown["item"].replace("", "all positions")
-    )
+    shown = shown.assign(cell=[format_estimate(r) for r in records(shown)], item=shown["item"].replace("", "all positions"))
     wide = _wide(shown, ["item", "condition"], "metric")
     caption = "95 % intervals over requests. Estimate: the base after the prompt; base network: without a prompt."
     return (

@@ -9,7 +9,7 @@ from repscope.conditions import RANDOM, SWAPPED
 from repscope.report.charts import grids, layers
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.report.text import format_estimate, format_gain
-from repscope.results import CHOSEN, ESTIMATE
+from repscope.results import CHOSEN, ESTIMATE, records
 from repscope.steer.dose_response import PROMPTED
 from repscope.steer.selection import MOST_KL
 from repscope.studies.contrast.options import ContrastOptions
@@ -66,8 +66,8 @@ def _sentences(record: Record[Any]) -> list[str]:
     at = table[(table["site"] == CHOSEN) & (table["split"] == "halves")]
     if works is None:
         return [*lines, _no_working_range()]
-    at_scale = {r["condition"]: r for r in at[(at["metric"] == "effect") & at["item"].eq(_name(record))].to_dict("records")}
-    gains = {r["condition"]: r for r in at[at["metric"] == "gain"].to_dict("records")}
+    at_scale = {r["condition"]: r for r in records(at[(at["metric"] == "effect") & at["item"].eq(_name(record))])}
+    gains = {r["condition"]: r for r in records(at[at["metric"] == "gain"])}
     mine, null_effect = at_scale[ESTIMATE], at_scale[RANDOM]
     comparison = "disjoint intervals" if mine["lo"] > null_effect["hi"] else "overlapping intervals"
     scale = float(arrays["scale"][0] / arrays["norm"][0])
@@ -84,8 +84,8 @@ def _sentences(record: Record[Any]) -> list[str]:
         )
     dosed = record.results["dose"].side["dose"]
     inside = dosed[(dosed.condition == ESTIMATE) & dosed.strength.between(*works)]
-    null = {r["strength"]: r for r in dosed.to_dict("records") if r["condition"] == RANDOM and r["metric"] == "effect"}
-    effects = inside[inside.metric == "effect"].to_dict("records")
+    null = {r["strength"]: r for r in records(dosed) if r["condition"] == RANDOM and r["metric"] == "effect"}
+    effects = records(inside[inside.metric == "effect"])
     above = [r["lo"] > null[r["strength"]]["hi"] for r in effects]
     costs = inside[inside.metric == "damage"]["value"]
     lines.append(
@@ -135,7 +135,7 @@ def _key(record: Record[Any]) -> Table:
     at = table[(table["site"] == CHOSEN) & (table["split"] == "halves") & table["item"].eq(_name(record))]
     rows: list[dict[str, Any]] = []
     for metric, title in (("effect", "effect on the choices (nats)"), ("gain", "gain (nats)")):
-        for r in at[(at["metric"] == metric) & (at["step"] == "dose")].to_dict("records"):
+        for r in records(at[(at["metric"] == metric) & (at["step"] == "dose")]):
             rows.append({"number": title, "of": r["condition"], "value": format_estimate(r), "n": f"{r['n']} {r['unit']}s"})
     dosed = record.results["dose"].side["dose"]
     arrays = record.results["dose"].arrays
@@ -143,7 +143,7 @@ def _key(record: Record[Any]) -> Table:
     mine = dosed[dosed.condition == ESTIMATE]
     strength = mine["strength"].iloc[int((mine["strength"] - scale).abs().argmin())]
     for metric, title in (("damage", "damage (nats per token)"), ("kl", "KL (nats per token)")):
-        for r in mine[(mine["strength"] == strength) & (mine["metric"] == metric)].to_dict("records"):
+        for r in records(mine[(mine["strength"] == strength) & (mine["metric"] == metric)]):
             rows.append({"number": title, "of": ESTIMATE, "value": format_estimate(r), "n": f"{r['n']} openings"})
     return Table(
         pd.DataFrame(rows),
@@ -260,7 +260,7 @@ def _reading(record: Record[Any]) -> Section:
     mine = table[table["condition"] == ESTIMATE]
     null = table[(table["condition"] == SWAPPED) & (table["item"] == mine["item"].iloc[0])]
     drawn = pd.concat([mine.assign(condition=mine["item"]), null]).assign(item="auc", token="")
-    best = max(mine.to_dict("records"), key=lambda r: float(r["value"]))
+    best = max(records(mine), key=lambda r: float(r["value"]))
     figure = Figure(
         layers.by_layer(drawn, metric_title="AUC (texts of other groups)", token=""),
         "Separation of the two kinds of text, by block",

@@ -25,7 +25,7 @@ from repscope.directions import Direction, DirectionSet
 from repscope.errors import UserError, unknown
 from repscope.models.edits import Edit
 from repscope.names import file_name
-from repscope.results import CHOSEN, Result, Row
+from repscope.results import CHOSEN, Result, Row, records
 from repscope.steer.dose_response import PROMPTED, by_group, doing, dose
 from repscope.steer.effects import DEFINITIONS, log_odds
 from repscope.steer.from_texts import METHODS, fit
@@ -139,7 +139,7 @@ def _fit(setup: Setup[ContrastOptions], context: Context) -> Result:
 def _fitted(context: Context) -> list[Direction]:
     """The directions of the first step."""
     held = context.inputs["fit"]
-    rows = held.side["directions"].to_dict("records")
+    rows = records(held.side["directions"])
     return [
         Direction(
             vector,
@@ -173,7 +173,7 @@ def _choose(setup: Setup[ContrastOptions], context: Context) -> Result:
 
 def _chosen(context: Context, method: str = "") -> Direction:
     """The direction chosen of all, or of one method."""
-    rows = {r["method"]: r for r in context.inputs["choose"].side["chosen"].to_dict("records")}
+    rows = {r["method"]: r for r in records(context.inputs["choose"].side["chosen"])}
     return replace(_fitted(context)[int(rows[method]["row"])], scale=float(rows[method]["scale"]))
 
 

@@ -26,7 +26,7 @@ from repscope.discovery import metrics as discovery_metrics
 from repscope.discovery.comparison import DISCOVERY_METHODS, DISCOVERY_METRICS, RANDOM_METHOD, TestBed, clusters
 from repscope.errors import UserError, unknown
 from repscope.models.prompts import Prompt
-from repscope.results import Result, Row
+from repscope.results import Result, Row, records
 from repscope.steer.effects import in_turn, texts
 from repscope.steer.from_texts import fit
 from repscope.studies.discover.image_steps import image_steps, image_subject
@@ -278,7 +278,7 @@ def _dosed(ground: TestBed, vectors: dict[str, np.ndarray], doses: Sequence[floa
 def _save(setup: Setup[Any], context: Context, ground: TestBed, cells: dict[str, Any], members: pd.DataFrame) -> None:
     lm, subject = setup.network, ground.subject
     norm = float(context.inputs["scale"].arrays["norm"][0])
-    rows = {(r["method"], r["direction"]): r for r in members.to_dict("records")}
+    rows = {(r["method"], r["direction"]): r for r in records(members)}
     for name, cell in cells.items():
         directions = [
             Direction.of(

@@ -8,7 +8,7 @@ from repscope.conditions import BFLOAT16, ESTIMATE, PERMUTED_GAPS
 from repscope.report.charts import grids, runs
 from repscope.report.page import Figure, Table
 from repscope.report.text import format_estimate
-from repscope.results import select
+from repscope.results import records, select
 from repscope.studies.drift import gaps, names
 from repscope.studies.run.study import Record
 from repscope.worlds.rewarded.methods import METHODS
@@ -50,7 +50,7 @@ def gap(table: pd.DataFrame, metric: str, *, headline: bool = False) -> Figure |
 def _permuted(table: pd.DataFrame, metric: str, frame: pd.DataFrame) -> pd.DataFrame:
     """Two points of the line with the slope of permuted gaps through the mean of REINFORCE."""
     item = f"{names.REINFORCE}: {'1 − CKA' if metric == names.CKA else metric}"
-    null = select(table, metric=names.SLOPE, condition=PERMUTED_GAPS, item=item).to_dict("records")
+    null = records(table, metric=names.SLOPE, condition=PERMUTED_GAPS, item=item)
     mine = frame[frame["condition"] == names.REINFORCE]
     if not null or mine.empty:
         return pd.DataFrame(columns=_COLUMNS).astype(frame.dtypes.to_dict())
@@ -134,9 +134,7 @@ def where(table: pd.DataFrame) -> list[Figure | Table]:
         items.append(Figure(chart, name, "Relative norm of the change.", small=True))
     sites = table[(table["metric"].isin([names.CKA, names.SHIFT])) & (table["site"] != "") & (table["condition"] == ESTIMATE)]
     if len(sites):
-        wide = sites.assign(
-            cell=[format_estimate(r) for r in sites.to_dict("records")], number=sites["metric"] + ", " + sites["site"]
-        )
+        wide = sites.assign(cell=[format_estimate(r) for r in records(sites)], number=sites["metric"] + ", " + sites["site"])
         wide = (
             wide.pivot_table(index="item", columns="number", values="cell", aggfunc="first", sort=False).fillna("–").reset_index()
         )

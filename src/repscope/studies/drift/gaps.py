@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from repscope.models.loading.stacked_weights import State, select_runs
-from repscope.results import Result, Row
+from repscope.results import Result, Row, records
 from repscope.studies.drift import names
 from repscope.studies.drift.drifts import compared
 from repscope.studies.drift.measures import relative_norm
@@ -89,7 +89,7 @@ def closed(lab: Lab, name: str, context: Context) -> Result:
             if r["gap"] <= 0
             else f"missed the target ({r['reward']:.2f} of {r['target']:.2f})."
         )
-        for r in missed.to_dict("records")
+        for r in records(missed)
     ]
     return Result.of(rows, side={f"gap-{name}": table}, notes=tuple(notes))
 

@@ -9,7 +9,7 @@ import pandas as pd
 from repscope.conditions import ANOTHER_SEED, ESTIMATE, PERMUTED_GAPS, PERMUTED_METHODS
 from repscope.report.page import Page, Section, Table
 from repscope.report.text import format_estimate
-from repscope.results import select
+from repscope.results import records, select
 from repscope.studies.drift import figures, names
 from repscope.studies.drift.options import DriftOptions
 from repscope.studies.drift.verdict import verdict
@@ -85,13 +85,13 @@ def answer(record: Record[DriftOptions]) -> Answer:
                 f"{name} at equal reward: relative norm of the change {cells[names.NORM]} (between two seeds {floor}), "
                 f"KL {cells[names.KL]} nats per token, CKA {cells[names.CKA]}."
             )
-    for row in select(table, metric=names.CORRELATION, condition=ESTIMATE).to_dict("records"):
-        null = select(table, metric=names.CORRELATION, condition=PERMUTED_METHODS, item=row["item"]).to_dict("records")[0]
+    for row in records(table, metric=names.CORRELATION, condition=ESTIMATE):
+        null = records(table, metric=names.CORRELATION, condition=PERMUTED_METHODS, item=row["item"])[0]
         lines.append(
             f"Rank correlation over methods, {row['item']}: {format_estimate(row)}; permuted methods {format_estimate(null)}."
         )
-    for row in select(table, metric=names.SLOPE, condition=ESTIMATE).to_dict("records"):
-        null = select(table, metric=names.SLOPE, condition=PERMUTED_GAPS, item=row["item"]).to_dict("records")[0]
+    for row in records(table, metric=names.SLOPE, condition=ESTIMATE):
+        null = records(table, metric=names.SLOPE, condition=PERMUTED_GAPS, item=row["item"])[0]
         lines.append(f"Slope of drift on the gap, {row['item']}: {format_estimate(row)}; permuted gaps {format_estimate(null)}.")
     home = record.artifacts / "networks"
     written = (
@@ -110,7 +110,7 @@ class _Cells:
     def of(cls, table: pd.DataFrame) -> "_Cells":
         """The rows of whole networks."""
         whole = table[(table["site"] == "") & (table["token"] == "")]
-        return cls({(r["metric"], r["item"], r["condition"], r["split"]): r for r in whole.to_dict("records")})
+        return cls({(r["metric"], r["item"], r["condition"], r["split"]): r for r in records(whole)})
 
     def __call__(self, metric: str, item: str, condition: str = ESTIMATE, split: str = names.AT_REWARD) -> str:
         """The cell, or a dash."""
@@ -125,7 +125,7 @@ def _key(table: pd.DataFrame) -> Table:
         (names.SLOPE, PERMUTED_GAPS, "slope of drift on gap"),
         (names.CORRELATION, PERMUTED_METHODS, "rank correlation over methods"),
     ):
-        for row in select(table, metric=metric, condition=ESTIMATE).to_dict("records"):
+        for row in records(table, metric=metric, condition=ESTIMATE):
             null = cell(metric, row["item"], control, row["split"])
             lines.append(
                 {"number": f"{title}: {row['item']}", "estimate": format_estimate(row), "permuted": null, "seeds": row["n"]}
@@ -155,7 +155,7 @@ def _gap(record: Record[DriftOptions]) -> Section:
     table = record.table
     items: list[Any] = [figures.gap(table, metric) for metric in (names.KL, names.CKA)]
     rows = select(table, metric=names.PER_FLOP)
-    wide = rows.assign(cell=[format_estimate(r) for r in rows.to_dict("records")], updates=rows["token"].astype(int))
+    wide = rows.assign(cell=[format_estimate(r) for r in records(rows)], updates=rows["token"].astype(int))
     wide = wide.pivot_table(index="updates", columns="item", values="cell", aggfunc="first").fillna("–").reset_index()
     items.append(
         Table(
@@ -182,7 +182,7 @@ def _total(table: pd.DataFrame) -> Table | None:
     rows = select(table, metric=f"{names.NORM} from base", condition=ESTIMATE)
     if rows.empty:
         return None
-    wide = rows.assign(cell=[format_estimate(r) for r in rows.to_dict("records")], updates=rows["token"].astype(int))
+    wide = rows.assign(cell=[format_estimate(r) for r in records(rows)], updates=rows["token"].astype(int))
     wide = wide.pivot_table(index="updates", columns="item", values="cell", aggfunc="first").fillna("–").reset_index()
     return Table(
         wide.rename(columns={"updates": "updates of imitation"}),

@@ -10,6 +10,7 @@ import pandas as pd
 
 from repscope.conditions import BFLOAT16, ESTIMATE, FITTED_VECTORS, PERMUTED_GAPS, RANDOM
 from repscope.report.verdict import Side, Verdict, count, side, thresholds
+from repscope.results import records
 from repscope.studies.drift import names
 
 Rows = Mapping[tuple[str, str, str, str], dict[Any, Any]]  #: (metric, item, condition, split) → row
@@ -24,7 +25,7 @@ SMALLER = "The smaller the gap, the less drift"
 def verdict(table: pd.DataFrame) -> Verdict:
     """The verdicts on the claims, and that on the conditional claim as the study's."""
     whole = table[(table["site"] == "") & ((table["token"] == "") | (table["metric"] == names.SLOPE))]
-    rows: Rows = {(r["metric"], r["item"], r["condition"], r["split"]): r for r in whole.to_dict("records")}
+    rows: Rows = {(r["metric"], r["item"], r["condition"], r["split"]): r for r in records(whole)}
     gap = smaller(rows)
     parts = {FEWER: fewer(rows), ARTEFACT: artefact(rows), BARELY: barely(rows), STEERS: steers(rows), SMALLER: gap}
     return Verdict(gap.reply, gap.why, parts)

@@ -11,7 +11,7 @@ from repscope.report.charts import grids
 from repscope.report.page import Figure, Table
 from repscope.report.style import INK, STYLES, data, finish, numbers, tips
 from repscope.report.text import format_estimate
-from repscope.results import select
+from repscope.results import records, select
 from repscope.studies.emergence import names
 
 _TITLES = {"facts": "facts", "trained queries": "trained queries", ESTIMATE: "held-out queries", names.OOD: "OOD"}
@@ -104,10 +104,10 @@ def head_table(table: pd.DataFrame) -> Table:
     rows = table[table["metric"].isin((names.INDUCTION, names.EFFECT))]
     last = names.at(int(max(names.step_of(split) for split in rows["split"])))
     lines = []
-    for r in select(rows, condition=ESTIMATE, split=last).to_dict("records"):
+    for r in records(rows, condition=ESTIMATE, split=last):
         line = {"of": r["item"], "what": r["metric"], "heads": r["definition"], "at the last step": format_estimate(r)}
         for condition in (names.OTHER_TOKENS, names.OTHER_HEADS):
-            found = select(rows, metric=r["metric"], item=r["item"], condition=condition, split=last).to_dict("records")
+            found = records(rows, metric=r["metric"], item=r["item"], condition=condition, split=last)
             line[condition] = format_estimate(found[0]) if found else "–"
         lines.append(line)
     return Table(
@@ -118,14 +118,14 @@ def head_table(table: pd.DataFrame) -> Table:
 def probe_transitions(table: pd.DataFrame) -> Table:
     """Steps and sharpness of every probe."""
     lines = []
-    for row in select(table, metric=names.STEP, condition=ESTIMATE).to_dict("records"):
+    for row in records(table, metric=names.STEP, condition=ESTIMATE):
         at = {"item": row["item"]}
         line = {"probe": row["item"], "step of 50 %": steps_text(row)}
         for metric, condition, title in (
             (names.SHARPNESS, ESTIMATE, "sharpness"),
             (names.SHARPNESS, names.EVEN, "sharpness, learned evenly"),
         ):
-            found = select(table, metric=metric, condition=condition, **at).to_dict("records")
+            found = records(table, metric=metric, condition=condition, **at)
             line[title] = _text(found[0] if found else None)
         lines.append(line)
     return Table(pd.DataFrame(lines), "Transitions", "Intervals resample probes (of one run), or runs and probes.")
@@ -136,9 +136,9 @@ def bridges(table: pd.DataFrame) -> Table:
     rows = table[table["metric"].isin((names.BRIDGE, names.PATCHED))]
     last = max(names.step_of(split) for split in rows["split"])
     rows = rows[rows["split"] == names.at(int(last))]
-    rows = rows.assign(cell=[format_estimate(r) for r in rows.to_dict("records")], phi=[names.phi_of(i) for i in rows["item"]])
+    rows = rows.assign(cell=[format_estimate(r) for r in records(rows)], phi=[names.phi_of(i) for i in rows["item"]])
     kinds = {names.BRIDGE: "probe", names.PATCHED: "patch", (names.PERMUTED): "shuffled labels", names.UNPATCHED: "no patch"}
-    rows = rows.assign(kind=[kinds[r["metric"] if r["condition"] == ESTIMATE else r["condition"]] for r in rows.to_dict("records")])
+    rows = rows.assign(kind=[kinds[r["metric"] if r["condition"] == ESTIMATE else r["condition"]] for r in records(rows)])
     rows = rows.assign(order=[-1 if pd.isna(n) else int(n) for n in rows["layer"]])
     wide = rows.pivot_table(index=["phi", "token", "order", "site"], columns="kind", values="cell", aggfunc="first").sort_index()
     wide = wide.reset_index().drop(columns="order").fillna("–")
@@ -160,13 +160,13 @@ def paths(table: pd.DataFrame) -> tuple[Figure, Table]:
     lines = []
     for split in splits:
         at = table[table["split"] == split]
-        best = select(at, metric=names.KL, item=names.BEST, condition=ESTIMATE).to_dict("records")[0]
+        best = records(at, metric=names.KL, item=names.BEST, condition=ESTIMATE)[0]
         line = {"trained on": split, "best path sum": best["definition"], "its KL": format_estimate(best)}
-        untrained = select(at, metric=names.KL, item=names.BEST, condition=names.UNTRAINED).to_dict("records")
+        untrained = records(at, metric=names.KL, item=names.BEST, condition=names.UNTRAINED)
         line["untrained network"] = format_estimate(untrained[0])
-        for r in select(at, metric=names.NEARER).to_dict("records"):
+        for r in records(at, metric=names.NEARER):
             line[f"{r['condition']} minus it"] = format_estimate(r)
-        for r in select(at, metric=names.MASS).to_dict("records"):
+        for r in records(at, metric=names.MASS):
             line[f"mass on true tails, {r['condition']}"] = format_estimate(r)
         lines.append(line)
     said = "Chosen on half of the left-out edges, reported on the other half."
@@ -197,7 +197,7 @@ def ladder(law: pd.DataFrame, points: pd.DataFrame, *, score: str = names.LOSS) 
 def gains(frame: pd.DataFrame) -> Table:
     """Gains, or why there is none."""
     found = []
-    for r in frame.to_dict("records"):
+    for r in records(frame):
         hi = f"{r['hi']:.2f}" if np.isfinite(r["hi"]) else "∞"
         said = r["refusal"] or f"{r['gain']:.2f} [{r['lo']:.2f}, {hi}]"
         found.append({"score": r["score"], "network": r["item"], "compute-equivalent gain, 90 % CI": said})
@@ -205,7 +205,7 @@ def gains(frame: pd.DataFrame) -> Table:
 
 
 def _row(table: pd.DataFrame, metric: str, phi: float, condition: str = ESTIMATE) -> dict[Any, Any] | None:
-    found = select(table, metric=metric, item=names.item(phi), condition=condition).to_dict("records")
+    found = records(table, metric=metric, item=names.item(phi), condition=condition)
     return found[0] if found else None
 
 

@@ -8,7 +8,7 @@ from repscope.conditions import over
 from repscope.report.charts import grids, layers
 from repscope.report.page import Card, Cards, Figure, Item, Page, Section, Table
 from repscope.report.text import format_estimate, format_gain
-from repscope.results import ESTIMATE, select
+from repscope.results import ESTIMATE, records, select
 from repscope.studies.features import names
 from repscope.studies.features.names import CLAIMED, SPARSE, attribute, probed, title
 from repscope.studies.features.options import FeaturesOptions
@@ -41,7 +41,7 @@ def answer(record: Record[FeaturesOptions]) -> Answer:
     """The main numbers, one line each."""
     table, lines = record.table, list(record.warnings)
     for item in dict.fromkeys(_sae(table)["item"]):
-        at: dict[Any, Any] = {(r["metric"], r["condition"]): r for r in _sae(table).to_dict("records") if r["item"] == item}
+        at: dict[Any, Any] = {(r["metric"], r["condition"]): r for r in records(_sae(table)) if r["item"] == item}
         said = (
             f"{item}: L0 {at[names.L0, ESTIMATE]['value']:.0f}, explained variance {format_estimate(at[names.EXPLAINED, ESTIMATE])}"
         )
@@ -53,7 +53,7 @@ def answer(record: Record[FeaturesOptions]) -> Answer:
             )
         lines.append(f"{said}.")
     for name in _attributes(table):
-        at = {r["condition"]: r for r in _scores(table, CLAIMED).to_dict("records") if attribute(r["item"]) == name}
+        at = {r["condition"]: r for r in records(_scores(table, CLAIMED)) if attribute(r["item"]) == name}
         dense = _dense(table, name)
         lines.append(
             f"{title(name)}, {CLAIMED} features: {_metric(at[ESTIMATE])} {format_estimate(at[ESTIMATE])} over "
@@ -62,8 +62,8 @@ def answer(record: Record[FeaturesOptions]) -> Answer:
             f"dictionary and "
             f"{format_estimate(at[names.NEURONS])} for {CLAIMED} neurons."
         )
-    for row in select(table, metric=names.MATCHED, condition=ESTIMATE).to_dict("records"):
-        chance = select(table, metric=names.MATCHED, condition=names.DICTIONARY).to_dict("records")[0]
+    for row in records(table, metric=names.MATCHED, condition=ESTIMATE):
+        chance = records(table, metric=names.MATCHED, condition=names.DICTIONARY)[0]
         lines.append(
             f"A feature's match in the second seed: cosine {format_estimate(row)}, with a random dictionary "
             f"{format_estimate(chance)}."
@@ -88,7 +88,7 @@ def _attributes(table: pd.DataFrame) -> list[str]:
 
 def _dense(table: pd.DataFrame, name: str) -> dict[Any, Any]:
     rows = table[(table["condition"] == names.DENSE) & (table["item"] == name) & table["metric"].isin(["accuracy", "r2"])]
-    return rows.to_dict("records")[0]
+    return records(rows)[0]
 
 
 def _metric(row: dict[Any, Any]) -> str:
@@ -115,10 +115,10 @@ def _key(table: pd.DataFrame) -> Table:
     rows = []
     recovered = select(table, metric=names.RECOVERED)
     for item in dict.fromkeys(recovered["item"]):
-        at = {r["condition"]: r for r in recovered[recovered["item"] == item].to_dict("records")}
+        at = {r["condition"]: r for r in records(recovered[recovered["item"] == item])}
         rows.append(_line(f"CE recovered, {item}", at, "–", names.COMPONENTS))
     for name in _attributes(table):
-        at = {r["condition"]: r for r in _scores(table, CLAIMED).to_dict("records") if attribute(r["item"]) == name}
+        at = {r["condition"]: r for r in records(_scores(table, CLAIMED)) if attribute(r["item"]) == name}
         rows.append(_line(f"{title(name)} ({_metric(at[ESTIMATE])})", at, format_estimate(_dense(table, name)), names.NEURONS))
     return Table(
         pd.DataFrame(rows),
@@ -144,7 +144,7 @@ def _line(what: str, at: dict[Any, Any], dense: str, baseline: str) -> dict[str,
 
 def _layer(record: Record[FeaturesOptions], table: pd.DataFrame) -> Section:
     quality = _sae(table)
-    active = {(r["item"], r["condition"]): r["value"] for r in select(quality, metric=names.L0).to_dict("records")}
+    active = {(r["item"], r["condition"]): r["value"] for r in records(quality, metric=names.L0)}
     items: list[Item] = []
     for metric, said in ((names.RECOVERED, "share of the loss recovered"), (names.EXPLAINED, "share of the variance explained")):
         if (rows := select(quality, metric=metric)).empty:
@@ -158,11 +158,11 @@ def _layer(record: Record[FeaturesOptions], table: pd.DataFrame) -> Section:
         items.append(
             Figure(figure, f"{metric[0].upper()}{metric[1:]} by sparsity", f"{caption} Bands: 95 % over texts.", small=True)
         )
-    wide = quality.assign(cell=[format_estimate(r) for r in quality.to_dict("records")])
+    wide = quality.assign(cell=[format_estimate(r) for r in records(quality)])
     wide = wide.pivot_table(index=["item", "condition"], columns="metric", values="cell", aggfunc="first").fillna("–").reset_index()
     items.append(Table(wide, "Quality of each autoencoder on held-out texts", "With 95 % intervals over texts."))
     items.append(Table(record.results["quality"].side["density"], "How often latents are active", "Share of latents by density."))
-    gain = select(table, metric="gain", item=names.RECOVERED).to_dict("records")
+    gain = records(table, metric="gain", item=names.RECOVERED)
     against = "; ".join(f"{r['split']}: {format_gain(r)} {r['condition']}" for r in gain)
     paired = f" Paired differences in CE recovered: {against}." if gain else ""
     return Section(
@@ -218,7 +218,7 @@ def _cards(record: Record[FeaturesOptions]) -> Section:
         own = cards[cards["condition"] == condition]
         if own.empty:
             continue
-        made = tuple(_card(row, passages) for row in own.to_dict("records"))
+        made = tuple(_card(row, passages) for row in records(own))
         items.append(
             Cards(
                 made,
@@ -228,7 +228,7 @@ def _cards(record: Record[FeaturesOptions]) -> Section:
         )
     rows = select(record.table, metric=names.TOKEN_SHARE)
     if len(rows):
-        shares = "; ".join(f"{r['condition']}: {format_estimate(r)}" for r in rows.to_dict("records"))
+        shares = "; ".join(f"{r['condition']}: {format_estimate(r)}" for r in records(rows))
         text = (
             "Look for features that are active on one meaning in different words. Those of a network with random weights can "
             "only follow the "
@@ -249,10 +249,10 @@ def _card(row: dict[Any, Any], passages: pd.DataFrame) -> Card:
 
 
 def _stability(table: pd.DataFrame) -> tuple[Section, ...]:
-    rows = select(table, metric=names.MATCHED).to_dict("records")
+    rows = records(table, metric=names.MATCHED)
     if not rows:
         return ()
-    again = {r["condition"]: r for r in select(table, metric=names.FOUND).to_dict("records")}
+    again = {r["condition"]: r for r in records(table, metric=names.FOUND)}
     shown = [
         {
             "": r["condition"],

@@ -9,7 +9,7 @@ from repscope.read.pair_scores import ACCURACY, ALL, CONVENTIONS, MEAN, SCORES, 
 from repscope.report.charts import grids
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.report.text import format_estimate
-from repscope.results import select
+from repscope.results import records, select
 from repscope.studies.minimal_pairs.options import MinimalPairsOptions
 from repscope.studies.minimal_pairs.verdict import last_checkpoint
 from repscope.studies.run.study import Answer, Record
@@ -59,7 +59,7 @@ def answer(record: Record[MinimalPairsOptions]) -> Answer:
 def _rows(table: pd.DataFrame) -> dict[str, dict[tuple[str, str], dict[Any, Any]]]:
     """Phenomenon → (condition, score) → row."""
     found: dict[str, dict[tuple[str, str], dict[Any, Any]]] = {}
-    for row in select(table, metric=ACCURACY).to_dict("records"):
+    for row in records(table, metric=ACCURACY):
         found.setdefault(row["item"], {})[row["condition"], row["definition"]] = row
     return found
 

@@ -16,6 +16,7 @@ from repscope.models.engine.fingerprint import digests_of
 from repscope.models.loading.adapters import WEIGHTS, Adapter, is_adapter
 from repscope.models.loading.folders import weight_files
 from repscope.models.loading.sources import load
+from repscope.results import records
 from repscope.studies.minimal_pairs.options import MinimalPairsOptions
 from repscope.studies.run.study import Setup
 from repscope.trace.streaming import slots_of
@@ -93,7 +94,7 @@ def series(o: MinimalPairsOptions) -> tuple[Checkpoint, ...]:
     if not home.is_dir() or (home / "config.json").is_file():
         return ()
     if (home / TABLE).is_file():
-        rows = CheckpointSet.open(home).table.sort_values(["run", "step"], kind="stable").to_dict("records")
+        rows = records(CheckpointSet.open(home).table.sort_values(["run", "step"], kind="stable"))
         several = len({row["run"] for row in rows}) > 1
         return tuple(
             Checkpoint(

@@ -9,6 +9,7 @@ from repscope.conditions import COPY, COPY_MATCHED, INDEPENDENT, MATCHED, NO_BIA
 from repscope.report.charts import grids, runs
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.report.text import format_estimate
+from repscope.results import records
 from repscope.studies.paths import order_page, published_page
 from repscope.studies.paths.options import PathsOptions
 from repscope.studies.paths.summary import CONDITIONS, PLANTED, UNBIASED, inits, sentences
@@ -50,7 +51,7 @@ _KEY = {
 
 def _key(record: Record[Any]) -> Table:
     """Means over pretrainings, one column per group of runs."""
-    rows = {(r["condition"], r["metric"], r["item"]): r for r in record.results["summary"].table.to_dict("records")}
+    rows = {(r["condition"], r["metric"], r["item"]): r for r in records(record.results["summary"].table)}
     names = {PLANTED: "early bias", MATCHED: "matched on ID loss", UNBIASED: UNBIASED, SHUFFLED_GROUPS: SHUFFLED_GROUPS}
     lines = []
     for title, (metric, item) in _KEY.items():
@@ -130,7 +131,7 @@ def _ratios(record: Record[Any]) -> Figure:
         for condition in (PLANTED, MATCHED, SHUFFLED_GROUPS, UNBIASED, shuffled(UNBIASED)):
             for step in (f"planted {i}", f"plain {i}"):
                 table = record.results[step].select(metric="ratio", item=GAP, condition=condition)
-                for r in table.to_dict("records"):
+                for r in records(table):
                     name = {PLANTED: "early bias"}.get(condition, condition)
                     row = {"name": f"pretraining {i}, {name}", **{k: r[k] for k in ("value", "lo", "hi", "n")}}
                     if row["name"] not in {line["name"] for line in lines}:
@@ -166,7 +167,7 @@ def _heights(record: Record[Any]) -> Table:
         for how in (*HEIGHTS, EUCLIDEAN):
             parts = {
                 part: r
-                for r in record.results["summary"].select(condition=condition).to_dict("records")
+                for r in records(record.results["summary"].table, condition=condition)
                 for part in ("within", "across")
                 if r["metric"] in ("height", "distance") and r["item"] == f"{part}: {how}"
             }
@@ -258,7 +259,7 @@ def _behaviour(record: Record[Any]) -> Section:
     table = record.results["summary"].table
     shown = table[table["metric"].isin(["mantel rho", "AUC", "modes", "Sarle's coefficient", "triangles broken"])]
     lines: dict[tuple[str, str], dict[str, str]] = {}
-    for r in shown.to_dict("records"):
+    for r in records(shown):
         line = lines.setdefault((r["metric"], r["item"]), {"number": r["metric"], "of": r["item"]})
         line[CONDITIONS.get(r["condition"], r["condition"])] = format_estimate(r)
     items.append(
@@ -315,7 +316,7 @@ def _phases(record: Record[Any]) -> Section:
 
 
 def _independent(record: Record[Any]) -> Section:
-    rows = {(r["condition"], r["item"]): r for r in record.results["apart"].table.to_dict("records")}
+    rows = {(r["condition"], r["item"]): r for r in records(record.results["apart"].table)}
     conditions = (INDEPENDENT, REBASIN, COPY, COPY_MATCHED)
     lines = [{"height": how, **{c: format_estimate(rows[c, f"all pairs: {how}"]) for c in conditions}} for how in HEIGHTS]
     drawn = []

@@ -32,7 +32,7 @@ from repscope.errors import UserError
 from repscope.models.checkpoints import CheckpointSet
 from repscope.models.loading.stacked_weights import Evaluate, State, stack, unstack
 from repscope.progress import progress
-from repscope.results import Result, Row, concat
+from repscope.results import Result, Row, concat, records
 from repscope.stats.clustering import average_linkage, double_centred
 from repscope.studies.paths import attribution
 from repscope.studies.paths.blimp_order import blimp_order
@@ -258,7 +258,7 @@ def _phases(setup: Setup[PathsOptions], context: Context) -> Result:
             value=float(r["fork"]),
             seed=o.seed,
         )
-        for r in best.to_dict("records")
+        for r in records(best)
     ]
     return Result.of(found, arrays={"forks": best.sort_values("init")["fork"].to_numpy()})
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from repscope.conditions import COPY, COPY_MATCHED, ESTIMATE, INDEPENDENT, MATCHED, NO_BIAS, REBASIN, SHUFFLED_GROUPS
 from repscope.report.text import format_estimate
+from repscope.results import records
 from repscope.studies.run.study import Record
 from repscope.trace.barriers import GAP
 from repscope.trace.run_table import EUCLIDEAN
@@ -14,7 +15,7 @@ PLANTED, UNBIASED = ESTIMATE, NO_BIAS
 
 def _rows(record: Record[Any]) -> dict[tuple[str, str, str], dict[Any, Any]]:
     """(condition, metric, item) → row of the summary."""
-    return {(r["condition"], r["metric"], r["item"]): r for r in record.results["summary"].table.to_dict("records")}
+    return {(r["condition"], r["metric"], r["item"]): r for r in records(record.results["summary"].table)}
 
 
 def inits(record: Record[Any]) -> list[int]:
@@ -73,7 +74,7 @@ def sentences(record: Record[Any]) -> list[str]:
         )
     lines += _tests(rows, n)
     if "apart" in record.results:
-        gaps = {r["condition"]: r for r in record.results["apart"].select(item=f"all pairs: {GAP}").to_dict("records")}
+        gaps = {r["condition"]: r for r in records(record.results["apart"].table, item=f"all pairs: {GAP}")}
         lines.append(
             "Control, runs from independent pretrainings: the gap between them is "
             f"{format_estimate(gaps[INDEPENDENT])} nats, and {format_estimate(gaps[REBASIN])} after weight matching. "
