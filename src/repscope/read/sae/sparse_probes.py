@@ -72,11 +72,6 @@ def sparse_probe(
     return found
 
 
-def chosen_features(features: Features, task: ProbeTask, k: int) -> Int[np.ndarray, "k"]:
-    """The k features that all entities together choose: to look at, not to score."""
-    return rank_features(features, task, np.arange(len(features)))[:k]
-
-
 def cross_fitted_share(
     values: Float[np.ndarray, "row feature"], codes: Int[np.ndarray, "row"], half: Int[np.ndarray, "row"]
 ) -> Float[np.ndarray, "feature"]:

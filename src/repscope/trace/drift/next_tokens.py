@@ -103,15 +103,6 @@ def token_ranks(logits: Logits, ids: Int[Tensor, "*position"] | Int[np.ndarray, 
     return ranks
 
 
-def shift_shares(ranks: Int[np.ndarray, "*position"]) -> dict[str, float]:
-    """Shares of unshifted (rank 1), marginal (2 or 3) and shifted tokens.
-
-    >>> shift_shares(np.array([1, 1, 3, 9]))
-    {'unshifted': 0.5, 'marginal': 0.25, 'shifted': 0.25}
-    """
-    return {name: float(held.mean()) for name, held in zip(SHIFTS, _classes(np.asarray(ranks)))}
-
-
 @dataclass(frozen=True)
 class Answered:
     """Prompts with answers as token ids. ids: prompt and answer. start: (prompt), first position of each answer, at least 1."""
