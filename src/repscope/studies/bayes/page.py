@@ -74,10 +74,8 @@ def _distances(table: pd.DataFrame) -> Section:
         items.append(figure(rows, f"Posterior of the true concept, examples of {length}", "posterior", caption, share=True))
     text = (
         "Look for curves that fall with the number of examples. The first delimiters are unlike pretraining documents, so the "
-        "distance "
-        "often rises at one or two examples before it falls. Format-aware Bayes shows how far an observer who knows the "
-        "format is from "
-        "the mixture itself."
+        "distance often rises at one or two examples before it falls. Format-aware Bayes shows how far an observer who knows the "
+        "format is from the mixture itself."
     )
     return Section("Distance from Bayes", text, tuple(items))
 
@@ -105,9 +103,8 @@ def _floors(table: pd.DataFrame) -> Section:
     order = select(table, metric=names.ORDER)
     said = "; ".join(f"{r['item']}, {r['condition']}: {format_estimate(r)}" for r in records(order))
     text = (
-        "A third of the transitions between slots are impossible, and prompts need some of them. A Bayes predictor therefore "
-        "has a floor "
-        "under its transitions, a choice that moves its curve; look at how much. "
+        "A third of the transitions between slots are impossible, and prompts need some of them. A Bayes predictor therefore has a "
+        "floor under its transitions, a choice that moves its curve; look at how much. "
         + (f"Total variation between answers after the same examples in two orders: {said}." if said else "")
     )
     return Section(

@@ -73,9 +73,8 @@ def controls(table: pd.DataFrame, step: str) -> Figure:
     return Figure(
         layers.by_item(rows, title="AUC across agents"),
         "Decoding across agents, with its controls",
-        "Shuffled labels: the null. Identity decoder: a decoder of who acted, tested on outcomes. Matched "
-        "stimuli: trials in which no "
-        "stimulus predicts the outcome. Disjoint stimuli: fitted and tested on different stimuli.",
+        "Shuffled labels: the null. Identity decoder: a decoder of who acted, tested on outcomes. Matched stimuli: trials in "
+        "which no stimulus predicts the outcome. Disjoint stimuli: fitted and tested on different stimuli.",
         small=step == parts.DECODED,
     )
 

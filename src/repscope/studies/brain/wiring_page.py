@@ -37,9 +37,8 @@ def slopes(table: pd.DataFrame, step: str) -> Figure:
     return Figure(
         layers.by_item(rows, title="log rate of synapses per unit of similarity", share=False),
         "Like-to-like slope",
-        "Estimate: with its interval over cells. Pairs taken as independent: the naive Wald interval, too narrow. "
-        "Permuted cells: the "
-        "range of slopes if similarity has nothing to do with wiring. Rewired: connectomes with the same numbers of partners.",
+        "Estimate: with its interval over cells. Pairs taken as independent: the naive Wald interval, too narrow. Permuted cells: "
+        "the range of slopes if similarity has nothing to do with wiring. Rewired: connectomes with the same numbers of partners.",
     )
 
 
@@ -120,9 +119,8 @@ def _by_input(table: pd.DataFrame) -> Table:
     ]
     p = select(rows, metric=wiring.P)["value"].tolist()
     caption = (
-        f"Mean similarity of cells with input from the same cells minus that of all pairs (p = {p[0]:.3g}, cells "
-        f"permuted), and what "
-        "the slope of like-to-like leaves of it; 95 % intervals over cells."
+        f"Mean similarity of cells with input from the same cells minus that of all pairs (p = {p[0]:.3g}, cells permuted), and "
+        "what the slope of like-to-like leaves of it; 95 % intervals over cells."
     )
     return Table(pd.DataFrame(lines), "Do cells with common input respond alike?", caption)
 
@@ -139,9 +137,8 @@ def _matrices(record: Record[Any], step: str, name: str, kind: str) -> list[Item
                 value_title=kind if key == "function" else title,
             ),
             f"{name}: {kind if key == 'function' else title}",
-            "Cells in one order, that of the leading pattern of the functional measure. White: not measured. Large "
-            "matrices are drawn as "
-            "means of blocks.",
+            "Cells in one order, that of the leading pattern of the functional measure. White: not measured. Large matrices are "
+            "drawn as means of blocks.",
             small=True,
         )
         for key, title in _KINDS.items()
@@ -165,8 +162,7 @@ def _simulated(record: Record[Any], said: str) -> Section:
         ""
         if given
         else " No recorded connectome was given (--connectome, --microns FOLDER; --connectome worm for C. elegans), so "
-        "that nothing here "
-        "is about an animal. No tables of mouse cortex come with repscope."
+        "that nothing here is about an animal. No tables of mouse cortex come with repscope."
     )
     text = (
         f"{said}\n\nThe truth is known: synapses follow the similarity of cells, or other features that nobody "
@@ -206,19 +202,16 @@ def _holds(table: pd.DataFrame) -> Table:
 def _common_input(record: Record[Any]) -> Section:
     text = (
         "Two cells that get input from a third are correlated, whether or not a synapse between them carries anything. Look at "
-        "common input, by correlation: neighbours and cells of one type share input and have synapses, so that a "
-        "synapse goes along "
-        "with correlation although it carries nothing. Permuting cells is right to reject, as wiring and correlation are not "
+        "common input, by correlation: neighbours and cells of one type share input and have synapses, so that a synapse goes "
+        "along with correlation although it carries nothing. Permuting cells is right to reject, as wiring and correlation are not "
         "independent; it says nothing about the cause. Matching on contact removes what contact explains; matching on common input "
         "needs the cells that drive others in the connectome. Stimulation finds links only where synapses carry them."
     )
     figure = Figure(
         layers.by_item(select(record.table, step=parts.COMMON_INPUT, metric=bench.LINK), title="share of networks"),
         "How often does a synapse seem to link two cells?",
-        "Items: what carries activity, and how links were measured. Estimate: pairs with a synapse have more, p ≤ "
-        ".05, cells permuted. "
-        "Matched: the interval over cells is above 0 compared with unconnected pairs of equal contact, or of "
-        "equal input from the same "
-        "cells. 95 % intervals over networks.",
+        "Items: what carries activity, and how links were measured. Estimate: pairs with a synapse have more, p ≤ .05, cells "
+        "permuted. Matched: the interval over cells is above 0 compared with unconnected pairs of equal contact, or of equal "
+        "input from the same cells. 95 % intervals over networks.",
     )
     return Section("Common input", text, (figure,))

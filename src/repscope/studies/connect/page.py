@@ -29,8 +29,7 @@ _NAMES = (
 )
 _POINTS = (
     "Each point of a line is a network with the weights (1 − α) a + α b. Grey: the control, a line of equal norm (tensor by "
-    "tensor) "
-    "from the first network in a random direction."
+    "tensor) from the first network in a random direction."
 )
 _KEY = 8  #: lines in the table of key numbers
 _ROUNDING = 1e-6  #: smaller heights are rounding errors

@@ -72,10 +72,9 @@ def _sentences(record: Record[Any]) -> list[str]:
     comparison = "disjoint intervals" if mine["lo"] > null_effect["hi"] else "overlapping intervals"
     scale = float(arrays["scale"][0] / arrays["norm"][0])
     lines.append(
-        f"On the second half, at the strength chosen on the first half ({scale:.2g} of the median norm there), it "
-        f"changes the log-odds of the choices by {format_estimate(mine)} nats ({mine['n']} groups of choices). "
-        f"{null_effect['n']} random directions of equal norm change them by {format_estimate(null_effect)}: "
-        f"{comparison}."
+        f"On the second half, at the strength chosen on the first half ({scale:.2g} of the median norm there), it changes the "
+        f"log-odds of the choices by {format_estimate(mine)} nats ({mine['n']} groups of choices). {null_effect['n']} random "
+        f"directions of equal norm change them by {format_estimate(null_effect)}: {comparison}."
     )
     if PROMPTED in at_scale:
         lines.append(
@@ -89,19 +88,17 @@ def _sentences(record: Record[Any]) -> list[str]:
     above = [r["lo"] > null[r["strength"]]["hi"] for r in effects]
     costs = inside[inside.metric == "damage"]["value"]
     lines.append(
-        f"The working range, set on the first half, is a strength of {works[0]:.2g} to {works[1]:.2g}. On the "
-        f"second half, the effect is above that of random directions with disjoint intervals at {sum(above)} of "
-        f"{len(above)} strengths in this range, and the damage is {costs.min():.2f} to {costs.max():.2f} nats per "
-        "token."
+        f"The working range, set on the first half, is a strength of {works[0]:.2g} to {works[1]:.2g}. On the second half, the "
+        f"effect is above that of random directions with disjoint intervals at {sum(above)} of {len(above)} strengths in this "
+        f"range, and the damage is {costs.min():.2f} to {costs.max():.2f} nats per token."
     )
     return lines
 
 
 def _no_working_range() -> str:
     return (
-        "No strength works on that half: there is none whose effect is above that of random directions with "
-        "disjoint intervals while the damage to fluency is within the limit. The curves below show which "
-        "condition fails."
+        "No strength works on that half: there is none whose effect is above that of random directions with disjoint intervals "
+        "while the damage to fluency is within the limit. The curves below show which condition fails."
     )
 
 
@@ -158,9 +155,8 @@ def _cost(record: Record[Any]) -> Section:
         Figure(
             _curve(record, "damage", "damage (nats per token)"),
             "Damage to fluency",
-            "Loss of the unsteered model on the steered text minus its loss on its own text (nats per token), both "
-            "sampled with the same random numbers; interval over openings. Below 0: the text is more predictable than "
-            "usual.",
+            "Loss of the unsteered model on the steered text minus its loss on its own text (nats per token), both sampled with "
+            "the same random numbers; interval over openings. Below 0: the text is more predictable than usual.",
             small=True,
         ),
         Figure(
@@ -264,9 +260,8 @@ def _reading(record: Record[Any]) -> Section:
     figure = Figure(
         layers.by_layer(drawn, metric_title="AUC (texts of other groups)", token=""),
         "Separation of the two kinds of text, by block",
-        "P(a positive text has a larger projection on the direction than a negative one); bands: 95 % bootstrap "
-        f"intervals over positive texts. Swapped labels: the same fit ({mine['item'].iloc[0]}) with the labels of "
-        "half of the texts swapped.",
+        "P(a positive text has a larger projection on the direction than a negative one); bands: 95 % bootstrap intervals over "
+        f"positive texts. Swapped labels: the same fit ({mine['item'].iloc[0]}) with the labels of half of the texts swapped.",
     )
     look = "Look for the block at which the two kinds of text separate best."
     text = f"{look} Best: {best['item']} at block {int(best['layer'])}, {format_estimate(best)}."

@@ -37,9 +37,8 @@ def gap(table: pd.DataFrame, metric: str, *, headline: bool = False) -> Figure |
     if headline:
         title = "Drift by the reward gap that imitation left"
         caption = (
-            "Relative Frobenius norm of the change from the imitation checkpoint to equal reward, by the gap in reward at "
-            "the checkpoint. "
-            "Means and 95 % intervals over seeds. Grey: the line that permuted gaps give for REINFORCE."
+            "Relative Frobenius norm of the change from the imitation checkpoint to equal reward, by the gap in reward at the "
+            "checkpoint. Means and 95 % intervals over seeds. Grey: the line that permuted gaps give for REINFORCE."
         )
     else:
         title, caption = f"{_SAID[metric][0].upper()}{_SAID[metric][1:]}, by gap", "As above."

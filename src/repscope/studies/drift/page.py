@@ -161,18 +161,16 @@ def _gap(record: Record[DriftOptions]) -> Section:
         Table(
             wide.rename(columns={"updates": "updates of imitation"}),
             "Reward gained per GFLOP",
-            "Of imitation: from its first checkpoint to this one. Of the others: from this checkpoint to the target. "
-            "Samples that a "
-            "method draws and scores itself are counted, demonstrations are given.",
+            "Of imitation: from its first checkpoint to this one. Of the others: from this checkpoint to the target. Samples that "
+            "a method draws and scores itself are counted, demonstrations are given.",
         )
     )
     items.append(_total(table))
     return Section(
         "Gap, RL, drift",
         "Look for lines that go up: the further imitation is from the target, the more the rest changes. Imitation of "
-        "demonstrations is "
-        "stopped after several numbers of updates; each checkpoint is brought to the same reward. Drift is measured from that "
-        "checkpoint. The grey control permutes the gaps of each seed.",
+        "demonstrations is stopped after several numbers of updates; each checkpoint is brought to the same reward. Drift is "
+        "measured from that checkpoint. The grey control permutes the gaps of each seed.",
         tuple(i for i in items if i is not None),
     )
 
@@ -219,9 +217,8 @@ def _kinds(record: Record[DriftOptions]) -> Section:
     curve = figures.along(record)
     return Section(
         "Weight drift and functional drift",
-        "Look for methods far to the right that are not high: their weights moved, their next tokens did not. All networks "
-        "have the same "
-        "reward.",
+        "Look for methods far to the right that are not high: their weights moved, their next tokens did not. All networks have "
+        "the same reward.",
         (*items, *([curve] if curve else [])),
     )
 
@@ -240,9 +237,8 @@ def _tokens(table: pd.DataFrame) -> Section | None:
     return (
         Section(
             "Which tokens shift",
-            "Look for shares that fall with position. Greedy completions of the tuned network: a token is shifted if it is "
-            "not among the "
-            "three most likely of the base, given the same prefix.",
+            "Look for shares that fall with position. Greedy completions of the tuned network: a token is shifted if it is not "
+            "among the three most likely of the base, given the same prefix.",
             tuple(items),
         )
         if items
@@ -255,9 +251,8 @@ def _directions(table: pd.DataFrame) -> Section | None:
     return (
         Section(
             "Survival of a direction",
-            "Look for a base's direction that reads and acts as before. The direction of a document's topic is the "
-            "difference of the "
-            "means of two topics: what the base learned in pretraining, and what the reward does not ask for.",
+            "Look for a base's direction that reads and acts as before. The direction of a document's topic is the difference of "
+            "the means of two topics: what the base learned in pretraining, and what the reward does not ask for.",
             tuple(items),
         )
         if items
@@ -284,9 +279,8 @@ def _precision(table: pd.DataFrame) -> Section | None:
     return (
         Section(
             "Unchanged weights and precision",
-            "Look at what remains of the share of unchanged weights in float32. The same updates, with weights in float32, "
-            "and rounded "
-            "to bfloat16 after every update.",
+            "Look at what remains of the share of unchanged weights in float32. The same updates, with weights in float32, and "
+            "rounded to bfloat16 after every update.",
             (item,),
         )
         if item

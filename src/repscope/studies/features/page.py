@@ -17,9 +17,8 @@ from repscope.studies.run.study import Answer, Record
 _HEADLINE = (names.DENSE, names.DICTIONARY, names.NEURONS)
 _QUALITY = (names.L0, names.EXPLAINED, names.RECOVERED, names.KL, names.DEAD)
 _TESTED = (
-    "Tested: how much of the model's loss the features keep when they replace the layer, and what a few of them tell of a "
-    "name. Not "
-    "tested: whether people find their descriptions right."
+    "Tested: how much of the model's loss the features keep when they replace the layer, and what a few of them tell of a name. "
+    "Not tested: whether people find their descriptions right."
 )
 
 
@@ -56,11 +55,9 @@ def answer(record: Record[FeaturesOptions]) -> Answer:
         at = {r["condition"]: r for r in records(_scores(table, CLAIMED)) if attribute(r["item"]) == name}
         dense = _dense(table, name)
         lines.append(
-            f"{title(name)}, {CLAIMED} features: {_metric(at[ESTIMATE])} {format_estimate(at[ESTIMATE])} over "
-            f"{at[ESTIMATE]['n']} names, "
-            f"against {format_estimate(dense)} for a dense probe, {format_estimate(at[names.DICTIONARY])} for a random "
-            f"dictionary and "
-            f"{format_estimate(at[names.NEURONS])} for {CLAIMED} neurons."
+            f"{title(name)}, {CLAIMED} features: {_metric(at[ESTIMATE])} {format_estimate(at[ESTIMATE])} over {at[ESTIMATE]['n']} "
+            f"names, against {format_estimate(dense)} for a dense probe, {format_estimate(at[names.DICTIONARY])} for a random "
+            f"dictionary and {format_estimate(at[names.NEURONS])} for {CLAIMED} neurons."
         )
     for row in records(table, metric=names.MATCHED, condition=ESTIMATE):
         chance = records(table, metric=names.MATCHED, condition=names.DICTIONARY)[0]
@@ -104,10 +101,9 @@ def _headline(table: pd.DataFrame) -> Figure:
         layers.gains(gains),
         f"What {CLAIMED} features tell of a name, compared with other probes",
         f"Score of a probe on {CLAIMED} latents of the autoencoder, chosen among the training names, minus the score of each "
-        f"control: a "
-        f"probe on all features of the site, on {CLAIMED} latents of a random dictionary, and on {CLAIMED} neurons. Paired "
-        f"over held-out "
-        "names, with 95 % bootstrap intervals. Near 0 against the dense probe, a few features tell all that it tells.",
+        f"control: a probe on all features of the site, on {CLAIMED} latents of a random dictionary, and on {CLAIMED} neurons. "
+        "Paired over held-out names, with 95 % bootstrap intervals. Near 0 against the dense probe, a few features tell all that "
+        "it tells.",
     )
 
 
@@ -124,8 +120,7 @@ def _key(table: pd.DataFrame) -> Table:
         pd.DataFrame(rows),
         "Key numbers",
         f"Held-out value with its 95 % interval. Names: a probe on {CLAIMED} features. The baseline is as many principal "
-        f"components for the "
-        f"loss, and {CLAIMED} neurons of the same block for names.",
+        f"components for the loss, and {CLAIMED} neurons of the same block for names.",
     )
 
 
@@ -168,8 +163,7 @@ def _layer(record: Record[FeaturesOptions], table: pd.DataFrame) -> Section:
     return Section(
         "The layer",
         "Look for a curve well above that of principal components: there a few features per token stand for what the layer "
-        "computes. A "
-        f"random dictionary of equal size and sparsity shows what size alone gives.{paired}",
+        f"computes. A random dictionary of equal size and sparsity shows what size alone gives.{paired}",
         tuple(items),
     )
 
@@ -201,9 +195,8 @@ def _names(table: pd.DataFrame) -> Section:
         )
     return Section(
         "Names",
-        "Look at how few features reach the dense probe, and whether latents of a random dictionary or neurons reach it as "
-        "soon: then the "
-        "autoencoder adds nothing that a random basis or the network's own neurons do not have.",
+        "Look at how few features reach the dense probe, and whether latents of a random dictionary or neurons reach it as soon: "
+        "then the autoencoder adds nothing that a random basis or the network's own neurons do not have.",
         tuple(items),
     )
 
@@ -230,9 +223,8 @@ def _cards(record: Record[FeaturesOptions]) -> Section:
     if len(rows):
         shares = "; ".join(f"{r['condition']}: {format_estimate(r)}" for r in records(rows))
         text = (
-            "Look for features that are active on one meaning in different words. Those of a network with random weights can "
-            "only follow the "
-            f"tokens: the share of a feature's variance that the current token explains is {shares}."
+            "Look for features that are active on one meaning in different words. Those of a network with random weights can only "
+            f"follow the tokens: the share of a feature's variance that the current token explains is {shares}."
         )
     else:
         text = "Look for features that are active on one meaning in different words."

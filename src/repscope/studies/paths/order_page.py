@@ -88,9 +88,8 @@ def _digits(record: Record[Any]) -> Section:
         line["null" if null else names.BIMODALITY] = format_estimate(row)
     return Section(
         "Do networks learn digits in one order?",
-        "Look for correlations within and between architectures that the valid controls do not have. Accessibility of an "
-        "image: the "
-        "share of steps at which a network classifies it correctly. Random labels that all networks share give an order too: "
+        "Look for correlations within and between architectures that the valid controls do not have. Accessibility of an image: "
+        "the share of steps at which a network classifies it correctly. Random labels that all networks share give an order too: "
         "what networks share there is the labels.",
         (
             Figure(
@@ -138,9 +137,8 @@ def _grammar(record: Record[Any]) -> Section:
             Figure(
                 grids.points(frame, value_title="Spearman's rho", controls=grey, label_limit=330, rule=0.0),
                 "Order correlation of phenomena at matched loss",
-                "Mean over losses that all runs pass. Bars: 95 % intervals over runs. Grey: the grammar without differences "
-                "in frequency "
-                "and distance.",
+                "Mean over losses that all runs pass. Bars: 95 % intervals over runs. Grey: the grammar without differences in "
+                "frequency and distance.",
             )
         )
     for name in names.GRAMMARS:
@@ -160,8 +158,7 @@ def _grammar(record: Record[Any]) -> Section:
     return Section(
         "Do networks learn grammar in one order?",
         "Look for correlations at matched loss that remain when frequency, distance and length are regressed out, and that the "
-        "matched grammar "
-        "does not have.",
+        "matched grammar does not have.",
         tuple(items),
     )
 

@@ -116,11 +116,10 @@ def _matrices(record: Record[Any]) -> Section:
     figures += [_clusters(record), _heights(record)]
     return Section(
         "Which runs are in one basin",
-        "Look for dark blocks off the diagonal: gaps between runs of different groups. "
-        "Runs of one recipe share a pretrained network; their heads and their order of data differ. A path is the "
-        "straight line between the weights of two runs. Its convexity gap is the largest loss increase above a "
-        "chord over any part of the path. Groups are defined by the early bias; without an early bias, by the "
-        "strategy that a run took.",
+        "Look for dark blocks off the diagonal: gaps between runs of different groups. Runs of one recipe share a pretrained "
+        "network; their heads and their order of data differ. A path is the straight line between the weights of two runs. Its "
+        "convexity gap is the largest loss increase above a chord over any part of the path. Groups are defined by the early "
+        "bias; without an early bias, by the strategy that a run took.",
         tuple(figures),
     )
 
@@ -141,9 +140,8 @@ def _ratios(record: Record[Any]) -> Figure:
     return Figure(
         grids.points(frame, value_title="gap across groups ÷ gap within groups", controls=controls, label_limit=300, rule=1.0),
         "Convexity gap across groups, relative to that within groups (1: no separation)",
-        "Bars: 95 % intervals from resampling runs within groups; for shuffled groups, the range of 200 shuffles. "
-        "Controls are grey. For groups by strategy, a ratio above 1 shows that the strategies are separated, not "
-        "that they form clusters.",
+        "Bars: 95 % intervals from resampling runs within groups; for shuffled groups, the range of 200 shuffles. Controls are "
+        "grey. For groups by strategy, a ratio above 1 shows that the strategies are separated, not that they form clusters.",
     )
 
 
@@ -271,9 +269,8 @@ def _behaviour(record: Record[Any]) -> Section:
     )
     return Section(
         "Clusters against behaviour",
-        "Look for groups that differ in behaviour at equal loss. Permuted examples distinguish the rule (labels 0 and 1, word "
-        "by word) from lexical overlap. No run sees "
-        "them in the second part of training.",
+        "Look for groups that differ in behaviour at equal loss. Permuted examples distinguish the rule (labels 0 and 1, word by "
+        "word) from lexical overlap. No run sees them in the second part of training.",
         tuple(items),
     )
 
@@ -337,10 +334,9 @@ def _independent(record: Record[Any]) -> Section:
     )
     return Section(
         "Control: independent pretrainings",
-        "Look for barriers that weight matching does not remove. Runs from independent pretrainings are separated by "
-        "barriers, whatever their behaviour. A copy with "
-        "permuted units, heads and residual stream computes the same function, and yet there is a barrier. Weight "
-        "matching (Git Re-Basin) permutes one network to fit the other. It recovers the copy; how much it helps "
-        "for independent pretrainings is measured here.",
+        "Look for barriers that weight matching does not remove. Runs from independent pretrainings are separated by barriers, "
+        "whatever their behaviour. A copy with permuted units, heads and residual stream computes the same function, and yet "
+        "there is a barrier. Weight matching (Git Re-Basin) permutes one network to fit the other. It recovers the copy; how much "
+        "it helps for independent pretrainings is measured here.",
         (figure, Table(pd.DataFrame(lines), "Mean height of barriers (nats)")),
     )

@@ -44,9 +44,8 @@ def sentences(record: Record[Any]) -> list[str]:
     ]
     if ratio:
         lines.append(
-            f"Convexity gap, mean across groups / mean within groups: {'; '.join(ratio)}. For Euclidean distances "
-            f"between weights, this ratio is {format_estimate(rows[PLANTED, 'ratio', EUCLIDEAN])} for the groups with "
-            "early bias."
+            f"Convexity gap, mean across groups / mean within groups: {'; '.join(ratio)}. For Euclidean distances between weights, "
+            f"this ratio is {format_estimate(rows[PLANTED, 'ratio', EUCLIDEAN])} for the groups with early bias."
         )
     clusters = [
         f"{name} {format_estimate(rows[PLANTED, 'ARI', key])}"
@@ -76,10 +75,9 @@ def sentences(record: Record[Any]) -> list[str]:
     if "apart" in record.results:
         gaps = {r["condition"]: r for r in records(record.results["apart"].table, item=f"all pairs: {GAP}")}
         lines.append(
-            "Control, runs from independent pretrainings: the gap between them is "
-            f"{format_estimate(gaps[INDEPENDENT])} nats, and {format_estimate(gaps[REBASIN])} after weight matching. "
-            f"Between a run and a permuted copy it is {format_estimate(gaps[COPY])}, and "
-            f"{format_estimate(gaps[COPY_MATCHED])} after weight matching."
+            f"Control, runs from independent pretrainings: the gap between them is {format_estimate(gaps[INDEPENDENT])} nats, and "
+            f"{format_estimate(gaps[REBASIN])} after weight matching. Between a run and a permuted copy it is "
+            f"{format_estimate(gaps[COPY])}, and {format_estimate(gaps[COPY_MATCHED])} after weight matching."
         )
     return [*lines, *_failed_biases(record), *_published_sentences(record)]
 

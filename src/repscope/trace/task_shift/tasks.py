@@ -1,7 +1,8 @@
 """In-context learning and fine-tuning on the same k examples in one space: several tasks, and what they have in common.
 
-`measure_task` measures each task. Over tasks: the mean of every number, and matching after centring (`matching`). Controls: examples with permuted outputs, examples of another task, and fine-tuning on
-permuted outputs in place of the estimate's. Ceiling: in-context learning matched with itself on the other half of the queries.
+`measure_task` measures each task. Over tasks: the mean of every number, and matching after centring (`matching`). Controls:
+examples with permuted outputs, examples of another task, and fine-tuning on permuted outputs in place of the estimate's. Ceiling:
+in-context learning matched with itself on the other half of the queries.
 """
 
 from collections.abc import Sequence
