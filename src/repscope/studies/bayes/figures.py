@@ -8,6 +8,7 @@ import pandas as pd
 from repscope.conditions import ESTIMATE
 from repscope.report.charts import grids
 from repscope.report.page import Figure, Table
+from repscope.report.tables import cell
 from repscope.report.text import format_estimate
 from repscope.results import records
 from repscope.studies.bayes import names
@@ -76,5 +77,5 @@ def key(table: pd.DataFrame, beside: Sequence[str], untrained: str, subject: str
 
 
 def _line(what: str, own: Mapping[Any, Any], at: Mapping[str, Any], beside: Sequence[str]) -> dict[str, Any]:
-    cells = {c: format_estimate(at[c]) if c in at else "–" for c in beside}
+    cells = {c: cell(at.get(c)) for c in beside}
     return {"number": what, "networks": format_estimate(own), **cells, "n": own["n"]}

@@ -84,9 +84,7 @@ def _found(table: pd.DataFrame) -> Figure:
     frame = rows.assign(name=[f"{_KINDS[item]}, {split}" for item, split in zip(rows["item"], rows["split"])])
     traps = [name for name in frame["name"] if not name.startswith(_KINDS["shared"])]
     return Figure(
-        grids.points(
-            frame[["name", "value", "lo", "hi", "n"]], value_title="share of networks", controls=traps, label_limit=320, rule=0.05
-        ),
+        grids.points(frame, value_title="share of networks", controls=traps, label_limit=320, rule=0.05),
         "How often is a shared code found?",
         "A code counts as shared if both directions have p ≤ .05; the line is at 5 %. Grey: networks without a shared code. 95 % "
         "intervals over networks.",

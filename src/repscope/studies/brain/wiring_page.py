@@ -11,8 +11,9 @@ from repscope.bench import wiring as bench
 from repscope.conditions import ESTIMATE
 from repscope.report.charts import layers, neurons
 from repscope.report.page import Figure, Item, Section, Table
+from repscope.report.tables import cell, wide
 from repscope.report.text import format_estimate
-from repscope.results import records, select
+from repscope.results import first_row, records, select
 from repscope.studies.brain import parts
 from repscope.studies.run.study import Record
 
@@ -77,12 +78,12 @@ def links(table: pd.DataFrame, step: str) -> Table:
     for item in dict.fromkeys(select(rows, metric=wiring.DIFFERENCE)["item"]):
         at = {r["condition"]: r for r in records(rows, metric=wiring.DIFFERENCE, item=item)}
         p = select(rows, metric=wiring.P, definition=wiring.DIFFERENCE, item=item)["value"].tolist()
-        ratio = records(rows, metric=wiring.RATIO, item=item, condition=ESTIMATE)
+        ratio = first_row(rows, metric=wiring.RATIO, item=item, condition=ESTIMATE)
         line = {"connectome": item, "difference with a synapse": format_estimate(at[ESTIMATE])}
         line["p, cells permuted"] = f"{p[0]:.3g}" if p else "–"
         for name in (wiring.MATCHED, wiring.REWIRED):
-            line[name] = format_estimate(at[name]) if name in at else "–"
-        lines.append(line | {"log ratio, effects of both cells": format_estimate(ratio[0]) if ratio else "–"})
+            line[name] = cell(at.get(name))
+        lines.append(line | {"log ratio, effects of both cells": cell(ratio)})
     caption = (
         "Difference: pairs with a synapse minus pairs in contact without one. Matched pairs: the same presynaptic cell and equal "
         "contact. Rewired: what remains when synapses are rewired in proportion to contact, all numbers of partners kept."
@@ -192,11 +193,9 @@ def rates(table: pd.DataFrame, step: str, metric: str) -> Figure:
 def _holds(table: pd.DataFrame) -> Table:
     rows = select(table, step=parts.LIKE_TO_LIKE, metric=bench.HOLDS)
     names = {ESTIMATE: "interval over cells", wiring.NAIVE: "Wald, pairs as independent"}
-    cells = rows.assign(cell=[format_estimate(r) for r in records(rows)], condition=rows["condition"].map(names))
-    wide = cells.pivot_table(index="item", columns="condition", values="cell", aggfunc="first", sort=False).reset_index()
-    return Table(
-        wide, "How often do intervals contain the true slope?", "Nominal: 95 %. In brackets: 95 % intervals over connectomes."
-    )
+    found = wide(rows.assign(condition=rows["condition"].map(names)), "item", "condition")
+    caption = "Nominal: 95 %. In brackets: 95 % intervals over connectomes."
+    return Table(found, "How often do intervals contain the true slope?", caption)
 
 
 def _common_input(record: Record[Any]) -> Section:

@@ -16,8 +16,9 @@ from repscope.conditions import (
     TASK_VECTOR,
 )
 from repscope.report.page import Item, Page, Section, Table
+from repscope.report.tables import cell, wide
 from repscope.report.text import format_estimate, format_gain
-from repscope.results import records, select
+from repscope.results import first_row, records, select
 from repscope.studies.context import figures, names
 from repscope.studies.context.options import ContextOptions
 from repscope.studies.run.study import Answer, Record
@@ -77,25 +78,20 @@ def _count(table: pd.DataFrame) -> int:
     return int(select(table, metric=names.ACCURACY, item=names.ALL, condition=FEW_SHOT)["n"].max())
 
 
-def _cell(table: pd.DataFrame, **equal: object) -> str:
-    found = records(table, **equal)
-    return format_estimate(found[0]) if found else "–"
-
-
 def _key(table: pd.DataFrame, ways: list[str]) -> Table:
     rows: list[Rows] = []
     for condition, said in ((ESTIMATE, "function vector"), (TASK_VECTOR, "task vector")):
         at = {"metric": names.SHARE, "item": names.ALL}
         controls = {"chance": RANDOM_HEADS, "other task": OTHER_TASK, "permuted outputs": SHUFFLED_SHOTS}
-        line = {"": f"share of few-shot gain, {said}", "estimate": _cell(table, condition=condition, **at)}
-        rows.append(line | {name: _cell(table, condition=c, **at) for name, c in controls.items()} | {"p": "–"})
+        line = {"": f"share of few-shot gain, {said}", "estimate": cell(first_row(table, condition=condition, **at))}
+        rows.append(line | {name: cell(first_row(table, condition=c, **at)) for name, c in controls.items()} | {"p": "–"})
     for way in ways:
         here = {"item": way, "site": names.CHOSEN}
         own = records(table, metric=names.MATCH, condition=ESTIMATE, **here)[0]
         p = records(table, metric=names.P, condition=ESTIMATE, **here)[0]
         controls = {"chance": PERMUTED_TASKS, "other task": OTHER_SHOTS, "permuted outputs": SHUFFLED_SHOTS}
         line = {"": f"match of examples and {way}", "estimate": format_estimate(own)}
-        line |= {name: _cell(table, metric=names.MATCH, condition=c, **here) for name, c in controls.items()}
+        line |= {name: cell(first_row(table, metric=names.MATCH, condition=c, **here)) for name, c in controls.items()}
         rows.append(line | {"p": f"{p['value']:.2g}"})
     return Table(
         pd.DataFrame(rows),
@@ -105,21 +101,14 @@ def _key(table: pd.DataFrame, ways: list[str]) -> Table:
     )
 
 
-def _wide(rows: pd.DataFrame, index: list[str], columns: str) -> pd.DataFrame:
-    """Cells as a table."""
-    return rows.pivot_table(index=index, columns=columns, values="cell", aggfunc="first", sort=False).fillna("–").reset_index()
-
-
 def _vectors(record: Record[ContextOptions], table: pd.DataFrame) -> Section:
     shares = select(table, metric=names.SHARE)
-    wide = shares.assign(cell=[format_estimate(r) for r in records(shares)])
-    wide = wide.assign(condition=wide["condition"].replace(ESTIMATE, "function vector"))
-    wide = _wide(wide, ["item"], "condition")
+    cells = wide(shares.assign(condition=shares["condition"].replace(ESTIMATE, "function vector")), "item", "condition")
     made = pd.concat([r.side["vectors"] for name, r in record.results.items() if name.startswith("vectors")], ignore_index=True)
     items: list[Item] = [figures.accuracy(table)]
-    if len(wide):
+    if len(cells):
         caption = f"{names.SHARE_DEFINITION}; 95 % intervals over queries, in the last line over tasks."
-        items.append(Table(wide, "Share of the few-shot gain", caption))
+        items.append(Table(cells, "Share of the few-shot gain", caption))
     items.append(Table(made, "The vectors", "Blocks and heads are chosen on dev items; numbers elsewhere are of test items."))
     return Section(
         "How much of k examples does one vector give?",
@@ -138,8 +127,8 @@ def _movement(table: pd.DataFrame, ways: list[str]) -> Section:
         at = {r["metric"]: r for r in here if r["condition"] == ESTIMATE}
         held = {m: format_estimate(at[m]) for m in (names.RAW, names.SAME, names.MATCH)} | {"p": f"{at[names.P]['value']:.2g}"}
         held |= {f"match, {r['condition']}": format_gain(r) for r in here if r["metric"] == names.GAIN}
-        for name, cell in (held | {"most common block": str(at[names.MATCH]["layer"])}).items():
-            lines.setdefault(name, {})[way] = cell
+        for name, said in (held | {"most common block": str(at[names.MATCH]["layer"])}).items():
+            lines.setdefault(name, {})[way] = said
     rows = [{"": name, **cells} for name, cells in lines.items()]
     text = (
         "Look for a same-task cosine above that of other tasks. The raw cosine says little: k examples with permuted outputs move "
@@ -159,10 +148,9 @@ def _one_vector(table: pd.DataFrame) -> Section:
         at = select(table, metric=names.RECOVERED, item=names.of(names.ALL, way))
         for block, here in at.groupby("layer"):
             by = {r["condition"]: format_estimate(r) for r in records(here)}
-            rank = select(table, metric="share of rank 1", item=names.ALL, condition=way, site=f"resid_post.{block}")
+            rank = first_row(table, metric="share of rank 1", item=names.ALL, condition=way, site=f"resid_post.{block}")
             line = {"": way, "block": block, "recovered KL": by.get(ESTIMATE, "–"), "random direction": by.get(RANDOM, "–")}
-            line |= {"another task's vector": by.get(OTHER_TASK, "–")}
-            rows.append(line | {"share of rank 1": format_estimate(records(rank)[0]) if len(rank) else "–"})
+            rows.append(line | {"another task's vector": by.get(OTHER_TASK, "–"), "share of rank 1": cell(rank)})
     items: list[Item] = [figures.recovered(table, way) for way in ways]
     items.append(Table(pd.DataFrame(rows), "One vector per adaptation", "Mean over tasks with 95 % intervals over tasks."))
     return Section(
@@ -174,22 +162,18 @@ def _one_vector(table: pd.DataFrame) -> Section:
 
 def _accuracy(table: pd.DataFrame) -> Section:
     rows = figures.prompted(table)
-    scores = pd.DataFrame(
-        [
-            {"condition": r["condition"], "queries": r["split"], "accuracy": format_estimate(r), "tasks": r["n"]}
-            for r in records(rows)
-        ]
-    )
+    columns = ["condition", "queries", "accuracy", "tasks"]
+    scores = pd.DataFrame([[r["condition"], r["split"], format_estimate(r), r["n"]] for r in records(rows)], columns=columns)
     moved = table[table["metric"].isin(_SHIFTED) & (table["item"] == names.ALL)]
-    wide = moved.assign(cell=[format_estimate(r) for r in records(moved)])
-    wide = (
-        wide.pivot_table(index="condition", columns="metric", values="cell", aggfunc="first", sort=False).fillna("–").reset_index()
-    )
     curve = figures.steps(table)
     items: list[Item] = [] if curve is None else [curve]
     items += [
         Table(scores, "Accuracy at equal k", "Mean over tasks with 95 % intervals over tasks."),
-        Table(wide, "Next tokens", "How each adaptation changes the next token after the query; mean over tasks."),
+        Table(
+            wide(moved, "condition", "metric"),
+            "Next tokens",
+            "How each adaptation changes the next token after the query; mean over tasks.",
+        ),
     ]
     said = "; ".join(f"{r['condition']}: {format_estimate(r)}" for r in records(table, metric=names.STEPS, item=names.ALL))
     return Section(
@@ -206,14 +190,13 @@ def _constant(table: pd.DataFrame) -> tuple[Section, ...]:
     if rows.empty:
         return ()
     shown = rows[rows["metric"].isin(("KL", names.PROMPT, "unshifted", "marginal", "shifted"))]
-    shown = shown.assign(cell=[format_estimate(r) for r in records(shown)], item=shown["item"].replace("", "all positions"))
-    wide = _wide(shown, ["item", "condition"], "metric")
+    cells = wide(shown.assign(item=shown["item"].replace("", "all positions")), ["item", "condition"], "metric")
     caption = "95 % intervals over requests. Estimate: the base after the prompt; base network: without a prompt."
     return (
         Section(
             "Does a constant prompt do what tuning does?",
             "Look for KL recovered by the prompt well above that of a prompt about something else: any text before a request "
             "changes predictions.",
-            (Table(wide, "Next tokens of the tuned network's answers", caption),),
+            (Table(cells, "Next tokens of the tuned network's answers", caption),),
         ),
     )

@@ -7,7 +7,7 @@ import pandas as pd
 from repscope.conditions import BFLOAT16, ESTIMATE, PERMUTED_GAPS
 from repscope.report.charts import grids, runs
 from repscope.report.page import Figure, Table
-from repscope.report.text import format_estimate
+from repscope.report.tables import wide
 from repscope.results import records, select
 from repscope.studies.drift import gaps, names
 from repscope.studies.run.study import Record
@@ -133,13 +133,9 @@ def where(table: pd.DataFrame) -> list[Figure | Table]:
         items.append(Figure(chart, name, "Relative norm of the change.", small=True))
     sites = table[(table["metric"].isin([names.CKA, names.SHIFT])) & (table["site"] != "") & (table["condition"] == ESTIMATE)]
     if len(sites):
-        wide = sites.assign(cell=[format_estimate(r) for r in records(sites)], number=sites["metric"] + ", " + sites["site"])
-        wide = (
-            wide.pivot_table(index="item", columns="number", values="cell", aggfunc="first", sort=False).fillna("–").reset_index()
-        )
-        items.append(
-            Table(wide, "Representations by site", "CKA with the base, and the share of the change that one mean shift explains.")
-        )
+        found = wide(sites.assign(number=sites["metric"] + ", " + sites["site"]), "item", "number")
+        caption = "CKA with the base, and the share of the change that one mean shift explains."
+        items.append(Table(found, "Representations by site", caption))
     return items
 
 
@@ -150,8 +146,8 @@ def tokens(table: pd.DataFrame) -> list[Figure]:
         rows = table[(table["metric"] == metric) & (table["token"] != "") & (table["condition"] == ESTIMATE)]
         if rows.empty:
             continue
-        frame = rows.assign(dose=rows["token"].astype(int), condition=rows["item"])[_COLUMNS]
-        chart = grids.dose(frame.astype({"dose": float}), x_title="position in the completion", value_title=said)
+        frame = rows.assign(dose=rows["token"].astype(int).astype(float), condition=rows["item"])
+        chart = grids.dose(frame, x_title="position in the completion", value_title=said)
         items.append(Figure(chart, said[0].upper() + said[1:], "Means and 95 % intervals over seeds.", small=True))
     return items
 
@@ -166,8 +162,7 @@ def directions(table: pd.DataFrame) -> list[Figure]:
         frame = some.assign(name=some["item"].map(names.SHORT) + ": " + some["condition"].replace(ESTIMATE, "base's direction"))
         controls = [n for n in dict.fromkeys(frame["name"]) if not n.endswith("base's direction")]
         for metric, title in titles.items():
-            mine = frame[frame["metric"] == metric][["name", "value", "lo", "hi", "n"]]
-            chart = grids.points(mine, value_title=title, controls=controls, label_limit=300)
+            chart = grids.points(frame[frame["metric"] == metric], value_title=title, controls=controls, label_limit=300)
             items.append(Figure(chart, f"{title[0].upper()}{title[1:]}, {site}", "Controls are grey.", small=True))
     return items
 
@@ -181,13 +176,7 @@ def steering(table: pd.DataFrame) -> Figure | None:
     frame = rows.assign(name=rows["item"].map(names.SHORT) + ": " + [said.get(c, c) for c in rows["condition"]])
     controls = [n for n in frame["name"] if not n.endswith(("one vector", "fitted vectors"))]
     frame = frame.assign(lo=frame["lo"].clip(lower=-1), value=frame["value"].clip(lower=-1), hi=frame["hi"].clip(lower=-1))
-    chart = grids.points(
-        frame[["name", "value", "lo", "hi", "n"]],
-        value_title="share of the KL recovered",
-        controls=controls,
-        label_limit=320,
-        rule=1.0,
-    )
+    chart = grids.points(frame, value_title="share of the KL recovered", controls=controls, label_limit=320, rule=1.0)
     return Figure(
         chart,
         "Share of the KL that constant vectors recover",
@@ -212,6 +201,5 @@ def precision(table: pd.DataFrame) -> Figure | None:
             key = f"{split}: {said}"
             titles[key] = f"{said}, {split}"
             frames.append(some.assign(metric=key, name=some["item"].map(names.SHORT)))
-    frame = pd.concat(frames, ignore_index=True)[["metric", "name", "value", "lo", "hi", "n"]]
-    chart = grids.multiples(frame, titles=titles)
+    chart = grids.multiples(pd.concat(frames, ignore_index=True), titles=titles)
     return Figure(chart, "Share of unchanged weights", "After the same number of updates; means and 95 % intervals over seeds.")

@@ -10,8 +10,9 @@ from repscope.conditions import ESTIMATE
 from repscope.report.charts import grids
 from repscope.report.page import Figure, Table
 from repscope.report.style import INK, STYLES, data, finish, numbers, tips
+from repscope.report.tables import cell
 from repscope.report.text import format_estimate
-from repscope.results import records, select
+from repscope.results import first_row, records, select
 from repscope.studies.emergence import names
 
 _TITLES = {"facts": "facts", "trained queries": "trained queries", ESTIMATE: "held-out queries", names.OOD: "OOD"}
@@ -48,12 +49,13 @@ def transitions(table: pd.DataFrame) -> Table:
     """Steps of 50 % by phi, lag and sharpness."""
     rows = []
     for phi in phis(table):
+        own = select(table, item=names.item(phi))
         line: dict[str, Any] = {"phi": f"{phi:g}"}
         for condition, title in _TITLES.items():
-            line[f"step of 50 %, {title}"] = steps_text(_row(table, names.STEP, phi, condition))
-        line["lag"] = steps_text(_row(table, names.LAG, phi), "")
-        line["sharpness"] = _text(_row(table, names.SHARPNESS, phi))
-        line["learned evenly"] = _text(_row(table, names.SHARPNESS, phi, names.EVEN))
+            line[f"step of 50 %, {title}"] = steps_text(first_row(own, metric=names.STEP, condition=condition))
+        line["lag"] = steps_text(first_row(own, metric=names.LAG, condition=ESTIMATE), "")
+        for condition, title in ((ESTIMATE, "sharpness"), (names.EVEN, "learned evenly")):
+            line[title] = cell(first_row(own, metric=names.SHARPNESS, condition=condition))
         rows.append(line)
     caption = "Intervals resample networks and examples. “Not reached” within the training of this run."
     return Table(pd.DataFrame(rows), "Transitions", caption)
@@ -107,26 +109,22 @@ def head_table(table: pd.DataFrame) -> Table:
     for r in records(rows, condition=ESTIMATE, split=last):
         line = {"of": r["item"], "what": r["metric"], "heads": r["definition"], "at the last step": format_estimate(r)}
         for condition in (names.OTHER_TOKENS, names.OTHER_HEADS):
-            found = records(rows, metric=r["metric"], item=r["item"], condition=condition, split=last)
-            line[condition] = format_estimate(found[0]) if found else "–"
+            line[condition] = cell(first_row(rows, metric=r["metric"], item=r["item"], condition=condition, split=last))
         lines.append(line)
-    return Table(
-        pd.DataFrame(lines), "Heads", "Chosen at the last step on one half of the sequences or prompts, reported on the other."
-    )
+    caption = "Chosen at the last step on one half of the sequences or prompts, reported on the other."
+    return Table(pd.DataFrame(lines), "Heads", caption)
 
 
 def probe_transitions(table: pd.DataFrame) -> Table:
     """Steps and sharpness of every probe."""
     lines = []
     for row in records(table, metric=names.STEP, condition=ESTIMATE):
-        at = {"item": row["item"]}
         line = {"probe": row["item"], "step of 50 %": steps_text(row)}
         for metric, condition, title in (
             (names.SHARPNESS, ESTIMATE, "sharpness"),
             (names.SHARPNESS, names.EVEN, "sharpness, learned evenly"),
         ):
-            found = records(table, metric=metric, condition=condition, **at)
-            line[title] = _text(found[0] if found else None)
+            line[title] = cell(first_row(table, metric=metric, condition=condition, item=row["item"]))
         lines.append(line)
     return Table(pd.DataFrame(lines), "Transitions", "Intervals resample probes (of one run), or runs and probes.")
 
@@ -160,10 +158,9 @@ def paths(table: pd.DataFrame) -> tuple[Figure, Table]:
     lines = []
     for split in splits:
         at = table[table["split"] == split]
-        best = records(at, metric=names.KL, item=names.BEST, condition=ESTIMATE)[0]
-        line = {"trained on": split, "best path sum": best["definition"], "its KL": format_estimate(best)}
-        untrained = records(at, metric=names.KL, item=names.BEST, condition=names.UNTRAINED)
-        line["untrained network"] = format_estimate(untrained[0])
+        best = {r["condition"]: r for r in records(at, metric=names.KL, item=names.BEST)}
+        line = {"trained on": split, "best path sum": best[ESTIMATE]["definition"], "its KL": format_estimate(best[ESTIMATE])}
+        line["untrained network"] = format_estimate(best[names.UNTRAINED])
         for r in records(at, metric=names.NEARER):
             line[f"{r['condition']} minus it"] = format_estimate(r)
         for r in records(at, metric=names.MASS):
@@ -202,12 +199,3 @@ def gains(frame: pd.DataFrame) -> Table:
         said = r["refusal"] or f"{r['gain']:.2f} [{r['lo']:.2f}, {hi}]"
         found.append({"score": r["score"], "network": r["item"], "compute-equivalent gain, 90 % CI": said})
     return Table(pd.DataFrame(found), "Compute-equivalent gains", "A gain of 2 is worth twice the pre-training compute.")
-
-
-def _row(table: pd.DataFrame, metric: str, phi: float, condition: str = ESTIMATE) -> dict[Any, Any] | None:
-    found = records(table, metric=metric, item=names.item(phi), condition=condition)
-    return found[0] if found else None
-
-
-def _text(row: dict[Any, Any] | None) -> str:
-    return "–" if row is None else format_estimate(row)

@@ -7,6 +7,7 @@ import pandas as pd
 from repscope.conditions import over
 from repscope.report.charts import grids, layers
 from repscope.report.page import Card, Cards, Figure, Item, Page, Section, Table
+from repscope.report.tables import cell, wide
 from repscope.report.text import format_estimate, format_gain
 from repscope.results import ESTIMATE, records, select
 from repscope.studies.features import names
@@ -125,7 +126,7 @@ def _key(table: pd.DataFrame) -> Table:
 
 
 def _line(what: str, at: dict[Any, Any], dense: str, baseline: str) -> dict[str, Any]:
-    cells = {c: format_estimate(at[c]) if c in at else "–" for c in (ESTIMATE, names.DICTIONARY, names.WEIGHTS, baseline)}
+    cells = {c: cell(at.get(c)) for c in (ESTIMATE, names.DICTIONARY, names.WEIGHTS, baseline)}
     return {
         "": what,
         "estimate": cells[ESTIMATE],
@@ -153,9 +154,8 @@ def _layer(record: Record[FeaturesOptions], table: pd.DataFrame) -> Section:
         items.append(
             Figure(figure, f"{metric[0].upper()}{metric[1:]} by sparsity", f"{caption} Bands: 95 % over texts.", small=True)
         )
-    wide = quality.assign(cell=[format_estimate(r) for r in records(quality)])
-    wide = wide.pivot_table(index=["item", "condition"], columns="metric", values="cell", aggfunc="first").fillna("–").reset_index()
-    items.append(Table(wide, "Quality of each autoencoder on held-out texts", "With 95 % intervals over texts."))
+    cells = wide(quality, ["item", "condition"], "metric", sort=True)
+    items.append(Table(cells, "Quality of each autoencoder on held-out texts", "With 95 % intervals over texts."))
     items.append(Table(record.results["quality"].side["density"], "How often latents are active", "Share of latents by density."))
     gain = records(table, metric="gain", item=names.RECOVERED)
     against = "; ".join(f"{r['split']}: {format_gain(r)} {r['condition']}" for r in gain)

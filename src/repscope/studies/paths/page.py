@@ -8,6 +8,7 @@ import pandas as pd
 from repscope.conditions import COPY, COPY_MATCHED, INDEPENDENT, MATCHED, NO_BIAS, REBASIN, SHUFFLED_GROUPS, shuffled
 from repscope.report.charts import grids, runs
 from repscope.report.page import Figure, Page, Section, Table
+from repscope.report.tables import cell
 from repscope.report.text import format_estimate
 from repscope.results import records
 from repscope.studies.paths import order_page, published_page
@@ -57,7 +58,7 @@ def _key(record: Record[Any]) -> Table:
     for title, (metric, item) in _KEY.items():
         found = {name: rows[c, metric, item] for c, name in names.items() if (c, metric, item) in rows}
         if found:
-            cells = {name: format_estimate(found[name]) if name in found else "–" for name in names.values()}
+            cells = {name: cell(found.get(name)) for name in names.values()}
             lines.append({"number": title, **cells, "pretrainings": max(int(r["n"]) for r in found.values())})
     return Table(pd.DataFrame(lines), "Key numbers", "Mean over pretrainings and its 95 % interval over them.")
 

@@ -30,7 +30,7 @@ from repscope.data.model_summary import is_model_summary
 from repscope.data.reading import OPTIONS as READING
 from repscope.errors import UserError
 from repscope.models.checkpoints import CheckpointSet
-from repscope.models.loading.stacked_weights import Evaluate, State, stack, unstack
+from repscope.models.loading.stacked_weights import Evaluate, State, arrays_of, stack, state_of, unstack
 from repscope.progress import progress
 from repscope.results import Result, Row, concat, records
 from repscope.stats.clustering import average_linkage, double_centred
@@ -39,7 +39,7 @@ from repscope.studies.paths.blimp_order import blimp_order
 from repscope.studies.paths.digits_order import digits_order
 from repscope.studies.paths.grammar_order import WORLDS, forecast, grammar_order, kinds, train_grammar
 from repscope.studies.paths.options import PathsOptions
-from repscope.studies.run.study import Context, Cost, Setup, Step, Subject
+from repscope.studies.run.study import Context, Cost, Setup, Step, Subject, trained_here
 from repscope.trace.barriers import GAP, HEIGHTS, height
 from repscope.trace.interpolation import Curves, all_pairs, curves
 from repscope.trace.run_table import RunMeasurements, rows
@@ -49,7 +49,6 @@ from repscope.worlds.hans import classifier, fine_tuning, recipes
 from repscope.worlds.hans.fine_tuning import FineTuning, World
 from repscope.worlds.hans.training import Schedule
 
-_TRAINED = "small-transformers"
 _CHECKPOINTS = 10  #: of the second part of a run; those of equal ID loss are chosen among them
 _TABLES = ("published", "clusters", "train", "orders", *READING)
 _OF_ORDERS = ("networks", "grammar_runs", "grammar_steps", "pairs", "checkpoints")
@@ -74,8 +73,7 @@ def subject(setup: Setup[PathsOptions]) -> Subject:
     """The models trained in the study, or those of a published table."""
     if setup.options.table_alone:
         return Subject("published-table", "published table", {"model": "published table", "precision": ""})
-    facts = {"model": _TRAINED, "precision": "float32, trained in this run"}
-    return Subject("tiny" if setup.options.tiny else _TRAINED, _TRAINED, facts)
+    return trained_here(setup, "small-transformers")
 
 
 def _trained(setup: Setup[PathsOptions], o: PathsOptions) -> list[Step]:
@@ -186,9 +184,7 @@ def _evaluators(o: PathsOptions) -> tuple[Evaluate, Evaluate]:
 
 
 def _base(context: Context, fork: int) -> State:
-    prefix = f"{fork}/"
-    held = context.inputs["pretraining"].arrays
-    return {k.removeprefix(prefix): torch.from_numpy(v.copy()) for k, v in held.items() if k.startswith(prefix)}
+    return state_of(context.inputs["pretraining"].arrays, f"{fork}/")
 
 
 def _pretraining(setup: Setup[PathsOptions], context: Context) -> Result:
@@ -212,7 +208,7 @@ def _pretraining(setup: Setup[PathsOptions], context: Context) -> Result:
                 )
                 for i, v in enumerate(values)
             ]
-    return Result.of(found, arrays={f"{f}/{k}": v.numpy() for f, state in held.items() for k, v in state.items()})
+    return Result.of(found, arrays={k: v for f, state in held.items() for k, v in arrays_of(state, f"{f}/").items()})
 
 
 def _phases(setup: Setup[PathsOptions], context: Context) -> Result:

@@ -133,6 +133,12 @@ class Subject:
     beside: Mapping[str, str] = field(default_factory=dict)
 
 
+def trained_here(setup: Setup[AnyOptions], networks: str) -> Subject:
+    """Networks that the study trains; networks: what they are called."""
+    facts = {"model": networks, "precision": "float32, trained in this run"}
+    return Subject("tiny" if setup.options.tiny else networks, networks, facts)
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the command line prints: rows as a table under a title, and lines. more: for `--json`. passed: exit code 0 or 1."""
