@@ -123,16 +123,9 @@ def section(result: Result, gap: Matrix) -> Section:
     behaviour = _behaviour(side)
     points = pd.DataFrame({"x": side[MAIN], "y": side[behaviour], "group": group, "name": side["run"]})
     table = result.table[result.table["metric"].str.contains("mantel|AUC|ARI|ratio")]
-    lines = pd.DataFrame(
-        [
-            {
-                "number": r["metric"],
-                "of": r["item"],
-                "value": f"{r['value']:.3g}" + (f" [{r['lo']:.3g}, {r['hi']:.3g}]" if np.isfinite(r["lo"]) else ""),
-            }
-            for r in records(table)
-        ]
-    )
+    brackets = [f" [{r['lo']:.3g}, {r['hi']:.3g}]" if np.isfinite(r["lo"]) else "" for r in records(table)]
+    values = [f"{value:.3g}{end}" for value, end in zip(table["value"], brackets)]
+    lines = pd.DataFrame({"number": table["metric"], "of": table["item"], "value": values})
     return Section(
         "Are there basins, and do they predict anything?",
         "Look for clusters that differ in behaviour. Clustering always returns two clusters. They are informative if they "

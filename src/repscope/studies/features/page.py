@@ -17,6 +17,12 @@ from repscope.studies.run.study import Answer, Record
 
 _HEADLINE = (names.DENSE, names.DICTIONARY, names.NEURONS)
 _QUALITY = (names.L0, names.EXPLAINED, names.RECOVERED, names.KL, names.DEAD)
+_NAMED = "Held-out names. The features are chosen among the names of each training fold. Horizontal: probes on all features."
+_CARD = "Shade: activation relative to the feature's largest. Each passage is centred on its largest activation."
+_MEANT = {
+    names.RECOVERED: "0: the site is replaced by its mean over the corpus. 1: the model as it is.",
+    names.EXPLAINED: "1 minus the squared error over the squared distance to the mean of the site.",
+}
 _TESTED = (
     "Tested: how much of the model's loss the features keep when they replace the layer, and what a few of them tell of a name. "
     "Not tested: whether people find their descriptions right."
@@ -60,12 +66,10 @@ def answer(record: Record[FeaturesOptions]) -> Answer:
             f"names, against {format_estimate(dense)} for a dense probe, {format_estimate(at[names.DICTIONARY])} for a random "
             f"dictionary and {format_estimate(at[names.NEURONS])} for {CLAIMED} neurons."
         )
-    for row in records(table, metric=names.MATCHED, condition=ESTIMATE):
-        chance = records(table, metric=names.MATCHED, condition=names.DICTIONARY)[0]
-        lines.append(
-            f"A feature's match in the second seed: cosine {format_estimate(row)}, with a random dictionary "
-            f"{format_estimate(chance)}."
-        )
+    matched = {r["condition"]: format_estimate(r) for r in records(table, metric=names.MATCHED)}
+    if matched:
+        said = f"cosine {matched[ESTIMATE]}, with a random dictionary {matched[names.DICTIONARY]}"
+        lines.append(f"A feature's match in the second seed: {said}.")
     return Answer(lines)
 
 
@@ -126,16 +130,9 @@ def _key(table: pd.DataFrame) -> Table:
 
 
 def _line(what: str, at: dict[Any, Any], dense: str, baseline: str) -> dict[str, Any]:
-    cells = {c: cell(at.get(c)) for c in (ESTIMATE, names.DICTIONARY, names.WEIGHTS, baseline)}
-    return {
-        "": what,
-        "estimate": cells[ESTIMATE],
-        "dense probe": dense,
-        "random dictionary": cells[names.DICTIONARY],
-        "random weights": cells[names.WEIGHTS],
-        "baseline": cells[baseline],
-        "n": at[ESTIMATE]["n"],
-    }
+    named = {"random dictionary": names.DICTIONARY, "random weights": names.WEIGHTS, "baseline": baseline}
+    cells = {title: cell(at.get(c)) for title, c in named.items()}
+    return {"": what, "estimate": cell(at[ESTIMATE]), "dense probe": dense, **cells, "n": at[ESTIMATE]["n"]}
 
 
 def _layer(record: Record[FeaturesOptions], table: pd.DataFrame) -> Section:
@@ -146,14 +143,9 @@ def _layer(record: Record[FeaturesOptions], table: pd.DataFrame) -> Section:
         if (rows := select(quality, metric=metric)).empty:
             continue
         rows = rows.assign(dose=[active[i, c] for i, c in zip(rows["item"], rows["condition"])])
-        figure = grids.dose(rows, x_title="active latents per token (L0)", value_title=said, log=True, share=False)
-        caption = {
-            names.RECOVERED: "0: the site is replaced by its mean over the corpus. 1: the model as it is.",
-            names.EXPLAINED: "1 minus the squared error over the squared distance to the mean of the site.",
-        }[metric]
-        items.append(
-            Figure(figure, f"{metric[0].upper()}{metric[1:]} by sparsity", f"{caption} Bands: 95 % over texts.", small=True)
-        )
+        chart = grids.dose(rows, x_title="active latents per token (L0)", value_title=said, log=True, share=False)
+        caption = f"{_MEANT[metric]} Bands: 95 % over texts."
+        items.append(Figure(chart, f"{metric[0].upper()}{metric[1:]} by sparsity", caption, small=True))
     cells = wide(quality, ["item", "condition"], "metric", sort=True)
     items.append(Table(cells, "Quality of each autoencoder on held-out texts", "With 95 % intervals over texts."))
     items.append(Table(record.results["quality"].side["density"], "How often latents are active", "Share of latents by density."))
@@ -178,21 +170,9 @@ def _names(table: pd.DataFrame) -> Section:
         dense = table[(table["item"] == name) & table["metric"].isin(["accuracy", "r2"])].assign(dose=float("nan"))
         drawn = pd.concat([*parts, dense])
         metric = str(drawn["metric"].iloc[0])
-        items.append(
-            Figure(
-                grids.dose(
-                    drawn,
-                    x_title="features of the probe",
-                    value_title={"accuracy": "accuracy", "r2": "R²"}[metric],
-                    share=metric == "accuracy",
-                    log=True,
-                ),
-                title(name),
-                "Held-out names. The features are chosen among the names of each training fold. Horizontal: probes on all "
-                "features.",
-                small=True,
-            )
-        )
+        said = {"accuracy": "accuracy", "r2": "R²"}[metric]
+        chart = grids.dose(drawn, x_title="features of the probe", value_title=said, share=metric == "accuracy", log=True)
+        items.append(Figure(chart, title(name), _NAMED, small=True))
     return Section(
         "Names",
         "Look at how few features reach the dense probe, and whether latents of a random dictionary or neurons reach it as soon: "
@@ -208,26 +188,14 @@ def _cards(record: Record[FeaturesOptions]) -> Section:
         (ESTIMATE, "Features of the network"),
         (names.WEIGHTS, "Control: features of the same network with random weights"),
     ):
-        own = cards[cards["condition"] == condition]
-        if own.empty:
-            continue
-        made = tuple(_card(row, passages) for row in records(own))
-        items.append(
-            Cards(
-                made,
-                said,
-                "Shade: activation relative to the feature's largest. Each passage is centred on its largest activation.",
-            )
+        if made := tuple(_card(row, passages) for row in records(cards, condition=condition)):
+            items.append(Cards(made, said, _CARD))
+    text = "Look for features that are active on one meaning in different words."
+    if shares := "; ".join(f"{r['condition']}: {format_estimate(r)}" for r in records(record.table, metric=names.TOKEN_SHARE)):
+        text += (
+            " Those of a network with random weights can only follow the tokens: the share of a feature's variance that the "
+            f"current token explains is {shares}."
         )
-    rows = select(record.table, metric=names.TOKEN_SHARE)
-    if len(rows):
-        shares = "; ".join(f"{r['condition']}: {format_estimate(r)}" for r in records(rows))
-        text = (
-            "Look for features that are active on one meaning in different words. Those of a network with random weights can only "
-            f"follow the tokens: the share of a feature's variance that the current token explains is {shares}."
-        )
-    else:
-        text = "Look for features that are active on one meaning in different words."
     return Section("Features", text, tuple(items))
 
 
@@ -244,21 +212,16 @@ def _stability(table: pd.DataFrame) -> tuple[Section, ...]:
     rows = records(table, metric=names.MATCHED)
     if not rows:
         return ()
-    again = {r["condition"]: r for r in records(table, metric=names.FOUND)}
-    shown = [
-        {
-            "": r["condition"],
-            "matched cosine": format_estimate(r),
-            f"cosine above {names.AGAIN}": format_estimate(again[r["condition"]]),
-            "features": r["n"],
-        }
-        for r in rows
-    ]
+    again = {r["condition"]: format_estimate(r) for r in records(table, metric=names.FOUND)}
+    shown = pd.DataFrame(
+        [[r["condition"], format_estimate(r), again[r["condition"]], r["n"]] for r in rows],
+        columns=["", "matched cosine", f"cosine above {names.AGAIN}", "features"],
+    )
     return (
         Section(
             "A second seed",
             "Look for a matched cosine near 1: then the features are the layer's, not those of one training. Each feature that is "
             "active on stored rows is matched with one of a second autoencoder, trained on the same activations from another seed.",
-            (Table(pd.DataFrame(shown), "Are the features of one seed found by the other?", "With 95 % intervals over features."),),
+            (Table(shown, "Are the features of one seed found by the other?", "With 95 % intervals over features."),),
         ),
     )
