@@ -31,7 +31,6 @@ from repscope.studies.run.study import Answer, Record
 _LARGEST = 12  #: tensors in the table of the largest changes
 _SHIFTS = ("unshifted", "marginal", "shifted")
 _POSITIONS = 24
-_NO_CONTROL = {"control": "–", "control value": "–"}
 _INTERVALS = (
     "With 95 % intervals over batches of prompts or prompts. Values over all weights are exact; their brackets are the spread over "
     "tensors."
@@ -276,10 +275,9 @@ def _key(record: Record[CompareOptions]) -> pd.DataFrame:
         same = {k: row[k] for k in ("metric", "site", "item")}
         controls = [r for r in records(table, **same) if r["condition"] != ESTIMATE]
         controls.sort(key=lambda r: str(r["condition"]) != ANOTHER_SEED)  # the floor, where there is one
-        cells = (
-            {"control": str(controls[0]["condition"]), "control value": _interval(controls[0])} if controls else dict(_NO_CONTROL)
-        )
-        rows.append({"number": _place(row), "estimate": _interval(row), **cells, "n": int(row["n"])})
+        control, value = (str(controls[0]["condition"]), _interval(controls[0])) if controls else ("–", "–")
+        own = {"number": _place(row), "estimate": _interval(row)}
+        rows.append({**own, "control": control, "control value": value, "n": int(row["n"])})
     return pd.DataFrame(rows)
 
 

@@ -49,5 +49,4 @@ def subject(setup: Setup[EmergenceOptions]) -> Subject:
 
 
 def _asked(setup: Setup[EmergenceOptions]) -> given_checkpoints.Asked:
-    found: given_checkpoints.Asked = setup.memo.setdefault("asked", given_checkpoints.Asked(setup.options))
-    return found
+    return setup.once("asked", lambda: given_checkpoints.Asked(setup.options))

@@ -54,16 +54,13 @@ class Checkpoint:
 
 def pairs_of(setup: Setup[MinimalPairsOptions]) -> MinimalPairs:
     """The pairs that are scored, read once per run."""
-    if "pairs" not in setup.memo:
-        o = setup.options
-        read = (
-            generated(6, o.seed)
-            if o.file is None
-            else read_pairs(o.file, good=o.good, bad=o.bad, phenomenon=o.phenomenon, decimal=o.decimal, na=o.na, quote=o.quote)
-        )
-        setup.memo["pairs"] = read.chosen(o.phenomena, o.pairs, o.seed)
-    found: MinimalPairs = setup.memo["pairs"]
-    return found
+    return setup.once("pairs", lambda: _read(setup.options))
+
+
+def _read(o: MinimalPairsOptions) -> MinimalPairs:
+    columns = {"good": o.good, "bad": o.bad, "phenomenon": o.phenomenon}
+    read = generated(6, o.seed) if o.file is None else read_pairs(o.file, **columns, **o.how())
+    return read.chosen(o.phenomena, o.pairs, o.seed)
 
 
 def generated(count: int, seed: int) -> MinimalPairs:
