@@ -29,8 +29,7 @@ def rank_features(features: Features, task: ProbeTask, rows: Int[np.ndarray, "tr
         centred = y[:, 0] - y[:, 0].mean()
         between = np.square(centred @ x) / max(float(np.square(centred).sum()), 1e-300)
     share = between / np.where(total > 1e-12 * len(x), total, np.inf)
-    order: np.ndarray = np.argsort(-share, kind="stable")
-    return order
+    return np.asarray(np.argsort(-share, kind="stable"))
 
 
 def sparse_probe(

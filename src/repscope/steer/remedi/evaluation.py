@@ -66,8 +66,7 @@ def essence(
         changed = [c.text for c in lm.generate(list(edit), new_tokens)]
     fitted = TfidfVectorizer(token_pattern=r"\S+").fit([text or "." for text in (*plain, *changed)])
     a, b = (fitted.transform([text or "." for text in texts]) for texts in (plain, changed))
-    found: np.ndarray = np.asarray(a.multiply(b).sum(1)).ravel()
-    return found
+    return np.asarray(np.asarray(a.multiply(b).sum(1)).ravel())
 
 
 def with_context(prompt: Prompt, context: Prompt) -> Prompt:

@@ -99,8 +99,7 @@ def token_ranks(logits: Logits, ids: Int[Tensor, "*position"] | Int[np.ndarray, 
     """
     values = torch.as_tensor(logits)
     own = values.gather(-1, torch.as_tensor(ids).to(values.device)[..., None])
-    ranks: np.ndarray = (1 + (values > own).sum(-1)).cpu().numpy()
-    return ranks
+    return np.asarray((1 + (values > own).sum(-1)).cpu().numpy())
 
 
 @dataclass(frozen=True)
