@@ -20,7 +20,7 @@ _SAID = {names.NORM: "relative norm of the change", names.KL: "KL from the check
 def gap(table: pd.DataFrame, metric: str, *, headline: bool = False) -> Figure | None:
     """Drift by gap, one line per method; the control is the line that the permuted gaps of RL give."""
     rows = table[(table["split"] == "gap") & (table["condition"] == ESTIMATE)]
-    drawn: list[dict[str, Any]] = []
+    drawn: list[tuple[Any, ...]] = []
     for name in gaps.METHODS:
         mine = rows[rows["item"] == name]
         x = mine[mine["metric"] == "gap"].set_index("token")["value"]
@@ -29,7 +29,7 @@ def gap(table: pd.DataFrame, metric: str, *, headline: bool = False) -> Figure |
             r = y.loc[level]
             ends = [r["value"], r["lo"], r["hi"]]
             value, lo, hi = (1 - ends[0], 1 - ends[2], 1 - ends[1]) if metric == names.CKA else ends
-            drawn.append({"dose": x[level], "condition": name, "value": value, "lo": lo, "hi": hi, "n": r["n"]})
+            drawn.append((x[level], name, value, lo, hi, r["n"]))
     if not drawn:
         return None
     frame = pd.DataFrame(drawn, columns=_COLUMNS)
@@ -57,16 +57,7 @@ def _permuted(table: pd.DataFrame, metric: str, frame: pd.DataFrame) -> pd.DataF
     lines = []
     for x in (mine["dose"].min(), mine["dose"].max()):
         ends = sorted(height + null[0][k] * (x - middle) for k in ("lo", "hi"))
-        lines.append(
-            {
-                "dose": x,
-                "condition": PERMUTED_GAPS,
-                "value": height + null[0]["value"] * (x - middle),
-                "lo": ends[0],
-                "hi": ends[1],
-                "n": null[0]["n"],
-            }
-        )
+        lines.append((x, PERMUTED_GAPS, height + null[0]["value"] * (x - middle), *ends, null[0]["n"]))
     return pd.DataFrame(lines, columns=_COLUMNS)
 
 
@@ -96,32 +87,19 @@ def along(record: Record[Any]) -> Figure | None:
         mine = curve[(curve["rate"] == record.options.rate) & (curve["repeat"] == 0)]
         for updates, some in mine.groupby("updates"):
             if updates and len(some) == record.options.seeds:
-                lines.append(
-                    {
-                        "dose": some["reward"].mean(),
-                        "condition": name,
-                        "value": some[names.NORM].mean(),
-                        "lo": some[names.NORM].min(),
-                        "hi": some[names.NORM].max(),
-                        "n": len(some),
-                    }
-                )
+                norm = some[names.NORM]
+                lines.append((some["reward"].mean(), name, norm.mean(), norm.min(), norm.max(), len(some)))
     if not lines:
         return None
-    chart = grids.dose(
-        pd.DataFrame(lines, columns=_COLUMNS), x_title="reward", value_title="relative norm of the change", share=False
-    )
+    frame = pd.DataFrame(lines, columns=_COLUMNS)
+    chart = grids.dose(frame, x_title="reward", value_title=_SAID[names.NORM], share=False)
     return Figure(chart, "Weight drift along training", "Each line is one method in training; bands: the range over seeds.")
 
 
 def where(table: pd.DataFrame) -> list[Figure | Table]:
     """Weight drift by module and layer, one grid per method; CKA and mean shift by site."""
-    rows = table[
-        (table["metric"] == names.NORM)
-        & (table["split"] == names.AT_REWARD)
-        & (table["condition"] == ESTIMATE)
-        & (table["site"] != "")
-    ]
+    rows = select(table, metric=names.NORM, split=names.AT_REWARD, condition=ESTIMATE)
+    rows = rows[rows["site"] != ""]
     items: list[Figure | Table] = []
     for name in dict.fromkeys(rows["item"]):
         some = rows[rows["item"] == name]
