@@ -292,7 +292,7 @@ def _svg(chart: alt.TopLevelMixin) -> str:
     return base64.b64encode(vlc.vegalite_to_svg(spec_of(chart), vl_version=vega_lite_version()).encode()).decode()
 
 
-def _few(values: "pd.Series[str]", most: int = 4) -> str:
+def _few(values: "pd.Series[str]") -> str:
     """The distinct values, the first few by name."""
     names = [str(v) for v in values.dropna().unique() if v]
-    return ", ".join(names[:most]) + (f" … ({len(names)})" if len(names) > most else "")
+    return ", ".join(names[:4]) + (f" … ({len(names)})" if len(names) > 4 else "")

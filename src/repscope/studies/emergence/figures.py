@@ -74,7 +74,7 @@ def steps_text(row: dict[Any, Any] | None, form: str = ".0f") -> str:
     return f"{row['value']:{form}} [{row['lo']:{form}}, {hi}]"
 
 
-def probes(table: pd.DataFrame, metric: str, title: str = "") -> Figure:
+def probes(table: pd.DataFrame, metric: str) -> Figure:
     """A metric of every probe or head over steps, its control dashed; intervals over the examples of a skill."""
     rows = select(table, metric=metric)
     rows = rows.assign(step=[max(1.0, names.step_of(split)) for split in rows["split"]])
@@ -98,7 +98,7 @@ def probes(table: pd.DataFrame, metric: str, title: str = "") -> Figure:
             layers.append(base.mark_area(opacity=0.12).encode(y=lo, y2="hi:Q"))
         layers.append(base.mark_line(point=True, strokeDash=dash).encode(y=y))
     caption = "Dashed: the control. Step 0 is drawn at 1."
-    return Figure(finish(*layers, height=260, max_width=620), title or f"{metric.capitalize()} over checkpoints", caption)
+    return Figure(finish(*layers, height=260, max_width=620), f"{metric.capitalize()} over checkpoints", caption)
 
 
 def head_table(table: pd.DataFrame) -> Table:
@@ -170,8 +170,9 @@ def paths(table: pd.DataFrame) -> tuple[Figure, Table]:
     return figure, Table(pd.DataFrame(lines), "The best path sum and the controls", said)
 
 
-def ladder(law: pd.DataFrame, points: pd.DataFrame, *, score: str = names.LOSS) -> Figure:
+def ladder(law: pd.DataFrame, points: pd.DataFrame) -> Figure:
     """Losses by compute with the fitted law, and the enhanced networks at the compute of their base."""
+    score = names.LOSS
     own = points[points["method"].isna() | (points["method"] == "")]
     mean = own.groupby("compute")[score].mean().rename("value").reset_index().assign(name="ladder")
     tuned = points.drop(own.index)
