@@ -112,16 +112,17 @@ def section(result: Result, gap: Matrix) -> Section:
     method = f"average linkage, {GAP}, double-centred"
     group = side["group"].astype(str) if "group" in side else side[method].map(lambda c: f"cluster {c}")
     order = np.lexsort((side[method].to_numpy(), group.to_numpy()))
-    frame = pd.DataFrame(
-        [
-            {"a": i, "b": j, "value": gap[a, b], "name_a": side["run"][a], "name_b": side["run"][b], "group_a": group[a]}
-            for i, a in enumerate(order)
-            for j, b in enumerate(order)
-        ]
-    )
+    cells = [
+        {"a": i, "b": j, "value": gap[a, b], "name_a": side["run"][a], "name_b": side["run"][b], "group_a": group[a]}
+        for i, a in enumerate(order)
+        for j, b in enumerate(order)
+    ]
     top = float(np.quantile(gap[np.triu_indices(len(gap), 1)], 0.98)) or 1.0
+    gaps = charts.distances(pd.DataFrame(cells), value_title="convexity gap", top=top)
+    ordered = f"Ordered by {'group, then by ' if 'group' in side else ''}{method}."
     behaviour = _behaviour(side)
     points = pd.DataFrame({"x": side[MAIN], "y": side[behaviour], "group": group, "name": side["run"]})
+    runs = charts.scattered(points, x_title=MAIN, y_title=behaviour)
     table = result.table[result.table["metric"].str.contains("mantel|AUC|ARI|ratio")]
     brackets = [f" [{r['lo']:.3g}, {r['hi']:.3g}]" if np.isfinite(r["lo"]) else "" for r in records(table)]
     values = [f"{value:.3g}{end}" for value, end in zip(table["value"], brackets)]
@@ -132,18 +133,8 @@ def section(result: Result, gap: Matrix) -> Section:
         "predict behaviour that was not used for "
         "clustering, and predict it better than the main loss and Euclidean distances between weights do.",
         (
-            Figure(
-                charts.distances(frame, value_title="convexity gap", top=top),
-                "Convexity gaps",
-                f"Ordered by {'group, then by ' if 'group' in side else ''}{method}.",
-                small=True,
-            ),
-            Figure(
-                charts.scattered(points, x_title=MAIN, y_title=behaviour),
-                "Behaviour and main loss of each run",
-                "One point per run.",
-                small=True,
-            ),
+            Figure(gaps, "Convexity gaps", ordered, small=True),
+            Figure(runs, "Behaviour and main loss of each run", "One point per run.", small=True),
             Table(
                 lines,
                 "Numbers",

@@ -197,18 +197,10 @@ def _behaviours(record: Record[Any]) -> Section:
 def _dose(record: Record[Any]) -> Section:
     dosed = record.results["clusters"].side["dose"].rename(columns={"method": "condition"})
     titles = {"size": "effect norm / median norm", "kl": "KL of the next token (nats)"}
-    items = tuple(
-        Figure(
-            grids.dose(
-                dosed[dosed["metric"] == metric].drop(columns="metric"),
-                x_title="dose (1 = the scale)",
-                value_title=title,
-                share=False,
-            ),
-            "Effect norm by dose" if metric == "size" else "KL by dose",
-            "Held-out prompts, directions of the first seed; bands: 95 % bootstrap intervals over directions.",
-            small=True,
-        )
-        for metric, title in titles.items()
-    )
-    return Section("Dose", "Look for where effects stop growing in proportion: there the response is no longer linear.", items)
+    caption = "Held-out prompts, directions of the first seed; bands: 95 % bootstrap intervals over directions."
+    items = []
+    for metric, title in titles.items():
+        chart = grids.dose(dosed[dosed["metric"] == metric], x_title="dose (1 = the scale)", value_title=title, share=False)
+        items.append(Figure(chart, "Effect norm by dose" if metric == "size" else "KL by dose", caption, small=True))
+    text = "Look for where effects stop growing in proportion: there the response is no longer linear."
+    return Section("Dose", text, tuple(items))

@@ -143,22 +143,14 @@ def _scale(setup: Setup[DiscoverOptions], context: Context) -> Result:
         found = calibrate(subject, states, fluency=fluency, damage=o.damage, seed=o.seed, **how)
         scale, why = found.scale, found.why
     layer = int(subject.source.split(".")[1])
+    where: dict[str, Any] = {"site": subject.source, "layer": layer, "seed": o.seed}
+    relative = "relative to the median norm of source states"
     rows = [
-        Row(metric="scale", definition=f"norm of a vector; {why}", site=subject.source, layer=layer, value=scale, seed=o.seed),
-        Row(
-            metric="relative scale",
-            definition="relative to the median norm of source states",
-            site=subject.source,
-            layer=layer,
-            value=scale / states.norm,
-            seed=o.seed,
-        ),
+        Row(metric="scale", definition=f"norm of a vector; {why}", value=scale, **where),
+        Row(metric="relative scale", definition=relative, value=scale / states.norm, **where),
     ]
-    return Result.of(
-        rows,
-        arrays={"scale": np.array([scale]), "norm": np.array([states.norm])},
-        notes=(*notes, states.why) if states.why else notes,
-    )
+    arrays = {"scale": np.array([scale]), "norm": np.array([states.norm])}
+    return Result.of(rows, arrays=arrays, notes=(*notes, states.why) if states.why else notes)
 
 
 class _Bed:
@@ -191,22 +183,14 @@ def _cell(setup: Setup[DiscoverOptions], bed: "_Bed", name: str, seed: int) -> C
         ground = bed(context)
         found = ground.found(DISCOVERY_METHODS[name], o.vectors, o.steps, o.seed * 1009 + seed)
         numbers, arrays = ground.judged(found)
-        layer = int(ground.subject.source.split(".")[1])
-        rows = [
-            Row(
-                metric=metric,
-                definition=DISCOVERY_METRICS[metric],
-                site=found.site,
-                layer=layer,
-                token=o.tokens,
-                item=name,
-                value=value,
-                split="held-out prompts",
-                condition=RANDOM if name == RANDOM_METHOD else ESTIMATE,
-                seed=seed,
-            )
-            for metric, value in numbers.items()
-        ]
+        where: dict[str, Any] = {"site": found.site, "layer": int(ground.subject.source.split(".")[1]), "token": o.tokens}
+        where |= {
+            "item": name,
+            "condition": RANDOM if name == RANDOM_METHOD else ESTIMATE,
+            "split": "held-out prompts",
+            "seed": seed,
+        }
+        rows = [Row(metric=m, definition=DISCOVERY_METRICS[m], value=value, **where) for m, value in numbers.items()]
         took = pd.DataFrame({"method": [name], "seed": [seed], "seconds": [found.seconds]})  # differs between any two runs
         return Result.of(rows, arrays={k: np.ascontiguousarray(v) for k, v in arrays.items()}, side={"search": took})
 

@@ -38,27 +38,15 @@ _FEWER = {
 def page(record: Record[DriftOptions]) -> Page:
     """The page."""
     table = record.table
+    start = (_claims(record), _gap(record), _kinds(record), _where(table), _tokens(table), _directions(table))
+    sections = (*start, _steering(record), _precision(table), _runs(record))
     return Page(
         title="What fine-tuning, preference optimisation and RL change",
         context=(f"{record.options.seeds} worlds", f"networks of width {record.options.width}"),
         tested=_TESTED + _left_out(record.options),
         headline=figures.gap(table, names.NORM, headline=True),
         key=_key(table),
-        sections=tuple(
-            s
-            for s in (
-                _claims(record),
-                _gap(record),
-                _kinds(record),
-                _where(table),
-                _tokens(table),
-                _directions(table),
-                _steering(record),
-                _precision(table),
-                _runs(record),
-            )
-            if s
-        ),
+        sections=tuple(s for s in sections if s),
     )
 
 
