@@ -184,12 +184,8 @@ def _cell(setup: Setup[DiscoverOptions], bed: "_Bed", name: str, seed: int) -> C
         found = ground.found(DISCOVERY_METHODS[name], o.vectors, o.steps, o.seed * 1009 + seed)
         numbers, arrays = ground.judged(found)
         where: dict[str, Any] = {"site": found.site, "layer": int(ground.subject.source.split(".")[1]), "token": o.tokens}
-        where |= {
-            "item": name,
-            "condition": RANDOM if name == RANDOM_METHOD else ESTIMATE,
-            "split": "held-out prompts",
-            "seed": seed,
-        }
+        condition = RANDOM if name == RANDOM_METHOD else ESTIMATE
+        where |= {"item": name, "condition": condition, "split": "held-out prompts", "seed": seed}
         rows = [Row(metric=m, definition=DISCOVERY_METRICS[m], value=value, **where) for m, value in numbers.items()]
         took = pd.DataFrame({"method": [name], "seed": [seed], "seconds": [found.seconds]})  # differs between any two runs
         return Result.of(rows, arrays={k: np.ascontiguousarray(v) for k, v in arrays.items()}, side={"search": took})
