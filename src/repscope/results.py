@@ -242,6 +242,17 @@ def select(table: pd.DataFrame, **equal: object) -> pd.DataFrame:
     return table[keep]
 
 
+def records(table: pd.DataFrame, **equal: object) -> list[dict[Any, Any]]:
+    """Those rows as dictionaries."""
+    return list(select(table, **equal).to_dict("records"))
+
+
+def first_row(table: pd.DataFrame, **equal: object) -> dict[Any, Any] | None:
+    """The first of those rows as a dictionary; None where there is none."""
+    found = records(table, **equal)
+    return found[0] if found else None
+
+
 def concat(results: Iterable[Result]) -> Result:
     """Concatenate results: rows, arrays, side tables and notes."""
     parts = list(results)

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from repscope.bench.sharing import sharing_bench
+from repscope.bench import sharing
 from repscope.bench.twins import TwinBench, twin_bench
+from repscope.results import table_of
 
 
 def test_a_bench_of_twins_has_its_controls():
@@ -19,7 +20,9 @@ def test_a_bench_of_twins_has_its_controls():
 
 
 def test_a_bench_of_sharing_tells_the_kinds_apart():
-    table = sharing_bench(3, permutations=20, trials_per_draw=160).table.set_index(["metric", "item", "split"]).value
+    rows = [row for kind in sharing.KINDS for row in sharing.of_kind(kind, 3, permutations=20, trials_per_draw=160)]
+    rows = [row for row in rows if row.metric == "sharing found"] + sharing.wiring_of_sharing(3, permutations=20)
+    table = table_of(rows).set_index(["metric", "item", "split"]).value
     assert table["sharing found", "shared", "all trials"] == 1
     assert table["sharing found", "separate", "all trials"] < 1
     found = table["wiring predicts shared coding"]

@@ -5,12 +5,13 @@ import pytest
 
 from repscope.cli import run as command
 from repscope.conditions import ESTIMATE
+from repscope.models.loading.stacked_weights import state_of
 from repscope.results import select
 from repscope.studies.bayes import names
 from repscope.studies.bayes.measures import Asked, changes, rows, shown
 from repscope.studies.bayes.options import BayesOptions
 from repscope.studies.bayes.page import floor_table, risen
-from repscope.studies.bayes.task import SINGLE, TRANSFORMER, BayesTask, state_of
+from repscope.studies.bayes.task import SINGLE, TRANSFORMER, BayesTask
 from repscope.studies.catalogue import study
 from repscope.studies.run.runner import Run
 from repscope.trace import bayes

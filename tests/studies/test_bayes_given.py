@@ -9,10 +9,11 @@ import torch
 
 from repscope.cli import run as command
 from repscope.conditions import ESTIMATE, over
+from repscope.models.loading.stacked_weights import state_of
 from repscope.results import select
 from repscope.studies.bayes import names
 from repscope.studies.bayes.given import GivenTask
-from repscope.studies.bayes.task import BayesTask, state_of
+from repscope.studies.bayes.task import BayesTask
 from repscope.studies.catalogue import study
 from repscope.studies.run.runner import Run
 from repscope.trace.bayes import HiddenMarkovModel, pretraining

@@ -20,7 +20,6 @@ def learners(rng, networks=6, steps=20, examples=80, shared=1.0):
 
 def test_agreement_and_accessibility_by_hand():
     correct = np.array([[[1, 0], [1, 1]], [[0, 0], [1, 1]], [[0, 1], [1, 0]]])
-    np.testing.assert_allclose(order.tp_agreement(correct), [[1 / 3, 1 / 3], [1, 2 / 3]])
     np.testing.assert_allclose(order.accessibility(correct), [[1, 0.5], [0.5, 0.5], [0.5, 0.5]])
 
 
@@ -98,8 +97,8 @@ def test_first_component_of_one_dimension_and_of_noise():
         (lambda: order.order_correlation(np.ones((3, 9))), "do not vary"),
         (lambda: order.order_correlation(np.ones((3, 3))), "3 items says little"),
         (lambda: order.order_correlation(np.full((3, 9), np.nan)), "not a number"),
-        (lambda: order.tp_agreement(np.full((2, 2, 2), 7)), "other values than right and wrong"),
-        (lambda: order.tp_agreement(np.ones((1, 2, 2))), "at least 2 networks"),
+        (lambda: order.accessibility(np.full((2, 2, 2), 7)), "other values than right and wrong"),
+        (lambda: order.accessibility(np.ones((1, 2, 2))), "at least 2 networks"),
         (lambda: digits.learn("MLP 65", digits.orthogonal(30), 2), "did you mean 'MLP 64'"),
         (lambda: digits.learn("CNN", digits.orthogonal(30), 2), "reads images of 64"),
         (lambda: digits.learn("MLP 16", digits.orthogonal(30), 1), "train at least 2"),

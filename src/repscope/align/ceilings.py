@@ -83,8 +83,7 @@ def correlations(
     """Pearson's r over conditions, per channel; NaN where one side is constant."""
     a, b = a - a.mean(0), b - b.mean(0)
     scale = np.sqrt((a**2).sum(0) * (b**2).sum(0))
-    found: np.ndarray = np.divide((a * b).sum(0), scale, out=np.full(a.shape[1], np.nan), where=scale > 0)
-    return found
+    return np.asarray(np.divide((a * b).sum(0), scale, out=np.full(a.shape[1], np.nan), where=scale > 0))
 
 
 def _repeats(responses: Repeats) -> Repeats:

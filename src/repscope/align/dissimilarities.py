@@ -178,8 +178,7 @@ def _above(matrix: Float[np.ndarray, "condition condition"]) -> RDM:
 def square(pairs: Float[np.ndarray, "... pair"]) -> Float[np.ndarray, "... condition condition"]:
     """Symmetric matrices with a zero diagonal, from their entries above it."""
     above = above_diagonal(pairs)
-    mirrored: np.ndarray = above + above.swapaxes(-1, -2)
-    return mirrored
+    return np.asarray(above + above.swapaxes(-1, -2))
 
 
 def _responses(x: Any, what: str, least: int = 3) -> Any:

@@ -70,8 +70,7 @@ def cosines(
 ) -> Float[np.ndarray, "... first second"]:
     """Cosines from products and squared norms; NaN where a norm is 0."""
     scale = np.sqrt(first[..., :, None] * second[..., None, :])
-    found: np.ndarray = np.divide(products, scale, out=np.full_like(products, np.nan), where=scale > 0).clip(-1, 1)
-    return found
+    return np.asarray(np.divide(products, scale, out=np.full_like(products, np.nan), where=scale > 0).clip(-1, 1))
 
 
 def noise_ceiling(subjects: Any, measure: Measure = "cosine") -> tuple[float, float]:
@@ -170,5 +169,4 @@ def _poolable(rdms: RDMs, measure: str) -> RDMs:
     if measure.endswith("pearson"):
         rdms = rdms - rdms.mean(1, keepdims=True)
     size = np.sqrt((rdms**2).mean(1, keepdims=True))
-    found: np.ndarray = np.divide(rdms, size, out=np.zeros_like(rdms), where=size > 0)
-    return found
+    return np.asarray(np.divide(rdms, size, out=np.zeros_like(rdms), where=size > 0))

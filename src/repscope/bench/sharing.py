@@ -18,7 +18,7 @@ from repscope.align.structure_function.node_permutation import permute_nodes
 from repscope.align.structure_function.pairs import dyads
 from repscope.conditions import ESTIMATE
 from repscope.data.connectomes.named_matrices import named_matrix
-from repscope.results import Result, Row
+from repscope.results import Row
 from repscope.worlds.watching_agents import Kind, two_agents
 
 KINDS: tuple[Kind, ...] = ("shared", "separate", "stimulus")
@@ -26,15 +26,6 @@ FOUND, WIRED, AUC = "sharing found", "wiring predicts shared coding", "AUC acros
 _DRAWS = 100  #: of the bootstrap of each interval, which decide here by one end alone
 PLANTED, UNPLANTED, OTHERS = "wired", "not wired", "another network's synapses"  #: items of `WIRED`
 ALL_TRIALS, ALSO_MATCHED = "all trials", "and on matched stimuli"
-
-
-def sharing_bench(draws: int = 40, *, permutations: int = 100, seed: int = 0, trials_per_draw: int = 200) -> Result:
-    """Draw pairs of networks of each kind and decode. `item` is the kind of network; `split` says on which trials."""
-    rows = []
-    for kind in KINDS:
-        found = of_kind(kind, draws, permutations=permutations, seed=seed, trials_per_draw=trials_per_draw)
-        rows += [row for row in found if row.metric == FOUND]
-    return Result.of(rows + wiring_of_sharing(draws, permutations=permutations, seed=seed))
 
 
 def of_kind(kind: Kind, draws: int = 40, *, permutations: int = 100, seed: int = 0, trials_per_draw: int = 200) -> list[Row]:

@@ -18,11 +18,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from repscope.errors import UserError
+from repscope.untrusted import parse_json
 
 NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _LINE_END = re.compile(r"\r\n|\n|\r")
+_LARGEST_JSON = 64 << 20  #: bytes
 _LONGEST = 2**31 - 1  #: characters of a field
 _NO_TEXT = (
     (b"PK\x03\x04", "a workbook or another archive; save the sheet as CSV in UTF-8"),
@@ -64,6 +67,26 @@ class _Parsed:
     records: list[list[str]]
     first: list[int]
     last: list[int]
+
+
+def json_of(path: Path, what: str) -> Any:
+    """What a JSON file of the user's holds; what: what it should be, for the message.
+
+    Raises
+    ------
+    UserError
+        For a file that is too large, cannot be read or is not JSON.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise UserError(f"{path} is larger than {_LARGEST_JSON >> 20} MB, which no {what} is.")
+        return parse_json(text_of(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); check the path.") from error
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}).") from error
 
 
 def text_of(path: Path) -> str:

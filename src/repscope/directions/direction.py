@@ -105,8 +105,7 @@ class Direction:
     @property
     def weights(self) -> Float[np.ndarray, "feature"]:
         """The vector that an edit adds: scale × vector, float32, in the site's own units."""
-        result: np.ndarray = self._wide.astype(np.float32)
-        return result
+        return np.asarray(self._wide.astype(np.float32))
 
     @property
     def _wide(self) -> Float[np.ndarray, "feature"]:

@@ -30,9 +30,8 @@ def write(path: Path, directions: Sequence[Direction], blocks: int) -> None:
     held = by_block(directions, "a .pt matrix")
     if placed := [d for d in directions if d.tokens != "all"]:
         raise UserError(
-            f"The direction {placed[0].name!r} is for tokens {placed[0].tokens!r}, and a .pt matrix cannot say "
-            "so; if all tokens are "
-            "meant, set its tokens to 'all'."
+            f"The direction {placed[0].name!r} is for tokens {placed[0].tokens!r}, and a .pt matrix cannot say so; if all tokens "
+            "are meant, set its tokens to 'all'."
         )
     if not 0 < blocks <= MOST_BLOCKS:
         raise UserError(f"A .pt matrix has one row per block, and the number of blocks is {blocks}; give it as blocks=.")

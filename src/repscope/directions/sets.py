@@ -116,8 +116,7 @@ class DirectionSet:
             When their widths differ.
         """
         vectors = self._matrix()
-        result: np.ndarray = np.clip(vectors @ vectors.T, -1, 1)
-        return result
+        return np.asarray(np.clip(vectors @ vectors.T, -1, 1))
 
     def nearest(self, direction: Direction, k: int = 5) -> list[tuple[str, float]]:
         """The k with the largest absolute cosine with `direction`: (name, cosine), largest first, the cosine with its sign.

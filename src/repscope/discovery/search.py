@@ -165,5 +165,4 @@ def _calibrated(subject: Subject, context: Context, prompts: Any, seed: int, opt
 
 
 def _numpy(x: Tensor) -> np.ndarray:
-    held: np.ndarray = x.detach().cpu().numpy()
-    return held
+    return np.asarray(x.detach().cpu().numpy())

@@ -392,8 +392,7 @@ class MeanJacobian:
 
 def as_numpy(x: Tensor) -> Float[np.ndarray, "..."]:
     """A tensor as an array, in float32 if numpy lacks its type."""
-    array: np.ndarray = as_float(x.detach()).cpu().numpy()
-    return array
+    return np.asarray(as_float(x.detach()).cpu().numpy())
 
 
 def _at(inputs: Sequence[int], rows: slice) -> Any:

@@ -209,8 +209,7 @@ def logistic(features: Features, task: ProbeTask, train: Int[np.ndarray, "train"
     smallest = int(np.bincount(task.values[train]).clip(min=1).min())
     search = GridSearchCV(pipeline, grid, cv=max(2, min(3, smallest)))
     search.fit(features[train], task.values[train])
-    right: np.ndarray = (search.predict(features[test]) == task.values[test]).astype(np.float64)
-    return right
+    return np.asarray((search.predict(features[test]) == task.values[test]).astype(np.float64))
 
 
 def probe_directions(features: Features, task: ProbeTask, site: str) -> list[Direction]:

@@ -171,14 +171,9 @@ def _directions_figure(held: "DirectionSet") -> Any:
     cosines = held.cosines()
     labels = [f"{i} {name}" for i, name in enumerate(held.names)]
     i, j = np.indices(cosines.shape)
-    frame = pd.DataFrame(
-        {
-            "a": [labels[k] for k in i.ravel()],
-            "b": [labels[k] for k in j.ravel()],
-            "cosine": cosines.ravel(),
-            "absolute": np.abs(cosines).ravel(),
-        }
-    )
+    named = np.array(labels, dtype=object)
+    frame = pd.DataFrame({"a": named[i.ravel()], "b": named[j.ravel()], "cosine": cosines.ravel()})
+    frame = frame.assign(absolute=frame["cosine"].abs())
     side = alt.Axis(title=None, labelLimit=160, domain=False, ticks=False)
     base = alt.Chart(data(frame)).encode(
         x=alt.X("a:N", sort=labels, axis=side),
@@ -251,19 +246,12 @@ def _jacobian_card(jac: "Jacobian") -> str:
     for site in jac.sources:
         one = jac[site]
         norm = float(np.median(np.linalg.norm(one.point, axis=1))) if len(jac) else float("nan")
-        rows.append(
-            {
-                "source": str(site),
-                "target": str(jac.target),
-                "d_source": one.shape[1],
-                "d_target": one.shape[0],
-                "source norm": norm,
-            }
-        )
+        rows.append([str(site), str(jac.target), one.shape[1], one.shape[0], norm])
     value = float(np.median(np.linalg.norm(jac.value, axis=1))) if len(jac) else float("nan")
     facts = {"prompts": str(len(jac)), "median norm of the target": f"{value:.3g}"}
     notes = ("figure() computes and draws the leading singular values of the mean Jacobian.",)
-    return _card(repr(jac), facts, pd.DataFrame(rows), None, notes)
+    frame = pd.DataFrame(rows, columns=["source", "target", "d_source", "d_target", "source norm"])
+    return _card(repr(jac), facts, frame, None, notes)
 
 
 # ---- shared
@@ -304,7 +292,7 @@ def _svg(chart: alt.TopLevelMixin) -> str:
     return base64.b64encode(vlc.vegalite_to_svg(spec_of(chart), vl_version=vega_lite_version()).encode()).decode()
 
 
-def _few(values: "pd.Series[str]", most: int = 4) -> str:
+def _few(values: "pd.Series[str]") -> str:
     """The distinct values, the first few by name."""
     names = [str(v) for v in values.dropna().unique() if v]
-    return ", ".join(names[:most]) + (f" … ({len(names)})" if len(names) > most else "")
+    return ", ".join(names[:4]) + (f" … ({len(names)})" if len(names) > 4 else "")

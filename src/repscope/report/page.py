@@ -88,6 +88,12 @@ class Section:
     items: tuple[Item, ...] = ()
     link: tuple[str, str] | None = None
 
+    @classmethod
+    def of(cls, title: str, text: str, *items: Item | None) -> "Section | None":
+        """A section on the items that there are; None without any."""
+        held = tuple(item for item in items if item is not None)
+        return cls(title, text, held) if held else None
+
 
 @dataclass(frozen=True)
 class Page:

@@ -197,11 +197,11 @@ def _weighted_correlation(
     return np.asarray(np.where(varies, both, np.nan) / np.sqrt(np.where(varies, aa * bb, 1.0)))
 
 
-def _score_interval(auc: float, n_a: int, n_b: int, level: float = LEVEL) -> tuple[float, float]:
+def _score_interval(auc: float, n_a: int, n_b: int) -> tuple[float, float]:
     """Newcombe's method 5: all areas within z of their own standard errors from the observed area."""
     from scipy.optimize import brentq
 
-    z, more, edge = NormalDist().inv_cdf(0.5 + level / 2), (n_a + n_b) / 2 - 1, 1e-9
+    z, more, edge = NormalDist().inv_cdf(0.5 + LEVEL / 2), (n_a + n_b) / 2 - 1, 1e-9
 
     def beyond(area: float) -> float:
         variance = area * (1 - area) * (1 + more * ((1 - area) / (2 - area) + area / (1 + area))) / (n_a * n_b)

@@ -7,7 +7,8 @@
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -39,14 +40,30 @@ def logits_after_edit(
     UserError
         For a span that the prompt lacks, a network that is not causal, or a site that cannot be edited.
     """
-    encoded = encode(lm.tokenizer, [prompt], Tokens(pick="last", span=span), lm.context, causal=lm.causal)
-    at = int(encoded.start[0])
-    nothing = Site("resid_post", lm.blocks - 1)
-    forks = [PromptVariant(nothing, at, at + 1, lambda there: there)]
-    forks += [
-        PromptVariant(lm.resolve(site)[0], at, at + 1, _adding(torch.from_numpy(np.asarray(step, dtype=np.float32))))
-        for site, step in steps
-    ]
+    changes = [Change(site, step, "last") for site, step in steps]
+    return changed_logits(lm, prompt, changes, span, beginnings)
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """A vector to add at a site: at all tokens of the subject, or its last."""
+
+    site: str
+    vector: Float[np.ndarray, "d_model"]
+    tokens: Literal["all", "last"] = "all"
+
+
+def changed_logits(
+    lm: "LanguageModel", prompt: Prompt, changes: Sequence[Change], span: str = "subject", beginnings: Beginnings | None = None
+) -> Float[np.ndarray, "variant vocab"]:
+    """Next-token logits with each change alone; the first row is unedited. As `logits_after_edit`."""
+    encoded = encode(lm.tokenizer, [prompt], Tokens("all", span), lm.context, causal=lm.causal)
+    start, stop = int(encoded.start[0]), int(encoded.stop[0])
+    forks = [PromptVariant(Site("resid_post", lm.blocks - 1), stop - 1, stop, lambda there: there)]
+    for change in changes:
+        first = start if change.tokens == "all" else stop - 1
+        vector = torch.from_numpy(np.asarray(change.vector, dtype=np.float32))
+        forks.append(PromptVariant(lm.resolve(change.site)[0], first, stop, _adding(vector)))
     return lm.unembed(run_variants(lm, encoded.ids[0], forks, beginnings=beginnings).float().cpu().numpy(), normed=True)
 
 

@@ -160,8 +160,7 @@ def _next_tokens(
         scores, answers = logits[i, j].float(), targets[i, j]
         nats[i, j] = functional.cross_entropy(scores, answers, reduction="none").double()
         wrong[i, j] = (scores.argmax(-1) != answers).double()
-    sums: Float[np.ndarray, "example 3"] = torch.stack([nats.sum(1), wrong.sum(1), counted.sum(1).double()], 1).numpy()
-    return sums
+    return np.asarray(torch.stack([nats.sum(1), wrong.sum(1), counted.sum(1).double()], 1).numpy())
 
 
 def _counted(held: EncodedExamples, rows: Sequence[int]) -> Int[Tensor, "example token"]:
@@ -172,8 +171,7 @@ def _counted(held: EncodedExamples, rows: Sequence[int]) -> Int[Tensor, "example
 def _classes(logits: Float[Tensor, "example class"], labels: Int[Tensor, "example"]) -> Float[np.ndarray, "example 3"]:
     nats = functional.cross_entropy(logits.float(), labels, reduction="none").double()
     wrong = (logits.argmax(-1) != labels).double()
-    sums: Float[np.ndarray, "example 3"] = torch.stack([nats, wrong, torch.ones_like(nats)], 1).numpy()
-    return sums
+    return np.asarray(torch.stack([nats, wrong, torch.ones_like(nats)], 1).numpy())
 
 
 def _batches(lengths: Sequence[int], which: Sequence[int], alone: bool, most: int) -> Iterator[list[int]]:

@@ -35,11 +35,6 @@ from repscope.stats.permutation import mean_of_pairs
 PERMUTATIONS = 200
 
 
-def tp_agreement(correct: Bool[ArrayLike, "network step example"]) -> Float[np.ndarray, "step example"]:
-    """Share of networks that classify each example correctly, at each step."""
-    return np.asarray(_correct(correct).mean(0))
-
-
 def agreement(predicted: Int[ArrayLike, "network step example"]) -> Float[np.ndarray, "step example"]:
     """Share of networks that give the most common prediction, at each step and example.
 

@@ -12,16 +12,7 @@ from scipy.special import rel_entr, softmax
 import repscope as rs
 from repscope.errors import UserError
 from repscope.models.prompts import Ragged
-from repscope.trace.drift.next_tokens import (
-    SHIFTS,
-    Answered,
-    answered,
-    divergences,
-    hidden_before,
-    next_tokens,
-    shift_shares,
-    token_ranks,
-)
+from repscope.trace.drift.next_tokens import SHIFTS, Answered, answered, divergences, hidden_before, next_tokens, token_ranks
 
 from .conftest import small
 
@@ -75,7 +66,6 @@ def test_ranks_are_those_of_a_sort_and_ties_with_the_best_are_first():
     by_hand = [int(np.flatnonzero(np.argsort(-row) == i)[0]) + 1 for row, i in zip(logits, ids)]
     assert token_ranks(logits, ids).tolist() == by_hand
     assert token_ranks(np.array([[3.0, 3.0, 1.0]]), np.array([1])).tolist() == [1]
-    assert shift_shares(np.array([1, 2, 3, 4])) == {"unshifted": 0.25, "marginal": 0.5, "shifted": 0.25}
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -16,7 +17,7 @@ from repscope.errors import UserError
 from repscope.models.language import LanguageModel
 from repscope.models.sites import Site
 from repscope.results import Result, select
-from repscope.trace.task_shift import FewShotTuning, measure_task, over_tasks, task_shifts
+from repscope.trace.task_shift import FewShotTuning, measure_task, over_tasks
 from repscope.trace.task_shift.contexts import alone_ids, contexts
 from repscope.trace.task_shift.fine_tuning import fine_tuned, working_copy
 from repscope.trace.task_shift.outcomes import AFTER_NEUTRAL, ALONE, DEV
@@ -73,9 +74,18 @@ def tasks(tokenizer):
     return encoded(tokenizer)
 
 
+def shifted(lm, tasks, permutations=200, **how):
+    """All tasks, each with the next one as another task, and what they have in common."""
+    done = []
+    for i, task in enumerate(tasks):
+        done.append(measure_task(lm, task, tasks[(i + 1) % len(tasks)], other_vectors=done[-1] if done else None, **how))
+    found = over_tasks([task.name for task in tasks], done, permutations=permutations)
+    return replace(found, table=pd.concat([*(one.table for one in done), found.table], ignore_index=True))
+
+
 @pytest.fixture(scope="module")
 def result(lm, tasks):
-    return task_shifts(lm, tasks, tunings=TUNINGS, queries=6, dev_items=3, permutations=200)
+    return shifted(lm, tasks, tunings=TUNINGS, queries=6, dev_items=3)
 
 
 def test_contexts_are_the_same_query_at_the_same_position(lm, tasks):
@@ -197,7 +207,7 @@ def test_examples_of_a_task_that_the_network_cannot_do_match_like_permuted_ones(
 
 def test_blocks_that_are_not_fine_tuned_are_named_and_left_out(lm, tasks):
     how = FewShotTuning("full", (1,), 1e-3, first_block=2)
-    found = task_shifts(lm, tasks, tunings=(how,), queries=4, dev_items=2, at="resid_post", vectors_at="resid_post.3")
+    found = shifted(lm, tasks, tunings=(how,), queries=4, dev_items=2, at="resid_post", vectors_at="resid_post.3")
     table = found.table
     assert np.isfinite(table.value).all()
     for metric in ("match", "cosine per query", "cosine of means", "common share", "share of rank 1"):
@@ -319,26 +329,21 @@ def test_cosines_of_planted_shifts():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t: {"tasks": t[:2]}, "at least 3"),
-        (lambda t: {"tasks": [*t[:3], t[0]]}, "each once"),
-        (lambda t: {"tasks": t, "tunings": (TUNINGS[0], TUNINGS[0])}, "one method"),
-        (lambda t: {"tasks": t, "queries": 3}, "3 queries"),
-        (lambda t: {"tasks": t, "dev_items": 0}, "held-out"),
-        (lambda t: {"tasks": t, "scales": (0.0,)}, "above 0"),
-        (lambda t: {"tasks": t, "at": "z"}, "residual stream"),
-        (lambda t: {"tasks": t, "at": "attn_out", "vectors_at": "resid_post.1"}, "not measured"),
-        (lambda t: {"tasks": t, "at": "resid_post.99"}, "99"),
+        ({"tunings": (TUNINGS[0], TUNINGS[0])}, "one method"),
+        ({"queries": 3}, "3 queries"),
+        ({"dev_items": 0}, "held-out"),
+        ({"scales": (0.0,)}, "above 0"),
+        ({"at": "z"}, "residual stream"),
+        ({"at": "attn_out", "vectors_at": "resid_post.1"}, "not measured"),
+        ({"at": "resid_post.99"}, "99"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(lm, tasks, change, words):
     with pytest.raises(UserError, match=words):
-        task_shifts(lm, **change(tasks))
+        measure_task(lm, *tasks[:2], **change)
 
 
 def test_unlike_tasks_are_refused(lm, tasks, tokenizer):
-    other = encoded(tokenizer, template=Template("{input} -> {output}\n"))
-    with pytest.raises(UserError, match="templates"):
-        task_shifts(lm, [*tasks[:2], other[2]])
     with pytest.raises(UserError, match="among its examples"):
         contexts(lm, tasks[0], tasks[1], tasks[0].split.train)
     one = encoded(tokenizer, shots=1)

@@ -148,9 +148,8 @@ def fit(n: Square, s: Square, exposure: Square, effects: Effects = "both", start
         if abs(slope) * spread > 60:
             break
     raise UserError(
-        "The slope is not determined: within cells the functional measure does not vary among these pairs, or separates "
-        "connected pairs "
-        "completely; give more pairs, or effects='pre'."
+        "The slope is not determined: within cells the functional measure does not vary among these pairs, or separates connected "
+        "pairs completely; give more pairs, or effects='pre'."
     )
 
 

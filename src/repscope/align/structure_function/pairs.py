@@ -96,8 +96,7 @@ def dyads(
         some, others = held[0][0] if held[0] else "none", held[1][0] if held[1] else "none"
         raise UserError(
             f"Only {len(common)} of {len(held[0])} cells of the connectome (such as {some!r}) have the same name in the other "
-            f"matrices "
-            f"(such as {others!r}); rename them, at least {least} are needed."
+            f"matrices (such as {others!r}); rename them, at least {least} are needed."
         )
     s, f, *rest = (frame.reindex(index=common, columns=common).to_numpy(np.float64) for frame in frames)
     e = rest[0] if rest else np.ones_like(s)

@@ -53,8 +53,7 @@ class Recording:
         if x.ndim not in (4, 5) or y.ndim != x.ndim - 2:
             raise UserError(
                 f"Stimuli of shape {tuple(x.shape)} and responses of shape {tuple(y.shape)} do not fit; give images (trial, "
-                f"channel, height, "
-                f"width) with (trial, neuron), or videos with (trial, frame, neuron)."
+                "channel, height, width) with (trial, neuron), or videos with (trial, frame, neuron)."
             )
         for what, a in (("responses", y), *(("behaviour", b) for b in rest)):
             if len(a) != len(x):

@@ -128,8 +128,7 @@ def open_sensorium(path: str | Path) -> SensoriumTwin:
     missing = [key for key in needed if key not in weights]
     if missing or not recordings:
         raise UserError(
-            f"{path} has no {(missing or ['readout'])[0]}; it is no checkpoint of a Sensorium baseline model (convolutional "
-            f"core, Gaussian "
-            f"readout)."
+            f"{path} has no {(missing or ['readout'])[0]}; it is no checkpoint of a Sensorium baseline model (convolutional core, "
+            "Gaussian readout)."
         )
     return SensoriumTwin({k: nn.Parameter(v.float(), requires_grad=False).data for k, v in weights.items()}, recordings)

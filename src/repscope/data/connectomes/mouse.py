@@ -99,8 +99,7 @@ def microns(
     apart = int(((synapses > 0) & (exposure == 0)).to_numpy().sum())
     notes = (
         f"{len(wired & known):,} cells are in both tables, {len(wired - known):,} only among the edges, {len(known - wired):,} "
-        f"only among "
-        f"the nodes; {len(synapses.index):,} presynaptic cells were traced.",
+        f"only among the nodes; {len(synapses.index):,} presynaptic cells were traced.",
         f"{apart} connected pairs have an exposure of 0.",
     )
     return Functional(synapses, exposure, properties, notes)

@@ -126,8 +126,7 @@ def edges_to_matrix(
         if other := sorted(set(table[column]) - known):
             raise UserError(
                 f"The {what} has connections of {len(other)} cells that are not among those given as {column}synaptic "
-                f"({other[0]!r}); "
-                f"add them, or leave those rows out."
+                f"({other[0]!r}); add them, or leave those rows out."
             )
     table["n"] = table["n"].astype(np.float64)
     summed = table.groupby(["pre", "post"])["n"].sum().unstack().fillna(0.0)

@@ -71,9 +71,8 @@ def symmetric(frame: pd.DataFrame) -> pd.DataFrame:
     if not np.allclose(x[both], x.T[both], rtol=1e-4, atol=1e-6):
         i, j = np.argwhere(both & ~np.isclose(np.nan_to_num(x), np.nan_to_num(x.T), rtol=1e-4, atol=1e-6))[0]
         raise UserError(
-            f"The similarity of {names[i]!r} and {names[j]!r} is {x[i, j]:g} and {x[j, i]:g}; similarity is symmetric: "
-            f"give effects "
-            f"of one cell on another as signals."
+            f"The similarity of {names[i]!r} and {names[j]!r} is {x[i, j]:g} and {x[j, i]:g}; similarity is symmetric: give "
+            "effects of one cell on another as signals."
         )
     return pd.DataFrame(np.where(np.isfinite(x), x, x.T), index=names, columns=names)
 

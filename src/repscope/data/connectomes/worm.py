@@ -176,8 +176,7 @@ def check_orientation(synapses: pd.DataFrame, what: str) -> None:
     if forward <= backward:
         raise UserError(
             f"In {what}, cells such as {here[0][0]} have {forward:g} synapses onto cells such as {here[0][1]} and receive "
-            f"{backward:g}; "
-            f"its axes are swapped: transpose it."
+            f"{backward:g}; its axes are swapped: transpose it."
         )
 
 

@@ -146,8 +146,7 @@ def _responses(path: Path) -> np.ndarray:
         found = np.stack([table.typed(name).values.to_numpy() for name in table.frame.columns], 1)
     if found.ndim != 2 or found.dtype.kind not in "fiu":
         raise UserError(f"{path} has shape {found.shape} of {found.dtype}; give numbers (trial, channel).")
-    wide: np.ndarray = found.astype(np.float64)
-    return wide
+    return np.asarray(found.astype(np.float64))
 
 
 def _table(path: Path, condition: str | None) -> tuple[pd.DataFrame, list[str]]:

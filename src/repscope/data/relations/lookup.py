@@ -13,12 +13,10 @@ from typing import Any, Unpack
 from repscope.data.reading import How
 from repscope.data.relations.built_in import RELATIONS
 from repscope.data.relations.definition import Relation, of_pairs
-from repscope.data.separated import text_of
+from repscope.data.separated import json_of
 from repscope.data.tables import read_table, table_path
 from repscope.errors import UserError
-from repscope.untrusted import parse_json
 
-_LARGEST_FILE = 64 << 20  #: bytes of a JSON file
 OWN_TEMPLATE = "{}:"  #: of a table that brings none
 
 
@@ -54,16 +52,7 @@ def relation_names() -> tuple[str, ...]:
 
 
 def _of_json(path: Path, templates: tuple[str, ...], how: How) -> Relation:
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise UserError(f"{path} is larger than {_LARGEST_FILE >> 20} MB, which no relation is.")
-        found = parse_json(text_of(path))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}); check the path.") from error
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}).") from error
+    found = json_of(path, "relation")
     if isinstance(found, list):
         return _of_table(path, templates, how)
     if not isinstance(found, dict) or not isinstance(found.get("samples"), list):

@@ -9,14 +9,12 @@ from typing import Any, Unpack
 
 from repscope.data.reading import How
 from repscope.data.relations import relation, relation_names
-from repscope.data.separated import text_of
+from repscope.data.separated import json_of
 from repscope.data.tables import read_table, table_path
 from repscope.data.tasks.built_in import TASKS
 from repscope.data.tasks.definition import Task, of_pairs
 from repscope.errors import UserError
-from repscope.untrusted import parse_json
 
-_LARGEST_FILE = 64 << 20  #: bytes of a JSON file
 _COLUMNS = ("input", "output")
 
 
@@ -56,16 +54,7 @@ def task_names() -> tuple[str, ...]:
 
 
 def _of_json(path: Path) -> Task:
-    try:
-        if path.stat().st_size > _LARGEST_FILE:
-            raise UserError(f"{path} is larger than {_LARGEST_FILE >> 20} MB, which no task is.")
-        found = parse_json(text_of(path))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}); check the path.") from error
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}).") from error
+    found = json_of(path, "task")
     if isinstance(found, dict) and "samples" in found:
         held = relation(path)
         return of_pairs(held.name, held.samples, str(path), held.notes)

@@ -7,11 +7,10 @@ The text ends where the output would stand; the space before the output belongs 
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
 
 from repscope.data.tasks.definition import Pair
 from repscope.errors import UserError
-from repscope.models.prompts import Prompt, token_span
+from repscope.models.prompts import Prompt
 
 _FIELDS = re.compile(r"\{(input|output)\}")
 
@@ -94,19 +93,3 @@ class Shots:
             spans |= {"answer": (len(whole) - len(answer), len(whole)), "tail": (len(text) - 1, len(whole))}
             text = whole
         return Prompt(text, {name: (a, b) for name, (a, b) in spans.items() if a < b})
-
-    def token_spans(self, tokenizer: Any) -> dict[str, tuple[int, int]]:
-        """Token positions of each span of the prompt: first, and the one after the last. Needs a fast tokenizer.
-
-        Raises
-        ------
-        UserError
-            If a span covers no token.
-        """
-        asked = self.prompt()
-        offsets = tokenizer(asked.text, return_offsets_mapping=True, add_special_tokens=asked.special)["offset_mapping"]
-        found = {name: token_span(offsets, *span) for name, span in asked.spans.items()}
-        for name, span in found.items():
-            if span is None:
-                raise UserError(f"The span {name!r} of {asked.text[-60:]!r} covers no token of this tokenizer.")
-        return {name: span for name, span in found.items() if span is not None}

@@ -230,8 +230,7 @@ def _sees(tree: Tree, first: int, last: int) -> Bool[np.ndarray, "query key"] | 
         if tree.parent[s] >= first:
             above[s - first] |= above[tree.parent[s] - first]
     segment = np.repeat(np.arange(last - first), (tree.stop - tree.start)[first:last])
-    found: np.ndarray = np.tril(above[segment][:, segment])
-    return found
+    return np.asarray(np.tril(above[segment][:, segment]))
 
 
 def _own(

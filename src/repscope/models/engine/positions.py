@@ -121,8 +121,7 @@ class CollectedRows:
 def row_offsets(encoded: Encoded, picked: Tokens) -> Int[np.ndarray, "prompt_plus_1"]:
     """First row of each prompt in a result, and the number of rows."""
     counts = encoded.stop - encoded.start if picked.ragged else np.ones(len(encoded.ids), dtype=np.int64)
-    offsets: np.ndarray = np.concatenate([[0], np.cumsum(counts)])
-    return offsets
+    return np.asarray(np.concatenate([[0], np.cumsum(counts)]))
 
 
 def row_positions(encoded: Encoded, picked: Tokens) -> Int[np.ndarray, "row"]:
@@ -130,15 +129,13 @@ def row_positions(encoded: Encoded, picked: Tokens) -> Int[np.ndarray, "row"]:
     if not picked.ragged:
         return encoded.stop - 1
     sizes = encoded.stop - encoded.start
-    positions: np.ndarray = np.repeat(encoded.start, sizes) + ranges(sizes)
-    return positions
+    return np.asarray(np.repeat(encoded.start, sizes) + ranges(sizes))
 
 
 def ranges(sizes: Int[np.ndarray, "row"]) -> Int[np.ndarray, "position"]:
     """Concatenation of 0…size-1 for each size."""
     ends = np.cumsum(sizes)
-    within: np.ndarray = np.arange(ends[-1]) - np.repeat(ends - sizes, sizes)
-    return within
+    return np.asarray(np.arange(ends[-1]) - np.repeat(ends - sizes, sizes))
 
 
 def as_float(x: Tensor) -> Float[Tensor, "..."]:

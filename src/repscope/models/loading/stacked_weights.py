@@ -1,6 +1,6 @@
 """Weights of several small networks stacked along a run axis; sizes of the built-in transformer."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,3 +59,15 @@ def select_runs(state: State, runs: Sequence[int] | Int[Tensor, "run"]) -> State
     """The weights of these runs, in this order, a copy."""
     index = torch.as_tensor(runs)
     return {name: value[index] for name, value in state.items()}
+
+
+def arrays_of(state: State, prefix: str = "w/") -> dict[str, np.ndarray]:
+    """Weights as arrays of a result, under a prefix."""
+    return {prefix + name: value.numpy() for name, value in state.items()}
+
+
+def state_of(arrays: Mapping[str, np.ndarray], prefix: str = "w/") -> State:
+    """Weights among the arrays of a result, a copy."""
+    found = {name.removeprefix(prefix): torch.from_numpy(x.copy()) for name, x in arrays.items() if name.startswith(prefix)}
+    assert found, f"no weights under {prefix!r}"
+    return found

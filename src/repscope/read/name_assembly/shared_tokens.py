@@ -25,14 +25,12 @@ class Conflicts:
 
     def right(self, predicted: Float[np.ndarray, "entity"], values: Int[np.ndarray, "entity"]) -> Float[np.ndarray, "conflict"]:
         """Whether the class of each name with a conflict is predicted."""
-        found: np.ndarray = (predicted == values)[self.names].astype(float)
-        return found
+        return np.asarray((predicted == values)[self.names].astype(float))
 
     def taken_for_other(self, predicted: Float[np.ndarray, "entity"]) -> Float[np.ndarray, "conflict"]:
         """Whether the prediction for each name with a conflict is the class of a name that shares a token with it."""
         rows = np.flatnonzero(self.names)
-        found: np.ndarray = self.classes[rows, predicted[rows].astype(np.int64)].astype(float)
-        return found
+        return np.asarray(self.classes[rows, predicted[rows].astype(np.int64)].astype(float))
 
 
 def conflicts(tokens: Sequence[Sequence[str]], values: Int[np.ndarray, "entity"], classes: int) -> Conflicts:

@@ -212,16 +212,6 @@ class SparseAutoencoder:
             return self.encode(x).select(self._chosen(latents))
         return self.columns(latents).encode(x).dense()
 
-    def pre_activations(self, x: Rows) -> Float[Tensor, "row d_sae"]:
-        """Pre-activations h of rows, dense and in one piece: what the activation function reads.
-
-        Raises
-        ------
-        UserError
-            As `encode`.
-        """
-        return self._pre(self._normalized(self._rows(x))[0])
-
     def decode(self, latents: Latents) -> Float[Tensor, "row d_out"]:
         """Reconstruction from latents, in the units of the site; without `W_skip`, which needs the rows.
 

@@ -88,8 +88,7 @@ class HeldOut:
         """Sums of a number per token over the tokens of each text but its first."""
         kept = np.asarray(values, np.float64).copy()
         kept[self.offsets[:-1]] = 0
-        sums: np.ndarray = np.add.reduceat(kept, self.offsets[:-1])
-        return sums
+        return np.asarray(np.add.reduceat(kept, self.offsets[:-1]))
 
     def losses(self, reconstruct: Reconstruct | None = None) -> Losses:
         """Losses of the model, or with the site replaced by a reconstruction (at all tokens but the first).

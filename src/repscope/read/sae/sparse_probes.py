@@ -29,8 +29,7 @@ def rank_features(features: Features, task: ProbeTask, rows: Int[np.ndarray, "tr
         centred = y[:, 0] - y[:, 0].mean()
         between = np.square(centred @ x) / max(float(np.square(centred).sum()), 1e-300)
     share = between / np.where(total > 1e-12 * len(x), total, np.inf)
-    order: np.ndarray = np.argsort(-share, kind="stable")
-    return order
+    return np.asarray(np.argsort(-share, kind="stable"))
 
 
 def sparse_probe(
@@ -70,11 +69,6 @@ def sparse_probe(
         for k in ks:
             found[k].append(ProbeScores(task, tops[k], bottoms[k], predicted[k]))
     return found
-
-
-def chosen_features(features: Features, task: ProbeTask, k: int) -> Int[np.ndarray, "k"]:
-    """The k features that all entities together choose: to look at, not to score."""
-    return rank_features(features, task, np.arange(len(features)))[:k]
 
 
 def cross_fitted_share(

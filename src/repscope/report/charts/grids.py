@@ -21,6 +21,8 @@ from repscope.report.style import (
     tips,
 )
 
+_ACROSS, _WIDTH = 3, 230  #: small multiples per row, and px of each
+
 
 def grid(frame: pd.DataFrame, *, x_title: str, y_title: str, value_title: str) -> alt.LayerChart:
     """A value for each pair of settings, written in its cell.
@@ -69,6 +71,7 @@ def dose(
     scale = alt.Scale(domain=[0, 1]) if share else alt.Scale(zero=True, nice=True)
     y, lo = (alt.Y(f"{end}:Q", title=value_title, scale=scale) for end in ("value", "lo"))
     shown_tips = [*tips("condition"), *numbers("value", "lo", "hi"), *tips("n")]
+    frame = frame[["dose", "condition", "value", "lo", "hi", "n"]]
     along, flat = frame[frame["dose"].notna()], frame[frame["dose"].isna()]
     x_scale = alt.Scale(type="log", base=2, nice=False, padding=12) if log else alt.Scale()
     lines = alt.Chart(data(along)).encode(x=alt.X("dose:Q", title=x_title, scale=x_scale), color=color)
@@ -143,9 +146,7 @@ def points(
     return finish(*at, bars, marks, height=19 * len(frame) + 30, max_width=620)
 
 
-def multiples(
-    frame: pd.DataFrame, *, titles: Mapping[str, str], controls: Sequence[str] = (), columns: int = 3, width: int = 230
-) -> alt.FacetChart:
+def multiples(frame: pd.DataFrame, *, titles: Mapping[str, str], controls: Sequence[str] = ()) -> alt.FacetChart:
     """`points` for several metrics as small multiples, each with its own scale. Controls are grey.
 
     Columns metric (a key of `titles`, which gives their order), name, value, lo, hi and n.
@@ -162,10 +163,10 @@ def multiples(
         base.mark_rule(strokeWidth=1.8).encode(x=lo, x2="hi:Q"),
         base.mark_point(filled=True, size=46, opacity=1).encode(x=x),
         data=data(drawn[["metric", "name", "value", "lo", "hi", "n", "control"]]),
-    ).properties(width=width, height=19 * len(names) + 10)
-    header = alt.Header(title=None, labelAnchor="start", labelLimit=width + 20, labelFontSize=12, labelFontWeight=600)
+    ).properties(width=_WIDTH, height=19 * len(names) + 10)
+    header = alt.Header(title=None, labelAnchor="start", labelLimit=_WIDTH + 20, labelFontSize=12, labelFontWeight=600)
     facet = alt.Facet("metric:N", sort=list(titles.values()), title=None, header=header)
-    return faceted(layer.facet(facet=facet, columns=columns).resolve_scale(x="independent"), 210 + columns * (width + 24))
+    return faceted(layer.facet(facet=facet, columns=_ACROSS).resolve_scale(x="independent"), 210 + _ACROSS * (_WIDTH + 24))
 
 
 def plane(frame: pd.DataFrame, *, x_title: str, y_title: str) -> alt.LayerChart:

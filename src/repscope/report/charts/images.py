@@ -67,18 +67,8 @@ def factor_matrix(frame: pd.DataFrame, *, factors: Sequence[str]) -> alt.FacetCh
 
 def _background(images: Sequence[int], columns: int, side: int) -> pd.DataFrame:
     """A black square per image."""
-    return pd.DataFrame(
-        [
-            {
-                "x": (i % columns) * (side + 1),
-                "y": (i // columns) * (side + 1),
-                "x2": (i % columns) * (side + 1) + side,
-                "y2": (i // columns) * (side + 1) + side,
-                "value": 0.0,
-            }
-            for i in images
-        ]
-    )
+    corners = pd.DataFrame({"x": [(i % columns) * (side + 1) for i in images], "y": [(i // columns) * (side + 1) for i in images]})
+    return corners.assign(x2=corners["x"] + side, y2=corners["y"] + side, value=0.0)
 
 
 def _layers(boxes: pd.DataFrame, at: pd.DataFrame, wide: int, high: int) -> list[alt.Chart]:

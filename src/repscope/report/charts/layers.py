@@ -62,19 +62,19 @@ def by_layer(table: pd.DataFrame, *, metric_title: str, token: str = "last", sha
     return _lines(shown, metric_title, share=share)
 
 
-def context_cut(table: pd.DataFrame, *, metric_title: str = "", token: str = "last") -> alt.LayerChart:
+def context_cut(table: pd.DataFrame) -> alt.LayerChart:
     """Value by block for one item: the full context compared with the last 1, 2, 3 … tokens."""
     cut = table["condition"].str.startswith("context:")
     full = (table["condition"] == ESTIMATE) & (table["split"] != "shared token") & (table["site"] != CHOSEN)
-    shown = table[(cut | full) & (table["token"].isin([token, ""]) | cut)]
+    shown = table[(cut | full) & (table["token"].isin(["last", ""]) | cut)]
     metric = _one(shown, "item", "metric")[1]
     cuts = [c for c in shown["condition"].unique() if c != ESTIMATE]
     names = {c: c.removeprefix("context: ").replace("last 1 tokens", "last token") for c in cuts}
     names[ESTIMATE] = "full context"
-    return _lines(shown, metric_title or metric, names)
+    return _lines(shown, metric, names)
 
 
-def heat_map(table: pd.DataFrame, *, metric_title: str = "") -> alt.LayerChart:
+def heat_map(table: pd.DataFrame) -> alt.LayerChart:
     """Block × token position for one item: value minus that of shuffled labels at the same place, n under each column."""
     rows = table[(table["site"] != CHOSEN) & (table["split"] != "shared token") & (table["metric"] != "gain")]
     estimate = rows[(rows["condition"] == ESTIMATE) & rows["token"].ne("")]
@@ -86,18 +86,9 @@ def heat_map(table: pd.DataFrame, *, metric_title: str = "") -> alt.LayerChart:
         raise ValueError("a heat map needs rows of shuffled labels at the sites of its estimates")
     order = sorted(joined["token"].unique(), key=_token_place)
     heads = {t: f"{t.replace('-', '−')}\nn {_counts(joined['n'][joined['token'] == t])}" for t in order}
-    cells = pd.DataFrame(
-        {
-            "block": _block(joined).map(block_name),
-            "token": joined["token"].map(heads),
-            "above": joined["value"] - joined["control"],
-            "value": joined["value"],
-            "control": joined["control"],
-            "lo": joined["lo"],
-            "hi": joined["hi"],
-            "n": joined["n"],
-        }
-    )
+    above = joined["value"] - joined["control"]
+    cells = joined.assign(block=_block(joined).map(block_name), token=joined["token"].map(heads), above=above)
+    cells = cells[["block", "token", "above", "value", "control", "lo", "hi", "n"]]
     blocks = [block_name(b) for b in sorted(set(_block(joined)), reverse=True)]
     top = max(float(cells["above"].max()), 0.05)
     base = alt.Chart(data(cells)).encode(
@@ -108,7 +99,7 @@ def heat_map(table: pd.DataFrame, *, metric_title: str = "") -> alt.LayerChart:
         tooltip=[*tips("block", "token"), *numbers("above", "value", "control", "lo", "hi"), *tips("n")],
     )
     boxes = base.mark_rect(stroke="white", strokeWidth=0.5).encode(
-        color=alt.Color("above:Q", title=f"{metric_title or metric} above shuffled labels")
+        color=alt.Color("above:Q", title=f"{metric} above shuffled labels")
         .scale(sequential(four(top)))
         .legend(gradient(format=".2~f"))
     )
@@ -166,16 +157,8 @@ def places(frame: pd.DataFrame, backdrop: pd.DataFrame, *, max_backdrop: int = 2
     land = cells.drop_duplicates("key")[["longitude", "latitude"]].round(1)  # one a cell: thins Europe, keeps Siberia
     if len(land) > max_backdrop:
         land = land.sample(max_backdrop, random_state=0)
-    shown = pd.DataFrame(
-        {
-            "name": frame["name"],
-            "group": frame["group"],
-            "x": frame["longitude"],
-            "y": frame["latitude"],
-            "to_x": frame["predicted_longitude"],
-            "to_y": frame["predicted_latitude"],
-        }
-    ).dropna()
+    axes = {"longitude": "x", "latitude": "y", "predicted_longitude": "to_x", "predicted_latitude": "to_y"}
+    shown = frame[["name", "group", *axes]].rename(columns=axes).dropna()
     groups = sorted(shown["group"].astype(str).unique())
     colors, shapes = ([kinds[i % len(kinds)] for i in range(len(groups))] for kinds in (GROUP_COLORS, GROUP_SHAPES))
     title, key = "true place (dot) to predicted (symbol)", legend(groups)
@@ -285,16 +268,8 @@ _PLACE = ("latitude", "longitude", "predicted latitude", "predicted longitude")
 def _lines(shown: pd.DataFrame, metric_title: str, names: dict[str, str] | None = None, *, share: bool = True) -> alt.LayerChart:
     """Lines with bands by block, rules with bands for what has no layer; `names`: labels of some conditions."""
     styles = {(names or {}).get(c, c): style for c, style in styles_of(shown["condition"]).items()}
-    drawn = pd.DataFrame(
-        {
-            "block": _block(shown),
-            "condition": shown["condition"].map(lambda c: (names or {}).get(c, c)),
-            "value": shown["value"],
-            "lo": shown["lo"],
-            "hi": shown["hi"],
-            "n": shown["n"],
-        }
-    )
+    drawn = shown.assign(block=_block(shown), condition=shown["condition"].replace(names or {}))
+    drawn = drawn[["block", "condition", "value", "lo", "hi", "n"]]
     scale, said = value_scale(drawn, metric_title, share=share)
     color, dash = (by_condition(kind, styles, lines=True) for kind in ("color", "dash"))
     wide = alt.FieldOneOfPredicate(field="condition", oneOf=[name for name, s in styles.items() if s.wide])

@@ -70,7 +70,7 @@ def distances(frame: pd.DataFrame, *, value_title: str, top: float | None = None
     )
 
 
-def scattered(frame: pd.DataFrame, *, x_title: str, y_title: str, unit: str = "run") -> alt.LayerChart:
+def scattered(frame: pd.DataFrame, *, x_title: str, y_title: str) -> alt.LayerChart:
     """One point per run: two numbers, its group as colour and shape. Columns x, y, group and name.
 
     If y is from 0 to 1 and varies by more than a fifth, its axis is from 0 to 1 with a line at one half.
@@ -84,7 +84,7 @@ def scattered(frame: pd.DataFrame, *, x_title: str, y_title: str, unit: str = "r
         y=alt.Y("y:Q", title=y_title, scale=across),
         color=alt.Color("group:N", title=None, legend=key).scale(domain=groups, range=list(GROUP_COLORS[: len(groups)])),
         shape=alt.Shape("group:N", title=None, legend=key).scale(domain=groups, range=list(GROUP_SHAPES[: len(groups)])),
-        tooltip=[alt.Tooltip("name:N", title=unit), *tips("group"), *numbers("x", "y", titles=(x_title, y_title))],
+        tooltip=[alt.Tooltip("name:N", title="run"), *tips("group"), *numbers("x", "y", titles=(x_title, y_title))],
     )
     half = alt.Chart(data(pd.DataFrame({"y": [0.5]}))).mark_rule(color=MUTED, strokeDash=[3, 3], strokeWidth=0.8)
     layers = [base.mark_point(filled=True, size=52, opacity=0.8)]

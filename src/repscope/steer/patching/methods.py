@@ -299,8 +299,7 @@ def _values(
     hidden, head = run_variants(lm, row, forks), lm.head()
     with unhooked(lm.model):
         parts = [_scores(metric, head(part).float(), pair) for part in torch.split(hidden, 256)]
-    values: np.ndarray = torch.cat(parts).double().cpu().numpy()
-    return values
+    return np.asarray(torch.cat(parts).double().cpu().numpy())
 
 
 def _slopes(

@@ -7,8 +7,9 @@ loss. `training`: editors of one layer, trained above it only. `evaluation`: eff
 `inspection`: how far a vector holds an attribute already.
 """
 
+from repscope.steer.fact_editing import Change, changed_logits
 from repscope.steer.remedi.editor import Editor, random_editor
-from repscope.steer.remedi.evaluation import Change, changed_logits, essence, outcomes
+from repscope.steer.remedi.evaluation import essence, outcomes
 from repscope.steer.remedi.facts import EditFact, edit_facts
 from repscope.steer.remedi.inspection import held_already
 from repscope.steer.remedi.objective import Losses, Prepared, Weights, edit_losses, prepare

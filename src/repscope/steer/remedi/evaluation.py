@@ -6,55 +6,17 @@
    Essence: TF-IDF cosine of what the model writes about the subject, with and without the edit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from repscope.errors import UserError
 from repscope.models.edits import Edit
 from repscope.models.language import LanguageModel
-from repscope.models.prompts import Prompt, encode
-from repscope.models.sites import Site, Tokens
-from repscope.models.variants.prompt_variants import PromptVariant, run_variants
+from repscope.models.prompts import Prompt
 from repscope.read.known_facts import starts_with
-
-
-@dataclass(frozen=True, eq=False)
-class Change:
-    """A vector to add at a site: at all tokens of the subject, or its last."""
-
-    site: str
-    vector: Float[np.ndarray, "d_model"]
-    tokens: Literal["all", "last"] = "all"
-
-
-def changed_logits(
-    lm: LanguageModel, prompt: Prompt, changes: Sequence[Change], span: str = "subject"
-) -> Float[np.ndarray, "variant vocab"]:
-    """Next-token logits with each change alone; the first row is unedited.
-
-    Raises
-    ------
-    UserError
-        For a span that the prompt lacks, a network that is not causal, or a site that cannot be edited.
-    """
-    encoded = encode(lm.tokenizer, [prompt], Tokens("all", span), lm.context, causal=lm.causal)
-    start, stop = int(encoded.start[0]), int(encoded.stop[0])
-    forks = [PromptVariant(Site("resid_post", lm.blocks - 1), stop - 1, stop, lambda there: there)]
-    for change in changes:
-        first = start if change.tokens == "all" else stop - 1
-        vector = torch.from_numpy(np.asarray(change.vector, dtype=np.float32))
-        forks.append(PromptVariant(lm.resolve(change.site)[0], first, stop, _adding(vector)))
-    return lm.unembed(run_variants(lm, encoded.ids[0], forks).float().cpu().numpy(), normed=True)
-
-
-def _adding(step: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda there: there + step.to(there)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +66,7 @@ def essence(
         changed = [c.text for c in lm.generate(list(edit), new_tokens)]
     fitted = TfidfVectorizer(token_pattern=r"\S+").fit([text or "." for text in (*plain, *changed)])
     a, b = (fitted.transform([text or "." for text in texts]) for texts in (plain, changed))
-    found: np.ndarray = np.asarray(a.multiply(b).sum(1)).ravel()
-    return found
+    return np.asarray(np.asarray(a.multiply(b).sum(1)).ravel())
 
 
 def with_context(prompt: Prompt, context: Prompt) -> Prompt:

@@ -6,13 +6,5 @@ from repscope.studies.bayes.steps import steps, subject
 from repscope.studies.bayes.verdict import verdict
 from repscope.studies.run.study import Study
 
-STUDY = Study(
-    name="bayes",
-    question="Is in-context learning Bayesian inference?",
-    options=BayesOptions,
-    steps=steps,
-    page=page,
-    answer=answer,
-    verdict=verdict,
-    subject=subject,
-)
+QUESTION = "Is in-context learning Bayesian inference?"
+STUDY = Study("bayes", QUESTION, BayesOptions, steps, page, answer, verdict, subject)

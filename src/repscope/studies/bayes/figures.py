@@ -8,8 +8,9 @@ import pandas as pd
 from repscope.conditions import ESTIMATE
 from repscope.report.charts import grids
 from repscope.report.page import Figure, Table
+from repscope.report.tables import cell
 from repscope.report.text import format_estimate
-from repscope.results import select
+from repscope.results import records
 from repscope.studies.bayes import names
 
 
@@ -60,14 +61,14 @@ def key(table: pd.DataFrame, beside: Sequence[str], untrained: str, subject: str
     untrained: the control of distances. subject: heading of the estimates.
     """
     lines = []
-    for row in select(table, metric=names.TOKEN_KL, condition=ESTIMATE).to_dict("records"):
-        at = {r["condition"]: r for r in select(table, metric=names.TOKEN_KL, item=row["item"]).to_dict("records")}
+    for row in records(table, metric=names.TOKEN_KL, condition=ESTIMATE):
+        at = {r["condition"]: r for r in records(table, metric=names.TOKEN_KL, item=row["item"])}
         lines.append(_line(f"nats per token from Bayes, {row['item']}", row, at, (*beside, untrained)))
     for metric, said in ((names.RISE, "rise of accuracy"), (names.CHANGE, "change of KL to Bayes")):
         rows = table[table["metric"] == metric]
         for item, split in dict.fromkeys(zip(rows["item"], rows["split"])):
             here = rows[(rows["item"] == item) & (rows["split"] == split)]
-            at = {r["condition"]: r for r in here.to_dict("records")}
+            at = {r["condition"]: r for r in records(here)}
             own = at.get(ESTIMATE) or at.get(names.ONE)
             if own is not None:
                 lines.append(_line(f"{said}, {item}, {split}", own, at, (*beside, untrained)))
@@ -76,5 +77,5 @@ def key(table: pd.DataFrame, beside: Sequence[str], untrained: str, subject: str
 
 
 def _line(what: str, own: Mapping[Any, Any], at: Mapping[str, Any], beside: Sequence[str]) -> dict[str, Any]:
-    cells = {c: format_estimate(at[c]) if c in at else "–" for c in beside}
+    cells = {c: cell(at.get(c)) for c in beside}
     return {"number": what, "networks": format_estimate(own), **cells, "n": own["n"]}

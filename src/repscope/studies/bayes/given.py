@@ -6,7 +6,6 @@
 Controls: untrained networks; the exact predictor as the ceiling.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -19,10 +18,11 @@ from jaxtyping import Float, Int
 from repscope import stats
 from repscope.conditions import ESTIMATE
 from repscope.errors import UserError
+from repscope.models.loading.stacked_weights import state_of
 from repscope.results import Result, Row
 from repscope.studies.bayes import measures, names
 from repscope.studies.bayes.measures import Asked
-from repscope.studies.bayes.task import HELD_OUT, TRANSFORMER, BayesTask, Kind, state_of
+from repscope.studies.bayes.task import HELD_OUT, TRANSFORMER, BayesTask, Kind
 from repscope.studies.bayes.training import trained, training_cost
 from repscope.studies.run.study import Context, Cost, Step
 from repscope.trace.bayes import HiddenMarkovModel, Mixture, PromptForecast, read_models
@@ -116,27 +116,21 @@ def given_steps(task: GivenTask) -> list[Step]:
     step = f"train {TRANSFORMER.name}"
     return [
         models_step(task),
-        Step(step, partial(trained, task, TRANSFORMER), training_cost(task, TRANSFORMER)),
-        Step(f"documents {TRANSFORMER.name}", partial(_answers, task), documents_cost(task), needs=(step,)),
+        Step(step, partial(trained, task, TRANSFORMER), partial(training_cost, task, TRANSFORMER)),
+        Step(f"documents {TRANSFORMER.name}", partial(_answers, task), partial(documents_cost, task), needs=(step,)),
     ]
 
 
 def models_step(task: GivenTask) -> Step:
     """The step that describes the models."""
-    return Step("models", partial(_models, task), documents_cost(task))
+    return Step("models", partial(_models, task), partial(documents_cost, task))
 
 
-def documents_cost(task: GivenTask) -> Callable[[], Cost]:
+def documents_cost(task: GivenTask) -> Cost:
     """Forecast of exact predictions for all documents."""
-
-    def cost() -> Cost:
-        o, states = task.options, task.mixture.starts.shape[1]
-        tokens = o.prompts * o.length
-        return Cost(
-            tokens, 2.0 * tokens * o.networks * 24 * o.width**2, 2.0 * tokens * len(task.models) * states**2, memory_bytes=4e8
-        )
-
-    return cost
+    o, states = task.options, task.mixture.starts.shape[1]
+    tokens = o.prompts * o.length
+    return Cost(tokens, 2.0 * tokens * o.networks * 24 * o.width**2, 2.0 * tokens * len(task.models) * states**2, memory_bytes=4e8)
 
 
 def _models(task: GivenTask, context: Context) -> Result:

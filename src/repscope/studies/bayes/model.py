@@ -9,7 +9,7 @@ Controls: the same architecture with random weights; counts of symbol pairs in t
 exact predictors as ceilings. Intervals are over prompts or documents; there is one model.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
@@ -70,11 +70,11 @@ def model_subject(setup: Setup[BayesOptions]) -> Subject:
 def model_steps(setup: Setup[BayesOptions], task: BayesTask) -> list[Step]:
     """The world or the user's models; documents; prompts of the world."""
     reader = Reader(setup.network, _token_map(setup, task), setup.options.seed)
-    documents = Step("documents model", partial(_documents, task, reader), _cost(task, reader, task.options.prompts))
+    documents = Step("documents model", partial(_documents, task, reader), partial(_cost, task, reader, task.options.prompts))
     if isinstance(task, GivenTask):
         return [models_step(task), documents]
     prompts = len(task.options.lengths) * task.options.prompts
-    return [documents, Step("prompts model", partial(_prompts, task, reader), _cost(task, reader, prompts))]
+    return [documents, Step("prompts model", partial(_prompts, task, reader), partial(_cost, task, reader, prompts))]
 
 
 def _token_map(setup: Setup[BayesOptions], task: BayesTask) -> TokenMap:
@@ -86,13 +86,10 @@ def _token_map(setup: Setup[BayesOptions], task: BayesTask) -> TokenMap:
     return TokenMap.of_texts(setup.network, words)
 
 
-def _cost(task: BayesTask, reader: Reader, texts: int) -> Callable[[], Cost]:
-    def cost() -> Cost:
-        tokens = 2 * texts * task.options.length  # the model and its twin
-        weights = sum(p.numel() for p in reader.model.model.parameters())
-        return Cost(tokens, 2.0 * tokens * weights, memory_bytes=4.0 * weights)
-
-    return cost
+def _cost(task: BayesTask, reader: Reader, texts: int) -> Cost:
+    tokens = 2 * texts * task.options.length  # the model and its twin
+    weights = sum(p.numel() for p in reader.model.model.parameters())
+    return Cost(tokens, 2.0 * tokens * weights, memory_bytes=4.0 * weights)
 
 
 def _documents(task: BayesTask, reader: Reader, context: Context) -> Result:

@@ -6,7 +6,7 @@ ACCURACY, CLEAR = "oracle accuracy", "oracle accuracy, clear labels"
 KL, TV, TRUTH = "KL to Bayes", "total variation to Bayes", "posterior of the truth"
 TOKEN_KL, RISE, CHANGE, ORDER = "KL to Bayes per token", "rise", "change of KL to Bayes", "order sensitivity"
 
-MIXTURE, AWARE, ORACLE = "pretraining Bayes", "format-aware Bayes", "oracle"
+MIXTURE, AWARE = "pretraining Bayes", "format-aware Bayes"
 RECURRENT, UNTRAINED, ONE = "LSTM", "untrained network", "trained on one concept"
 RANDOM, COUNTS = "random weights", "symbol pair counts"  #: beside a model that was not trained in the study
 

@@ -8,7 +8,7 @@ import pandas as pd
 from repscope.conditions import ESTIMATE
 from repscope.report.page import Item, Page, Section, Table
 from repscope.report.text import format_estimate
-from repscope.results import select
+from repscope.results import records, select
 from repscope.studies.bayes import given_page, names, regression_page
 from repscope.studies.bayes.figures import curves, figure, headline, key, lengths
 from repscope.studies.bayes.options import BayesOptions
@@ -44,10 +44,10 @@ def page(record: Record[BayesOptions]) -> Page:
 def answer(record: Record[BayesOptions]) -> Answer:
     """The main numbers, one line each."""
     table, lines = record.table, list(record.warnings)
-    for row in select(table, metric=names.TOKEN_KL, condition=ESTIMATE).to_dict("records"):
+    for row in records(table, metric=names.TOKEN_KL, condition=ESTIMATE):
         lines.append(f"{row['item']}: {format_estimate(row)} nats per token from exact Bayes on held-out documents.")
-    for row in select(table, metric=names.RISE, condition=ESTIMATE).to_dict("records"):
-        ceiling = select(table, metric=names.RISE, condition=names.MIXTURE, item=row["item"]).to_dict("records")
+    for row in records(table, metric=names.RISE, condition=ESTIMATE):
+        ceiling = records(table, metric=names.RISE, condition=names.MIXTURE, item=row["item"])
         beside = f", that of exact Bayes {risen(ceiling[0])}" if ceiling else ""
         lines.append(f"{row['item']}: accuracy on clear labels {risen(row)}{beside} ({row['split']}).")
     return Answer(lines + regression_page.lines(table))
@@ -74,10 +74,8 @@ def _distances(table: pd.DataFrame) -> Section:
         items.append(figure(rows, f"Posterior of the true concept, examples of {length}", "posterior", caption, share=True))
     text = (
         "Look for curves that fall with the number of examples. The first delimiters are unlike pretraining documents, so the "
-        "distance "
-        "often rises at one or two examples before it falls. Format-aware Bayes shows how far an observer who knows the "
-        "format is from "
-        "the mixture itself."
+        "distance often rises at one or two examples before it falls. Format-aware Bayes shows how far an observer who knows the "
+        "format is from the mixture itself."
     )
     return Section("Distance from Bayes", text, tuple(items))
 
@@ -103,11 +101,10 @@ def _contrast(table: pd.DataFrame) -> Section:
 def _floors(table: pd.DataFrame) -> Section:
     wide = floor_table(table)
     order = select(table, metric=names.ORDER)
-    said = "; ".join(f"{r['item']}, {r['condition']}: {format_estimate(r)}" for r in order.to_dict("records"))
+    said = "; ".join(f"{r['item']}, {r['condition']}: {format_estimate(r)}" for r in records(order))
     text = (
-        "A third of the transitions between slots are impossible, and prompts need some of them. A Bayes predictor therefore "
-        "has a floor "
-        "under its transitions, a choice that moves its curve; look at how much. "
+        "A third of the transitions between slots are impossible, and prompts need some of them. A Bayes predictor therefore has a "
+        "floor under its transitions, a choice that moves its curve; look at how much. "
         + (f"Total variation between answers after the same examples in two orders: {said}." if said else "")
     )
     return Section(
@@ -119,7 +116,7 @@ def floor_table(table: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of exact Bayes and KL to networks, in the order of lengths, floors and numbers of examples."""
     rows = table[[", floor " in item for item in table["item"]]]
     known = [names.parts(item) for item in rows["item"]]
-    rows = rows.assign(cell=[format_estimate(r) for r in rows.to_dict("records")])
+    rows = rows.assign(cell=[format_estimate(r) for r in records(rows)])
     rows = rows.assign(length=[n for _, n, _ in known], floor=[names.floor_of(t) for t, _, _ in known], dose=[k for *_, k in known])
     index = ["length", "floor", "dose", "item"]
     wide = rows.pivot_table(index=index, columns=["metric"], values="cell", aggfunc="first").sort_index()

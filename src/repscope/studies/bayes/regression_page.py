@@ -9,7 +9,7 @@ from repscope.conditions import ESTIMATE
 from repscope.report.charts import grids
 from repscope.report.page import Figure, Item, Section, Table
 from repscope.report.text import format_estimate
-from repscope.results import select
+from repscope.results import records, select
 from repscope.trace.bayes.regression import DISTANCE, DMMSE, ERROR, NEARER, RIDGE, SOURCES, UNTRAINED
 
 _ITEM = re.compile(rf"(?P<tasks>\d+|new) tasks, (?P<source>{'|'.join(SOURCES)})")
@@ -73,8 +73,8 @@ def _numbers(table: pd.DataFrame) -> pd.DataFrame:
         if not _ITEM.fullmatch(item):
             continue
         rows = select(table, item=item)
-        error = {r["condition"]: format_estimate(r) for r in select(rows, metric=ERROR).to_dict("records")}
-        far = select(rows, metric=DISTANCE, condition=ESTIMATE).to_dict("records")
+        error = {r["condition"]: format_estimate(r) for r in records(rows, metric=ERROR)}
+        far = records(rows, metric=DISTANCE, condition=ESTIMATE)
         to = {r["definition"].split(",")[0].removeprefix("to "): format_estimate(r) for r in far}
         named = {"networks": error[ESTIMATE], **{c: error.get(c, "–") for c in (DMMSE, RIDGE, UNTRAINED)}}
         found.append(

@@ -12,7 +12,6 @@ With `hmm` or `model`, other steps: those of `given` (documents of the user's mo
 Controls: untrained networks; exact predictors as ceilings; the published delimiter; networks of one concept, on theirs and on all.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,19 +20,18 @@ import pandas as pd
 
 from repscope import stats
 from repscope.conditions import ESTIMATE
+from repscope.models.loading.stacked_weights import state_of
 from repscope.results import Result, Row
 from repscope.studies.bayes import measures, names
 from repscope.studies.bayes.given import GivenTask, given_steps
 from repscope.studies.bayes.measures import Answers, Asked
 from repscope.studies.bayes.model import model_steps, model_subject
 from repscope.studies.bayes.options import BayesOptions
-from repscope.studies.bayes.task import CONTRAST, KINDS, RECURRENT, SINGLE, TRANSFORMER, BayesTask, Kind, state_of
+from repscope.studies.bayes.task import CONTRAST, KINDS, RECURRENT, SINGLE, TRANSFORMER, BayesTask, Kind
 from repscope.studies.bayes.training import trained, training_cost
-from repscope.studies.run.study import Context, Cost, Setup, Step, Subject
+from repscope.studies.run.study import Context, Cost, Setup, Step, Subject, trained_here
 from repscope.trace import bayes
 from repscope.worlds.ginc import GincPrompts, GincWorld
-
-_TRAINED = "small-language-models"
 
 
 def steps(setup: Setup[BayesOptions]) -> list[Step]:
@@ -50,18 +48,15 @@ def steps(setup: Setup[BayesOptions]) -> list[Step]:
     kinds = (TRANSFORMER, CONTRAST) if o.short else tuple(KINDS.values())
     made = [Step("world", partial(_world, task), lambda: Cost(fit_flops=1e8))]
     for kind in kinds:
-        made.append(Step(f"train {kind.name}", partial(trained, task, kind), training_cost(task, kind), 2, needs=("world",)))
-    asks: tuple[tuple[Kind, Callable[[BayesTask, Context], Result]], ...] = (
-        (TRANSFORMER, _transformers),
-        (RECURRENT, _recurrent),
-        (CONTRAST, _contrast),
-        (SINGLE, _single),
-    )
-    for kind, compute in asks:
-        if kind not in kinds:
-            continue
-        made.append(Step(f"prompts {kind.name}", partial(compute, task), _prompts_cost(task), 2, needs=(f"train {kind.name}",)))
-    made.append(Step("regression", partial(_regression, task), _regression_cost(task)))
+        made.append(
+            Step(f"train {kind.name}", partial(trained, task, kind), partial(training_cost, task, kind), 2, needs=("world",))
+        )
+    asks = {TRANSFORMER: _transformers, RECURRENT: _recurrent, CONTRAST: _contrast, SINGLE: _single}
+    for kind in kinds:
+        made.append(
+            Step(f"prompts {kind.name}", partial(asks[kind], task), partial(_prompts_cost, task), 2, needs=(f"train {kind.name}",))
+        )
+    made.append(Step("regression", partial(_regression, task), partial(_regression_cost, task)))
     return made
 
 
@@ -69,29 +64,20 @@ def subject(setup: Setup[BayesOptions]) -> Subject:
     """The networks trained in the study, or the language model."""
     if setup.options.model is not None:
         return model_subject(setup)
-    facts = {"model": _TRAINED, "precision": "float32, trained in this run"}
-    return Subject("tiny" if setup.options.tiny else _TRAINED, _TRAINED, facts)
+    return trained_here(setup, "small-language-models")
 
 
-def _prompts_cost(task: BayesTask) -> Callable[[], Cost]:
-    def cost() -> Cost:
-        o = task.options
-        tokens = len(o.lengths) * o.prompts * o.length
-        states = o.values * o.slots
-        return Cost(
-            tokens, 2.0 * tokens * o.networks * 24 * o.width**2, 2.0 * tokens * o.concepts * o.slots * states**2, memory_bytes=4e8
-        )
-
-    return cost
+def _prompts_cost(task: BayesTask) -> Cost:
+    o = task.options
+    tokens, states = len(o.lengths) * o.prompts * o.length, o.values * o.slots
+    exact = 2.0 * tokens * o.concepts * o.slots * states**2
+    return Cost(tokens, 2.0 * tokens * o.networks * 24 * o.width**2, exact, memory_bytes=4e8)
 
 
-def _regression_cost(task: BayesTask) -> Callable[[], Cost]:
-    def cost() -> Cost:
-        o = task.regression
-        tokens = len(o.diversities) * o.seeds * o.steps * o.batch * 2 * o.world.examples
-        return Cost(tokens, 6.0 * tokens * o.layers * 12 * o.width**2, 0.0, 4e8)
-
-    return cost
+def _regression_cost(task: BayesTask) -> Cost:
+    o = task.regression
+    tokens = len(o.diversities) * o.seeds * o.steps * o.batch * 2 * o.world.examples
+    return Cost(tokens, 6.0 * tokens * o.layers * 12 * o.width**2, 0.0, 4e8)
 
 
 def _regression(task: BayesTask, context: Context) -> Result:

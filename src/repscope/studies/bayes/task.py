@@ -1,6 +1,6 @@
 """What the steps of `bayes` share: the worlds, the networks and their answers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -145,8 +145,3 @@ class BayesTask:
             part = ids[start : start + step].expand(self.options.networks, -1, -1)
             found.append(logits(state, part)[:, :, torch.from_numpy(places)].double().softmax(-1).numpy())
         return np.concatenate(found, axis=1)
-
-
-def state_of(arrays: Mapping[str, np.ndarray]) -> State:
-    """Weights that a step left."""
-    return {k.removeprefix("w/"): torch.from_numpy(v.copy()) for k, v in arrays.items() if k.startswith("w/")}

@@ -1,12 +1,12 @@
 """Steps of `bayes` that train networks: weights, losses, and the distance to the exact predictor on held-out documents."""
 
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from repscope.conditions import ESTIMATE
+from repscope.models.loading.stacked_weights import arrays_of
 from repscope.results import Result
 from repscope.studies.bayes import measures, names
 from repscope.studies.bayes.task import BayesTask, Kind
@@ -32,16 +32,12 @@ def trained(task: BayesTask, kind: Kind, context: Context) -> Result:
             for j, v in enumerate(found.losses[i])
         ]
     )
-    return Result.of(rows, arrays={f"w/{k}": v.numpy() for k, v in found.state.items()}, side={"losses": log})
+    return Result.of(rows, arrays=arrays_of(found.state), side={"losses": log})
 
 
-def training_cost(task: BayesTask, kind: Kind) -> Callable[[], Cost]:
+def training_cost(task: BayesTask, kind: Kind) -> Cost:
     """Forecast of a training."""
-
-    def cost() -> Cost:
-        o = task.options
-        weights = 24 * o.width**2 + task.symbols * o.width if not kind.recurrent else 32 * o.width**2
-        tokens = o.steps * o.batch * o.length * o.networks
-        return Cost(tokens, 6.0 * tokens * (weights + 2 * o.length * o.width), memory_bytes=4e8)
-
-    return cost
+    o = task.options
+    weights = 24 * o.width**2 + task.symbols * o.width if not kind.recurrent else 32 * o.width**2
+    tokens = o.steps * o.batch * o.length * o.networks
+    return Cost(tokens, 6.0 * tokens * (weights + 2 * o.length * o.width), memory_bytes=4e8)

@@ -7,7 +7,7 @@ import pandas as pd
 
 from repscope.conditions import ESTIMATE, over
 from repscope.report.verdict import Verdict, side, thresholds
-from repscope.results import select
+from repscope.results import first_row, records, select
 from repscope.studies.bayes import names
 
 _TITLES = (names.UNIFORM, names.ASKED, names.GIVEN)
@@ -17,22 +17,22 @@ def verdict(table: pd.DataFrame) -> Verdict:
     """Of the networks at the shortest examples of the world with the uniform delimiter, or on documents of the user's models."""
     at = select(table, metric=names.KL, condition=ESTIMATE)
     kinds = [names.parts(item) for item in at["item"]]
-    own = [(title, n, dose, row) for (title, n, dose), row in zip(kinds, at.to_dict("records")) if title in _TITLES]
+    own = [(title, n, dose, row) for (title, n, dose), row in zip(kinds, records(at)) if title in _TITLES]
     if not own:
         return _NONE
     title, length, most, last = min(own, key=lambda one: (one[1], -one[2]))
     series, dose = names.series(title, length), names.dose_name(length)
     split = f"{dose} = 1 to {most}"
-    change = _first(select(table, metric=names.CHANGE, condition=ESTIMATE, item=series, split=split))
-    rise, ceiling = (_first(select(table, metric=names.RISE, condition=c, item=series)) for c in (ESTIMATE, names.MIXTURE))
+    change = first_row(table, metric=names.CHANGE, condition=ESTIMATE, item=series, split=split)
+    rise, ceiling = (first_row(table, metric=names.RISE, condition=c, item=series) for c in (ESTIMATE, names.MIXTURE))
     found = _Found(
         f"{most} {'examples' if length else 'symbols'}", "examples" if length else "symbols", last, change, rise, ceiling
     )
     if not select(table, metric=names.TOKEN_KL, item=names.MODEL).empty:
         beyond = select(table, metric=names.KL, condition=over(names.COUNTS), item=names.item(title, length, most))
-        return _of_model(found, _first(beyond))
+        return _of_model(found, first_row(beyond))
     token, untrained = (
-        _first(select(table, metric=names.TOKEN_KL, condition=c, item=names.NETWORKS)) for c in (ESTIMATE, names.UNTRAINED)
+        first_row(table, metric=names.TOKEN_KL, condition=c, item=names.NETWORKS) for c in (ESTIMATE, names.UNTRAINED)
     )
     return _NONE if token is None else _of_networks(found, token, untrained)
 
@@ -88,8 +88,3 @@ def _of_model(found: _Found, beyond: _Row) -> Verdict:
     if side(found.last, limits["near"]) == "below":
         return Verdict("Yes", f"{said}, nearer than counts of symbol pairs, and the distance shrinks with {noun}.")
     return Verdict("Partly", f"{said}: the distance shrinks with {noun} and is below that of symbol pair counts, but remains.")
-
-
-def _first(rows: pd.DataFrame) -> dict[Any, Any] | None:
-    found = rows.to_dict("records")
-    return found[0] if found else None

@@ -10,6 +10,7 @@ from repscope.bench.methods import BENCH_METRICS
 from repscope.conditions import ESTIMATE, RANDOM
 from repscope.report.charts import layers
 from repscope.report.page import Figure, Page, Section, Table
+from repscope.results import records
 from repscope.studies.bench_discovery.options import BenchOptions
 from repscope.studies.bench_discovery.settings import SETTINGS
 from repscope.studies.run.study import Answer, Record
@@ -22,7 +23,7 @@ def number_rows(record: Record[BenchOptions], columns: int | None = None) -> lis
     table = record.table[record.table["metric"] != "planted"]
     rows = []
     for (model, item), some in table.groupby(["model", "item"], sort=False):
-        by = {str(row["metric"]): row for row in some.to_dict("records")}
+        by = {str(row["metric"]): row for row in records(some)}
         shown = {c: _interval(by[c]) if c in by else "–" for c in SETTINGS[record.options.setting].columns[:columns]}
         rows.append({"network": str(model), "method": str(item), **shown})
     return rows
@@ -75,7 +76,7 @@ def _leading(record: Record[BenchOptions]) -> list[str]:
     table = record.table[record.table["metric"] == metric]
     lines = []
     for model, some in table.groupby("model", sort=False):
-        rows = sorted(some.to_dict("records"), key=lambda row: -row["value"])
+        rows = sorted(records(some), key=lambda row: -row["value"])
         without = [row for row in rows if row["condition"] == ESTIMATE]
         others = [row for row in rows if row["condition"] in (RANDOM, "supervised", "oracle")]
         if without:

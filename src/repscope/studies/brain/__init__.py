@@ -6,13 +6,5 @@ from repscope.studies.brain.steps import steps, subject
 from repscope.studies.brain.verdict import verdict
 from repscope.studies.run.study import Study
 
-STUDY = Study(
-    name="brain",
-    question="Does the network represent things as a brain does?",
-    options=BrainOptions,
-    steps=steps,
-    page=page,
-    answer=answer,
-    verdict=verdict,
-    subject=subject,
-)
+QUESTION = "Does the network represent things as a brain does?"
+STUDY = Study("brain", QUESTION, BrainOptions, steps, page, answer, verdict, subject)

@@ -14,8 +14,9 @@ from repscope.conditions import (
 )
 from repscope.report.charts import grids, layers
 from repscope.report.page import Figure, Table
+from repscope.report.tables import cell, wide
 from repscope.report.text import format_estimate, format_gain
-from repscope.results import select
+from repscope.results import records, select
 from repscope.studies.brain import names
 
 
@@ -68,12 +69,12 @@ def key(table: pd.DataFrame) -> Table:
         for truth in (*names.TRAINED, names.ALL):
             item = names.item(method, truth)
             rows = select(table, item=item, split=names.LATE)
-            at = {(r["metric"], r["condition"]): r for r in rows.to_dict("records")}
+            at = {(r["metric"], r["condition"]): r for r in records(rows)}
             if (names.FOUND, ESTIMATE) not in at:
                 continue
             line = {"": item, "family found": format_estimate(at[names.FOUND, ESTIMATE])}
             for title, c in (("random signals", RANDOM_RECORDING), ("untrained network", UNTRAINED_RECORDING)):
-                line[f"{title}: any found"] = format_estimate(at[names.FOUND, c]) if (names.FOUND, c) in at else "–"
+                line[f"{title}: any found"] = cell(at.get((names.FOUND, c)))
             for title, c in (("gain over next family", OTHER_FAMILY), ("gain over untrained", UNTRAINED)):
                 line[title] = format_gain(at[names.GAIN, over(c)]) if (names.GAIN, over(c)) in at else "–"
             lines.append(line | {"n": str(at[names.FOUND, ESTIMATE]["n"])})
@@ -83,13 +84,11 @@ def key(table: pd.DataFrame) -> Table:
 
 def mapping(table: pd.DataFrame) -> Table:
     """Which layer is chosen for which region."""
-    rows = table[table["metric"] == names.LAYER]
-    cells = rows.assign(cell=[format_estimate(r) for r in rows.to_dict("records")])
-    wide = cells.pivot_table(index="item", columns="split", values="cell", aggfunc="first", sort=False).fillna("–").reset_index()
     caption = (
         "Share of choices of layer 1 for the early region, and of layer 2 for the late region; 95 % intervals over recordings."
     )
-    return Table(wide, "Is the layer found that generated the region?", caption)
+    found = wide(select(table, metric=names.LAYER), "item", "split")
+    return Table(found, "Is the layer found that generated the region?", caption)
 
 
 def ceilings(table: pd.DataFrame) -> Table:
@@ -98,7 +97,7 @@ def ceilings(table: pd.DataFrame) -> Table:
     lines = []
     for region in names.REGIONS:
         for truth in names.TRAINED:
-            at = {r["condition"]: r for r in rows[rows["split"] == region].to_dict("records") if names.parts(r["item"])[1] == truth}
+            at = {r["condition"]: r for r in records(rows[rows["split"] == region]) if names.parts(r["item"])[1] == truth}
             if LOWER_CEILING in at:
                 cells = {c: format_estimate(at[c]) for c in (ESTIMATE, LOWER_CEILING, UPPER_CEILING, UNTRAINED)}
                 lines.append({"recording": f"{truth}, {region}", **cells})
@@ -108,7 +107,5 @@ def ceilings(table: pd.DataFrame) -> Table:
 
 def digits(table: pd.DataFrame) -> Table:
     """How well digits can be read out of the last layer."""
-    rows = table[table["metric"] == names.DIGITS]
-    cells = rows.assign(cell=[format_estimate(r) for r in rows.to_dict("records")])
-    wide = cells.pivot_table(index="item", columns="condition", values="cell", aggfunc="first", sort=False).reset_index()
-    return Table(wide, "Digits read out of the last layer", "Nearest class mean on held-out images; 95 % intervals over networks.")
+    found = wide(select(table, metric=names.DIGITS), "item", "condition")
+    return Table(found, "Digits read out of the last layer", "Nearest class mean on held-out images; 95 % intervals over networks.")

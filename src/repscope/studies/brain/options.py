@@ -1,13 +1,13 @@
 """Options of the `brain` study."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from repscope.align.rdm_comparison import Measure
 from repscope.studies.brain.parts import PARTS, REPRESENTATION, SELF_OTHER, TWIN, WIRING, WORM
-from repscope.studies.run.options import StudyOptions
+from repscope.studies.run.options import Sizes, StudyOptions, files_in
 
 _OF_RECORDING = ("regions", "activations")
 _OF_WIRING = ("functional", "signals", "exposure")
@@ -27,6 +27,11 @@ class BrainOptions(StudyOptions):
     method have found it? With `recording` the same comparison is made with the user's recording. Then digital twins, wiring and
     function, self and other: on simulated data of known truth, and on the user's data where they are given.
     """
+
+    SHORT: ClassVar[Sizes] = {"networks": 5, "recordings": 10, "encoded": 2, "neurons": 30, "images": 1200, "draws": 40}
+    SHORT |= {"permutations": 500}
+    TINY: ClassVar[Sizes] = {"networks": 2, "recordings": 2, "encoded": 2, "conditions": 20, "subjects": 2, "channels": 8}
+    TINY |= {"repeats": 2, "steps": 10, "batch": 16, "neurons": 5, "images": 100, "cells": 16, "draws": 2, "permutations": 20}
 
     parts: tuple[Literal["representation", "twin", "wiring", "self-other"], ...] = Field(
         ("representation", "twin", "wiring", "self-other"),
@@ -127,18 +132,5 @@ class BrainOptions(StudyOptions):
 
     def files(self) -> list[Path]:
         """The user's recordings, activations, connectome and trials."""
-        given = (self.recording, *self.activations, self.sensorium, self.connectome, self.functional, self.signals, self.exposure)
-        named = [name for name in (*given, self.microns, self.trials) if name is not None and name != WORM]
-        paths = [Path(name).expanduser() for name in named]
-        return [p for path in paths for p in (sorted(path.rglob("*")) if path.is_dir() else [path]) if p.is_file()]
-
-    def sized(self) -> "BrainOptions":
-        """With the smaller numbers of `tiny` and `short`, except for options that were given."""
-        if self.tiny:
-            small: dict[str, Any] = {"networks": 2, "recordings": 2, "encoded": 2, "conditions": 20, "subjects": 2, "channels": 8}
-            small |= {"repeats": 2, "steps": 10, "batch": 16, "neurons": 5, "images": 100}
-            return self.with_sizes(small | {"cells": 16, "draws": 2, "permutations": 20})
-        if self.short:
-            small = {"networks": 5, "recordings": 10, "encoded": 2, "neurons": 30, "images": 1200}
-            return self.with_sizes(small | {"draws": 40, "permutations": 500})
-        return self
+        wiring = (self.connectome if self.connectome != WORM else None, self.functional, self.signals, self.exposure)
+        return files_in(self.recording, *self.activations, self.sensorium, *wiring, self.microns, self.trials)

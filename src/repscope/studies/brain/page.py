@@ -3,7 +3,7 @@
 from repscope.conditions import ESTIMATE, RANDOM_RECORDING, UNTRAINED_RECORDING
 from repscope.report.page import Item, Page, Section
 from repscope.report.text import format_estimate
-from repscope.results import select
+from repscope.results import records
 from repscope.studies.brain import figures, names, parts, sharing_page, twin_page, wiring_page
 from repscope.studies.brain.options import BrainOptions
 from repscope.studies.brain.parts_verdict import verdicts
@@ -50,9 +50,9 @@ def answer(record: Record[BrainOptions]) -> Answer:
             (RANDOM_RECORDING, "names a family in recordings of random signals in"),
             (UNTRAINED_RECORDING, "names a trained family in recordings of untrained networks in"),
         ):
-            for row in select(table, condition=condition, **at).to_dict("records"):
+            for row in records(table, condition=condition, **at):
                 lines.append(f"{method}, {names.LATE}: {said} {format_estimate(row)}.")
-    for row in select(table, metric=names.SIMILARITY, step=names.GIVEN).to_dict("records"):
+    for row in records(table, metric=names.SIMILARITY, step=names.GIVEN):
         lines.append(f"{row['item']}, {row['condition']}: {format_estimate(row)}.")
     if not record.options.tiny:
         lines += [f"{name}: {found.sentence}" for name, found in verdicts(table).items()]

@@ -14,7 +14,7 @@ from repscope.bench import sharing
 from repscope.bench import wiring as bench
 from repscope.conditions import ESTIMATE, over
 from repscope.report.verdict import Verdict, side, thresholds
-from repscope.results import select
+from repscope.results import first_row, records, select
 from repscope.studies.brain import parts
 
 Found = dict[Any, Any] | None
@@ -37,8 +37,8 @@ def _twin(table: pd.DataFrame) -> Verdict | None:
     """Does a twin recover what simulated neurons encode, beyond a model per neuron?"""
     limits = thresholds("brain")
     rows = select(table, step=parts.FITTED)
-    score, near = (_first(rows, metric=m, condition=ESTIMATE) for m in ("CCnorm", "centres within one pixel"))
-    gain = _first(rows, metric="gain", definition="CCnorm", condition=over("LN model"))
+    score, near = (first_row(rows, metric=m, condition=ESTIMATE) for m in ("CCnorm", "centres within one pixel"))
+    gain = first_row(rows, metric="gain", definition="CCnorm", condition=over("LN model"))
     if score is None or near is None or gain is None:
         return None
     said = f"CCnorm is {score['value']:.2f}, and {100 * near['value']:.0f} % of receptive fields lie where they were planted"
@@ -56,8 +56,8 @@ def _wiring(table: pd.DataFrame) -> Verdict | None:
     """Do tests that respect shared cells find like-to-like where it was planted, and only there?"""
     limits = thresholds("brain")
     rows = select(table, step=parts.LIKE_TO_LIKE, metric=bench.LIKE)
-    planted, none = (_first(rows, item=item, condition=ESTIMATE) for item in (bench.PLANTED, bench.ABSENT))
-    wald = _first(rows, item=bench.ABSENT, condition=wiring.NAIVE)
+    planted, none = (first_row(rows, item=item, condition=ESTIMATE) for item in (bench.PLANTED, bench.ABSENT))
+    wald = first_row(rows, item=bench.ABSENT, condition=wiring.NAIVE)
     if planted is None or none is None or wald is None:
         return None
     said = f"finds planted like-to-like in {100 * planted['value']:.0f} % of connectomes"
@@ -74,12 +74,12 @@ def _wiring(table: pd.DataFrame) -> Verdict | None:
 def _like_to_like(table: pd.DataFrame) -> Verdict | None:
     """Do connected cells of the user's connectome respond alike, at equal opportunity?"""
     rows = select(table, step=parts.SIMILARITY_OF, metric=wiring.SLOPE)
-    own, rewired = (_first(rows, condition=c) for c in (ESTIMATE, wiring.REWIRED))
+    own, rewired = (first_row(rows, condition=c) for c in (ESTIMATE, wiring.REWIRED))
     p = _p(table, parts.SIMILARITY_OF, wiring.SLOPE)
     if own is None or p is None:
         return None
     beyond = rewired is None or not (rewired["lo"] <= own["value"] <= rewired["hi"])
-    without = [_first(rows, condition=c) for c in (wiring.NO_OFFSET, f"{wiring.PRE_ALONE}, no offset")]
+    without = [first_row(rows, condition=c) for c in (wiring.NO_OFFSET, f"{wiring.PRE_ALONE}, no offset")]
     if side(own) == "above" and p <= 0.05 and beyond and None in without:
         return Verdict("Partly", "Cells that respond alike have more synapses; without an exposure, closeness may explain it.")
     if side(own) == "above" and p <= 0.05 and beyond:
@@ -101,7 +101,7 @@ def _like_to_like(table: pd.DataFrame) -> Verdict | None:
 def _signals(table: pd.DataFrame) -> Verdict | None:
     """Do synapses of the user's connectome predict signals, beyond exposure and partners?"""
     rows = select(table, step=parts.SIGNALS_OF, metric=wiring.DIFFERENCE)
-    own, matched, rewired = (_first(rows, condition=c) for c in (ESTIMATE, wiring.MATCHED, wiring.REWIRED))
+    own, matched, rewired = (first_row(rows, condition=c) for c in (ESTIMATE, wiring.MATCHED, wiring.REWIRED))
     p = _p(table, parts.SIGNALS_OF, wiring.DIFFERENCE)
     if own is None or p is None:
         return None
@@ -123,8 +123,8 @@ def _self_other(table: pd.DataFrame) -> Verdict | None:
     """Does cross-decoding find a planted shared code, and none where there is none?"""
     limits = thresholds("brain")
     rows = select(table, step=parts.DECODED, metric=sharing.FOUND)
-    shared, separate = (_first(rows, item=kind, split=sharing.ALL_TRIALS) for kind in ("shared", "separate"))
-    stimulus = _first(rows, item="stimulus", split=sharing.ALSO_MATCHED)
+    shared, separate = (first_row(rows, item=kind, split=sharing.ALL_TRIALS) for kind in ("shared", "separate"))
+    stimulus = first_row(rows, item="stimulus", split=sharing.ALSO_MATCHED)
     if shared is None or separate is None or stimulus is None:
         return None
     said = f"finds a planted shared code in {100 * shared['value']:.0f} % of networks"
@@ -142,19 +142,15 @@ def _trials(table: pd.DataFrame) -> Verdict | None:
     """Does the user's network code what happens to another as what happens to itself?"""
     rows = select(table, step=parts.TRIALS, metric=sharing.AUC)
     ways = [f"{source} to {target}" for source, target in DIRECTIONS]
-    across = [_first(rows, condition=ESTIMATE, split=way) for way in ways]
+    across = [first_row(rows, condition=ESTIMATE, split=way) for way in ways]
     if None in across:
         return None
-    p = [
-        row["value"]
-        for way in ways
-        for row in select(table, step=parts.TRIALS, metric=parts.P_DECODED, split=way).to_dict("records")
-    ]
-    within = [side(_first(rows, condition=WITHIN, split=agent), 0.5) for agent in ("self", "other")]
+    p = [row["value"] for way in ways for row in records(table, step=parts.TRIALS, metric=parts.P_DECODED, split=way)]
+    within = [side(first_row(rows, condition=WITHIN, split=agent), 0.5) for agent in ("self", "other")]
     if "above" not in within:
         return Verdict("Cannot tell", "Outcomes cannot be decoded even within one agent.")
     found = [side(row, 0.5) == "above" and value <= 0.05 for row, value in zip(across, p, strict=True)]
-    controls = {name: [_first(rows, condition=name, split=way) for way in ways] for name in (REMOVED, MATCHED, DISJOINT)}
+    controls = {name: [first_row(rows, condition=name, split=way) for way in ways] for name in (REMOVED, MATCHED, DISJOINT)}
     failed = [name for name, held in controls.items() if None not in held and any(side(row, 0.5) != "above" for row in held)]
     if all(found) and not failed:
         missing = [name for name in (MATCHED, DISJOINT) if None in controls[name]]
@@ -175,10 +171,5 @@ def _trials(table: pd.DataFrame) -> Verdict | None:
 
 
 def _p(table: pd.DataFrame, step: str, definition: str) -> float | None:
-    row = _first(table, step=step, metric=wiring.P, definition=definition, condition=ESTIMATE)
+    row = first_row(table, step=step, metric=wiring.P, definition=definition, condition=ESTIMATE)
     return None if row is None else float(row["value"])
-
-
-def _first(table: pd.DataFrame, **equal: Any) -> Found:
-    found = select(table, **equal).to_dict("records")
-    return found[0] if found else None

@@ -10,7 +10,7 @@ from repscope.conditions import ESTIMATE
 from repscope.report.charts import grids, layers
 from repscope.report.page import Figure, Item, Section, Table
 from repscope.report.text import format_estimate
-from repscope.results import select
+from repscope.results import records, select
 from repscope.studies.brain import parts
 from repscope.studies.run.study import Record
 
@@ -48,7 +48,7 @@ def matrix(table: pd.DataFrame, step: str) -> Figure:
         for source in _AGENTS:
             for target in _AGENTS:
                 split, condition = (source, WITHIN) if source == target else (f"{source} to {target}", ESTIMATE)
-                for row in select(rows, item=item, split=split, condition=condition).to_dict("records"):
+                for row in records(rows, item=item, split=split, condition=condition):
                     label = f"{item}, " if item in _KINDS else ""
                     at = {"x": f"tested on {target}", "y": f"{label}fitted on {source}"}
                     lines.append(at | {k: row[k] for k in ("value", "lo", "hi", "n")})
@@ -73,9 +73,8 @@ def controls(table: pd.DataFrame, step: str) -> Figure:
     return Figure(
         layers.by_item(rows, title="AUC across agents"),
         "Decoding across agents, with its controls",
-        "Shuffled labels: the null. Identity decoder: a decoder of who acted, tested on outcomes. Matched "
-        "stimuli: trials in which no "
-        "stimulus predicts the outcome. Disjoint stimuli: fitted and tested on different stimuli.",
+        "Shuffled labels: the null. Identity decoder: a decoder of who acted, tested on outcomes. Matched stimuli: trials in "
+        "which no stimulus predicts the outcome. Disjoint stimuli: fitted and tested on different stimuli.",
         small=step == parts.DECODED,
     )
 
@@ -85,9 +84,7 @@ def _found(table: pd.DataFrame) -> Figure:
     frame = rows.assign(name=[f"{_KINDS[item]}, {split}" for item, split in zip(rows["item"], rows["split"])])
     traps = [name for name in frame["name"] if not name.startswith(_KINDS["shared"])]
     return Figure(
-        grids.points(
-            frame[["name", "value", "lo", "hi", "n"]], value_title="share of networks", controls=traps, label_limit=320, rule=0.05
-        ),
+        grids.points(frame, value_title="share of networks", controls=traps, label_limit=320, rule=0.05),
         "How often is a shared code found?",
         "A code counts as shared if both directions have p ≤ .05; the line is at 5 %. Grey: networks without a shared code. 95 % "
         "intervals over networks.",
@@ -96,7 +93,7 @@ def _found(table: pd.DataFrame) -> Figure:
 
 
 def _wiring(table: pd.DataFrame) -> Table:
-    rows = select(table, step=parts.SHARED_WIRING, metric=bench.WIRED).to_dict("records")
+    rows = records(table, step=parts.SHARED_WIRING, metric=bench.WIRED)
     lines = [{"synapses": row["item"], "wiring predicts shared coding": format_estimate(row), "networks": row["n"]} for row in rows]
     caption = (
         "Share of networks in which pairs of units with shared coding have more synapses (cells permuted, p ≤ .05): with synapses "

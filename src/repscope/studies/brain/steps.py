@@ -12,14 +12,13 @@ Controls: recordings of random signals, which no family should win; recordings o
 win; the noise ceiling.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from repscope.conditions import ESTIMATE, UNTRAINED
-from repscope.models.loading.stacked_weights import State
+from repscope.models.loading.stacked_weights import State, arrays_of
 from repscope.results import Result, Row
 from repscope.studies.brain import names, parts
 from repscope.studies.brain.given import GivenTask, given_result
@@ -30,11 +29,9 @@ from repscope.studies.brain.task import TRUTHS, BrainTask, stacked
 from repscope.studies.brain.twin import TwinTask
 from repscope.studies.brain.wiring import WiringTask
 from repscope.studies.brain.wiring_given import GivenWiring
-from repscope.studies.run.study import Context, Cost, Setup, Step, Subject
+from repscope.studies.run.study import Context, Cost, Setup, Step, Subject, trained_here
 from repscope.worlds.brain import digits, features, loss_of
 from repscope.worlds.small_lm import train_by
-
-_TRAINED = "small-networks"
 
 
 def steps(setup: Setup[BrainOptions]) -> list[Step]:
@@ -54,9 +51,9 @@ def _representation(setup: Setup[BrainOptions]) -> list[Step]:
     """Trainings, then one step per method."""
     task = BrainTask(setup.options)
     trainings = tuple(f"train {family}" for family in names.TRAINED)
-    made = [Step(name, partial(_train, task, name.removeprefix("train ")), _training_cost(task)) for name in trainings]
+    made = [Step(name, partial(_train, task, name.removeprefix("train ")), partial(_training_cost, task)) for name in trainings]
     for method in task.methods:
-        made.append(Step(method, partial(_simulated, task, method), _comparison_cost(task, method), needs=trainings))
+        made.append(Step(method, partial(_simulated, task, method), partial(_comparison_cost, task, method), needs=trainings))
     if setup.options.recording is not None:
         given = GivenTask(task)
         needs = () if given.files else trainings
@@ -67,30 +64,23 @@ def _representation(setup: Setup[BrainOptions]) -> list[Step]:
 
 def subject(setup: Setup[BrainOptions]) -> Subject:
     """The networks trained in the study."""
-    facts = {"model": _TRAINED, "precision": "float32, trained in this run"}
-    return Subject("tiny" if setup.options.tiny else _TRAINED, _TRAINED, facts)
+    return trained_here(setup, "small-networks")
 
 
-def _training_cost(task: BrainTask) -> Callable[[], Cost]:
-    def cost() -> Cost:
-        o = task.options
-        images = o.steps * o.batch * (o.networks + o.recordings)
-        return Cost(images, 6.0 * images * (64 * task.shape.first + task.shape.first * task.shape.second), memory_bytes=2e8)
-
-    return cost
+def _training_cost(task: BrainTask) -> Cost:
+    o = task.options
+    images = o.steps * o.batch * (o.networks + o.recordings)
+    return Cost(images, 6.0 * images * (64 * task.shape.first + task.shape.first * task.shape.second), memory_bytes=2e8)
 
 
-def _comparison_cost(task: BrainTask, method: str) -> Callable[[], Cost]:
-    def cost() -> Cost:
-        o = task.options
-        count = (o.recordings if method == names.RSA else o.encoded) * len(TRUTHS) * len(names.REGIONS)
-        if method == names.RSA:
-            each = 500.0 * o.subjects * o.conditions**2
-        else:
-            each = 10.0 * (20 * o.conditions**3 + 20.0 * o.conditions**2 * o.subjects * o.channels)
-        return Cost(0, 0.0, 4 * o.networks * count * each, memory_bytes=2e8)
-
-    return cost
+def _comparison_cost(task: BrainTask, method: str) -> Cost:
+    o = task.options
+    count = (o.recordings if method == names.RSA else o.encoded) * len(TRUTHS) * len(names.REGIONS)
+    if method == names.RSA:
+        each = 500.0 * o.subjects * o.conditions**2
+    else:
+        each = 10.0 * (20 * o.conditions**3 + 20.0 * o.conditions**2 * o.subjects * o.channels)
+    return Cost(0, 0.0, 4 * o.networks * count * each, memory_bytes=2e8)
 
 
 def _train(task: BrainTask, family: str, context: Context) -> Result:
@@ -103,7 +93,7 @@ def _train(task: BrainTask, family: str, context: Context) -> Result:
         where: dict[str, Any] = {"item": family, "condition": condition, "seed": task.options.seed, "split": "held-out images"}
         definition = "nearest class mean, last layer"
         rows.append(Row.over(_accuracy(task, state), "network", metric=names.DIGITS, definition=definition, **where))
-    return Result.of(rows, arrays={f"w/{k}": v.numpy() for k, v in found.state.items()})
+    return Result.of(rows, arrays=arrays_of(found.state))
 
 
 def _accuracy(task: BrainTask, state: State) -> np.ndarray:

@@ -19,7 +19,7 @@ from repscope.align import (
     rsa_scores,
 )
 from repscope.errors import UserError
-from repscope.models.loading.stacked_weights import State, select_runs
+from repscope.models.loading.stacked_weights import State, select_runs, state_of
 from repscope.results import Result
 from repscope.studies.brain import names
 from repscope.studies.brain.options import BrainOptions
@@ -83,7 +83,7 @@ class BrainTask:
 
     def states(self, inputs: Mapping[str, Result]) -> dict[str, State]:
         """Networks of all families after training."""
-        found = {family: state_of(inputs[f"train {family}"]) for family in names.TRAINED}
+        found = {family: state_of(inputs[f"train {family}"].arrays) for family in names.TRAINED}
         return found | {names.CONTROL: self.initial(names.CONTROL)}
 
     def candidates(self, states: Mapping[str, State]) -> dict[str, State]:
@@ -142,10 +142,3 @@ def stacked(states: Mapping[str, State], images: Float[np.ndarray, "image pixel"
     """Activations of all networks of all families, family after family."""
     each = [features(states[family], images) for family in states]
     return [np.concatenate([one[layer] for one in each]) for layer in range(len(each[0]))]
-
-
-def state_of(result: Result) -> State:
-    """Weights that a training left."""
-    import torch
-
-    return {k.removeprefix("w/"): torch.from_numpy(v.copy()) for k, v in result.arrays.items() if k.startswith("w/")}

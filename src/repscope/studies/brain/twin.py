@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
-import torch
-
 from repscope import stats
 from repscope.align.twin.ceilings import score_twin
 from repscope.align.twin.fitting import EPOCHS, fit_twin
@@ -20,6 +18,7 @@ from repscope.align.twin.network import CoreShape, LinearNonlinear, TwinNetwork
 from repscope.align.twin.sensorium_folder import SensoriumRecording, sensorium_recording
 from repscope.bench.twins import TwinBench, held_out, recovery, teacher
 from repscope.conditions import over
+from repscope.models.loading.stacked_weights import arrays_of, state_of
 from repscope.results import Result, Row
 from repscope.studies.brain import parts
 from repscope.studies.brain.options import BrainOptions
@@ -66,14 +65,13 @@ class TwinTask:
     def _fitted(self, context: Context) -> Result:
         b, seed = self.sizes, self.options.seed
         twin, rows, table = recovery(b, teacher(b, seed), seed, context.partial / "twin.pt")
-        weights = {f"w/{k}": v.numpy() for k, v in twin.model.state_dict().items() if v.ndim}
+        weights = arrays_of({k: v for k, v in twin.model.state_dict().items() if v.ndim})
         return Result.of(_of(rows, parts.SIMULATED_NEURONS), arrays=weights, side={"neurons": table})
 
     def _held_out(self, context: Context) -> Result:
         b, seed = self.sizes, self.options.seed
         twin = TwinNetwork(b.neurons, seed=seed)
-        held = context.inputs[parts.FITTED].arrays
-        twin.load_state_dict({k.removeprefix("w/"): torch.from_numpy(v.copy()) for k, v in held.items()}, strict=False)
+        twin.load_state_dict(state_of(context.inputs[parts.FITTED].arrays), strict=False)
         found = held_out(b, teacher(b, seed), twin, seed)
         rows = found.rows(parts.HELD_OUT, seed)
         for control in (LINEAR, UNTRAINED):

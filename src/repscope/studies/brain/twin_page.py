@@ -8,8 +8,9 @@ import pandas as pd
 from repscope.conditions import ESTIMATE
 from repscope.report.charts import grids, layers, neurons
 from repscope.report.page import Figure, Item, Section, Table
+from repscope.report.tables import cell
 from repscope.report.text import format_estimate
-from repscope.results import select
+from repscope.results import records, select
 from repscope.studies.brain import parts
 from repscope.studies.run.study import Record
 
@@ -38,13 +39,7 @@ def curve(table: pd.DataFrame) -> Figure:
     rows = select(table, step=parts.HELD_OUT, metric="CCnorm of held-out neurons")
     frame = rows.assign(dose=[float(split.split()[0]) for split in rows["split"]])
     return Figure(
-        grids.dose(
-            frame[["dose", "condition", "value", "lo", "hi", "n"]],
-            x_title="minutes of data",
-            value_title="CCnorm",
-            share=False,
-            log=True,
-        ),
+        grids.dose(frame, x_title="minutes of data", value_title="CCnorm", share=False, log=True),
         "Held-out neurons: performance against minutes of their data",
         "New neurons on the frozen core of the twin, one image per second. Controls: one linear filter per neuron, and the same "
         "readouts on a core that was never trained. Mean over neurons, 95 % intervals over them.",
@@ -90,7 +85,7 @@ def scores(table: pd.DataFrame) -> Table:
     rows = select(table, step=parts.FITTED)
     lines = []
     for metric in (*_SCORES, *_FOUND):
-        found = {r["condition"]: r for r in select(rows, metric=metric).to_dict("records")}
+        found = {r["condition"]: r for r in records(rows, metric=metric)}
         if ESTIMATE in found:
             line = {"number": metric, "twin": format_estimate(found.pop(ESTIMATE))}
             line["control"] = ", ".join(f"{name}: {format_estimate(row)}" for name, row in found.items()) or "–"
@@ -105,10 +100,8 @@ def _recorded(table: pd.DataFrame) -> Table:
     rows = select(table, step=parts.RECORDED)
     lines = []
     for metric in _SCORES:
-        found = {r["condition"]: r for r in select(rows, metric=metric).to_dict("records")}
+        found = {r["condition"]: r for r in records(rows, metric=metric)}
         if ESTIMATE in found:
-            other = found.get("LN model")
-            lines.append(
-                {"number": metric, "twin": format_estimate(found[ESTIMATE]), "LN model": format_estimate(other) if other else "–"}
-            )
+            cells = {"twin": format_estimate(found[ESTIMATE]), "LN model": cell(found.get("LN model"))}
+            lines.append({"number": metric, **cells})
     return Table(pd.DataFrame(lines), "A twin of your recording", "On repeated test images; 95 % intervals over neurons.")

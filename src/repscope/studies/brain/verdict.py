@@ -7,7 +7,7 @@ import pandas as pd
 
 from repscope.conditions import ESTIMATE, LOWER_CEILING, PIXELS, RANDOM_RECORDING, UNTRAINED, over
 from repscope.report.verdict import Verdict, joined, side, thresholds
-from repscope.results import select
+from repscope.results import first_row, records
 from repscope.studies.brain import names, parts
 from repscope.studies.brain.parts_verdict import verdicts
 
@@ -50,11 +50,12 @@ def _method(table: pd.DataFrame, method: str) -> Verdict | None:
     """Whether a method finds the family that generated a simulated recording of the late region; None if it did not run."""
     limits = thresholds("brain")
     at: dict[str, Any] = {"metric": names.FOUND, "item": names.item(method, names.ALL), "split": names.LATE}
-    found, random = (_first(table, condition=c, **at) for c in (ESTIMATE, RANDOM_RECORDING))
+    found, random = (first_row(table, condition=c, **at) for c in (ESTIMATE, RANDOM_RECORDING))
     if found is None:
         return None
     each = [
-        _first(table, metric=names.FOUND, item=names.item(method, f), split=names.LATE, condition=ESTIMATE) for f in names.TRAINED
+        first_row(table, metric=names.FOUND, item=names.item(method, f), split=names.LATE, condition=ESTIMATE)
+        for f in names.TRAINED
     ]
     name = "RSA finds" if method == names.RSA else "Encoding models find"
     said = f"{name} the family that generated a recording in {100 * found['value']:.0f} % of simulated recordings"
@@ -83,14 +84,14 @@ def _region(table: pd.DataFrame, region: str) -> Verdict:
     methods = dict.fromkeys(method for method, at, _ in known if at == region)
     method = names.RSA if names.RSA in methods else next(iter(methods))
     rows = rows[[p[:2] == (method, region) for p in known]]
-    own = max(select(rows, metric=names.SIMILARITY, condition=ESTIMATE).to_dict("records"), key=lambda row: float(row["value"]))
+    own = max(records(rows, metric=names.SIMILARITY, condition=ESTIMATE), key=lambda row: float(row["value"]))
     gains = [
         side(row)
         for control in (UNTRAINED, PIXELS)
-        if (row := _first(rows, metric=names.GAIN, item=own["item"], condition=over(control))) is not None
+        if (row := first_row(rows, metric=names.GAIN, item=own["item"], condition=over(control))) is not None
     ]
     family = names.parts(own["item"])[2]
-    ceiling = _first(rows, metric=names.SIMILARITY, condition=LOWER_CEILING)
+    ceiling = first_row(rows, metric=names.SIMILARITY, condition=LOWER_CEILING)
     if side(own) == "below" or "below" in gains or (side(own, thresholds("brain")["alike"]) == "below"):
         return Verdict("No", f"The most similar family, {family}, is not above untrained networks and pixels.")
     if not gains or "unclear" in gains or side(own) != "above":
@@ -98,8 +99,3 @@ def _region(table: pd.DataFrame, region: str) -> Verdict:
     if ceiling is not None and own["hi"] >= ceiling["value"]:
         return Verdict("Yes", f"{family.capitalize()} networks are above their controls and reach the noise ceiling.")
     return Verdict("Partly", f"{family.capitalize()} networks are above their controls, below the noise ceiling.")
-
-
-def _first(table: pd.DataFrame, **equal: Any) -> dict[Any, Any] | None:
-    found = select(table, **equal).to_dict("records")
-    return found[0] if found else None

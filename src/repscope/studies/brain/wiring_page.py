@@ -11,8 +11,9 @@ from repscope.bench import wiring as bench
 from repscope.conditions import ESTIMATE
 from repscope.report.charts import layers, neurons
 from repscope.report.page import Figure, Item, Section, Table
+from repscope.report.tables import cell, wide
 from repscope.report.text import format_estimate
-from repscope.results import select
+from repscope.results import first_row, records, select
 from repscope.studies.brain import parts
 from repscope.studies.run.study import Record
 
@@ -37,9 +38,8 @@ def slopes(table: pd.DataFrame, step: str) -> Figure:
     return Figure(
         layers.by_item(rows, title="log rate of synapses per unit of similarity", share=False),
         "Like-to-like slope",
-        "Estimate: with its interval over cells. Pairs taken as independent: the naive Wald interval, too narrow. "
-        "Permuted cells: the "
-        "range of slopes if similarity has nothing to do with wiring. Rewired: connectomes with the same numbers of partners.",
+        "Estimate: with its interval over cells. Pairs taken as independent: the naive Wald interval, too narrow. Permuted cells: "
+        "the range of slopes if similarity has nothing to do with wiring. Rewired: connectomes with the same numbers of partners.",
     )
 
 
@@ -48,8 +48,8 @@ def inferences(table: pd.DataFrame, step: str) -> Table:
     lines = []
     for item in dict.fromkeys(select(table, step=step, metric=wiring.SLOPE)["item"]):
         rows = select(table, step=step, item=item)
-        at = {r["condition"]: r for r in select(rows, metric=wiring.SLOPE).to_dict("records")}
-        p = {r["condition"]: r["value"] for r in select(rows, metric=wiring.P, definition=wiring.SLOPE).to_dict("records")}
+        at = {r["condition"]: r for r in records(rows, metric=wiring.SLOPE)}
+        p = {r["condition"]: r["value"] for r in records(rows, metric=wiring.P, definition=wiring.SLOPE)}
         for model in (ESTIMATE, wiring.PRE_ALONE, wiring.NO_OFFSET, f"{wiring.PRE_ALONE}, no offset"):
             if model in at:
                 line = {"connectome": item, "model": "effects of both cells, exposure" if model == ESTIMATE else model}
@@ -76,14 +76,14 @@ def links(table: pd.DataFrame, step: str) -> Table:
     rows = select(table, step=step)
     lines = []
     for item in dict.fromkeys(select(rows, metric=wiring.DIFFERENCE)["item"]):
-        at = {r["condition"]: r for r in select(rows, metric=wiring.DIFFERENCE, item=item).to_dict("records")}
+        at = {r["condition"]: r for r in records(rows, metric=wiring.DIFFERENCE, item=item)}
         p = select(rows, metric=wiring.P, definition=wiring.DIFFERENCE, item=item)["value"].tolist()
-        ratio = select(rows, metric=wiring.RATIO, item=item, condition=ESTIMATE).to_dict("records")
+        ratio = first_row(rows, metric=wiring.RATIO, item=item, condition=ESTIMATE)
         line = {"connectome": item, "difference with a synapse": format_estimate(at[ESTIMATE])}
         line["p, cells permuted"] = f"{p[0]:.3g}" if p else "–"
         for name in (wiring.MATCHED, wiring.REWIRED):
-            line[name] = format_estimate(at[name]) if name in at else "–"
-        lines.append(line | {"log ratio, effects of both cells": format_estimate(ratio[0]) if ratio else "–"})
+            line[name] = cell(at.get(name))
+        lines.append(line | {"log ratio, effects of both cells": cell(ratio)})
     caption = (
         "Difference: pairs with a synapse minus pairs in contact without one. Matched pairs: the same presynaptic cell and equal "
         "contact. Rewired: what remains when synapses are rewired in proportion to contact, all numbers of partners kept."
@@ -115,14 +115,13 @@ def _by_input(table: pd.DataFrame) -> Table:
     rows = select(table, step=parts.INPUT_OF)
     lines = [
         {"number": row["metric"], "value": format_estimate(row)}
-        for row in rows.to_dict("records")
+        for row in records(rows)
         if row["metric"] in (parts.INPUT, parts.BEYOND)
     ]
     p = select(rows, metric=wiring.P)["value"].tolist()
     caption = (
-        f"Mean similarity of cells with input from the same cells minus that of all pairs (p = {p[0]:.3g}, cells "
-        f"permuted), and what "
-        "the slope of like-to-like leaves of it; 95 % intervals over cells."
+        f"Mean similarity of cells with input from the same cells minus that of all pairs (p = {p[0]:.3g}, cells permuted), and "
+        "what the slope of like-to-like leaves of it; 95 % intervals over cells."
     )
     return Table(pd.DataFrame(lines), "Do cells with common input respond alike?", caption)
 
@@ -139,9 +138,8 @@ def _matrices(record: Record[Any], step: str, name: str, kind: str) -> list[Item
                 value_title=kind if key == "function" else title,
             ),
             f"{name}: {kind if key == 'function' else title}",
-            "Cells in one order, that of the leading pattern of the functional measure. White: not measured. Large "
-            "matrices are drawn as "
-            "means of blocks.",
+            "Cells in one order, that of the leading pattern of the functional measure. White: not measured. Large matrices are "
+            "drawn as means of blocks.",
             small=True,
         )
         for key, title in _KINDS.items()
@@ -165,8 +163,7 @@ def _simulated(record: Record[Any], said: str) -> Section:
         ""
         if given
         else " No recorded connectome was given (--connectome, --microns FOLDER; --connectome worm for C. elegans), so "
-        "that nothing here "
-        "is about an animal. No tables of mouse cortex come with repscope."
+        "that nothing here is about an animal. No tables of mouse cortex come with repscope."
     )
     text = (
         f"{said}\n\nThe truth is known: synapses follow the similarity of cells, or other features that nobody "
@@ -196,29 +193,24 @@ def rates(table: pd.DataFrame, step: str, metric: str) -> Figure:
 def _holds(table: pd.DataFrame) -> Table:
     rows = select(table, step=parts.LIKE_TO_LIKE, metric=bench.HOLDS)
     names = {ESTIMATE: "interval over cells", wiring.NAIVE: "Wald, pairs as independent"}
-    cells = rows.assign(cell=[format_estimate(r) for r in rows.to_dict("records")], condition=rows["condition"].map(names))
-    wide = cells.pivot_table(index="item", columns="condition", values="cell", aggfunc="first", sort=False).reset_index()
-    return Table(
-        wide, "How often do intervals contain the true slope?", "Nominal: 95 %. In brackets: 95 % intervals over connectomes."
-    )
+    found = wide(rows.assign(condition=rows["condition"].map(names)), "item", "condition")
+    caption = "Nominal: 95 %. In brackets: 95 % intervals over connectomes."
+    return Table(found, "How often do intervals contain the true slope?", caption)
 
 
 def _common_input(record: Record[Any]) -> Section:
     text = (
         "Two cells that get input from a third are correlated, whether or not a synapse between them carries anything. Look at "
-        "common input, by correlation: neighbours and cells of one type share input and have synapses, so that a "
-        "synapse goes along "
-        "with correlation although it carries nothing. Permuting cells is right to reject, as wiring and correlation are not "
+        "common input, by correlation: neighbours and cells of one type share input and have synapses, so that a synapse goes "
+        "along with correlation although it carries nothing. Permuting cells is right to reject, as wiring and correlation are not "
         "independent; it says nothing about the cause. Matching on contact removes what contact explains; matching on common input "
         "needs the cells that drive others in the connectome. Stimulation finds links only where synapses carry them."
     )
     figure = Figure(
         layers.by_item(select(record.table, step=parts.COMMON_INPUT, metric=bench.LINK), title="share of networks"),
         "How often does a synapse seem to link two cells?",
-        "Items: what carries activity, and how links were measured. Estimate: pairs with a synapse have more, p ≤ "
-        ".05, cells permuted. "
-        "Matched: the interval over cells is above 0 compared with unconnected pairs of equal contact, or of "
-        "equal input from the same "
-        "cells. 95 % intervals over networks.",
+        "Items: what carries activity, and how links were measured. Estimate: pairs with a synapse have more, p ≤ .05, cells "
+        "permuted. Matched: the interval over cells is above 0 compared with unconnected pairs of equal contact, or of equal "
+        "input from the same cells. 95 % intervals over networks.",
     )
     return Section("Common input", text, (figure,))

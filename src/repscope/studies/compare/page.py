@@ -9,7 +9,7 @@ import pandas as pd
 from repscope.conditions import ANOTHER_SEED, ESTIMATE, RANDOM, ROUNDING
 from repscope.report.charts import layers, modules
 from repscope.report.page import Figure, Page, Section, Table
-from repscope.results import Result, select
+from repscope.results import Result, first_row, records, select
 from repscope.studies.compare.names import (
     ALL,
     COSINE,
@@ -75,14 +75,14 @@ def answer(record: Record[CompareOptions]) -> Answer:
             f"{_cosine(value[COSINE])}; {value[UNCHANGED32]:.1%} of the entries are unchanged in float32, and {value[HIDDEN]:.1%} "
             "more in bfloat16."
         )
-    more = [_line(row) for row in _function_rows(record)]
+    more = [f"{_place(row)}: {_interval(row)}." for row in _function_rows(record)]
     shared = [
         f"{SHARED} with another seed's: {_interval(row)}; 0 for unrelated changes, 1 for equal ones."
-        for row in select(record.table, metric=SHARED, condition=ESTIMATE, item=ALL).to_dict("records")
+        for row in records(record.table, metric=SHARED, condition=ESTIMATE, item=ALL)
     ]
     return Answer(
         [line, *shared, *more],
-        [{str(k): v for k, v in row.items()} for row in _by_kind(table).to_dict("records")],
+        [{str(k): v for k, v in row.items()} for row in records(_by_kind(table))],
         "Change of the weights by kind of module",
         {"rows": [row for name in ("weights", "floor") if name in record.results for row in _json(record.results[name].table)]},
     )
@@ -128,9 +128,8 @@ def _weights_section(weights: Result) -> Section:
         Table(_by_kind(weights.table), "By kind of module", "Entries are pooled over blocks; ranks are means over matrices.")
     ]
     if relative.max() > 0:
-        items.append(
-            Table(pd.DataFrame(columns), "The largest changes", f"The {len(largest)} tensors with the largest relative norm.")
-        )
+        caption = f"The {len(largest)} tensors with the largest relative norm."
+        items.append(Table(pd.DataFrame(columns), "The largest changes", caption))
     return Section(
         "Which weights changed",
         "Look for kinds of modules that moved more than others, and for blocks where the change is concentrated. Nothing here says "
@@ -141,28 +140,19 @@ def _weights_section(weights: Result) -> Section:
 
 def _unchanged_section(weights: Result) -> Section:
     frame = _blocks(weights.table, UNCHANGED16)
-    items: tuple[Any, ...] = ()
+    items: list[Any] = []
     if not frame.empty and 0 < frame["value"].mean() < 1:
-        items = (
-            Figure(
-                modules.by_block(frame, value_title=UNCHANGED16),
-                "Entries that are equal in bfloat16",
-                "By block and kind of module.",
-                small=True,
-            ),
-            Figure(
-                modules.by_block(_blocks(weights.table, HIDDEN), value_title=HIDDEN),
-                "Entries whose change bfloat16 does not show",
-                "Equal after rounding both checkpoints to bfloat16, and different in float32.",
-                small=True,
-            ),
-        )
+        equal, hidden = modules.by_block(frame, value_title=UNCHANGED16), _blocks(weights.table, HIDDEN)
+        items.append(Figure(equal, "Entries that are equal in bfloat16", "By block and kind of module.", small=True))
+        chart = modules.by_block(hidden, value_title=HIDDEN)
+        caption = "Equal after rounding both checkpoints to bfloat16, and different in float32."
+        items.append(Figure(chart, "Entries whose change bfloat16 does not show", caption, small=True))
     return Section(
         "Is the update sparse, or only small?",
         "Look at entries that are unchanged in bfloat16 and not in float32. bfloat16 keeps eight bits: a change below about 0.2 % "
         "of a weight is rounded away, so that many small changes look like few. Checkpoints that are stored in bfloat16 have lost "
         "that difference already, and both numbers agree.",
-        items,
+        tuple(items),
     )
 
 
@@ -190,15 +180,9 @@ def _floor_section(record: Record[CompareOptions], names: list[str]) -> Section:
     rows = []
     for kind in dict.fromkeys(table["item"]):
         own = select(record.results["weights"].table, metric=NORM, condition=ESTIMATE, item=kind)
-        own = own[own["layer"].isna()]
-        rows.append(
-            {
-                "kind": kind,
-                f"{NORM} of the change": _interval(own.iloc[0]),
-                "distance between the seeds": _interval(select(table, metric=NORM, item=kind).iloc[0]),
-                SHARED: _interval(select(table, metric=SHARED, item=kind).iloc[0]),
-            }
-        )
+        between, shared = (_interval(records(table, metric=m, item=kind)[0]) for m in (NORM, SHARED))
+        change = _interval(own[own["layer"].isna()].iloc[0])
+        rows.append({"kind": kind, f"{NORM} of the change": change, "distance between the seeds": between, SHARED: shared})
     return Section(
         "How much of the change is the seed's?",
         f"Look at the cosine of the changes of {names[1]} and {names[2]}. At 1 both seeds moved the weights alike; at 0 their "
@@ -231,13 +215,9 @@ def _tokens_section(result: Result) -> Section:
     if "positions" in result.side:
         side = result.side["positions"].head(_POSITIONS)
         frame = side.melt("position", list(_SHIFTS), var_name="part", value_name="value").rename(columns={"position": "x"})
-        items.append(
-            Figure(
-                modules.stacked_shares(frame, x_title="position in the answer", value_title="share of tokens", parts=_SHIFTS),
-                "Token shift by position",
-                "Rank of the tuned network's token in the base network: 1 (unshifted), 2 or 3 (marginal), above (shifted).",
-            )
-        )
+        chart = modules.stacked_shares(frame, x_title="position in the answer", value_title="share of tokens", parts=_SHIFTS)
+        caption = "Rank of the tuned network's token in the base network: 1 (unshifted), 2 or 3 (marginal), above (shifted)."
+        items.append(Figure(chart, "Token shift by position", caption))
     table = result.table[result.table["item"] == ""]
     items.append(Table(_pivot(table, [m for m in OF_TOKENS if m in set(table["metric"])], "condition"), "Over all positions"))
     return Section(
@@ -251,7 +231,7 @@ def _pivot(table: pd.DataFrame, metrics: list[str], by: str) -> pd.DataFrame:
     """One row per site (of the estimate) or condition, one column per metric."""
     rows = table[table["condition"] == ESTIMATE] if by == "site" else table
     found: dict[str, dict[str, str]] = {}
-    for row in rows.to_dict("records"):
+    for row in records(rows):
         if row["metric"] in metrics:
             found.setdefault(str(row[by]), {})[str(row["metric"])] = _interval(row)
     return pd.DataFrame([{by: name, **{m: values.get(m, "–") for m in metrics}} for name, values in found.items()])
@@ -264,7 +244,7 @@ def _by_kind(table: pd.DataFrame) -> pd.DataFrame:
     """One row per kind of module, all weights last."""
     rows = table[table["layer"].isna() & (table["condition"] == ESTIMATE)]
     found: dict[str, dict[str, str]] = {}
-    for row in rows.to_dict("records"):
+    for row in records(rows):
         if row["metric"] in OF_WEIGHTS and row["metric"] != RANK:
             cell = _cosine(row["value"]) if row["metric"] == COSINE else _interval(row)
             found.setdefault(str(row["item"]), {})[str(row["metric"])] = cell
@@ -276,7 +256,7 @@ def _by_kind(table: pd.DataFrame) -> pd.DataFrame:
 def _ranks(table: pd.DataFrame) -> pd.DataFrame:
     rows = table[table["layer"].isna() & table["metric"].isin([RANK, RANK_SHARE, ENERGY])]
     found: dict[tuple[str, str], dict[str, str]] = {}
-    for row in rows.to_dict("records"):
+    for row in records(rows):
         found.setdefault((str(row["item"]), str(row["condition"])), {})[str(row["metric"])] = _interval(row)
     order = sorted(found, key=lambda key: (key[0] == ALL, key))
     return pd.DataFrame([{"kind": kind, "condition": condition, **found[kind, condition]} for kind, condition in order])
@@ -285,49 +265,40 @@ def _ranks(table: pd.DataFrame) -> pd.DataFrame:
 def _key(record: Record[CompareOptions]) -> pd.DataFrame:
     table = record.table
     rows = []
-    for metric, control in (
-        (NORM, ROUNDING),
-        (NORM, ANOTHER_SEED),
-        (SHARED, None),
-        (UNCHANGED32, None),
-        (UNCHANGED16, None),
-        (RANK_SHARE, RANDOM),
-    ):
-        own = select(table, metric=metric, condition=ESTIMATE, item=ALL)
-        other = select(table, metric=metric, condition=control, item=ALL) if control else own.head(0)
-        if len(own) and (control is None or len(other)):
-            cells = {"control": control or "–", "control value": _interval(other.iloc[0]) if len(other) else "–"}
-            rows.append({"number": metric, "estimate": _interval(own.iloc[0]), **cells, "n": int(own["n"].iloc[0])})
+    beside = ((NORM, ROUNDING), (NORM, ANOTHER_SEED), (SHARED, ""), (UNCHANGED32, ""), (UNCHANGED16, ""), (RANK_SHARE, RANDOM))
+    for metric, control in beside:
+        own, other = (first_row(table, metric=metric, condition=c, item=ALL) for c in (ESTIMATE, control))
+        if own and (other or not control):
+            cells = {"control": control or "–", "control value": _interval(other) if other else "–"}
+            rows.append({"number": metric, "estimate": _interval(own), **cells, "n": int(own["n"])})
     for row in _function_rows(record):
         same = {k: row[k] for k in ("metric", "site", "item")}
-        controls = [r for r in select(table, **same).to_dict("records") if r["condition"] != ESTIMATE]
+        controls = [r for r in records(table, **same) if r["condition"] != ESTIMATE]
         controls.sort(key=lambda r: str(r["condition"]) != ANOTHER_SEED)  # the floor, where there is one
-        first = controls[0] if controls else None
-        number = f"{row['metric']}{' at ' + str(row['site']) if row['site'] else ''}"
-        cells = {"control": str(first["condition"]) if first else "–", "control value": _interval(first) if first else "–"}
-        rows.append({"number": number, "estimate": _interval(row), **cells, "n": int(row["n"])})
+        control, value = (str(controls[0]["condition"]), _interval(controls[0])) if controls else ("–", "–")
+        own = {"number": _place(row), "estimate": _interval(row)}
+        rows.append({**own, "control": control, "control value": value, "n": int(row["n"])})
     return pd.DataFrame(rows)
 
 
 def _function_rows(record: Record[CompareOptions]) -> Iterator[dict[Any, Any]]:
     """The site with the lowest CKA, and the main numbers of the next tokens."""
     if "representations" in record.results:
-        cka = select(record.results["representations"].table, metric="CKA", condition=ESTIMATE)
-        if len(cka):
-            yield min(cka.to_dict("records"), key=lambda row: float(row["value"]))
+        yield from sorted(
+            records(record.results["representations"].table, metric="CKA", condition=ESTIMATE), key=lambda r: float(r["value"])
+        )[:1]
     if "next tokens" in record.results:
         for metric in ("unshifted", "KL"):
-            rows = select(record.results["next tokens"].table, metric=metric, condition=ESTIMATE, item="")
-            yield from rows.to_dict("records")
+            yield from records(record.results["next tokens"].table, metric=metric, condition=ESTIMATE, item="")
 
 
-def _line(row: dict[Any, Any]) -> str:
-    return f"{row['metric']}{' at ' + str(row['site']) if row['site'] else ''}: {_interval(row)}."
+def _place(row: dict[Any, Any]) -> str:
+    return f"{row['metric']}{' at ' + str(row['site']) if row['site'] else ''}"
 
 
 def _pooled(table: pd.DataFrame, metric: str, condition: str) -> float | None:
-    rows = select(table, metric=metric, condition=condition, item=ALL)
-    return float(rows["value"].iloc[0]) if len(rows) and np.isfinite(rows["value"].iloc[0]) else None
+    row = first_row(table, metric=metric, condition=condition, item=ALL)
+    return float(row["value"]) if row and np.isfinite(row["value"]) else None
 
 
 def _interval(row: Any) -> str:
@@ -346,7 +317,4 @@ def _json(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows over all weights and per kind, for `--json`."""
     rows = table[table["layer"].isna()]
     columns = ["item", "metric", "condition", "value", "lo", "hi", "n"]
-    return [
-        {str(k): (None if isinstance(v, float) and np.isnan(v) else v) for k, v in r.items()}
-        for r in rows[columns].to_dict("records")
-    ]
+    return [{str(k): (None if isinstance(v, float) and np.isnan(v) else v) for k, v in r.items()} for r in records(rows[columns])]

@@ -29,14 +29,11 @@ _TOKENS = 40  #: guess of the length of a prompt
 def subject(setup: Setup[CompareOptions]) -> Subject:
     """All checkpoints."""
     task = _task(setup)
-    facts = {
-        "model": f"{task.names[0]} → {task.names[1]}",
-        "precision": "",
-        "fingerprint": task.fingerprint,
-        "names": list(task.names),
-    }
+    facts = {"model": f"{task.names[0]} → {task.names[1]}", "precision": "", "fingerprint": task.fingerprint}
     name = "-".join(n.rsplit("/", 1)[-1].removesuffix(".safetensors")[-24:].strip("-") for n in task.names[:2])
-    return Subject(name, task.fingerprint, facts, {"fingerprint": task.fingerprint}, beside_weights(task.folders))
+    return Subject(
+        name, task.fingerprint, facts | {"names": list(task.names)}, {"fingerprint": task.fingerprint}, beside_weights(task.folders)
+    )
 
 
 def steps(setup: Setup[CompareOptions]) -> list[Step]:
@@ -56,10 +53,7 @@ def steps(setup: Setup[CompareOptions]) -> list[Step]:
 
 def _task(setup: Setup[CompareOptions]) -> CompareTask:
     """The task, created once per run."""
-    if "compare" not in setup.memo:
-        setup.memo["compare"] = compare_task(setup.options)
-    found: CompareTask = setup.memo["compare"]
-    return found
+    return setup.once("compare", lambda: compare_task(setup.options))
 
 
 def _weights(setup: Setup[CompareOptions], context: Context) -> Result:

@@ -66,7 +66,7 @@ class CompareTask:
             poles = [contrast(name) for name in contrast_names()]
             texts = (*SEEN, *HELD, *(text for held in poles for text in (*held.positive, *held.negative)))
         else:
-            texts = read_texts(Path(o.data).expanduser(), text=o.text, decimal=o.decimal, na=o.na, quote=o.quote).texts
+            texts = read_texts(Path(o.data).expanduser(), text=o.text, **o.how()).texts
         held = tuple(dict.fromkeys(texts))
         if len(held) < _LEAST:
             raise UserError(f"{o.data} has {len(held)} different prompts; give at least {_LEAST}.")

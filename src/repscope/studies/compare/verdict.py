@@ -18,7 +18,7 @@ import pandas as pd
 
 from repscope.conditions import ANOTHER_SEED, ESTIMATE, ROUNDING
 from repscope.report.verdict import Verdict, joined, side, thresholds
-from repscope.results import select
+from repscope.results import records, select
 from repscope.studies.compare.names import ALL, NORM, SETTINGS, SHARED, UNCHANGED32
 
 Floor = Literal["none", "within", "open", "beyond"]
@@ -42,8 +42,8 @@ def verdict(table: pd.DataFrame) -> Verdict:
     """From all rows of a run."""
     identical = _value(table, UNCHANGED32) == 1.0
     keys = select(table, metric=SETTINGS, condition=ESTIMATE, item=ALL)["definition"].tolist()
-    cka = select(table, metric="CKA", condition=ESTIMATE).to_dict("records")
-    unshifted = select(table, metric="unshifted", condition=ESTIMATE, item="").to_dict("records")
+    cka = records(table, metric="CKA", condition=ESTIMATE)
+    unshifted = records(table, metric="unshifted", condition=ESTIMATE, item="")
     if identical and not keys and not _function_differs(table):
         of = "checkpoints" if cka or unshifted else "weights"
         return Verdict("No", f"The {of} are identical: every weight has the same bits.")
@@ -52,7 +52,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
         lowest = min(cka, key=lambda row: float(row["value"]))
         found[REPRESENTATIONS] = _representations(lowest), _floor(table, lowest, similarity=True)
     if unshifted:
-        kl = select(table, metric="KL", condition=ESTIMATE, item="").to_dict("records")
+        kl = records(table, metric="KL", condition=ESTIMATE, item="")
         row, similarity = (kl[0], False) if kl else (unshifted[0], True)
         found[TOKENS] = _tokens(unshifted[0]), _floor(table, row, similarity=similarity)
     parts = {name: _above_floor(part, floor) for name, (part, floor) in found.items()}
@@ -87,7 +87,7 @@ def _listed(keys: str) -> str:
 def _floor(table: pd.DataFrame, row: dict[Any, Any], *, similarity: bool) -> Floor:
     """Where a change lies compared with the same number between two seeds; of similarities, the distance from 1 counts."""
     where = {key: row[key] for key in ("metric", "site", "item")}
-    rows = select(table, condition=ANOTHER_SEED, **where).to_dict("records")
+    rows = records(table, condition=ANOTHER_SEED, **where)
     if not rows:
         return "none"
     factor = thresholds("compare")["beyond_seed"]

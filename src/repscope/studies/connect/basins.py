@@ -18,7 +18,7 @@ from jaxtyping import Float, Shaped
 
 from repscope.report.charts import runs as charts
 from repscope.report.page import Figure, Section, Table
-from repscope.results import Result, Row
+from repscope.results import Result, Row, records
 from repscope.stats import clustering, permutation
 from repscope.stats.groups import separation
 from repscope.trace.barriers import GAP
@@ -95,8 +95,8 @@ def basins_of(
 def sentence(result: Result) -> str:
     """Correlations of gaps and distances with the behaviour: an error if there is one."""
     behaviour = _behaviour(result.side["clusters"])
-    rows = {r["item"]: r for r in result.select(metric=f"mantel rho of {behaviour}").to_dict("records")}
-    p = {r["item"]: r["value"] for r in result.select(metric=f"mantel p of {behaviour}").to_dict("records")}
+    rows = {r["item"]: r for r in records(result.table, metric=f"mantel rho of {behaviour}")}
+    p = {r["item"]: r["value"] for r in records(result.table, metric=f"mantel p of {behaviour}")}
     numbers = [f"{name} {r['value']:.2f} [{r['lo']:.2f}, {r['hi']:.2f}], p {p[name]:.3g}" for name, r in rows.items()]
     text = f"Correlation with the difference in {behaviour}, over pairs of runs (Mantel's rho): {'; '.join(numbers)}."
     return text if numbers else ""
@@ -112,45 +112,29 @@ def section(result: Result, gap: Matrix) -> Section:
     method = f"average linkage, {GAP}, double-centred"
     group = side["group"].astype(str) if "group" in side else side[method].map(lambda c: f"cluster {c}")
     order = np.lexsort((side[method].to_numpy(), group.to_numpy()))
-    frame = pd.DataFrame(
-        [
-            {"a": i, "b": j, "value": gap[a, b], "name_a": side["run"][a], "name_b": side["run"][b], "group_a": group[a]}
-            for i, a in enumerate(order)
-            for j, b in enumerate(order)
-        ]
-    )
+    cells = [
+        {"a": i, "b": j, "value": gap[a, b], "name_a": side["run"][a], "name_b": side["run"][b], "group_a": group[a]}
+        for i, a in enumerate(order)
+        for j, b in enumerate(order)
+    ]
     top = float(np.quantile(gap[np.triu_indices(len(gap), 1)], 0.98)) or 1.0
+    gaps = charts.distances(pd.DataFrame(cells), value_title="convexity gap", top=top)
+    ordered = f"Ordered by {'group, then by ' if 'group' in side else ''}{method}."
     behaviour = _behaviour(side)
     points = pd.DataFrame({"x": side[MAIN], "y": side[behaviour], "group": group, "name": side["run"]})
+    runs = charts.scattered(points, x_title=MAIN, y_title=behaviour)
     table = result.table[result.table["metric"].str.contains("mantel|AUC|ARI|ratio")]
-    lines = pd.DataFrame(
-        [
-            {
-                "number": r["metric"],
-                "of": r["item"],
-                "value": f"{r['value']:.3g}" + (f" [{r['lo']:.3g}, {r['hi']:.3g}]" if np.isfinite(r["lo"]) else ""),
-            }
-            for r in table.to_dict("records")
-        ]
-    )
+    brackets = [f" [{r['lo']:.3g}, {r['hi']:.3g}]" if np.isfinite(r["lo"]) else "" for r in records(table)]
+    values = [f"{value:.3g}{end}" for value, end in zip(table["value"], brackets)]
+    lines = pd.DataFrame({"number": table["metric"], "of": table["item"], "value": values})
     return Section(
         "Are there basins, and do they predict anything?",
         "Look for clusters that differ in behaviour. Clustering always returns two clusters. They are informative if they "
         "predict behaviour that was not used for "
         "clustering, and predict it better than the main loss and Euclidean distances between weights do.",
         (
-            Figure(
-                charts.distances(frame, value_title="convexity gap", top=top),
-                "Convexity gaps",
-                f"Ordered by {'group, then by ' if 'group' in side else ''}{method}.",
-                small=True,
-            ),
-            Figure(
-                charts.scattered(points, x_title=MAIN, y_title=behaviour),
-                "Behaviour and main loss of each run",
-                "One point per run.",
-                small=True,
-            ),
+            Figure(gaps, "Convexity gaps", ordered, small=True),
+            Figure(runs, "Behaviour and main loss of each run", "One point per run.", small=True),
             Table(
                 lines,
                 "Numbers",

@@ -8,7 +8,7 @@ import pandas as pd
 from repscope.conditions import ESTIMATE, RANDOM
 from repscope.report.charts import lines, runs
 from repscope.report.page import Figure, Page, Section, Table
-from repscope.results import Result
+from repscope.results import Result, records
 from repscope.studies.connect.basins import section
 from repscope.studies.connect.names import OWN, RISE
 from repscope.studies.connect.options import ConnectOptions
@@ -29,8 +29,7 @@ _NAMES = (
 )
 _POINTS = (
     "Each point of a line is a network with the weights (1 − α) a + α b. Grey: the control, a line of equal norm (tensor by "
-    "tensor) "
-    "from the first network in a random direction."
+    "tensor) from the first network in a random direction."
 )
 _KEY = 8  #: lines in the table of key numbers
 _ROUNDING = 1e-6  #: smaller heights are rounding errors
@@ -126,9 +125,7 @@ def _heights(rows: pd.DataFrame, loss: str, unit: str) -> Table:
 
 def _run_losses(result: Result) -> pd.DataFrame:
     rows = result.table[result.table["definition"] == "of the run itself"]
-    found = [
-        {"run": r["item"], str(r["metric"]): f"{r['value']:.4g} [{r['lo']:.4g}, {r['hi']:.4g}]"} for r in rows.to_dict("records")
-    ]
+    found = [{"run": r["item"], str(r["metric"]): f"{r['value']:.4g} [{r['lo']:.4g}, {r['hi']:.4g}]"} for r in records(rows)]
     return pd.DataFrame(found).groupby("run", sort=False).first().reset_index()
 
 

@@ -29,20 +29,21 @@ from repscope.trace.barriers import GAP, HEIGHTS, height
 from repscope.trace.interpolation import Curves, all_pairs
 
 _CELLS = "cells.jsonl"
+_DEFINITIONS = {
+    "chord": "max(0, largest loss above the straight line between the ends' losses)",
+    "larger endpoint": "largest loss minus the larger of the ends' losses",
+    "mean endpoint": "largest loss minus the mean of the ends' losses",
+    GAP: "largest chord barrier over all contiguous parts",
+    RISE: "largest loss minus that of the first network",
+}
 
 
 def subject(setup: Setup[ConnectOptions]) -> Subject:
     """All networks."""
     task = _task(setup)
     names = task.names[:2] if len(task.names) == 2 else (task.names[0], f"{len(task.names)}-runs")
-    facts = {
-        "model": f"{', '.join(task.names)} ({task.kind})",
-        "precision": "",
-        "fingerprint": task.fingerprint,
-        "data": task.data,
-        "names": list(task.names),
-        "loss unit": task.unit,
-    }
+    facts: dict[str, Any] = {"model": f"{', '.join(task.names)} ({task.kind})", "precision": "", "fingerprint": task.fingerprint}
+    facts |= {"data": task.data, "names": list(task.names), "loss unit": task.unit}
     key = {"models": list(task.names), "fingerprint": task.fingerprint, "digest": task.digest}
     return Subject("-".join(name[-24:].strip("-") for name in names), task.fingerprint, facts, key, beside_weights(task.folders))
 
@@ -54,10 +55,7 @@ def steps(setup: Setup[ConnectOptions]) -> list[Step]:
 
 def _task(setup: Setup[ConnectOptions]) -> ConnectTask:
     """The task, created once per run."""
-    if "connect" not in setup.memo:
-        setup.memo["connect"] = connect_task(setup.options)
-    found: ConnectTask = setup.memo["connect"]
-    return found
+    return setup.once("connect", lambda: connect_task(setup.options))
 
 
 def _connect(setup: Setup[ConnectOptions], context: Context) -> Result:
@@ -105,14 +103,9 @@ def _result(task: ConnectTask, found: Curves, lines: int, distances: Float[np.nd
             if loss in found.each:
                 sums = found.each[loss][i]  # point, example, 2
                 estimates = stats.functions_of_ratios(sums[..., 0].T, sums[..., 1].T, heights, unit=UNIT)
-                rows += [
-                    Row.of(e, **columns, metric=metric_of(loss, how), definition=_definition(how)) for how, e in estimates.items()
-                ]
+                rows += [Row.of(e, **columns, **_defined(loss, how)) for how, e in estimates.items()]
             else:
-                rows += [
-                    Row(value=float(of(curve)), **columns, metric=metric_of(loss, how), definition=_definition(how))
-                    for how, of in heights.items()
-                ]
+                rows += [Row(value=float(of(curve)), **columns, **_defined(loss, how)) for how, of in heights.items()]
     for (a, b), value in zip(found.pairs[:lines], distances):
         columns = where | {"item": f"{names[a]} – {names[b]}", "metric": "distance"}
         rows.append(Row(value=float(value), **columns, definition="Euclidean, of all weights"))
@@ -128,14 +121,8 @@ def _with_basins(result: Result, task: ConnectTask, found: Curves, pairs: Pairs,
     return Result(both.table, {**both.arrays, "gaps": lines.matrix("loss", GAP)}, both.side, both.notes)
 
 
-def _definition(how: str) -> str:
-    return {
-        "chord": "max(0, largest loss above the straight line between the ends' losses)",
-        "larger endpoint": "largest loss minus the larger of the ends' losses",
-        "mean endpoint": "largest loss minus the mean of the ends' losses",
-        GAP: "largest chord barrier over all contiguous parts",
-        RISE: "largest loss minus that of the first network",
-    }[how]
+def _defined(loss: str, how: str) -> dict[str, Any]:
+    return {"metric": metric_of(loss, how), "definition": _DEFINITIONS[how]}
 
 
 def _rise(losses: Float[np.ndarray, "*curve point"]) -> Float[np.ndarray, "*curve"]:

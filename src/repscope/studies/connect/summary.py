@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from repscope.conditions import ESTIMATE, RANDOM
-from repscope.results import Result
+from repscope.results import Result, records
 from repscope.studies.connect import basins
 from repscope.studies.connect.names import OWN, RISE, metric_of
 from repscope.studies.connect.options import ConnectOptions
@@ -26,7 +26,7 @@ def sentences(record: Record[ConnectOptions]) -> list[str]:
 def height_rows(record: Record[ConnectOptions]) -> list[dict[str, Any]]:
     """One row per pair and loss: losses of the ends, the four heights with intervals, the loss increase of the control."""
     names, table = record.facts["names"], record.table
-    by = {(str(r["item"]), str(r["metric"]), str(r["condition"])): r for r in table.to_dict("records")}
+    by = {(str(r["item"]), str(r["metric"]), str(r["condition"])): r for r in records(table)}
     rows = []
     for a, b in all_pairs(len(names)):
         ends = [names[i] for i in (a, b)]

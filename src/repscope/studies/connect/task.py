@@ -33,21 +33,8 @@ Pairs = Int[np.ndarray, "pair end"]
 _SAME = 64  #: examples on which tokenizers must agree
 _WORLD_EXAMPLES = 512 + 256
 #: Fields of a configuration that do not decide what the network computes in evaluation.
-_IDLE = (
-    "_",
-    "transformers_version",
-    "dtype",
-    "torch_dtype",
-    "use_cache",
-    "label2id",
-    "bos_token_id",
-    "eos_token_id",
-    "problem_type",
-    "initializer_range",
-    "task_specific_params",
-    "finetuning_task",
-    "pretraining_tp",
-)
+_IDLE: tuple[str, ...] = ("_", "transformers_version", "dtype", "torch_dtype", "use_cache", "label2id", "bos_token_id")
+_IDLE += ("eos_token_id", "problem_type", "initializer_range", "task_specific_params", "finetuning_task", "pretraining_tp")
 _DROPPED = ("dropout", "pdrop")
 
 
@@ -174,17 +161,8 @@ def _hub(checkpoints: CheckpointSet, o: ConnectOptions) -> ConnectTask:
         )
     if not classifier and (o.label or o.pair):
         raise UserError(f"{checkpoints.runs[0]} is a language model and needs only texts; omit --label and --pair.")
-    texts = read_texts(
-        file,
-        text=o.text,
-        pair=o.pair,
-        label=(o.label or LABEL) if classifier else None,
-        split=o.split,
-        decimal=o.decimal,
-        na=o.na,
-        quote=o.quote,
-    )
-    texts = texts.first(o.examples, o.seed)
+    label = (o.label or LABEL) if classifier else None
+    texts = read_texts(file, text=o.text, pair=o.pair, label=label, split=o.split, **o.how()).first(o.examples, o.seed)
     labels = resolved(texts, _classes(config, checkpoints.runs[0])) if classifier else None
     tokenizer = _tokenizer(folders, checkpoints.runs, texts)
     data = checkpoint_losses.encode_examples(tokenizer, config, texts, labels, o.length)
@@ -199,9 +177,8 @@ def _hub(checkpoints: CheckpointSet, o: ConnectOptions) -> ConnectTask:
 
     def walk(pairs: Pairs, controls: int, kept: Path) -> Curves:
         lines, every = _with_controls(pairs, controls, ends, o.seed)
-        return stream_losses(
-            lambda: module, every, checkpoint_losses.losses_by_example(data, texts.loss), lines, o.points, kept=kept
-        )
+        losses = checkpoint_losses.losses_by_example(data, texts.loss)
+        return stream_losses(lambda: module, every, losses, lines, o.points, kept=kept)
 
     counts = ", ".join(f"{len(rows)} {name}".strip() for name, rows in data.splits.items())
     digest = hashlib.sha256(json.dumps([texts.digest, [f["input_ids"] for f in data.fields]]).encode()).hexdigest()

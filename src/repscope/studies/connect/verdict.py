@@ -6,7 +6,7 @@ import pandas as pd
 
 from repscope.conditions import ESTIMATE, RANDOM
 from repscope.report.verdict import Verdict, count, joined, side, thresholds
-from repscope.results import select
+from repscope.results import records
 from repscope.studies.connect.names import OWN, RISE, metric_of
 
 _MOST_PARTS = 6  #: lines with a sentence of their own
@@ -15,8 +15,8 @@ _MOST_PARTS = 6  #: lines with a sentence of their own
 def verdict(table: pd.DataFrame) -> Verdict:
     """From the first loss: chord barriers, and the loss increase of the random lines of equal norm."""
     loss = str(table[table["definition"] == OWN]["metric"].iloc[0])
-    barriers = select(table, metric=metric_of(loss, "chord"), condition=ESTIMATE).to_dict("records")
-    controls = {r["item"]: r for r in select(table, metric=metric_of(loss, RISE), condition=RANDOM).to_dict("records")}
+    barriers = records(table, metric=metric_of(loss, "chord"), condition=ESTIMATE)
+    controls = {r["item"]: r for r in records(table, metric=metric_of(loss, RISE), condition=RANDOM)}
     parts = {str(r["item"]): _line(r, controls.get(r["item"])) for r in barriers}
     if len(parts) == 1:
         return next(iter(parts.values()))

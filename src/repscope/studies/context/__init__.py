@@ -6,12 +6,5 @@ from repscope.studies.context.steps import steps
 from repscope.studies.context.verdict import verdict
 from repscope.studies.run.study import Study
 
-STUDY = Study(
-    name="context",
-    question="Does a prompt full of examples do what fine-tuning on them does, and how much of it is one vector?",
-    options=ContextOptions,
-    steps=steps,
-    page=page,
-    answer=answer,
-    verdict=verdict,
-)
+QUESTION = "Does a prompt full of examples do what fine-tuning on them does, and how much of it is one vector?"
+STUDY = Study("context", QUESTION, ContextOptions, steps, page, answer, verdict)

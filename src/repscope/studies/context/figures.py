@@ -18,7 +18,7 @@ from repscope.conditions import (
 )
 from repscope.report.charts import grids, layers
 from repscope.report.page import Figure
-from repscope.results import select
+from repscope.results import records, select
 from repscope.studies.context import names
 
 _VECTORS = (ZERO_SHOT, ESTIMATE, TASK_VECTOR, FEW_SHOT, SHUFFLED_SHOTS, RANDOM_HEADS, OTHER_TASK)
@@ -101,11 +101,11 @@ def recovered(table: pd.DataFrame, way: str) -> Figure:
 def steps(table: pd.DataFrame) -> Figure | None:
     """Accuracy by step of fine-tuning, beside k examples in the prompt."""
     rows = table[(table["metric"] == names.ACCURACY) & (table["item"] == names.ALL)]
-    parts = [(row, *names.step_of(row["condition"])) for row in rows.to_dict("records") if row["split"].startswith(names.ALONE)]
+    parts = [(row, *names.step_of(row["condition"])) for row in records(rows) if row["split"].startswith(names.ALONE)]
     curve = [row | {"condition": way, "dose": float(step)} for row, way, step in parts if step is not None]
     if not curve:
         return None
-    flat = [row | {"dose": float("nan")} for row in rows.to_dict("records") if row["condition"] in (FEW_SHOT, ZERO_SHOT)]
+    flat = [row | {"dose": float("nan")} for row in records(rows) if row["condition"] in (FEW_SHOT, ZERO_SHOT)]
     flat = [row for row in flat if "after examples" in row["split"] or row["split"].startswith(names.ALONE)]
     return Figure(
         grids.dose(pd.DataFrame(curve + flat), x_title="steps of fine-tuning", value_title="first-token accuracy", log=True),

@@ -3,8 +3,8 @@
 from repscope.conditions import FULL_TUNING, LORA
 
 ACCURACY, SHARE, GAIN = "first-token accuracy", "share of few-shot gain", "gain"
-MATCH, SAME, OTHERS, P, P_ALL = "match", "match, same task", "match, other tasks", "permutation p", "permutation p over all sites"
-RAW, COMMON, TOP, PER_QUERY, RECOVERED = "raw cosine", "common share", "top-1", "cosine per query", "recovered KL"
+MATCH, SAME, OTHERS, P = "match", "match, same task", "match, other tasks", "permutation p"
+RAW, TOP, PER_QUERY, RECOVERED = "raw cosine", "top-1", "cosine per query", "recovered KL"
 PROMPT = "KL recovered by the prompt"
 AGREEMENT, STEPS = "agreement with few-shot", "steps"
 ALL = "all tasks"

@@ -2,11 +2,11 @@
 
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from repscope.studies.run.options import ModelOptions, TableOptions
+from repscope.studies.run.options import ModelOptions, Sizes, TableOptions, files_in
 
 TASKS = (
     "singular-plural",
@@ -23,6 +23,11 @@ _LEAST_TASKS = 3  #: for a match over tasks
 
 class ContextOptions(ModelOptions, TableOptions):
     """Options of the `context` study."""
+
+    SHORT: ClassVar[Sizes] = {"tasks": ("singular-plural", "present-past", "capitalize", "first-letter"), "k": 4, "queries": 8}
+    SHORT |= {"dev_items": 4, "mean_prompts": 4, "effect_prompts": 1, "methods": ("LoRA",), "steps": (2, 4), "every": 5}
+    TINY: ClassVar[Sizes] = {"tasks": ("singular-plural", "capitalize", "first-letter"), "k": 2, "queries": 4, "dev_items": 2}
+    TINY |= {"heads": 2, "mean_prompts": 2, "effect_prompts": 1, "steps": (1, 2), "lora_rate": 2e-2, "full_rate": 1e-3, "every": 2}
 
     tasks: tuple[str, ...] = Field(
         TASKS,
@@ -98,20 +103,6 @@ class ContextOptions(ModelOptions, TableOptions):
                 raise ValueError(f"{given[0]} is of the method {method}, which --methods does not name")
         return self
 
-    def sized(self) -> "ContextOptions":
-        """With the smaller numbers of `tiny` and `short`, except for options that were given."""
-        if self.tiny:
-            small: dict[str, Any] = {"tasks": ("singular-plural", "capitalize", "first-letter"), "k": 2, "queries": 4}
-            small |= {"dev_items": 2, "heads": 2, "mean_prompts": 2, "effect_prompts": 1, "steps": (1, 2), "lora_rate": 2e-2}
-            return self.with_sizes(small | {"full_rate": 1e-3, "every": 2})
-        if self.short:
-            small = {"tasks": ("singular-plural", "present-past", "capitalize", "first-letter"), "k": 4, "queries": 8}
-            small |= {"dev_items": 4, "mean_prompts": 4, "effect_prompts": 1, "methods": ("LoRA",), "steps": (2, 4), "every": 5}
-            return self.with_sizes(small)
-        return self
-
     def files(self) -> list[Path]:
         """The user's own tasks, prompt and requests, and the tuned model where it is a folder."""
-        named = [*self.tasks, *(name for name in (self.prompt_file, self.documents, self.tuned) if name is not None)]
-        paths = [Path(name).expanduser() for name in named]
-        return [p for path in paths for p in (sorted(path.rglob("*")) if path.is_dir() else [path]) if p.is_file()]
+        return files_in(*self.tasks, self.prompt_file, self.documents, self.tuned)

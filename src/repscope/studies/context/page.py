@@ -16,8 +16,9 @@ from repscope.conditions import (
     TASK_VECTOR,
 )
 from repscope.report.page import Item, Page, Section, Table
+from repscope.report.tables import cell, wide
 from repscope.report.text import format_estimate, format_gain
-from repscope.results import select
+from repscope.results import first_row, records, select
 from repscope.studies.context import figures, names
 from repscope.studies.context.options import ContextOptions
 from repscope.studies.run.study import Answer, Record
@@ -49,11 +50,11 @@ def answer(record: Record[ContextOptions]) -> Answer:
         (TASK_VECTOR, "a task vector"),
         (RANDOM_HEADS, "vectors of random heads"),
     ):
-        for row in select(table, metric=names.SHARE, item=names.ALL, condition=condition).to_dict("records"):
+        for row in records(table, metric=names.SHARE, item=names.ALL, condition=condition):
             lines.append(f"Share of the few-shot gain in accuracy of {said}: {format_estimate(row)}.")
     for way in _ways(table):
         at = {"site": names.CHOSEN, "item": way, "condition": ESTIMATE}
-        row, p = (select(table, metric=m, **at).to_dict("records")[0] for m in (names.MATCH, names.P))
+        row, p = (records(table, metric=m, **at)[0] for m in (names.MATCH, names.P))
         said = f"{format_estimate(row)}, p = {p['value']:.3g}"
         lines.append(f"Match of examples and {way}, centred over tasks, mostly at block {row['layer']}: {said}.")
     return Answer(lines)
@@ -77,25 +78,20 @@ def _count(table: pd.DataFrame) -> int:
     return int(select(table, metric=names.ACCURACY, item=names.ALL, condition=FEW_SHOT)["n"].max())
 
 
-def _cell(table: pd.DataFrame, **equal: object) -> str:
-    found = select(table, **equal).to_dict("records")
-    return format_estimate(found[0]) if found else "–"
-
-
 def _key(table: pd.DataFrame, ways: list[str]) -> Table:
     rows: list[Rows] = []
     for condition, said in ((ESTIMATE, "function vector"), (TASK_VECTOR, "task vector")):
         at = {"metric": names.SHARE, "item": names.ALL}
         controls = {"chance": RANDOM_HEADS, "other task": OTHER_TASK, "permuted outputs": SHUFFLED_SHOTS}
-        line = {"": f"share of few-shot gain, {said}", "estimate": _cell(table, condition=condition, **at)}
-        rows.append(line | {name: _cell(table, condition=c, **at) for name, c in controls.items()} | {"p": "–"})
+        line = {"": f"share of few-shot gain, {said}", "estimate": cell(first_row(table, condition=condition, **at))}
+        rows.append(line | {name: cell(first_row(table, condition=c, **at)) for name, c in controls.items()} | {"p": "–"})
     for way in ways:
         here = {"item": way, "site": names.CHOSEN}
-        own = select(table, metric=names.MATCH, condition=ESTIMATE, **here).to_dict("records")[0]
-        p = select(table, metric=names.P, condition=ESTIMATE, **here).to_dict("records")[0]
+        own = records(table, metric=names.MATCH, condition=ESTIMATE, **here)[0]
+        p = records(table, metric=names.P, condition=ESTIMATE, **here)[0]
         controls = {"chance": PERMUTED_TASKS, "other task": OTHER_SHOTS, "permuted outputs": SHUFFLED_SHOTS}
         line = {"": f"match of examples and {way}", "estimate": format_estimate(own)}
-        line |= {name: _cell(table, metric=names.MATCH, condition=c, **here) for name, c in controls.items()}
+        line |= {name: cell(first_row(table, metric=names.MATCH, condition=c, **here)) for name, c in controls.items()}
         rows.append(line | {"p": f"{p['value']:.2g}"})
     return Table(
         pd.DataFrame(rows),
@@ -105,21 +101,14 @@ def _key(table: pd.DataFrame, ways: list[str]) -> Table:
     )
 
 
-def _wide(rows: pd.DataFrame, index: list[str], columns: str) -> pd.DataFrame:
-    """Cells as a table."""
-    return rows.pivot_table(index=index, columns=columns, values="cell", aggfunc="first", sort=False).fillna("–").reset_index()
-
-
 def _vectors(record: Record[ContextOptions], table: pd.DataFrame) -> Section:
     shares = select(table, metric=names.SHARE)
-    wide = shares.assign(cell=[format_estimate(r) for r in shares.to_dict("records")])
-    wide = wide.assign(condition=wide["condition"].replace(ESTIMATE, "function vector"))
-    wide = _wide(wide, ["item"], "condition")
+    cells = wide(shares.assign(condition=shares["condition"].replace(ESTIMATE, "function vector")), "item", "condition")
     made = pd.concat([r.side["vectors"] for name, r in record.results.items() if name.startswith("vectors")], ignore_index=True)
     items: list[Item] = [figures.accuracy(table)]
-    if len(wide):
+    if len(cells):
         caption = f"{names.SHARE_DEFINITION}; 95 % intervals over queries, in the last line over tasks."
-        items.append(Table(wide, "Share of the few-shot gain", caption))
+        items.append(Table(cells, "Share of the few-shot gain", caption))
     items.append(Table(made, "The vectors", "Blocks and heads are chosen on dev items; numbers elsewhere are of test items."))
     return Section(
         "How much of k examples does one vector give?",
@@ -134,12 +123,12 @@ def _movement(table: pd.DataFrame, ways: list[str]) -> Section:
         items += [figures.raw(table, way), figures.attention(table, way)]
     lines: dict[str, dict[str, str]] = {}
     for way in ways:
-        here = select(table, item=way, site=names.CHOSEN).to_dict("records")
+        here = records(table, item=way, site=names.CHOSEN)
         at = {r["metric"]: r for r in here if r["condition"] == ESTIMATE}
         held = {m: format_estimate(at[m]) for m in (names.RAW, names.SAME, names.MATCH)} | {"p": f"{at[names.P]['value']:.2g}"}
         held |= {f"match, {r['condition']}": format_gain(r) for r in here if r["metric"] == names.GAIN}
-        for name, cell in (held | {"most common block": str(at[names.MATCH]["layer"])}).items():
-            lines.setdefault(name, {})[way] = cell
+        for name, said in (held | {"most common block": str(at[names.MATCH]["layer"])}).items():
+            lines.setdefault(name, {})[way] = said
     rows = [{"": name, **cells} for name, cells in lines.items()]
     text = (
         "Look for a same-task cosine above that of other tasks. The raw cosine says little: k examples with permuted outputs move "
@@ -158,11 +147,10 @@ def _one_vector(table: pd.DataFrame) -> Section:
     for way in ways:
         at = select(table, metric=names.RECOVERED, item=names.of(names.ALL, way))
         for block, here in at.groupby("layer"):
-            by = {r["condition"]: format_estimate(r) for r in here.to_dict("records")}
-            rank = select(table, metric="share of rank 1", item=names.ALL, condition=way, site=f"resid_post.{block}")
+            by = {r["condition"]: format_estimate(r) for r in records(here)}
+            rank = first_row(table, metric="share of rank 1", item=names.ALL, condition=way, site=f"resid_post.{block}")
             line = {"": way, "block": block, "recovered KL": by.get(ESTIMATE, "–"), "random direction": by.get(RANDOM, "–")}
-            line |= {"another task's vector": by.get(OTHER_TASK, "–")}
-            rows.append(line | {"share of rank 1": format_estimate(rank.to_dict("records")[0]) if len(rank) else "–"})
+            rows.append(line | {"another task's vector": by.get(OTHER_TASK, "–"), "share of rank 1": cell(rank)})
     items: list[Item] = [figures.recovered(table, way) for way in ways]
     items.append(Table(pd.DataFrame(rows), "One vector per adaptation", "Mean over tasks with 95 % intervals over tasks."))
     return Section(
@@ -174,26 +162,20 @@ def _one_vector(table: pd.DataFrame) -> Section:
 
 def _accuracy(table: pd.DataFrame) -> Section:
     rows = figures.prompted(table)
-    scores = pd.DataFrame(
-        [
-            {"condition": r["condition"], "queries": r["split"], "accuracy": format_estimate(r), "tasks": r["n"]}
-            for r in rows.to_dict("records")
-        ]
-    )
+    columns = ["condition", "queries", "accuracy", "tasks"]
+    scores = pd.DataFrame([[r["condition"], r["split"], format_estimate(r), r["n"]] for r in records(rows)], columns=columns)
     moved = table[table["metric"].isin(_SHIFTED) & (table["item"] == names.ALL)]
-    wide = moved.assign(cell=[format_estimate(r) for r in moved.to_dict("records")])
-    wide = (
-        wide.pivot_table(index="condition", columns="metric", values="cell", aggfunc="first", sort=False).fillna("–").reset_index()
-    )
     curve = figures.steps(table)
     items: list[Item] = [] if curve is None else [curve]
     items += [
         Table(scores, "Accuracy at equal k", "Mean over tasks with 95 % intervals over tasks."),
-        Table(wide, "Next tokens", "How each adaptation changes the next token after the query; mean over tasks."),
+        Table(
+            wide(moved, "condition", "metric"),
+            "Next tokens",
+            "How each adaptation changes the next token after the query; mean over tasks.",
+        ),
     ]
-    said = "; ".join(
-        f"{r['condition']}: {format_estimate(r)}" for r in select(table, metric=names.STEPS, item=names.ALL).to_dict("records")
-    )
+    said = "; ".join(f"{r['condition']}: {format_estimate(r)}" for r in records(table, metric=names.STEPS, item=names.ALL))
     return Section(
         "Accuracy at equal k, and next tokens",
         "Look at whether the curve passes the horizontal line of the same examples in the prompt, and at which step it is best."
@@ -208,16 +190,13 @@ def _constant(table: pd.DataFrame) -> tuple[Section, ...]:
     if rows.empty:
         return ()
     shown = rows[rows["metric"].isin(("KL", names.PROMPT, "unshifted", "marginal", "shifted"))]
-    shown = shown.assign(
-        cell=[format_estimate(r) for r in shown.to_dict("records")], item=shown["item"].replace("", "all positions")
-    )
-    wide = _wide(shown, ["item", "condition"], "metric")
+    cells = wide(shown.assign(item=shown["item"].replace("", "all positions")), ["item", "condition"], "metric")
     caption = "95 % intervals over requests. Estimate: the base after the prompt; base network: without a prompt."
     return (
         Section(
             "Does a constant prompt do what tuning does?",
             "Look for KL recovered by the prompt well above that of a prompt about something else: any text before a request "
             "changes predictions.",
-            (Table(wide, "Next tokens of the tuned network's answers", caption),),
+            (Table(cells, "Next tokens of the tuned network's answers", caption),),
         ),
     )

@@ -5,13 +5,11 @@ the paired gain over examples with permuted outputs, which have the format, the 
 vectors: the share of the few-shot gain in accuracy, over tasks, and the paired gain over random heads of equal number and norm.
 """
 
-from typing import Any
-
 import pandas as pd
 
 from repscope.conditions import ESTIMATE, RANDOM_HEADS, SHUFFLED_SHOTS, TASK_VECTOR, over
 from repscope.report.verdict import Reply, Verdict, joined, side, thresholds
-from repscope.results import select
+from repscope.results import first_row
 from repscope.studies.context import names
 
 FUNCTION, TASK = "Function vector", "Task vector"
@@ -30,7 +28,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
     vectors = {kind: _vector(table, *which) for kind, which in _KINDS.items()}
     reply = joined(moves.values()) if moves else "Cannot tell"
     said = _MOVES[reply]
-    shares = {kind: _first(table, metric=names.SHARE, item=names.ALL, condition=which[0]) for kind, which in _KINDS.items()}
+    shares = {kind: first_row(table, metric=names.SHARE, item=names.ALL, condition=which[0]) for kind, which in _KINDS.items()}
     known = {kind: row["value"] for kind, row in shares.items() if row is not None}
     if not known:
         return Verdict(reply, f"{said}.", moves | vectors)
@@ -44,7 +42,7 @@ def _moves(table: pd.DataFrame, way: str) -> Verdict | None:
     """Whether the shifts of a way of fine-tuning match those of examples in the prompt, task by task; None without them."""
     limits = thresholds("context")
     at = {"site": names.CHOSEN, "item": way, "condition": ESTIMATE}
-    match, p = _first(table, metric=names.MATCH, **at), _first(table, metric=names.P, **at)
+    match, p = first_row(table, metric=names.MATCH, **at), first_row(table, metric=names.P, **at)
     if match is None or p is None:
         return None
     where = f"at a block chosen on other tasks, mostly {int(match['layer'])}"
@@ -52,7 +50,7 @@ def _moves(table: pd.DataFrame, way: str) -> Verdict | None:
         return Verdict("No", f"Centred over tasks, shifts of examples and of {way} do not match {where}.")
     if p["value"] > limits["chance"] or side(match) != "above":
         return Verdict("Cannot tell", f"Shifts of examples and of {way} match no better than permuted tasks may, {where}.")
-    beyond = side(_first(table, metric=names.GAIN, site=names.CHOSEN, item=way, condition=over(SHUFFLED_SHOTS)))
+    beyond = side(first_row(table, metric=names.GAIN, site=names.CHOSEN, item=way, condition=over(SHUFFLED_SHOTS)))
     if beyond != "above":
         return Verdict(
             "Partly", f"Shifts of examples and of {way} match, but those of examples with permuted outputs may match as well."
@@ -65,9 +63,9 @@ def _moves(table: pd.DataFrame, way: str) -> Verdict | None:
 def _vector(table: pd.DataFrame, condition: str, named: str) -> Verdict:
     """Whether one vector gives most of the accuracy that examples add."""
     limits = thresholds("context")
-    share = _first(table, metric=names.SHARE, item=names.ALL, condition=condition)
+    share = first_row(table, metric=names.SHARE, item=names.ALL, condition=condition)
     item = names.sided(names.ALL, named)
-    beyond = _first(table, metric=names.GAIN, definition=names.ACCURACY, item=item, condition=over(RANDOM_HEADS))
+    beyond = first_row(table, metric=names.GAIN, definition=names.ACCURACY, item=item, condition=over(RANDOM_HEADS))
     if share is None:
         return Verdict("Cannot tell", "Examples raise accuracy in fewer than two tasks.")
     if side(share, limits["little"]) == "below":
@@ -77,8 +75,3 @@ def _vector(table: pd.DataFrame, condition: str, named: str) -> Verdict:
     if side(share, limits["most"]) == "above":
         return Verdict("Yes", f"It gives {100 * share['value']:.0f} % of what examples add to accuracy, more than random heads.")
     return Verdict("Partly", f"It gives {100 * share['value']:.0f} % of what examples add to accuracy, more than random heads.")
-
-
-def _first(table: pd.DataFrame, **equal: Any) -> dict[Any, Any] | None:
-    found = select(table, **equal).to_dict("records")
-    return found[0] if found else None

@@ -6,12 +6,5 @@ from repscope.studies.contrast.steps import steps
 from repscope.studies.contrast.verdict import verdict
 from repscope.studies.run.study import Study
 
-STUDY = Study(
-    name="contrast",
-    question="What is a direction between two kinds of text worth: does it move the model, at what cost, beyond chance and asking?",
-    options=ContrastOptions,
-    steps=steps,
-    page=page,
-    answer=answer,
-    verdict=verdict,
-)
+QUESTION = "What is a direction between two kinds of text worth: does it move the model, at what cost, beyond chance and asking?"
+STUDY = Study("contrast", QUESTION, ContrastOptions, steps, page, answer, verdict)

@@ -1,17 +1,20 @@
 """Options of the `contrast` study."""
 
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 from pydantic import Field
 
 from repscope.steer.dose_response import MOST_DAMAGE, STRENGTHS
 from repscope.steer.from_texts import METHODS
-from repscope.studies.run.options import ModelOptions, TableOptions
+from repscope.studies.run.options import ModelOptions, Sizes, TableOptions
 
 
 class ContrastOptions(ModelOptions, TableOptions):
     """Options of the `contrast` study."""
+
+    SHORT: ClassVar[Sizes] = {"strengths": (-0.4, 0.2, 0.4, 0.6), "random": 8, "new_tokens": 12}
+    TINY: ClassVar[Sizes] = {"methods": tuple(METHODS)[:2], "strengths": (-0.4, 0.2, 0.4), "random": 3, "new_tokens": 4}
 
     contrast: str = Field(
         "sentiment",
@@ -35,15 +38,6 @@ class ContrastOptions(ModelOptions, TableOptions):
     most_damage: float = Field(
         MOST_DAMAGE, gt=0, allow_inf_nan=False, description="Largest damage in the working range, in nats per token."
     )
-
-    def sized(self) -> "ContrastOptions":
-        """With the smaller numbers of `tiny` and `short`."""
-        small: dict[str, Any] = {}
-        if self.tiny:
-            small = {"methods": self.methods[:2], "strengths": (-0.4, 0.2, 0.4), "random": 3, "new_tokens": 4}
-        elif self.short:
-            small = {"strengths": (-0.4, 0.2, 0.4, 0.6), "random": 8, "new_tokens": 12}
-        return self.with_sizes(small)
 
     def files(self) -> list[Path]:
         """The user's own texts and choices."""

@@ -9,7 +9,7 @@ from repscope.conditions import RANDOM, SWAPPED
 from repscope.report.charts import grids, layers
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.report.text import format_estimate, format_gain
-from repscope.results import CHOSEN, ESTIMATE
+from repscope.results import CHOSEN, ESTIMATE, records
 from repscope.steer.dose_response import PROMPTED
 from repscope.steer.selection import MOST_KL
 from repscope.studies.contrast.options import ContrastOptions
@@ -57,25 +57,28 @@ def _works(record: Record[Any]) -> tuple[float, float] | None:
     return None if np.isnan(low) else (float(low), float(high))
 
 
+def _scale(record: Record[Any]) -> float:
+    """The strength chosen on the first half."""
+    arrays = record.results["dose"].arrays
+    return float(arrays["scale"][0] / arrays["norm"][0])
+
+
 def _sentences(record: Record[Any]) -> list[str]:
     table = record.table
     chosen = record.results["choose"].side["chosen"].iloc[0]["name"]
-    arrays = record.results["dose"].arrays
     works = _works(record)
     lines = [f"Chosen on the first half of the choices: {chosen}."]
     at = table[(table["site"] == CHOSEN) & (table["split"] == "halves")]
     if works is None:
         return [*lines, _no_working_range()]
-    at_scale = {r["condition"]: r for r in at[(at["metric"] == "effect") & at["item"].eq(_name(record))].to_dict("records")}
-    gains = {r["condition"]: r for r in at[at["metric"] == "gain"].to_dict("records")}
+    at_scale = {r["condition"]: r for r in records(at[(at["metric"] == "effect") & at["item"].eq(_name(record))])}
+    gains = {r["condition"]: r for r in records(at[at["metric"] == "gain"])}
     mine, null_effect = at_scale[ESTIMATE], at_scale[RANDOM]
     comparison = "disjoint intervals" if mine["lo"] > null_effect["hi"] else "overlapping intervals"
-    scale = float(arrays["scale"][0] / arrays["norm"][0])
     lines.append(
-        f"On the second half, at the strength chosen on the first half ({scale:.2g} of the median norm there), it "
-        f"changes the log-odds of the choices by {format_estimate(mine)} nats ({mine['n']} groups of choices). "
-        f"{null_effect['n']} random directions of equal norm change them by {format_estimate(null_effect)}: "
-        f"{comparison}."
+        f"On the second half, at the strength chosen on the first half ({_scale(record):.2g} of the median norm there), it changes "
+        f"the log-odds of the choices by {format_estimate(mine)} nats ({mine['n']} groups of choices). {null_effect['n']} random "
+        f"directions of equal norm change them by {format_estimate(null_effect)}: {comparison}."
     )
     if PROMPTED in at_scale:
         lines.append(
@@ -84,24 +87,22 @@ def _sentences(record: Record[Any]) -> list[str]:
         )
     dosed = record.results["dose"].side["dose"]
     inside = dosed[(dosed.condition == ESTIMATE) & dosed.strength.between(*works)]
-    null = {r["strength"]: r for r in dosed.to_dict("records") if r["condition"] == RANDOM and r["metric"] == "effect"}
-    effects = inside[inside.metric == "effect"].to_dict("records")
+    null = {r["strength"]: r for r in records(dosed) if r["condition"] == RANDOM and r["metric"] == "effect"}
+    effects = records(inside[inside.metric == "effect"])
     above = [r["lo"] > null[r["strength"]]["hi"] for r in effects]
     costs = inside[inside.metric == "damage"]["value"]
     lines.append(
-        f"The working range, set on the first half, is a strength of {works[0]:.2g} to {works[1]:.2g}. On the "
-        f"second half, the effect is above that of random directions with disjoint intervals at {sum(above)} of "
-        f"{len(above)} strengths in this range, and the damage is {costs.min():.2f} to {costs.max():.2f} nats per "
-        "token."
+        f"The working range, set on the first half, is a strength of {works[0]:.2g} to {works[1]:.2g}. On the second half, the "
+        f"effect is above that of random directions with disjoint intervals at {sum(above)} of {len(above)} strengths in this "
+        f"range, and the damage is {costs.min():.2f} to {costs.max():.2f} nats per token."
     )
     return lines
 
 
 def _no_working_range() -> str:
     return (
-        "No strength works on that half: there is none whose effect is above that of random directions with "
-        "disjoint intervals while the damage to fluency is within the limit. The curves below show which "
-        "condition fails."
+        "No strength works on that half: there is none whose effect is above that of random directions with disjoint intervals "
+        "while the damage to fluency is within the limit. The curves below show which condition fails."
     )
 
 
@@ -109,12 +110,11 @@ def _curve(record: Record[Any], metric: str, title: str, height: float = 250) ->
     dosed = record.results["dose"].side["dose"]
     rows = dosed[(dosed.metric == metric) & (dosed.condition != "unsteered")]
     flat = rows.condition == PROMPTED
-    frame = rows.assign(dose=rows.strength.mask(flat))[["dose", "condition", "value", "lo", "hi", "n"]]
+    frame = rows.assign(dose=rows.strength.mask(flat))
     if metric in _DIFFERENCES:  # without a direction there is none, and a line from a negative strength must pass there
         lines = [c for c in (ESTIMATE, RANDOM) if c in set(frame.condition)]
-        frame = pd.concat(
-            [frame, pd.DataFrame([{"dose": 0.0, "condition": c, "value": 0.0, "lo": 0.0, "hi": 0.0, "n": 0} for c in lines])]
-        )
+        none = pd.DataFrame({"condition": lines}).assign(dose=0.0, value=0.0, lo=0.0, hi=0.0, n=0)
+        frame = pd.concat([frame, none])
     frame = frame.sort_values("dose")
     return grids.dose(frame, x_title=_X, value_title=title, share=False, span=_works(record), height=height)
 
@@ -135,15 +135,13 @@ def _key(record: Record[Any]) -> Table:
     at = table[(table["site"] == CHOSEN) & (table["split"] == "halves") & table["item"].eq(_name(record))]
     rows: list[dict[str, Any]] = []
     for metric, title in (("effect", "effect on the choices (nats)"), ("gain", "gain (nats)")):
-        for r in at[(at["metric"] == metric) & (at["step"] == "dose")].to_dict("records"):
+        for r in records(at[(at["metric"] == metric) & (at["step"] == "dose")]):
             rows.append({"number": title, "of": r["condition"], "value": format_estimate(r), "n": f"{r['n']} {r['unit']}s"})
     dosed = record.results["dose"].side["dose"]
-    arrays = record.results["dose"].arrays
-    scale = float(arrays["scale"][0] / arrays["norm"][0])
     mine = dosed[dosed.condition == ESTIMATE]
-    strength = mine["strength"].iloc[int((mine["strength"] - scale).abs().argmin())]
+    strength = mine["strength"].iloc[int((mine["strength"] - _scale(record)).abs().argmin())]
     for metric, title in (("damage", "damage (nats per token)"), ("kl", "KL (nats per token)")):
-        for r in mine[(mine["strength"] == strength) & (mine["metric"] == metric)].to_dict("records"):
+        for r in records(mine[(mine["strength"] == strength) & (mine["metric"] == metric)]):
             rows.append({"number": title, "of": ESTIMATE, "value": format_estimate(r), "n": f"{r['n']} openings"})
     return Table(
         pd.DataFrame(rows),
@@ -158,9 +156,8 @@ def _cost(record: Record[Any]) -> Section:
         Figure(
             _curve(record, "damage", "damage (nats per token)"),
             "Damage to fluency",
-            "Loss of the unsteered model on the steered text minus its loss on its own text (nats per token), both "
-            "sampled with the same random numbers; interval over openings. Below 0: the text is more predictable than "
-            "usual.",
+            "Loss of the unsteered model on the steered text minus its loss on its own text (nats per token), both sampled with "
+            "the same random numbers; interval over openings. Below 0: the text is more predictable than usual.",
             small=True,
         ),
         Figure(
@@ -180,10 +177,8 @@ def _cost(record: Record[Any]) -> Section:
 
 def _texts(record: Record[Any]) -> Section:
     texts, works = record.results["dose"].side["texts"], _works(record)
-    arrays = record.results["dose"].arrays
-    scale = float(arrays["scale"][0] / arrays["norm"][0])
     strengths = sorted(set(texts["strength"]))
-    best = min((s for s in strengths if s > 0), key=lambda s: abs(s - (scale if works else s)))
+    best = min((s for s in strengths if s > 0), key=lambda s: abs(s - (_scale(record) if works else s)))
     shown = dict.fromkeys([min(strengths), 0.0, best, max(strengths)])
     wide = texts[texts["strength"].isin(shown)].pivot(index="opening", columns="strength", values="text")
     order = list(dict.fromkeys(texts["opening"]))[:_SHOWN]
@@ -202,24 +197,14 @@ def _choice(record: Record[Any]) -> Section:
     table = record.results["choose"].side["candidates"]
     names = record.results["fit"].side["directions"].set_index("name")["method"]
     condition = table["name"].map(names).fillna(RANDOM)
-    frame = pd.DataFrame(
-        {
-            "name": table["name"] + " at " + table["strength"].map("{:+.2g}".format),
-            "condition": condition,
-            "x": table["kl"].clip(1e-4),
-            "y": table["effect"],
-            "lo": table["lo"],
-            "hi": table["hi"],
-        }
-    )
+    labels = table["name"] + " at " + table["strength"].map("{:+.2g}".format)
+    frame = table.assign(name=labels, condition=condition, x=table["kl"].clip(1e-4), y=table["effect"])
     middle = sorted(set(table["strength"]))[len(set(table["strength"])) // 2]
     by_block = table[table["strength"] == middle].assign(condition=condition)
     null = by_block[by_block["condition"] == RANDOM].groupby("layer")["effect"].agg(["mean", "min", "max"])
     lines = by_block[by_block["condition"] != RANDOM][["layer", "site", "condition", "effect", "lo", "hi"]]
     lines = lines.rename(columns={"effect": "value"}).assign(n=record.results["choose"].table["n"].max())
-    random = pd.DataFrame(
-        {"layer": null.index, "site": "", "condition": RANDOM, "value": null["mean"], "lo": null["min"], "hi": null["max"], "n": 3}
-    )
+    random = null.rename(columns={"mean": "value", "min": "lo", "max": "hi"}).reset_index().assign(site="", condition=RANDOM, n=3)
     drawn = pd.concat([lines, random]).assign(item="", metric="effect", token="", split="choosing half")
     methods = record.results["methods"].table
     forest = methods[methods["metric"] == "gain"]
@@ -260,13 +245,12 @@ def _reading(record: Record[Any]) -> Section:
     mine = table[table["condition"] == ESTIMATE]
     null = table[(table["condition"] == SWAPPED) & (table["item"] == mine["item"].iloc[0])]
     drawn = pd.concat([mine.assign(condition=mine["item"]), null]).assign(item="auc", token="")
-    best = max(mine.to_dict("records"), key=lambda r: float(r["value"]))
+    best = max(records(mine), key=lambda r: float(r["value"]))
     figure = Figure(
         layers.by_layer(drawn, metric_title="AUC (texts of other groups)", token=""),
         "Separation of the two kinds of text, by block",
-        "P(a positive text has a larger projection on the direction than a negative one); bands: 95 % bootstrap "
-        f"intervals over positive texts. Swapped labels: the same fit ({mine['item'].iloc[0]}) with the labels of "
-        "half of the texts swapped.",
+        "P(a positive text has a larger projection on the direction than a negative one); bands: 95 % bootstrap intervals over "
+        f"positive texts. Swapped labels: the same fit ({mine['item'].iloc[0]}) with the labels of half of the texts swapped.",
     )
     look = "Look for the block at which the two kinds of text separate best."
     text = f"{look} Best: {best['item']} at block {int(best['layer'])}, {format_estimate(best)}."

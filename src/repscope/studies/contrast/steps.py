@@ -10,7 +10,6 @@
 Artifacts: the direction with its card, as safetensors and, if llama.cpp supports it, as GGUF.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,7 +24,7 @@ from repscope.directions import Direction, DirectionSet
 from repscope.errors import UserError, unknown
 from repscope.models.edits import Edit
 from repscope.names import file_name
-from repscope.results import CHOSEN, Result, Row
+from repscope.results import CHOSEN, Result, Row, records
 from repscope.steer.dose_response import PROMPTED, by_group, doing, dose
 from repscope.steer.effects import DEFINITIONS, log_odds
 from repscope.steer.from_texts import METHODS, fit
@@ -35,6 +34,8 @@ from repscope.studies.contrast.options import ContrastOptions
 from repscope.studies.run.study import Context, Cost, Setup, Step
 
 _GROUP = "group of choices"
+_WHERE: dict[str, Any] = {"site": CHOSEN, "token": "all", "split": "halves"}
+_KEPT = ("site", "name", "found_by", "trained_on")  #: of directions, in a side table
 
 
 def halves(o: ContrastOptions) -> tuple[Contrast, Contrast]:
@@ -71,10 +72,10 @@ def steps(setup: Setup[ContrastOptions]) -> list[Step]:
     halves(o)  # errors in the files are raised here, before anything runs
     _candidates(setup, o)
     return [
-        Step("fit", partial(_fit, setup), _cost(setup, 0)),
-        Step("choose", partial(_choose, setup), _cost(setup, 1), needs=("fit",)),
-        Step("dose", partial(_dose, setup), _cost(setup, 2), needs=("fit", "choose")),
-        Step("methods", partial(_methods, setup), _cost(setup, 3), needs=("fit", "choose")),
+        Step("fit", partial(_fit, setup), partial(_cost, setup, 0)),
+        Step("choose", partial(_choose, setup), partial(_cost, setup, 1), needs=("fit",)),
+        Step("dose", partial(_dose, setup), partial(_cost, setup, 2), needs=("fit", "choose")),
+        Step("methods", partial(_methods, setup), partial(_cost, setup, 3), needs=("fit", "choose")),
     ]
 
 
@@ -86,27 +87,23 @@ def _candidates(setup: Setup[ContrastOptions], o: ContrastOptions) -> list[int]:
     return list(o.blocks) or list(range(first, last, max(1, blocks // (6 if o.short else 12))))
 
 
-def _cost(setup: Setup[ContrastOptions], kind: int) -> Callable[[], Cost]:
+def _cost(setup: Setup[ContrastOptions], kind: int) -> Cost:
     """Forecast of the fits; of selection on choices; of the dose curves; of one vector per method."""
-
-    def cost() -> Cost:
-        o, lm = setup.options, setup.network
-        first, _ = halves(o)
-        texts = [*first.yes, *first.no]
-        plan = lm.plan([*texts, *texts], "resid_post", batch_tokens=setup.options.batch_tokens)
-        width = lm.anatomy.width if lm.anatomy else 1
-        ways = len(o.methods)
-        if kind == 0:
-            return Cost(plan.tokens, plan.flops, 6.0 * ways * lm.blocks * width**3, 0.0, plan.blocks, plan.working)
-        each = plan.flops / max(plan.tokens, 1) + 0.5 * width * lm.vocabulary
-        sites = len(_candidates(setup, o))
-        vectors = {1: 3 * sites * (ways + 2), 2: 2 * len(o.strengths) * (o.random + 1), 3: ways + 1}[kind]
-        asked = 2 * len(first.choices) * 12 + len(first.openings) * (10 if kind < 3 else 0)
-        wrote = 4 * len(o.strengths) * len(first.openings) * o.new_tokens if kind == 2 else 0
-        tokens = vectors * asked + wrote
-        return Cost(tokens, 0.5 * tokens * each, 0.0, 0.0, lm.blocks, plan.working)
-
-    return cost
+    o, lm = setup.options, setup.network
+    first, _ = halves(o)
+    texts = [*first.yes, *first.no]
+    plan = lm.plan([*texts, *texts], "resid_post", batch_tokens=setup.options.batch_tokens)
+    width = lm.anatomy.width if lm.anatomy else 1
+    ways = len(o.methods)
+    if kind == 0:
+        return Cost(plan.tokens, plan.flops, 6.0 * ways * lm.blocks * width**3, 0.0, plan.blocks, plan.working)
+    each = plan.flops / max(plan.tokens, 1) + 0.5 * width * lm.vocabulary
+    sites = len(_candidates(setup, o))
+    vectors = {1: 3 * sites * (ways + 2), 2: 2 * len(o.strengths) * (o.random + 1), 3: ways + 1}[kind]
+    asked = 2 * len(first.choices) * 12 + len(first.openings) * (10 if kind < 3 else 0)
+    wrote = 4 * len(o.strengths) * len(first.openings) * o.new_tokens if kind == 2 else 0
+    tokens = vectors * asked + wrote
+    return Cost(tokens, 0.5 * tokens * each, 0.0, 0.0, lm.blocks, plan.working)
 
 
 def _fit(setup: Setup[ContrastOptions], context: Context) -> Result:
@@ -116,18 +113,9 @@ def _fit(setup: Setup[ContrastOptions], context: Context) -> Result:
     swaps = 2 if o.tiny else 5
     found = fit(setup.network, first, held_out=second, tokens=o.tokens, methods=methods, swaps=swaps, seed=o.seed)
     directions = list(found.directions)
-    side = pd.DataFrame(
-        [
-            {
-                "name": d.name,
-                "site": d.site,
-                "method": d.name.rpartition(", ")[0],
-                "found_by": d.found_by,
-                "trained_on": d.trained_on,
-            }
-            for d in directions
-        ]
-    )
+    columns = ["name", "site", "method", "found_by", "trained_on"]
+    rows = [[d.name, d.site, d.name.rpartition(", ")[0], d.found_by, d.trained_on] for d in directions]
+    side = pd.DataFrame(rows, columns=columns)
     arrays = {
         "vectors": np.stack([d.vector for d in directions]),
         "scales": np.array([d.scale for d in directions]),
@@ -139,17 +127,9 @@ def _fit(setup: Setup[ContrastOptions], context: Context) -> Result:
 def _fitted(context: Context) -> list[Direction]:
     """The directions of the first step."""
     held = context.inputs["fit"]
-    rows = held.side["directions"].to_dict("records")
+    rows = records(held.side["directions"])
     return [
-        Direction(
-            vector,
-            row["site"],
-            row["name"],
-            scale=float(scale),
-            found_by=row["found_by"],
-            norm=float(norm),
-            trained_on=row["trained_on"],
-        )
+        Direction(vector, **{k: row[k] for k in _KEPT}, scale=float(scale), norm=float(norm))
         for row, vector, scale, norm in zip(rows, *(held.arrays[name] for name in ("vectors", "scales", "norms")))
     ]
 
@@ -173,7 +153,7 @@ def _choose(setup: Setup[ContrastOptions], context: Context) -> Result:
 
 def _chosen(context: Context, method: str = "") -> Direction:
     """The direction chosen of all, or of one method."""
-    rows = {r["method"]: r for r in context.inputs["choose"].side["chosen"].to_dict("records")}
+    rows = {r["method"]: r for r in records(context.inputs["choose"].side["chosen"])}
     return replace(_fitted(context)[int(rows[method]["row"])], scale=float(rows[method]["scale"]))
 
 
@@ -207,14 +187,7 @@ def _dose(setup: Setup[ContrastOptions], context: Context) -> Result:
 
 def _at_scale(name: str, arrays: dict[str, np.ndarray], at: int, seed: int) -> list[Row]:
     """At the strength chosen on the other half: the effect, its controls, and the gain over each."""
-    where: dict[str, Any] = {
-        "site": CHOSEN,
-        "item": name,
-        "split": "halves",
-        "token": "all",
-        "definition": DEFINITIONS["effect"],
-        "seed": seed,
-    }
+    where = _WHERE | {"item": name, "definition": DEFINITIONS["effect"], "seed": seed}
     effect = arrays["effect"][at]
     random_effects = arrays["random"][int(np.argmin(np.abs(arrays["sizes"] - abs(arrays["strengths"][at]))))]
     null = stats.null(random_effects, unit="random direction")
@@ -261,13 +234,7 @@ def _methods(setup: Setup[ContrastOptions], context: Context) -> Result:
     effect = dict(zip(names, by_group(odds[1:] - odds[0], [c.group for c in second.choices])))
     rows = []
     for name, d in zip(names, held):
-        where: dict[str, Any] = {
-            "site": CHOSEN,
-            "token": "all",
-            "split": "halves",
-            "seed": o.seed,
-            "definition": f"{DEFINITIONS['effect']}; {d.name} at {d.scale / d.norm:+.2f}",
-        }
+        where = _WHERE | {"seed": o.seed, "definition": f"{DEFINITIONS['effect']}; {d.name} at {d.scale / d.norm:+.2f}"}
         moved = stats.mean(effect[name], unit=_GROUP, seed=o.seed)
         rows.append(Row.of(moved, metric="effect", item=second.name, condition=name, **where))
         if name != "difference of means" and "difference of means" in effect:

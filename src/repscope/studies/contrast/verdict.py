@@ -4,12 +4,12 @@ import pandas as pd
 
 from repscope.conditions import PROMPTING, RANDOM, over
 from repscope.report.verdict import Verdict, side
-from repscope.results import CHOSEN, select
+from repscope.results import CHOSEN, records
 
 
 def verdict(table: pd.DataFrame) -> Verdict:
     """From the second half of the choices, at the strength chosen on the first."""
-    gains = {r["condition"]: r for r in select(table, metric="gain", site=CHOSEN, split="halves").to_dict("records")}
+    gains = {r["condition"]: r for r in records(table, metric="gain", site=CHOSEN, split="halves")}
     if over(RANDOM) not in gains:
         return Verdict("No", "At no strength does the direction steer more than random directions while the text stays fluent.")
     found = side(gains[over(RANDOM)])

@@ -6,13 +6,5 @@ from repscope.studies.discover.steps import steps, subject
 from repscope.studies.discover.verdict import verdict
 from repscope.studies.run.study import Study
 
-STUDY = Study(
-    name="discover",
-    question="Which unsupervised directions move the model, and does a contrastive objective find others than L2 does?",
-    options=DiscoverOptions,
-    steps=steps,
-    page=page,
-    answer=answer,
-    verdict=verdict,
-    subject=subject,
-)
+QUESTION = "Which unsupervised directions move the model, and does a contrastive objective find others than L2 does?"
+STUDY = Study("discover", QUESTION, DiscoverOptions, steps, page, answer, verdict, subject)

@@ -11,6 +11,7 @@ from repscope.discovery.comparison import DISCOVERY_METRICS, RANDOM_METHOD
 from repscope.report.charts import grids
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.report.text import format_estimate, format_gain
+from repscope.results import records
 from repscope.studies.discover.image_page import image_answer, image_page
 from repscope.studies.discover.options import DiscoverOptions
 from repscope.studies.run.study import Answer, Record
@@ -70,7 +71,7 @@ def _rows(record: Record[Any]) -> pd.DataFrame:
 
 
 def _scale(record: Record[Any]) -> str:
-    rows = {r["metric"]: r for r in record.results["scale"].table.to_dict("records")}
+    rows = {r["metric"]: r for r in records(record.results["scale"].table)}
     why = str(rows["scale"]["definition"]).partition("; ")[2]
     return f"{rows['scale']['value']:.3g}, {rows['relative scale']['value']:.2g} of the median norm at the source ({why})"
 
@@ -78,10 +79,10 @@ def _scale(record: Record[Any]) -> str:
 def _sentences(record: Record[Any]) -> list[str]:
     """Differences between contrastive objectives and L2, paired by seed; every number is a cell of the table."""
     table = _rows(record)
-    gains = {r["item"]: r for r in table[table["metric"] == "gain"].to_dict("records")}
+    gains = {r["item"]: r for r in records(table[table["metric"] == "gain"])}
     source = str(record.results["scale"].table["site"].iloc[0])
     lines = [f"All vectors are added at {source} and have the norm {_scale(record)}."]
-    values = {(r["item"], r["metric"]): r for r in table[table["metric"] != "gain"].to_dict("records")}
+    values = {(r["item"], r["metric"]): r for r in records(table[table["metric"] != "gain"])}
     for name, words in _WORDING.items():
         if f"{name}: overlap" not in gains:
             continue
@@ -115,7 +116,7 @@ def _kl(record: Record[Any]) -> Figure:
 def _key(record: Record[Any]) -> Table:
     table = _rows(record)
     lines: dict[str, dict[str, Any]] = {}
-    for r in table[table["metric"].isin(_ANSWERED)].to_dict("records"):
+    for r in records(table[table["metric"].isin(_ANSWERED)]):
         line = lines.setdefault(str(r["item"]), {"method": str(r["item"]), **dict.fromkeys(_ANSWERED, "–"), "n": int(r["n"])})
         line[str(r["metric"])] = format_estimate(r)
     frame = pd.DataFrame(list(lines.values())).rename(columns={"kl": "KL (nats)", "size": "effect norm", "n": "seeds"})
@@ -133,7 +134,7 @@ def _compared(record: Record[Any]) -> Section:
         f"Interval over {int(rows['n'].max())} seeds; grey: random directions of equal norm. {'; '.join(meanings).capitalize()}.",
     )
     cells = table[table["metric"] != "gain"]
-    cells = cells.assign(cell=[format_estimate(r) for r in cells.to_dict("records")])
+    cells = cells.assign(cell=[format_estimate(r) for r in records(cells)])
     wide = cells.pivot(index="item", columns="metric", values="cell").fillna("–")
     order = [m for m in [*_FIGURES, *wide.columns] if m in wide.columns]
     wide = wide.loc[list(dict.fromkeys(cells["item"])), list(dict.fromkeys(order))].rename_axis("").reset_index()
@@ -152,7 +153,7 @@ def _behaviours(record: Record[Any]) -> Section:
     prompts = requests(record.options.prompts, **record.options.how())[1]
 
     def wrote(some: pd.DataFrame) -> dict[str, str]:
-        return {textwrap.shorten(prompts[int(row["prompt"])], 80): row["text"] or "(nothing)" for row in some.to_dict("records")}
+        return {textwrap.shorten(prompts[int(row["prompt"])], 80): row["text"] or "(nothing)" for row in records(some)}
 
     rows: list[dict[str, Any]] = [
         {"cluster": "unsteered", "directions": "", "KL": "", "consistency": ""} | wrote(texts[texts["cluster"] < 0])
@@ -196,18 +197,10 @@ def _behaviours(record: Record[Any]) -> Section:
 def _dose(record: Record[Any]) -> Section:
     dosed = record.results["clusters"].side["dose"].rename(columns={"method": "condition"})
     titles = {"size": "effect norm / median norm", "kl": "KL of the next token (nats)"}
-    items = tuple(
-        Figure(
-            grids.dose(
-                dosed[dosed["metric"] == metric].drop(columns="metric"),
-                x_title="dose (1 = the scale)",
-                value_title=title,
-                share=False,
-            ),
-            "Effect norm by dose" if metric == "size" else "KL by dose",
-            "Held-out prompts, directions of the first seed; bands: 95 % bootstrap intervals over directions.",
-            small=True,
-        )
-        for metric, title in titles.items()
-    )
-    return Section("Dose", "Look for where effects stop growing in proportion: there the response is no longer linear.", items)
+    caption = "Held-out prompts, directions of the first seed; bands: 95 % bootstrap intervals over directions."
+    items = []
+    for metric, title in titles.items():
+        chart = grids.dose(dosed[dosed["metric"] == metric], x_title="dose (1 = the scale)", value_title=title, share=False)
+        items.append(Figure(chart, "Effect norm by dose" if metric == "size" else "KL by dose", caption, small=True))
+    text = "Look for where effects stop growing in proportion: there the response is no longer linear."
+    return Section("Dose", text, tuple(items))

@@ -26,7 +26,7 @@ from repscope.discovery import metrics as discovery_metrics
 from repscope.discovery.comparison import DISCOVERY_METHODS, DISCOVERY_METRICS, RANDOM_METHOD, TestBed, clusters
 from repscope.errors import UserError, unknown
 from repscope.models.prompts import Prompt
-from repscope.results import Result, Row
+from repscope.results import Result, Row, records
 from repscope.steer.effects import in_turn, texts
 from repscope.steer.from_texts import fit
 from repscope.studies.discover.image_steps import image_steps, image_subject
@@ -143,22 +143,14 @@ def _scale(setup: Setup[DiscoverOptions], context: Context) -> Result:
         found = calibrate(subject, states, fluency=fluency, damage=o.damage, seed=o.seed, **how)
         scale, why = found.scale, found.why
     layer = int(subject.source.split(".")[1])
+    where: dict[str, Any] = {"site": subject.source, "layer": layer, "seed": o.seed}
+    relative = "relative to the median norm of source states"
     rows = [
-        Row(metric="scale", definition=f"norm of a vector; {why}", site=subject.source, layer=layer, value=scale, seed=o.seed),
-        Row(
-            metric="relative scale",
-            definition="relative to the median norm of source states",
-            site=subject.source,
-            layer=layer,
-            value=scale / states.norm,
-            seed=o.seed,
-        ),
+        Row(metric="scale", definition=f"norm of a vector; {why}", value=scale, **where),
+        Row(metric="relative scale", definition=relative, value=scale / states.norm, **where),
     ]
-    return Result.of(
-        rows,
-        arrays={"scale": np.array([scale]), "norm": np.array([states.norm])},
-        notes=(*notes, states.why) if states.why else notes,
-    )
+    arrays = {"scale": np.array([scale]), "norm": np.array([states.norm])}
+    return Result.of(rows, arrays=arrays, notes=(*notes, states.why) if states.why else notes)
 
 
 class _Bed:
@@ -191,22 +183,10 @@ def _cell(setup: Setup[DiscoverOptions], bed: "_Bed", name: str, seed: int) -> C
         ground = bed(context)
         found = ground.found(DISCOVERY_METHODS[name], o.vectors, o.steps, o.seed * 1009 + seed)
         numbers, arrays = ground.judged(found)
-        layer = int(ground.subject.source.split(".")[1])
-        rows = [
-            Row(
-                metric=metric,
-                definition=DISCOVERY_METRICS[metric],
-                site=found.site,
-                layer=layer,
-                token=o.tokens,
-                item=name,
-                value=value,
-                split="held-out prompts",
-                condition=RANDOM if name == RANDOM_METHOD else ESTIMATE,
-                seed=seed,
-            )
-            for metric, value in numbers.items()
-        ]
+        where: dict[str, Any] = {"site": found.site, "layer": int(ground.subject.source.split(".")[1]), "token": o.tokens}
+        condition = RANDOM if name == RANDOM_METHOD else ESTIMATE
+        where |= {"item": name, "condition": condition, "split": "held-out prompts", "seed": seed}
+        rows = [Row(metric=m, definition=DISCOVERY_METRICS[m], value=value, **where) for m, value in numbers.items()]
         took = pd.DataFrame({"method": [name], "seed": [seed], "seconds": [found.seconds]})  # differs between any two runs
         return Result.of(rows, arrays={k: np.ascontiguousarray(v) for k, v in arrays.items()}, side={"search": took})
 
@@ -278,7 +258,7 @@ def _dosed(ground: TestBed, vectors: dict[str, np.ndarray], doses: Sequence[floa
 def _save(setup: Setup[Any], context: Context, ground: TestBed, cells: dict[str, Any], members: pd.DataFrame) -> None:
     lm, subject = setup.network, ground.subject
     norm = float(context.inputs["scale"].arrays["norm"][0])
-    rows = {(r["method"], r["direction"]): r for r in members.to_dict("records")}
+    rows = {(r["method"], r["direction"]): r for r in records(members)}
     for name, cell in cells.items():
         directions = [
             Direction.of(

@@ -7,7 +7,7 @@ import pandas as pd
 
 from repscope.discovery.comparison import RANDOM_METHOD
 from repscope.report.verdict import Verdict, count, joined, side
-from repscope.results import select
+from repscope.results import records
 from repscope.studies.discover.image_verdict import image_verdict, of_images
 
 
@@ -15,7 +15,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
     """One verdict per method, and one over all, and what a contrastive term adds to L2; of an image generator, `image_verdict`."""
     if of_images(table):
         return image_verdict(table)
-    rows = {str(r["item"]): r for r in select(table, metric="kl").to_dict("records")}  # the means over seeds come after the seeds
+    rows = {str(r["item"]): r for r in records(table, metric="kl")}  # the means over seeds come after the seeds
     chance = rows.pop(RANDOM_METHOD, None)
     parts = {item: _method(row, chance) for item, row in rows.items()}
     if not parts or chance is None:
@@ -43,7 +43,7 @@ def _method(row: Mapping[Any, Any], chance: Mapping[Any, Any] | None) -> Verdict
 
 def _contrast(table: pd.DataFrame) -> str:
     """What contrastive objectives change in the overlap of effects, compared with L2."""
-    gains = {r["item"]: r for r in select(table, metric="gain", definition="overlap").to_dict("records")}
+    gains = {r["item"]: r for r in records(table, metric="gain", definition="overlap")}
     for name in ("L2 + contrastive", "contrastive, skip removed"):
         if (row := gains.get(f"{name}: overlap")) is not None and side(row) != "unclear":
             return f"; a contrastive term makes effects overlap {'less' if side(row) == 'below' else 'more'}"

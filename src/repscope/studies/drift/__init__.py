@@ -6,13 +6,5 @@ from repscope.studies.drift.steps import steps, subject
 from repscope.studies.drift.verdict import verdict
 from repscope.studies.run.study import Study
 
-STUDY = Study(
-    name="drift",
-    question="What do fine-tuning, preference optimisation and RL change?",
-    options=DriftOptions,
-    steps=steps,
-    page=page,
-    answer=answer,
-    verdict=verdict,
-    subject=subject,
-)
+QUESTION = "What do fine-tuning, preference optimisation and RL change?"
+STUDY = Study("drift", QUESTION, DriftOptions, steps, page, answer, verdict, subject)

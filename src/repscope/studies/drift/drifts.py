@@ -163,15 +163,9 @@ def directions(lab: Lab, context: Context) -> Result:
         found = survival(lab.shape, start, tuned, worlds, _documents(lab, 400), o.seed)
         frames.append(found.assign(method=name))
         for (site, metric, condition), some in found.groupby(["site", "metric", "condition"], sort=False):
-            where: dict[str, Any] = {
-                "site": str(site),
-                "layer": int(str(site).rpartition(".")[2]),
-                "condition": str(condition),
-                "seed": o.seed,
-            }
-            rows.append(
-                Row.over(some["value"].to_numpy(dtype=float), "seed", metric=str(metric), item=name, split=names.AT_REWARD, **where)
-            )
+            where: dict[str, Any] = {"site": str(site), "layer": int(str(site).rpartition(".")[2]), "condition": str(condition)}
+            where |= {"metric": str(metric), "item": name, "split": names.AT_REWARD, "seed": o.seed}
+            rows.append(Row.over(some["value"].to_numpy(dtype=float), "seed", **where))
     return Result.of(rows, side={"directions": pd.concat(frames, ignore_index=True)} if frames else {})
 
 
@@ -203,31 +197,19 @@ def steering(lab: Lab, context: Context) -> Result:
                 target = log_probabilities(lab.shape, select_runs(tuned, mine), report)
             at = placed(_rescaled(theirs, s.vectors[:, mine]), s.site[mine], s.scale[mine])
             values[names.OTHER_METHOD] = recovered(lab.shape, select_runs(start, mine), at, report, target)
-        for condition, value in values.items():
-            rows.append(
-                Row.over(value, "seed", metric=names.RECOVERED, item=name, condition=condition, split=names.AT_REWARD, seed=o.seed)
-            )
-        frames.append(
-            pd.DataFrame(
-                {
-                    "method": name,
-                    "seed": seeds,
-                    "site": [(["embed", *sites(lab.shape)[1:]])[i] for i in s.site],
-                    "scale": s.scale,
-                    "one": s.one,
-                    "fitted": s.fitted,
-                }
-            )
-        )
+        where: dict[str, Any] = {"metric": names.RECOVERED, "item": name, "split": names.AT_REWARD, "seed": o.seed}
+        rows += [Row.over(value, "seed", condition=condition, **where) for condition, value in values.items()]
+        site = [["embed", *sites(lab.shape)[1:]][i] for i in s.site]
+        chosen = {"site": site, "scale": s.scale, "one": s.one, "fitted": s.fitted}
+        frames.append(pd.DataFrame({"method": name, "seed": seeds, **chosen}))
     return Result.of(rows, side={"steering": pd.concat(frames, ignore_index=True)} if frames else {})
 
 
 def losses(lab: Lab, base: State) -> Row:
     """Loss of the bases on the documents of `compared`."""
     documents, _ = lab.worlds.corpus(_documents(lab, _CORPUS), generator_of(lab.options.seed, "drift", "base"))
-    return Row.over(
-        measures.corpus_loss(lab.shape, base, documents), "seed", metric=names.LOSS, item="base", condition=names.BEFORE
-    )
+    loss = measures.corpus_loss(lab.shape, base, documents)
+    return Row.over(loss, "seed", metric=names.LOSS, item="base", condition=names.BEFORE)
 
 
 def _rescaled(vectors: Tensor, like: Tensor) -> Tensor:

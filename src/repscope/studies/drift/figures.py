@@ -7,8 +7,8 @@ import pandas as pd
 from repscope.conditions import BFLOAT16, ESTIMATE, PERMUTED_GAPS
 from repscope.report.charts import grids, runs
 from repscope.report.page import Figure, Table
-from repscope.report.text import format_estimate
-from repscope.results import select
+from repscope.report.tables import wide
+from repscope.results import records, select
 from repscope.studies.drift import gaps, names
 from repscope.studies.run.study import Record
 from repscope.worlds.rewarded.methods import METHODS
@@ -20,7 +20,7 @@ _SAID = {names.NORM: "relative norm of the change", names.KL: "KL from the check
 def gap(table: pd.DataFrame, metric: str, *, headline: bool = False) -> Figure | None:
     """Drift by gap, one line per method; the control is the line that the permuted gaps of RL give."""
     rows = table[(table["split"] == "gap") & (table["condition"] == ESTIMATE)]
-    drawn: list[dict[str, Any]] = []
+    drawn: list[tuple[Any, ...]] = []
     for name in gaps.METHODS:
         mine = rows[rows["item"] == name]
         x = mine[mine["metric"] == "gap"].set_index("token")["value"]
@@ -29,7 +29,7 @@ def gap(table: pd.DataFrame, metric: str, *, headline: bool = False) -> Figure |
             r = y.loc[level]
             ends = [r["value"], r["lo"], r["hi"]]
             value, lo, hi = (1 - ends[0], 1 - ends[2], 1 - ends[1]) if metric == names.CKA else ends
-            drawn.append({"dose": x[level], "condition": name, "value": value, "lo": lo, "hi": hi, "n": r["n"]})
+            drawn.append((x[level], name, value, lo, hi, r["n"]))
     if not drawn:
         return None
     frame = pd.DataFrame(drawn, columns=_COLUMNS)
@@ -37,9 +37,8 @@ def gap(table: pd.DataFrame, metric: str, *, headline: bool = False) -> Figure |
     if headline:
         title = "Drift by the reward gap that imitation left"
         caption = (
-            "Relative Frobenius norm of the change from the imitation checkpoint to equal reward, by the gap in reward at "
-            "the checkpoint. "
-            "Means and 95 % intervals over seeds. Grey: the line that permuted gaps give for REINFORCE."
+            "Relative Frobenius norm of the change from the imitation checkpoint to equal reward, by the gap in reward at the "
+            "checkpoint. Means and 95 % intervals over seeds. Grey: the line that permuted gaps give for REINFORCE."
         )
     else:
         title, caption = f"{_SAID[metric][0].upper()}{_SAID[metric][1:]}, by gap", "As above."
@@ -50,7 +49,7 @@ def gap(table: pd.DataFrame, metric: str, *, headline: bool = False) -> Figure |
 def _permuted(table: pd.DataFrame, metric: str, frame: pd.DataFrame) -> pd.DataFrame:
     """Two points of the line with the slope of permuted gaps through the mean of REINFORCE."""
     item = f"{names.REINFORCE}: {'1 − CKA' if metric == names.CKA else metric}"
-    null = select(table, metric=names.SLOPE, condition=PERMUTED_GAPS, item=item).to_dict("records")
+    null = records(table, metric=names.SLOPE, condition=PERMUTED_GAPS, item=item)
     mine = frame[frame["condition"] == names.REINFORCE]
     if not null or mine.empty:
         return pd.DataFrame(columns=_COLUMNS).astype(frame.dtypes.to_dict())
@@ -58,16 +57,7 @@ def _permuted(table: pd.DataFrame, metric: str, frame: pd.DataFrame) -> pd.DataF
     lines = []
     for x in (mine["dose"].min(), mine["dose"].max()):
         ends = sorted(height + null[0][k] * (x - middle) for k in ("lo", "hi"))
-        lines.append(
-            {
-                "dose": x,
-                "condition": PERMUTED_GAPS,
-                "value": height + null[0]["value"] * (x - middle),
-                "lo": ends[0],
-                "hi": ends[1],
-                "n": null[0]["n"],
-            }
-        )
+        lines.append((x, PERMUTED_GAPS, height + null[0]["value"] * (x - middle), *ends, null[0]["n"]))
     return pd.DataFrame(lines, columns=_COLUMNS)
 
 
@@ -97,32 +87,19 @@ def along(record: Record[Any]) -> Figure | None:
         mine = curve[(curve["rate"] == record.options.rate) & (curve["repeat"] == 0)]
         for updates, some in mine.groupby("updates"):
             if updates and len(some) == record.options.seeds:
-                lines.append(
-                    {
-                        "dose": some["reward"].mean(),
-                        "condition": name,
-                        "value": some[names.NORM].mean(),
-                        "lo": some[names.NORM].min(),
-                        "hi": some[names.NORM].max(),
-                        "n": len(some),
-                    }
-                )
+                norm = some[names.NORM]
+                lines.append((some["reward"].mean(), name, norm.mean(), norm.min(), norm.max(), len(some)))
     if not lines:
         return None
-    chart = grids.dose(
-        pd.DataFrame(lines, columns=_COLUMNS), x_title="reward", value_title="relative norm of the change", share=False
-    )
+    frame = pd.DataFrame(lines, columns=_COLUMNS)
+    chart = grids.dose(frame, x_title="reward", value_title=_SAID[names.NORM], share=False)
     return Figure(chart, "Weight drift along training", "Each line is one method in training; bands: the range over seeds.")
 
 
 def where(table: pd.DataFrame) -> list[Figure | Table]:
     """Weight drift by module and layer, one grid per method; CKA and mean shift by site."""
-    rows = table[
-        (table["metric"] == names.NORM)
-        & (table["split"] == names.AT_REWARD)
-        & (table["condition"] == ESTIMATE)
-        & (table["site"] != "")
-    ]
+    rows = select(table, metric=names.NORM, split=names.AT_REWARD, condition=ESTIMATE)
+    rows = rows[rows["site"] != ""]
     items: list[Figure | Table] = []
     for name in dict.fromkeys(rows["item"]):
         some = rows[rows["item"] == name]
@@ -134,15 +111,9 @@ def where(table: pd.DataFrame) -> list[Figure | Table]:
         items.append(Figure(chart, name, "Relative norm of the change.", small=True))
     sites = table[(table["metric"].isin([names.CKA, names.SHIFT])) & (table["site"] != "") & (table["condition"] == ESTIMATE)]
     if len(sites):
-        wide = sites.assign(
-            cell=[format_estimate(r) for r in sites.to_dict("records")], number=sites["metric"] + ", " + sites["site"]
-        )
-        wide = (
-            wide.pivot_table(index="item", columns="number", values="cell", aggfunc="first", sort=False).fillna("–").reset_index()
-        )
-        items.append(
-            Table(wide, "Representations by site", "CKA with the base, and the share of the change that one mean shift explains.")
-        )
+        found = wide(sites.assign(number=sites["metric"] + ", " + sites["site"]), "item", "number")
+        caption = "CKA with the base, and the share of the change that one mean shift explains."
+        items.append(Table(found, "Representations by site", caption))
     return items
 
 
@@ -153,8 +124,8 @@ def tokens(table: pd.DataFrame) -> list[Figure]:
         rows = table[(table["metric"] == metric) & (table["token"] != "") & (table["condition"] == ESTIMATE)]
         if rows.empty:
             continue
-        frame = rows.assign(dose=rows["token"].astype(int), condition=rows["item"])[_COLUMNS]
-        chart = grids.dose(frame.astype({"dose": float}), x_title="position in the completion", value_title=said)
+        frame = rows.assign(dose=rows["token"].astype(int).astype(float), condition=rows["item"])
+        chart = grids.dose(frame, x_title="position in the completion", value_title=said)
         items.append(Figure(chart, said[0].upper() + said[1:], "Means and 95 % intervals over seeds.", small=True))
     return items
 
@@ -169,8 +140,7 @@ def directions(table: pd.DataFrame) -> list[Figure]:
         frame = some.assign(name=some["item"].map(names.SHORT) + ": " + some["condition"].replace(ESTIMATE, "base's direction"))
         controls = [n for n in dict.fromkeys(frame["name"]) if not n.endswith("base's direction")]
         for metric, title in titles.items():
-            mine = frame[frame["metric"] == metric][["name", "value", "lo", "hi", "n"]]
-            chart = grids.points(mine, value_title=title, controls=controls, label_limit=300)
+            chart = grids.points(frame[frame["metric"] == metric], value_title=title, controls=controls, label_limit=300)
             items.append(Figure(chart, f"{title[0].upper()}{title[1:]}, {site}", "Controls are grey.", small=True))
     return items
 
@@ -184,13 +154,7 @@ def steering(table: pd.DataFrame) -> Figure | None:
     frame = rows.assign(name=rows["item"].map(names.SHORT) + ": " + [said.get(c, c) for c in rows["condition"]])
     controls = [n for n in frame["name"] if not n.endswith(("one vector", "fitted vectors"))]
     frame = frame.assign(lo=frame["lo"].clip(lower=-1), value=frame["value"].clip(lower=-1), hi=frame["hi"].clip(lower=-1))
-    chart = grids.points(
-        frame[["name", "value", "lo", "hi", "n"]],
-        value_title="share of the KL recovered",
-        controls=controls,
-        label_limit=320,
-        rule=1.0,
-    )
+    chart = grids.points(frame, value_title="share of the KL recovered", controls=controls, label_limit=320, rule=1.0)
     return Figure(
         chart,
         "Share of the KL that constant vectors recover",
@@ -215,6 +179,5 @@ def precision(table: pd.DataFrame) -> Figure | None:
             key = f"{split}: {said}"
             titles[key] = f"{said}, {split}"
             frames.append(some.assign(metric=key, name=some["item"].map(names.SHORT)))
-    frame = pd.concat(frames, ignore_index=True)[["metric", "name", "value", "lo", "hi", "n"]]
-    chart = grids.multiples(frame, titles=titles)
+    chart = grids.multiples(pd.concat(frames, ignore_index=True), titles=titles)
     return Figure(chart, "Share of unchanged weights", "After the same number of updates; means and 95 % intervals over seeds.")

@@ -13,12 +13,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from repscope.models.loading.stacked_weights import State, select_runs
-from repscope.results import Result, Row
+from repscope.models.loading.stacked_weights import State, arrays_of, select_runs, state_of
+from repscope.results import Result, Row, records
 from repscope.studies.drift import names
 from repscope.studies.drift.drifts import compared
 from repscope.studies.drift.measures import relative_norm
-from repscope.studies.drift.networks import BATCH, Lab, arrays_of, base_of, data_of, pairs_for, run_rows, state_of, trained
+from repscope.studies.drift.networks import BATCH, Lab, base_of, data_of, pairs_for, run_rows, trained
 from repscope.studies.run.study import Context
 from repscope.worlds.rewarded.methods import METHODS as ALL
 from repscope.worlds.rewarded.methods import OFF_POLICY, Method, Tuning
@@ -42,7 +42,7 @@ def imitation(lab: Lab, context: Context) -> Result:
             tuning.update()
         state = tuning.state
         reward = report(state)["reward"]
-        arrays |= arrays_of(f"{level}/", state)
+        arrays |= arrays_of(state, f"{level}/")
         where: dict[str, Any] = {"item": "imitation", "token": str(level), "seed": o.seed}
         rows.append(Row.over(reward, "seed", metric=names.REWARD, **where))
         rows.append(Row(metric=names.GFLOP, value=level * tuning.flops / 1e9, n=o.seeds, unit="seed", **where))
@@ -89,7 +89,7 @@ def closed(lab: Lab, name: str, context: Context) -> Result:
             if r["gap"] <= 0
             else f"missed the target ({r['reward']:.2f} of {r['target']:.2f})."
         )
-        for r in missed.to_dict("records")
+        for r in records(missed)
     ]
     return Result.of(rows, side={f"gap-{name}": table}, notes=tuple(notes))
 

@@ -27,7 +27,6 @@ MATCHES = {AT_REWARD: "reward", AT_KL: "KL"}  #: what is equal → the value tha
 IMITATION = (OFF_POLICY, RL_SAMPLES, BEST)
 POLICY = (REINFORCE, GRPO)
 EXPERT = "SFT, expert"  #: of the gap: samples of a policy that RL has trained further
-CLOSERS = (REINFORCE, DPO, EXPERT)  #: what closes the gap
 GAP_METRICS = (NORM, CKA, KL)  #: CKA as 1 − CKA
 SHORT = {
     OFF_POLICY: "SFT demonstrations",

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from repscope.models.loading.stacked_weights import State, runs_of, select_runs
+from repscope.models.loading.stacked_weights import State, runs_of, select_runs, state_of
 from repscope.progress import progress
 from repscope.studies.drift import names
 from repscope.studies.drift.measures import relative_norm
@@ -75,18 +75,6 @@ def pretrained(lab: Lab) -> tuple[State, np.ndarray]:
             losses.append(each.detach().double().numpy())
             advance(1)
     return {name: v.detach() for name, v in weights.items()}, np.stack(losses)
-
-
-def state_of(arrays: Mapping[str, np.ndarray], prefix: str) -> State:
-    """Weights that a step left under a prefix."""
-    found = {k.removeprefix(prefix): torch.from_numpy(v.copy()) for k, v in arrays.items() if k.startswith(prefix)}
-    assert found, f"no weights under {prefix!r}"
-    return found
-
-
-def arrays_of(prefix: str, state: State) -> dict[str, np.ndarray]:
-    """Weights as arrays of a result."""
-    return {prefix + name: v.numpy() for name, v in state.items()}
 
 
 def base_of(context: Context) -> State:

@@ -1,14 +1,20 @@
 """Options of the `drift` study."""
 
-from typing import Any
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
-from repscope.studies.run.options import StudyOptions
+from repscope.studies.run.options import Sizes, StudyOptions
 
 
 class DriftOptions(StudyOptions):
     """Options of the `drift` study."""
+
+    SHORT: ClassVar[Sizes] = {"seeds": 3, "pretraining": 300, "rates": (3e-4,), "documents": 192, "levels": (0, 6, 12, 18)}
+    SHORT |= {"small_rates": (1e-6,), "small_updates": 10, "fitting": 20}
+    TINY: ClassVar[Sizes] = {"seeds": 2, "width": 8, "pretraining": 12, "gain": 0.05, "divergence": 0.02, "rate": 0.02}
+    TINY |= {"rates": (0.02,), "updates": 24, "documents": 24, "levels": (0, 1, 2), "gap_gain": 0.2, "small_rates": (1e-5,)}
+    TINY |= {"small_updates": 2, "fitting": 3}
 
     seeds: int = Field(5, ge=2, description="Number of worlds; each has a corpus, a pretrained network and runs of its own.")
     width: int = Field(48, ge=4, description="Width of the networks (two blocks of the GPT-2 layout, two heads).")
@@ -43,36 +49,3 @@ class DriftOptions(StudyOptions):
     def all_rates(self) -> tuple[float, ...]:
         """The main rate, then the others in order."""
         return (self.rate, *sorted(set(self.rates) - {self.rate}))
-
-    def sized(self) -> "DriftOptions":
-        """With the smaller numbers of `tiny` and `short`."""
-        small: dict[str, Any] = {}
-        if self.tiny:
-            small = {
-                "seeds": 2,
-                "width": 8,
-                "pretraining": 12,
-                "gain": 0.05,
-                "divergence": 0.02,
-                "rate": 0.02,
-                "rates": (0.02,),
-                "updates": 24,
-                "documents": 24,
-                "levels": (0, 1, 2),
-                "gap_gain": 0.2,
-                "small_rates": (1e-5,),
-                "small_updates": 2,
-                "fitting": 3,
-            }
-        elif self.short:
-            small = {
-                "seeds": 3,
-                "pretraining": 300,
-                "rates": (3e-4,),
-                "documents": 192,
-                "levels": (0, 6, 12, 18),
-                "small_rates": (1e-6,),
-                "small_updates": 10,
-                "fitting": 20,
-            }
-        return self.with_sizes(small)

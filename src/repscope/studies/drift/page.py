@@ -8,8 +8,9 @@ import pandas as pd
 
 from repscope.conditions import ANOTHER_SEED, ESTIMATE, PERMUTED_GAPS, PERMUTED_METHODS
 from repscope.report.page import Page, Section, Table
+from repscope.report.tables import cell, wide
 from repscope.report.text import format_estimate
-from repscope.results import select
+from repscope.results import records, select
 from repscope.studies.drift import figures, names
 from repscope.studies.drift.options import DriftOptions
 from repscope.studies.drift.verdict import verdict
@@ -37,27 +38,15 @@ _FEWER = {
 def page(record: Record[DriftOptions]) -> Page:
     """The page."""
     table = record.table
+    start = (_claims(record), _gap(record), _kinds(record), _where(table), _tokens(table), _directions(table))
+    sections = (*start, _steering(record), _precision(table), _runs(record))
     return Page(
         title="What fine-tuning, preference optimisation and RL change",
         context=(f"{record.options.seeds} worlds", f"networks of width {record.options.width}"),
         tested=_TESTED + _left_out(record.options),
         headline=figures.gap(table, names.NORM, headline=True),
         key=_key(table),
-        sections=tuple(
-            s
-            for s in (
-                _claims(record),
-                _gap(record),
-                _kinds(record),
-                _where(table),
-                _tokens(table),
-                _directions(table),
-                _steering(record),
-                _precision(table),
-                _runs(record),
-            )
-            if s
-        ),
+        sections=tuple(s for s in sections if s),
     )
 
 
@@ -76,28 +65,25 @@ def _left_out(options: DriftOptions) -> str:
 def answer(record: Record[DriftOptions]) -> Answer:
     """The main numbers, one line each."""
     table, lines = record.table, []
-    cell = _Cells.of(table)
+    at = _Cells.of(table)
     for name in METHODS:
-        cells = {m: cell(m, name) for m in (names.NORM, names.KL, names.CKA)}
-        floor = cell(names.NORM, name, ANOTHER_SEED)
+        cells = {m: at(m, name) for m in (names.NORM, names.KL, names.CKA)}
+        floor = at(names.NORM, name, ANOTHER_SEED)
         if cells[names.NORM] != "–":
             lines.append(
                 f"{name} at equal reward: relative norm of the change {cells[names.NORM]} (between two seeds {floor}), "
                 f"KL {cells[names.KL]} nats per token, CKA {cells[names.CKA]}."
             )
-    for row in select(table, metric=names.CORRELATION, condition=ESTIMATE).to_dict("records"):
-        null = select(table, metric=names.CORRELATION, condition=PERMUTED_METHODS, item=row["item"]).to_dict("records")[0]
-        lines.append(
-            f"Rank correlation over methods, {row['item']}: {format_estimate(row)}; permuted methods {format_estimate(null)}."
-        )
-    for row in select(table, metric=names.SLOPE, condition=ESTIMATE).to_dict("records"):
-        null = select(table, metric=names.SLOPE, condition=PERMUTED_GAPS, item=row["item"]).to_dict("records")[0]
+    for row in records(table, metric=names.CORRELATION, condition=ESTIMATE):
+        null = records(table, metric=names.CORRELATION, condition=PERMUTED_METHODS, item=row["item"])[0]
+        said = f"{row['item']}: {format_estimate(row)}; permuted methods {format_estimate(null)}"
+        lines.append(f"Rank correlation over methods, {said}.")
+    for row in records(table, metric=names.SLOPE, condition=ESTIMATE):
+        null = records(table, metric=names.SLOPE, condition=PERMUTED_GAPS, item=row["item"])[0]
         lines.append(f"Slope of drift on the gap, {row['item']}: {format_estimate(row)}; permuted gaps {format_estimate(null)}.")
     home = record.artifacts / "networks"
-    written = (
-        [f"Networks of the first world: {home}; for instance `repscope compare {home}/base {home}/dpo`."] if home.is_dir() else []
-    )
-    return Answer([*lines, *record.notes, *written])
+    written = f"Networks of the first world: {home}; for instance `repscope compare {home}/base {home}/dpo`."
+    return Answer([*lines, *record.notes, *([written] if home.is_dir() else [])])
 
 
 @dataclass(frozen=True)
@@ -110,32 +96,25 @@ class _Cells:
     def of(cls, table: pd.DataFrame) -> "_Cells":
         """The rows of whole networks."""
         whole = table[(table["site"] == "") & (table["token"] == "")]
-        return cls({(r["metric"], r["item"], r["condition"], r["split"]): r for r in whole.to_dict("records")})
+        return cls({(r["metric"], r["item"], r["condition"], r["split"]): r for r in records(whole)})
 
     def __call__(self, metric: str, item: str, condition: str = ESTIMATE, split: str = names.AT_REWARD) -> str:
         """The cell, or a dash."""
-        row = self.rows.get((metric, item, condition, split))
-        return "–" if row is None else format_estimate(row)
+        return cell(self.rows.get((metric, item, condition, split)))
 
 
 def _key(table: pd.DataFrame) -> Table:
     """Slopes on the gap and orders of the methods, beside their permuted controls."""
-    lines, cell = [], _Cells.of(table)
+    lines, at = [], _Cells.of(table)
     for metric, control, title in (
         (names.SLOPE, PERMUTED_GAPS, "slope of drift on gap"),
         (names.CORRELATION, PERMUTED_METHODS, "rank correlation over methods"),
     ):
-        for row in select(table, metric=metric, condition=ESTIMATE).to_dict("records"):
-            null = cell(metric, row["item"], control, row["split"])
-            lines.append(
-                {"number": f"{title}: {row['item']}", "estimate": format_estimate(row), "permuted": null, "seeds": row["n"]}
-            )
-    columns = ["number", "estimate", "permuted", "seeds"]
-    return Table(
-        pd.DataFrame(lines, columns=columns),
-        "Key numbers",
-        "Means over seeds with 95 % intervals over them; of the control, the range of 400 permutations.",
-    )
+        for row in records(table, metric=metric, condition=ESTIMATE):
+            null = at(metric, row["item"], control, row["split"])
+            lines.append([f"{title}: {row['item']}", format_estimate(row), null, row["n"]])
+    caption = "Means over seeds with 95 % intervals over them; of the control, the range of 400 permutations."
+    return Table(pd.DataFrame(lines, columns=["number", "estimate", "permuted", "seeds"]), "Key numbers", caption)
 
 
 def _claims(record: Record[DriftOptions]) -> Section | None:
@@ -151,146 +130,108 @@ def _claims(record: Record[DriftOptions]) -> Section | None:
     return Section("Claims", text, (Table(frame, "Verdict per claim"),))
 
 
-def _gap(record: Record[DriftOptions]) -> Section:
+def _gap(record: Record[DriftOptions]) -> Section | None:
     table = record.table
-    items: list[Any] = [figures.gap(table, metric) for metric in (names.KL, names.CKA)]
-    rows = select(table, metric=names.PER_FLOP)
-    wide = rows.assign(cell=[format_estimate(r) for r in rows.to_dict("records")], updates=rows["token"].astype(int))
-    wide = wide.pivot_table(index="updates", columns="item", values="cell", aggfunc="first").fillna("–").reset_index()
-    items.append(
-        Table(
-            wide.rename(columns={"updates": "updates of imitation"}),
-            "Reward gained per GFLOP",
-            "Of imitation: from its first checkpoint to this one. Of the others: from this checkpoint to the target. "
-            "Samples that a "
-            "method draws and scores itself are counted, demonstrations are given.",
-        )
+    per_flop = _by_updates(
+        select(table, metric=names.PER_FLOP),
+        "Reward gained per GFLOP",
+        "Of imitation: from its first checkpoint to this one. Of the others: from this checkpoint to the target. Samples that a "
+        "method draws and scores itself are counted, demonstrations are given.",
     )
-    items.append(_total(table))
-    return Section(
-        "Gap, RL, drift",
-        "Look for lines that go up: the further imitation is from the target, the more the rest changes. Imitation of "
-        "demonstrations is "
-        "stopped after several numbers of updates; each checkpoint is brought to the same reward. Drift is measured from that "
-        "checkpoint. The grey control permutes the gaps of each seed.",
-        tuple(i for i in items if i is not None),
-    )
-
-
-def _total(table: pd.DataFrame) -> Table | None:
-    """Weight drift from the base, imitation included."""
-    rows = select(table, metric=f"{names.NORM} from base", condition=ESTIMATE)
-    if rows.empty:
-        return None
-    wide = rows.assign(cell=[format_estimate(r) for r in rows.to_dict("records")], updates=rows["token"].astype(int))
-    wide = wide.pivot_table(index="updates", columns="item", values="cell", aggfunc="first").fillna("–").reset_index()
-    return Table(
-        wide.rename(columns={"updates": "updates of imitation"}),
+    drifted = select(table, metric=f"{names.NORM} from base", condition=ESTIMATE)
+    total = _by_updates(
+        drifted,
         "Weight drift from the base, imitation included",
         "A smaller gap means less drift of the rest, not of the whole: imitation has changed the weights before.",
     )
+    return Section.of(
+        "Gap, RL, drift",
+        "Look for lines that go up: the further imitation is from the target, the more the rest changes. Imitation of "
+        "demonstrations is stopped after several numbers of updates; each checkpoint is brought to the same reward. Drift is "
+        "measured from that checkpoint. The grey control permutes the gaps of each seed.",
+        *(figures.gap(table, metric) for metric in (names.KL, names.CKA)),
+        per_flop,
+        total if len(drifted) else None,
+    )
 
 
-def _kinds(record: Record[DriftOptions]) -> Section:
-    cell = _Cells.of(record.table)
+def _by_updates(rows: pd.DataFrame, title: str, caption: str) -> Table:
+    """One line per number of updates of imitation."""
+    found = wide(rows.assign(updates=rows["token"].astype(int)), "updates", "item", sort=True)
+    return Table(found.rename(columns={"updates": "updates of imitation"}), title, caption)
+
+
+def _kinds(record: Record[DriftOptions]) -> Section | None:
+    at = _Cells.of(record.table)
     lines = []
     for name in METHODS:
         for condition, said in ((ESTIMATE, name), (ANOTHER_SEED, f"{name}: {ANOTHER_SEED}")):
-            cells = {m: cell(m, name, condition) for m in _SHOWN}
+            cells = {m: at(m, name, condition) for m in _SHOWN}
             if cells[names.NORM] != "–":
                 lines.append({"method": said, **cells})
-    base = cell(names.LOSS, "corpus", names.BEFORE, "")
-    items: list[Any] = [figures.kinds(record)] if lines else []
-    items.append(
+    base = at(names.LOSS, "corpus", names.BEFORE, "")
+    at_kl = [{"method": name, **{m: at(m, name, split=names.AT_KL) for m in (names.REWARD, *_SHOWN)}} for name in METHODS]
+    return Section.of(
+        "Weight drift and functional drift",
+        "Look for methods far to the right that are not high: their weights moved, their next tokens did not. All networks have "
+        "the same reward.",
+        figures.kinds(record) if lines else None,
         Table(
             pd.DataFrame(lines, columns=["method", *_SHOWN]),
             "Drift at equal reward",
             f"Means over seeds with 95 % intervals. Grey rows compare two training seeds. Loss of the base on the corpus: {base}.",
-        )
-    )
-    at_kl = [{"method": name, **{m: cell(m, name, split=names.AT_KL) for m in (names.REWARD, *_SHOWN)}} for name in METHODS]
-    items.append(
+        ),
         Table(
             pd.DataFrame(at_kl),
             "Drift at equal KL from the base",
             "The same methods at one divergence: which of them earns most reward for it?",
-        )
-    )
-    curve = figures.along(record)
-    return Section(
-        "Weight drift and functional drift",
-        "Look for methods far to the right that are not high: their weights moved, their next tokens did not. All networks "
-        "have the same "
-        "reward.",
-        (*items, *([curve] if curve else [])),
+        ),
+        figures.along(record),
     )
 
 
 def _where(table: pd.DataFrame) -> Section | None:
-    items = figures.where(table)
-    text = (
+    return Section.of(
+        "Layers and modules",
         "Look for rows or columns that stand out. Change of the weights by module and layer, relative to the norm of the same "
-        "weights; below, representations."
+        "weights; below, representations.",
+        *figures.where(table),
     )
-    return Section("Layers and modules", text, tuple(items)) if items else None
 
 
 def _tokens(table: pd.DataFrame) -> Section | None:
-    items = figures.tokens(table)
-    return (
-        Section(
-            "Which tokens shift",
-            "Look for shares that fall with position. Greedy completions of the tuned network: a token is shifted if it is "
-            "not among the "
-            "three most likely of the base, given the same prefix.",
-            tuple(items),
-        )
-        if items
-        else None
+    return Section.of(
+        "Which tokens shift",
+        "Look for shares that fall with position. Greedy completions of the tuned network: a token is shifted if it is not among "
+        "the three most likely of the base, given the same prefix.",
+        *figures.tokens(table),
     )
 
 
 def _directions(table: pd.DataFrame) -> Section | None:
-    items = figures.directions(table)
-    return (
-        Section(
-            "Survival of a direction",
-            "Look for a base's direction that reads and acts as before. The direction of a document's topic is the "
-            "difference of the "
-            "means of two topics: what the base learned in pretraining, and what the reward does not ask for.",
-            tuple(items),
-        )
-        if items
-        else None
+    return Section.of(
+        "Survival of a direction",
+        "Look for a base's direction that reads and acts as before. The direction of a document's topic is the difference of the "
+        "means of two topics: what the base learned in pretraining, and what the reward does not ask for.",
+        *figures.directions(table),
     )
 
 
 def _steering(record: Record[DriftOptions]) -> Section | None:
-    item = figures.steering(record.table)
-    return (
-        Section(
-            "Is it only steering?",
-            "Look for shares near 1. The base with constant vectors added: how much of the tuned network's KL they recover, on "
-            "documents on which neither site, nor scale, nor vector was chosen.",
-            (item,),
-        )
-        if item
-        else None
+    return Section.of(
+        "Is it only steering?",
+        "Look for shares near 1. The base with constant vectors added: how much of the tuned network's KL they recover, on "
+        "documents on which neither site, nor scale, nor vector was chosen.",
+        figures.steering(record.table),
     )
 
 
 def _precision(table: pd.DataFrame) -> Section | None:
-    item = figures.precision(table)
-    return (
-        Section(
-            "Unchanged weights and precision",
-            "Look at what remains of the share of unchanged weights in float32. The same updates, with weights in float32, "
-            "and rounded "
-            "to bfloat16 after every update.",
-            (item,),
-        )
-        if item
-        else None
+    return Section.of(
+        "Unchanged weights and precision",
+        "Look at what remains of the share of unchanged weights in float32. The same updates, with weights in float32, and "
+        "rounded to bfloat16 after every update.",
+        figures.precision(table),
     )
 
 

@@ -19,16 +19,13 @@ from repscope.studies.drift import drifts, gaps, precision, training
 from repscope.studies.drift.networks import BATCH, Lab
 from repscope.studies.drift.options import DriftOptions
 from repscope.studies.drift.summary import summary
-from repscope.studies.run.study import Cost, Setup, Step, Subject
+from repscope.studies.run.study import Cost, Setup, Step, Subject, trained_here
 from repscope.worlds.rewarded.methods import METHODS
-
-_TRAINED = "small-language-models"
 
 
 def subject(setup: Setup[DriftOptions]) -> Subject:
     """The models trained in the study."""
-    facts = {"model": _TRAINED, "precision": "float32, trained in this run"}
-    return Subject("tiny" if setup.options.tiny else _TRAINED, _TRAINED, facts)
+    return trained_here(setup, "small-language-models")
 
 
 def steps(setup: Setup[DriftOptions]) -> list[Step]:

@@ -70,13 +70,8 @@ def _differences(drift: pd.DataFrame, seed: int) -> Iterable[Row]:
         ):
             difference = (_by_seed(drift, first, metric) - _by_seed(drift, second, metric)).dropna()
             if len(difference) > 1:
-                where: dict[str, Any] = {
-                    "metric": names.DIFFERENCE,
-                    "item": f"{metric}: {item}",
-                    "split": names.AT_REWARD,
-                    "seed": seed,
-                }
-                yield Row.over(difference.to_numpy(dtype=float), "seed", **where)
+                where: dict[str, Any] = {"item": f"{metric}: {item}", "split": names.AT_REWARD, "seed": seed}
+                yield Row.over(difference.to_numpy(dtype=float), "seed", metric=names.DIFFERENCE, **where)
 
 
 def _ratios(drift: pd.DataFrame, seed: int) -> Iterable[Row]:
@@ -115,10 +110,8 @@ def _per_flop(context: Context, table: pd.DataFrame, lab: Lab) -> Iterable[Row]:
     first = stages[stages["level"] == stages["level"].min()].set_index("seed")
     for level, some in stages[stages["level"] > stages["level"].min()].groupby("level"):
         gained = some.set_index("seed")["reward"] - first["reward"]
-        cost = some["gflop"].iloc[0] - first["gflop"].iloc[0]
-        yield Row.over(
-            (gained / cost).to_numpy(dtype=float), "seed", metric=names.PER_FLOP, item="imitation", token=str(level), seed=seed
-        )
+        value = (gained / (some["gflop"].iloc[0] - first["gflop"].iloc[0])).to_numpy(dtype=float)
+        yield Row.over(value, "seed", metric=names.PER_FLOP, item="imitation", token=str(level), seed=seed)
     for (name, level), some in table[table["matched"]].groupby(["method", "level"], sort=False):
         value = (some["gap"] / some["gflop"]).to_numpy(dtype=float)
         yield Row.over(value, "seed", metric=names.PER_FLOP, item=str(name), token=str(level), seed=seed)

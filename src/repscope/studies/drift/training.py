@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from repscope.models.loading.stacked_weights import State, select_runs
+from repscope.models.loading.stacked_weights import State, arrays_of, select_runs, state_of
 from repscope.results import Result, Row
 from repscope.studies.drift import names
 from repscope.studies.drift.measures import corpus_loss
 from repscope.studies.drift.networks import (
     Lab,
-    arrays_of,
     base_of,
     best_of,
     curve_rows,
@@ -21,7 +20,6 @@ from repscope.studies.drift.networks import (
     pool_size,
     pretrained,
     run_rows,
-    state_of,
     trained,
 )
 from repscope.studies.run.study import Context
@@ -45,7 +43,7 @@ def pretraining(lab: Lab, context: Context) -> Result:
         Row.over(lab.worlds.entropy, "seed", metric="entropy", item="corpus", seed=seed),
     ]
     curve = pd.DataFrame({"step": range(len(losses)), **{f"seed {i}": losses[:, i] for i in range(losses.shape[1])}})
-    return Result.of(rows, arrays=arrays_of("base/", base) | {"reward": found["reward"]}, side={"pretraining": curve})
+    return Result.of(rows, arrays=arrays_of(base, "base/") | {"reward": found["reward"]}, side={"pretraining": curve})
 
 
 def sampling(lab: Lab, context: Context) -> Result:
@@ -88,7 +86,7 @@ def method(lab: Lab, name: str, context: Context) -> Result:
         runs.append(run_rows(lab, course, tuning, worlds, targets, known))
         curves.append(curve_rows(course, known))
         for match, value in names.MATCHES.items():
-            arrays |= arrays_of(f"{match}/{rate:g}/", course.matched[value].state)
+            arrays |= arrays_of(course.matched[value].state, f"{match}/{rate:g}/")
     table = pd.concat(runs, ignore_index=True)
     side = {f"runs-{name}": table, f"curve-{name}": pd.concat(curves, ignore_index=True)}
     return Result.of(list(_rows(lab, table, name)), arrays=arrays, side=side, notes=tuple(_missed(table, name)))

@@ -10,6 +10,7 @@ import pandas as pd
 
 from repscope.conditions import BFLOAT16, ESTIMATE, FITTED_VECTORS, PERMUTED_GAPS, RANDOM
 from repscope.report.verdict import Side, Verdict, count, side, thresholds
+from repscope.results import records
 from repscope.studies.drift import names
 
 Rows = Mapping[tuple[str, str, str, str], dict[Any, Any]]  #: (metric, item, condition, split) → row
@@ -24,7 +25,7 @@ SMALLER = "The smaller the gap, the less drift"
 def verdict(table: pd.DataFrame) -> Verdict:
     """The verdicts on the claims, and that on the conditional claim as the study's."""
     whole = table[(table["site"] == "") & ((table["token"] == "") | (table["metric"] == names.SLOPE))]
-    rows: Rows = {(r["metric"], r["item"], r["condition"], r["split"]): r for r in whole.to_dict("records")}
+    rows: Rows = {(r["metric"], r["item"], r["condition"], r["split"]): r for r in records(whole)}
     gap = smaller(rows)
     parts = {FEWER: fewer(rows), ARTEFACT: artefact(rows), BARELY: barely(rows), STEERS: steers(rows), SMALLER: gap}
     return Verdict(gap.reply, gap.why, parts)
@@ -33,20 +34,16 @@ def verdict(table: pd.DataFrame) -> Verdict:
 def fewer(rows: Rows) -> Verdict:
     """RL minus SFT in the share of unchanged weights, at equal reward and rate, in float32 and after rounding to bfloat16."""
     least = thresholds("drift")["fewer"]
-    sides = [_side(rows, names.DIFFERENCE, f"{m}: RL − SFT", names.AT_REWARD, least) for m in (names.SAME32, names.SAME16)]
+    differences = [(names.DIFFERENCE, f"{m}: RL − SFT", ESTIMATE, names.AT_REWARD) for m in (names.SAME32, names.SAME16)]
+    sides = [side(rows.get(d), least) for d in differences]
     if sides == ["above", "above"]:
         return Verdict("Yes", "At equal reward RL leaves more weights exactly as they were, in float32 and in bfloat16.")
     if "above" in sides:
-        return Verdict(
-            "Partly", f"At equal reward RL leaves more weights unchanged in {_precision(sides)}, not in the other precision."
-        )
+        more = "float32" if sides[0] == "above" else "bfloat16"
+        return Verdict("Partly", f"At equal reward RL leaves more weights unchanged in {more}, not in the other precision.")
     if sides == ["below", "below"]:
         return Verdict("No", "At equal reward and learning rate RL and SFT change nearly the same share of weights.")
     return Verdict("Cannot tell", "The intervals over seeds do not show whether RL leaves more weights unchanged than SFT.")
-
-
-def _precision(sides: list[Side]) -> str:
-    return "float32" if sides[0] == "above" else "bfloat16"
 
 
 def artefact(rows: Rows) -> Verdict:
@@ -123,7 +120,6 @@ def smaller(rows: Rows) -> Verdict:
     """Slopes of RL's drift on the gap: in weights, representations and next tokens."""
     items = [f"{names.REINFORCE}: {m}" for m in (names.NORM, f"1 − {names.CKA}", names.KL)]
     sides = [_slope(rows, item) for item in items]
-    said = dict(zip(sides, ("weights", "representations", "next tokens")))
     if sides == ["above"] * 3:
         return Verdict(
             "Yes", "The smaller the reward gap that imitation leaves, the less RL changes weights, representations and next tokens."
@@ -133,7 +129,6 @@ def smaller(rows: Rows) -> Verdict:
         return Verdict("Partly", f"A smaller gap in reward goes with less drift under RL in {' and '.join(where)} only.")
     if sides == ["below"] * 3 or ("below" in sides and "unclear" not in sides):
         return Verdict("No", "A smaller gap in reward does not go with less drift under RL.")
-    del said
     return Verdict(
         "Cannot tell", "The intervals over seeds do not show whether RL changes less where imitation left a smaller gap."
     )
@@ -147,7 +142,3 @@ def _slope(rows: Rows, item: str) -> Side:
         return "unclear"
     beyond = row["value"] > null["hi"] if found == "above" else row["value"] < null["lo"]
     return found if beyond else "unclear"
-
-
-def _side(rows: Rows, metric: str, item: str, split: str, threshold: float) -> Side:
-    return side(rows.get((metric, item, ESTIMATE, split)), threshold)

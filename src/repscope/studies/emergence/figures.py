@@ -10,8 +10,9 @@ from repscope.conditions import ESTIMATE
 from repscope.report.charts import grids
 from repscope.report.page import Figure, Table
 from repscope.report.style import INK, STYLES, data, finish, numbers, tips
+from repscope.report.tables import cell
 from repscope.report.text import format_estimate
-from repscope.results import select
+from repscope.results import first_row, records, select
 from repscope.studies.emergence import names
 
 _TITLES = {"facts": "facts", "trained queries": "trained queries", ESTIMATE: "held-out queries", names.OOD: "OOD"}
@@ -48,12 +49,13 @@ def transitions(table: pd.DataFrame) -> Table:
     """Steps of 50 % by phi, lag and sharpness."""
     rows = []
     for phi in phis(table):
+        own = select(table, item=names.item(phi))
         line: dict[str, Any] = {"phi": f"{phi:g}"}
         for condition, title in _TITLES.items():
-            line[f"step of 50 %, {title}"] = steps_text(_row(table, names.STEP, phi, condition))
-        line["lag"] = steps_text(_row(table, names.LAG, phi), "")
-        line["sharpness"] = _text(_row(table, names.SHARPNESS, phi))
-        line["learned evenly"] = _text(_row(table, names.SHARPNESS, phi, names.EVEN))
+            line[f"step of 50 %, {title}"] = steps_text(first_row(own, metric=names.STEP, condition=condition))
+        line["lag"] = steps_text(first_row(own, metric=names.LAG, condition=ESTIMATE), "")
+        for condition, title in ((ESTIMATE, "sharpness"), (names.EVEN, "learned evenly")):
+            line[title] = cell(first_row(own, metric=names.SHARPNESS, condition=condition))
         rows.append(line)
     caption = "Intervals resample networks and examples. “Not reached” within the training of this run."
     return Table(pd.DataFrame(rows), "Transitions", caption)
@@ -72,7 +74,7 @@ def steps_text(row: dict[Any, Any] | None, form: str = ".0f") -> str:
     return f"{row['value']:{form}} [{row['lo']:{form}}, {hi}]"
 
 
-def probes(table: pd.DataFrame, metric: str, title: str = "") -> Figure:
+def probes(table: pd.DataFrame, metric: str) -> Figure:
     """A metric of every probe or head over steps, its control dashed; intervals over the examples of a skill."""
     rows = select(table, metric=metric)
     rows = rows.assign(step=[max(1.0, names.step_of(split)) for split in rows["split"]])
@@ -96,7 +98,7 @@ def probes(table: pd.DataFrame, metric: str, title: str = "") -> Figure:
             layers.append(base.mark_area(opacity=0.12).encode(y=lo, y2="hi:Q"))
         layers.append(base.mark_line(point=True, strokeDash=dash).encode(y=y))
     caption = "Dashed: the control. Step 0 is drawn at 1."
-    return Figure(finish(*layers, height=260, max_width=620), title or f"{metric.capitalize()} over checkpoints", caption)
+    return Figure(finish(*layers, height=260, max_width=620), f"{metric.capitalize()} over checkpoints", caption)
 
 
 def head_table(table: pd.DataFrame) -> Table:
@@ -104,29 +106,25 @@ def head_table(table: pd.DataFrame) -> Table:
     rows = table[table["metric"].isin((names.INDUCTION, names.EFFECT))]
     last = names.at(int(max(names.step_of(split) for split in rows["split"])))
     lines = []
-    for r in select(rows, condition=ESTIMATE, split=last).to_dict("records"):
+    for r in records(rows, condition=ESTIMATE, split=last):
         line = {"of": r["item"], "what": r["metric"], "heads": r["definition"], "at the last step": format_estimate(r)}
         for condition in (names.OTHER_TOKENS, names.OTHER_HEADS):
-            found = select(rows, metric=r["metric"], item=r["item"], condition=condition, split=last).to_dict("records")
-            line[condition] = format_estimate(found[0]) if found else "–"
+            line[condition] = cell(first_row(rows, metric=r["metric"], item=r["item"], condition=condition, split=last))
         lines.append(line)
-    return Table(
-        pd.DataFrame(lines), "Heads", "Chosen at the last step on one half of the sequences or prompts, reported on the other."
-    )
+    caption = "Chosen at the last step on one half of the sequences or prompts, reported on the other."
+    return Table(pd.DataFrame(lines), "Heads", caption)
 
 
 def probe_transitions(table: pd.DataFrame) -> Table:
     """Steps and sharpness of every probe."""
     lines = []
-    for row in select(table, metric=names.STEP, condition=ESTIMATE).to_dict("records"):
-        at = {"item": row["item"]}
+    for row in records(table, metric=names.STEP, condition=ESTIMATE):
         line = {"probe": row["item"], "step of 50 %": steps_text(row)}
         for metric, condition, title in (
             (names.SHARPNESS, ESTIMATE, "sharpness"),
             (names.SHARPNESS, names.EVEN, "sharpness, learned evenly"),
         ):
-            found = select(table, metric=metric, condition=condition, **at).to_dict("records")
-            line[title] = _text(found[0] if found else None)
+            line[title] = cell(first_row(table, metric=metric, condition=condition, item=row["item"]))
         lines.append(line)
     return Table(pd.DataFrame(lines), "Transitions", "Intervals resample probes (of one run), or runs and probes.")
 
@@ -136,9 +134,9 @@ def bridges(table: pd.DataFrame) -> Table:
     rows = table[table["metric"].isin((names.BRIDGE, names.PATCHED))]
     last = max(names.step_of(split) for split in rows["split"])
     rows = rows[rows["split"] == names.at(int(last))]
-    rows = rows.assign(cell=[format_estimate(r) for r in rows.to_dict("records")], phi=[names.phi_of(i) for i in rows["item"]])
+    rows = rows.assign(cell=[format_estimate(r) for r in records(rows)], phi=[names.phi_of(i) for i in rows["item"]])
     kinds = {names.BRIDGE: "probe", names.PATCHED: "patch", (names.PERMUTED): "shuffled labels", names.UNPATCHED: "no patch"}
-    rows = rows.assign(kind=[kinds[r["metric"] if r["condition"] == ESTIMATE else r["condition"]] for r in rows.to_dict("records")])
+    rows = rows.assign(kind=[kinds[r["metric"] if r["condition"] == ESTIMATE else r["condition"]] for r in records(rows)])
     rows = rows.assign(order=[-1 if pd.isna(n) else int(n) for n in rows["layer"]])
     wide = rows.pivot_table(index=["phi", "token", "order", "site"], columns="kind", values="cell", aggfunc="first").sort_index()
     wide = wide.reset_index().drop(columns="order").fillna("–")
@@ -160,21 +158,21 @@ def paths(table: pd.DataFrame) -> tuple[Figure, Table]:
     lines = []
     for split in splits:
         at = table[table["split"] == split]
-        best = select(at, metric=names.KL, item=names.BEST, condition=ESTIMATE).to_dict("records")[0]
-        line = {"trained on": split, "best path sum": best["definition"], "its KL": format_estimate(best)}
-        untrained = select(at, metric=names.KL, item=names.BEST, condition=names.UNTRAINED).to_dict("records")
-        line["untrained network"] = format_estimate(untrained[0])
-        for r in select(at, metric=names.NEARER).to_dict("records"):
+        best = {r["condition"]: r for r in records(at, metric=names.KL, item=names.BEST)}
+        line = {"trained on": split, "best path sum": best[ESTIMATE]["definition"], "its KL": format_estimate(best[ESTIMATE])}
+        line["untrained network"] = format_estimate(best[names.UNTRAINED])
+        for r in records(at, metric=names.NEARER):
             line[f"{r['condition']} minus it"] = format_estimate(r)
-        for r in select(at, metric=names.MASS).to_dict("records"):
+        for r in records(at, metric=names.MASS):
             line[f"mass on true tails, {r['condition']}"] = format_estimate(r)
         lines.append(line)
     said = "Chosen on half of the left-out edges, reported on the other half."
     return figure, Table(pd.DataFrame(lines), "The best path sum and the controls", said)
 
 
-def ladder(law: pd.DataFrame, points: pd.DataFrame, *, score: str = names.LOSS) -> Figure:
+def ladder(law: pd.DataFrame, points: pd.DataFrame) -> Figure:
     """Losses by compute with the fitted law, and the enhanced networks at the compute of their base."""
+    score = names.LOSS
     own = points[points["method"].isna() | (points["method"] == "")]
     mean = own.groupby("compute")[score].mean().rename("value").reset_index().assign(name="ladder")
     tuned = points.drop(own.index)
@@ -197,17 +195,8 @@ def ladder(law: pd.DataFrame, points: pd.DataFrame, *, score: str = names.LOSS) 
 def gains(frame: pd.DataFrame) -> Table:
     """Gains, or why there is none."""
     found = []
-    for r in frame.to_dict("records"):
+    for r in records(frame):
         hi = f"{r['hi']:.2f}" if np.isfinite(r["hi"]) else "∞"
         said = r["refusal"] or f"{r['gain']:.2f} [{r['lo']:.2f}, {hi}]"
         found.append({"score": r["score"], "network": r["item"], "compute-equivalent gain, 90 % CI": said})
     return Table(pd.DataFrame(found), "Compute-equivalent gains", "A gain of 2 is worth twice the pre-training compute.")
-
-
-def _row(table: pd.DataFrame, metric: str, phi: float, condition: str = ESTIMATE) -> dict[Any, Any] | None:
-    found = select(table, metric=metric, item=names.item(phi), condition=condition).to_dict("records")
-    return found[0] if found else None
-
-
-def _text(row: dict[Any, Any] | None) -> str:
-    return "–" if row is None else format_estimate(row)

@@ -1,11 +1,11 @@
 """Options of the `emergence` study."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from repscope.studies.run.options import Dtype, StudyOptions
+from repscope.studies.run.options import Dtype, Sizes, StudyOptions
 
 SHOTS, EXAMPLES = 4, 100  #: as `trace.emergence.probes`, which brings torch with it
 _ASKED = ("probes", "probe_tasks", "probe_relations", "probe_pairs", "heads")
@@ -19,6 +19,11 @@ class EmergenceOptions(StudyOptions):
     A run is about networks that it trains. `ladder` puts a table of the user's in their place, and asks about compute alone;
     `checkpoints` puts the user's checkpoints there, and asks when what probes, tasks, relations and minimal pairs test appears.
     """
+
+    SHORT: ClassVar[Sizes] = {"entities": 20, "relations": 16, "ratios": (3, 11), "seeds": 2, "steps": 1100, "walk_lengths": (1, 8)}
+    SHORT |= {"walk_steps": 400, "rungs": (20, 40, 80, 160, 320), "draws": 300}
+    TINY: ClassVar[Sizes] = {"entities": 8, "relations": 6, "ratios": (1, 3), "seeds": 2, "width": 16, "layers": 2, "steps": 30}
+    TINY |= {"facts": 12, "walk_lengths": (1, 4), "walk_steps": 12, "rungs": (2, 4, 8, 16, 32), "draws": 50}
 
     ladder: str | None = Field(
         None,
@@ -114,23 +119,3 @@ class EmergenceOptions(StudyOptions):
         home = Path(self.probe_pairs).expanduser() if self.probe_pairs is not None else None
         inside = sorted(p for p in home.iterdir() if p.is_file()) if home is not None and home.is_dir() else [home] if home else []
         return [*(Path(file).expanduser() for file in given), *inside]
-
-    def sized(self) -> "EmergenceOptions":
-        """With the smaller numbers of `tiny` and `short`."""
-        small: dict[str, Any] = {}
-        if self.tiny:
-            small = {
-                "entities": 8,
-                "relations": 6,
-                "ratios": (1, 3),
-                "seeds": 2,
-                "width": 16,
-                "layers": 2,
-                "steps": 30,
-                "facts": 12,
-            }
-            small |= {"walk_lengths": (1, 4), "walk_steps": 12, "rungs": (2, 4, 8, 16, 32), "draws": 50}
-        elif self.short:
-            small = {"entities": 20, "relations": 16, "ratios": (3, 11), "seeds": 2, "steps": 1100}
-            small |= {"walk_lengths": (1, 8), "walk_steps": 400, "rungs": (20, 40, 80, 160, 320), "draws": 300}
-        return self.with_sizes(small)

@@ -8,8 +8,9 @@ import pandas as pd
 
 from repscope.conditions import ESTIMATE
 from repscope.report.page import Page, Section, Table
+from repscope.report.tables import cell
 from repscope.report.text import format_estimate
-from repscope.results import select
+from repscope.results import first_row, records, select
 from repscope.studies.emergence import figures, names
 from repscope.studies.emergence.options import EmergenceOptions
 from repscope.studies.run.study import Answer, Record
@@ -63,18 +64,18 @@ def answer(record: Record[EmergenceOptions]) -> Answer:
     """The main numbers, one line each."""
     table, lines = record.table, list(record.warnings)
     if record.options.checkpoints is not None:
-        for row in select(table, metric=names.STEP, condition=ESTIMATE).to_dict("records"):
+        for row in records(table, metric=names.STEP, condition=ESTIMATE):
             lines.append(f"{row['item']}: step of 50 % {figures.steps_text(row)}.")
         return Answer([*lines, *record.notes])
     for phi in figures.phis(table):
         said = []
         for condition, title in (("facts", "facts"), ("trained queries", "trained queries"), (ESTIMATE, "held-out queries")):
-            rows = select(table, metric=names.STEP, item=names.item(phi), condition=condition).to_dict("records")
-            said.append(f"{title} {figures.steps_text(rows[0] if rows else None)}")
+            row = first_row(table, metric=names.STEP, item=names.item(phi), condition=condition)
+            said.append(f"{title} {figures.steps_text(row)}")
         lines.append(f"{names.item(phi)}: step of 50 % of {', '.join(said)}.")
-    for row in select(table, metric=names.KL, item=names.BEST, condition=ESTIMATE).to_dict("records"):
+    for row in records(table, metric=names.KL, item=names.BEST, condition=ESTIMATE):
         lines.append(f"{row['split']}: nearest path sum ({row['definition']}) at a KL of {format_estimate(row)} nats.")
-    for row in select(table, metric=names.GAIN, condition=ESTIMATE, split="by loss").to_dict("records"):
+    for row in records(table, metric=names.GAIN, condition=ESTIMATE, split="by loss"):
         if np.isfinite(row["value"]):
             lines.append(f"{row['item']}: worth {figures.steps_text(row, '.2f')} times the pre-training compute.")
     return Answer([*lines, *record.notes])
@@ -89,10 +90,8 @@ def _key(table: pd.DataFrame) -> Table:
         line = {"phi": f"{phi:g}"}
         titles = {"facts": "facts", "trained queries": "trained queries", ESTIMATE: "held-out queries", names.OOD: "both facts OOD"}
         for condition, title in titles.items():
-            found = select(own, condition=condition, split=names.at(int(last))).to_dict("records")
-            line[title] = format_estimate(found[0]) if found else "–"
-        untrained = select(own, condition=names.UNTRAINED).to_dict("records")
-        line["held-out queries, untrained"] = format_estimate(untrained[0]) if untrained else "–"
+            line[title] = cell(first_row(own, condition=condition, split=names.at(int(last))))
+        line["held-out queries, untrained"] = cell(first_row(own, condition=names.UNTRAINED))
         rows.append(line)
     return Table(pd.DataFrame(rows), "Accuracy at the last step", "Means over networks, 95 % intervals over graphs.")
 

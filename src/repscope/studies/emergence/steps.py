@@ -14,9 +14,7 @@ from functools import partial
 
 from repscope.studies.emergence import given_checkpoints, given_ladder, ladder, two_hop, walks
 from repscope.studies.emergence.options import EmergenceOptions
-from repscope.studies.run.study import Cost, Setup, Step, Subject
-
-_TRAINED = "small-transformers"
+from repscope.studies.run.study import Cost, Setup, Step, Subject, trained_here
 
 
 def steps(setup: Setup[EmergenceOptions]) -> list[Step]:
@@ -47,10 +45,8 @@ def subject(setup: Setup[EmergenceOptions]) -> Subject:
         return Subject("checkpoints", digest, facts, key={"checkpoints": digest})
     if setup.options.ladder is not None:
         return Subject("ladder", "ladder", {"model": "none: a table of losses", "precision": "float64"})
-    facts = {"model": _TRAINED, "precision": "float32, trained in this run"}
-    return Subject("tiny" if setup.options.tiny else _TRAINED, _TRAINED, facts)
+    return trained_here(setup, "small-transformers")
 
 
 def _asked(setup: Setup[EmergenceOptions]) -> given_checkpoints.Asked:
-    found: given_checkpoints.Asked = setup.memo.setdefault("asked", given_checkpoints.Asked(setup.options))
-    return found
+    return setup.once("asked", lambda: given_checkpoints.Asked(setup.options))

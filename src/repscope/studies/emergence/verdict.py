@@ -11,7 +11,7 @@ import pandas as pd
 
 from repscope.conditions import ESTIMATE
 from repscope.report.verdict import Reply, Verdict, count, joined, side, thresholds
-from repscope.results import select
+from repscope.results import first_row, records, select
 from repscope.studies.emergence import names
 
 _NONE = Verdict("Cannot tell", "Neither a curve over checkpoints nor a gain was measured.")
@@ -21,18 +21,16 @@ _Row = dict[Any, Any] | None
 def verdict(table: pd.DataFrame) -> Verdict:
     """Of the largest phi, or of the user's ladder."""
     held = select(table, metric=names.ACCURACY, condition=ESTIMATE)
-    gains = {
-        str(r["item"]): _gain(r) for r in select(table, metric=names.GAIN, condition=ESTIMATE, split="by loss").to_dict("records")
-    }
+    gains = {str(r["item"]): _gain(r) for r in records(table, metric=names.GAIN, condition=ESTIMATE, split="by loss")}
     if held.empty:
         return _of_table(gains) if gains else _NONE
     if not any(isfinite(names.phi_of(item)) for item in held["item"]):
         return _of_probes(held)
     held = held.assign(phi=[names.phi_of(item) for item in held["item"]], step=[names.step_of(split) for split in held["split"]])
-    last = held.sort_values(["phi", "step"]).to_dict("records")[-1]
+    last = records(held.sort_values(["phi", "step"]))[-1]
     where = {"item": last["item"], "split": last["split"]}
-    outside = _first(select(table, metric=names.ACCURACY, condition=names.OOD, **where))
-    step, lag = (_first(select(table, metric=m, condition=ESTIMATE, item=last["item"])) for m in (names.STEP, names.LAG))
+    outside = first_row(table, metric=names.ACCURACY, condition=names.OOD, **where)
+    step, lag = (first_row(table, metric=m, condition=ESTIMATE, item=last["item"]) for m in (names.STEP, names.LAG))
     parts = {"Two-hop queries": _appearance(last, outside, step, lag)}
     tuned = {item: one for item, one in gains.items() if "known" not in item}
     return Verdict(parts["Two-hop queries"].reply, parts["Two-hop queries"].why, parts | tuned)
@@ -72,7 +70,7 @@ def _of_probes(held: pd.DataFrame) -> Verdict:
     held = held.assign(step=[names.step_of(split) for split in held["split"]])
     parts = {}
     for item, rows in held.groupby("item", sort=False):
-        last = rows.sort_values("step").to_dict("records")[-1]
+        last = records(rows.sort_values("step"))[-1]
         found = side(last, 0.5)
         reply: Reply = "Yes" if found == "above" else "No" if found == "below" else "Cannot tell"
         parts[str(item)] = Verdict(reply, f"At step {last['step']:.0f} its accuracy is {last['value']:.2f}.")
@@ -83,8 +81,3 @@ def _of_table(gains: dict[str, Verdict]) -> Verdict:
     reply = joined(gains.values())
     count = sum(one.reply == "Yes" for one in gains.values())
     return Verdict(reply, f"{count} of {len(gains)} enhancements are worth more than the compute they are measured at.", gains)
-
-
-def _first(rows: pd.DataFrame) -> _Row:
-    found = rows.to_dict("records")
-    return found[0] if found else None

@@ -6,13 +6,5 @@ from repscope.studies.features.steps import steps
 from repscope.studies.features.verdict import verdict
 from repscope.studies.run.study import Study
 
-STUDY = Study(
-    name="features",
-    question="Which sparse features make up a layer, and do a few of them tell of a name what a dense probe tells?",
-    options=FeaturesOptions,
-    steps=steps,
-    page=page,
-    answer=answer,
-    verdict=verdict,
-    least_minutes=2.0,
-)
+QUESTION = "Which sparse features make up a layer, and do a few of them tell of a name what a dense probe tells?"
+STUDY = Study("features", QUESTION, FeaturesOptions, steps, page, answer, verdict, least_minutes=2.0)

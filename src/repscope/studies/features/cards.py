@@ -19,7 +19,7 @@ from repscope.read.sae import SparseAutoencoder
 from repscope.read.sae.feature_statistics import FeatureStatistics, feature_statistics
 from repscope.read.sae.meaning import logit_effects, nearest_directions
 from repscope.read.sae.sparse_probes import cross_fitted_share
-from repscope.results import Result, Row, at
+from repscope.results import Result, Row, at, records
 from repscope.steer.from_texts import fit
 from repscope.store import cut
 from repscope.studies.features import names
@@ -80,11 +80,11 @@ def _described(
     except UserError:  # not a site of the residual stream, or no head: no direct path to the logits
         effects = None
     if effects is not None:
-        for row in effects.sort_values("rank").to_dict("records"):
+        for row in records(effects.sort_values("rank")):
             described[int(row["latent"])][str(row["sign"])] += f"{', ' if row['rank'] else ''}{row['token']!r}"
     if not twin and task.site.kind.startswith("resid"):
         labelled = _labelled(task)
-        for row in nearest_directions(one, labelled, latents).to_dict("records"):
+        for row in records(nearest_directions(one, labelled, latents)):
             described[int(row["latent"])] |= {"nearest": str(row["direction"]), "cosine": float(row["cosine"])}
     return described
 

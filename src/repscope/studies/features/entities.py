@@ -135,5 +135,4 @@ def _rows(
 
 def _tops(scores: ProbeScores) -> Float[np.ndarray, "top_bottom entity"]:
     tested = scores.tested
-    both: np.ndarray = np.stack([scores.top[0, tested], scores.bottom[0, tested]])
-    return both
+    return np.asarray(np.stack([scores.top[0, tested], scores.bottom[0, tested]]))

@@ -1,12 +1,12 @@
 """Options of the `features` study."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from repscope.data.entities import SETS
-from repscope.studies.run.options import ModelOptions, TableOptions
+from repscope.studies.run.options import ModelOptions, Sizes, TableOptions, files_in
 
 TINY_CORPUS = "contrast texts"  #: those of a built-in contrast, which take no time to read
 MOST_ATTRIBUTES = 3  #: attributes per set of the short form, where none is named
@@ -14,6 +14,11 @@ MOST_ATTRIBUTES = 3  #: attributes per set of the short form, where none is name
 
 class FeaturesOptions(ModelOptions, TableOptions):
     """Options of the `features` study."""
+
+    SHORT: ClassVar[Sizes] = {"k": (32,), "expansion": 4, "tokens": 25_000, "evaluated": 12, "cards": 8, "folds": 4}
+    SHORT |= {"entities": ("countries",)}
+    TINY: ClassVar[Sizes] = {"corpus": TINY_CORPUS, "k": (4,), "expansion": 2, "tokens": 2000, "epochs": 1, "context": 32}
+    TINY |= {"evaluated": 6, "cards": 3, "entities": ("countries",), "attribute": ("continent",), "folds": 3}
 
     corpus: str = Field(
         "installed-docs",
@@ -61,36 +66,6 @@ class FeaturesOptions(ModelOptions, TableOptions):
         """The k of cards and names: the middle one."""
         return sorted(self.k)[len(self.k) // 2]
 
-    def sized(self) -> "FeaturesOptions":
-        """With the smaller numbers of `tiny` and `short`, except for options that were given."""
-        if self.short:
-            return self.with_sizes(
-                {"k": (32,), "expansion": 4, "tokens": 25_000, "evaluated": 12, "cards": 8, "entities": ("countries",), "folds": 4}
-            )
-        if not self.tiny:
-            return self
-        return self.with_sizes(
-            {
-                "corpus": TINY_CORPUS,
-                "k": (4,),
-                "expansion": 2,
-                "tokens": 2000,
-                "epochs": 1,
-                "context": 32,
-                "evaluated": 6,
-                "cards": 3,
-                "entities": ("countries",),
-                "attribute": ("continent",),
-                "folds": 3,
-            }
-        )
-
     def files(self) -> list[Path]:
         """The user's own text, tables and autoencoder."""
-        named = [self.corpus, *self.entities] + ([self.sae] if self.sae else [])
-        return [
-            p
-            for name in named
-            for p in ([Path(name)] if Path(name).is_file() else sorted(Path(name).rglob("*")) if Path(name).is_dir() else [])
-            if p.is_file()
-        ]
+        return files_in(self.corpus, *self.entities, self.sae)

@@ -7,8 +7,9 @@ import pandas as pd
 from repscope.conditions import over
 from repscope.report.charts import grids, layers
 from repscope.report.page import Card, Cards, Figure, Item, Page, Section, Table
+from repscope.report.tables import cell, wide
 from repscope.report.text import format_estimate, format_gain
-from repscope.results import ESTIMATE, select
+from repscope.results import ESTIMATE, records, select
 from repscope.studies.features import names
 from repscope.studies.features.names import CLAIMED, SPARSE, attribute, probed, title
 from repscope.studies.features.options import FeaturesOptions
@@ -16,10 +17,15 @@ from repscope.studies.run.study import Answer, Record
 
 _HEADLINE = (names.DENSE, names.DICTIONARY, names.NEURONS)
 _QUALITY = (names.L0, names.EXPLAINED, names.RECOVERED, names.KL, names.DEAD)
+_NAMED = "Held-out names. The features are chosen among the names of each training fold. Horizontal: probes on all features."
+_CARD = "Shade: activation relative to the feature's largest. Each passage is centred on its largest activation."
+_MEANT = {
+    names.RECOVERED: "0: the site is replaced by its mean over the corpus. 1: the model as it is.",
+    names.EXPLAINED: "1 minus the squared error over the squared distance to the mean of the site.",
+}
 _TESTED = (
-    "Tested: how much of the model's loss the features keep when they replace the layer, and what a few of them tell of a "
-    "name. Not "
-    "tested: whether people find their descriptions right."
+    "Tested: how much of the model's loss the features keep when they replace the layer, and what a few of them tell of a name. "
+    "Not tested: whether people find their descriptions right."
 )
 
 
@@ -41,7 +47,7 @@ def answer(record: Record[FeaturesOptions]) -> Answer:
     """The main numbers, one line each."""
     table, lines = record.table, list(record.warnings)
     for item in dict.fromkeys(_sae(table)["item"]):
-        at: dict[Any, Any] = {(r["metric"], r["condition"]): r for r in _sae(table).to_dict("records") if r["item"] == item}
+        at: dict[Any, Any] = {(r["metric"], r["condition"]): r for r in records(_sae(table)) if r["item"] == item}
         said = (
             f"{item}: L0 {at[names.L0, ESTIMATE]['value']:.0f}, explained variance {format_estimate(at[names.EXPLAINED, ESTIMATE])}"
         )
@@ -53,21 +59,17 @@ def answer(record: Record[FeaturesOptions]) -> Answer:
             )
         lines.append(f"{said}.")
     for name in _attributes(table):
-        at = {r["condition"]: r for r in _scores(table, CLAIMED).to_dict("records") if attribute(r["item"]) == name}
+        at = {r["condition"]: r for r in records(_scores(table, CLAIMED)) if attribute(r["item"]) == name}
         dense = _dense(table, name)
         lines.append(
-            f"{title(name)}, {CLAIMED} features: {_metric(at[ESTIMATE])} {format_estimate(at[ESTIMATE])} over "
-            f"{at[ESTIMATE]['n']} names, "
-            f"against {format_estimate(dense)} for a dense probe, {format_estimate(at[names.DICTIONARY])} for a random "
-            f"dictionary and "
-            f"{format_estimate(at[names.NEURONS])} for {CLAIMED} neurons."
+            f"{title(name)}, {CLAIMED} features: {_metric(at[ESTIMATE])} {format_estimate(at[ESTIMATE])} over {at[ESTIMATE]['n']} "
+            f"names, against {format_estimate(dense)} for a dense probe, {format_estimate(at[names.DICTIONARY])} for a random "
+            f"dictionary and {format_estimate(at[names.NEURONS])} for {CLAIMED} neurons."
         )
-    for row in select(table, metric=names.MATCHED, condition=ESTIMATE).to_dict("records"):
-        chance = select(table, metric=names.MATCHED, condition=names.DICTIONARY).to_dict("records")[0]
-        lines.append(
-            f"A feature's match in the second seed: cosine {format_estimate(row)}, with a random dictionary "
-            f"{format_estimate(chance)}."
-        )
+    matched = {r["condition"]: format_estimate(r) for r in records(table, metric=names.MATCHED)}
+    if matched:
+        said = f"cosine {matched[ESTIMATE]}, with a random dictionary {matched[names.DICTIONARY]}"
+        lines.append(f"A feature's match in the second seed: {said}.")
     return Answer(lines)
 
 
@@ -88,7 +90,7 @@ def _attributes(table: pd.DataFrame) -> list[str]:
 
 def _dense(table: pd.DataFrame, name: str) -> dict[Any, Any]:
     rows = table[(table["condition"] == names.DENSE) & (table["item"] == name) & table["metric"].isin(["accuracy", "r2"])]
-    return rows.to_dict("records")[0]
+    return records(rows)[0]
 
 
 def _metric(row: dict[Any, Any]) -> str:
@@ -104,10 +106,9 @@ def _headline(table: pd.DataFrame) -> Figure:
         layers.gains(gains),
         f"What {CLAIMED} features tell of a name, compared with other probes",
         f"Score of a probe on {CLAIMED} latents of the autoencoder, chosen among the training names, minus the score of each "
-        f"control: a "
-        f"probe on all features of the site, on {CLAIMED} latents of a random dictionary, and on {CLAIMED} neurons. Paired "
-        f"over held-out "
-        "names, with 95 % bootstrap intervals. Near 0 against the dense probe, a few features tell all that it tells.",
+        f"control: a probe on all features of the site, on {CLAIMED} latents of a random dictionary, and on {CLAIMED} neurons. "
+        "Paired over held-out names, with 95 % bootstrap intervals. Near 0 against the dense probe, a few features tell all that "
+        "it tells.",
     )
 
 
@@ -115,61 +116,46 @@ def _key(table: pd.DataFrame) -> Table:
     rows = []
     recovered = select(table, metric=names.RECOVERED)
     for item in dict.fromkeys(recovered["item"]):
-        at = {r["condition"]: r for r in recovered[recovered["item"] == item].to_dict("records")}
+        at = {r["condition"]: r for r in records(recovered[recovered["item"] == item])}
         rows.append(_line(f"CE recovered, {item}", at, "–", names.COMPONENTS))
     for name in _attributes(table):
-        at = {r["condition"]: r for r in _scores(table, CLAIMED).to_dict("records") if attribute(r["item"]) == name}
+        at = {r["condition"]: r for r in records(_scores(table, CLAIMED)) if attribute(r["item"]) == name}
         rows.append(_line(f"{title(name)} ({_metric(at[ESTIMATE])})", at, format_estimate(_dense(table, name)), names.NEURONS))
     return Table(
         pd.DataFrame(rows),
         "Key numbers",
         f"Held-out value with its 95 % interval. Names: a probe on {CLAIMED} features. The baseline is as many principal "
-        f"components for the "
-        f"loss, and {CLAIMED} neurons of the same block for names.",
+        f"components for the loss, and {CLAIMED} neurons of the same block for names.",
     )
 
 
 def _line(what: str, at: dict[Any, Any], dense: str, baseline: str) -> dict[str, Any]:
-    cells = {c: format_estimate(at[c]) if c in at else "–" for c in (ESTIMATE, names.DICTIONARY, names.WEIGHTS, baseline)}
-    return {
-        "": what,
-        "estimate": cells[ESTIMATE],
-        "dense probe": dense,
-        "random dictionary": cells[names.DICTIONARY],
-        "random weights": cells[names.WEIGHTS],
-        "baseline": cells[baseline],
-        "n": at[ESTIMATE]["n"],
-    }
+    named = {"random dictionary": names.DICTIONARY, "random weights": names.WEIGHTS, "baseline": baseline}
+    cells = {title: cell(at.get(c)) for title, c in named.items()}
+    return {"": what, "estimate": cell(at[ESTIMATE]), "dense probe": dense, **cells, "n": at[ESTIMATE]["n"]}
 
 
 def _layer(record: Record[FeaturesOptions], table: pd.DataFrame) -> Section:
     quality = _sae(table)
-    active = {(r["item"], r["condition"]): r["value"] for r in select(quality, metric=names.L0).to_dict("records")}
+    active = {(r["item"], r["condition"]): r["value"] for r in records(quality, metric=names.L0)}
     items: list[Item] = []
     for metric, said in ((names.RECOVERED, "share of the loss recovered"), (names.EXPLAINED, "share of the variance explained")):
         if (rows := select(quality, metric=metric)).empty:
             continue
         rows = rows.assign(dose=[active[i, c] for i, c in zip(rows["item"], rows["condition"])])
-        figure = grids.dose(rows, x_title="active latents per token (L0)", value_title=said, log=True, share=False)
-        caption = {
-            names.RECOVERED: "0: the site is replaced by its mean over the corpus. 1: the model as it is.",
-            names.EXPLAINED: "1 minus the squared error over the squared distance to the mean of the site.",
-        }[metric]
-        items.append(
-            Figure(figure, f"{metric[0].upper()}{metric[1:]} by sparsity", f"{caption} Bands: 95 % over texts.", small=True)
-        )
-    wide = quality.assign(cell=[format_estimate(r) for r in quality.to_dict("records")])
-    wide = wide.pivot_table(index=["item", "condition"], columns="metric", values="cell", aggfunc="first").fillna("–").reset_index()
-    items.append(Table(wide, "Quality of each autoencoder on held-out texts", "With 95 % intervals over texts."))
+        chart = grids.dose(rows, x_title="active latents per token (L0)", value_title=said, log=True, share=False)
+        caption = f"{_MEANT[metric]} Bands: 95 % over texts."
+        items.append(Figure(chart, f"{metric[0].upper()}{metric[1:]} by sparsity", caption, small=True))
+    cells = wide(quality, ["item", "condition"], "metric", sort=True)
+    items.append(Table(cells, "Quality of each autoencoder on held-out texts", "With 95 % intervals over texts."))
     items.append(Table(record.results["quality"].side["density"], "How often latents are active", "Share of latents by density."))
-    gain = select(table, metric="gain", item=names.RECOVERED).to_dict("records")
+    gain = records(table, metric="gain", item=names.RECOVERED)
     against = "; ".join(f"{r['split']}: {format_gain(r)} {r['condition']}" for r in gain)
     paired = f" Paired differences in CE recovered: {against}." if gain else ""
     return Section(
         "The layer",
         "Look for a curve well above that of principal components: there a few features per token stand for what the layer "
-        "computes. A "
-        f"random dictionary of equal size and sparsity shows what size alone gives.{paired}",
+        f"computes. A random dictionary of equal size and sparsity shows what size alone gives.{paired}",
         tuple(items),
     )
 
@@ -184,26 +170,13 @@ def _names(table: pd.DataFrame) -> Section:
         dense = table[(table["item"] == name) & table["metric"].isin(["accuracy", "r2"])].assign(dose=float("nan"))
         drawn = pd.concat([*parts, dense])
         metric = str(drawn["metric"].iloc[0])
-        items.append(
-            Figure(
-                grids.dose(
-                    drawn,
-                    x_title="features of the probe",
-                    value_title={"accuracy": "accuracy", "r2": "R²"}[metric],
-                    share=metric == "accuracy",
-                    log=True,
-                ),
-                title(name),
-                "Held-out names. The features are chosen among the names of each training fold. Horizontal: probes on all "
-                "features.",
-                small=True,
-            )
-        )
+        said = {"accuracy": "accuracy", "r2": "R²"}[metric]
+        chart = grids.dose(drawn, x_title="features of the probe", value_title=said, share=metric == "accuracy", log=True)
+        items.append(Figure(chart, title(name), _NAMED, small=True))
     return Section(
         "Names",
-        "Look at how few features reach the dense probe, and whether latents of a random dictionary or neurons reach it as "
-        "soon: then the "
-        "autoencoder adds nothing that a random basis or the network's own neurons do not have.",
+        "Look at how few features reach the dense probe, and whether latents of a random dictionary or neurons reach it as soon: "
+        "then the autoencoder adds nothing that a random basis or the network's own neurons do not have.",
         tuple(items),
     )
 
@@ -215,27 +188,14 @@ def _cards(record: Record[FeaturesOptions]) -> Section:
         (ESTIMATE, "Features of the network"),
         (names.WEIGHTS, "Control: features of the same network with random weights"),
     ):
-        own = cards[cards["condition"] == condition]
-        if own.empty:
-            continue
-        made = tuple(_card(row, passages) for row in own.to_dict("records"))
-        items.append(
-            Cards(
-                made,
-                said,
-                "Shade: activation relative to the feature's largest. Each passage is centred on its largest activation.",
-            )
+        if made := tuple(_card(row, passages) for row in records(cards, condition=condition)):
+            items.append(Cards(made, said, _CARD))
+    text = "Look for features that are active on one meaning in different words."
+    if shares := "; ".join(f"{r['condition']}: {format_estimate(r)}" for r in records(record.table, metric=names.TOKEN_SHARE)):
+        text += (
+            " Those of a network with random weights can only follow the tokens: the share of a feature's variance that the "
+            f"current token explains is {shares}."
         )
-    rows = select(record.table, metric=names.TOKEN_SHARE)
-    if len(rows):
-        shares = "; ".join(f"{r['condition']}: {format_estimate(r)}" for r in rows.to_dict("records"))
-        text = (
-            "Look for features that are active on one meaning in different words. Those of a network with random weights can "
-            "only follow the "
-            f"tokens: the share of a feature's variance that the current token explains is {shares}."
-        )
-    else:
-        text = "Look for features that are active on one meaning in different words."
     return Section("Features", text, tuple(items))
 
 
@@ -249,24 +209,19 @@ def _card(row: dict[Any, Any], passages: pd.DataFrame) -> Card:
 
 
 def _stability(table: pd.DataFrame) -> tuple[Section, ...]:
-    rows = select(table, metric=names.MATCHED).to_dict("records")
+    rows = records(table, metric=names.MATCHED)
     if not rows:
         return ()
-    again = {r["condition"]: r for r in select(table, metric=names.FOUND).to_dict("records")}
-    shown = [
-        {
-            "": r["condition"],
-            "matched cosine": format_estimate(r),
-            f"cosine above {names.AGAIN}": format_estimate(again[r["condition"]]),
-            "features": r["n"],
-        }
-        for r in rows
-    ]
+    again = {r["condition"]: format_estimate(r) for r in records(table, metric=names.FOUND)}
+    shown = pd.DataFrame(
+        [[r["condition"], format_estimate(r), again[r["condition"]], r["n"]] for r in rows],
+        columns=["", "matched cosine", f"cosine above {names.AGAIN}", "features"],
+    )
     return (
         Section(
             "A second seed",
             "Look for a matched cosine near 1: then the features are the layer's, not those of one training. Each feature that is "
             "active on stored rows is matched with one of a second autoencoder, trained on the same activations from another seed.",
-            (Table(pd.DataFrame(shown), "Are the features of one seed found by the other?", "With 95 % intervals over features."),),
+            (Table(shown, "Are the features of one seed found by the other?", "With 95 % intervals over features."),),
         ),
     )

@@ -57,26 +57,12 @@ def steps(setup: Setup[FeaturesOptions]) -> list[Step]:
     sets = [entity_set_of(task, name) for name in dict.fromkeys(task.options.entities)]
     probing = ("folds", "entities", "name", "attribute", "cards", "evaluated")
     forms = ("k", *probing)
-    made = [
-        Step(
-            "harvest",
-            partial(_harvest, task),
-            partial(_harvest_cost, task),
-            ignores=(*forms, "expansion", "epochs", "architecture"),
-        )
-    ]
+    others = (*forms, "expansion", "epochs", "architecture")
+    made = [Step("harvest", partial(_harvest, task), partial(_harvest_cost, task), ignores=others)]
     for one in task.trainings:
         _ = recipe(task, one, task.options.tokens)
-        made.append(
-            Step(
-                one.step,
-                partial(_train, task, one),
-                partial(_train_cost, task),
-                needs=("harvest",),
-                ignores=forms,
-                version=f"k {one.k}",
-            )
-        )
+        compute, cost = partial(_train, task, one), partial(_train_cost, task)
+        made.append(Step(one.step, compute, cost, f"k {one.k}", needs=("harvest",), ignores=forms))
     trained = tuple(one.step for one in task.trainings)
     ready = ("harvest", *trained)
     made.append(Step("quality", partial(_quality, task), partial(_quality_cost, task), needs=ready))
@@ -147,12 +133,8 @@ def _train(task: FeaturesTask, one: Training, context: Context) -> Result:
     shutil.rmtree(folder_of(context, one.name), ignore_errors=True)  # of a run that was killed after it was written
     sae.save(found.autoencoder, folder_of(context, one.name))
     last = found.log[-1]
-    where: dict[str, Any] = {
-        "item": one.name,
-        "condition": names.WEIGHTS if one.twin else ESTIMATE,
-        "seed": one.seed,
-        **at(task.site),
-    }
+    condition = names.WEIGHTS if one.twin else ESTIMATE
+    where: dict[str, Any] = {"item": one.name, "condition": condition, "seed": one.seed, **at(task.site)}
     rows = [Row(metric="training explained variance", definition="of the last batch", value=last["variance_explained"], **where)]
     return Result.of(rows, side={"log": pd.DataFrame([dict(r) for r in found.log])})
 

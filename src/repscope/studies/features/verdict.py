@@ -4,7 +4,7 @@ import pandas as pd
 
 from repscope.conditions import over
 from repscope.report.verdict import Verdict, count, joined, side, thresholds
-from repscope.results import select
+from repscope.results import records, select
 from repscope.studies.features.names import CLAIMED, COMPONENTS, DENSE, DICTIONARY, RECOVERED, attribute, probed, title
 
 LAYER = "Layer"
@@ -28,7 +28,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
 
 def _layer(gains: pd.DataFrame) -> Verdict:
     """Whether every autoencoder recovers more of the loss than as many principal components."""
-    rows = select(gains, item=RECOVERED, condition=over(COMPONENTS)).to_dict("records")
+    rows = records(gains, item=RECOVERED, condition=over(COMPONENTS))
     sides = {side(row) for row in rows}
     if sides == {"above"}:
         return Verdict("Yes", "Spliced in, the features keep more of the model's loss than as many principal components.")
@@ -40,7 +40,7 @@ def _layer(gains: pd.DataFrame) -> Verdict:
 def _attribute(rows: pd.DataFrame) -> Verdict:
     """Whether a few features tell more than those of a random dictionary, and as much as a dense probe."""
     limits = thresholds("features")
-    at = {r["condition"]: r for r in rows.to_dict("records")}
+    at = {r["condition"]: r for r in records(rows)}
     chance, dense = at.get(over(DICTIONARY)), at.get(over(DENSE))
     if side(chance) != "above":
         if side(chance, limits["beyond_random"]) == "below":

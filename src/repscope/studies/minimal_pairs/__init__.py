@@ -6,14 +6,5 @@ from repscope.studies.minimal_pairs.steps import steps, subject
 from repscope.studies.minimal_pairs.verdict import verdict
 from repscope.studies.run.study import Study
 
-STUDY = Study(
-    name="minimal-pairs",
-    question="Does the model give the acceptable sentence of each minimal pair the higher probability?",
-    options=MinimalPairsOptions,
-    steps=steps,
-    page=page,
-    answer=answer,
-    verdict=verdict,
-    subject=subject,
-    positional=("model", "file"),
-)
+QUESTION = "Does the model give the acceptable sentence of each minimal pair the higher probability?"
+STUDY = Study("minimal-pairs", QUESTION, MinimalPairsOptions, steps, page, answer, verdict, subject, positional=("model", "file"))

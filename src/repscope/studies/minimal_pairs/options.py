@@ -1,15 +1,18 @@
 """Options of `minimal-pairs`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from repscope.studies.run.options import ModelOptions, TableOptions
+from repscope.studies.run.options import ModelOptions, Sizes, TableOptions
 
 
 class MinimalPairsOptions(ModelOptions, TableOptions):
     """Options of `minimal-pairs`."""
+
+    SHORT: ClassVar[Sizes] = {"pairs": 20}
+    TINY: ClassVar[Sizes] = {"pairs": 6, "convention": "minicons"}  #: that the tiny model's tokenizer allows
 
     file: Path | None = Field(
         None,
@@ -43,12 +46,6 @@ class MinimalPairsOptions(ModelOptions, TableOptions):
         elif self.file is None:
             raise ValueError("no pairs were given; name a file or a folder of them after the model")
         return self
-
-    def sized(self) -> "MinimalPairsOptions":
-        """With fewer pairs for `short`; with the convention that the tiny model's tokenizer allows for `tiny`."""
-        if self.tiny:
-            return self.with_sizes({"pairs": 6, "convention": "minicons"})
-        return self.with_sizes({"pairs": 20}) if self.short else self
 
     def files(self) -> list[Path]:
         """The pairs: the file, or all files of the folder."""

@@ -9,7 +9,7 @@ from repscope.read.pair_scores import ACCURACY, ALL, CONVENTIONS, MEAN, SCORES, 
 from repscope.report.charts import grids
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.report.text import format_estimate
-from repscope.results import select
+from repscope.results import records, select
 from repscope.studies.minimal_pairs.options import MinimalPairsOptions
 from repscope.studies.minimal_pairs.verdict import last_checkpoint
 from repscope.studies.run.study import Answer, Record
@@ -44,22 +44,19 @@ def answer(record: Record[MinimalPairsOptions]) -> Answer:
         }
         for name, rows in _rows(held).items()
     ]
-    key = _rows(held).get(ALL)
-    said = (
-        []
-        if key is None
-        else [
-            f"Over phenomena: accuracy {format_estimate(key[ESTIMATE, SUM])} by summed log-probability, "
-            f"{format_estimate(key[ESTIMATE, MEAN])} per token; fewer tokens {format_estimate(key[FEWER_TOKENS, SUM])}."
-        ]
-    )
+    said = [
+        f"Over phenomena: accuracy {format_estimate(key[ESTIMATE, SUM])} by summed log-probability, "
+        f"{format_estimate(key[ESTIMATE, MEAN])} per token; fewer tokens {format_estimate(key[FEWER_TOKENS, SUM])}."
+        for name, key in _rows(held).items()
+        if name == ALL
+    ]
     return Answer(said, lines, f"Accuracy on minimal pairs, convention {record.options.convention}")
 
 
 def _rows(table: pd.DataFrame) -> dict[str, dict[tuple[str, str], dict[Any, Any]]]:
     """Phenomenon → (condition, score) → row."""
     found: dict[str, dict[tuple[str, str], dict[Any, Any]]] = {}
-    for row in select(table, metric=ACCURACY).to_dict("records"):
+    for row in records(table, metric=ACCURACY):
         found.setdefault(row["item"], {})[row["condition"], row["definition"]] = row
     return found
 
@@ -71,22 +68,11 @@ def _is_series(record: Record[MinimalPairsOptions]) -> bool:
 def _headline(held: pd.DataFrame) -> Figure:
     lines = []
     for name, rows in _rows(held).items():
-        for condition, label in (
-            (ESTIMATE, name),
-            (FEWER_TOKENS, f"{name}: {FEWER_TOKENS}"),
-            (RANDOM_WEIGHTS, f"{name}: {RANDOM_WEIGHTS}"),
-        ):
+        for condition in (ESTIMATE, FEWER_TOKENS, RANDOM_WEIGHTS):
             if (condition, SUM) in rows and (condition == ESTIMATE or name == ALL):
-                row = rows[condition, SUM]
-                lines.append(
-                    {
-                        "name": label,
-                        "order": (name != ALL, -rows[ESTIMATE, SUM]["value"]),
-                        **{k: row[k] for k in ("value", "lo", "hi", "n")},
-                    }
-                )
-    lines.sort(key=lambda line: line["order"])
-    frame = pd.DataFrame(lines).drop(columns="order")
+                label = name if condition == ESTIMATE else f"{name}: {condition}"
+                lines.append(rows[condition, SUM] | {"name": label, "order": (name != ALL, -rows[ESTIMATE, SUM]["value"])})
+    frame = pd.DataFrame(sorted(lines, key=lambda line: line["order"]))
     controls = [str(name) for name in frame["name"] if str(name).endswith((FEWER_TOKENS, RANDOM_WEIGHTS))]
     return Figure(
         grids.points(frame, value_title="accuracy", controls=controls, label_limit=330, rule=0.5),
@@ -98,18 +84,11 @@ def _headline(held: pd.DataFrame) -> Figure:
 def _key(held: pd.DataFrame) -> Table:
     rows = _rows(held)
     name = ALL if ALL in rows else next(iter(rows))
-    lines = [
-        {
-            "score": score,
-            **{
-                c: format_estimate(rows[name][c, score])
-                for c in (ESTIMATE, FEWER_TOKENS, RANDOM_WEIGHTS)
-                if (c, score) in rows[name]
-            },
-            "n": int(rows[name][ESTIMATE, score]["n"]),
-        }
-        for score in SCORES
-    ]
+    lines = []
+    for score in SCORES:
+        known = [c for c in (ESTIMATE, FEWER_TOKENS, RANDOM_WEIGHTS) if (c, score) in rows[name]]
+        cells = {c: format_estimate(rows[name][c, score]) for c in known}
+        lines.append({"score": score, **cells, "n": int(rows[name][ESTIMATE, score]["n"])})
     return Table(pd.DataFrame(lines), "Key numbers", f"Accuracy, {name}. n: number of {rows[name][ESTIMATE, SUM]['unit']}s.")
 
 
@@ -132,18 +111,12 @@ def _by_step(table: pd.DataFrame) -> Section:
     for run in dict.fromkeys(table["split"]):
         some = select(table, metric=ACCURACY, split=run, definition=SUM)
         shown = some[some["item"] == ALL] if (some["item"] == ALL).any() else some
-        frame = shown.assign(dose=pd.to_numeric(shown["token"]))[["dose", "condition", "value", "lo", "hi", "n"]]
+        frame = shown.assign(dose=pd.to_numeric(shown["token"]))
         frame = frame[frame["condition"] != RANDOM_WEIGHTS].sort_values("dose")
-        figures.append(
-            Figure(
-                grids.dose(frame, x_title="step", value_title="accuracy, mean over phenomena", share=True),
-                f"Accuracy by checkpoint, {run}",
-                "Bands: 95 % intervals over phenomena.",
-            )
-        )
+        chart = grids.dose(frame, x_title="step", value_title="accuracy, mean over phenomena", share=True)
+        figures.append(Figure(chart, f"Accuracy by checkpoint, {run}", "Bands: 95 % intervals over phenomena."))
         own = some[(some["condition"] == ESTIMATE) & (some["item"] != ALL)]
         wide = own.assign(step=own["token"].astype(int)).pivot_table(index="item", columns="step", values="value", sort=False)
-        figures.append(
-            Table(wide.rename_axis("phenomenon").reset_index().rename(columns=str), f"Accuracy by phenomenon and step, {run}")
-        )
+        table = wide.rename_axis("phenomenon").reset_index().rename(columns=str)
+        figures.append(Table(table, f"Accuracy by phenomenon and step, {run}"))
     return Section("By checkpoint", "Look for phenomena that are learned before others.", tuple(figures))

@@ -16,6 +16,7 @@ from repscope.models.engine.fingerprint import digests_of
 from repscope.models.loading.adapters import WEIGHTS, Adapter, is_adapter
 from repscope.models.loading.folders import weight_files
 from repscope.models.loading.sources import load
+from repscope.results import records
 from repscope.studies.minimal_pairs.options import MinimalPairsOptions
 from repscope.studies.run.study import Setup
 from repscope.trace.streaming import slots_of
@@ -53,16 +54,13 @@ class Checkpoint:
 
 def pairs_of(setup: Setup[MinimalPairsOptions]) -> MinimalPairs:
     """The pairs that are scored, read once per run."""
-    if "pairs" not in setup.memo:
-        o = setup.options
-        read = (
-            generated(6, o.seed)
-            if o.file is None
-            else read_pairs(o.file, good=o.good, bad=o.bad, phenomenon=o.phenomenon, decimal=o.decimal, na=o.na, quote=o.quote)
-        )
-        setup.memo["pairs"] = read.chosen(o.phenomena, o.pairs, o.seed)
-    found: MinimalPairs = setup.memo["pairs"]
-    return found
+    return setup.once("pairs", lambda: _read(setup.options))
+
+
+def _read(o: MinimalPairsOptions) -> MinimalPairs:
+    columns = {"good": o.good, "bad": o.bad, "phenomenon": o.phenomenon}
+    read = generated(6, o.seed) if o.file is None else read_pairs(o.file, **columns, **o.how())
+    return read.chosen(o.phenomena, o.pairs, o.seed)
 
 
 def generated(count: int, seed: int) -> MinimalPairs:
@@ -93,7 +91,7 @@ def series(o: MinimalPairsOptions) -> tuple[Checkpoint, ...]:
     if not home.is_dir() or (home / "config.json").is_file():
         return ()
     if (home / TABLE).is_file():
-        rows = CheckpointSet.open(home).table.sort_values(["run", "step"], kind="stable").to_dict("records")
+        rows = records(CheckpointSet.open(home).table.sort_values(["run", "step"], kind="stable"))
         several = len({row["run"] for row in rows}) > 1
         return tuple(
             Checkpoint(

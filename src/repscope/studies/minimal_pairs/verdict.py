@@ -8,7 +8,7 @@ import pandas as pd
 from repscope.conditions import ESTIMATE, FEWER_TOKENS, over
 from repscope.read.pair_scores import ACCURACY, ALL, SUM
 from repscope.report.verdict import Verdict, side, thresholds
-from repscope.results import select
+from repscope.results import records, select
 
 
 def verdict(table: pd.DataFrame) -> Verdict:
@@ -17,10 +17,10 @@ def verdict(table: pd.DataFrame) -> Verdict:
     held = last_checkpoint(table)
     accuracy = select(held, metric=ACCURACY, definition=SUM, condition=ESTIMATE)
     rows = accuracy[accuracy["item"] == ALL] if (accuracy["item"] == ALL).any() else accuracy
-    gains = select(held, metric="gain", definition=f"accuracy, {SUM}", condition=over(FEWER_TOKENS)).to_dict("records")
+    gains = records(held, metric="gain", definition=f"accuracy, {SUM}", condition=over(FEWER_TOKENS))
     if len(rows) != 1:
         return Verdict("Cannot tell", "The pairs have no accuracy by summed log-probability.")
-    chance = side(rows.to_dict("records")[0], limits["chance"])
+    chance = side(records(rows)[0], limits["chance"])
     shorter = side(gains[0] if gains else None, limits["beyond_length"])
     if chance == "above" and shorter == "above":
         return Verdict(

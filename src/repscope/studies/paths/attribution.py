@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from repscope.conditions import ESTIMATE, NO_BIAS
-from repscope.results import Result, Row
+from repscope.results import Result, Row, records
 from repscope.stats.variance import crossed, variance_shares
 from repscope.studies.paths.order_names import DEPENDENCE, SHARE
 
@@ -43,7 +43,7 @@ def share_rows(plan: pd.DataFrame, rule: np.ndarray, condition: str, seed: int) 
     """Shares of variance of one design. A design whose runs all behave alike has none, and no rows."""
     factors = {INIT: "init", HEAD: "head_seed", DATA: "data_seed"} | ({EARLY: "group"} if condition == ESTIMATE else {})
     factors = {name: column for name, column in factors.items() if plan[column].nunique() > 1}
-    rows = plan.assign(rule=rule).rename(columns={column: name for name, column in factors.items()}).to_dict("records")
+    rows = records(plan.assign(rule=rule).rename(columns={column: name for name, column in factors.items()}))
     held: list[Any] = rows
     values = crossed(held, tuple(factors), "rule")
     if np.ptp(values) == 0:
@@ -69,7 +69,7 @@ def path_dependence_rows(phases: pd.DataFrame, examples: int, seed: int) -> list
     cell = ["item", "token", "split"]
     share = phases[phases["metric"] == "share of the rule"].set_index(cell)["value"]
     rows = []
-    for row in phases[phases["metric"] == "spread"].to_dict("records"):
+    for row in records(phases[phases["metric"] == "spread"]):
         at = tuple(row[name] for name in cell)
         p, square = float(share.to_dict()[at]), float(row["value"]) ** 2
         noise = p * (1 - p) / examples

@@ -28,17 +28,10 @@ def blimp_order(file: Path, seed: int = 0) -> Result:
     for a, b in combinations(range(len(held.models)), 2):
         for condition, values in ((ESTIMATE, held.accuracies), (WITHIN_TERMS, centred.round(12))):
             found = spearman(values[a], values[b], seed=seed)
-            at: dict[str, Any] = {
-                "item": f"{held.models[a]} – {held.models[b]}",
-                "condition": condition,
-                "split": names.BLIMP,
-                "seed": seed,
-            }
-            rows.append(
-                Row.of(replace(found.estimate, unit="paradigm"), metric=names.ORDER, definition="published accuracies", **at)
-            )
-            rows.append(
-                Row(value=found.p, n=found.n, unit="paradigm", metric="order p", definition="two-sided, paradigms permuted", **at)
-            )
+            item = f"{held.models[a]} – {held.models[b]}"
+            at: dict[str, Any] = {"item": item, "condition": condition, "split": names.BLIMP, "seed": seed}
+            rho, said = replace(found.estimate, unit="paradigm"), "two-sided, paradigms permuted"
+            rows.append(Row.of(rho, metric=names.ORDER, definition="published accuracies", **at))
+            rows.append(Row(value=found.p, n=found.n, unit="paradigm", metric="order p", definition=said, **at))
     note = f"{held.name}: {len(held.models)} models, {len(held.paradigms)} paradigms of {len(set(held.terms))} wider phenomena."
     return Result.of(rows, notes=(note,))

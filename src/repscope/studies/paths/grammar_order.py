@@ -91,9 +91,8 @@ def _orders(grammar: str, world: Grammar, held: dict[str, Any], seed: int) -> li
     if _varies(middle):
         w, p = order.kendall_w(middle, seed=seed)
         rows.append(Row.of(w, metric=names.CONCORDANCE, condition=condition, item="all runs", definition=names.LOSS, **at))
-        rows.append(
-            Row(value=p, n=order.PERMUTATIONS, metric="W p", condition=condition, item="all runs", unit="permutation", **at)
-        )
+        where = at | {"item": "all runs", "condition": condition}
+        rows.append(Row(value=p, n=order.PERMUTATIONS, metric="W p", unit="permutation", **where))
     share, null = order.first_component(matched.reshape(-1, matched.shape[-1]), seed=seed)
     component = {"metric": names.COMPONENT, "item": "all runs", "definition": f"{names.LOSS}, {grammar}", **at}
     rows.append(Row(value=share, n=len(matched), unit="run", condition=condition, **component))
@@ -139,39 +138,25 @@ def _mean_correlations(
     if len(held := list(dict.fromkeys(of))) >= 2:
         rows = np.flatnonzero(np.isin(of, [held[0], held[-1]]))
         made.append((names.ACROSS, mean_of_pairs(each[np.ix_(rows, rows)], [of[i] for i in rows], seed=int(at["seed"]))))
-    return [
-        Row.of(e, metric=names.ORDER, condition=condition, item=names.OVER_LOSSES, definition=f"{names.LOSS}, {pairs}", **at)
-        for pairs, e in made
-    ]
+    where = at | {"metric": names.ORDER, "condition": condition, "item": names.OVER_LOSSES}
+    return [Row.of(e, definition=f"{names.LOSS}, {pairs}", **where) for pairs, e in made]
 
 
 def _across(values: np.ndarray, of: list[str], a: str, b: str, condition: str, at: dict[str, Any]) -> list[Row]:
     if not _varies(values):
         return []
     found = order.order_correlation(values, of, unit="run", seed=int(at["seed"]))
-    return [
-        Row.of(found, metric=names.ORDER, condition=condition, item=f"{a} – {b}", definition=f"last step, {names.ACROSS}", **at)
-    ]
+    where = at | {"item": f"{a} – {b}", "definition": f"last step, {names.ACROSS}"}
+    return [Row.of(found, metric=names.ORDER, condition=condition, **where)]
 
 
 def _kappas(held: dict[str, Any], networks: list[str], condition: str, at: dict[str, Any]) -> list[Row]:
     right = {kind: (held[kind]["right"] > 0.5).astype(np.int64) for kind in networks}
-    rows = [
-        Row(value=order.fleiss_kappa(r), n=len(r), unit="run", metric=names.FLEISS, item=kind, condition=condition, **at)
-        for kind, r in right.items()
-    ]
-    rows += [
-        Row(
-            value=order.cohen_kappa(right[a][0], right[b][0]),
-            n=2,
-            unit="run",
-            metric=names.COHEN,
-            item=f"{a} – {b}",
-            condition=condition,
-            **at,
-        )
-        for a, b in combinations(networks, 2)
-    ]
+    where = at | {"unit": "run", "condition": condition}
+    rows = [Row(value=order.fleiss_kappa(r), n=len(r), metric=names.FLEISS, item=kind, **where) for kind, r in right.items()]
+    for a, b in combinations(networks, 2):
+        kappa = order.cohen_kappa(right[a][0], right[b][0])
+        rows.append(Row(value=kappa, n=2, metric=names.COHEN, item=f"{a} – {b}", **where))
     return [row for row in rows if np.isfinite(row.value)]
 
 

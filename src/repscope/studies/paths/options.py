@@ -1,17 +1,24 @@
 """Options of the `paths` study."""
 
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
 from repscope.data.reading import OPTIONS as READING
-from repscope.studies.run.options import StudyOptions, TableOptions
+from repscope.studies.run.options import Sizes, StudyOptions, TableOptions
 from repscope.trace.interpolation import POINTS
 
 
 class PathsOptions(StudyOptions, TableOptions):
     """Options of the `paths` study."""
+
+    SHORT: ClassVar[Sizes] = {"runs": 6, "points": 7, "forks": (400, 500, 600, 700), "rates": (4e-3,), "unbiased_runs": 3}
+    SHORT |= {"apart": 3, "texts": 192, "networks": 4, "grammar_runs": 3, "grammar_steps": 240, "pairs": 24, "checkpoints": 8}
+    SHORT |= {"crossed": 2}
+    TINY: ClassVar[Sizes] = {"pretrainings": 2, "runs": 2, "points": 4, "forks": (2, 4), "rates": (4e-3,), "steps": 10}
+    TINY |= {"early_bias": 4, "unbiased_runs": 2, "apart": 4, "texts": 24, "networks": 2, "grammar_runs": 2, "grammar_steps": 12}
+    TINY |= {"pairs": 6, "checkpoints": 4, "crossed": 2}
 
     pretrainings: int = Field(3, ge=1, description="Number of pretrained networks; all runs are repeated from each.")
     runs: int = Field(12, ge=2, description="Fine-tuned runs per group and pretraining.")
@@ -62,46 +69,6 @@ class PathsOptions(StudyOptions, TableOptions):
     def table_alone(self) -> bool:
         """Whether only a published table is analysed."""
         return bool(self.published) and self.model_fields_set <= {"published", "clusters", "seed", *READING}
-
-    def sized(self) -> "PathsOptions":
-        """With the smaller numbers of `tiny` and `short`."""
-        small_ones: dict[str, Any] = {}
-        if self.tiny:
-            small_ones = {
-                "pretrainings": 2,
-                "runs": 2,
-                "points": 4,
-                "forks": (2, 4),
-                "rates": (4e-3,),
-                "steps": 10,
-                "early_bias": 4,
-                "unbiased_runs": 2,
-                "apart": 4,
-                "texts": 24,
-                "networks": 2,
-                "grammar_runs": 2,
-                "grammar_steps": 12,
-                "pairs": 6,
-                "checkpoints": 4,
-                "crossed": 2,
-            }
-        elif self.short:
-            small_ones = {
-                "runs": 6,
-                "points": 7,
-                "forks": (400, 500, 600, 700),
-                "rates": (4e-3,),
-                "unbiased_runs": 3,
-                "apart": 3,
-                "texts": 192,
-                "networks": 4,
-                "grammar_runs": 3,
-                "grammar_steps": 240,
-                "pairs": 24,
-                "checkpoints": 8,
-                "crossed": 2,
-            }
-        return self.with_sizes(small_ones)
 
     @model_validator(mode="after")
     def _crossed(self) -> "PathsOptions":

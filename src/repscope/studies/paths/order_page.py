@@ -17,7 +17,7 @@ from repscope.conditions import (
 from repscope.report.charts import grids
 from repscope.report.page import Figure, Section, Table
 from repscope.report.text import format_estimate
-from repscope.results import select
+from repscope.results import records, select
 from repscope.studies.paths import order_names as names
 from repscope.studies.run.study import Record
 
@@ -52,13 +52,13 @@ def order_sentences(record: Record[Any]) -> list[str]:
         if said:
             lines.append(f"Order of learning grammar at matched loss, rho between runs: {'; '.join(said)}.")
     if "attribution" in record.results:
-        shared = select(record.table, metric=names.SHARE, condition=ESTIMATE).to_dict("records")
+        shared = records(record.table, metric=names.SHARE, condition=ESTIMATE)
         if shared:
             shares = "; ".join(f"{r['item']} {format_estimate(r)}" for r in shared)
             lines.append(f"Share of the variance of behaviour over runs: {shares}.")
     for name in record.results:
         if name.startswith(names.BLIMP):
-            rows = record.results[name].select(metric=names.ORDER, condition=ESTIMATE).to_dict("records")
+            rows = records(record.results[name].table, metric=names.ORDER, condition=ESTIMATE)
             lines.append("BLiMP summary, rho between models: " + "; ".join(f"{r['item']} {format_estimate(r)}" for r in rows) + ".")
     return lines
 
@@ -67,20 +67,20 @@ _LABELS = {ESTIMATE: "English", REGRESSED_OUT: REGRESSED_OUT, MATCHED_GRAMMAR: M
 
 
 def _one(rows: pd.DataFrame) -> str:
-    return format_estimate(rows.to_dict("records")[0]) if len(rows) else "not known"
+    return format_estimate(records(rows)[0]) if len(rows) else "not known"
 
 
 def _digits(record: Record[Any]) -> Section:
     held = record.results["digits"].select(metric=names.ORDER)
     lines = []
-    for row in held.to_dict("records"):
+    for row in records(held):
         label = row["item"] + (", within classes" if row["definition"] == names.CLASSES else "")
         if row["condition"] != ESTIMATE:
             label = row["condition"] + (" (not a valid control)" if row["condition"] == SHARED_LABELS else "")
         lines.append({"name": label, "control": row["condition"] != ESTIMATE, **{k: row[k] for k in ("value", "lo", "hi", "n")}})
     frame = pd.DataFrame(lines)
     controls = frame.loc[frame["control"], "name"].tolist()
-    own = record.results["digits"].select(metric=names.BIMODALITY).to_dict("records")
+    own = records(record.results["digits"].table, metric=names.BIMODALITY)
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for row in own:
         line = cells.setdefault((row["item"], row["definition"]), {"networks": row["item"], "labels and inputs": row["definition"]})
@@ -88,9 +88,8 @@ def _digits(record: Record[Any]) -> Section:
         line["null" if null else names.BIMODALITY] = format_estimate(row)
     return Section(
         "Do networks learn digits in one order?",
-        "Look for correlations within and between architectures that the valid controls do not have. Accessibility of an "
-        "image: the "
-        "share of steps at which a network classifies it correctly. Random labels that all networks share give an order too: "
+        "Look for correlations within and between architectures that the valid controls do not have. Accessibility of an image: "
+        "the share of steps at which a network classifies it correctly. Random labels that all networks share give an order too: "
         "what networks share there is the labels.",
         (
             Figure(
@@ -111,7 +110,7 @@ def _digits(record: Record[Any]) -> Section:
 
 
 def _grammar(record: Record[Any]) -> Section:
-    held = record.results["grammar order"].select(metric=names.ORDER).to_dict("records")
+    held = records(record.results["grammar order"].table, metric=names.ORDER)
     lines = [
         {
             "runs": r["definition"],
@@ -138,9 +137,8 @@ def _grammar(record: Record[Any]) -> Section:
             Figure(
                 grids.points(frame, value_title="Spearman's rho", controls=grey, label_limit=330, rule=0.0),
                 "Order correlation of phenomena at matched loss",
-                "Mean over losses that all runs pass. Bars: 95 % intervals over runs. Grey: the grammar without differences "
-                "in frequency "
-                "and distance.",
+                "Mean over losses that all runs pass. Bars: 95 % intervals over runs. Grey: the grammar without differences in "
+                "frequency and distance.",
             )
         )
     for name in names.GRAMMARS:
@@ -154,14 +152,13 @@ def _grammar(record: Record[Any]) -> Section:
     rest = rest[rest["metric"].isin([names.CONCORDANCE, names.COMPONENT, names.FLEISS, names.COHEN])]
     more = [
         {"number": r["metric"], "of": r["item"], "grammar": r["split"], "condition": r["condition"], "value": format_estimate(r)}
-        for r in rest.to_dict("records")
+        for r in records(rest)
     ]
     items += [Table(pd.DataFrame(lines), "All order correlations"), Table(pd.DataFrame(more), "Agreement on order and on pairs")]
     return Section(
         "Do networks learn grammar in one order?",
         "Look for correlations at matched loss that remain when frequency, distance and length are regressed out, and that the "
-        "matched grammar "
-        "does not have.",
+        "matched grammar does not have.",
         tuple(items),
     )
 
@@ -201,7 +198,7 @@ def _attribution(record: Record[Any]) -> Section:
 def _summary(record: Record[Any], name: str) -> Section:
     found = record.results[name]
     lines: dict[str, dict[str, str]] = {}
-    for row in found.select(metric=names.ORDER).to_dict("records"):
+    for row in records(found.table, metric=names.ORDER):
         lines.setdefault(row["item"], {"models": row["item"]})["rho" if row["condition"] == ESTIMATE else WITHIN_TERMS] = (
             format_estimate(row)
         )

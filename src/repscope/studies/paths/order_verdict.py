@@ -9,7 +9,7 @@ import pandas as pd
 
 from repscope.conditions import MATCHED_GRAMMAR, ORTHOGONAL, REGRESSED_OUT
 from repscope.report.verdict import Side, Verdict, side, thresholds
-from repscope.results import select
+from repscope.results import records, select
 from repscope.studies.paths import order_names as names
 
 
@@ -34,17 +34,17 @@ def order_verdict(table: pd.DataFrame) -> Verdict | None:
 def _digits(table: pd.DataFrame) -> Side:
     limits = thresholds("paths")
     held = select(table, metric=names.ORDER, split=names.DIGITS)
-    control = held[held["condition"] == ORTHOGONAL].to_dict("records")
+    control = records(held[held["condition"] == ORTHOGONAL])
     if any(abs(row["value"]) > limits["no_order"] for row in control) or not control:
         return "unclear"
-    sides = {side(row, limits["order"]) for row in held[held["definition"] == names.CLASSES].to_dict("records")}
+    sides = {side(row, limits["order"]) for row in records(held[held["definition"] == names.CLASSES])}
     return sides.pop() if len(sides) == 1 else "unclear"
 
 
 def _grammar(table: pd.DataFrame) -> Side:
     limits = thresholds("paths")
     held = select(table, metric=names.ORDER, item=names.OVER_LOSSES, definition=f"{names.LOSS}, {names.ALL_RUNS}")
-    rows = {row["condition"]: row for row in held.to_dict("records")}
+    rows = {row["condition"]: row for row in records(held)}
     if REGRESSED_OUT not in rows or MATCHED_GRAMMAR not in rows or rows[MATCHED_GRAMMAR]["value"] > limits["no_order"]:
         return "unclear"
     found = side(rows[REGRESSED_OUT], limits["order"])

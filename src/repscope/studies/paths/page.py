@@ -8,7 +8,9 @@ import pandas as pd
 from repscope.conditions import COPY, COPY_MATCHED, INDEPENDENT, MATCHED, NO_BIAS, REBASIN, SHUFFLED_GROUPS, shuffled
 from repscope.report.charts import grids, runs
 from repscope.report.page import Figure, Page, Section, Table
+from repscope.report.tables import cell
 from repscope.report.text import format_estimate
+from repscope.results import records
 from repscope.studies.paths import order_page, published_page
 from repscope.studies.paths.options import PathsOptions
 from repscope.studies.paths.summary import CONDITIONS, PLANTED, UNBIASED, inits, sentences
@@ -50,13 +52,13 @@ _KEY = {
 
 def _key(record: Record[Any]) -> Table:
     """Means over pretrainings, one column per group of runs."""
-    rows = {(r["condition"], r["metric"], r["item"]): r for r in record.results["summary"].table.to_dict("records")}
+    rows = {(r["condition"], r["metric"], r["item"]): r for r in records(record.results["summary"].table)}
     names = {PLANTED: "early bias", MATCHED: "matched on ID loss", UNBIASED: UNBIASED, SHUFFLED_GROUPS: SHUFFLED_GROUPS}
     lines = []
     for title, (metric, item) in _KEY.items():
         found = {name: rows[c, metric, item] for c, name in names.items() if (c, metric, item) in rows}
         if found:
-            cells = {name: format_estimate(found[name]) if name in found else "–" for name in names.values()}
+            cells = {name: cell(found.get(name)) for name in names.values()}
             lines.append({"number": title, **cells, "pretrainings": max(int(r["n"]) for r in found.values())})
     return Table(pd.DataFrame(lines), "Key numbers", "Mean over pretrainings and its 95 % interval over them.")
 
@@ -115,11 +117,10 @@ def _matrices(record: Record[Any]) -> Section:
     figures += [_clusters(record), _heights(record)]
     return Section(
         "Which runs are in one basin",
-        "Look for dark blocks off the diagonal: gaps between runs of different groups. "
-        "Runs of one recipe share a pretrained network; their heads and their order of data differ. A path is the "
-        "straight line between the weights of two runs. Its convexity gap is the largest loss increase above a "
-        "chord over any part of the path. Groups are defined by the early bias; without an early bias, by the "
-        "strategy that a run took.",
+        "Look for dark blocks off the diagonal: gaps between runs of different groups. Runs of one recipe share a pretrained "
+        "network; their heads and their order of data differ. A path is the straight line between the weights of two runs. Its "
+        "convexity gap is the largest loss increase above a chord over any part of the path. Groups are defined by the early "
+        "bias; without an early bias, by the strategy that a run took.",
         tuple(figures),
     )
 
@@ -130,7 +131,7 @@ def _ratios(record: Record[Any]) -> Figure:
         for condition in (PLANTED, MATCHED, SHUFFLED_GROUPS, UNBIASED, shuffled(UNBIASED)):
             for step in (f"planted {i}", f"plain {i}"):
                 table = record.results[step].select(metric="ratio", item=GAP, condition=condition)
-                for r in table.to_dict("records"):
+                for r in records(table):
                     name = {PLANTED: "early bias"}.get(condition, condition)
                     row = {"name": f"pretraining {i}, {name}", **{k: r[k] for k in ("value", "lo", "hi", "n")}}
                     if row["name"] not in {line["name"] for line in lines}:
@@ -140,9 +141,8 @@ def _ratios(record: Record[Any]) -> Figure:
     return Figure(
         grids.points(frame, value_title="gap across groups ÷ gap within groups", controls=controls, label_limit=300, rule=1.0),
         "Convexity gap across groups, relative to that within groups (1: no separation)",
-        "Bars: 95 % intervals from resampling runs within groups; for shuffled groups, the range of 200 shuffles. "
-        "Controls are grey. For groups by strategy, a ratio above 1 shows that the strategies are separated, not "
-        "that they form clusters.",
+        "Bars: 95 % intervals from resampling runs within groups; for shuffled groups, the range of 200 shuffles. Controls are "
+        "grey. For groups by strategy, a ratio above 1 shows that the strategies are separated, not that they form clusters.",
     )
 
 
@@ -166,7 +166,7 @@ def _heights(record: Record[Any]) -> Table:
         for how in (*HEIGHTS, EUCLIDEAN):
             parts = {
                 part: r
-                for r in record.results["summary"].select(condition=condition).to_dict("records")
+                for r in records(record.results["summary"].table, condition=condition)
                 for part in ("within", "across")
                 if r["metric"] in ("height", "distance") and r["item"] == f"{part}: {how}"
             }
@@ -258,7 +258,7 @@ def _behaviour(record: Record[Any]) -> Section:
     table = record.results["summary"].table
     shown = table[table["metric"].isin(["mantel rho", "AUC", "modes", "Sarle's coefficient", "triangles broken"])]
     lines: dict[tuple[str, str], dict[str, str]] = {}
-    for r in shown.to_dict("records"):
+    for r in records(shown):
         line = lines.setdefault((r["metric"], r["item"]), {"number": r["metric"], "of": r["item"]})
         line[CONDITIONS.get(r["condition"], r["condition"])] = format_estimate(r)
     items.append(
@@ -270,9 +270,8 @@ def _behaviour(record: Record[Any]) -> Section:
     )
     return Section(
         "Clusters against behaviour",
-        "Look for groups that differ in behaviour at equal loss. Permuted examples distinguish the rule (labels 0 and 1, word "
-        "by word) from lexical overlap. No run sees "
-        "them in the second part of training.",
+        "Look for groups that differ in behaviour at equal loss. Permuted examples distinguish the rule (labels 0 and 1, word by "
+        "word) from lexical overlap. No run sees them in the second part of training.",
         tuple(items),
     )
 
@@ -315,7 +314,7 @@ def _phases(record: Record[Any]) -> Section:
 
 
 def _independent(record: Record[Any]) -> Section:
-    rows = {(r["condition"], r["item"]): r for r in record.results["apart"].table.to_dict("records")}
+    rows = {(r["condition"], r["item"]): r for r in records(record.results["apart"].table)}
     conditions = (INDEPENDENT, REBASIN, COPY, COPY_MATCHED)
     lines = [{"height": how, **{c: format_estimate(rows[c, f"all pairs: {how}"]) for c in conditions}} for how in HEIGHTS]
     drawn = []
@@ -336,10 +335,9 @@ def _independent(record: Record[Any]) -> Section:
     )
     return Section(
         "Control: independent pretrainings",
-        "Look for barriers that weight matching does not remove. Runs from independent pretrainings are separated by "
-        "barriers, whatever their behaviour. A copy with "
-        "permuted units, heads and residual stream computes the same function, and yet there is a barrier. Weight "
-        "matching (Git Re-Basin) permutes one network to fit the other. It recovers the copy; how much it helps "
-        "for independent pretrainings is measured here.",
+        "Look for barriers that weight matching does not remove. Runs from independent pretrainings are separated by barriers, "
+        "whatever their behaviour. A copy with permuted units, heads and residual stream computes the same function, and yet "
+        "there is a barrier. Weight matching (Git Re-Basin) permutes one network to fit the other. It recovers the copy; how much "
+        "it helps for independent pretrainings is measured here.",
         (figure, Table(pd.DataFrame(lines), "Mean height of barriers (nats)")),
     )

@@ -9,7 +9,7 @@ from repscope.data.published import FEATHER_OOD
 from repscope.report.charts import grids, runs
 from repscope.report.page import Figure, Section, Table
 from repscope.report.text import format_estimate
-from repscope.results import ESTIMATE, Result
+from repscope.results import ESTIMATE, Result, records
 from repscope.studies.paths.published import IN_DOMAIN, LEFT
 
 _DRAWN = 8  #: scores with a row in the figure: the first of the table, whose columns go from the whole to the parts
@@ -21,17 +21,17 @@ def section(found: Result) -> Section:
     control = auc[auc["condition"] == IN_DOMAIN]
     scores = list(dict.fromkeys(auc[auc["condition"] == ESTIMATE]["item"]))
     first = FEATHER_OOD if FEATHER_OOD in scores else scores[0] if scores else ""
-    lines: list[dict[str, Any]] = [{"name": f"{r['item']} (in-domain)", **_ends(r)} for r in control.to_dict("records")]
+    lines: list[dict[str, Any]] = [{"name": f"{r['item']} (in-domain)", **_ends(r)} for r in records(control)]
     short = {ESTIMATE: "", **{name: f", {'slope within' if within else 'one slope'}" for name, within in LEFT.items()}}
     for name in scores[:_DRAWN]:
-        for r in auc[auc["item"] == name].to_dict("records"):
+        for r in records(auc[auc["item"] == name]):
             if r["condition"] in short:
                 lines.append({"name": f"{name}{short[r['condition']]}", **_ends(r)})
     side = found.side["scores"]
     drawn = side[side["score"] == first]
     frame = pd.DataFrame({"x": drawn["id"], "y": drawn["ood"], "group": drawn["cluster"], "name": drawn["run"].astype(str)})
     table: dict[str, dict[str, str]] = {}
-    for r in auc.to_dict("records"):
+    for r in records(auc):
         line = table.setdefault(r["item"], {"score": r["item"]})
         line["AUC" if r["condition"] in (ESTIMATE, IN_DOMAIN) else r["condition"].replace(IN_DOMAIN, "in-domain")] = (
             format_estimate(r)

@@ -30,16 +30,16 @@ from repscope.data.model_summary import is_model_summary
 from repscope.data.reading import OPTIONS as READING
 from repscope.errors import UserError
 from repscope.models.checkpoints import CheckpointSet
-from repscope.models.loading.stacked_weights import Evaluate, State, stack, unstack
+from repscope.models.loading.stacked_weights import Evaluate, State, arrays_of, stack, state_of, unstack
 from repscope.progress import progress
-from repscope.results import Result, Row, concat
+from repscope.results import Result, Row, concat, records
 from repscope.stats.clustering import average_linkage, double_centred
 from repscope.studies.paths import attribution
 from repscope.studies.paths.blimp_order import blimp_order
 from repscope.studies.paths.digits_order import digits_order
 from repscope.studies.paths.grammar_order import WORLDS, forecast, grammar_order, kinds, train_grammar
 from repscope.studies.paths.options import PathsOptions
-from repscope.studies.run.study import Context, Cost, Setup, Step, Subject
+from repscope.studies.run.study import Context, Cost, Setup, Step, Subject, trained_here
 from repscope.trace.barriers import GAP, HEIGHTS, height
 from repscope.trace.interpolation import Curves, all_pairs, curves
 from repscope.trace.run_table import RunMeasurements, rows
@@ -49,7 +49,6 @@ from repscope.worlds.hans import classifier, fine_tuning, recipes
 from repscope.worlds.hans.fine_tuning import FineTuning, World
 from repscope.worlds.hans.training import Schedule
 
-_TRAINED = "small-transformers"
 _CHECKPOINTS = 10  #: of the second part of a run; those of equal ID loss are chosen among them
 _TABLES = ("published", "clusters", "train", "orders", *READING)
 _OF_ORDERS = ("networks", "grammar_runs", "grammar_steps", "pairs", "checkpoints")
@@ -74,44 +73,26 @@ def subject(setup: Setup[PathsOptions]) -> Subject:
     """The models trained in the study, or those of a published table."""
     if setup.options.table_alone:
         return Subject("published-table", "published table", {"model": "published table", "precision": ""})
-    facts = {"model": _TRAINED, "precision": "float32, trained in this run"}
-    return Subject("tiny" if setup.options.tiny else _TRAINED, _TRAINED, facts)
+    return trained_here(setup, "small-transformers")
 
 
 def _trained(setup: Setup[PathsOptions], o: PathsOptions) -> list[Step]:
     """The steps that train runs."""
     unaffected = (*_TABLES, *_OF_ORDERS, "crossed")  # tables and orders do not change the trained runs
-    made = [
-        Step("pretraining", partial(_pretraining, setup), _cost(o.pretrainings * max(o.forks) * 4), ignores=(*unaffected, "runs"))
-    ]
+    earlier = (*unaffected, "runs")
+    made = [Step("pretraining", partial(_pretraining, setup), _cost(o.pretrainings * max(o.forks) * 4), ignores=earlier)]
     cells = o.pretrainings * len(o.forks) * len(o.rates) * o.unbiased_runs
-    made.append(
-        Step("phases", partial(_phases, setup), _cost(cells * o.steps), needs=("pretraining",), ignores=(*unaffected, "runs"))
-    )
+    made.append(Step("phases", partial(_phases, setup), _cost(cells * o.steps), needs=("pretraining",), ignores=earlier))
     sets = []
     for init in range(o.pretrainings):
-        for name, compute in ((f"planted {init}", _planted(setup, init)), (f"plain {init}", _plain(setup, init))):
-            made.append(
-                Step(
-                    name,
-                    compute,
-                    _cost(2 * o.runs * o.steps + 2 * o.runs**2 * o.points),
-                    version=2,
-                    needs=("pretraining", "phases"),
-                    ignores=unaffected,
-                )
-            )
+        for name, compute in ((f"planted {init}", _planted), (f"plain {init}", _plain)):
+            cost = _cost(2 * o.runs * o.steps + 2 * o.runs**2 * o.points)
+            needs = ("pretraining", "phases")
+            made.append(Step(name, partial(compute, setup, init), cost, version=2, needs=needs, ignores=unaffected))
             sets.append(name)
     if o.apart:
-        made.append(
-            Step(
-                "apart",
-                partial(_apart, setup),
-                _cost(o.apart * (o.steps + 4 * max(o.forks))),
-                needs=("phases",),
-                ignores=(*unaffected, "runs"),
-            )
-        )
+        cost = _cost(o.apart * (o.steps + 4 * max(o.forks)))
+        made.append(Step("apart", partial(_apart, setup), cost, needs=("phases",), ignores=earlier))
     if o.crossed:
         groups = 3  # two with early data, and one without
         cost = _cost(groups * o.pretrainings * o.crossed**2 * o.steps)
@@ -131,20 +112,11 @@ def _orders(setup: Setup[PathsOptions], o: PathsOptions) -> list[Step]:
     learned = []
     for name in WORLDS:
         for kind in kinds(o):
-            flops = forecast(o, kind)
-            step = f"{name}, {kind}"
-            made.append(
-                Step(step, partial(train_grammar, setup, name, kind), partial(Cost, fit_flops=flops), ignores=(*others, "networks"))
-            )
+            cost, step = partial(Cost, fit_flops=forecast(o, kind)), f"{name}, {kind}"
+            made.append(Step(step, partial(train_grammar, setup, name, kind), cost, ignores=(*others, "networks")))
             learned.append(step)
-    order = Step(
-        "grammar order",
-        partial(grammar_order, setup),
-        lambda: Cost(fit_flops=1e9),
-        needs=tuple(learned),
-        ignores=(*others, "networks"),
-    )
-    return [*made, order]
+    cost, ignored = partial(Cost, fit_flops=1e9), (*others, "networks")
+    return [*made, Step("grammar order", partial(grammar_order, setup), cost, needs=tuple(learned), ignores=ignored)]
 
 
 def _check(o: PathsOptions) -> None:
@@ -175,8 +147,8 @@ def world(o: PathsOptions) -> World:
     return World(width=16, batch=16) if o.tiny else World()
 
 
-def _tuning(o: PathsOptions, rate: float | None = None, early_bias: int | None = None) -> FineTuning:
-    return FineTuning(Schedule(o.steps, o.rate if rate is None else rate), o.early_bias if early_bias is None else early_bias)
+def _tuning(o: PathsOptions, rate: float | None = None) -> FineTuning:
+    return FineTuning(Schedule(o.steps, o.rate if rate is None else rate), o.early_bias)
 
 
 def _evaluators(o: PathsOptions) -> tuple[Evaluate, Evaluate]:
@@ -186,9 +158,7 @@ def _evaluators(o: PathsOptions) -> tuple[Evaluate, Evaluate]:
 
 
 def _base(context: Context, fork: int) -> State:
-    prefix = f"{fork}/"
-    held = context.inputs["pretraining"].arrays
-    return {k.removeprefix(prefix): torch.from_numpy(v.copy()) for k, v in held.items() if k.startswith(prefix)}
+    return state_of(context.inputs["pretraining"].arrays, f"{fork}/")
 
 
 def _pretraining(setup: Setup[PathsOptions], context: Context) -> Result:
@@ -199,20 +169,10 @@ def _pretraining(setup: Setup[PathsOptions], context: Context) -> Result:
         held = fine_tuning.pretrain(world(o), seeds, forks, advance)
     found = []
     for fork, state in held.items():
+        at: dict[str, Any] = {"metric": "skill", "definition": "accuracy of filling in a word", "token": str(fork), "seed": o.seed}
         for name, values in fine_tuning.heldout_accuracy(world(o), state).items():
-            found += [
-                Row(
-                    metric="skill",
-                    definition="accuracy of filling in a word",
-                    item=name,
-                    token=str(fork),
-                    split=f"pretraining {i}",
-                    value=float(v),
-                    seed=o.seed,
-                )
-                for i, v in enumerate(values)
-            ]
-    return Result.of(found, arrays={f"{f}/{k}": v.numpy() for f, state in held.items() for k, v in state.items()})
+            found += [Row(item=name, split=f"pretraining {i}", value=float(v), **at) for i, v in enumerate(values)]
+    return Result.of(found, arrays={k: v for f, state in held.items() for k, v in arrays_of(state, f"{f}/").items()})
 
 
 def _phases(setup: Setup[PathsOptions], context: Context) -> Result:
@@ -234,32 +194,18 @@ def _phases(setup: Setup[PathsOptions], context: Context) -> Result:
             for i in range(o.pretrainings):
                 where: dict[str, Any] = {"item": f"{rate:g}", "token": str(fork), "split": f"pretraining {i}", "seed": o.seed}
                 found.append(Row.of(stats.mean(rule[i], unit="run", seed=o.seed), metric="share of the rule", **where))
-                found.append(
-                    Row(
-                        metric="spread",
-                        definition="standard deviation over runs of the share of the rule",
-                        unit="run",
-                        value=float(rule[i].std(ddof=1)),
-                        n=o.unbiased_runs,
-                        **where,
-                    )
-                )
+                spread: dict[str, Any] = {"metric": "spread", "definition": "standard deviation over runs of the share of the rule"}
+                found.append(Row(value=float(rule[i].std(ddof=1)), n=o.unbiased_runs, unit="run", **spread, **where))
                 error = losses["error"].reshape(o.pretrainings, -1)[i]
                 found.append(Row.of(stats.mean(error, unit="run", seed=o.seed), metric="ID error", **where))
                 shares.append({"rate": rate, "fork": fork, "init": i, "rule": float(rule[i].mean())})
     frame = pd.DataFrame(shares)
     frame = frame[frame["rate"] == o.rate].assign(off=lambda t: (t["rule"] - 0.5).abs())
     best = frame.loc[frame.groupby("init")["off"].idxmin()]
-    found += [
-        Row(
-            metric="fork",
-            definition="most open: the unbiased runs' share of the rule is nearest one half",
-            split=f"pretraining {r['init']:.0f}",
-            value=float(r["fork"]),
-            seed=o.seed,
-        )
-        for r in best.to_dict("records")
-    ]
+    definition = "most open: the unbiased runs' share of the rule is nearest one half"
+    for r in records(best):
+        split = f"pretraining {r['init']:.0f}"
+        found.append(Row(metric="fork", definition=definition, split=split, value=float(r["fork"]), seed=o.seed))
     return Result.of(found, arrays={"forks": best.sort_values("init")["fork"].to_numpy()})
 
 
@@ -267,43 +213,35 @@ def _fork(context: Context, init: int) -> int:
     return int(context.inputs["phases"].arrays["forks"][init])
 
 
-def _planted(setup: Setup[PathsOptions], init: int) -> Callable[[Context], Result]:
+def _planted(setup: Setup[PathsOptions], init: int, context: Context) -> Result:
     """Runs with early bias at their last step, and at checkpoints of equal ID loss."""
-
-    def compute(context: Context) -> Result:
-        o = setup.options
-        fork = _fork(context, init)
-        table = fine_tuning.run_plan(["rule"] * o.runs + ["lexical overlap"] * o.runs, init, o.seed * 7 + 40 + init)
-        rest = o.steps - o.early_bias
-        keep = sorted({o.early_bias + round(rest * (i + 1) / _CHECKPOINTS) for i in range(_CHECKPOINTS)} | {o.steps})
-        with progress("fine-tuning", o.steps) as advance:
-            held = fine_tuning.fine_tune(world(o), _base(context, fork), table, _tuning(o), keep, advance)
-        CheckpointSet.written(
-            context.artifacts / f"planted-{init}", world(o).shape(), table.assign(fork=fork), {o.steps: held[o.steps]}
-        )
-        choose, _ = _evaluators(o)
-        groups = table["group"].to_numpy().astype(str)
-        losses = np.stack([choose(state)["loss"] for state in held.values()])
-        state, chosen = recipes.matched(list(held.values()), losses, groups)
-        first = _measured(setup, held[o.steps], ESTIMATE, init, groups)
-        second = _measured(setup, state, MATCHED, init, groups)
-        second.side[f"runs-{init}-{MATCHED}"]["step"] = np.array(list(held))[chosen]
-        return concat([first, second])
-
-    return compute
+    o = setup.options
+    fork = _fork(context, init)
+    table = fine_tuning.run_plan(["rule"] * o.runs + ["lexical overlap"] * o.runs, init, o.seed * 7 + 40 + init)
+    rest = o.steps - o.early_bias
+    keep = sorted({o.early_bias + round(rest * (i + 1) / _CHECKPOINTS) for i in range(_CHECKPOINTS)} | {o.steps})
+    with progress("fine-tuning", o.steps) as advance:
+        held = fine_tuning.fine_tune(world(o), _base(context, fork), table, _tuning(o), keep, advance)
+    CheckpointSet.written(
+        context.artifacts / f"planted-{init}", world(o).shape(), table.assign(fork=fork), {o.steps: held[o.steps]}
+    )
+    choose, _ = _evaluators(o)
+    groups = table["group"].to_numpy().astype(str)
+    losses = np.stack([choose(state)["loss"] for state in held.values()])
+    state, chosen = recipes.matched(list(held.values()), losses, groups)
+    first = _measured(setup, held[o.steps], ESTIMATE, init, groups)
+    second = _measured(setup, state, MATCHED, init, groups)
+    second.side[f"runs-{init}-{MATCHED}"]["step"] = np.array(list(held))[chosen]
+    return concat([first, second])
 
 
-def _plain(setup: Setup[PathsOptions], init: int) -> Callable[[Context], Result]:
+def _plain(setup: Setup[PathsOptions], init: int, context: Context) -> Result:
     """As many runs from the same fork and rate without an early bias; groups are the strategies that they took."""
-
-    def compute(context: Context) -> Result:
-        o = setup.options
-        table = fine_tuning.run_plan(["none"] * (2 * o.runs), init, o.seed * 7 + 60 + init)
-        with progress("fine-tuning", o.steps) as advance:
-            state = fine_tuning.fine_tune(world(o), _base(context, _fork(context, init)), table, _tuning(o), (), advance)[o.steps]
-        return _measured(setup, state, NO_BIAS, init, None)
-
-    return compute
+    o = setup.options
+    table = fine_tuning.run_plan(["none"] * (2 * o.runs), init, o.seed * 7 + 60 + init)
+    with progress("fine-tuning", o.steps) as advance:
+        state = fine_tuning.fine_tune(world(o), _base(context, _fork(context, init)), table, _tuning(o), (), advance)[o.steps]
+    return _measured(setup, state, NO_BIAS, init, None)
 
 
 def _measured(setup: Setup[PathsOptions], state: State, condition: str, init: int, groups: np.ndarray | None) -> Result:
@@ -364,48 +302,19 @@ def _apart(setup: Setup[PathsOptions], context: Context) -> Result:
     }
     held = {condition: curves(fitted, report, some, o.points) for condition, some in ends.items()}
     rule = 1 - report(state)["ood error"]
-    made = [
-        Row.of(
-            stats.mean(rule, unit="run", seed=o.seed), metric="share of the rule", item="none", condition=INDEPENDENT, seed=o.seed
-        )
+    share = stats.mean(rule, unit="run", seed=o.seed)
+    made = [Row.of(share, metric="share of the rule", item="none", condition=INDEPENDENT, seed=o.seed)]
+    numbers: list[tuple[str, str, str, Any]] = [
+        ("height", f"all pairs: {how}", condition, height(c.losses["loss"], how))
+        for condition, c in held.items()
+        for how in HEIGHTS
     ]
-    for condition, c in held.items():
-        made += [
-            Row(
-                metric="height",
-                item=f"all pairs: {how}",
-                condition=condition,
-                value=float(values.mean()),
-                n=len(values),
-                unit="pair",
-                seed=o.seed,
-            )
-            for how, values in _heights(c).items()
-        ]
-    moved = [m.moved for m in found]
-    made.append(
-        Row(
-            metric="units moved",
-            item="by weight matching",
-            condition=REBASIN,
-            value=float(np.mean(moved)),
-            n=len(pairs),
-            unit="pair",
-            seed=o.seed,
-        )
-    )
-    made += [
-        Row(
-            metric="cosine of weights",
-            item=name,
-            condition=REBASIN,
-            value=float(np.mean(v)),
-            n=len(pairs),
-            unit="pair",
-            seed=o.seed,
-        )
-        for name, v in (("before", [m.before for m in found]), ("after", [m.after for m in found]))
-    ]
+    numbers.append(("units moved", "by weight matching", REBASIN, [m.moved for m in found]))
+    numbers.append(("cosine of weights", "before", REBASIN, [m.before for m in found]))
+    numbers.append(("cosine of weights", "after", REBASIN, [m.after for m in found]))
+    for metric, item, condition, each in numbers:
+        value = float(np.mean(each))
+        made.append(Row(metric=metric, item=item, condition=condition, value=value, n=len(each), unit="pair", seed=o.seed))
     arrays = {f"{condition}/0/{k}": v for condition, c in held.items() for k, v in _arrays(c).items()}
     return Result.of(made, arrays=arrays)
 
@@ -431,32 +340,20 @@ def _summary_of_models(path: Path, seed: int, context: Context) -> Result:
     return blimp_order(path, seed)
 
 
-def _heights(found: Curves) -> dict[str, np.ndarray]:
-    return {how: height(found.losses["loss"], how) for how in HEIGHTS}
-
-
 def _summary(setup: Setup[PathsOptions], context: Context) -> Result:
     """Every number over pretrainings: its mean and interval, as far as they are several."""
     o = setup.options
     each = pd.concat([r.table for name, r in context.inputs.items() if name.startswith(("planted", "plain "))], ignore_index=True)
     found = []
     for (condition, metric, item, definition), some in each.groupby(["condition", "metric", "item", "definition"], sort=False):
-        where: dict[str, Any] = {
-            "condition": str(condition),
-            "metric": str(metric),
-            "item": str(item),
-            "definition": str(definition),
-            "seed": o.seed,
-        }
+        where: dict[str, Any] = {"condition": str(condition), "metric": str(metric), "item": str(item), "seed": o.seed}
+        where["definition"] = str(definition)
         values = some["value"].to_numpy(dtype=np.float64)
         if where["metric"].endswith(" p"):  # a mean of p says nothing; how often one is small does
             where |= {"metric": f"{where['metric']} ≤ .05", "definition": "share of pretrainings"}
             found.append(Row.of(stats.proportion(values <= 0.05, unit="pretraining", seed=o.seed), **where))
             continue
-        if len(values) > 1:
-            found.append(Row.of(stats.mean(values, unit="pretraining", seed=o.seed), **where))
-        else:
-            found.append(Row(value=float(values[0]), n=1, unit="pretraining", **where))
+        found.append(Row.over(values, "pretraining", **where))
     return Result.of(found)
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from repscope.conditions import COPY, COPY_MATCHED, ESTIMATE, INDEPENDENT, MATCHED, NO_BIAS, REBASIN, SHUFFLED_GROUPS
 from repscope.report.text import format_estimate
+from repscope.results import records
 from repscope.studies.run.study import Record
 from repscope.trace.barriers import GAP
 from repscope.trace.run_table import EUCLIDEAN
@@ -14,7 +15,7 @@ PLANTED, UNBIASED = ESTIMATE, NO_BIAS
 
 def _rows(record: Record[Any]) -> dict[tuple[str, str, str], dict[Any, Any]]:
     """(condition, metric, item) → row of the summary."""
-    return {(r["condition"], r["metric"], r["item"]): r for r in record.results["summary"].table.to_dict("records")}
+    return {(r["condition"], r["metric"], r["item"]): r for r in records(record.results["summary"].table)}
 
 
 def inits(record: Record[Any]) -> list[int]:
@@ -43,9 +44,8 @@ def sentences(record: Record[Any]) -> list[str]:
     ]
     if ratio:
         lines.append(
-            f"Convexity gap, mean across groups / mean within groups: {'; '.join(ratio)}. For Euclidean distances "
-            f"between weights, this ratio is {format_estimate(rows[PLANTED, 'ratio', EUCLIDEAN])} for the groups with "
-            "early bias."
+            f"Convexity gap, mean across groups / mean within groups: {'; '.join(ratio)}. For Euclidean distances between weights, "
+            f"this ratio is {format_estimate(rows[PLANTED, 'ratio', EUCLIDEAN])} for the groups with early bias."
         )
     clusters = [
         f"{name} {format_estimate(rows[PLANTED, 'ARI', key])}"
@@ -73,12 +73,11 @@ def sentences(record: Record[Any]) -> list[str]:
         )
     lines += _tests(rows, n)
     if "apart" in record.results:
-        gaps = {r["condition"]: r for r in record.results["apart"].select(item=f"all pairs: {GAP}").to_dict("records")}
+        gaps = {r["condition"]: r for r in records(record.results["apart"].table, item=f"all pairs: {GAP}")}
         lines.append(
-            "Control, runs from independent pretrainings: the gap between them is "
-            f"{format_estimate(gaps[INDEPENDENT])} nats, and {format_estimate(gaps[REBASIN])} after weight matching. "
-            f"Between a run and a permuted copy it is {format_estimate(gaps[COPY])}, and "
-            f"{format_estimate(gaps[COPY_MATCHED])} after weight matching."
+            f"Control, runs from independent pretrainings: the gap between them is {format_estimate(gaps[INDEPENDENT])} nats, and "
+            f"{format_estimate(gaps[REBASIN])} after weight matching. Between a run and a permuted copy it is "
+            f"{format_estimate(gaps[COPY])}, and {format_estimate(gaps[COPY_MATCHED])} after weight matching."
         )
     return [*lines, *_failed_biases(record), *_published_sentences(record)]
 

@@ -7,7 +7,7 @@ import pandas as pd
 
 from repscope.conditions import ESTIMATE, NO_BIAS, SHUFFLED_GROUPS, WITHIN_TERMS
 from repscope.report.verdict import Verdict, side, thresholds
-from repscope.results import select
+from repscope.results import records, select
 from repscope.studies.paths.order_names import BLIMP, ORDER
 from repscope.studies.paths.order_verdict import order_verdict
 from repscope.studies.paths.published import IN_DOMAIN, LEFT
@@ -16,7 +16,7 @@ from repscope.trace.barriers import GAP
 
 def verdict(table: pd.DataFrame) -> Verdict:
     """Of the runs trained here; of a published table where none were trained."""
-    rows = {(r["condition"], r["metric"], r["item"]): r for r in select(table, step="summary").to_dict("records")}
+    rows = {(r["condition"], r["metric"], r["item"]): r for r in records(table, step="summary")}
     if not rows and select(table, metric="auc").empty and not select(table, split=BLIMP).empty:
         return _summary(table)
     found, order = _trained(rows) if rows else _published(table), order_verdict(table)
@@ -26,7 +26,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
 def _summary(table: pd.DataFrame) -> Verdict:
     """Of a summary of models alone: whether all pairs of models share an order beyond wider phenomena."""
     held = select(table, metric=ORDER, split=BLIMP)
-    sides = {c: {side(r, 0.0) for r in select(held, condition=c).to_dict("records")} for c in (ESTIMATE, WITHIN_TERMS)}
+    sides = {c: {side(r, 0.0) for r in records(held, condition=c)} for c in (ESTIMATE, WITHIN_TERMS)}
     if sides[ESTIMATE] == sides[WITHIN_TERMS] == {"above"}:
         return Verdict("Yes", "All pairs of models find the same paradigms hard, also within wider phenomena.")
     if "above" in sides[ESTIMATE]:
@@ -65,7 +65,7 @@ def _published(table: pd.DataFrame) -> Verdict:
     scores = list(dict.fromkeys(auc[auc["condition"] == ESTIMATE]["item"]))
     if not scores:
         return Verdict("Cannot tell", "No score of the published table could be compared between the clusters.")
-    first = {r["condition"]: r for r in auc[auc["item"] == scores[0]].to_dict("records")}
+    first = {r["condition"]: r for r in records(auc[auc["item"] == scores[0]])}
     if side(first[ESTIMATE], 0.5) == "unclear":
         return Verdict("Cannot tell", "The published clusters may separate the runs' scores no better than chance.")
     left = [side(first.get(name), 0.5) for name in LEFT]

@@ -361,9 +361,9 @@ def find_run(run: str, out: Path) -> RunFolder:
     return runs[matching[0]]
 
 
-def slug(name: str, most: int = 60) -> str:
+def slug(name: str) -> str:
     """A name as a part of a folder's name."""
-    return readable(Path(name).name.removesuffix(".gguf"), most)
+    return readable(Path(name).name.removesuffix(".gguf"), 60)
 
 
 __all__ = ["MARK", "PAGE", "RunFolder", "find_run", "list_runs", "need_folder", "slug"]

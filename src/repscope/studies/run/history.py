@@ -7,6 +7,7 @@ import pandas as pd
 
 from repscope.errors import UserError
 from repscope.report.claims import Citation, evaluate_claims, load_claims
+from repscope.results import records
 from repscope.studies.run.folder import RunFolder, list_runs
 
 
@@ -63,7 +64,7 @@ def run_summary(run: RunFolder) -> list[dict[str, Any]]:
     if (table["study"] == "verify").all():
         return [
             {"check": r["item"], "condition": r["condition"], "error": _told(r["value"]), "compared": r["definition"]}
-            for r in table.to_dict("records")
+            for r in records(table)
         ]
     short = table[table["layer"].isna() & (table["site"] != "embed") & table["lo"].notna()]
     if short.empty:  # a run whose numbers all have a block, or none an interval: a lens, a bench
@@ -78,7 +79,7 @@ def run_summary(run: RunFolder) -> list[dict[str, Any]]:
             "n": int(r["n"]),
             "unit": r["unit"],
         }
-        for r in short.to_dict("records")
+        for r in records(short)
     ]
 
 

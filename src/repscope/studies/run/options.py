@@ -3,13 +3,14 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from repscope.data.reading import HELP, How
 
 DEFAULT_MODEL = "smollm2-135m-instruct-q4"
+Sizes = dict[str, Any]
 Dtype = Literal["float32", "bfloat16", "float16"]  #: as `models.loading.sources.Dtype`, which brings torch with it
 
 
@@ -17,6 +18,8 @@ class StudyOptions(BaseModel):
     """Options of every study. Subclasses add their own; each field's description is its `--help`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    SHORT: ClassVar[Sizes] = {}  #: the smaller numbers of `short`
+    TINY: ClassVar[Sizes] = {}  #: those of `tiny`
 
     seed: int = Field(0, ge=0, lt=2**32, description="Seed of every random choice.")
     short: bool = Field(False, description="Minutes instead of tens of minutes: fewer prompts and repetitions, for a page.")
@@ -44,7 +47,7 @@ class StudyOptions(BaseModel):
 
     def sized(self) -> Self:
         """The options of the run, with the smaller numbers of `short` and `tiny` for options that were not given."""
-        return self
+        return self.with_sizes(self.TINY if self.tiny else self.SHORT if self.short else {})
 
     def files(self) -> list[Path]:
         """The user's files on which the result depends."""
@@ -81,6 +84,12 @@ class TableOptions(BaseModel):
     def how(self) -> How:
         """How tables are read, as keyword arguments."""
         return How(decimal=self.decimal, na=self.na, quote=self.quote)
+
+
+def files_in(*names: str | Path | None) -> list[Path]:
+    """The files of these names, and all those in folders of these names; what is no file is left out."""
+    paths = [Path(name).expanduser() for name in names if name is not None]
+    return [p for path in paths for p in (sorted(path.rglob("*")) if path.is_dir() else [path]) if p.is_file()]
 
 
 def _as_text(value: Any) -> Any:

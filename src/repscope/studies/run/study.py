@@ -18,6 +18,7 @@ from repscope.studies.run.options import StudyOptions
 if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
 
+Made = TypeVar("Made")
 AnyOptions = TypeVar("AnyOptions", bound=StudyOptions)
 
 
@@ -47,6 +48,13 @@ class Setup(Generic[AnyOptions]):
     options: AnyOptions
     load: "Callable[[], LanguageModel] | None" = None
     memo: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, make: Callable[[], Made]) -> Made:
+        """What the steps of one run share: made at the first call of this name."""
+        if name not in self.memo:
+            self.memo[name] = make()
+        found: Made = self.memo[name]
+        return found
 
     @cached_property
     def network(self) -> "LanguageModel":
@@ -131,6 +139,12 @@ class Subject:
     facts: Mapping[str, Any] = field(default_factory=dict)
     key: Mapping[str, Any] = field(default_factory=dict)
     beside: Mapping[str, str] = field(default_factory=dict)
+
+
+def trained_here(setup: Setup[AnyOptions], networks: str) -> Subject:
+    """Networks that the study trains; networks: what they are called."""
+    facts = {"model": networks, "precision": "float32, trained in this run"}
+    return Subject("tiny" if setup.options.tiny else networks, networks, facts)
 
 
 @dataclass(frozen=True)

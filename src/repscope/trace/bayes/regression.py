@@ -26,7 +26,7 @@ from jaxtyping import Float
 from repscope import stats
 from repscope.conditions import ESTIMATE
 from repscope.errors import UserError
-from repscope.models.loading.stacked_weights import State
+from repscope.models.loading.stacked_weights import State, arrays_of
 from repscope.results import Result, Row
 from repscope.worlds.regression import Regression, discrete_mmse, network, ridge
 from repscope.worlds.regression.tasks import Source
@@ -121,7 +121,7 @@ def regression_result(options: RegressionOptions, *, saved: Path | None = None) 
     columns = [f"{_named(m)}, {seed}" for m in options.diversities for seed in range(options.seeds)]
     losses = pd.DataFrame(trained.losses[::stride], columns=columns)
     losses.insert(0, "step", np.arange(0, options.steps, stride))
-    arrays = {f"w/{name}": value.numpy() for name, value in trained.state.items()}
+    arrays = arrays_of(trained.state)
     return Result.of(rows, arrays=arrays, side={"losses": losses, "networks": pd.DataFrame(own)})
 
 

@@ -172,15 +172,11 @@ def _kl(
 def _sums(
     lm: LanguageModel, hidden: Sequence[Float[np.ndarray, "token d_model"]], logits: Sequence[torch.Tensor]
 ) -> Float[np.ndarray, "prompt"]:
-    return np.array(
-        [
-            sum(
-                float(divergences(lm.unembed(h[i : i + _ROWS], normed=True), p[i : i + _ROWS]).tuned_base.sum())
-                for i in range(0, len(h), _ROWS)
-            )
-            for h, p in zip(hidden, logits)
-        ]
-    )
+    def whole(h: np.ndarray, p: torch.Tensor) -> float:
+        parts = [slice(i, i + _ROWS) for i in range(0, len(h), _ROWS)]
+        return sum(float(divergences(lm.unembed(h[part], normed=True), p[part]).tuned_base.sum()) for part in parts)
+
+    return np.array([whole(h, p) for h, p in zip(hidden, logits)])
 
 
 def _recovered(
@@ -201,13 +197,8 @@ def _recovered(
         chosen = max(mine, key=lambda s: float(np.mean([best[k][1] for k in mine[s]])))
         for name, ks in [*((at_site(s), ks) for s, ks in mine.items()), ({"site": CHOSEN, "item": str(chosen)}, mine[chosen])]:
             here = where | name | {"condition": condition}
-            share = stats.functions_of_ratios(
-                after[ks].mean(0)[:, None],
-                before[:, None],
-                {"share": lambda ratios: 1 - ratios[:, 0]},
-                unit="prompt",
-                seed=where["seed"],
-            )["share"]
+            sums, function = (after[ks].mean(0)[:, None], before[:, None]), {"share": lambda ratios: 1 - ratios[:, 0]}
+            share = stats.functions_of_ratios(*sums, function, unit="prompt", seed=where["seed"])["share"]
             yield Row.of(share, metric="recovered KL", definition=DEFINITIONS["recovered KL"], **here)
             scale = float(np.mean([best[k][0].scale for k in ks]))
             yield Row(value=scale, metric="scale", definition=DEFINITIONS["scale"], n=len(ks), unit="direction", **here)

@@ -216,8 +216,7 @@ def hits(
         return common.astype(np.float64)
     probes = probe_directions(fitted[train], ProbeTask(task.name, "class", task.values[train], task.classes), "resid_post.0")
     scores = np.stack([p.score(read[test]) for p in probes], axis=1)
-    right: np.ndarray = (scores.argmax(1) == task.values[test]).astype(np.float64)
-    return right
+    return np.asarray((scores.argmax(1) == task.values[test]).astype(np.float64))
 
 
 def _read(

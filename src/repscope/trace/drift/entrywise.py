@@ -15,7 +15,7 @@ For x of the base and y of the tuned checkpoint, d = y − x:
 A sum that is not finite means weights that are not (an error), or squares beyond float32 (computed again in float64).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -48,13 +48,8 @@ class Sums:
     rounding: float = 0.0
 
     def __iadd__(self, other: "Sums") -> "Sums":
-        self.entries += other.entries
-        self.base += other.base
-        self.tuned += other.tuned
-        self.change += other.change
-        self.same32 += other.same32
-        self.same16 += other.same16
-        self.rounding += other.rounding
+        for f in fields(self):
+            setattr(self, f.name, getattr(self, f.name) + getattr(other, f.name))
         return self
 
 

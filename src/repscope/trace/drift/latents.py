@@ -174,8 +174,7 @@ def _inside(r: Float[np.ndarray, "latent"], low: float, high: float) -> Float[np
 
 def _cosines(a: Float[np.ndarray, "latent d"], b: Float[np.ndarray, "latent d"]) -> Float[np.ndarray, "latent"]:
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    found: np.ndarray = np.divide((a * b).sum(1), norms, out=np.zeros(len(a)), where=norms > 0)
-    return found
+    return np.asarray(np.divide((a * b).sum(1), norms, out=np.zeros(len(a)), where=norms > 0))
 
 
 def _unexplained(sae: SparseAutoencoder, x: Float[torch.Tensor, "row d"]) -> tuple[float, float]:
@@ -197,5 +196,4 @@ def _correlation(
 ) -> Float[np.ndarray, "latent"]:
     """Pearson's r from sums; 0 where one side is constant."""
     bottom = np.sqrt(np.maximum(uu - su**2 / n, 0) * np.maximum(vv - sv**2 / n, 0))
-    found: np.ndarray = np.divide(uv - su * sv / n, bottom, out=np.zeros_like(su), where=bottom > 1e-12 * np.maximum(uu, 1e-300))
-    return found
+    return np.asarray(np.divide(uv - su * sv / n, bottom, out=np.zeros_like(su), where=bottom > 1e-12 * np.maximum(uu, 1e-300)))

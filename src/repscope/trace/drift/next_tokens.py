@@ -99,17 +99,7 @@ def token_ranks(logits: Logits, ids: Int[Tensor, "*position"] | Int[np.ndarray, 
     """
     values = torch.as_tensor(logits)
     own = values.gather(-1, torch.as_tensor(ids).to(values.device)[..., None])
-    ranks: np.ndarray = (1 + (values > own).sum(-1)).cpu().numpy()
-    return ranks
-
-
-def shift_shares(ranks: Int[np.ndarray, "*position"]) -> dict[str, float]:
-    """Shares of unshifted (rank 1), marginal (2 or 3) and shifted tokens.
-
-    >>> shift_shares(np.array([1, 1, 3, 9]))
-    {'unshifted': 0.5, 'marginal': 0.25, 'shifted': 0.25}
-    """
-    return {name: float(held.mean()) for name, held in zip(SHIFTS, _classes(np.asarray(ranks)))}
+    return np.asarray((1 + (values > own).sum(-1)).cpu().numpy())
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,6 @@
 from repscope.trace.task_shift.fine_tuning import FewShotTuning
 from repscope.trace.task_shift.matching import Match, task_match
 from repscope.trace.task_shift.measurement import measure_task
-from repscope.trace.task_shift.tasks import over_tasks, task_shifts
+from repscope.trace.task_shift.tasks import over_tasks
 
-__all__ = ["FewShotTuning", "Match", "measure_task", "over_tasks", "task_match", "task_shifts"]
+__all__ = ["FewShotTuning", "Match", "measure_task", "over_tasks", "task_match"]

@@ -85,8 +85,7 @@ class Match:
         """1 where a task's own shift is the most similar one, 1/n where n are."""
         largest = self.centred.max(2).T
         ties = (self.centred >= largest.T[:, :, None] - TIE).sum(2).T
-        found: np.ndarray = np.where(self.same >= largest - TIE, 1.0 / ties, 0.0)
-        return found
+        return np.asarray(np.where(self.same >= largest - TIE, 1.0 / ties, 0.0))
 
 
 def task_match(first: Shifts, second: Shifts, *, permutations: int = PERMUTATIONS, seed: int = 0) -> Match:
@@ -238,5 +237,4 @@ def _unit(
     """Each vector at norm 1. Those that are zero up to rounding of `scale` (default: of x itself), at their site, are zero."""
     norm = np.linalg.norm(x, axis=-1, keepdims=True)
     largest = np.linalg.norm(x if scale is None else scale, axis=-1, keepdims=True).max(0, keepdims=True, initial=0.0)
-    found: np.ndarray = np.divide(x, norm, out=np.zeros_like(x), where=norm > 1e-12 * largest)
-    return found
+    return np.asarray(np.divide(x, norm, out=np.zeros_like(x), where=norm > 1e-12 * largest))

@@ -70,12 +70,24 @@ def measure_task(
     other_vectors: Result | None = None,
     seed: int = 0,
 ) -> Result:
-    """Measure one task; `over_tasks` compares several. Arguments as `task_shifts`, which does both.
+    """Measure one task; `over_tasks` compares several.
 
     Parameters
     ----------
-    other
-        The task whose examples are a control, encoded alike.
+    lm
+        A causal network with float32 weights. It is not changed.
+    task, other
+        The task; one whose examples are a control, encoded alike.
+    tunings
+        Ways of fine-tuning, at most one per method.
+    at
+        Sites of the shifts.
+    vectors_at
+        Sites at which one vector is added; default: `resid_post` of at most four blocks, evenly spaced.
+    queries, dev_items
+        Test queries (half of them choose vectors and scales), and held-out items that choose the number of steps.
+    scales
+        Factors of the mean shift.
     other_vectors
         Measurement of another task at the same sites, whose vectors are a control of the recovered KL; None: without this control.
 
@@ -90,7 +102,7 @@ def measure_task(
     UserError
         For tasks that cannot be compared, too few queries, and as `contexts` and `fine_tuned`.
     """
-    options = checked(lm, task, tuple(tunings), at, vectors_at, queries, dev_items, tuple(scales), seed)
+    options = _checked(lm, task, tuple(tunings), at, vectors_at, queries, dev_items, tuple(scales), seed)
     sites = options.sites
     dev = task.queries("dev", options.dev_items)
     found = contexts(lm, task, other, task.queries("test", options.queries), seed=seed)
@@ -237,7 +249,7 @@ def _but(where: dict[str, Any], *names: str) -> dict[str, Any]:
     return {k: v for k, v in where.items() if k not in names}
 
 
-def checked(
+def _checked(
     lm: "LanguageModel",
     task: EncodedTask,
     tunings: tuple[FewShotTuning, ...],

@@ -61,20 +61,10 @@ def shift_rows(pairs: Sequence[tuple[str, str, Rows3, Rows3]], sites: Sequence[S
                     Row.of(estimate, metric="cosine per query", definition=DEFINITIONS["cosine per query"], condition=name, **place)
                 )
             value = float(_cosine(a[i].mean(0, dtype=np.float64), b[i].mean(0, dtype=np.float64)))
-            metric = "cosine of means"
             if not np.isfinite(value):
                 continue
-            rows.append(
-                Row(
-                    metric=metric,
-                    definition=DEFINITIONS[metric],
-                    condition=condition,
-                    value=value,
-                    n=a.shape[1],
-                    unit="query",
-                    **place,
-                )
-            )
+            place |= {"metric": "cosine of means", "definition": DEFINITIONS["cosine of means"], "condition": condition}
+            rows.append(Row(value=value, n=a.shape[1], unit="query", **place))
     return rows
 
 

@@ -1,12 +1,12 @@
 """In-context learning and fine-tuning on the same k examples in one space: several tasks, and what they have in common.
 
-`measure_task` measures each task, with the next one in the list as "another task". Over tasks: the mean of every number, and
-matching after centring (`matching`). Controls: examples with permuted outputs, examples of another task, and fine-tuning on
-permuted outputs in place of the estimate's. Ceiling: in-context learning matched with itself on the other half of the queries.
+`measure_task` measures each task. Over tasks: the mean of every number, and matching after centring (`matching`). Controls:
+examples with permuted outputs, examples of another task, and fine-tuning on permuted outputs in place of the estimate's. Ceiling:
+in-context learning matched with itself on the other half of the queries.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,99 +22,16 @@ from repscope.conditions import (
     SHUFFLED_SHOTS,
     TUNED_PERMUTED,
 )
-from repscope.data.tasks import EncodedTask
 from repscope.errors import UserError
 from repscope.models.sites import Site
-from repscope.progress import progress
 from repscope.results import Result, Row
 from repscope.stats.permutation import PERMUTATIONS
-from repscope.trace.task_shift.fine_tuning import FewShotTuning
 from repscope.trace.task_shift.matching import LEAST, match_rows
-from repscope.trace.task_shift.measurement import DEFAULT_TUNINGS, MEANS, checked, measure_task
-from repscope.trace.task_shift.recovery import SCALES
-
-if TYPE_CHECKING:
-    from repscope.models.language import LanguageModel
+from repscope.trace.task_shift.measurement import MEANS
 
 ALL_TASKS = "all tasks"
 MATCH = "match "  #: arrays of centred cosines: this and the item
 _CONTROLS = {LORA: LORA_PERMUTED, FULL_TUNING: FULL_TUNING_PERMUTED}
-
-
-def task_shifts(
-    lm: "LanguageModel",
-    tasks: Sequence[EncodedTask],
-    *,
-    tunings: Sequence[FewShotTuning] = DEFAULT_TUNINGS,
-    at: str | Site | Sequence[str | Site] = ("resid_post", "attn_out"),
-    vectors_at: str | Site | Sequence[str | Site] | None = None,
-    queries: int = 40,
-    dev_items: int = 20,
-    scales: Sequence[float] = SCALES,
-    permutations: int = PERMUTATIONS,
-    seed: int = 0,
-) -> Result:
-    """Compare in-context learning with fine-tuning on the same examples, on several tasks.
-
-    Parameters
-    ----------
-    lm
-        A causal network with float32 weights. It is not changed.
-    tasks
-        At least three, encoded with one template and number of examples k. Call once per k.
-    tunings
-        Ways of fine-tuning, at most one per method.
-    at
-        Sites of the shifts.
-    vectors_at
-        Sites at which one vector is added; default: `resid_post` of at most four blocks, evenly spaced.
-    queries, dev_items
-        Test queries per task (half of them choose vectors and scales), and held-out items that choose the number of steps.
-    scales
-        Factors of the mean shift.
-    permutations, seed
-        Of the match over tasks; of the draws, LoRA and intervals.
-
-    Returns
-    -------
-    Result
-        The rows of all tasks (`measure_task`) and over tasks (`over_tasks`), which describe the arrays and side tables. The first
-        task has no vector of another task as control of the recovered KL; each other one has that of the task before.
-
-    Raises
-    ------
-    UserError
-        For fewer than three tasks, or tasks that are encoded differently; and as `measure_task`.
-    """
-    names = [task.name for task in tasks]
-    if len(names) < LEAST or len(set(names)) < len(names):
-        raise UserError(f"The tasks are {', '.join(names) or 'none'}; give at least {LEAST}, each once.")
-    if len({(task.template, task.shots) for task in tasks}) > 1:
-        raise UserError("The tasks have different templates or numbers of examples; encode all alike and call once per number.")
-    for task in tasks:  # before the first one takes its time
-        checked(lm, task, tuple(tunings), at, vectors_at, queries, dev_items, tuple(scales), seed)
-    done = list[Result]()
-    with progress("Adapting to tasks", len(tasks)) as advance:
-        for i, task in enumerate(tasks):
-            done.append(
-                measure_task(
-                    lm,
-                    task,
-                    tasks[(i + 1) % len(tasks)],
-                    tunings=tunings,
-                    at=at,
-                    vectors_at=vectors_at,
-                    queries=queries,
-                    dev_items=dev_items,
-                    scales=scales,
-                    other_vectors=done[-1] if done else None,
-                    seed=seed,
-                )
-            )
-            advance(1)
-    found = over_tasks(names, done, permutations=permutations, seed=seed)
-    table = pd.concat([*(one.table for one in done), found.table], ignore_index=True)
-    return Result(table, found.arrays, found.side, found.notes)
 
 
 def over_tasks(names: Sequence[str], measured: Sequence[Result], *, permutations: int = PERMUTATIONS, seed: int = 0) -> Result:

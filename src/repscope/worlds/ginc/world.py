@@ -106,8 +106,7 @@ class GincWorld:
     @property
     def symbols(self) -> Int[np.ndarray, "state"]:
         """The symbol that each state emits."""
-        emitted: np.ndarray = self.table.reshape(-1)
-        return emitted
+        return np.asarray(self.table.reshape(-1))
 
     @cached_property
     def transitions(self) -> Float[np.ndarray, "concept state state"]:

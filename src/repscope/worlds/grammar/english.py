@@ -51,9 +51,9 @@ def _noun_phrase(
     return _Subject(words, many, "m" if noun in _MEN else "f" if noun in _WOMEN else "", shows)
 
 
-def _modified(rng: np.random.Generator, kind: str, plural: bool | None = None) -> tuple[_Subject, str]:
+def _modified(rng: np.random.Generator, kind: str) -> tuple[_Subject, str]:
     """A subject with a modifier of a kind, and the phenomenon that its verb shows."""
-    head = _noun_phrase(rng, plural)
+    head = _noun_phrase(rng)
     if kind == "phrase":
         inner = _noun_phrase(rng)
         words = [*head.words, _pick(rng, _NEAR), *inner.words]

@@ -87,8 +87,7 @@ class Pairs:
     def by_phenomenon(self, right: Float[np.ndarray, "*run pair"]) -> Float[np.ndarray, "*run phenomenon"]:
         """Mean over the pairs of each phenomenon."""
         of = np.array(self.phenomenon)
-        found: np.ndarray = np.stack([right[..., of == name].mean(-1) for name in self.names], axis=-1)
-        return found
+        return np.asarray(np.stack([right[..., of == name].mean(-1) for name in self.names], axis=-1))
 
 
 def make_pairs(grammar: Grammar, count: int, seed: int = 0, phenomena: tuple[str, ...] = ()) -> Pairs:

@@ -25,7 +25,6 @@ from repscope.worlds.hans.examples import GROUPS, HansExamples
 from repscope.worlds.hans.training import Schedule, TrainingRun
 
 Tick = Callable[[float], None]
-ID, OOD = "loss", "ood error"  #: what runs are compared by
 _PRETRAIN, _TUNE, _JUDGE = 11, 12, 13  #: of random generators, so that no two uses share numbers
 
 

@@ -130,8 +130,7 @@ def _patched(
 
     def success(x: Tensor) -> np.ndarray:
         given = _logits(state, x[:, :, 2]).argmax(-1)
-        share: np.ndarray = (((given == wanted) & valid).sum(1) / count).double().numpy()
-        return share
+        return np.asarray((((given == wanted) & valid).sum(1) / count).double().numpy())
 
     before = success(streams[-1])
     found, without = dict[tuple[str, str], np.ndarray](), dict[tuple[str, str], np.ndarray]()

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from repscope.errors import UserError
 from repscope.read.sae.autoencoder import SparseAutoencoder
@@ -77,16 +76,3 @@ class Crosscoder:
         """r of each latent: the share of the last source in the sum of decoder norms."""
         norms = self.decoder_norms
         return norms[-1] / norms.sum(0)
-
-    def decoder_cosines(self, first: str, second: str) -> Float[Tensor, "latent"]:
-        """Cosine between the decoder rows of two sources of equal width.
-
-        Raises
-        ------
-        UserError
-            For an unknown source, or sources of different widths.
-        """
-        a, b = self.decoder(first), self.decoder(second)
-        if a.shape != b.shape:
-            raise UserError(f"{first} has {a.shape[1]} features and {second} {b.shape[1]}; their directions cannot be compared.")
-        return cosine_similarity(a, b, dim=1)
