@@ -1,6 +1,6 @@
 """Maps of low rank (`rs.read.lre(…, rank="auto")`) compared with whole ones: products, memory, faithfulness, edits.
 
-    python benchmarks/low_rank.py [--relations country-capital] [--items 110] [--edits 20] [--write]
+    python benchmarks/low_rank.py [--relations country-capital …] [--items 110] [--edits 20] [--write]
 
 1. SmolLM2-135M, one split of each relation: the maps of all layers to the last block and to the block of the concepts, whole and of
    low rank. Layer and β of each are chosen on one half of the known facts; faithfulness and edits are those of the other half,
@@ -53,15 +53,27 @@ def main() -> None:
     if "smollm" in given.parts:
         head = ("relation", "maps", "products", "CPU s", "numbers per W, of d²", "estimated error", "faithfulness", "edits")
         lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-        lines += [row for name in given.relations for row in compared(name, given.items, given.edits)]
+        gains: list[list[np.ndarray]] = []
+        for name in given.relations:
+            rows, apart = compared(name, given.items, given.edits)
+            lines += rows
+            gains.append(apart)
+        if len(gains) > 1:
+            lines.append(differences("all of them", [np.concatenate(each) for each in zip(*gains)]))
     text = "\n".join([*lines, "", *(wide() if "wide" in given.parts else [])])
     print(text)
     if given.write:
         machine.write_section("low rank", text)
 
 
-def compared(name: str, items: int, most: int) -> list[str]:
-    """Rows of one relation: whole maps, maps of low rank, and the difference paired by subject."""
+def differences(name: str, apart: list[np.ndarray]) -> str:
+    """The row of differences paired by subject."""
+    told = (stats.mean(d[~np.isnan(d)], unit="subject") for d in apart)
+    return f"| {name} | difference | | | | | {' | '.join(f'{e} (n = {e.n})' for e in told)} |"
+
+
+def compared(name: str, items: int, most: int) -> tuple[list[str], list[np.ndarray]]:
+    """Rows of one relation: whole maps, maps of low rank, and the difference paired by subject; and these differences."""
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, __file__, "--items", str(items), "--edits", str(most), "--child", name]
         both = [subprocess.Popen([*words, label, folder]) for label in LABELS]
@@ -76,8 +88,7 @@ def compared(name: str, items: int, most: int) -> list[str]:
         cells = [str(one["products"]), f"{one['seconds']:.1f}", f"{one['share']:.2f}", one["error"]]
         rows.append(f"| {name} | {label} | {' | '.join(cells)} | {' | '.join(f'{e} (n = {e.n})' for e in told)} |")
     apart = [b - a for a, b in zip(*hits)]
-    gains = [str(stats.mean(d[~np.isnan(d)], unit="subject")) for d in apart]
-    return [*rows, f"| {name} | difference | | | | | {' | '.join(gains)} |"]
+    return [*rows, differences(name, apart)], apart
 
 
 def child(name: str, label: str, folder: str, items: int, most: int) -> None:

@@ -5,7 +5,7 @@ and pool across splits.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,7 +30,7 @@ from repscope.read.concept_directions import (
 )
 from repscope.read.concept_directions import right as named
 from repscope.read.known_facts import EncodedFacts, distinct, most_likely, starts_with
-from repscope.read.linear_relations import WIDE, LREs, begins, best_beta, lre, ridge_map, translation
+from repscope.read.linear_relations import WIDE, LREs, at_subject_and_end, begins, best_beta, lre, ridge_map, translation
 from repscope.read.token_sums import most_likely_of_sums
 from repscope.steer.fact_editing import kl, logits_after_edit, random_step
 
@@ -122,8 +122,8 @@ class Split:
 
     @cached_property
     def early(self) -> LREs:
-        """Maps to the layer of the concepts."""
-        return lre(self.lm, self.spelt, examples=self.examples, target=self.object_site, rank=self.rank)
+        """Maps to the layer of the concepts, with those of each example."""
+        return lre(self.lm, self.spelt, examples=self.examples, target=self.object_site, rank=self.rank, each=not is_wide(self.lm))
 
     @cached_property
     def shown(self) -> Half:
@@ -146,12 +146,7 @@ class Split:
 
     def _half(self, pairs: Sequence[Pair]) -> Half:
         prompts = [self.prompt(s) for s, _ in pairs]
-        sites = [str(s) for s in self.lm.resolve(["embed", "resid_post"])]
-        at, end = (
-            self.lm.capture(prompts, sites, "subject.last"),
-            self.lm.capture(prompts, [self.object_site, self.last_site], "last"),
-        )
-        return Half(pairs, {s: at[s] for s in sites}, {s: end[s] for s in (self.object_site, self.last_site)})
+        return Half(pairs, *at_subject_and_end(self.lm, prompts, ["embed", "resid_post"], [self.object_site, self.last_site]))
 
 
 def faithfulness(split: Split, tick: Tick) -> Hits:
@@ -262,10 +257,8 @@ def classification(split: Split, ranks: Sequence[int], tick: Tick) -> tuple[Hits
     shuffled = np.random.default_rng(split.seed).permutation(len(everything.pairs))
     mixed = concepts(fits[site], everything.end[here], [everything.objects[x] for x in shuffled], rank)
     hits["shuffled objects|chosen"] = scored(mixed.classify(test))
-    prompts = [split.prompt(s) for s, _ in split.examples]
-    jac, weight = split.lm.jacobian(prompts, site, here, source_tokens="subject.last"), fits[site].weight
-    each = [LowRank(weight.left, rows) for rows in jac.vjp(weight.left.T)] if isinstance(weight, LowRank) else jac.matrix()
-    after = concepts(fits[site], everything.end[here], everything.objects, rank, inverse=mean_of_inverses(each, rank))
+    inverse = mean_of_inverses(_of_each_example(split, site), rank)
+    after = concepts(fits[site], everything.end[here], everything.objects, rank, inverse=inverse)
     hits["mean of the inverses|chosen"] = scored(after.classify(test))
     whole = lre(split.lm, split.spelt, examples=split.examples, sites=[site], target=here, tokens="mean", rank=split.rank)
     states = whole.states(split.lm, everything.pairs)
@@ -274,13 +267,24 @@ def classification(split: Split, ranks: Sequence[int], tick: Tick) -> tuple[Hits
     return hits, made, ""
 
 
+def _of_each_example(split: Split, site: str) -> Float[np.ndarray, "example d_target d_source"] | list[LowRank]:
+    """The examples' own maps from a site to the layer of the concepts, which are not kept after that."""
+    early = split.early
+    if early.each is not None:
+        split.early = replace(early, each=None)
+        return early.each[site]
+    prompts = [split.prompt(s) for s, _ in split.examples]
+    jac, weight = split.lm.jacobian(prompts, site, split.object_site, source_tokens="subject.last"), early[site].weight
+    return [LowRank(weight.left, rows) for rows in jac.vjp(weight.left.T)] if isinstance(weight, LowRank) else jac.matrix()
+
+
 def edits(
     split: Split, sites: Sequence[str], ranks: Sequence[int], most: int, other: "Callable[[str], Prompt | None]", tick: Tick
 ) -> tuple[Hits, pd.DataFrame]:
     """Change facts: v_o' - o pulled back through W† and added at the subject; layer and rank chosen on the choosing half."""
     lm, here = split.lm, split.object_site
     ranks = split.usable(ranks)
-    pulled = {(site, r): split.early[site].inverse(r) for site in sites for r in ranks}
+    places = [(site, r) for site in sites for r in dict.fromkeys(ranks)]
     known = split.shown + split.rest
     names, means = class_means(known.end[here], known.objects)
     rng = np.random.default_rng(split.seed)
@@ -293,7 +297,7 @@ def edits(
             return None
         k = int(rng.choice(free))
         moved = means[k] - half.end[here][i]
-        return names[k], moved, {place: back @ moved for place, back in pulled.items()}
+        return names[k], moved, {(site, r): split.early[site].pulled_back(moved[None], r)[0] for site, r in places}
 
     def works(logits: np.ndarray, new: str) -> np.ndarray:
         return np.array([starts_with(lm.tokenizer.decode([int(t)]), new) for t in logits.argmax(-1)], dtype=float)
@@ -303,8 +307,7 @@ def edits(
         if (found := tried(split.rest, i)) is not None:
             steps = [(site, step) for (site, _), step in found[2].items()]
             rates.append(works(logits_of(split.prompt(split.rest.pairs[i][0]), steps)[1:], found[0]))
-    order = list(pulled)
-    site, rank = order[int(np.mean(rates, 0).argmax())] if rates else order[0]
+    site, rank = places[int(np.mean(rates, 0).argmax())] if rates else places[0]
     tick(0.3)
     count = min(most, len(split.report.pairs))
     hits: dict[str, np.ndarray] = {}
@@ -331,7 +334,7 @@ def edits(
             put(f"rank {r}|{at}", i, value)
         for dose, value in zip(DOSES, done[len(steps_of) :]):
             put(f"dose {dose:g}|chosen", i, value)
-        put("estimate|chosen", i, done[order.index((site, rank))])
+        put("estimate|chosen", i, done[places.index((site, rank))])
         put("random direction|chosen", i, float(done[-1 - _RANDOM_DRAWS : -1].mean()))
         put("mean vector of other subjects|chosen", i, done[-1])
         _side_effects(split, i, (site, step), random[0], other, logits_of, put)
