@@ -358,7 +358,8 @@ def attribute_lens(lm: "LanguageModel", fits: LREs, text: "str | Prompt", *, top
         chances /= chances.sum(-1, keepdims=True)
         layer = Site.parse(site).layer
         for position, chance in enumerate(chances):
-            order = np.argsort(-chance)[:top_k]
+            order = np.argpartition(-chance, min(top_k, len(chance)) - 1)[:top_k]
+            order = order[np.argsort(-chance[order])]
             words = [lm.tokenizer.decode([int(i)]) for i in order]
             listed = ", ".join(f"{w.strip()} {chance[i]:.2f}" for w, i in zip(words, order))
             place = {"block": -1 if layer is None else layer, "position": position, "token": lm.tokenizer.decode([ids[position]])}

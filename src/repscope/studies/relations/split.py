@@ -31,6 +31,7 @@ from repscope.read.concept_directions import (
 from repscope.read.concept_directions import right as named
 from repscope.read.known_facts import EncodedFacts, distinct, most_likely, starts_with
 from repscope.read.linear_relations import WIDE, LREs, at_subject_and_end, begins, best_beta, lre, ridge_map, translation
+from repscope.read.relations_at_two_layers import lre_at_both
 from repscope.read.token_sums import most_likely_of_sums
 from repscope.steer.fact_editing import kl, logits_after_edit, random_step
 
@@ -43,6 +44,7 @@ ANOTHER = "map on another subject's vector"
 DOSES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 _RANDOM_DRAWS = 3
 _CHOOSING = 8  #: subjects on which an edit's layer and rank are chosen
+_TEXTS = 4  #: edits whose texts are shown
 _NEUTRAL = "The word {subject} stands at the top of the page, and below it"
 
 
@@ -118,12 +120,21 @@ class Split:
     @cached_property
     def fits(self) -> LREs:
         """Maps to the last block."""
-        return lre(self.lm, self.spelt, examples=self.examples, rank=self.rank)
+        fits, self.early = self._maps()
+        return fits
 
     @cached_property
     def early(self) -> LREs:
-        """Maps to the layer of the concepts, with those of each example."""
-        return lre(self.lm, self.spelt, examples=self.examples, target=self.object_site, rank=self.rank, each=not is_wide(self.lm))
+        """Maps to the layer of the concepts."""
+        self.fits, early = self._maps()
+        return early
+
+    def _maps(self) -> tuple[LREs, LREs]:
+        if not is_wide(self.lm):
+            return lre_at_both(self.lm, self.spelt, self.examples, self.object_site)
+        ends = (None, self.object_site)
+        to_last, to_concepts = (lre(self.lm, self.spelt, examples=self.examples, target=end, rank="auto") for end in ends)
+        return to_last, to_concepts
 
     @cached_property
     def shown(self) -> Half:
@@ -315,7 +326,8 @@ def edits(
     def put(name: str, i: int, value: float) -> None:
         hits.setdefault(name, np.full(len(split.report.pairs), np.nan))[i] = value
 
-    texts = []
+    texts: list[dict[str, str]] = []
+    shown: list[tuple[Prompt, np.ndarray]] = []
     for i in range(count):
         subject, old = split.report.pairs[i]
         found = tried(split.report, i)
@@ -338,10 +350,11 @@ def edits(
         put("random direction|chosen", i, float(done[-1 - _RANDOM_DRAWS : -1].mean()))
         put("mean vector of other subjects|chosen", i, done[-1])
         _side_effects(split, i, (site, step), random[0], other, logits_of, put)
-        if i < 4:
-            before, after = _told(lm, prompt, site, step)
-            texts.append({"subject": subject, "object": old, "target": new, "before": before, "after": after})
+        if i < _TEXTS:
+            texts.append({"subject": subject, "object": old, "target": new})
+            shown.append((prompt, step))
         tick(0.7 / count)
+    texts = [row | said for row, said in zip(texts, _told(lm, site, shown))]
     split.facts |= {"edit site": site, "edit rank": rank}
     return hits, pd.DataFrame(texts)
 
@@ -374,9 +387,12 @@ def _side_effects(
     put("kl|random direction", i, float(damage[1]))
 
 
-def _told(lm: "LanguageModel", prompt: Prompt, site: str, step: np.ndarray) -> tuple[str, str]:
-    """How the text goes on, before and after."""
-    before = lm.generate([prompt], 8)[0].text
-    with lm.edit(Edit.add(site, step, tokens="subject.last")):
-        after = lm.generate([prompt], 8)[0].text
-    return before.split("\n")[0].strip(), after.split("\n")[0].strip()
+def _told(lm: "LanguageModel", site: str, shown: Sequence[tuple[Prompt, np.ndarray]]) -> list[dict[str, str]]:
+    """How the texts go on, before and after."""
+    if not shown:
+        return []
+    prompts, steps = [prompt for prompt, _ in shown], np.stack([step for _, step in shown])
+    before = lm.generate(prompts, 8)
+    with lm.edit(Edit.add(site, steps, tokens="subject.last", per_prompt=True)):
+        after = lm.generate(prompts, 8)
+    return [dict(zip(("before", "after"), (c.text.split("\n")[0].strip() for c in both))) for both in zip(before, after)]
