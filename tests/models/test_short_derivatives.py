@@ -29,17 +29,17 @@ def test_values_and_derivatives_are_torchs(f, node):
     x = torch.randn(3, 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
     c = torch.randn(5, 3, 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with Explicit():
-        ours = f(x.float().double() if isinstance(f, LlamaRMSNorm) else x)
+        ours = f(x)
     theirs = f(x)
     assert ours.grad_fn.name().startswith(node)
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     found = torch.func.vmap(lambda one: torch.autograd.grad(ours, x, one, retain_graph=True)[0])(c)
     for one, vector in zip(found, c):
-        torch.testing.assert_close(one, torch.autograd.grad(theirs, x, vector, retain_graph=True)[0], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(one, torch.autograd.grad(theirs, x, vector, retain_graph=True)[0], rtol=1e-4, atol=1e-5)
     u = torch.zeros_like(ours, requires_grad=True)
     (pulled,) = torch.autograd.grad(ours, x, u, create_graph=True)
     (forth,) = torch.autograd.grad(pulled, u, c[0])
-    torch.testing.assert_close(forth, torch.func.jvp(f, (x.detach(),), (c[0],))[1], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(forth, torch.func.jvp(f, (x.detach(),), (c[0],))[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
