@@ -3,8 +3,8 @@
     python benchmarks/studies.py --before CHECKOUT [--only relations entities …] [--rounds 1] [--write]
 
 Both run the same command with the same options, those steps left out that the earlier version has not; each version has a cache of
-its own, which a first load fills. What is timed is the whole process: imports, loading, proofs, the study, its page. Tables are
-compared by `same_tables.py`.
+its own, with its checks of the model in it. What is timed is the whole process: imports, loading, proofs, the study, its page.
+Tables are compared by `same_tables.py`. With `--out`, runs that are there already are not run again.
 """
 
 import argparse
@@ -33,6 +33,7 @@ PROMPTS = (
     "How do computers work?",
 )
 VERSIONS = ("before", "now")
+WARM = "import repscope as rs; from repscope.studies.run.verification import cached_verification as see; see(rs.load())"
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as kept:
         out = given.out or Path(kept)
         for folder in folders.values():
-            python(folder, "-c", "import repscope as rs; rs.load()")
+            python(folder, "-c", WARM)
         rows = [measured(name, JOBS[name], folders, out, given.rounds) for name in given.only]
     lines = [
         f"## Studies from start to end\n\n`python {' '.join(sys.argv)}`, {datetime.date.today()}. {machine.describe()}. "
@@ -97,7 +98,11 @@ def measured(name: str, job: Job, folders: dict[str, Path], out: Path, rounds: i
         for version in VERSIONS if number % 2 == 0 else VERSIONS[::-1]:
             place = out / name.replace(" ", "-").replace(",", "") / f"{version}-{number}"
             options = [word.format(prompts=prompts) for word in (*job.options, *(job.now if version == "now" else ()))]
-            spent[version].append(python(folders[version], "-m", "repscope", "study", job.study, *options, "--out", str(place)))
+            record = place.with_name(f"{place.name}.seconds")
+            if not record.is_file():
+                took = python(folders[version], "-m", "repscope", "study", job.study, *options, "--out", str(place))
+                record.write_text(f"{took:.2f}\n")
+            spent[version].append(float(record.read_text()))
             print(f"{name}, {version}: {spent[version][-1]:.1f} s", file=sys.stderr, flush=True)
     told = "other sizes"
     if job.same:
@@ -116,6 +121,7 @@ def python(folder: Path, *words: str) -> float:
     """Run Python on a checkout with one thread; the processor's seconds."""
     cache = Path(tempfile.gettempdir()) / f"repscope-studies-{folder.name}"
     own = {"PYTHONPATH": str(folder / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "REPSCOPE_CACHE": str(cache)}
+    own |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(cache / "bytecode")}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *words], env=os.environ | own, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
