@@ -31,7 +31,7 @@ from repscope.studies.relations.split import Split, edits, faithfulness
 from repscope.studies.relations.steps import _edit_sites
 from repscope.worlds.tiny import byte_tokenizer, untrained_llama
 
-RANKS, WIDE, LABELS = (4, 8, 16, 32, 64), 2048, ("whole", "low rank")
+RANKS, WIDE, LABELS = (16, 32, 64), 2048, ("whole", "low rank")
 
 
 def main() -> None:
@@ -76,9 +76,8 @@ def compared(name: str, items: int, most: int) -> tuple[list[str], list[np.ndarr
     """Rows of one relation: whole maps, maps of low rank, and the difference paired by subject; and these differences."""
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, __file__, "--items", str(items), "--edits", str(most), "--child", name]
-        both = [subprocess.Popen([*words, label, folder]) for label in LABELS]
-        if sum(process.wait() for process in both):
-            sys.exit("A process failed.")
+        for label in LABELS:
+            subprocess.run([*words, label, folder], check=True)
         found = [json.loads((Path(folder) / f"{label}.json").read_text()) for label in LABELS]
     rows, hits = [], []
     for label, one in zip(LABELS, found):
@@ -99,10 +98,11 @@ def child(name: str, label: str, folder: str, items: int, most: int) -> None:
     here = f"resid_post.{max(1, round(0.9 * lm.blocks) - 1)}"
     split = Split(lm, found.facts, order, 5, here, 0)
     started = time.process_time()
-    rank = "auto" if label == "low rank" else None
-    made = [lre(lm, found.facts, examples=split.examples, target=target, rank=rank) for target in (None, here)]
+    if label == "low rank":
+        maps = [lre(lm, found.facts, examples=split.examples, target=target, rank="auto") for target in (None, here)]
+        vars(split).update(fits=maps[0], early=maps[1])
+    made = split.fits, split.early
     seconds = time.process_time() - started
-    vars(split).update(fits=made[0], early=made[1])
     faithful = faithfulness(split, lambda part: None)["estimate|chosen"].astype(float)
     edited, _ = edits(split, _edit_sites(lm.blocks, here), RANKS, most, lambda subject: None, lambda part: None)
     told, width = made[0].certificate, lm.anatomy.width

@@ -301,7 +301,7 @@ class MeanJacobian:
         return PerSite((site, (w, value - m)) for site, w, m in zip(each.sources, totals, moved))
 
     def low_rank(
-        self, rank: int | None = None, *, tolerance: float = 0.0, seed: int = 0, block: int = BLOCK, probes: int = PROBES
+        self, rank: int | None = None, *, tolerance: float = 0.0, seed: int = 0, block: int | None = None, probes: int = PROBES
     ) -> tuple[dict[Site, tuple[LowRank, Float[np.ndarray, "d_target"]]], Certificate]:
         """As `affine`, from few products: J ≈ QQᵀJ with one Q for all sources, and what that leaves out (see `low_rank`).
 
@@ -317,7 +317,7 @@ class MeanJacobian:
         seed
             Seed of the random start and the probes.
         block
-            Vectors per product.
+            Vectors per product; by default a sixth of the rank, and at least 8. More take less time and give a larger error.
         probes
             Held-out random rows that estimate the error.
 
@@ -369,7 +369,7 @@ class MeanJacobian:
                 most,
                 tolerance=tolerance,
                 seed=seed,
-                block=min(block, height),
+                block=min(max(BLOCK, -(-most // 6)) if block is None else block, height),
                 probes=probes,
                 advance=advance,
             )
