@@ -15,7 +15,7 @@ from repscope.models.prompts import encode
 from repscope.models.sites import Tokens
 from repscope.read.concept_directions import by_means, by_probe, class_means, concepts, cross_validated, mean_of_inverses
 from repscope.read.known_facts import distinct, encode_facts, select_known, starts_with
-from repscope.read.linear_relations import LRE, best_beta, lre, ridge_map, translation
+from repscope.read.linear_relations import LRE, at_subject_and_end, best_beta, lre, ridge_map, translation
 from repscope.worlds.tiny import tiny
 
 HELD = Relation(
@@ -109,6 +109,13 @@ def test_mean_over_the_objects_tokens(llama):
     assert fits["resid_post.1"].weight.shape == (32, 32)
     assert np.allclose(fits.states(llama, [("Chile", "Santiago")])[0], acts["resid_post.3"].mean(0), atol=1e-5)
     other = lre(llama, HELD, examples=HELD.samples[:3], sites=["resid_post.1"])
+    kept = lre(llama, HELD, examples=HELD.samples[:3], sites=["resid_post.0", "resid_post.1"], each=True)
+    assert np.allclose(kept["resid_post.1"].weight, other["resid_post.1"].weight, atol=1e-6)
+    assert np.allclose(kept["resid_post.1"].bias, other["resid_post.1"].bias, atol=1e-6)
+    prompts = [kept.prompt(s) for s, _ in kept.examples]
+    alone = llama.jacobian(prompts, "resid_post.1", "resid_post.3", source_tokens="subject.last").matrix()
+    assert np.allclose(kept.each["resid_post.1"], alone, atol=1e-6)
+    assert other.each is None
     assert other.states(llama, HELD.samples[:2]).shape == (2, 32)
     assert not np.allclose(fits["resid_post.1"].weight, other["resid_post.1"].weight)
 
@@ -126,6 +133,20 @@ def test_the_inverse_of_a_rank():
     with pytest.raises(UserError, match="no rank 13"):
         fit.inverse(13)
     assert np.allclose(mean_of_inverses(weight[None], 5), fit.inverse(5), atol=1e-4)
+    states = rng.normal(size=(4, 12))
+    assert np.allclose(fit.pulled_back(states, 5), states @ fit.inverse(5).T, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_subject_and_end_from_one_pass_are_those_of_two(family, tokenizer):
+    lm = LanguageModel(build(family), tokenizer, family)
+    prompts = [HELD.prompt(s, HELD.samples[:2], k) for s, _ in HELD.samples for k in (0, 1)]
+    sites, ends = ["embed", "resid_post"], ["resid_post.1", f"resid_post.{lm.blocks - 1}"]
+    at, end = at_subject_and_end(lm, prompts, sites, ends)
+    for found, alone in ((at, lm.capture(prompts, sites, "subject.last")), (end, lm.capture(prompts, ends, "last"))):
+        assert list(found) == [str(s) for s in alone.sites]
+        for site, rows in found.items():
+            assert np.allclose(rows, alone[site], atol=1e-5)
 
 
 def test_a_map_of_low_rank_is_kept_as_factors_everywhere(llama):

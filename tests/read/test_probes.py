@@ -16,6 +16,7 @@ from repscope.read.probes import (
     majority,
     probe,
     probe_directions,
+    ridge_classes,
     within_halves,
 )
 
@@ -53,6 +54,35 @@ def test_decision_values_and_penalties_equal_scikit_learns():
     reference = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=PENALTIES)).fit(X[train], kind.values[train])
     ours = _Ridge(X[train], X[test]).predict(kind.columns(kind.values)[train], np.array([3]))
     np.testing.assert_allclose(2 * ours - 1, reference.decision_function(X[test]), rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize(("n", "d"), [(90, 30), (40, 120)])
+def test_penalties_chosen_in_single_precision_are_those_of_double(n, d):
+    """Of values of any size; and where all penalties do equally well, the first one, as in double precision."""
+    X, (kind, _) = made(n, d, signal=0.3)
+    train = np.arange(n - 10)
+    ridge = _Ridge(X[train], X[:0])
+    drawn = np.random.default_rng(0).normal(size=(len(train), 40)) + kind.columns(kind.values)[train, :1]
+    single, double = (
+        ridge._errors(drawn - drawn.mean(0), ridge.q.T @ (drawn - drawn.mean(0)), t) for t in (np.float32, np.float64)
+    )
+    np.testing.assert_allclose(single, double, rtol=1e-5)
+    fitted = drawn - drawn.mean(0) - (ridge.q * ridge.shrink[2]) @ (ridge.q.T @ (drawn - drawn.mean(0)))
+    np.testing.assert_allclose(double[2], np.square(fitted / (1 - ridge.leverage[2])[:, None]).sum(0), rtol=1e-8)
+    for scale in (1e-30, 1.0, 1e30):
+        chosen = ridge._fit(scale * drawn, np.ones(40, dtype=int))[2]
+        assert chosen.tolist() == double.argmin(0).tolist()
+    assert len(set(chosen.tolist())) > 1
+    assert (ridge._fit(np.ones((len(train), 4)), np.array([3, 1]))[2] == 0).all()
+
+
+@pytest.mark.parametrize("d", [30, 120])
+def test_classes_by_ridge_are_scikit_learns(d):
+    X, (kind, _) = made(80, d, signal=0.4)
+    names = np.array(kind.classes)[kind.values]
+    penalties = np.logspace(0, 5, 11)
+    reference = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=penalties)).fit(X[:60], names[:60])
+    assert ridge_classes(X[:60], names[:60], X[60:], penalties) == reference.predict(X[60:]).tolist()
 
 
 def test_each_shuffle_is_what_a_probe_of_shuffled_labels_gives():

@@ -5,6 +5,7 @@ import pytest
 
 from families import build
 from repscope.models.language import LanguageModel
+from repscope.read import token_sums
 from repscope.read.known_facts import HEAD_ROWS, most_likely
 from repscope.read.token_sums import most_likely_of_sums
 
@@ -25,3 +26,12 @@ def test_each_sum_has_the_token_that_it_has_alone(family, linear, tokenizer, mon
     for (a, c), tokens in zip(SUMS, found):
         assert (tokens == most_likely(lm, a * states + c * bias)).all()
     assert len({tuple(tokens) for tokens in found}) == len(SUMS)
+
+
+@pytest.mark.parametrize("part", [1, 7, 1 << 17])
+def test_of_equal_entries_the_first_is_taken_whatever_the_parts(part, monkeypatch):
+    monkeypatch.setattr(token_sums, "_PART", part)
+    rng = np.random.default_rng(0)
+    x, b = rng.integers(0, 3, (4, 50)).astype(np.float32), rng.integers(0, 3, 50).astype(np.float32)
+    found = token_sums._largest(x, b, SUMS)
+    assert found.tolist() == [(a * x + c * b).argmax(-1).tolist() for a, c in SUMS]

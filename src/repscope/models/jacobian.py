@@ -267,6 +267,25 @@ class MeanJacobian:
 
     def affine(self) -> dict[Site, tuple[Float[np.ndarray, "d_target d_source"], Float[np.ndarray, "d_target"]]]:
         """LRE's affine map per source, in float64: the mean Jacobian W and the mean b of value - J point."""
+        return self._affine(lambda inputs, i, part, found: None)
+
+    def affine_of_each(
+        self,
+    ) -> tuple[
+        dict[Site, tuple[Float[np.ndarray, "d_target d_source"], Float[np.ndarray, "d_target"]]],
+        dict[Site, Float[np.ndarray, "prompt d_target d_source"]],
+    ]:
+        """As `affine`, and from the same products the Jacobians of all prompts, as `Jacobian.matrix`."""
+        each = self._each
+        shape = (len(each), each.value.shape[1])
+        kept = [np.empty((*shape, each._shared.points[i].shape[1]), each.value.dtype) for i in each._at]
+        maps = self._affine(lambda inputs, i, part, found: kept[i].__setitem__(_at(inputs, part), found))
+        return maps, PerSite(zip(each.sources, kept))
+
+    def _affine(
+        self, put: Callable[[Sequence[int], int, slice, np.ndarray], None]
+    ) -> dict[Site, tuple[Float[np.ndarray, "d_target d_source"], Float[np.ndarray, "d_target"]]]:
+        """As `affine`; the rows of the Jacobians are passed to `put` as well."""
         each = self._each
         rows, points = each.value.shape[1], [each._shared.points[i].astype(np.float64) for i in each._at]
         totals = [np.zeros((rows, p.shape[1])) for p in points]
@@ -275,13 +294,14 @@ class MeanJacobian:
         def add(inputs: Sequence[int], i: int, part: slice, found: np.ndarray) -> None:
             totals[i][part] += found.sum(0, dtype=np.float64) / len(each)
             moved[i][part] += np.einsum("prd,pd->r", found, points[i][list(inputs)]) / len(each)
+            put(inputs, i, part, found)
 
         each._whole(add)
         value = each.value.mean(0, dtype=np.float64)
         return PerSite((site, (w, value - m)) for site, w, m in zip(each.sources, totals, moved))
 
     def low_rank(
-        self, rank: int | None = None, *, tolerance: float = 0.0, seed: int = 0, block: int = BLOCK, probes: int = PROBES
+        self, rank: int | None = None, *, tolerance: float = 0.0, seed: int = 0, block: int | None = None, probes: int = PROBES
     ) -> tuple[dict[Site, tuple[LowRank, Float[np.ndarray, "d_target"]]], Certificate]:
         """As `affine`, from few products: J ≈ QQᵀJ with one Q for all sources, and what that leaves out (see `low_rank`).
 
@@ -297,7 +317,7 @@ class MeanJacobian:
         seed
             Seed of the random start and the probes.
         block
-            Vectors per product.
+            Vectors per product; by default a sixth of the rank, and at least 8. More take less time and give a larger error.
         probes
             Held-out random rows that estimate the error.
 
@@ -349,7 +369,7 @@ class MeanJacobian:
                 most,
                 tolerance=tolerance,
                 seed=seed,
-                block=min(block, height),
+                block=min(max(BLOCK, -(-most // 6)) if block is None else block, height),
                 probes=probes,
                 advance=advance,
             )

@@ -23,6 +23,7 @@ from repscope.directions import Direction, DirectionSet
 from repscope.errors import UserError
 from repscope.models.linear.low_rank import LowRank
 from repscope.read.linear_relations import LRE
+from repscope.read.probes import ridge_classes
 
 RANKS = (4, 8, 16, 32, 64, 128)
 
@@ -102,8 +103,9 @@ def concepts(
     if len(states) != len(objects):
         raise UserError(f"There are {len(states)} states and {len(objects)} objects; give one for each.")
     names, means = class_means(states, objects)
-    back = fit.inverse(rank) if inverse is None else inverse
-    return Concepts(fit.site, rank, names, ((means - fit.bias) @ back.T).astype(np.float32))
+    moved = means - fit.bias
+    found = fit.pulled_back(moved, rank) if inverse is None else moved @ inverse.T
+    return Concepts(fit.site, rank, names, found.astype(np.float32))
 
 
 def mean_of_inverses(
@@ -153,11 +155,13 @@ def by_probe(
     train: Float[np.ndarray, "row d"], objects: Sequence[str], test: Float[np.ndarray, "row d"], *, kind: str
 ) -> list[str]:
     """Classify by ridge (penalty by leave-one-out) or logistic regression, on standardised features."""
-    from sklearn.linear_model import LogisticRegression, RidgeClassifierCV
+    if kind == "ridge":
+        return ridge_classes(train, objects, test, np.logspace(0, 5, 11))
+    from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
     scaler = StandardScaler().fit(train)
-    probe = RidgeClassifierCV(np.logspace(0, 5, 11)) if kind == "ridge" else LogisticRegression(C=0.01, max_iter=400)
+    probe = LogisticRegression(C=0.01, max_iter=400)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # many classes with few rows are expected here
         probe.fit(scaler.transform(train).astype(np.float64), list(objects))
@@ -178,14 +182,16 @@ def cross_validated(
     fold = np.random.default_rng(seed).permutation(len(objects)) % folds
     held = np.asarray(objects).astype(str)
     hits = np.zeros((len(fits), len(ranks)))
-    for i, (site, fit) in enumerate(fits.items()):
-        for j, rank in enumerate(ranks):
-            if rank > fit.most_rank:
-                continue
-            for k in range(folds):
-                train, test = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
-                made = concepts(fit, states[train], held[train].tolist(), rank)
-                hits[i, j] += float((np.array(made.classify(subjects[site][test])) == held[test]).sum())
+    for k in range(folds):
+        train, test = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+        names, means = class_means(states[train], held[train].tolist())
+        truth = np.array(names)[:, None] == held[test]  # (object, row)
+        for i, (site, fit) in enumerate(fits.items()):
+            for j, rank in enumerate(ranks):
+                if rank <= fit.most_rank:
+                    made = Concepts(site, rank, names, fit.pulled_back(means - fit.bias, rank).astype(np.float32))
+                    said = made.scores(subjects[site][test]).argmax(1)
+                    hits[i, j] += float(truth[said, np.arange(len(test))].sum())
     out: np.ndarray = hits / len(held)
     return out
 

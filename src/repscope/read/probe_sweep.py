@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from jaxtyping import Bool, Float, Int
 from threadpoolctl import threadpool_limits
 
@@ -159,10 +160,15 @@ def sweep_probes(
 
     scores, choosing = {}, {}
     # Small decompositions in parallel on one core each are several times faster than one by one on all cores.
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
-        for site, found in zip(features, pool.map(at_site, features.values())):
-            scores[site], choosing[site] = found
-            tick()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+            for site, found in zip(features, pool.map(at_site, features.values())):
+                scores[site], choosing[site] = found
+                tick()
+    finally:
+        torch.set_num_threads(threads)
     return ProbeSweep(panel, scores, choosing)
 
 

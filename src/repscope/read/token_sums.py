@@ -18,6 +18,7 @@ from repscope.read.known_facts import HEAD_ROWS, most_likely
 if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
 
+_PART = 1 << 17  #: entries of the logits that are in use at once
 _AGREE = 1e-4  #: of the largest logit; rounding is of the order of 1e-6
 
 
@@ -38,13 +39,32 @@ def most_likely_of_sums(
         if np.abs(mixed - a * linear[0] - c * linear[-1]).max() > _AGREE * np.abs(mixed).max():
             found[:, at] = [most_likely(lm, a * rows + c * bias) for a, c in sums]
         else:
-            for i, (a, c) in enumerate(sums):
-                found[i, at] = (a * linear[:-1] + c * linear[-1]).argmax(-1)
+            found[:, at] = _largest(linear[:-1], linear[-1], sums)
+    return found
+
+
+def _largest(
+    x: Float[np.ndarray, "row vocab"], b: Float[np.ndarray, "vocab"], sums: Sequence[tuple[float, float]]
+) -> Int[np.ndarray, "sum row"]:
+    """The place of the largest entry of αx + γb; a part of the vocabulary at a time, so that all sums read it from the cache."""
+    width = max(1, _PART // len(x))
+    most = np.full((len(sums), len(x)), -np.inf, dtype=x.dtype)
+    found, rows = np.zeros(most.shape, dtype=np.int64), np.arange(len(x))
+    for first in range(0, x.shape[1], width):
+        part, bias = x[:, first : first + width], b[first : first + width]
+        for i, (a, c) in enumerate(sums):
+            mixed = a * part
+            mixed += c * bias
+            places = mixed.argmax(-1)
+            values = mixed[rows, places]
+            higher = values > most[i]
+            most[i, higher], found[i, higher] = values[higher], first + places[higher]
     return found
 
 
 def _linear(lm: "LanguageModel", states: Float[np.ndarray, "row d_model"]) -> Float[np.ndarray, "row vocab"]:
     """L of the module's docstring."""
     size = np.sqrt(np.mean(np.square(states, dtype=np.float64), -1, keepdims=True)).astype(np.float32)
-    logits: np.ndarray = lm.unembed(states.astype(np.float32)) * size
+    logits = lm.unembed(states.astype(np.float32))
+    logits *= size
     return logits

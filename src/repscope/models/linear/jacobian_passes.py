@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn import functional
 
 from repscope.errors import UserError
 from repscope.models.engine.base import BaseNetwork, several_calls, tapped
@@ -328,7 +329,8 @@ def _pass(
             part = whole(site, value)[:, at]
             leaves[site] = torch.zeros_like(part[:, 0], requires_grad=True)
             points[site] = part.detach().mean(1)
-            return torch.cat([value[:, : at.start], part + leaves[site][:, None], value[:, at.stop :]], 1)
+            wide = leaves[site][:, None].expand_as(part)
+            return value + functional.pad(wide, (0, 0) * (value.dim() - 2) + (at.start, value.shape[1] - at.stop))
 
         return handle
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from repscope.models.engine.attention_probe import grouped
+from repscope.models.linear.short_derivatives import recognised
 
 Pair = tuple[Tensor, Tensor]
 
@@ -43,7 +44,8 @@ class Explicit(TorchFunctionMode):
         options = kwargs or {}
         if func in _POINTWISE and args and args[0].requires_grad and not options.get("inplace") and args[-1] is not True:
             return _sloped(func, args[0], args[1:], options)
-        return func(*args, **options)
+        made = recognised(func, args, options)
+        return func(*args, **options) if made is None else made
 
 
 def _sloped(func: Any, x: Tensor, more: Sequence[Any], options: dict[str, Any]) -> Tensor:

@@ -24,7 +24,7 @@ from repscope import stats
 from repscope.errors import UserError
 from repscope.models.linear.svd import Side
 
-BLOCK = 8  #: vectors per product; wider blocks need more of them for the same error
+BLOCK = 8  #: least vectors per product; wider blocks take less time each and need more of them for the same error
 PROBES = 8  #: held-out random rows of the certificate
 
 

@@ -102,6 +102,8 @@ def _trained(subject: EntityTask, context: Context) -> Result:
     letters = {"": [ngrams(list(subject.items.frame["name"]))]}
     with TemporaryDirectory(dir=context.scratch) as folder, ExitStack() as bars:
         held = subject.captured(subject.lm, Path(folder))
+        if not subject.is_text:
+            subject.keep_last(held)
         sweeps = len(subject.panels) if subject.is_text else 2 * len(subject.panels) + 2
         one = bars.enter_context(_probing(name, sweeps * len(held.rows)))
         for panel in subject.panels:
@@ -203,7 +205,7 @@ def _shared(subject: EntityTask, context: Context) -> Result:
     o, rows, notes = subject.options, list[Row](), list[str]()
     decoded = {t: subject.lm.tokenizer.decode([t]).strip().casefold() for t in {t for ts in subject.name_tokens for t in ts}}
     with TemporaryDirectory(dir=context.scratch) as folder, ExitStack() as bars:
-        held = subject.captured(subject.lm, Path(folder))
+        last, bags = subject.taken_last(Path(folder))
         for panel in subject.panels:
             classes = next((t.values for t in panel.tasks if t.kind == "class"), None)
             names = [[decoded[t] for t in subject.name_tokens[i]] for i in panel.rows]
@@ -213,11 +215,11 @@ def _shared(subject: EntityTask, context: Context) -> Result:
                 listed = ", ".join(t.name for t in panel.tasks)
                 notes.append(f"{subject.items.name} ({listed}) was not tested without shared tokens: {error}")
                 continue
-            one = bars.enter_context(_probing(subject.items.name, len(held.rows)))
+            one = bars.enter_context(_probing(subject.items.name, len(last)))
             purged = panel.with_folds(pairs)
-            found = sweep_probes(held.at(-1), purged, seed=o.seed, tick=one)
+            found = sweep_probes(last, purged, seed=o.seed, tick=one)
             rows += rows_of(found, subject.items.name, ESTIMATE, token="last", split="shared token", seed=o.seed)
-            bag = sweep_probes(held.bag(), purged, seed=o.seed)
+            bag = sweep_probes(bags, purged, seed=o.seed)
             rows += rows_of(bag, subject.items.name, "bag of token embeddings", split="shared token", seed=o.seed)
     return Result.of(rows, notes=tuple(notes))
 

@@ -1,7 +1,7 @@
 """One set of entities: prompts, panels of attributes, and activations at the tokens of each name."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ class EntityTask:
     items: EntitySet
     is_text: bool
     extra: tuple[str, ...] = ()
+    _last: "tuple[Held, Held] | None" = field(default=None, init=False, repr=False)
 
     @cached_property
     def templates(self) -> tuple[str, ...]:
@@ -111,16 +112,33 @@ class EntityTask:
             bags = [lm.capture(self.prompts(t), "embed", "mean", batch_tokens=o.batch_tokens).numpy() for t in self.templates]
         else:
             bags = [np.add.reduceat(x, at[:-1]) / np.diff(at)[:, None] for x, at in zip(rows["embed"], offsets)]
-        return Captured(rows, offsets, bags)
+        return Captured(rows, offsets, bags, not big)
+
+    def keep_last(self, held: "Captured") -> None:
+        """Keep the trained network's vectors of last tokens, if they are small, for the next step that reads them alone."""
+        copied = {site: [x[:] for x in views] for site, views in held.at(-1).items()} if held.in_memory else None
+        self._last = None if copied is None else (copied, held.bag())
+
+    def taken_last(self, folder: Path) -> "tuple[Held, Held]":
+        """Vectors of the last tokens, and bags; those kept by an earlier step are used once."""
+        found, self._last = self._last, None
+        if found is not None:
+            return found
+        held = self.captured(self.lm, folder)
+        return held.at(-1), held.bag()
 
 
 @dataclass(frozen=True)
 class Captured:
-    """Rows of all sites and templates, one a token; where each entity's rows are; the mean of its token embeddings."""
+    """Rows of all sites and templates, one a token.
+
+    offsets: where each entity's rows are. bags: the mean of its token embeddings. in_memory: or on disk.
+    """
 
     rows: Held
     offsets: list[Int[np.ndarray, "entity_plus_1"]]
     bags: list[Float[np.ndarray, "entity feature"]]
+    in_memory: bool = True
 
     def at(self, position: int) -> Held:
         """The vectors of one token of the name: 0 the first, -1 the last. Entities with fewer tokens get their first."""

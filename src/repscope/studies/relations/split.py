@@ -5,7 +5,7 @@ and pool across splits.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,7 +30,8 @@ from repscope.read.concept_directions import (
 )
 from repscope.read.concept_directions import right as named
 from repscope.read.known_facts import EncodedFacts, distinct, most_likely, starts_with
-from repscope.read.linear_relations import WIDE, LREs, begins, best_beta, lre, ridge_map, translation
+from repscope.read.linear_relations import WIDE, LREs, at_subject_and_end, begins, best_beta, lre, ridge_map, translation
+from repscope.read.relations_at_two_layers import lre_at_both
 from repscope.read.token_sums import most_likely_of_sums
 from repscope.steer.fact_editing import kl, logits_after_edit, random_step
 
@@ -43,6 +44,7 @@ ANOTHER = "map on another subject's vector"
 DOSES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 _RANDOM_DRAWS = 3
 _CHOOSING = 8  #: subjects on which an edit's layer and rank are chosen
+_TEXTS = 4  #: edits whose texts are shown
 _NEUTRAL = "The word {subject} stands at the top of the page, and below it"
 
 
@@ -118,12 +120,21 @@ class Split:
     @cached_property
     def fits(self) -> LREs:
         """Maps to the last block."""
-        return lre(self.lm, self.spelt, examples=self.examples, rank=self.rank)
+        fits, self.early = self._maps()
+        return fits
 
     @cached_property
     def early(self) -> LREs:
         """Maps to the layer of the concepts."""
-        return lre(self.lm, self.spelt, examples=self.examples, target=self.object_site, rank=self.rank)
+        self.fits, early = self._maps()
+        return early
+
+    def _maps(self) -> tuple[LREs, LREs]:
+        if not is_wide(self.lm):
+            return lre_at_both(self.lm, self.spelt, self.examples, self.object_site)
+        ends = (None, self.object_site)
+        to_last, to_concepts = (lre(self.lm, self.spelt, examples=self.examples, target=end, rank="auto") for end in ends)
+        return to_last, to_concepts
 
     @cached_property
     def shown(self) -> Half:
@@ -146,12 +157,7 @@ class Split:
 
     def _half(self, pairs: Sequence[Pair]) -> Half:
         prompts = [self.prompt(s) for s, _ in pairs]
-        sites = [str(s) for s in self.lm.resolve(["embed", "resid_post"])]
-        at, end = (
-            self.lm.capture(prompts, sites, "subject.last"),
-            self.lm.capture(prompts, [self.object_site, self.last_site], "last"),
-        )
-        return Half(pairs, {s: at[s] for s in sites}, {s: end[s] for s in (self.object_site, self.last_site)})
+        return Half(pairs, *at_subject_and_end(self.lm, prompts, ["embed", "resid_post"], [self.object_site, self.last_site]))
 
 
 def faithfulness(split: Split, tick: Tick) -> Hits:
@@ -262,10 +268,8 @@ def classification(split: Split, ranks: Sequence[int], tick: Tick) -> tuple[Hits
     shuffled = np.random.default_rng(split.seed).permutation(len(everything.pairs))
     mixed = concepts(fits[site], everything.end[here], [everything.objects[x] for x in shuffled], rank)
     hits["shuffled objects|chosen"] = scored(mixed.classify(test))
-    prompts = [split.prompt(s) for s, _ in split.examples]
-    jac, weight = split.lm.jacobian(prompts, site, here, source_tokens="subject.last"), fits[site].weight
-    each = [LowRank(weight.left, rows) for rows in jac.vjp(weight.left.T)] if isinstance(weight, LowRank) else jac.matrix()
-    after = concepts(fits[site], everything.end[here], everything.objects, rank, inverse=mean_of_inverses(each, rank))
+    inverse = mean_of_inverses(_of_each_example(split, site), rank)
+    after = concepts(fits[site], everything.end[here], everything.objects, rank, inverse=inverse)
     hits["mean of the inverses|chosen"] = scored(after.classify(test))
     whole = lre(split.lm, split.spelt, examples=split.examples, sites=[site], target=here, tokens="mean", rank=split.rank)
     states = whole.states(split.lm, everything.pairs)
@@ -274,13 +278,24 @@ def classification(split: Split, ranks: Sequence[int], tick: Tick) -> tuple[Hits
     return hits, made, ""
 
 
+def _of_each_example(split: Split, site: str) -> Float[np.ndarray, "example d_target d_source"] | list[LowRank]:
+    """The examples' own maps from a site to the layer of the concepts, which are not kept after that."""
+    early = split.early
+    if early.each is not None:
+        split.early = replace(early, each=None)
+        return early.each[site]
+    prompts = [split.prompt(s) for s, _ in split.examples]
+    jac, weight = split.lm.jacobian(prompts, site, split.object_site, source_tokens="subject.last"), early[site].weight
+    return [LowRank(weight.left, rows) for rows in jac.vjp(weight.left.T)] if isinstance(weight, LowRank) else jac.matrix()
+
+
 def edits(
     split: Split, sites: Sequence[str], ranks: Sequence[int], most: int, other: "Callable[[str], Prompt | None]", tick: Tick
 ) -> tuple[Hits, pd.DataFrame]:
     """Change facts: v_o' - o pulled back through W† and added at the subject; layer and rank chosen on the choosing half."""
     lm, here = split.lm, split.object_site
     ranks = split.usable(ranks)
-    pulled = {(site, r): split.early[site].inverse(r) for site in sites for r in ranks}
+    places = [(site, r) for site in sites for r in dict.fromkeys(ranks)]
     known = split.shown + split.rest
     names, means = class_means(known.end[here], known.objects)
     rng = np.random.default_rng(split.seed)
@@ -293,7 +308,7 @@ def edits(
             return None
         k = int(rng.choice(free))
         moved = means[k] - half.end[here][i]
-        return names[k], moved, {place: back @ moved for place, back in pulled.items()}
+        return names[k], moved, {(site, r): split.early[site].pulled_back(moved[None], r)[0] for site, r in places}
 
     def works(logits: np.ndarray, new: str) -> np.ndarray:
         return np.array([starts_with(lm.tokenizer.decode([int(t)]), new) for t in logits.argmax(-1)], dtype=float)
@@ -303,8 +318,7 @@ def edits(
         if (found := tried(split.rest, i)) is not None:
             steps = [(site, step) for (site, _), step in found[2].items()]
             rates.append(works(logits_of(split.prompt(split.rest.pairs[i][0]), steps)[1:], found[0]))
-    order = list(pulled)
-    site, rank = order[int(np.mean(rates, 0).argmax())] if rates else order[0]
+    site, rank = places[int(np.mean(rates, 0).argmax())] if rates else places[0]
     tick(0.3)
     count = min(most, len(split.report.pairs))
     hits: dict[str, np.ndarray] = {}
@@ -312,7 +326,8 @@ def edits(
     def put(name: str, i: int, value: float) -> None:
         hits.setdefault(name, np.full(len(split.report.pairs), np.nan))[i] = value
 
-    texts = []
+    texts: list[dict[str, str]] = []
+    shown: list[tuple[Prompt, np.ndarray]] = []
     for i in range(count):
         subject, old = split.report.pairs[i]
         found = tried(split.report, i)
@@ -331,14 +346,15 @@ def edits(
             put(f"rank {r}|{at}", i, value)
         for dose, value in zip(DOSES, done[len(steps_of) :]):
             put(f"dose {dose:g}|chosen", i, value)
-        put("estimate|chosen", i, done[order.index((site, rank))])
+        put("estimate|chosen", i, done[places.index((site, rank))])
         put("random direction|chosen", i, float(done[-1 - _RANDOM_DRAWS : -1].mean()))
         put("mean vector of other subjects|chosen", i, done[-1])
         _side_effects(split, i, (site, step), random[0], other, logits_of, put)
-        if i < 4:
-            before, after = _told(lm, prompt, site, step)
-            texts.append({"subject": subject, "object": old, "target": new, "before": before, "after": after})
+        if i < _TEXTS:
+            texts.append({"subject": subject, "object": old, "target": new})
+            shown.append((prompt, step))
         tick(0.7 / count)
+    texts = [row | said for row, said in zip(texts, _told(lm, site, shown))]
     split.facts |= {"edit site": site, "edit rank": rank}
     return hits, pd.DataFrame(texts)
 
@@ -371,9 +387,12 @@ def _side_effects(
     put("kl|random direction", i, float(damage[1]))
 
 
-def _told(lm: "LanguageModel", prompt: Prompt, site: str, step: np.ndarray) -> tuple[str, str]:
-    """How the text goes on, before and after."""
-    before = lm.generate([prompt], 8)[0].text
-    with lm.edit(Edit.add(site, step, tokens="subject.last")):
-        after = lm.generate([prompt], 8)[0].text
-    return before.split("\n")[0].strip(), after.split("\n")[0].strip()
+def _told(lm: "LanguageModel", site: str, shown: Sequence[tuple[Prompt, np.ndarray]]) -> list[dict[str, str]]:
+    """How the texts go on, before and after."""
+    if not shown:
+        return []
+    prompts, steps = [prompt for prompt, _ in shown], np.stack([step for _, step in shown])
+    before = lm.generate(prompts, 8)
+    with lm.edit(Edit.add(site, steps, tokens="subject.last", per_prompt=True)):
+        after = lm.generate(prompts, 8)
+    return [dict(zip(("before", "after"), (c.text.split("\n")[0].strip() for c in both))) for both in zip(before, after)]

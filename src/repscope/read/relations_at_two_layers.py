@@ -1,0 +1,69 @@
+"""A relation's maps to two layers, an earlier one and the last block, from products that both share.
+
+Where one token follows the subject's last one (positions s and t, as in "The capital city of Peru is"), a state of the subject
+reaches the last block L through the earlier layer E at two places, so that for each layer below E
+
+    ∂(L, t)/∂s = ∂(L, t)/∂(E, t) ∂(E, t)/∂s + ∂(L, t)/∂(E, s) ∂(E, s)/∂s
+
+1. ∂(E, t)/∂s are the maps to the earlier layer, of each example.
+2. ∂(E, s)/∂s takes a pass over the subject's last token alone, in place of one over both.
+3. The two others go through the blocks above E only.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from repscope.data.relations import Pair
+from repscope.models.prompts import encode
+from repscope.models.sites import Tokens
+from repscope.read.known_facts import EncodedFacts
+from repscope.read.linear_relations import LRE, LREs, lre
+
+if TYPE_CHECKING:
+    from repscope.models.language import LanguageModel
+
+KEPT_BYTES = 1 << 29  #: of the Jacobians of each example that are in memory at once
+
+
+def lre_at_both(lm: "LanguageModel", facts: EncodedFacts, examples: Sequence[Pair], earlier: str) -> tuple[LREs, LREs]:
+    """The maps to the last block and those to an earlier layer, of all subject layers; the latter with each example's own.
+
+    Where more tokens follow the subject, or memory does not hold the maps of each example, as two calls of `lre`.
+
+    Raises
+    ------
+    UserError
+        As `lre`.
+    """
+    prompts = [facts.prompt(s, [p for p in examples if p[0] != s]) for s, _ in examples]
+    subjects = encode(lm.tokenizer, prompts, Tokens("last", "subject"), lm.context, causal=lm.causal)
+    (end,) = lm.resolve(earlier)
+    last, width = lm.blocks - 1, lm.anatomy.width if lm.anatomy else 0
+    kept = 4 * len(examples) * width**2 * (1 + (end.layer or 0))
+    together = kept <= KEPT_BYTES
+    if not (lm.causal and 2 * kept <= KEPT_BYTES and end.kind == "resid_post" and end.layer not in (None, last)):
+        return lre(lm, facts, examples=examples), lre(lm, facts, examples=examples, target=earlier, each=together)
+    if (subjects.ids.lengths - subjects.start != 2).any():
+        return lre(lm, facts, examples=examples), lre(lm, facts, examples=examples, target=earlier, each=together)
+
+    early = lre(lm, facts, examples=examples, target=earlier, each=True)
+    assert early.each is not None
+    own = lm.jacobian(prompts, list(early), earlier, source_tokens="subject.last", target_tokens="subject.last")
+    final = f"resid_post.{last}"
+    above = [f"resid_post.{block}" for block in range(end.layer or 0, last)]
+    upper = lm.jacobian(prompts, above, final, source_tokens="subject.last")
+    maps, alone = upper.mean().affine_of_each()
+    of_end = lm.jacobian(prompts, earlier, final, source_tokens="last").matrix()
+    of_subject = alone[end]
+    held = {}
+    for site, within in own.matrix().items():
+        point = own[site].point.astype(np.float64)
+        through = of_end @ early.each[str(site)] + of_subject @ within
+        bias = upper.value.mean(0, dtype=np.float64) - np.einsum("prd,pd->r", through, point) / len(prompts)
+        weight = through.mean(0, dtype=np.float64)
+        held[str(site)] = LRE(str(site), final, weight.astype(np.float32), bias.astype(np.float32))
+    for found, (w, b) in maps.items():
+        held[str(found)] = LRE(str(found), final, w.astype(np.float32), b.astype(np.float32))
+    return LREs(facts, tuple(examples), held), early
