@@ -58,6 +58,7 @@ SCRIPTS: dict[str, Script] = {
         **PEERS,
         arguments=("--only", "packed,repscope", "--jobs", "last,all,prefix,tree,disk", "--section", "packing", "--write"),
     ),
+    "profile-pass": Script("profile_pass.py", 20),
     "edits": Script("edits.py", 60, **PEERS),
     "jacobian": Script("jacobian.py", 90),
     "jacobian-floor": Script("jacobian.py", 45, arguments=("--only", "floor", "--rounds", "5", "--write")),

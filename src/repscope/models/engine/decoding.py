@@ -1,7 +1,8 @@
 """Continuation of token ids with keys and values in buffers of their own, faster than transformers' `generate`.
 
-1. Distinct prompts run once, packed without padding, shared beginnings once (`packed_pass`); under edits, or where packing saves
-   nothing, in batches padded on the right. Their keys and values are copied to every row that begins with them (`row_cache`).
+1. Distinct prompts run once, packed without padding, shared beginnings once (`packed_pass`; under edits each prompt by itself);
+   where packing saves nothing, in batches padded on the right. Their keys and values are copied to every row that begins with them
+   (`row_cache`).
 2. The head reads the last token of each distinct prompt.
 3. A step runs one token per row, each at its own position.
 4. Rows that have ended leave the buffers when enough have.
@@ -107,9 +108,7 @@ def _after_prompts(
     """The logits after each prompt, whose keys and values are put into the buffers of its rows."""
     head = net.head()
     edited = any(not installed.asleep for installed in net.installed)
-    planned = net.planned(ids, batch_tokens, [net.last], share=not edited)
-    if planned.prefix:
-        planned = net.planned(ids, batch_tokens, [net.last], share=False)
+    planned = net.planned(ids, batch_tokens, [net.last], prefix=False)
     inverse, distinct = planned.inverse, planned.ids
     rows = [np.flatnonzero(inverse == i) for i in range(len(distinct))]
     planned = replace(planned, inverse=np.arange(len(distinct)))
@@ -121,7 +120,7 @@ def _after_prompts(
             _place(held, *_pack_cells(planned, pack, rows), net.device)
             return cache
 
-        run_packed(net, [net.last], encoded, planned, _LAST, hidden, cached)
+        run_packed(net, [net.last], encoded, planned, _LAST, hidden, cached, numbers if edited else None)
     else:
         _run_padded(net, planned, encoded, hidden, rows, numbers, held)
     logits = head(hidden[net.last][:, None])[:, -1]
