@@ -151,7 +151,7 @@ def main() -> None:
         f"## A pass in parts\n\n`python {' '.join(sys.argv)}`, {datetime.date.today()}. {machine.describe()}.",
         f"{machine.versions(('torch', 'transformers', 'repscope'))}. Model {engine.lm.name}, float32, {o.threads} thread(s).\n",
         f"All {len(job.blocks)} block outputs of {len(job.prompts)} prompts, {job.size:,} tokens, in {len(sizes)} packs. Seconds, "
-        f"median (range) of {o.rounds} rounds. `lm.capture` took {form(plain, '.2f')}, with ranges and profiler {form(profiled, '.2f')}; "
+        f"median (range) of {o.rounds} rounds. `lm.capture` took {form(plain, '.2f')}, with the profiler {form(profiled, '.2f')}; "
         f"the bare products took {form(products, '.2f')}; the floor, at the best rate of {max(rates) / 1e9:.0f} GFLOP/s, is "
         f"{floor:.2f}.\n",
         "| part | s | share |\n|---|---|---|",
