@@ -58,6 +58,8 @@ SCRIPTS: dict[str, Script] = {
         **PEERS,
         arguments=("--only", "packed,repscope", "--jobs", "last,all,prefix,tree,disk", "--section", "packing", "--write"),
     ),
+    "profile-pass": Script("profile_pass.py", 20),
+    "generation": Script("generation.py", 30, arguments=("--threads", "1", "--rounds", "3", "--write")),
     "edits": Script("edits.py", 60, **PEERS),
     "jacobian": Script("jacobian.py", 90),
     "jacobian-floor": Script("jacobian.py", 45, arguments=("--only", "floor", "--rounds", "5", "--write")),

@@ -71,7 +71,7 @@ def test_it_reads_as_a_few_lines(llama):
     for part in ("blocks   2 of 4", "prompts  3, 2 distinct", "FLOP", "time     about a second", "resid_post.1"):
         assert part in said
     with llama.edit(rs.Edit.add("resid_post.0", np.ones(32))):
-        assert "padded (edits find their positions in rows)" in str(llama.plan(["A map"], "resid_post.1"))
+        assert "padded (there is one prompt)" in str(llama.plan(["A map"], "resid_post.1"))
         llama.capture(["A map"], "resid_post.1")  # an edit that nothing reaches is an error
 
 

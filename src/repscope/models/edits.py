@@ -252,13 +252,15 @@ class Pass:
     """Layout of prompts in one forward pass, from which edits find their positions.
 
     prompts: (row), prompt of each row. offset: (row), padding columns before it. total: columns so far including the cache, set by
-    the pass itself. If all rows are the same prompt, one row may represent them.
+    the pass itself. If all rows are the same prompt, one row may represent them. cells: of a pack, one row of several prompts, the
+    prompt and the position of each column; they replace prompts and offset.
     """
 
     prompts: Int[np.ndarray, "row"]
     offset: Int[np.ndarray, "row"]
     total: int = 0
     columns: int = 0
+    cells: tuple[Int[np.ndarray, "column"], Int[np.ndarray, "column"]] | None = None
 
 
 @dataclass
@@ -299,9 +301,27 @@ class Installed:
             return None if new is None else new.flatten(0, 1)
         return self._placed(value, now)
 
+    def _in_pack(self, value: Float[Tensor, "1 token *feature"], cells: tuple[Any, Any]) -> Tensor | None:
+        assert self.start is not None
+        assert self.stop is not None
+        prompts, position = cells
+        if value.shape[:2] != (1, len(position)):
+            raise ValueError(f"{self.edit} got {tuple(value.shape)} in a pack of {len(position)} tokens")
+        inside = (position >= self.start[prompts]) & (position < self.stop[prompts])
+        if not inside.any():
+            return None
+        if inside.all() and not self.edit.per_prompt:
+            return self._noted(value, self.edit.changed(value.flatten(0, 1), None, self._on(value)).reshape(value.shape))
+        column, whose = (torch.from_numpy(x).to(value.device) for x in (np.flatnonzero(inside), prompts[inside]))
+        new = value.clone()
+        new[0, column] = self.edit.changed(value[0, column], whose, self._on(value))
+        return self._noted(value, new)
+
     def _placed(self, value: Float[Tensor, "row token *feature"], now: Pass) -> Tensor | None:
         assert self.start is not None
         assert self.stop is not None
+        if now.cells is not None:
+            return self._in_pack(value, now.cells)
         total = now.total or value.shape[1]
         first = total - value.shape[1]
         low, high = self.start[now.prompts] + now.offset, self.stop[now.prompts] + now.offset

@@ -284,7 +284,9 @@ class BaseNetwork:
             if not held:
                 for entry in self.entries:
                     stack.callback(entry.register_forward_pre_hook(self._locate, with_kwargs=True).remove)
-            stack.enter_context(self.taps.hooked(zip(taps, new)))
+                self.taps.placed.append(self._locate)
+                stack.callback(self.taps.placed.remove, self._locate)
+            stack.enter_context(self.taps.hooked(zip(taps, new), placed=True))
             self.installed.extend(new)
             stack.callback(lambda: self.installed.__delitem__(slice(held, None)))
             yield self

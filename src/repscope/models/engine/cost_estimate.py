@@ -53,7 +53,8 @@ class Forecast:
     def __str__(self) -> str:
         plan, sites = self.plan, ", ".join(self.sites[:3]) + (f" … ({len(self.sites)})" if len(self.sites) > 3 else "")
         saved = 1 - self.tokens / self.given
-        layout = "packed, shared beginnings once" if plan.tree is not None else f"padded ({plan.why})"
+        shared = plan.tree is not None and bool(plan.tree.start.any())
+        layout = f"padded ({plan.why})" if plan.tree is None else "packed, shared beginnings once" if shared else "packed"
         if plan.prefix:
             layout += f", a prefix of {plan.prefix} tokens once"
         lines = [

@@ -1,7 +1,8 @@
 """Continuation of token ids with keys and values in buffers of their own, faster than transformers' `generate`.
 
-1. Distinct prompts run once, packed without padding, shared beginnings once (`packed_pass`); under edits, or where packing saves
-   nothing, in batches padded on the right. Their keys and values are copied to every row that begins with them (`row_cache`).
+1. Distinct prompts run once, packed without padding, shared beginnings once (`packed_pass`; under edits each prompt by itself);
+   where packing saves nothing, in batches padded on the right. Their keys and values are copied to every row that begins with them
+   (`row_cache`). There the effect of edits is seen on one prompt, as edits without effect are refused.
 2. The head reads the last token of each distinct prompt.
 3. A step runs one token per row, each at its own position.
 4. Rows that have ended leave the buffers when enough have.
@@ -21,18 +22,20 @@ from torch import Tensor
 
 from repscope.models.engine.attention_probe import PARTS
 from repscope.models.engine.base import tapped
+from repscope.models.engine.edit_positions import effect_shows
 from repscope.models.engine.generation import Choice
 from repscope.models.engine.hooks import unhooked
 from repscope.models.engine.packed_pass import run_packed
 from repscope.models.engine.planner import Plan
 from repscope.models.engine.positions import CollectedRows, RequestedRows, padded
 from repscope.models.engine.prefix_tree import Pack
-from repscope.models.engine.row_cache import RowKeys, StepAttention
+from repscope.models.engine.row_cache import RowKeys
 from repscope.models.engine.token_network import PaddedReader, TokenNetwork
 from repscope.models.prompts import Encoded, Ragged
 from repscope.models.sites import Tokens
 
 Cells = Int[np.ndarray, "n"]
+EffectCheck = Callable[[bool], None]  #: that edits change something, unless it is known to have been seen
 
 _LEAVE = 8  #: ended rows that are worth a copy of the others' keys and values, if they are a quarter of all
 _LAST = Tokens("last")
@@ -60,20 +63,23 @@ def decoded(
     ends: Collection[int] = (),
     on_tokens: Callable[[Int[np.ndarray, "row"]], None] | None = None,
     batch_tokens: int | None = None,
+    check: EffectCheck | None = None,
 ) -> list[tuple[Int[np.ndarray, "token"], bool]]:
     """The new tokens of each row up to one of `ends`, and whether that occurred.
 
     numbers: prompt indices of the rows, for the installed edits. on_tokens: called at each step with the new token of every row;
-    what it gets for rows that have ended means nothing. batch_tokens: of a pass over prompts.
+    what it gets for rows that have ended means nothing. batch_tokens: of a pass over prompts. check: called before the first token
+    is chosen, with whether the installed edits change what is predicted after a prompt.
     """
     rows, lengths = np.arange(len(ids)), ids.lengths
+    longest = int(lengths.max())
     new: list[list[int]] = [[] for _ in rows]
     ended = np.zeros(len(rows), dtype=bool)
     shown = np.zeros(len(rows), dtype=np.int64)
-    held = RowKeys(len(rows), int(lengths.max()) + steps - 1)
-    attention, cache = StepAttention(), held.as_cache()
+    held = RowKeys(longest - lengths, longest + steps - 1, net.device)
+    cache = held.as_cache()
     with unhooked(net.model), net.taps.settled() as state:
-        logits = _after_prompts(net, ids, numbers, held, batch_tokens)
+        logits = _after_prompts(net, ids, numbers, held, batch_tokens, check)
         state.rewind()
         for step in range(steps):
             chosen = choose(logits, rows)
@@ -90,42 +96,57 @@ def decoded(
                 kept = torch.from_numpy(np.flatnonzero(~ended[rows])).to(net.device)
                 held.keep(kept)
                 rows, chosen = rows[~ended[rows]], chosen[kept]
-            at = lengths[rows] + step
-            positions = torch.from_numpy(at).to(net.device)
-            attention.sees, attention.calls = held.step(positions), 0
-            with attention, net.announced(numbers[rows], at.max() - at):
+            positions = torch.from_numpy(lengths[rows] + step).to(net.device)
+            held.step(longest + step)
+            with net.announced(numbers[rows], longest - lengths[rows]):
                 inputs = {"input_ids": chosen[:, None], "position_ids": positions[:, None], net.cache_name: cache}
                 logits = net.model(**inputs, **net.plain(use_cache=True)).logits[:, -1]
-            if not attention.calls:
+            if not held.attention.calls:
                 raise NotImplementedError("attention by other functions than torch's scaled_dot_product_attention")
     return [(np.array(tokens, dtype=np.int64), bool(end)) for tokens, end in zip(new, ended)]
 
 
 def _after_prompts(
-    net: TokenNetwork, ids: Ragged, numbers: Int[np.ndarray, "row"], held: RowKeys, batch_tokens: int | None
+    net: TokenNetwork,
+    ids: Ragged,
+    numbers: Int[np.ndarray, "row"],
+    held: RowKeys,
+    batch_tokens: int | None,
+    check: EffectCheck | None,
 ) -> Float[Tensor, "row vocab"]:
-    """The logits after each prompt, whose keys and values are put into the buffers of its rows."""
-    head = net.head()
+    """The logits after each prompt, whose keys and values are put into the buffers of its rows.
+
+    The shortest prompt is in a pack once more without the edits, so that the pass shows their effect.
+    """
+    head, count, shortest = net.head(), len(ids), int(ids.lengths.argmin())
     edited = any(not installed.asleep for installed in net.installed)
-    planned = net.planned(ids, batch_tokens, [net.last], share=not edited)
-    if planned.prefix:
-        planned = net.planned(ids, batch_tokens, [net.last], share=False)
+    first = ids.lengths.max() - ids.lengths
+    planned = net.planned(ids, batch_tokens, [net.last], prefix=False)
+    if check is not None and edited and planned.tree is not None:
+        untouched = max(len(installed.start) - 1 for installed in net.installed if installed.start is not None)
+        more = net.planned(Ragged.of([*ids, ids[shortest]]), batch_tokens, [net.last], prefix=False)
+        if more.tree is not None:
+            planned, numbers = more, np.append(numbers, untouched)
     inverse, distinct = planned.inverse, planned.ids
-    rows = [np.flatnonzero(inverse == i) for i in range(len(distinct))]
+    rows = [np.flatnonzero(inverse[:count] == i) for i in range(len(distinct))]
     planned = replace(planned, inverse=np.arange(len(distinct)))
     encoded, hidden = Encoded(distinct, distinct.lengths - 1, distinct.lengths), CollectedRows()
     if planned.tree is not None:
         cache = held.as_cache()
 
         def cached(pack: Pack) -> object:
-            _place(held, *_pack_cells(planned, pack, rows), net.device)
+            source_row, column, row, position = _pack_cells(planned, pack, rows)
+            _place(held, source_row, column, row, position + first[row], net.device)
             return cache
 
-        run_packed(net, [net.last], encoded, planned, _LAST, hidden, cached)
+        run_packed(net, [net.last], encoded, planned, _LAST, hidden, cached, numbers if edited else None)
     else:
-        _run_padded(net, planned, encoded, hidden, rows, numbers, held)
-    logits = head(hidden[net.last][:, None])[:, -1]
-    return logits[torch.from_numpy(inverse).to(logits.device)]
+        _run_padded(net, planned, encoded, hidden, rows, numbers, held, first)
+    last = hidden[net.last]
+    if check is not None:
+        check(len(distinct) > count and effect_shows(last[shortest], last[count]))
+    logits = head(last[:, None])[:, -1]
+    return logits[torch.from_numpy(inverse[:count]).to(logits.device)]
 
 
 def _run_padded(
@@ -136,6 +157,7 @@ def _run_padded(
     rows: Sequence[Int[np.ndarray, "row"]],
     numbers: Int[np.ndarray, "row"],
     held: RowKeys,
+    first: Int[np.ndarray, "row"],
 ) -> None:
     cache = held.as_cache()
     reader = PaddedReader(RequestedRows(encoded, _LAST, planned.inverse, net.device), hidden, planned)
@@ -148,7 +170,8 @@ def _run_padded(
             target_row = np.concatenate([rows[i] for i in batch])
             n = lengths[source_row]
             column = np.concatenate([np.arange(size) for size in n])
-            _place(held, np.repeat(source_row, n), column, np.repeat(target_row, n), column, net.device)
+            to = np.repeat(target_row, n)
+            _place(held, np.repeat(source_row, n), column, to, column + first[to], net.device)
             inputs = {"input_ids": torch.from_numpy(ids).to(net.device), net.cache_name: cache}
             with net.announced(numbers[[rows[i][0] for i in batch]]):
                 run(**inputs, **net.plain(use_cache=True))
@@ -177,8 +200,8 @@ def _place(
     source_row: Int[np.ndarray, "n"],
     source_column: Int[np.ndarray, "n"],
     row: Int[np.ndarray, "n"],
-    position: Int[np.ndarray, "n"],
+    column: Int[np.ndarray, "n"],
     device: torch.device,
 ) -> None:
-    a, b, c, d = (torch.from_numpy(np.asarray(x, dtype=np.int64)).to(device) for x in (source_row, source_column, row, position))
+    a, b, c, d = (torch.from_numpy(np.asarray(x, dtype=np.int64)).to(device) for x in (source_row, source_column, row, column))
     held.prompts((a, b), (c, d))

@@ -3,6 +3,7 @@
 1. An edit's choice of tokens is resolved to a first position and one after the last, relative to each prompt.
 2. Before an operation, one prompt runs twice in one batch, with and without edits. If its rows differ by more than rounding, the
    edits work; else the prompt runs again alone, both ways, and is compared bit for bit. An edit without effect is an error.
+   Generation sees the effect within its pass over the prompts (`decoding`), where it shows there.
 """
 
 from collections.abc import Sequence
@@ -68,8 +69,7 @@ def check_effect(net: TokenNetwork, encoded: Encoded, sites: Sequence[Site], pic
     for i in order[:_TRIED]:
         both = _rows(net, encoded, sites, picked, [i, i], [i, untouched])
         for rows in both:
-            edited, plain = (part.double() for part in rows.chunk(2))
-            if (edited - plain).norm() > 10 * _ROUNDING.get(rows.dtype, _LOW) * plain.norm():
+            if effect_shows(*rows.chunk(2)):
                 return
         edited_alone, plain_alone = (_rows(net, encoded, sites, picked, [i], [n]) for n in (i, untouched))
         if any(not torch.equal(a, b) for a, b in zip(edited_alone, plain_alone)):
@@ -84,6 +84,12 @@ def check_effect(net: TokenNetwork, encoded: Encoded, sites: Sequence[Site], pic
     at = ", ".join(str(site) for site in sites[:3])
     where = "no logit" if list(sites) == [net.last] else f"nothing at {at} ({picked})"
     raise UserError(f"{named} changes {where}; edit an earlier site, other tokens, or with a vector of larger norm.")
+
+
+def effect_shows(edited: Tensor, plain: Tensor) -> bool:
+    """Whether rows of one batch, with and without edits, differ by more than rounding."""
+    a, b = edited.double(), plain.double()
+    return bool((a - b).norm() > 10 * _ROUNDING.get(plain.dtype, _LOW) * b.norm())
 
 
 def _rows(

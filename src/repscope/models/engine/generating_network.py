@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from repscope.errors import UserError
-from repscope.models.engine.decoding import cannot_decode, decoded
+from repscope.models.engine.decoding import EffectCheck, cannot_decode, decoded
 from repscope.models.engine.generation import GenerationBatch, Sampling, choice, continued, ends_of, forced_logits
 from repscope.models.engine.hooks import unhooked
 from repscope.models.engine.proved_network import STOPS
@@ -144,10 +144,12 @@ class GeneratingNetwork(TokenNetwork):
         batch_tokens: int | None,
         use_cache: bool,
         on_tokens: Callable[[Int[np.ndarray, "row"]], Callable[[Int[np.ndarray, "row"]], None]] | None,
+        check: EffectCheck | None = None,
     ) -> list[tuple[Int[np.ndarray, "token"], bool]]:
         """The new tokens of each prompt and whether an end-of-text token ended them, in batches, longest prompts first.
 
-        on_tokens: given the prompts of a batch, what is called at each step with the new token of each.
+        on_tokens: given the prompts of a batch, what is called at each step with the new token of each. check: of the installed
+        edits, before the first token is chosen.
         """
         lengths, draws, new_tokens = ids.lengths, sampling.draws(ids), sampling.max_new_tokens
         out: list[tuple[Int[np.ndarray, token], bool]] = [(ids[0][:0], False)] * len(lengths)
@@ -162,14 +164,17 @@ class GeneratingNetwork(TokenNetwork):
             show = None if on_tokens is None else on_tokens(rows)
             if way.own:
                 choose = choice(sampling, [draws[i] for i in rows])
-                found = decoded(self, ids.take(rows), rows, choose, new_tokens, ends_of(self.model), show, batch_tokens)
+                found = decoded(self, ids.take(rows), rows, choose, new_tokens, ends_of(self.model), show, batch_tokens, check)
             else:
+                if check is not None:
+                    check(False)
                 batch = GenerationBatch.of([ids[i] for i in rows], self.pad, self.device)
                 tells = not self.installed or self.shares_prefix(total)  # edits need a cache that tells how long it is
                 with unhooked(self.model), self.taps.settled() as state, self.announced(rows, width - lengths[rows]):
                     state.rewind()
                     each, cached = [draws[i] for i in rows], use_cache and way.cache and tells
                     found = continued(self.model, batch, sampling, each, use_cache=cached, on_tokens=show)
+            check = None
             for i, one in zip(rows, found):
                 out[i] = one
         return out

@@ -120,18 +120,25 @@ class Hooks:
         self._open = 0
         self._products = AttentionProducts()
         self._operand_handlers: dict[str, list[tuple[HookPoint, Handler]]] = {}
+        self.placed: list[Any] = []  #: hooks whose functions find prompts in a pack by themselves: those of edits
 
     def rest(self) -> None:
         """Reset the state of the attention probe, which an interrupt may have left open."""
         self._products.call = None
 
     @contextmanager
-    def hooked(self, handlers: Iterable[tuple[HookPoint, Handler]]) -> Iterator[None]:
-        """Attach a function to each hook point, in order: later functions receive the output of earlier ones."""
+    def hooked(self, handlers: Iterable[tuple[HookPoint, Handler]], *, placed: bool = False) -> Iterator[None]:
+        """Attach a function to each hook point, in order: later functions receive the output of earlier ones.
+
+        placed: whether the functions know which tokens of a pack are which prompt's.
+        """
         self.rest()
         with ExitStack() as stack, self.settled():
             for tap, handler in handlers:
-                self._hang(tap, handler, stack)
+                for hook in self._hang(tap, handler, stack):
+                    if placed:
+                        self.placed.append(hook)
+                        stack.callback(self.placed.remove, hook)
             yield
 
     @contextmanager
@@ -147,13 +154,15 @@ class Hooks:
             if not self._open:
                 self.state.rewind()
 
-    def _hang(self, tap: HookPoint, handler: Handler, stack: ExitStack) -> None:
+    def _hang(self, tap: HookPoint, handler: Handler, stack: ExitStack) -> list[Any]:
+        """The hooks that are attached, those of operands excepted."""
         module = self.module.get_submodule(tap.path)
         if tap.part in PARTS:
             self._hook_operand(tap, handler, module, stack)
-            return
+            return []
         handle = _one_head(handler, tap.head) if tap.head is not None else handler
         before: list[Tensor] = []
+        hung: list[Any] = []
         if tap.base:
 
             def remember(_: nn.Module, args: Any, kwargs: Any) -> None:
@@ -162,6 +171,7 @@ class Hooks:
 
             base = self.module.get_submodule(tap.base)
             stack.callback(base.register_forward_pre_hook(remember, with_kwargs=True).remove)
+            hung.append(remember)
 
         def missing() -> UserError:
             return UserError(f"The {tap.side}put of module {tap.path!r} is no tensor; choose another module.")
@@ -189,6 +199,7 @@ class Hooks:
             stack.callback(module.register_forward_pre_hook(on_input, with_kwargs=True).remove)
         else:
             stack.callback(module.register_forward_hook(on_output, with_kwargs=True).remove)
+        return [*hung, on_input if tap.side == "in" else on_output]
 
     def _hook_operand(self, tap: HookPoint, handler: Handler, module: nn.Module, stack: ExitStack) -> None:
         """Attach a function to an operand of attention."""

@@ -10,6 +10,7 @@ Support is tested on the network, not looked up in a table of model families.
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,7 @@ from repscope.models.engine.hooks import unhooked
 from repscope.models.engine.packed_attention import PackedAttention
 from repscope.models.engine.planner import Plan, packed
 from repscope.models.engine.positions import CollectedRows, RequestedRows, RowReader, Sink
-from repscope.models.engine.prefix_tree import Pack
+from repscope.models.engine.prefix_tree import Pack, Tree
 from repscope.models.engine.proved_network import ProvedNetwork, is_foreign
 from repscope.models.prompts import Encoded, Ragged
 from repscope.models.sites import Site, Tokens
@@ -81,10 +82,12 @@ def run_packed(
     picked: Tokens,
     sink: Sink,
     cached: Callable[[Pack], Any] | None = None,
+    numbers: Int[np.ndarray, "distinct"] | None = None,
 ) -> int:
     """Run a packed plan; each site's hook passes the rows of the requested positions to the sink.
 
-    `cached` gives the cache of transformers that receives each pack's keys and values.
+    `cached` gives the cache of transformers that receives each pack's keys and values; `numbers` are the indices of the distinct
+    prompts for the installed edits, for which no beginnings are shared.
 
     Returns
     -------
@@ -98,10 +101,20 @@ def run_packed(
     with unhooked(net.module), tapped(net.taps, reads) as run, attention, progress("Capturing", planned.tokens) as advance:
         for pack, keep in zip(planned.packs, (*(following.kept for following in planned.packs[1:]), ())):
             attention.begin(pack, keep)
-            ids, positions = (torch.from_numpy(x)[None].to(net.device) for x in reader.begin(pack, keep))
-            run(**_arguments(net, ids, positions, cached(pack) if cached is not None else None))
+            at = reader.begin(pack, keep)
+            ids, positions = (torch.from_numpy(x)[None].to(net.device) for x in at)
+            cells = None if numbers is None else (numbers[_prompts(planned.tree, pack)], at[1])
+            with nullcontext() if cells is None else net.announced(np.zeros(1, dtype=np.int64), cells=cells):
+                run(**_arguments(net, ids, positions, cached(pack) if cached is not None else None))
             advance(reader.width)
     return attention.calls
+
+
+def _prompts(tree: Tree, pack: Pack) -> Int[np.ndarray, "token"]:
+    """The distinct prompt of each token of a pack in which no beginnings are shared."""
+    assert len(tree.prompt) == len(tree.leaf)
+    segments = slice(pack.first, pack.last)
+    return np.repeat(tree.prompt[segments], (tree.stop - tree.start)[segments])
 
 
 def _arguments(net: ProvedNetwork, ids: Int[Tensor, "1 token"], positions: Int[Tensor, "1 token"], cache: Any) -> dict[str, Any]:
@@ -128,7 +141,7 @@ def cannot_pack(net: BaseNetwork, sites: Sequence[Site]) -> str:
         return "it takes no token positions"
     # transformers leaves hooks after returning hidden states
     hooks = (hook for m in net.module.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
-    if any(is_foreign(hook, but=("transformers", "accelerate")) for hook in hooks):
+    if any(is_foreign(hook, but=("transformers", "accelerate")) and hook not in net.taps.placed for hook in hooks):
         return "hooks hang on it, which may take each row for a prompt"
     for site in sites:
         if site.kind == "module" or net.tap(site).part in PARTS:

@@ -79,7 +79,7 @@ def plan(
     budget: tokens per batch including padding; a longer prompt is its own batch. share: whether common prefixes can run once
     (causal networks). pack: why prompts must not be packed, empty if they may. refuses: called if packing would save time; why the
     network does not support it, empty if it does. most: maximum tokens of a pack, by default the budget. limit: maximum tokens of a
-    shared prefix. merge: whether identical prompts run once. family: see `prefix_tree`.
+    shared prefix. merge: whether identical prompts run once, and packs share beginnings. family: see `prefix_tree`.
     """
     distinct, inverse = _merged(ids) if merge else (ids, np.arange(len(ids)))
     prefix = _common_prefix(distinct) if share and len(distinct) > 1 else 0
@@ -89,7 +89,7 @@ def plan(
     padded = Plan(distinct, inverse, prefix, batches(distinct.lengths - prefix, budget))
     if pack or len(distinct) == 1:
         return replace(padded, why=pack or "there is one prompt")
-    one_a_row = packed(distinct, budget if most is None else min(budget, most), share=share, family=family)
+    one_a_row = packed(distinct, budget if most is None else min(budget, most), share=share and merge, family=family)
     costs = [one.tokens + _BATCH_COSTS * one.passes for one in (one_a_row, padded)]
     if costs[1] - costs[0] < max(_PACKING_SAVES * costs[1], _PROOF * int(ids.lengths.max())):
         return replace(padded, why="it would save next to nothing")

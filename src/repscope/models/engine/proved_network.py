@@ -8,7 +8,8 @@ The reference is `alone`: a single prompt in a plain pass. The trials follow `pr
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from repscope.errors import UserError
+from repscope.models.edits import Pass
 from repscope.models.engine.anatomy import is_causal, resolve
 from repscope.models.engine.base import BaseNetwork, tapped
 from repscope.models.engine.fingerprint import WeightSource
@@ -151,6 +153,24 @@ class ProvedNetwork(BaseNetwork):
     def batches(self, longest: int, worth: float = float("inf")) -> bool:
         """Whether padded batches agree with single prompts up to this length."""
         return not self.proofs.refused("padded batch", longest, self._batch_differs, worth)
+
+    @contextmanager
+    def announced(
+        self,
+        prompts: Int[np.ndarray, "row"],
+        offset: Int[np.ndarray, "row"] | None = None,
+        cells: tuple[Int[np.ndarray, "column"], Int[np.ndarray, "column"]] | None = None,
+    ) -> Iterator[None]:
+        """Tell the installed edits the prompts of the rows of the next passes, and the padding columns before each.
+
+        cells: of a pack, the prompt and the position of each column.
+        """
+        none = np.zeros(len(prompts), dtype=np.int64)
+        self._pass = Pass(np.array(prompts), none if offset is None else offset, cells=cells)
+        try:
+            yield
+        finally:
+            self._pass = None
 
     def alone(self, row: Int[np.ndarray, "token"]) -> Float[Tensor, "token feature"]:
         """Output for a single prompt in a plain pass: the reference for fast paths."""

@@ -1,65 +1,66 @@
 """Keys and values of rows in buffers, as a cache of transformers: written in place, each row at its own positions.
 
-1. A pass over prompts, packed or padded, attends to itself; its keys and values go to the rows that begin with its tokens.
-2. A pass over one new token per row writes it after the row's own last token, and attends to the row's buffer up to there
+1. Rows end at the same column, however long they are: the first one of a row is as far to the right as it is shorter.
+2. A pass over prompts, packed or padded, attends to itself; its keys and values go to the rows that begin with its tokens.
+3. A pass over one new token per row writes the next column of all rows, one slice, and attends to the columns up to there
    (`StepAttention`): nothing is concatenated, and heads that share keys are further queries of the same keys.
-3. Rows of unequal length need no padding; a mask hides what lies beyond each row's end.
+4. A mask hides what lies before each row; it is made once.
 
 Knows transformers' interface of caches, and no family of networks. Whether a network agrees is tried (`generating_network`).
 """
 
-from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 
 class RowKeys:
-    """Keys and values of each row, a pair of buffers (row, head, position, feature) per layer.
+    """Keys and values of each row, a pair of buffers (row, head, column, feature) per layer.
 
-    rows, positions: their sizes. width: positions that a mask of transformers counts as cached, 0 while prompts run.
+    first: (row), the column of each row's first token. rows, columns: their sizes. width: columns before that which a step writes,
+    0 while prompts run. attention: what attends in a step.
     """
 
-    def __init__(self, rows: int, positions: int) -> None:
-        self.rows, self.positions, self.width = rows, positions, 0
+    def __init__(self, first: Int[np.ndarray, "row"], columns: int, device: torch.device) -> None:
+        self.rows, self.columns, self.width = len(first), columns, 0
+        self.attention = StepAttention(_hidden(first, columns, device))
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
         self._source: tuple[Tensor, Tensor] | None = None
         self._target: tuple[Tensor, Tensor] | None = None
 
     def prompts(self, source: tuple[Int[Tensor, "n"], Int[Tensor, "n"]], target: tuple[Int[Tensor, "n"], Int[Tensor, "n"]]) -> None:
-        """Before a pass over prompts: its cells (row, column) that are kept, and the row and position of each here."""
+        """Before a pass over prompts: its cells (row, column) that are kept, and the row and column of each here."""
         self._source, self._target, self.width = source, target, 0
 
-    def step(self, at: Int[Tensor, "row"]) -> Bool[Tensor, "row 1 1 key"] | None:
-        """Before a pass over one new token per row, each at its position; which keys each row attends to, None for all."""
-        self.width = int(at.max())
-        self._source, self._target = None, (torch.arange(len(at), device=at.device), at)
-        if int(at.min()) == self.width:
-            return None
-        return (torch.arange(self.width + 1, device=at.device) <= at[:, None])[:, None, None]
+    def step(self, column: int) -> None:
+        """Before a pass over one new token per row, all of them at this column."""
+        self._source, self.width = None, column
+        self.attention.begin(column + 1)
 
     def keep(self, rows: Int[Tensor, "kept"]) -> None:
         """Drop all other rows."""
         self._layers = {n: (k.index_select(0, rows), v.index_select(0, rows)) for n, (k, v) in self._layers.items()}
+        self.attention.keep(rows)
         self.rows = len(rows)
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store the keys and values (row, head, column, feature) of a pass; return those that it attends to."""
         if layer not in self._layers:  # zeros: what is masked must be finite
-            self._layers[layer] = tuple(x.new_zeros(self.rows, x.shape[1], self.positions, x.shape[3]) for x in (k, v))  # type: ignore[assignment]
+            self._layers[layer] = tuple(x.new_zeros(self.rows, x.shape[1], self.columns, x.shape[3]) for x in (k, v))  # type: ignore[assignment]
+        held, width = self._layers[layer], self.width
+        if self._source is None:
+            for buffer, x in zip(held, (k, v)):
+                buffer[:, :, width] = x[:, :, 0]
+            return self.attention.of(held[0][:, :, : width + 1]), held[1][:, :, : width + 1]
         assert self._target is not None
-        row, position = self._target
-        for buffer, x in zip(self._layers[layer], (k, v)):
-            source = x[:, :, 0] if self._source is None else x[self._source[0], :, self._source[1]]
-            buffer[row, :, position] = source
-        if self._source is not None:
-            return k, v
-        k, v = self._layers[layer]
-        return k[:, :, : self.width + 1], v[:, :, : self.width + 1]
+        row, column = self._target
+        for buffer, x in zip(held, (k, v)):
+            buffer[row, :, column] = x[self._source[0], :, self._source[1]]
+        return k, v
 
     def as_cache(self) -> Any:
         """A cache of transformers that stores here."""
@@ -80,21 +81,49 @@ class RowKeys:
         return Cache()
 
 
-class StepAttention(TorchFunctionMode):
-    """Attention of one new token per row to the row's keys, while it is entered; in place of `scaled_dot_product_attention`.
+def _hidden(first: Int[np.ndarray, "row"], columns: int, device: torch.device) -> Bool[Tensor, "row 1 1 column"] | None:
+    """Which columns of each row are before its first token; None if there are none."""
+    if not first.any():
+        return None
+    return torch.from_numpy(np.arange(columns) < first[:, None])[:, None, None].to(device)
 
-    sees: see `RowKeys.step`. calls: products so far, 0 for a network that attends by other functions.
+
+class StepAttention:
+    """Attention of one new token per row to the row's keys, in place of `scaled_dot_product_attention`.
+
+    The keys that a network attends to (`of`) are of a class of tensors that torch asks how to attend to them; whatever else is done
+    with them is as ever.
+
+    hidden: (row, 1, 1, column), what no row attends to. calls: products so far, 0 for a network that attends by other functions.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.sees: Tensor | None = None  # (row, 1, 1, key)
+    def __init__(self, hidden: Bool[Tensor, "row 1 1 column"] | None) -> None:
         self.calls = 0
+        self._hidden, self._mask, self._width = hidden, dict[torch.dtype, Tensor](), 0
+        attend = self._attend
 
-    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if func is functional.scaled_dot_product_attention:
-            return self._attend(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        class Keys(Tensor):
+            @classmethod
+            def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                if func is functional.scaled_dot_product_attention:
+                    with torch._C.DisableTorchFunctionSubclass():
+                        return attend(*args, **(kwargs or {}))
+                return super().__torch_function__(func, types, args, kwargs or {})
+
+        self._class = Keys
+
+    def of(self, keys: Float[Tensor, "row kv_head key d_head"]) -> Tensor:
+        """The keys, as a network is to attend to them."""
+        return keys.as_subclass(self._class)
+
+    def begin(self, width: int) -> None:
+        """Before a pass: how many columns there are to attend to."""
+        self.calls, self._width = 0, width
+
+    def keep(self, rows: Int[Tensor, "kept"]) -> None:
+        """Drop all other rows."""
+        self._mask.clear()
+        self._hidden = None if self._hidden is None else self._hidden.index_select(0, rows)
 
     def _attend(
         self,
@@ -111,9 +140,7 @@ class StepAttention(TorchFunctionMode):
             raise NotImplementedError("attention of several tokens")
         self.calls += 1
         heads, groups = query.shape[1], key.shape[1]
-        if self.sees is not None and self.sees.dtype == torch.bool:  # once per step, not in every block
-            self.sees = torch.zeros_like(self.sees, dtype=query.dtype).masked_fill_(~self.sees, -torch.inf)
-        mask = self.sees
+        mask = self._added(query.dtype)
         if attn_mask is not None:
             if attn_mask.dtype == torch.bool:
                 attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill_(~attn_mask, -torch.inf)
@@ -123,3 +150,11 @@ class StepAttention(TorchFunctionMode):
         grouped = query.reshape(len(query), groups, -1, query.shape[3])
         out = functional.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)
         return out.reshape(*query.shape[:3], value.shape[3])
+
+    def _added(self, dtype: torch.dtype) -> Float[Tensor, "row 1 1 key"] | None:
+        """What is added to scores; None if nothing is hidden."""
+        if self._hidden is None:
+            return None
+        if dtype not in self._mask:
+            self._mask[dtype] = torch.zeros_like(self._hidden, dtype=dtype).masked_fill_(self._hidden, -torch.inf)
+        return self._mask[dtype][..., : self._width]

@@ -19,6 +19,7 @@ from repscope.errors import UserError
 from repscope.models.activations import Activations
 from repscope.models.edits import Edit
 from repscope.models.engine.contexts import DistinctContexts, distinct_contexts
+from repscope.models.engine.decoding import EffectCheck
 from repscope.models.engine.edit_positions import check_effect, resolve_edit_positions
 from repscope.models.engine.fingerprint import WeightSource
 from repscope.models.engine.generating_network import GeneratingNetwork
@@ -110,11 +111,31 @@ class TextNetwork(GeneratingNetwork):
 
         The check runs once per kind of request: sites, tokens, and whether more than one token follows a prompt.
         """
+        check = self.effect_check(prompts, encoded, sites, picked, ends, only_one)
+        if check is not None:
+            check(False)
+
+    def effect_check(
+        self,
+        prompts: Any,
+        encoded: Encoded,
+        sites: Sequence[Site],
+        picked: Tokens,
+        ends: Int[np.ndarray, "prompt"] | None = None,
+        only_one: bool = False,
+    ) -> EffectCheck | None:
+        """Set the positions of the installed edits; return the check of `check_edits`, None if it was made before."""
         self.resolve_edits(prompts, encoded.ids, ends)
         key = (*map(str, sites), str(picked), str(ends is None), str(only_one))
-        if self.installed and key not in self._effective:
-            check_effect(self, encoded, sites, picked)
+        if not self.installed or key in self._effective:
+            return None
+
+        def check(seen: bool) -> None:
+            if not seen:
+                check_effect(self, encoded, sites, picked)
             self._effective.add(key)
+
+        return check
 
     def activations(
         self,
@@ -236,17 +257,18 @@ class TextNetwork(GeneratingNetwork):
                 f"Prompt {i} has {lengths[i]} tokens and {new_tokens} new ones are requested, but the network takes "
                 f"{self.context} in all."
             )
+        check = None
         if self.installed:
             # An extra token represents a generated one: the rows of the prompt's last token and of that one must change.
             longer = ids if new_tokens == 1 else Ragged.of(np.append(row, row[-1]) for row in ids)
             last = Encoded(longer, lengths - 1, longer.lengths)
-            self.check_edits(held, last, [self.last], Tokens("all"), lengths, new_tokens == 1)
+            check = self.effect_check(held, last, [self.last], Tokens("all"), lengths, new_tokens == 1)
 
         def show(rows: Int[np.ndarray, "row"]) -> Callable[[Int[np.ndarray, "row"]], None]:
             assert on_token is not None
             return growing_texts(self.model, self.tokenizer, rows, on_token)
 
-        found = self.continued(ids, sampling, batch_tokens, use_cache, None if on_token is None else show)
+        found = self.continued(ids, sampling, batch_tokens, use_cache, None if on_token is None else show, check)
         return [Continuation(self.tokenizer.decode(new, skip_special_tokens=True), new, stopped) for new, stopped in found]
 
 

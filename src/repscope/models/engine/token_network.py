@@ -12,8 +12,8 @@ One run over prompts:
 5. Hooks select the requested positions, or average them in float32, so that besides the result only one batch is in memory.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -24,8 +24,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from repscope.errors import UserError
-from repscope.models.edits import Pass
+from repscope.models.edits import Installed
 from repscope.models.engine.base import tapped
+from repscope.models.engine.edited_packs import cannot_place, edited_packing_differs, kinds_of
 from repscope.models.engine.fingerprint import WeightSource
 from repscope.models.engine.hooks import Handler, HookPoint, unhooked
 from repscope.models.engine.memory import memory_kept, token_budget, token_bytes
@@ -117,26 +118,29 @@ class TokenNetwork(ProvedNetwork):
         *,
         share: bool = True,
         pack: bool = True,
+        prefix: bool = True,
         family: int = 0,
     ) -> Plan:
-        """The plan of a run; under edits no two prompts are one, none are packed, and no prefix that an edit touches is shared.
+        """The plan of a run; under edits no two prompts are one, packs share nothing, and no prefix that an edit touches is shared.
 
-        family: most tokens of a group of prompts that share every common token and attend in one product (`prefix_tree`).
+        share: whether anything that prompts share runs once; else each is a row. prefix: whether a prefix may, where prompts are
+        padded. family: most tokens of a group of prompts that share every common token and attend in one product (`prefix_tree`).
         """
         if batch_tokens is None:  # a single prompt is a pass by itself, so nobody need look at the memory
             batch_tokens = self.batch_tokens if len(ids) > 1 else 1
         edited = [i for i in self.installed if not i.asleep]
         untouched = min((int(i.start.min()) for i in edited if i.start is not None), default=None)
         sharing = share and self.causal and (untouched is None or untouched > 0)
-        why = "edits find their positions in rows" if edited else "" if pack and share else "each prompt is to be a row"
+        why = cannot_place(self, edited) if pack and share else "each prompt is to be a row"
+        family = 0 if edited else family
         planned = plan(
             ids,
             batch_tokens,
             share=sharing,
             pack=why,
-            refuses=lambda: self.unpackable(ids, sites, family),
+            refuses=lambda: self.unpackable(ids, sites, family) or self._edited_packing_differs(edited),
             most=self.context,
-            limit=untouched,
+            limit=untouched if prefix else 0,
             merge=not edited,
             family=family,
         )
@@ -173,6 +177,15 @@ class TokenNetwork(ProvedNetwork):
                 proofs.found[key] = packing_differs(self, size, self.trial([n for n in around if 0 < n < size]), family)
         return proofs.found[key]
 
+    def _edited_packing_differs(self, edits: Sequence[Installed]) -> str:
+        """Why packed passes differ from plain passes under edits of these kinds, tried once; empty if they do not."""
+        if not edits:
+            return ""
+        proofs, key = self.proofs, (f"packed edits {kinds_of(self, edits)}", 0)
+        if key not in proofs.found:
+            proofs.found[key] = edited_packing_differs(self, edits, self.last, proofs.lengths(0))
+        return proofs.found[key]
+
     def run(
         self,
         sites: Sequence[Site],
@@ -189,12 +202,13 @@ class TokenNetwork(ProvedNetwork):
         for site in sites:
             if site.kind == "module":
                 self.laid_out(site)
-        if planned.tree is not None:
-            with memory_kept() if planned.tokens > _LONG else nullcontext():
-                run_packed(self, sites, encoded, planned, picked, sink)
-            return
         numbers = np.arange(len(encoded.ids)) if numbers is None else numbers
         requested = RequestedRows(encoded, picked, planned.inverse, self.device)
+        if planned.tree is not None:
+            edited = any(not installed.asleep for installed in self.installed)
+            with memory_kept() if planned.tokens > _LONG else nullcontext():
+                run_packed(self, sites, encoded, planned, picked, sink, numbers=numbers[requested.first] if edited else None)
+            return
         reader = PaddedReader(requested, sink, planned)
         reads = [(self.tap(site), partial(reader, site)) for site in sites]
         with unhooked(self.module), tapped(self.taps, reads) as run, progress("Capturing", planned.tokens) as advance:
@@ -247,16 +261,6 @@ class TokenNetwork(ProvedNetwork):
             with self.taps.hooked(hooks):
                 for site, grad in zip(sites, self.differentiated(sites, run)):
                     reader(site, grad)
-
-    @contextmanager
-    def announced(self, prompts: Int[np.ndarray, "row"], offset: Int[np.ndarray, "row"] | None = None) -> Iterator[None]:
-        """Tell the installed edits the prompts of the rows of the next passes, and the padding columns before each."""
-        none = np.zeros(len(prompts), dtype=np.int64)
-        self._pass = Pass(np.array(prompts), none if offset is None else offset)
-        try:
-            yield
-        finally:
-            self._pass = None
 
     def head(self) -> Callable[[Float[Tensor, "row d_model"]], Float[Tensor, "row vocab"]]:
         """The map from the final norm's output to logits, verified on the probe.
