@@ -82,10 +82,11 @@ class DiscoverOptions(ModelOptions, TableOptions):
             "DCT",
             "Jacobian",
         ),
-        description="Methods to compare.",
+        description="Methods to compare; of generators also LatentCLR, GANSpace and SeFa (of a GAN), NoiseCLR (of a diffusion "
+        "model) and factor regression.",
     )
-    vectors: int = Field(12, ge=2, description="Directions per method.")
-    steps: int = Field(40, ge=1, description="Optimisation steps per method.")
+    vectors: int = Field(12, ge=2, description="Directions per method; other defaults for image generators.")
+    steps: int = Field(40, ge=1, description="Optimisation steps per method; other defaults for image generators.")
     seeds: int = Field(3, ge=1, description="Seeds per method; intervals are over seeds.")
     scale: float | None = Field(
         None,
