@@ -58,7 +58,7 @@ def test_judging_finds_planted_classes_and_only_those(judge):
     assert changes.selectivity[2] == changes.change[2] == 0
     assert changes.distinct == 2
     assert (changes.monotonicity[:2] > 0.8).all()
-    assert numbers["digits explained"] > 0.95
+    assert numbers["digits explained"] > 0.85
     assert "sprites explained" not in numbers
 
 

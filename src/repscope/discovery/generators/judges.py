@@ -28,7 +28,7 @@ GENERATOR_METRICS: dict[str, str] = {
     "factor agreement": "R² between the factors that two regressors of different seeds read from the generator's images",
     "coverage": "share of ten bins of a factor's range that hold at least one percent of the generator's images",
     "sprites explained": "share of the variance of the generator's images that the sprites of the factors read explain",
-    "digit accuracy": "share of the test digits of a class that a classifier recognises",
+    "class accuracy": "share of the test digits of a class that a classifier recognises",
     "digit share": "share of the generator's images that are read as the class",
     "same digit": "share of images that two classifiers, trained on different digits, read as the same class",
     "digits explained": "share of the variance of the generator's images that the nearest training digit explains",
@@ -68,7 +68,7 @@ KNOWN: dict[str, Known] = {
             DIGIT_SIDE,
             float(np.sqrt(0.09)),  # of membership in one of ten equal classes
             True,
-            ("digit accuracy", "digit share"),
+            ("class accuracy", "digit share"),
             ("digits explained", "same digit"),
         ),
     )
@@ -155,7 +155,7 @@ class DigitJudge:
         found = []
         for j, name in enumerate(CLASS_NAMES):
             both = np.array([self.first.accuracy[j], self.second.accuracy[j]])
-            found.append(Quality("digit accuracy", name, both, "classifier"))
+            found.append(Quality("class accuracy", name, both, "classifier"))
             found.append(Quality("digit share", name, np.array([(read == j).mean()]), "image", count=len(images)))
         found += _beside_controls("digits explained", explained_by_digits, images, real, "digits", seed)
         same = lambda x: float(same_class(x, self.first, self.second).mean())  # noqa: E731
