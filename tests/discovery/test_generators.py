@@ -23,6 +23,7 @@ from repscope.discovery.generators import (
     train_noise_clr,
 )
 from repscope.discovery.generators.comparison import DOSES, IMAGE_METRICS, Found, judged, search
+from repscope.discovery.generators.judges import SpriteJudge
 from repscope.discovery.generators.published_training import _seen
 from repscope.discovery.objectives import Seen
 from repscope.discovery.stacked_seeds import discover_seeds
@@ -241,9 +242,14 @@ def test_judging_finds_planted_factors_and_only_those():
     step = (factors[-1, 0, 100:, 0] - factors[0, 0, 100:, 0]).mean() / 2 * 3**0.5
     assert changes.change[0] == pytest.approx(float(step), rel=1e-5)
     calls = iter([factors.flatten(0, 2), torch.cat([factors[0].flatten(0, 1), factors[-1].flatten(0, 1)])])
-    numbers, again = judged(bed, Found(directions), lambda images: next(calls), sprites)
+
+    class Told(SpriteJudge):
+        def read(self, images):
+            return next(calls)
+
+    numbers, again = judged(bed, Found(directions), Told(None, None))
     assert again.distinct == 2
-    assert set(numbers) == set(IMAGE_METRICS) - {"stability"}
+    assert set(numbers) == set(IMAGE_METRICS) - {"stability", "digits explained"}
     assert numbers["sprites explained"] == pytest.approx(1, abs=1e-6), "drawn again from their true factors"
 
 

@@ -12,6 +12,8 @@ def test_metrics_that_no_tiny_run_measures():
     """Metrics of `connect`, published tables, patching, known relations and the trigger; `test_report` has those of tiny runs."""
     from repscope.bench.methods import BENCH_METRICS
     from repscope.discovery.comparison import DISCOVERY_METRICS
+    from repscope.discovery.generators.comparison import IMAGE_METRICS
+    from repscope.discovery.generators.judges import GENERATOR_METRICS
     from repscope.steer.effects import DEFINITIONS
     from repscope.steer.patching.result import DEFINITIONS as PATCHING
     from repscope.studies.compare.names import OF_SITES, OF_TOKENS, OF_WEIGHTS, SHARED
@@ -26,7 +28,7 @@ def test_metrics_that_no_tiny_run_measures():
         "paths": ["mean", "auc", "p", "spearman", "bic", "components", "heaps", "sarle"],
         "relations": [*METRICS.values(), *(f"{m}: rank" for m in METRICS.values())],
         "bench-discovery": [*BENCH_METRICS, "planted"],
-        "discover": list(DISCOVERY_METRICS),
+        "discover": [*DISCOVERY_METRICS, *IMAGE_METRICS, *GENERATOR_METRICS],
         "contrast": list(DEFINITIONS),
         "lens": ["probability"],
         "": [*PATCHING, "through", "writes", "uᵀJv"],

@@ -195,9 +195,9 @@ def test_discover(rows, reply, words):
     assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
 
 
-def discover_images(alone=None, published=None, overlap=0.0, explained=0.9, half=0.01):
+def discover_images(alone=None, published=None, overlap=0.0, explained=0.9, half=0.01, data="sprites"):
     """Gains in selectivity of contrastive objectives over random directions, and in overlap beside a magnitude over L2."""
-    rows = [row(explained, metric="sprites explained", item="generator"), row(0.4, metric="selectivity", item="L2")]
+    rows = [row(explained, metric=f"{data} explained", item="generator"), row(0.4, metric="selectivity", item="L2")]
     for name, gain in (("contrastive", alone), ("LatentCLR", published)):
         if gain is not None:
             at = {"definition": "selectivity", "item": f"{name}: selectivity", "condition": over(RANDOM)}
@@ -220,6 +220,10 @@ def discover_images(alone=None, published=None, overlap=0.0, explained=0.9, half
         (discover_images(0.2, 0.2), "Cannot tell", "leave open"),
         (discover_images(0.2, 0.2, overlap=-0.3, explained=0.5), "Cannot tell", "train it longer"),
         (discover_images(overlap=-0.3), "Partly", "is open"),
+        (discover_images(0.0, 0.0, overlap=-0.3, explained=0.6, data="digits"), "Yes", "As on language models"),
+        (discover_images(0.2, 0.2, overlap=0.3, explained=0.6, data="digits"), "No", "Unlike on language models"),
+        (discover_images(0.2, 0.0, overlap=-0.3, explained=0.6, data="digits"), "Partly", "alone finds more"),
+        (discover_images(0.2, 0.2, overlap=-0.3, explained=0.3, data="digits"), "Cannot tell", "close enough to digits"),
         (discover_images(0.2, half=float("nan")), "Cannot tell", "open"),
     ],
 )

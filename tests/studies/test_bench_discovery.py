@@ -29,7 +29,7 @@ def test_a_setting_end_to_end(tmp_path, capsys, setting):
     page = Path(said.splitlines()[-1])
     assert page.name == "report.html"
     text = page.read_text()
-    left_out = {"gan": DIFFUSION_ONLY, "ddpm": GAN_ONLY}.get(setting)
+    left_out = {"gan": DIFFUSION_ONLY, "digits": DIFFUSION_ONLY, "ddpm": GAN_ONLY}.get(setting)
     planted = [method.name for method in BENCH_METHODS if method.given != "truth" and method.steps != 100]
     assert all(name in said for name in (planted if left_out is None else [name for name in METHODS if name not in left_out]))
     assert "L2 + contrastive" in text

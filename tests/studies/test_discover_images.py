@@ -11,6 +11,7 @@ from repscope.conditions import RANDOM, over
 from repscope.directions import DirectionSet
 from repscope.discovery.generators import LatentDirections
 from repscope.discovery.generators.comparison import DIFFUSION_ONLY, GAN_ONLY, IMAGE_METRICS, METHODS
+from repscope.discovery.generators.judges import KNOWN
 from repscope.discovery.generators.sprite_material import SpriteMaterial, SpriteSetting
 from repscope.results import Row, select, table_of
 from repscope.studies.discover import STUDY as DISCOVER
@@ -41,7 +42,7 @@ def test_every_method_has_every_number_beside_its_controls(name, request):
     table = run.results["summary"].table
     for method in run.setup.options.methods:
         rows = table[(table["item"] == method) & (table["metric"] != names.GAIN)]
-        assert set(rows["metric"]) == set(IMAGE_METRICS)
+        assert set(rows["metric"]) == set(IMAGE_METRICS) - {"digits explained"}
         assert set(rows["condition"]) == {METHODS[method].condition}
         assert (rows["n"] == 2).all()
     gains = select(table, metric=names.GAIN, definition="selectivity", condition=over(RANDOM))
@@ -57,9 +58,9 @@ def test_every_method_has_every_number_beside_its_controls(name, request):
 
 def test_the_generator_is_judged_beside_sprites_and_permuted_pixels(gan):
     table = gan.results["generator"].table
-    explained = select(table, metric=names.EXPLAINED)
+    explained = select(table, metric=KNOWN["sprites"].readable)
     assert set(explained["condition"]) == {"estimate", "images of the data", "permuted pixels"}
-    for metric in (names.R2, names.AGREEMENT, names.COVERAGE):
+    for metric in KNOWN["sprites"].each:
         assert set(select(table, metric=metric)["item"]) == set(FACTORS)
 
 
@@ -103,7 +104,7 @@ def test_the_page(name, request):
     assert run.headline().lines
     strips = run.results["filmstrips"].side["strips"]
     assert set(strips["dose"]) == {-1.0, -0.5, 0.0, 0.5, 1.0}
-    assert json.loads((run.folder / "run.json").read_text())["model"] == names.MODELS[name]
+    assert json.loads((run.folder / "run.json").read_text())["model"] == names.model(name)
     assert load_record(DISCOVER, run.run_folder).options.methods == run.setup.options.methods, "the page can be drawn again"
 
 
@@ -151,7 +152,7 @@ def test_mistakes_are_one_sentence(words, says, tmp_path, capsys):
 
 
 def test_runs_on_language_models_keep_their_names():
-    assert not {"subject", "site", "samples", "images"} & set(DiscoverOptions(tiny=True).key())
+    assert not {"subject", "data", "site", "samples", "images"} & set(DiscoverOptions(tiny=True).key())
     assert DiscoverOptions(subject="gan", tiny=True).key()["subject"] == "gan"
 
 
@@ -172,7 +173,7 @@ def test_the_plan_trains_nothing(tmp_path, capsys):
 def test_the_bench_and_its_own_control(tmp_path, monkeypatch):
     monkeypatch.setenv("REPSCOPE_CACHE", str(tmp_path))
     found = generator_benchmark("gan", 2, methods=("random directions", "L2", "factor regression"), n=3, steps=1, tiny=True)
-    assert set(found.table["metric"]) == set(IMAGE_METRICS)
+    assert set(found.table["metric"]) == set(IMAGE_METRICS) - {"digits explained"}
     assert set(found.table["item"]) == {"random directions", "L2", "factor regression"}
 
     def table(labelled):

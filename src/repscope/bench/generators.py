@@ -21,11 +21,12 @@ from repscope.discovery.generators.comparison import (
     judged,
     search,
 )
-from repscope.discovery.generators.sprite_material import SpriteMaterial, SpriteSetting
+from repscope.discovery.generators.digit_material import DigitSetting
+from repscope.discovery.generators.material import Setting
+from repscope.discovery.generators.sprite_material import SpriteSetting
 from repscope.errors import UserError
 from repscope.progress import progress
 from repscope.results import Result, Row
-from repscope.worlds.sprites import sprites
 
 SOUGHT = 6
 STEPS = {"gan": 100, "diffusion": 40}
@@ -37,6 +38,7 @@ def generator_benchmark(
     kind: Literal["gan", "diffusion"],
     seeds: int = 5,
     *,
+    data: Literal["sprites", "digits"] = "sprites",
     methods: Sequence[str] | None = None,
     seed: int = 0,
     n: int = SOUGHT,
@@ -51,6 +53,8 @@ def generator_benchmark(
         The generator, which is trained once and kept in the cache.
     seeds
         Searches per method.
+    data
+        What the generator draws; digits are drawn by a GAN.
     methods
         Keys of `METHODS`; by default all that run on this generator.
     seed
@@ -63,19 +67,24 @@ def generator_benchmark(
     Raises
     ------
     UserError
-        For an unknown method, or fewer than one seed.
+        For an unknown method, fewer than one seed, or a diffusion model of digits.
     """
     if seeds < 1:
         raise UserError(f"{seeds} seeds are asked for; ask for at least 1, and for 5 to have intervals.")
-    setting = SpriteSetting(kind, seed=seed, tiny=tiny, **(_TINY if tiny else _SIZES[kind]))
-    material = SpriteMaterial(setting, setting.trained())
+    if data == "digits" and kind != "gan":
+        raise UserError("The diffusion model draws sprites; take the kind gan for digits.")
+    sizes = _TINY if tiny else _SIZES[kind]
+    setting: Setting = (
+        DigitSetting(seed=seed, tiny=tiny, **sizes) if data == "digits" else SpriteSetting(kind, seed=seed, tiny=tiny, **sizes)
+    )
+    material = setting.material(setting.trained())
     left_out = DIFFUSION_ONLY if kind == "gan" else GAN_ONLY
     rows, labelled = [], material.labelled()
     chosen = list(methods or (name for name in METHODS if name not in left_out))
     with progress("Benchmark", len(chosen)) as advance:
         for name in chosen:
             found = search(material.bed, name, n, [seed * 1009 + i for i in range(seeds)], steps or STEPS[kind], labelled=labelled)
-            each = [judged(material.bed, one, material.judge.read, sprites)[0] for one in found]
+            each = [judged(material.bed, one, material.judge)[0] for one in found]
             for i, numbers in enumerate(each if seeds > 1 else []):
                 others = [metrics.stability(found[i].unit, one.unit) for j, one in enumerate(found) if j != i]
                 numbers["stability"] = float(np.mean(others))

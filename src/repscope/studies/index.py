@@ -1,4 +1,7 @@
-"""The index of a folder of runs: each question with its verdict and headline figure, linked to its page; and what was not run."""
+"""The index of a folder of runs: each question with its verdict and headline figure, linked to its page; and what was not run.
+
+A question that was also asked about an image generator has a second entry.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,8 @@ def write_index(out: Path) -> Path:
     """Write the index of the runs in a folder; its path."""
     runs = _latest(out)
     with unchecked():
-        sections = [_section(entry, runs.get(name), out) for name, entry in QUESTIONS.items()]
-    facts = [run.facts() for run in runs.values()]
+        sections = [part for name, entry in QUESTIONS.items() for part in _sections(entry, runs.get(name, {}), out)]
+    facts = [run.facts() for some in runs.values() for run in some.values()]
     models = dict.fromkeys(str(f.get("model", "")) for f in facts)
     page = Page(
         title="What the network has learned",
@@ -30,30 +33,41 @@ def write_index(out: Path) -> Path:
     return write(page, out / INDEX)
 
 
-def _latest(out: Path) -> dict[str, RunFolder]:
-    """The newest finished run of each question; test runs only where there is no other."""
-    found: dict[str, tuple[bool, float, RunFolder]] = {}
+def _latest(out: Path) -> dict[str, dict[str, RunFolder]]:
+    """The newest finished run of each question, by image generator ("" for none); test runs only where there is no other."""
+    found: dict[tuple[str, str], tuple[bool, float, RunFolder]] = {}
     for run in list_runs(out):
         facts = run.facts()
         name = str(facts.get("study", ""))
         if not run.finished or name not in QUESTIONS or "steps" not in facts:
             continue
-        rank = (not facts.get("options", {}).get("tiny"), run.page.stat().st_mtime)
-        if name not in found or rank > found[name][:2]:
-            found[name] = (*rank, run)
-    return {name: run for name, (_, _, run) in found.items()}
+        options = facts.get("options", {})
+        generator = str(facts.get("model", "")) if options.get("subject", "language") != "language" else ""
+        rank = (not options.get("tiny"), run.page.stat().st_mtime)
+        if (name, generator) not in found or rank > found[name, generator][:2]:
+            found[name, generator] = (*rank, run)
+    runs: dict[str, dict[str, RunFolder]] = {}
+    for (name, generator), (_, _, run) in sorted(found.items(), key=lambda item: item[0]):
+        runs.setdefault(name, {})[generator] = run
+    return runs
 
 
-def _section(entry: Entry, run: RunFolder | None, out: Path) -> Section:
-    if run is None:
-        return Section(entry.question, f"Not run yet. In minutes: repscope study {entry.name} --short")
-    found = study(entry.name)
+def _sections(entry: Entry, runs: dict[str, RunFolder], out: Path) -> list[Section]:
+    """That of the question, and one per image generator that it was asked about."""
+    command = f"repscope study {entry.name} --short"
+    first = _section(entry, runs[""], out) if "" in runs else Section(entry.question, f"Not run yet. In minutes: {command}")
+    others = [_section(entry, run, out, f"{entry.question} ({generator})") for generator, run in runs.items() if generator]
+    return [first, *others]
+
+
+def _section(entry: Entry, run: RunFolder, out: Path, title: str = "") -> Section:
+    title, found = title or entry.question, study(entry.name)
     try:
         record: Any = load_record(found, run)
     except UserError as error:
-        return Section(entry.question, str(error))
+        return Section(title, str(error))
     headline = found.page(record).headline
     verdict = record.facts.get("verdict")
     said = verdict["sentence"] if verdict else NO_VERDICT if record.options.tiny else " ".join(record.facts.get("answer", []))
     link = (str(run.page.relative_to(out)), f"The page of {entry.name}")
-    return Section(entry.question, said, () if headline is None else (headline,), link)
+    return Section(title, said, () if headline is None else (headline,), link)

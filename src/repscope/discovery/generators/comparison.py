@@ -7,19 +7,19 @@
 All seeds of a gradient method are searched in one batch (`discover_seeds`, `published_training`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from repscope.conditions import ESTIMATE, RANDOM
 from repscope.discovery import metrics
 from repscope.discovery.generators.beds import Bed, DiffusionBed, LatentBed
 from repscope.discovery.generators.closed_form import ganspace, sefa
 from repscope.discovery.generators.factor_changes import FactorChanges, factor_changes
+from repscope.discovery.generators.judges import Judge
 from repscope.discovery.generators.latent_directions import LatentDirections
 from repscope.discovery.generators.published_training import train_latent_clr, train_noise_clr
 from repscope.discovery.objectives import Objective, contrastive, l2, magnitude, soft_orthogonal
@@ -67,7 +67,7 @@ METHODS: dict[str, ImageMethod] = {
 GAN_ONLY = ("LatentCLR", "LatentCLR, linear", "LatentCLR, MLP", "GANSpace", "SeFa")
 DIFFUSION_ONLY = ("NoiseCLR",)
 
-#: metric → what it is
+#: metric → what it is; of the two shares explained each kind of images has its own
 IMAGE_METRICS: dict[str, str] = {
     "distinct factors": "factors that are changed alone by a direction (selectivity and change above 0.5)",
     "selectivity": "change of the top factor over the sum of all changes, mean over directions",
@@ -78,6 +78,7 @@ IMAGE_METRICS: dict[str, str] = {
     "consistency": "mean cos of a direction's changes of two images",
     "image change": "root mean square change of pixels at the scale",
     "sprites explained": "share of the variance of edited images that the sprites of the factors read explain",
+    "digits explained": "share of the variance of edited images that the nearest training digit explains",
     "stability": "mean |cos| with the directions of other seeds, matched one to one",
     "cost": "forward equivalents: one vector on one sample, forward or backward",
 }
@@ -179,19 +180,15 @@ def _published(bed: Bed, kind: str, n: int, seeds: tuple[int, ...], steps: int, 
     ]
 
 
-def judged(
-    bed: Bed, found: Found, read: Callable[[Tensor], Tensor], redraw: Callable[[Tensor], Tensor], doses: tuple[float, ...] = DOSES
-) -> tuple[dict[str, float], FactorChanges]:
+def judged(bed: Bed, found: Found, judge: Judge, doses: tuple[float, ...] = DOSES) -> tuple[dict[str, float], FactorChanges]:
     """Values of `IMAGE_METRICS` but stability, and the changes of factors.
 
     Parameters
     ----------
     bed, found
         Generator, and directions.
-    read
-        Images (row, pixel) to factors (row, factor).
-    redraw
-        Factors to images.
+    judge
+        Reads factors from images.
     doses
         Multiples of the scale, 0 among them.
 
@@ -206,13 +203,12 @@ def judged(
         with torch.no_grad():
             unit = found.function.at(bed.z[None])[0]
     images = bed.dosed(unit, doses)
-    factors = torch.unflatten(read(images.flatten(0, 2)), 0, images.shape[:3])
-    changes = factor_changes(factors.numpy(), np.asarray(doses))
+    known = judge.known
+    factors = torch.unflatten(judge.read(images.flatten(0, 2)), 0, images.shape[:3])
+    changes = factor_changes(factors.numpy(), np.asarray(doses), known.spread, exclusive=known.exclusive)
     effects = (images[-1] - images[doses.index(0.0)]).numpy()
     variety, same = metrics.diversity(effects), metrics.consistency(effects)
     ends = torch.cat([images[0].flatten(0, 1), images[-1].flatten(0, 1)])
-    again = redraw(read(ends).clamp(-1.2, 1.2))
-    spread = float((ends - ends.mean(0)).square().sum())
     numbers = {
         "distinct factors": float(changes.distinct),
         "selectivity": float(changes.selectivity.mean()),
@@ -222,7 +218,7 @@ def judged(
         "effective rank": variety.rank,
         "consistency": same.same,
         "image change": float(np.sqrt((effects**2).mean())),
-        "sprites explained": 1 - float((ends - again).square().sum()) / spread if spread > 0 else float("nan"),
+        known.readable: judge.explained(ends),
         "cost": found.cost,
     }
     return numbers, changes

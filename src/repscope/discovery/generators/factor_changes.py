@@ -43,7 +43,7 @@ class FactorChanges:
 
 
 def factor_changes(
-    read: Read, doses: Float[np.ndarray, "dose"], spread: Float[np.ndarray, "factor"] | float = SPREAD
+    read: Read, doses: Float[np.ndarray, "dose"], spread: Float[np.ndarray, "factor"] | float = SPREAD, *, exclusive: bool = False
 ) -> FactorChanges:
     """Judge directions.
 
@@ -55,6 +55,9 @@ def factor_changes(
         Ascending.
     spread
         Standard deviation of every factor in the data.
+    exclusive
+        Whether factors are probabilities of classes, which sum to one: what one class gains others lose, so the sum of absolute
+        changes counts half, and a direction that moves every image into one class has a selectivity of 1.
 
     Raises
     ------
@@ -75,7 +78,7 @@ def factor_changes(
     sign = np.sign(chosen.mean(1)[each, top])
     matrix = reported.mean(1)
     change = sign * matrix[each, top]
-    total = np.abs(reported).mean(1).sum(1)
+    total = np.abs(reported).mean(1).sum(1) / (2 if exclusive else 1)
     selectivity = np.divide(change, total, out=np.zeros_like(change), where=total > 0)
     steps = read[:, each, images // 2 :, top]  # (direction, dose, image): the advanced indices come first
     monotonicity = sign * _spearman(steps, doses).mean(1)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,15 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from repscope.discovery.generators.beds import Bed, DiffusionBed, LatentBed
-from repscope.discovery.generators.closed_form import regressed
-from repscope.worlds.sprites import FACTORS, FactorRegressor, cached, drawn_factors, sprites
+from repscope.discovery.generators.judges import SpriteJudge
+from repscope.discovery.generators.material import drawn_from, latents_regressed, part, scaled
+from repscope.worlds.sprites import FACTORS, cached, drawn_factors, sprites
 from repscope.worlds.sprites.diffusion import LEVELS, WORDS, DiffusionSizes, from_patches, patches
 from repscope.worlds.sprites.gan import GanSizes
 
-SomeBed = TypeVar("SomeBed", LatentBed, DiffusionBed)
-
 _TINY_REGRESSOR = 20  #: steps
-_LABELLED = 4096  #: images from which directions with labels are fitted
 _DDIM = 10  #: steps of sampling
 
 
@@ -69,17 +67,9 @@ class SpriteSetting:
             arrays |= {f"regressor {i}/{k}": v.numpy() for k, v in {**one.weights, "r2": torch.from_numpy(one.r2)}.items()}
         return arrays
 
-
-@dataclass(frozen=True, eq=False)
-class Judge:
-    """Factors read from images by two regressors."""
-
-    first: FactorRegressor
-    second: FactorRegressor
-
-    def read(self, images: Float[Tensor, "image pixel"]) -> Float[Tensor, "image factor"]:
-        """The mean of what the two read."""
-        return (self.first(images) + self.second(images)) / 2
+    def material(self, arrays: Mapping[str, np.ndarray]) -> "SpriteMaterial":
+        """The generator and the judge from these arrays."""
+        return SpriteMaterial(self, arrays)
 
 
 class SpriteMaterial:
@@ -88,50 +78,36 @@ class SpriteMaterial:
     def __init__(self, setting: SpriteSetting, arrays: Mapping[str, np.ndarray]) -> None:
         self.setting = setting
         self._arrays = arrays
-        self.judge = Judge(*(cached.regressor_of(self._part(f"regressor {i}")) for i in range(2)))
-
-    def _part(self, name: str) -> dict[str, Tensor]:
-        return {k.partition("/")[2]: torch.from_numpy(v.copy()) for k, v in self._arrays.items() if k.partition("/")[0] == name}
+        self.judge = SpriteJudge(*(cached.regressor_of(part(arrays, f"regressor {i}")) for i in range(2)))
 
     @cached_property
     def bed(self) -> Bed:
         """The generator with samples to search and to judge on, and the scale."""
-        s, sizes, held = self.setting, self.setting.sizes, self._part("generator")
+        s, sizes, held = self.setting, self.setting.sizes, part(self._arrays, "generator")
         if isinstance(sizes, GanSizes):
             latent = cached.latent_generator(cached.gan_of(sizes, held), sizes)
-            return _scaled(LatentBed(latent, s.samples, s.images, seed=s.seed), s.scale)
+            return scaled(LatentBed(latent, s.samples, s.images, seed=s.seed), s.scale)
         model = cached.diffusion_generator(cached.diffusion_of(sizes, held))
         source = patches(sprites(drawn_factors(s.samples, torch.Generator().manual_seed(s.seed + 11))))
         steps = min(_DDIM, sizes.timesteps)
-        return _scaled(DiffusionBed(model, source, from_patches, s.site, held=s.images, steps=steps, seed=s.seed), s.scale)
+        return scaled(DiffusionBed(model, source, from_patches, s.site, held=s.images, steps=steps, seed=s.seed), s.scale)
 
     def labelled(self) -> Float[np.ndarray, "factor width"] | None:
         """Directions with labels: a regression on z, or the word for high minus the word for low; None of h."""
         bed = self.bed
         if isinstance(bed, LatentBed):
-            z = bed.generator.latents(_LABELLED, self.setting.seed + 91)
-            with torch.no_grad():
-                factors = self.judge.read(bed.generator.images(z).clamp(0, 1))
-            return regressed(z, factors).numpy()
+            return latents_regressed(bed, self.judge, self.setting.seed + 91)
         if self.setting.site != "conditioning":
             return None
-        table = self._part("generator")["words.weight"]
+        table = part(self._arrays, "generator")["words.weight"]
         row = {word: i for i, word in enumerate(WORDS)}
         ends = [(row[f"{LEVELS[-1]} {f}"], row[f"{LEVELS[0]} {f}"]) for f in FACTORS]
         return torch.stack([table[high] - table[low] for high, low in ends]).numpy()
 
-    @torch.no_grad()
     def drawn(self, count: int, seed: int) -> Float[Tensor, "image pixel"]:
         """Images of the generator, from 0 to 1."""
-        bed = self.bed
-        if isinstance(bed, LatentBed):
-            return bed.generator.images(bed.generator.latents(count, seed)).clamp(0, 1)
-        assert isinstance(bed, DiffusionBed)
-        return bed.decode(bed.generator.sample(bed.generator.noise(count, seed), bed.steps))
+        return drawn_from(self.bed, count, seed)
 
-
-def _scaled(bed: SomeBed, relative: float | None) -> SomeBed:
-    """The bed at a relative scale, where one is given."""
-    if relative is not None:
-        bed.scale = relative * bed.context.norm
-    return bed
+    def real(self, count: int, seed: int) -> Float[Tensor, "image pixel"]:
+        """Fresh sprites."""
+        return sprites(drawn_factors(count, torch.Generator().manual_seed(seed)))

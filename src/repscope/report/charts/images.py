@@ -8,7 +8,7 @@ import pandas as pd
 from repscope.report.style import data, faceted, finish, four, numbers, tips
 
 _DARK = 0.06  #: pixels below this are background and not drawn
-_PIXEL = 3.0  #: px
+_PIXEL = 3.0  #: px, of images of 16 pixels; smaller ones are drawn larger
 
 
 def gallery(frame: pd.DataFrame, *, side: int, columns: int = 8) -> alt.LayerChart:
@@ -19,7 +19,7 @@ def gallery(frame: pd.DataFrame, *, side: int, columns: int = 8) -> alt.LayerCha
     )
     wide, high = columns * (side + 1), int(at["y"].max()) + 2
     base = _background(frame["image"].unique().tolist(), columns, side)
-    return finish(*_layers(base, at, wide, high), height=_PIXEL * high, max_width=_PIXEL * wide + 30)
+    return finish(*_layers(base, at, wide, high), height=_pixel(side) * high, max_width=_pixel(side) * wide + 30)
 
 
 def filmstrips(frame: pd.DataFrame, *, side: int, order: Sequence[str]) -> alt.FacetChart:
@@ -39,10 +39,10 @@ def filmstrips(frame: pd.DataFrame, *, side: int, order: Sequence[str]) -> alt.F
     boxes = at[at["pixel"] == 0][["method", "x", "y"]].assign(x2=lambda f: f["x"] + side, y2=lambda f: f["y"] + side, value=0.0)
     bright = at[at["value"] > _DARK][["method", "x", "y", "value"]].assign(x2=lambda f: f["x"] + 1, y2=lambda f: f["y"] + 1)
     both = pd.concat([boxes, bright], ignore_index=True)
-    chart = _rectangles(alt.Chart(data(both)), wide, high).properties(width=_PIXEL * wide, height=_PIXEL * high)
+    chart = _rectangles(alt.Chart(data(both)), wide, high).properties(width=_pixel(side) * wide, height=_pixel(side) * high)
     header = alt.Header(title=None, labelAnchor="start", labelFontSize=12, labelFontWeight=600)
     facet = alt.Facet("method:N", sort=list(order), title=None, header=header)
-    return faceted(chart.facet(facet=facet, columns=2), 2 * _PIXEL * wide + 60)
+    return faceted(chart.facet(facet=facet, columns=2), 2 * _pixel(side) * wide + 60)
 
 
 def factor_matrix(frame: pd.DataFrame, *, factors: Sequence[str]) -> alt.FacetChart:
@@ -63,6 +63,10 @@ def factor_matrix(frame: pd.DataFrame, *, factors: Sequence[str]) -> alt.FacetCh
     )
     header = alt.Header(title=None, labelAnchor="start", labelFontSize=12, labelFontWeight=600)
     return faceted(chart.facet(facet=alt.Facet("method:N", sort=names, title=None, header=header), columns=3), 840)
+
+
+def _pixel(side: int) -> float:
+    return _PIXEL * max(1.0, min(2.0, 16 / side))
 
 
 def _background(images: Sequence[int], columns: int, side: int) -> pd.DataFrame:

@@ -11,7 +11,7 @@ class BenchOptions(StudyOptions):
     setting: str = Field(
         "planted-mlp",
         description="planted-mlp (functions), planted-transformer (weights of a small transformer), lm (a behaviour in a language "
-        "model), gan and ddpm (image generators with known factors).",
+        "model), gan and ddpm (image generators with known factors), digits (a GAN of handwritten digits).",
     )
     seeds: int | None = Field(
         None, ge=1, description="Networks per kind, or draws of prompts; the setting's own number if not given."

@@ -48,6 +48,12 @@ def _gan(o: BenchOptions, load: "Callable[[], LanguageModel]") -> Result:
     return generators.generator_benchmark("gan", o.seeds or 0, seed=o.seed, n=o.n or 0, steps=2 if o.tiny else None, tiny=o.tiny)
 
 
+def _digits(o: BenchOptions, load: "Callable[[], LanguageModel]") -> Result:
+    return generators.generator_benchmark(
+        "gan", o.seeds or 0, data="digits", seed=o.seed, n=o.n or 0, steps=2 if o.tiny else None, tiny=o.tiny
+    )
+
+
 def _ddpm(o: BenchOptions, load: "Callable[[], LanguageModel]") -> Result:
     return generators.generator_benchmark(
         "diffusion", o.seeds or 0, seed=o.seed, n=o.n or 0, steps=2 if o.tiny else None, tiny=o.tiny
@@ -55,6 +61,7 @@ def _ddpm(o: BenchOptions, load: "Callable[[], LanguageModel]") -> Result:
 
 
 _IMAGES = ("distinct factors", "selectivity", "factor change", "monotonicity", "overlap", "stability", "sprites explained", "cost")
+_MORE_IMAGES = ("effective rank", "consistency", "image change")
 _PLANTED = ("recovered", "mmcs", "false", "reached", "overlap", "consistency", "stability", "cost")
 _LATER = ("size per spread", "rank", "half dose")
 SETTINGS: dict[str, Setting] = {
@@ -92,8 +99,17 @@ SETTINGS: dict[str, Setting] = {
         5,
         generators.SOUGHT,
         (),
-        (*_IMAGES, "effective rank", "consistency", "image change"),
+        (*_IMAGES, *_MORE_IMAGES),
         (("selectivity", "selectivity for one factor"), ("distinct factors", "factors found alone")),
+    ),
+    "digits": Setting(
+        "A GAN draws handwritten digits. Directions are sought in its latent and judged by the classes that they change images to.",
+        _digits,
+        5,
+        10,
+        (),
+        (*(m.replace("sprites", "digits") for m in _IMAGES), *_MORE_IMAGES),
+        (("selectivity", "selectivity for one class"), ("distinct factors", "classes found alone")),
     ),
     "ddpm": Setting(
         "A diffusion model draws sprites of six known factors. Directions are sought in the vectors of the words it attends to.",
@@ -101,7 +117,7 @@ SETTINGS: dict[str, Setting] = {
         3,
         8,
         (),
-        (*_IMAGES, "effective rank", "consistency", "image change"),
+        (*_IMAGES, *_MORE_IMAGES),
         (("selectivity", "selectivity for one factor"), ("distinct factors", "factors found alone")),
     ),
 }

@@ -13,6 +13,7 @@ _FLOPS = {
     "planted-transformer": 4e11,
     "lm": 3e14,
     "gan": 1e12,
+    "digits": 1e12,
     "ddpm": 1e13,
 }  #: of a network and its methods, about; measured
 

@@ -1,23 +1,18 @@
 """Names of metrics, items and splits of `discover` on image generators."""
 
 GAN, DIFFUSION = "gan", "diffusion"
-MODELS = {GAN: "sprites-gan", DIFFUSION: "sprites-diffusion"}
+SPRITES, DIGITS = "sprites", "digits"
 
-R2 = "factor R²"
-AGREEMENT = "factor agreement"
-COVERAGE = "coverage"
-EXPLAINED = "sprites explained"
-OF_GENERATOR = {
-    R2: "R² of the factor regressor on held-out sprites",
-    AGREEMENT: "R² between the factors that two regressors of different seeds read from the generator's images",
-    COVERAGE: "share of ten bins of a factor's range that hold at least one percent of the generator's images",
-    EXPLAINED: "share of the variance of the generator's images that the sprites of the factors read explain",
-}
 GAIN = "gain"
 HELD_OUT = "held-out samples"
 BASELINE = "L2"
 CONTRASTIVE, BOTH = "contrastive", "L2 + contrastive"
 PUBLISHED = {GAN: "LatentCLR", DIFFUSION: "NoiseCLR"}
+
+
+def model(subject: str, data: str = SPRITES) -> str:
+    """The name of a generator."""
+    return f"{data}-{subject}"
 
 
 def gained(method: str, metric: str) -> str:

@@ -7,13 +7,13 @@ import pandas as pd
 
 from repscope.conditions import ESTIMATE
 from repscope.discovery.generators.comparison import IMAGE_METRICS, LABELLED, RANDOM_DIRECTIONS
+from repscope.discovery.generators.judges import GENERATOR_METRICS, KNOWN, Known
 from repscope.report.charts import grids, images
 from repscope.report.page import Figure, Page, Section, Table
 from repscope.report.text import format_estimate
 from repscope.studies.discover import image_names as names
 from repscope.studies.discover.options import DiscoverOptions
 from repscope.studies.run.study import Answer, Record
-from repscope.worlds.sprites.drawing import FACTORS, SIDE
 
 _KEY = ("distinct factors", "selectivity", "factor change", "overlap")
 _MORE = (
@@ -25,9 +25,18 @@ _MORE = (
     "consistency",
     "image change",
     "sprites explained",
+    "digits explained",
     "stability",
 )
 _STRIPPED = 5  #: methods in the filmstrips
+_READ = {
+    "sprites": "by factors that a regressor reads from edited images",
+    "digits": "by the probabilities of the ten classes that classifiers read from edited images; they are the factors below",
+}
+_LOOK = {
+    "sprites": "Look for factors that two regressors read alike from the generator's images.",
+    "digits": "Look for images that two classifiers read as the same digit, and for classes that the generator leaves out.",
+}
 
 
 def image_page(record: Record[DiscoverOptions]) -> Page:
@@ -40,9 +49,9 @@ def image_page(record: Record[DiscoverOptions]) -> Page:
     )
     return Page(
         title="Unsupervised directions of an image generator",
-        context=(f"{len(FACTORS)} known factors",),
-        tested=f"Directions of {kind} of sprites. All vectors have one norm ({_scale(record)}). Directions are found on some "
-        "samples and judged on others, by factors that a regressor reads from edited images.",
+        context=(f"{len(KNOWN[o.data].properties)} {'classes' if KNOWN[o.data].exclusive else 'known factors'}",),
+        tested=f"Directions of {kind}, which draws {o.data}. All vectors have one norm ({_scale(record)}). Directions are found on "
+        f"some samples and judged on others, {_READ[o.data]}.",
         headline=_headline(record),
         key=_key(record),
         sections=(_strips(record), _matrix(record), _compared(record), _generator(record)),
@@ -59,6 +68,10 @@ def image_answer(record: Record[DiscoverOptions]) -> Answer:
         lines.append(f"{name}: {said}.")
     files = sorted(record.artifacts.glob("*.safetensors"))
     return Answer([*lines, *([f"Directions: {files[0].parent}"] if files else [])])
+
+
+def _known(record: Record[Any]) -> Known:
+    return KNOWN[record.options.data]
 
 
 def _rows(record: Record[Any]) -> pd.DataFrame:
@@ -106,13 +119,15 @@ def _strips(record: Record[Any]) -> Section:
     first = (names.BASELINE, names.BOTH, names.CONTRASTIVE, *names.PUBLISHED.values(), LABELLED)
     shown = list(dict.fromkeys([*(m for m in first if m in shown), *shown]))[:_STRIPPED]
     figure = Figure(
-        images.filmstrips(strips[strips["method"].isin(shown)], side=SIDE, order=shown),
+        images.filmstrips(strips[strips["method"].isin(shown)], side=_known(record).side, order=shown),
         "Filmstrips",
         "One held-out image along the three most selective directions of each method (first seed), from minus the scale to it.",
     )
     return Section(
         "Filmstrips",
-        "Look for rows in which one property of the sprite changes and the others stay.",
+        "Look for rows in which one property of the sprite changes and the others stay."
+        if record.options.data == names.SPRITES
+        else "Look for rows that end in one digit whatever they begin with, and for changes of style that no class shows.",
         (
             figure,
             Table(lines.round(2), "Directions shown", "Top factor, selectivity and change per direction, on held-out images."),
@@ -126,9 +141,10 @@ def _matrix(record: Record[Any]) -> Section:
         matrix, selectivity = record.results[name].arrays["matrix"][0], record.results[name].arrays["selectivity"][0]
         order = np.argsort(-selectivity, kind="stable")
         for place, k in enumerate(order):
-            frames += [{"method": name, "direction": place + 1, "factor": f, "value": float(v)} for f, v in zip(FACTORS, matrix[k])]
+            changes = zip(_known(record).properties, matrix[k])
+            frames += [{"method": name, "direction": place + 1, "factor": f, "value": float(v)} for f, v in changes]
     figure = Figure(
-        images.factor_matrix(pd.DataFrame(frames), factors=FACTORS),
+        images.factor_matrix(pd.DataFrame(frames), factors=_known(record).properties),
         "Which factor each direction changes",
         "Mean change at the scale in standard deviations of the data, first seed, most selective direction first.",
     )
@@ -160,34 +176,44 @@ def _compared(record: Record[Any]) -> Section:
 
 
 def _generator(record: Record[Any]) -> Section:
-    held = record.results["generator"]
+    held, known = record.results["generator"], _known(record)
     table = held.table
     by_factor = [
-        {"factor": f}
+        {"class" if known.exclusive else "factor": f}
         | {
             m: format_estimate(r)
-            for m in (names.R2, names.AGREEMENT, names.COVERAGE)
+            for m in known.each
             for r in table[(table["metric"] == m) & (table["item"] == f)].to_dict("records")
         }
-        for f in FACTORS
+        for f in known.properties
     ]
-    explained = [
-        {"images": r["item"], names.EXPLAINED: format_estimate(r)}
-        for r in table[table["metric"] == names.EXPLAINED].to_dict("records")
+    of_all = [
+        {"images": item}
+        | {
+            m: format_estimate(r)
+            for m in known.whole
+            for r in table[(table["metric"] == m) & (table["item"] == item)].to_dict("records")
+        }
+        for item in dict.fromkeys(table[table["metric"] == known.readable]["item"])
     ]
     shown = held.side["images"]
-    own = list(table[(table["metric"] == names.EXPLAINED) & (table["condition"] == ESTIMATE)].to_dict("records"))
-    said = f"Sprites of the factors read explain {format_estimate(own[0])} of the variance of its images." if own else ""
+    own = list(table[(table["metric"] == known.readable) & (table["condition"] == ESTIMATE)].to_dict("records"))
+    explains = "Sprites of the factors read explain" if known.data == names.SPRITES else "The nearest training digits explain"
+    said = f"{explains} {format_estimate(own[0])} of the variance of its images." if own else ""
     return Section(
         "Is the generator good enough to judge by?",
-        f"Look for factors that two regressors read alike from the generator's images. {said}",
+        f"{_LOOK[known.data]} {said}",
         (
-            Figure(images.gallery(shown, side=SIDE), "Images of the generator", "Sixteen draws, not selected.", small=True),
+            Figure(images.gallery(shown, side=known.side), "Images of the generator", "Sixteen draws, not selected.", small=True),
             Table(
                 pd.DataFrame(by_factor),
-                "Factors",
-                "; ".join(f"{m}: {names.OF_GENERATOR[m]}" for m in (names.R2, names.AGREEMENT, names.COVERAGE)) + ".",
+                "Classes" if known.exclusive else "Factors",
+                "; ".join(f"{m}: {GENERATOR_METRICS[m]}" for m in known.each) + ".",
             ),
-            Table(pd.DataFrame(explained), "Share explained by sprites", names.OF_GENERATOR[names.EXPLAINED].capitalize() + "."),
+            Table(
+                pd.DataFrame(of_all),
+                f"Share explained by {known.data}",
+                "; ".join(f"{m}: {GENERATOR_METRICS[m]}" for m in known.whole).capitalize() + ".",
+            ),
         ),
     )

@@ -1,6 +1,7 @@
 """Which unsupervised directions change one known factor of a generator's images?
 
-1. Generator: trained once on sprites and kept in the cache, with two regressors of their factors. Is it good enough to judge by?
+1. Generator: trained once on sprites (or digits) and kept in the cache, with two regressors of their factors (classifiers). Is it
+   good enough to judge by?
 2. One step per method, all seeds in one batch: directions found on some samples, judged on others by the factors read from edited
    images (`discovery.generators`).
 3. Summary: gains over random directions and over L2, paired by seed; stability over seeds.
@@ -16,28 +17,27 @@ import pandas as pd
 import torch
 
 from repscope import stats
-from repscope.conditions import ESTIMATE, PERMUTED_PIXELS, RANDOM, REAL_IMAGES, over
+from repscope.conditions import RANDOM, over
 from repscope.directions import Direction, DirectionSet
 from repscope.discovery import metrics as discovery_metrics
 from repscope.discovery.generators.comparison import DOSES, IMAGE_METRICS, METHODS, RANDOM_DIRECTIONS, judged, search
+from repscope.discovery.generators.judges import GENERATOR_METRICS
 from repscope.discovery.generators.latent_directions import LatentDirections
-from repscope.discovery.generators.sprite_material import SpriteMaterial
+from repscope.discovery.generators.material import Material
 from repscope.results import Result, Row
 from repscope.studies.discover import image_names as names
 from repscope.studies.discover.image_task import ImageTask
 from repscope.studies.discover.options import DiscoverOptions
 from repscope.studies.run.study import Context, Cost, Setup, Step, Subject
-from repscope.worlds.sprites import FACTORS, agreement, coverage, drawn_factors, explained, sprites
 
 _IMAGES = 512  #: of the generator, to judge it by
 _SHOWN = 3  #: directions per method in filmstrips
-_RESAMPLED = 16  #: groups of images that intervals on the generator are over
 GENERATOR = "generator"
 
 
 def image_subject(setup: Setup[DiscoverOptions]) -> Subject:
     """The generator trained in the study."""
-    name = names.MODELS[setup.options.subject]
+    name = names.model(setup.options.subject, setup.options.data)
     facts = {"model": name, "precision": "float32, trained in this run or read from the cache"}
     return Subject(f"{name}-tiny" if setup.options.tiny else name, name, facts)
 
@@ -66,11 +66,11 @@ class _Shared:
 
     def __init__(self, task: ImageTask) -> None:
         self._task = task
-        self._held: SpriteMaterial | None = None
+        self._held: Material | None = None
 
-    def __call__(self, context: Context) -> SpriteMaterial:
+    def __call__(self, context: Context) -> Material:
         if self._held is None:
-            self._held = SpriteMaterial(self._task.setting, context.inputs[GENERATOR].arrays)
+            self._held = self._task.setting.material(context.inputs[GENERATOR].arrays)
         return self._held
 
 
@@ -97,66 +97,24 @@ def _search_cost(task: ImageTask, name: str) -> Callable[[], Cost]:
 
 
 def _generator(task: ImageTask, shared: _Shared, context: Context) -> Result:
-    """Train or read, and measure whether images are sprites whose factors can be read."""
+    """Train or read, and measure whether images are such that their factors can be read."""
     o = task.options
     arrays = task.setting.trained(context.partial if o.tiny else None)
-    material = SpriteMaterial(task.setting, arrays)
-    judge = material.judge
+    material = task.setting.material(arrays)
     count = 64 if o.tiny else _IMAGES
     images = material.drawn(count, 1000 + o.seed)
-    real = sprites(drawn_factors(count, torch.Generator().manual_seed(2000 + o.seed)))
-    factors = judge.read(images).numpy()
-    where: dict[str, Any] = {"seed": o.seed}
     rows = []
-    agreed, covered = _groups(lambda x: agreement(x, judge.first, judge.second), images), coverage(factors)
-    both = np.stack([judge.first.r2, judge.second.r2])
-    for j, factor in enumerate(FACTORS):
-        rows.append(
-            Row.of(
-                stats.mean(both[:, j], unit="regressor"),
-                metric=names.R2,
-                definition=names.OF_GENERATOR[names.R2],
-                item=factor,
-                **where,
-            )
-        )
-        rows.append(
-            Row.of(
-                stats.mean(agreed[:, j], unit="group of images"),
-                metric=names.AGREEMENT,
-                definition=names.OF_GENERATOR[names.AGREEMENT],
-                item=factor,
-                **where,
-            )
-        )
-        rows.append(
-            Row(
-                metric=names.COVERAGE,
-                definition=names.OF_GENERATOR[names.COVERAGE],
-                item=factor,
-                value=float(covered[j]),
-                n=count,
-                unit="image",
-                **where,
-            )
-        )
-    noise = real[:, torch.randperm(real.shape[1], generator=torch.Generator().manual_seed(o.seed))]
-    for item, condition, some in (
-        ("generator", ESTIMATE, images),
-        ("sprites", REAL_IMAGES, real),
-        ("permuted pixels", PERMUTED_PIXELS, noise),
-    ):
-        each = _groups(lambda x: np.array([explained(x, judge.first)]), some)[:, 0]
-        rows.append(
-            Row.of(
-                stats.mean(each, unit="group of images"),
-                metric=names.EXPLAINED,
-                definition=names.OF_GENERATOR[names.EXPLAINED],
-                item=item,
-                condition=condition,
-                **where,
-            )
-        )
+    for one in material.judge.quality(images, material.real(count, 2000 + o.seed), o.seed):
+        where: dict[str, Any] = {
+            "metric": one.metric,
+            "definition": GENERATOR_METRICS[one.metric],
+            "item": one.item,
+            "seed": o.seed,
+        }
+        if len(one.values) == 1:
+            rows.append(Row(value=float(one.values[0]), n=one.count, unit=one.unit, condition=one.condition, **where))
+        else:
+            rows.append(Row.of(stats.mean(one.values, unit=one.unit), condition=one.condition, **where))
     losses = arrays["generator/losses"]
     kept = np.linspace(0, len(losses) - 1, min(200, len(losses))).astype(int)
     log = pd.DataFrame(
@@ -164,11 +122,6 @@ def _generator(task: ImageTask, shared: _Shared, context: Context) -> Result:
     )
     shown = pd.DataFrame({"image": np.repeat(np.arange(16), images.shape[1]), "value": images[:16].flatten().numpy()})
     return Result.of(rows, arrays=arrays, side={"losses": log, "images": shown})
-
-
-def _groups(measure: Callable[[torch.Tensor], np.ndarray], images: torch.Tensor) -> np.ndarray:
-    """A measure of each of some groups of images."""
-    return np.stack([measure(some) for some in images.chunk(_RESAMPLED if len(images) >= 16 * _RESAMPLED else 2)])
 
 
 def _method(task: ImageTask, shared: _Shared, name: str, context: Context) -> Result:
@@ -179,7 +132,7 @@ def _method(task: ImageTask, shared: _Shared, name: str, context: Context) -> Re
     found = search(bed, name, o.vectors, seeds, o.steps, labelled=material.labelled())
     condition = METHODS[name].condition
     where: dict[str, Any] = {"site": bed.subject.site, "item": name, "split": names.HELD_OUT, "condition": condition}
-    each, changes = zip(*(judged(bed, one, material.judge.read, sprites) for one in found))
+    each, changes = zip(*(judged(bed, one, material.judge) for one in found))
     vectors = [one.unit for one in found]
     if len(vectors) > 1:
         for i, numbers in enumerate(each):
@@ -244,7 +197,7 @@ def _filmstrips(task: ImageTask, shared: _Shared, context: Context) -> Result:
                 unit = function.at(bed.z[None])[0][torch.from_numpy(best.copy())]  # type: ignore[attr-defined]
         first = _first_image(bed, unit)
         for i, k in enumerate(best):
-            factor = FACTORS[int(arrays["top"][0][k])]
+            factor = task.known.properties[int(arrays["top"][0][k])]
             facts = {"method": name, "direction": int(k), "factor": factor, "selectivity": float(arrays["selectivity"][0][k])}
             lines.append(facts | {"change": float(arrays["change"][0][k])})
             shown += [
@@ -280,14 +233,13 @@ def _save(task: ImageTask, site: str, model: str, name: str, arrays: Any, contex
             found_by=f"{name}, seed 0",
             does={
                 "selectivity": float(arrays["selectivity"][0][k]),
-                **{f: float(v) for f, v in zip(FACTORS, arrays["matrix"][0][k])},
+                **{f: float(v) for f, v in zip(task.known.properties, arrays["matrix"][0][k])},
             },
         )
         for k, vector in enumerate(arrays["vectors"][0])
     ]
-    DirectionSet.of(*made, model=model, note=f"{name} on {names.MODELS[task.options.subject]}, by repscope study discover").save(
-        file
-    )
+    generator = names.model(task.options.subject, task.options.data)
+    DirectionSet.of(*made, model=model, note=f"{name} on {generator}, by repscope study discover").save(file)
     function = _function(arrays)
     if function is not None:
         function.save(file.with_name(f"{file.stem}-of-z.safetensors"))

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 
 from repscope.discovery.generators.comparison import need_methods
+from repscope.discovery.generators.digit_material import DigitSetting
+from repscope.discovery.generators.judges import KNOWN, Known
+from repscope.discovery.generators.material import Setting
 from repscope.discovery.generators.sprite_material import SpriteSetting
 from repscope.studies.discover import image_names as names
 from repscope.studies.discover.options import DiscoverOptions
@@ -33,8 +36,15 @@ class ImageTask:
         return found
 
     @property
-    def setting(self) -> SpriteSetting:
+    def known(self) -> Known:
+        """What is known of the images."""
+        return KNOWN[self.options.data]
+
+    @property
+    def setting(self) -> Setting:
         """The generator and how it is searched."""
         o = self.options
         assert o.subject != "language"
+        if o.data == names.DIGITS:
+            return DigitSetting(o.samples, o.images, o.scale, o.seed, o.tiny)
         return SpriteSetting(o.subject, o.site, o.samples, o.images, o.scale, o.seed, o.tiny)

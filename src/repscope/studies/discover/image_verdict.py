@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from repscope.conditions import RANDOM, over
+from repscope.discovery.generators.judges import KNOWN
 from repscope.report.verdict import Verdict, joined, side, thresholds
 from repscope.results import select
 from repscope.studies.discover import image_names as names
@@ -48,13 +49,15 @@ def image_verdict(table: pd.DataFrame) -> Verdict:
 
 
 def _readable(table: pd.DataFrame) -> Verdict | None:
-    """Cannot tell, where images are not sprites whose factors can be read."""
+    """Cannot tell, where images are not sprites whose factors can be read, or no digits."""
     limits = thresholds("discover")
-    own = select(table, metric=names.EXPLAINED, item="generator").to_dict("records")
-    if own and side(own[0], limits["sprites"]) != "above":
-        return Verdict(
-            "Cannot tell", "The generator's images are not close enough to sprites to read their factors; train it longer."
-        )
+    for known in KNOWN.values():
+        own = select(table, metric=known.readable, item="generator").to_dict("records")
+        if own and side(own[0], limits[known.data]) != "above":
+            read = "classes" if known.exclusive else "factors"
+            return Verdict(
+                "Cannot tell", f"The generator's images are not close enough to {known.data} to read their {read}; train it longer."
+            )
     return None
 
 

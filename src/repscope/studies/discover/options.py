@@ -11,7 +11,7 @@ from repscope.studies.run.options import ModelOptions, TableOptions
 MOST_PROMPTS = 3  #: for discovery, and as many held out, of the short form
 _OF_LANGUAGE: tuple[str, ...] = ("model", "revision", "device", "dtype", "batch_tokens", "decimal", "na", "quote")
 _OF_LANGUAGE += ("prompts", "plain", "source", "target", "tokens", "damage", "new_tokens")
-_OF_IMAGES = ("site", "samples", "images")
+_OF_IMAGES = ("data", "site", "samples", "images")
 _SIZED = ("methods", "vectors", "steps", "seeds", "samples", "images")
 IMAGE_METHODS: dict[str, tuple[str, ...]] = {
     "gan": (
@@ -45,11 +45,15 @@ IMAGE_METHODS: dict[str, tuple[str, ...]] = {
 class DiscoverOptions(ModelOptions, TableOptions):
     """Options of the `discover` study.
 
-    A run is about a language model; `subject` puts an image generator of sprites in its place, which it trains once.
+    A run is about a language model; `subject` puts an image generator in its place, which it trains once.
     """
 
     subject: Literal["language", "gan", "diffusion"] = Field(
-        "language", description="What is searched: a language model, or a GAN or a diffusion model of sprites with known factors."
+        "language", description="What is searched: a language model, or a GAN or a diffusion model of images with known factors."
+    )
+    data: Literal["sprites", "digits"] = Field(
+        "sprites",
+        description="With an image generator: what it draws, sprites of six known factors or, by a GAN, handwritten digits.",
     )
     site: Literal["conditioning", "h"] = Field(
         "conditioning", description="With --subject diffusion: where vectors are added, the words or the bottleneck (h-space)."
@@ -78,10 +82,11 @@ class DiscoverOptions(ModelOptions, TableOptions):
             "DCT",
             "Jacobian",
         ),
-        description="Methods to compare.",
+        description="Methods to compare; of generators also LatentCLR, GANSpace and SeFa (of a GAN), NoiseCLR (of a diffusion "
+        "model) and factor regression.",
     )
-    vectors: int = Field(12, ge=2, description="Directions per method.")
-    steps: int = Field(40, ge=1, description="Optimisation steps per method.")
+    vectors: int = Field(12, ge=2, description="Directions per method; other defaults for image generators.")
+    steps: int = Field(40, ge=1, description="Optimisation steps per method; other defaults for image generators.")
     seeds: int = Field(3, ge=1, description="Seeds per method; intervals are over seeds.")
     scale: float | None = Field(
         None,
@@ -113,6 +118,8 @@ class DiscoverOptions(ModelOptions, TableOptions):
             raise ValueError(
                 f"{' and '.join(given)} belong to a language model, which --subject {self.subject} replaces; omit them"
             )
+        if self.subject == "diffusion" and self.data == "digits":
+            raise ValueError("--data digits goes with --subject gan; the diffusion model draws captioned sprites")
         if self.subject == "gan" and self.given("site"):
             raise ValueError("--site belongs to --subject diffusion; directions of a GAN are added to its latent")
         return self
@@ -135,6 +142,9 @@ class DiscoverOptions(ModelOptions, TableOptions):
         found = super().key()
         if self.subject == "language":
             return {k: v for k, v in found.items() if k not in ("subject", *_OF_IMAGES)}
+        if self.data == "sprites":  # the only images of earlier versions, whose runs keep their names
+            del found["data"]
+            found |= {"given": [name for name in found["given"] if name != "data"]} if "given" in found else {}
         return found | self.sized().model_dump(mode="json", include=set(_SIZED))  # a version with other sizes is another run
 
     def files(self) -> list[Path]:
@@ -143,8 +153,11 @@ class DiscoverOptions(ModelOptions, TableOptions):
 
     def _sized_for_images(self) -> "DiscoverOptions":
         gan = self.subject == "gan"
-        small: dict[str, Any] = {"methods": IMAGE_METHODS[self.subject], "seeds": 5, "model": f"sprites-{self.subject}"}
-        small |= {"steps": 100, "vectors": 6} if gan else {"steps": 60, "vectors": 10, "samples": 6, "images": 24}
+        small: dict[str, Any] = {"methods": IMAGE_METHODS[self.subject], "seeds": 5, "model": f"{self.data}-{self.subject}"}
+        if gan:
+            small |= {"steps": 100, "vectors": 10 if self.data == "digits" else 6}
+        else:
+            small |= {"steps": 60, "vectors": 10, "samples": 6, "images": 24}
         if self.tiny:
             methods = (
                 RANDOM_METHOD,

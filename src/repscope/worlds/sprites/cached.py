@@ -1,10 +1,11 @@
-"""Networks on sprites that are trained once: the GAN, the diffusion model and two factor regressors, in the user's cache folder.
+"""Networks on sprites or digits that are trained once and stay in the user's cache folder: generators, and what reads their images.
 
 A file is named by a hash of its sizes and of `VERSION`. A training that is killed goes on where its last saved state was.
 """
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -20,27 +21,30 @@ from repscope import manifest
 from repscope.disk import cache_home, whole_file
 from repscope.errors import UserError
 from repscope.models.generators import DiffusionGenerator, LatentGenerator
+from repscope.worlds import digit_classifier
+from repscope.worlds.digit_classifier import DigitClassifier
 from repscope.worlds.sprites.diffusion import CaptionedUNet, DiffusionSizes, TrainedDiffusion, noise_schedule, train_diffusion
-from repscope.worlds.sprites.gan import FEATURES, GanSizes, SpriteGenerator, TrainedGan, train_gan
+from repscope.worlds.sprites.gan import FEATURES, SPRITES, GanImages, GanSizes, SpriteGenerator, TrainedGan, train_gan
 from repscope.worlds.sprites.regressor import STEPS, FactorRegressor, train_regressor
 
 VERSION = 1  #: raised when the same sizes give other weights
+DIGITS = GanImages("gan-of-digits", digit_classifier.SIDE, digit_classifier.digit_batch)
 Tensors = Mapping[str, Tensor]
 
 
-def cached_gan(sizes: GanSizes, folder: Path | None = None) -> TrainedGan:
-    """The trained GAN. folder: of the files; the user's cache by default."""
+def cached_gan(sizes: GanSizes, folder: Path | None = None, images: GanImages = SPRITES) -> TrainedGan:
+    """The trained GAN. folder: of the files; the user's cache by default. images: what it draws."""
 
-    def make(saved: Path) -> dict[str, Tensor]:
-        found = train_gan(sizes, saved=saved)
+    def make(saved: Path | None) -> dict[str, Tensor]:
+        found = train_gan(sizes, saved=saved, images=images)
         return {**found.generator.state_dict(), "losses": torch.from_numpy(found.losses)}
 
-    return gan_of(sizes, _remembered("gan", asdict(sizes), make, folder))
+    return gan_of(sizes, _remembered(images.name, asdict(sizes), make, folder), images)
 
 
-def gan_of(sizes: GanSizes, held: Tensors) -> TrainedGan:
+def gan_of(sizes: GanSizes, held: Tensors, images: GanImages = SPRITES) -> TrainedGan:
     """A trained GAN from its tensors."""
-    generator = SpriteGenerator(sizes.latent, sizes.width)
+    generator = SpriteGenerator(sizes.latent, sizes.width, images.side**2)
     generator.load_state_dict({k: v for k, v in held.items() if k != "losses"})
     return TrainedGan(generator.eval().requires_grad_(False), held["losses"].numpy())
 
@@ -48,7 +52,7 @@ def gan_of(sizes: GanSizes, held: Tensors) -> TrainedGan:
 def cached_diffusion(sizes: DiffusionSizes, folder: Path | None = None) -> TrainedDiffusion:
     """The trained diffusion model. folder: of the files; the user's cache by default."""
 
-    def make(saved: Path) -> dict[str, Tensor]:
+    def make(saved: Path | None) -> dict[str, Tensor]:
         found = train_diffusion(sizes, saved=saved)
         return {**found.network.state_dict(), "losses": torch.from_numpy(found.losses)}
 
@@ -65,7 +69,7 @@ def diffusion_of(sizes: DiffusionSizes, held: Tensors) -> TrainedDiffusion:
 def cached_regressor(seed: int = 0, steps: int = STEPS, folder: Path | None = None) -> FactorRegressor:
     """A trained factor regressor. folder: of the files; the user's cache by default."""
 
-    def make(saved: Path) -> dict[str, Tensor]:
+    def make(saved: Path | None) -> dict[str, Tensor]:
         found = train_regressor(seed, steps)
         return {**found.weights, "r2": torch.from_numpy(found.r2)}
 
@@ -77,9 +81,24 @@ def regressor_of(held: Tensors) -> FactorRegressor:
     return FactorRegressor({k: v for k, v in held.items() if k != "r2"}, held["r2"].numpy())
 
 
-def latent_generator(trained: TrainedGan, sizes: GanSizes) -> LatentGenerator:
+def cached_classifier(seed: int = 0, steps: int = digit_classifier.STEPS, folder: Path | None = None) -> DigitClassifier:
+    """A trained classifier of digits. folder: of the files; the user's cache by default."""
+
+    def make(saved: Path | None) -> dict[str, Tensor]:
+        found = digit_classifier.train_classifier(seed, steps)
+        return {**found.weights, "accuracy": torch.from_numpy(found.accuracy)}
+
+    return classifier_of(_remembered("digit-classifier", {"seed": seed, "steps": steps}, make, folder))
+
+
+def classifier_of(held: Tensors) -> DigitClassifier:
+    """A classifier of digits from its tensors."""
+    return DigitClassifier({k: v for k, v in held.items() if k != "accuracy"}, held["accuracy"].numpy())
+
+
+def latent_generator(trained: TrainedGan, sizes: GanSizes, name: str = "GAN on sprites") -> LatentGenerator:
     """The GAN as a subject of studies, with the features that LatentCLR compares."""
-    return LatentGenerator(trained.generator, sizes.latent, FEATURES, name="GAN on sprites")
+    return LatentGenerator(trained.generator, sizes.latent, FEATURES, name=name)
 
 
 def diffusion_generator(trained: TrainedDiffusion) -> DiffusionGenerator:
@@ -89,19 +108,29 @@ def diffusion_generator(trained: TrainedDiffusion) -> DiffusionGenerator:
 
 
 def _remembered(
-    name: str, settings: Mapping[str, Any], make: Callable[[Path], dict[str, Tensor]], folder: Path | None
+    name: str, settings: Mapping[str, Any], make: Callable[[Path | None], dict[str, Tensor]], folder: Path | None
 ) -> dict[str, Tensor]:
-    """Tensors from the file of these settings; made, and written, if it is absent or damaged."""
+    """Tensors from the file of these settings; made, and written, if it is absent, damaged or that of other settings."""
     text = json.dumps({"version": VERSION, "name": name, **settings}, sort_keys=True)
     home = (folder or cache_home() / "sprites") / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
     if home.is_file() and manifest.sealed(home) is not False:
         with suppress(SafetensorError, OSError, KeyError), safe_open(home, "pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    saved = home.with_suffix(".partial")
+            if (file.metadata() or {}).get("settings") == text:
+                return {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    saved = home.with_suffix(".partial") if _writable(home.parent) else None
     held = {k: v.detach().clone().contiguous() for k, v in make(saved).items()}
     # a cache that cannot be written costs time, not the result
     with suppress(UserError, OSError), whole_file(home) as partial:
         save_file(held, partial, metadata={"settings": text, "seal": manifest.UNSEALED})
         manifest.seal(partial)
-    saved.unlink(missing_ok=True)
+    if saved is not None:
+        saved.unlink(missing_ok=True)
     return held
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be written in a folder, which is made if it is absent."""
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.access(folder, os.W_OK)
+    return False

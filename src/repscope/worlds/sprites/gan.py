@@ -1,11 +1,11 @@
-"""A small generative adversarial network on sprites, trained on one core in minutes.
+"""A small generative adversarial network on sprites or other small images, trained on one core in minutes.
 
 1. Generator: z ~ N(0, I) to an image by dense layers (`layers.0` is the projection whose weight SeFa reads; LatentCLR's features
    are the output of `layers.3`). Discriminator: two convolutions with stride and two dense layers.
 2. Non-saturating logistic loss (Goodfellow et al. 2014) with the R1 penalty on real images (Mescheder, Geiger & Nowozin 2018),
    taken every eighth step at eightfold weight (Karras et al. 2020). Adam, betas (0, 0.99).
 3. The result is the exponential moving average of the generator's weights.
-Every step draws fresh sprites from the seed and its own number, so a resumed training ends with the same weights.
+Every step draws its images from the seed and its own number, so a resumed training ends with the same weights.
 """
 
 from collections.abc import Callable
@@ -58,7 +58,7 @@ class GanSizes:
 class SpriteGenerator(nn.Module):
     """z (row, latent) to images (row, pixel) with values from 0 to 1."""
 
-    def __init__(self, latent: int, width: int) -> None:
+    def __init__(self, latent: int, width: int, pixels: int = PIXELS) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             nn.Linear(latent, width),
@@ -67,7 +67,7 @@ class SpriteGenerator(nn.Module):
             nn.LeakyReLU(0.2),
             nn.Linear(width, 2 * width),
             nn.LeakyReLU(0.2),
-            nn.Linear(2 * width, PIXELS),
+            nn.Linear(2 * width, pixels),
         )
 
     def forward(self, z: Float[Tensor, "row latent"]) -> Float[Tensor, "row pixel"]:
@@ -79,22 +79,23 @@ class SpriteGenerator(nn.Module):
 class SpriteDiscriminator(nn.Module):
     """Images (row, pixel) to one logit per row: above 0 for real."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, side: int = SIDE) -> None:
         super().__init__()
+        self.side = side
         self.layers = nn.Sequential(
             nn.Conv2d(1, channels, 4, 2, 1),
             nn.LeakyReLU(0.2),
             nn.Conv2d(channels, 2 * channels, 4, 2, 1),
             nn.LeakyReLU(0.2),
             nn.Flatten(),
-            nn.Linear(2 * channels * (SIDE // 4) ** 2, 128),
+            nn.Linear(2 * channels * (side // 4) ** 2, 128),
             nn.LeakyReLU(0.2),
             nn.Linear(128, 1),
         )
 
     def forward(self, images: Float[Tensor, "row pixel"]) -> Float[Tensor, "row"]:
         """Logits."""
-        logits: Tensor = self.layers(2 * images.reshape(-1, 1, SIDE, SIDE) - 1)[:, 0]
+        logits: Tensor = self.layers(2 * images.reshape(-1, 1, self.side, self.side) - 1)[:, 0]
         return logits
 
 
@@ -111,9 +112,22 @@ def sprite_batch(count: int, seed: int) -> Float[Tensor, "image pixel"]:
     return sprites(drawn_factors(count, torch.Generator().manual_seed(seed)))
 
 
-def train_gan(
-    sizes: GanSizes, *, saved: Path | None = None, images: Callable[[int, int], Float[Tensor, "image pixel"]] = sprite_batch
-) -> TrainedGan:
+@dataclass(frozen=True)
+class GanImages:
+    """Images that a GAN learns to draw.
+
+    name: of its file in the cache. side: pixels, a multiple of 4. batch: (count, seed) → images with values from 0 to 1.
+    """
+
+    name: str
+    side: int
+    batch: Callable[[int, int], Float[Tensor, "image pixel"]]
+
+
+SPRITES = GanImages("gan", SIDE, sprite_batch)
+
+
+def train_gan(sizes: GanSizes, *, saved: Path | None = None, images: GanImages = SPRITES) -> TrainedGan:
     """Train the two networks.
 
     Parameters
@@ -123,7 +137,7 @@ def train_gan(
     saved
         File for the state of an interrupted training; removed at the end.
     images
-        (count, seed) → real images with values from 0 to 1.
+        The real images.
 
     Raises
     ------
@@ -133,7 +147,8 @@ def train_gan(
     s = sizes
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(s.seed)
-        generator, discriminator = SpriteGenerator(s.latent, s.width), SpriteDiscriminator(s.channels)
+        generator = SpriteGenerator(s.latent, s.width, images.side**2)
+        discriminator = SpriteDiscriminator(s.channels, images.side)
     average = deepcopy(generator).requires_grad_(False)
     modules = {"generator": generator, "discriminator": discriminator, "average": average}
     trained = {k: modules[k] for k in ("generator", "discriminator")}
@@ -145,7 +160,7 @@ def train_gan(
             for adam in adams.values():
                 for group in adam.param_groups:
                     group["lr"] = s.rate * min(1.0, 2 * (1 - step / s.steps))
-            losses.append(_step(s, step, modules, adams, images(s.batch, s.seed * 1_000_003 + step)))
+            losses.append(_step(s, step, modules, adams, images.batch(s.batch, s.seed * 1_000_003 + step)))
             average_weights(average, generator, min(s.average, (step + 1) / (step + 10)))
             advance(1)
             if saved is not None and (step + 1) % s.keep == 0 and step + 1 < s.steps:

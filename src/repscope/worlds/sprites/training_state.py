@@ -1,10 +1,12 @@
 """State of a training that a killed process left: modules, their Adam moments, the step, and losses, in one safetensors file.
 
-Batches depend on the seed and the step alone, so a resumed training ends with the same weights as one that was left alone.
+Batches depend on the seed and the step alone, so a resumed training ends with the same weights as one that was left alone. A state
+that cannot be written (a full disk, a folder without permission) costs a resumed training its time, not this one its result.
 """
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from repscope import manifest
 from repscope.disk import whole_file
+from repscope.errors import UserError
 from repscope.untrusted import parse_json
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -23,13 +26,13 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 def write_state(
     path: Path, step: int, modules: Mapping[str, nn.Module], adams: Mapping[str, torch.optim.Adam], losses: Sequence[np.ndarray]
 ) -> None:
-    """Save what the next step needs."""
+    """Save what the next step needs, if the file can be written."""
     held: dict[str, Tensor] = {f"w/{m}/{k}": v.detach() for m, module in modules.items() for k, v in module.state_dict().items()}
     for name, adam in adams.items():
         for i, weight in enumerate(_weights(adam)):
             held |= {f"{part}/{name}/{i}": adam.state[weight][part] for part in _MOMENTS}
     held["losses"] = torch.from_numpy(np.stack(losses))
-    with whole_file(path) as partial:
+    with suppress(UserError, OSError), whole_file(path) as partial:
         metadata = {"progress": json.dumps({"step": step}), "seal": manifest.UNSEALED}
         save_file({k: v.clone().contiguous() for k, v in held.items()}, partial, metadata)
         manifest.seal(partial)
