@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
+# Tests start dozens of interpreters, and torch and transformers take three times longer to import where no bytecode is kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-oldest lint bench chaos browser docs notebooks clean
 
 demo: $(VENV)/.demo

@@ -24,6 +24,8 @@ HOW = {"length": 128, "shard_bytes": 500_000, "batch_tokens": 512}
 @pytest.fixture
 def cluster(monkeypatch):
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in {"initial_delay_ms": 0, "period_ms": 500, "failure_threshold": 4}.items():  # Ray sees a lost node in seconds
+        monkeypatch.setenv(f"RAY_health_check_{name}", str(value))
     held = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80_000_000}
     )
