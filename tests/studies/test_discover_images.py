@@ -59,7 +59,7 @@ def test_the_generator_is_judged_beside_sprites_and_permuted_pixels(gan):
     table = gan.results["generator"].table
     explained = select(table, metric=names.EXPLAINED)
     assert set(explained["condition"]) == {"estimate", "images of the data", "permuted pixels"}
-    for metric in (names.R2, names.AGREEMENT, names.COVERAGE):
+    for metric in (names.R2, names.AGREEMENT, names.COVERAGE, names.CEILING):
         assert set(select(table, metric=metric)["item"]) == set(FACTORS)
 
 
@@ -103,7 +103,9 @@ def test_the_page(name, request):
     assert run.headline().lines
     strips = run.results["filmstrips"].side["strips"]
     assert set(strips["dose"]) == {-1.0, -0.5, 0.0, 0.5, 1.0}
-    assert json.loads((run.folder / "run.json").read_text())["model"] == names.MODELS[name]
+    facts = json.loads((run.folder / "run.json").read_text())
+    assert facts["model"] == names.MODELS[name]
+    assert ("diffusers" in facts["versions"]) == (name == "diffusion")
     assert load_record(DISCOVER, run.run_folder).options.methods == run.setup.options.methods, "the page can be drawn again"
 
 

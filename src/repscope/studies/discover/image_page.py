@@ -18,6 +18,7 @@ from repscope.worlds.sprites.drawing import FACTORS, SIDE
 _KEY = ("distinct factors", "selectivity", "factor change", "overlap")
 _MORE = (
     "distinct factors",
+    "factors reached",
     "factor change",
     "monotonicity",
     "overlap",
@@ -162,11 +163,12 @@ def _compared(record: Record[Any]) -> Section:
 def _generator(record: Record[Any]) -> Section:
     held = record.results["generator"]
     table = held.table
+    of_factors = (names.R2, names.AGREEMENT, names.COVERAGE, names.CEILING)
     by_factor = [
         {"factor": f}
         | {
             m: format_estimate(r)
-            for m in (names.R2, names.AGREEMENT, names.COVERAGE)
+            for m in of_factors
             for r in table[(table["metric"] == m) & (table["item"] == f)].to_dict("records")
         }
         for f in FACTORS
@@ -183,11 +185,7 @@ def _generator(record: Record[Any]) -> Section:
         f"Look for factors that two regressors read alike from the generator's images. {said}",
         (
             Figure(images.gallery(shown, side=SIDE), "Images of the generator", "Sixteen draws, not selected.", small=True),
-            Table(
-                pd.DataFrame(by_factor),
-                "Factors",
-                "; ".join(f"{m}: {names.OF_GENERATOR[m]}" for m in (names.R2, names.AGREEMENT, names.COVERAGE)) + ".",
-            ),
+            Table(pd.DataFrame(by_factor), "Factors", "; ".join(f"{m}: {names.OF_GENERATOR[m]}" for m in of_factors) + "."),
             Table(pd.DataFrame(explained), "Share explained by sprites", names.OF_GENERATOR[names.EXPLAINED].capitalize() + "."),
         ),
     )

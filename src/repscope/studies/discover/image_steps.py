@@ -20,6 +20,7 @@ from repscope.conditions import ESTIMATE, PERMUTED_PIXELS, RANDOM, REAL_IMAGES, 
 from repscope.directions import Direction, DirectionSet
 from repscope.discovery import metrics as discovery_metrics
 from repscope.discovery.generators.comparison import DOSES, IMAGE_METRICS, METHODS, RANDOM_DIRECTIONS, judged, search
+from repscope.discovery.generators.judge_ceiling import judge_ceiling
 from repscope.discovery.generators.latent_directions import LatentDirections
 from repscope.discovery.generators.sprite_material import SpriteMaterial
 from repscope.results import Result, Row
@@ -31,6 +32,7 @@ from repscope.worlds.sprites import FACTORS, agreement, coverage, drawn_factors,
 
 _IMAGES = 512  #: of the generator, to judge it by
 _SHOWN = 3  #: directions per method in filmstrips
+_CEILINGS = 8  #: groups of sprites that the ceiling of the judge is over
 _RESAMPLED = 16  #: groups of images that intervals on the generator are over
 GENERATOR = "generator"
 
@@ -39,7 +41,8 @@ def image_subject(setup: Setup[DiscoverOptions]) -> Subject:
     """The generator trained in the study."""
     name = names.MODELS[setup.options.subject]
     facts = {"model": name, "precision": "float32, trained in this run or read from the cache"}
-    return Subject(f"{name}-tiny" if setup.options.tiny else name, name, facts)
+    libraries = () if setup.options.subject == names.GAN else ("diffusers",)
+    return Subject(f"{name}-tiny" if setup.options.tiny else name, name, facts, libraries=libraries)
 
 
 def image_steps(setup: Setup[DiscoverOptions]) -> list[Step]:
@@ -104,10 +107,12 @@ def _generator(task: ImageTask, shared: _Shared, context: Context) -> Result:
     judge = material.judge
     count = 64 if o.tiny else _IMAGES
     images = material.drawn(count, 1000 + o.seed)
-    real = sprites(drawn_factors(count, torch.Generator().manual_seed(2000 + o.seed)))
+    real = sprites(drawn_factors(count, _draw(2000 + o.seed)))
     factors = judge.read(images).numpy()
     where: dict[str, Any] = {"seed": o.seed}
     rows = []
+    some_sprites = drawn_factors(count, _draw(3000 + o.seed)).chunk(_CEILINGS)
+    most = np.stack([judge_ceiling(judge.read, sprites, some, DOSES).selectivity for some in some_sprites])
     agreed, covered = _groups(lambda x: agreement(x, judge.first, judge.second), images), coverage(factors)
     both = np.stack([judge.first.r2, judge.second.r2])
     for j, factor in enumerate(FACTORS):
@@ -126,6 +131,16 @@ def _generator(task: ImageTask, shared: _Shared, context: Context) -> Result:
                 metric=names.AGREEMENT,
                 definition=names.OF_GENERATOR[names.AGREEMENT],
                 item=factor,
+                **where,
+            )
+        )
+        rows.append(
+            Row.of(
+                stats.mean(most[:, j], unit="group of images"),
+                metric=names.CEILING,
+                definition=names.OF_GENERATOR[names.CEILING],
+                item=factor,
+                condition=REAL_IMAGES,
                 **where,
             )
         )
@@ -164,6 +179,10 @@ def _generator(task: ImageTask, shared: _Shared, context: Context) -> Result:
     )
     shown = pd.DataFrame({"image": np.repeat(np.arange(16), images.shape[1]), "value": images[:16].flatten().numpy()})
     return Result.of(rows, arrays=arrays, side={"losses": log, "images": shown})
+
+
+def _draw(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def _groups(measure: Callable[[torch.Tensor], np.ndarray], images: torch.Tensor) -> np.ndarray:

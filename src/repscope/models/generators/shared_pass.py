@@ -1,0 +1,219 @@
+"""What of a pass does not depend on the added vectors: computed once per input and shared by all vectors.
+
+1. A pass with NaN in place of the vector marks what depends on it, as NaN spreads through every operation: module outputs without
+   a NaN do not depend on the vector, nor do the input channels of a convolution without one (skip connections of a U-Net).
+2. A pass without vectors records these outputs, and of such a convolution the part of its output that these channels give.
+3. In passes with vectors the modules give back what was recorded; such a convolution runs on its other channels alone.
+
+For vectors at the words of a U-Net whose down blocks do not attend to words, this leaves out the time embedding, the down blocks
+and half of the convolutions after skip connections. Nothing is assumed about the network; the caller proves the result by whole
+passes (`replay_error`), as an operation that swallows NaN would be missed.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@dataclass(eq=False)
+class _Call:
+    """One call of a module in a pass. parent: index of the call around it, or -1. constant: whether its output has no NaN. varying:
+    of a convolution that reads channels with and without NaN, those with."""
+
+    module: nn.Module
+    parent: int
+    constant: bool = False
+    varying: Int[Tensor, "channel"] | None = None
+
+
+@dataclass(eq=False)
+class SharedParts:
+    """What was recorded for some inputs, per module and call of it; None where the module runs."""
+
+    held: dict[nn.Module, list["_Held | _HeldConvolution | None"]]
+
+    @contextmanager
+    def replayed(self, count: int) -> Iterator[None]:
+        """The pass inside has `count` copies of the inputs, one copy of all after the other, each with a vector of its own."""
+        before = [(module, module.__dict__.get("forward")) for module in self.held]
+        try:
+            for module, held in self.held.items():
+                module.forward = _Replay(module.forward, held, count)
+            yield
+        finally:
+            for module, own in before:
+                if own is None:
+                    del module.forward
+                else:
+                    module.forward = own
+
+
+class SharedPlan:
+    """Which modules of a network do not depend on a vector.
+
+    Parameters
+    ----------
+    network
+        The module.
+    marked
+        Runs it on some inputs with vectors of NaN.
+    """
+
+    def __init__(self, network: nn.Module, marked: Callable[[], Any]) -> None:
+        self.network = network
+        self._calls: list[_Call] = []
+
+        def after(index: int, args: tuple[Any, ...], output: Any) -> None:
+            call = self._calls[index]
+            call.constant = _constant(output)
+            if not call.constant and _splits(call.module) and args:
+                spoilt = args[0].isnan().any(dim=3).any(dim=2).any(dim=0)
+                if not bool(spoilt.all()):
+                    call.varying = spoilt.nonzero()[:, 0]
+
+        with torch.no_grad(), _watched(network, lambda module, parent: self._calls.append(_Call(module, parent)), after):
+            marked()
+        inside = [False] * len(self._calls)  # of a call whose output is given back, so that it does not run
+        for i, call in enumerate(self._calls):
+            inside[i] = call.parent >= 0 and (inside[call.parent] or self._calls[call.parent].constant)
+        self._runs = [not within for within in inside]
+
+    @property
+    def shares(self) -> bool:
+        """Whether anything does not depend on the vector."""
+        return any(runs and (call.constant or call.varying is not None) for call, runs in zip(self._calls, self._runs))
+
+    def record(self, plain: Callable[[], Tensor]) -> tuple[Tensor, SharedParts]:
+        """The output of a pass without vectors (row, …), and what is shared by passes with vectors on the same inputs."""
+        found: dict[int, Any] = {}
+        seen: list[nn.Module] = []
+
+        def after(index: int, args: tuple[Any, ...], output: Any) -> None:
+            call = self._calls[index] if index < len(self._calls) else None
+            if call is None or call.module is not seen[index] or not self._runs[index]:
+                return
+            if call.constant:
+                found[index] = _mapped(output, lambda x: x.detach().clone())
+            elif call.varying is not None:
+                found[index] = _HeldConvolution.of(call.module, args[0].detach(), call.varying)
+
+        with torch.no_grad(), _watched(self.network, lambda module, parent: seen.append(module), after):
+            output = plain()
+        if len(seen) != len(self._calls) or any(call.module is not module for call, module in zip(self._calls, seen)):
+            return output, SharedParts({})  # another path through the network
+        held: dict[nn.Module, list[_Held | _HeldConvolution | None]] = {}
+        for i, call in enumerate(self._calls):
+            if self._runs[i]:
+                kept = found.get(i)
+                given_back = kept if kept is None or isinstance(kept, _HeldConvolution) else _Held(kept, len(output))
+                held.setdefault(call.module, []).append(given_back)
+        return output, SharedParts({module: some for module, some in held.items() if any(one is not None for one in some)})
+
+
+def replay_error(replayed: Tensor, whole: Tensor) -> float:
+    """Largest difference between passes that share parts and whole passes, relative to the largest value of the latter."""
+    largest = float(whole.abs().max())
+    error = float((replayed - whole).abs().max()) / (largest or 1.0)
+    return error if error == error else float("inf")  # not a number is an error too
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """A module's output for all inputs. rows: number of inputs; what has no row per input is given back as it is."""
+
+    output: Any
+    rows: int
+
+    def __call__(self, count: int, args: tuple[Any, ...]) -> Any:
+        return _mapped(
+            self.output, lambda x: x.repeat(count, *(1,) * (x.dim() - 1)) if x.dim() and not len(x) % self.rows else x.clone()
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _HeldConvolution:
+    """A convolution: its weight for the channels that vary, and its output for the others, bias included."""
+
+    varying: Int[Tensor, "channel"] | slice
+    weight: Tensor
+    rest: Tensor
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(module: nn.Module, x: Tensor, varying: Int[Tensor, "channel"]) -> "_HeldConvolution":
+        assert isinstance(module, nn.Conv2d)
+        settings = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
+        still = torch.ones(x.shape[1], dtype=torch.bool, device=x.device)
+        still[varying] = False
+        weight = module.weight.detach()
+        bias = None if module.bias is None else module.bias.detach()
+        rest = functional.conv2d(x[:, still], weight[:, still].contiguous(), bias, **settings)
+        first, last = int(varying[0]), int(varying[-1])
+        block = slice(first, last + 1) if last + 1 - first == len(varying) else varying  # a view where it can be
+        return _HeldConvolution(block, weight[:, block].contiguous(), rest, settings)
+
+    def __call__(self, count: int, args: tuple[Any, ...]) -> Any:
+        part = functional.conv2d(args[0][:, self.varying], self.weight, None, **self.settings)
+        return (torch.unflatten(part, 0, (count, -1)) + self.rest).flatten(0, 1)
+
+
+class _Replay:
+    """A module's forward pass that gives back what was recorded, call by call."""
+
+    def __init__(self, run: Callable[..., Any], held: list[_Held | _HeldConvolution | None], count: int) -> None:
+        self._run, self._held, self._count, self._at = run, held, count, 0
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        held = self._held[self._at]
+        self._at += 1
+        return self._run(*args, **kwargs) if held is None else held(self._count, args)
+
+
+@contextmanager
+def _watched(
+    network: nn.Module, before: Callable[[nn.Module, int], None], after: Callable[[int, tuple[Any, ...], Any], None]
+) -> Iterator[None]:
+    """Reports every call of a submodule: before it with the index of the call around it, after it with its own index."""
+    stack: list[int] = []
+    count = 0
+
+    def began(module: nn.Module, args: Any) -> None:
+        nonlocal count
+        before(module, stack[-1] if stack else -1)
+        stack.append(count)
+        count += 1
+
+    def ended(module: nn.Module, args: Any, output: Any) -> None:
+        after(stack.pop(), args, output)
+
+    submodules = [module for module in network.modules() if module is not network]
+    handles = [hook for m in submodules for hook in (m.register_forward_pre_hook(began), m.register_forward_hook(ended))]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _splits(module: nn.Module) -> bool:
+    plain = type(module) is nn.Conv2d and "forward" not in module.__dict__
+    return plain and module.groups == 1 and module.padding_mode == "zeros"  # type: ignore[union-attr, return-value]
+
+
+def _constant(value: Any) -> bool:
+    """Whether a module's output is made of tensors without NaN."""
+    if isinstance(value, Tensor):
+        return not (value.is_floating_point() and bool(value.isnan().any()))
+    return isinstance(value, tuple | list) and all(_constant(one) for one in value)
+
+
+def _mapped(value: Any, f: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return f(value)
+    return type(value)(_mapped(one, f) for one in value)
