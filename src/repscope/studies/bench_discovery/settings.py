@@ -92,7 +92,7 @@ SETTINGS: dict[str, Setting] = {
         5,
         generators.SOUGHT,
         (),
-        (*_IMAGES, "effective rank", "consistency", "image change"),
+        (*_IMAGES, "factors reached", "effective rank", "consistency", "image change"),
         (("selectivity", "selectivity for one factor"), ("distinct factors", "factors found alone")),
     ),
     "ddpm": Setting(
@@ -101,7 +101,7 @@ SETTINGS: dict[str, Setting] = {
         3,
         8,
         (),
-        (*_IMAGES, "effective rank", "consistency", "image change"),
+        (*_IMAGES, "factors reached", "effective rank", "consistency", "image change"),
         (("selectivity", "selectivity for one factor"), ("distinct factors", "factors found alone")),
     ),
 }

@@ -80,7 +80,9 @@ class _Shared:
 def _training_cost(task: ImageTask) -> Callable[[], Cost]:
     def cost() -> Cost:
         o = task.options
-        flops = 2e9 if o.tiny else 3e12 if task.gan else 8e12
+        sizes = task.setting.sizes
+        per_step = 7.5e8 if task.gan else 6.7e9
+        flops = 2e9 if o.tiny else per_step * sizes.steps
         return Cost(network_flops=flops, memory_bytes=3e8)
 
     return cost

@@ -48,7 +48,7 @@ class DiffusionSizes:
     timesteps: int = 200
     prediction: str = "v_prediction"
     batch: int = 64
-    steps: int = 3600
+    steps: int = 2400
     rate: float = 2e-3
     average: float = 0.995
     keep: int = 300
