@@ -78,6 +78,6 @@ def orthogonalised(directions: Float[Tensor, "factor width"]) -> Float[Tensor, "
         For directions that depend on each other linearly, of which some have nothing of their own.
     """
     rows = functional.normalize(directions.double(), dim=1)
-    if int(torch.linalg.matrix_rank(rows)) < len(rows):
+    if int(torch.linalg.matrix_rank(rows, rtol=1e-5)) < len(rows):
         raise UserError(f"The {len(rows)} directions depend on each other, so that none can be orthogonal to the others.")
     return functional.normalize(torch.linalg.pinv(rows).T, dim=1).float()
