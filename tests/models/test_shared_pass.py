@@ -87,6 +87,38 @@ def test_what_is_left_out(monkeypatch):
     assert seen == [(4, 2, 3, 3)]
 
 
+class Normed(nn.Module):
+    """A norm of groups with and without the vector, an activation, a convolution; `twice` reads the norm's output again."""
+
+    def __init__(self, twice=False, groups=3):
+        super().__init__()
+        self.norm, self.act, self.conv = nn.GroupNorm(groups, 6), nn.SiLU(), nn.Conv2d(6, 2, 1)
+        self.again = nn.Conv2d(6, 2, 1) if twice else None
+        self.normed = []
+        self.norm.register_forward_hook(lambda m, args, out: self.normed.append(out.shape[1]))
+
+    def forward(self, x, vector):
+        both = torch.cat([vector[:, :, None, None] + x[:, :1], x.repeat(1, 4, 1, 1)], 1)
+        out = self.norm(both)
+        return self.conv(self.act(out)).flatten(1) + (0 if self.again is None else self.again(out).flatten(1))
+
+
+@pytest.mark.parametrize(("more", "channels"), [({}, 2), ({"twice": True}, 6), ({"groups": 6}, 2), ({"groups": 2}, 3)])
+def test_norms_of_channels_that_nothing_reads_do_not_run(more, channels):
+    torch.manual_seed(0)
+    network = Normed(**more).double().requires_grad_(False)
+    nn.init.normal_(network.norm.weight)
+    nn.init.normal_(network.norm.bias)
+    x, vectors = inputs()
+    plan = SharedPlan(network, lambda: network(x[:1], torch.full((1, 2), torch.nan).double()))
+    _, shared = plan.record(lambda: network(x, torch.zeros(3, 2).double()))
+    whole = network(x.repeat(2, 1, 1, 1), vectors.flatten(0, 1))
+    network.normed.clear()
+    with shared.replayed(2):
+        torch.testing.assert_close(network(x.repeat(2, 1, 1, 1), vectors.flatten(0, 1)), whole, rtol=1e-12, atol=1e-12)
+    assert network.normed == [channels]
+
+
 def test_modules_are_as_they_were_after_an_error():
     network = branched()
     x, _ = inputs()

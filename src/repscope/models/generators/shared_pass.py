@@ -3,13 +3,15 @@
 1. A pass with NaN in place of the vector marks what depends on it, as NaN spreads through every operation: module outputs without
    a NaN do not depend on the vector, nor do the input channels of a convolution without one (skip connections of a U-Net).
 2. A pass without vectors records these outputs, and of such a convolution the part of its output that these channels give.
-3. In passes with vectors the modules give back what was recorded; such a convolution runs on its other channels alone.
+3. In passes with vectors the modules give back what was recorded; such a convolution runs on its other channels alone, and so do a
+   group norm and an activation that only feed it.
 
 For vectors at the words of a U-Net whose down blocks do not attend to words, this leaves out the time embedding, the down blocks
 and half of the convolutions after skip connections. Nothing is assumed about the network; the caller proves the result by whole
 passes (`replay_error`), as an operation that swallows NaN would be missed.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,23 +22,33 @@ from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+_ACTIVATIONS = (nn.SiLU, nn.ReLU, nn.GELU, nn.Mish)  #: of which every channel depends on itself alone
+
 
 @dataclass(eq=False)
 class _Call:
-    """One call of a module in a pass. parent: index of the call around it, or -1. constant: whether its output has no NaN. varying:
-    of a convolution that reads channels with and without NaN, those with."""
+    """One call of a module in a pass.
+
+    parent: index of the call around it, or -1. constant: whether its output has no NaN. varying: of a convolution that reads
+    channels with and without NaN, those with. narrow: of a norm whose other channels nothing reads, how it runs. took, gave: first
+    input and output, while calls are compared.
+    """
 
     module: nn.Module
     parent: int
     constant: bool = False
     varying: Int[Tensor, "channel"] | None = None
+    narrow: "_NarrowNorm | None" = None
+    took: Any = None
+    gave: Any = None
 
 
 @dataclass(eq=False)
 class SharedParts:
-    """What was recorded for some inputs, per module and call of it; None where the module runs."""
+    """What was recorded for some inputs, per module and call of it; None where the module runs. rows: number of inputs."""
 
-    held: dict[nn.Module, list["_Held | _HeldConvolution | None"]]
+    held: dict[nn.Module, list["_Given | None"]]
+    rows: int
 
     @contextmanager
     def replayed(self, count: int) -> Iterator[None]:
@@ -44,7 +56,7 @@ class SharedParts:
         before = [(module, module.__dict__.get("forward")) for module in self.held]
         try:
             for module, held in self.held.items():
-                module.forward = _Replay(module.forward, held, count)
+                module.forward = _Replay(module.forward, held, count, self.rows)
             yield
         finally:
             for module, own in before:
@@ -71,7 +83,7 @@ class SharedPlan:
 
         def after(index: int, args: tuple[Any, ...], output: Any) -> None:
             call = self._calls[index]
-            call.constant = _constant(output)
+            call.constant, call.took, call.gave = _constant(output), args[0] if args else None, output
             if not call.constant and _splits(call.module) and args:
                 spoilt = args[0].isnan().any(dim=3).any(dim=2).any(dim=0)
                 if not bool(spoilt.all()):
@@ -83,6 +95,22 @@ class SharedPlan:
         for i, call in enumerate(self._calls):
             inside[i] = call.parent >= 0 and (inside[call.parent] or self._calls[call.parent].constant)
         self._runs = [not within for within in inside]
+        self._narrow_norms()
+        for call in self._calls:
+            call.took = call.gave = None
+
+    def _narrow_norms(self) -> None:
+        """Group norms whose output goes through an activation to a convolution that reads some of its channels, nowhere else."""
+        running = [call for call, runs in zip(self._calls, self._runs) if runs and not call.constant]
+        makers = {id(call.gave): call for call in running}
+        readers = Counter(id(call.took) for call in running)
+        for last in running:
+            act = makers.get(id(last.took)) if last.varying is not None else None
+            norm = makers.get(id(act.took)) if act is not None and isinstance(act.module, _ACTIVATIONS) else None
+            if act is None or norm is None or type(norm.module) is not nn.GroupNorm:
+                continue
+            if readers[id(act.gave)] == readers[id(norm.gave)] == 1:
+                norm.narrow = _NarrowNorm.of(norm.module, last.varying)
 
     @property
     def shares(self) -> bool:
@@ -91,7 +119,7 @@ class SharedPlan:
 
     def record(self, plain: Callable[[], Tensor]) -> tuple[Tensor, SharedParts]:
         """The output of a pass without vectors (row, …), and what is shared by passes with vectors on the same inputs."""
-        found: dict[int, Any] = {}
+        found: dict[int, _Given | None] = {}
         seen: list[nn.Module] = []
 
         def after(index: int, args: tuple[Any, ...], output: Any) -> None:
@@ -99,21 +127,22 @@ class SharedPlan:
             if call is None or call.module is not seen[index] or not self._runs[index]:
                 return
             if call.constant:
-                found[index] = _mapped(output, lambda x: x.detach().clone())
+                found[index] = _Held(_mapped(output, lambda x: x.detach().clone()))
             elif call.varying is not None:
                 found[index] = _HeldConvolution.of(call.module, args[0].detach(), call.varying)
+            else:
+                found[index] = call.narrow
 
         with torch.no_grad(), _watched(self.network, lambda module, parent: seen.append(module), after):
             output = plain()
         if len(seen) != len(self._calls) or any(call.module is not module for call, module in zip(self._calls, seen)):
-            return output, SharedParts({})  # another path through the network
-        held: dict[nn.Module, list[_Held | _HeldConvolution | None]] = {}
+            return output, SharedParts({}, len(output))  # another path through the network
+        held: dict[nn.Module, list[_Given | None]] = {}
         for i, call in enumerate(self._calls):
             if self._runs[i]:
-                kept = found.get(i)
-                given_back = kept if kept is None or isinstance(kept, _HeldConvolution) else _Held(kept, len(output))
-                held.setdefault(call.module, []).append(given_back)
-        return output, SharedParts({module: some for module, some in held.items() if any(one is not None for one in some)})
+                held.setdefault(call.module, []).append(found.get(i))
+        some = {module: given for module, given in held.items() if any(one is not None for one in given)}
+        return output, SharedParts(some, len(output))
 
 
 def replay_error(replayed: Tensor, whole: Tensor) -> float:
@@ -125,15 +154,15 @@ def replay_error(replayed: Tensor, whole: Tensor) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Held:
-    """A module's output for all inputs. rows: number of inputs; what has no row per input is given back as it is."""
+    """A module's output for all inputs; what has no row per input is given back as it is."""
 
     output: Any
-    rows: int
 
-    def __call__(self, count: int, args: tuple[Any, ...]) -> Any:
-        return _mapped(
-            self.output, lambda x: x.repeat(count, *(1,) * (x.dim() - 1)) if x.dim() and not len(x) % self.rows else x.clone()
-        )
+    def __call__(self, count: int, rows: int, x: Any) -> Any:
+        def many(held: Tensor) -> Tensor:
+            return held.repeat(count, *(1,) * (held.dim() - 1)) if held.dim() and len(held) % rows == 0 else held.clone()
+
+        return _mapped(self.output, many)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,25 +183,57 @@ class _HeldConvolution:
         weight = module.weight.detach()
         bias = None if module.bias is None else module.bias.detach()
         rest = functional.conv2d(x[:, still], weight[:, still].contiguous(), bias, **settings)
-        first, last = int(varying[0]), int(varying[-1])
-        block = slice(first, last + 1) if last + 1 - first == len(varying) else varying  # a view where it can be
-        return _HeldConvolution(block, weight[:, block].contiguous(), rest, settings)
+        block = _block(varying)
+        return _HeldConvolution(varying if block is None else block, weight[:, varying].contiguous(), rest, settings)
 
-    def __call__(self, count: int, args: tuple[Any, ...]) -> Any:
-        part = functional.conv2d(args[0][:, self.varying], self.weight, None, **self.settings)
-        return (torch.unflatten(part, 0, (count, -1)) + self.rest).flatten(0, 1)
+    def __call__(self, count: int, rows: int, x: Tensor) -> Any:
+        x = x if x.shape[1] == self.weight.shape[1] else x[:, self.varying]  # a narrow norm has left the others out
+        part = functional.conv2d(x, self.weight, None, **self.settings)
+        return (torch.unflatten(part, 0, (count, rows)) + self.rest).flatten(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class _NarrowNorm:
+    """A group norm of some of its groups alone, whose channels follow each other."""
+
+    channels: slice
+    groups: int
+    module: nn.GroupNorm
+
+    @staticmethod
+    def of(module: nn.Module, varying: Int[Tensor, "channel"] | None) -> "_NarrowNorm | None":
+        """None if the channels do not fill whole groups."""
+        assert isinstance(module, nn.GroupNorm)
+        each = module.num_channels // module.num_groups
+        block = None if varying is None else _block(varying)
+        if block is None or block.start % each or block.stop % each:
+            return None
+        return _NarrowNorm(block, (block.stop - block.start) // each, module)
+
+    def __call__(self, count: int, rows: int, x: Tensor) -> Tensor:
+        weight, bias = (None if w is None else w.detach()[self.channels] for w in (self.module.weight, self.module.bias))
+        return functional.group_norm(x[:, self.channels], self.groups, weight, bias, self.module.eps)
+
+
+_Given = _Held | _HeldConvolution | _NarrowNorm
+
+
+def _block(channels: Int[Tensor, "channel"]) -> slice | None:
+    """Channels that follow each other, as a slice, which gives a view."""
+    first, last = int(channels[0]), int(channels[-1])
+    return slice(first, last + 1) if last + 1 - first == len(channels) else None
 
 
 class _Replay:
     """A module's forward pass that gives back what was recorded, call by call."""
 
-    def __init__(self, run: Callable[..., Any], held: list[_Held | _HeldConvolution | None], count: int) -> None:
-        self._run, self._held, self._count, self._at = run, held, count, 0
+    def __init__(self, run: Callable[..., Any], held: "list[_Given | None]", count: int, rows: int) -> None:
+        self._run, self._held, self._count, self._rows, self._at = run, held, count, rows, 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         held = self._held[self._at]
         self._at += 1
-        return self._run(*args, **kwargs) if held is None else held(self._count, args)
+        return self._run(*args, **kwargs) if held is None else held(self._count, self._rows, args[0] if args else None)
 
 
 @contextmanager
