@@ -130,6 +130,34 @@ def test_modules_are_as_they_were_after_an_error():
     assert all(len(module._forward_hooks) == 0 for module in network.modules())
 
 
+class Attending(nn.Module):
+    """Queries of x, keys and values of the words."""
+
+    def __init__(self, **more):
+        super().__init__()
+        self.query, self.word, self.more = nn.Linear(1, 2), nn.Linear(2, 2), more
+
+    def forward(self, x, vector):
+        words = self.word(vector).reshape(len(x), 1, -1, 2)
+        query = self.query(x.flatten(1)[:, None, :, None])
+        return functional.scaled_dot_product_attention(query, words, words, **self.more).flatten(1)
+
+
+@pytest.mark.parametrize(("words", "more", "calls"), [(1, {}, 0), (2, {}, 1), (1, {"attn_mask": torch.zeros(16, 1)}, 1)])
+def test_attention_to_one_word_gives_its_value(words, more, calls, monkeypatch):
+    torch.manual_seed(0)
+    network = Attending(**more).requires_grad_(False)
+    x, _ = inputs()
+    x, vectors = x.float(), torch.randn(2, 3, 2 * words, generator=torch.Generator().manual_seed(2))
+    many = lambda v: v.reshape(-1, words, 2)  # noqa: E731
+    plan = SharedPlan(network, lambda: network(x[:1], many(torch.full((1, 2 * words), torch.nan))))
+    _, shared = plan.record(lambda: network(x, many(vectors[0])))
+    whole = network(x.repeat(2, 1, 1, 1), many(vectors))
+    with torch.profiler.profile() as seen, shared.replayed(2):
+        torch.testing.assert_close(network(x.repeat(2, 1, 1, 1), many(vectors)), whole)
+    assert sum(e.count for e in seen.key_averages() if e.key == "aten::scaled_dot_product_attention") == calls
+
+
 def test_the_error_of_a_replay():
     whole = torch.tensor([[2.0, -4.0]])
     assert replay_error(whole + 0.4, whole) == pytest.approx(0.1)

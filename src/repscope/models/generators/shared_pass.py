@@ -4,7 +4,7 @@
    a NaN do not depend on the vector, nor do the input channels of a convolution without one (skip connections of a U-Net).
 2. A pass without vectors records these outputs, and of such a convolution the part of its output that these channels give.
 3. In passes with vectors the modules give back what was recorded; such a convolution runs on its other channels alone, and so do a
-   group norm and an activation that only feed it.
+   group norm and an activation that only feed it. Attention to a single key, such as one word, gives its value.
 
 For vectors at the words of a U-Net whose down blocks do not attend to words, this leaves out the time embedding, the down blocks
 and half of the convolutions after skip connections. Nothing is assumed about the network; the caller proves the result by whole
@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 _ACTIVATIONS = (nn.SiLU, nn.ReLU, nn.GELU, nn.Mish)  #: of which every channel depends on itself alone
 
@@ -57,7 +58,8 @@ class SharedParts:
         try:
             for module, held in self.held.items():
                 module.forward = _Replay(module.forward, held, count, self.rows)
-            yield
+            with _OneKey():
+                yield
         finally:
             for module, own in before:
                 if own is None:
@@ -234,6 +236,18 @@ class _Replay:
         held = self._held[self._at]
         self._at += 1
         return self._run(*args, **kwargs) if held is None else held(self._count, self._rows, args[0] if args else None)
+
+
+class _OneKey(TorchFunctionMode):
+    """Attention to one key: its softmax is 1 whatever the query is, so the result is the value."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        more = kwargs or {}
+        plain = len(args) == 3 and more.get("attn_mask") is None and not more.get("dropout_p") and not more.get("is_causal")
+        if func is functional.scaled_dot_product_attention and plain and args[1].shape[-2] == 1:
+            query, _, value = args
+            return value.expand(*value.shape[:-2], query.shape[-2], -1)
+        return func(*args, **more)
 
 
 @contextmanager
