@@ -8,7 +8,7 @@
 | regression | the generator's vector, along a regression of factors (of the diffusion model: word for high minus word for low) |
 | orthogonal | along each of these without what it shares with the others |
 | local | along the pseudo-inverse of the factors' Jacobian at each image: the best straight line of that image |
-| local path | the same in eight steps, with the Jacobian taken again at each: a curve (of the GAN, where it costs seconds) |
+| local path | the same in four steps, with the Jacobian taken again at each: a curve (of the GAN, where it costs seconds) |
 
 All but the first have the scale of `repscope study discover --subject gan|diffusion`. Mean and 95 % interval over five sets of
 held-out images. The generators are those of the cache; they are trained if there are none.
@@ -32,7 +32,7 @@ from repscope.report.text import format_estimate
 from repscope.worlds.sprites import FACTORS, drawn_factors, sprites
 
 TABLE = Path(__file__).with_name("RESULTS-image-judge.md")
-SETS, PATH, SMALL = 5, 8, 0.05
+SETS, PATH, SMALL = 5, 4, 0.05
 SETTINGS = {"gan": {}, "diffusion": {"samples": 6, "images": 24}}
 COLUMNS = ("selectivity", "factor change", "distinct factors", "factors reached")
 
