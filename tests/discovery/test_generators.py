@@ -17,19 +17,22 @@ from repscope.discovery.generators import (
     latent_subject,
     noise_clr,
     noisy_images,
+    orthogonalised,
     regressed,
     sefa,
     train_latent_clr,
     train_noise_clr,
 )
-from repscope.discovery.generators.comparison import DOSES, IMAGE_METRICS, Found, judged, search
+from repscope.discovery.generators.comparison import IMAGE_METRICS, Found, judged, search
+from repscope.discovery.generators.factor_changes import DOSES
+from repscope.discovery.generators.judge_ceiling import judge_ceiling
 from repscope.discovery.generators.judges import SpriteJudge
 from repscope.discovery.generators.published_training import _seen
 from repscope.discovery.objectives import Seen
 from repscope.discovery.stacked_seeds import discover_seeds
 from repscope.errors import UserError
 from repscope.models.generators import DiffusionGenerator, LatentGenerator
-from repscope.worlds.sprites import sprites
+from repscope.worlds.sprites import drawn_factors, sprites
 from repscope.worlds.sprites.diffusion import DiffusionSizes, from_patches, patches, train_diffusion
 from repscope.worlds.sprites.gan import FEATURES, SpriteGenerator
 
@@ -215,6 +218,42 @@ def test_regression_on_labels_finds_the_planted_factor():
         regressed(z[:6], z[:6, :2])
 
 
+def test_each_orthogonal_direction_moves_its_own_factor_alone():
+    labelled = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
+    alone = orthogonalised(labelled)
+    read = alone @ labelled.T
+    torch.testing.assert_close(read - torch.diag(read.diagonal()), torch.zeros(3, 3), rtol=0, atol=1e-6)
+    assert float(read.diagonal().min()) > 0.1
+    torch.testing.assert_close(alone.norm(dim=1), torch.ones(3))
+    span = labelled.T @ torch.linalg.pinv(labelled.T)
+    torch.testing.assert_close(alone @ span, alone, rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match="depend on each other"):
+        orthogonalised(torch.cat([labelled, labelled[:1] + labelled[1:2]]))
+
+
+def test_the_ceiling_of_the_judge():
+    """With an exact judge one factor changes alone; a judge that mixes two factors says so."""
+    factors = drawn_factors(40, torch.Generator().manual_seed(0))
+    moved = []
+
+    def redraw(f):
+        moved.append(f)
+        return f
+
+    exact = judge_ceiling(lambda f: f, redraw, factors, DOSES)
+    np.testing.assert_allclose(exact.selectivity, 1, rtol=1e-5)
+    np.testing.assert_allclose(exact.change, 1, rtol=1e-5)
+    np.testing.assert_allclose(exact.monotonicity, 1, rtol=1e-6)
+    assert exact.top.tolist() == list(range(6))
+    assert exact.distinct == exact.reached == 6
+    assert float(moved[0].abs().max()) <= 1, "sprites stay within the data"
+    mixed = judge_ceiling(lambda f: torch.stack([f[:, 0] + f[:, 1], f[:, 1], *f.T[2:]], 1), redraw, factors, DOSES)
+    np.testing.assert_allclose(mixed.selectivity, [1, 0.5, 1, 1, 1, 1], rtol=1e-5)
+    for amount in (0.0, 2.0):
+        with pytest.raises(UserError, match="less than 1"):
+            judge_ceiling(lambda f: f, redraw, factors, DOSES, amount)
+
+
 class Planted(nn.Module):
     """A generator whose first six latents are the factors of a sprite."""
 
@@ -235,7 +274,7 @@ def test_judging_finds_planted_factors_and_only_those():
     )
     changes = factor_changes(factors.numpy(), np.asarray(DOSES))
     assert changes.top[:2].tolist() == [0, 3]
-    assert changes.distinct == 2
+    assert changes.distinct == changes.reached == 2
     np.testing.assert_allclose(changes.selectivity[:2], 1)
     assert changes.selectivity[2] == changes.change[2] == changes.monotonicity[2] == 0
     assert (changes.monotonicity[:2] > 0.9).all()
@@ -251,6 +290,18 @@ def test_judging_finds_planted_factors_and_only_those():
     assert again.distinct == 2
     assert set(numbers) == set(IMAGE_METRICS) - {"stability", "digits explained"}
     assert numbers["sprites explained"] == pytest.approx(1, abs=1e-6), "drawn again from their true factors"
+
+
+def test_a_direction_of_two_factors_reaches_one_and_finds_none_alone():
+    read = np.zeros((2, 2, 8, 3))
+    read[1, 0, :, 0], read[1, 0, :, 1] = 1, -1.001  # both, the second by a little more
+    read[1, 1, :, 2] = 0.1  # alone, and too small
+    found = factor_changes(read, np.array([0.0, 1.0]))
+    assert found.top.tolist() == [1, 2]
+    np.testing.assert_allclose(found.selectivity, [1.001 / 2.001, 1])
+    read[1, 0, :, 2] = 0.5
+    found = factor_changes(read, np.array([0.0, 1.0]))
+    assert (found.distinct, found.reached) == (0, 1)
 
 
 def test_the_top_factor_is_chosen_on_the_other_half():

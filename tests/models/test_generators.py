@@ -9,7 +9,7 @@ from torch import nn
 
 from repscope.errors import UserError
 from repscope.models.generators import DiffusionGenerator, LatentGenerator, open_pipeline
-from repscope.models.generators.ddim import descending, epsilon
+from repscope.models.generators.ddim import descending, epsilon, predicted_image
 
 
 def unconditional():
@@ -107,6 +107,21 @@ def test_ddim_is_that_of_diffusers(made):
     torch.testing.assert_close(made.invert(x, 5), y, atol=1e-4, rtol=1e-4)
 
 
+def test_ddim_from_the_last_time_is_that_of_diffusers():
+    """Trailing spacing and predicted v, as pipelines with little signal at their last time have them."""
+    made = DiffusionGenerator(
+        unconditional().requires_grad_(False), schedule(timestep_spacing="trailing", prediction_type="v_prediction")
+    )
+    theirs = diffusers.DDIMScheduler.from_config(made.scheduler.config, clip_sample=False)
+    theirs.set_timesteps(5)
+    assert [t for t, _ in descending(made.levels, 5, "trailing")] == theirs.timesteps.tolist() == [19, 15, 11, 7, 3]
+    x = noise = made.noise(2, 0)
+    with torch.no_grad():
+        for t in theirs.timesteps:
+            x = theirs.step(made.unet(x.reshape(2, 1, 8, 8), t).sample.flatten(1), t, x).prev_sample
+    torch.testing.assert_close(made.sample(noise, 5), x, atol=1e-5, rtol=1e-5)
+
+
 def test_inversion_comes_closer_with_more_steps():
     long = DiffusionGenerator(
         unconditional().requires_grad_(False), diffusers.DDPMScheduler(num_train_timesteps=200, clip_sample=False)
@@ -154,6 +169,7 @@ def test_every_prediction_gives_the_same_noise(prediction):
     x = level.sqrt() * image + (1 - level).sqrt() * noise
     output = {"epsilon": noise, "v_prediction": level.sqrt() * noise - (1 - level).sqrt() * image, "sample": image}[prediction]
     torch.testing.assert_close(epsilon(prediction, output, x, level), noise)
+    torch.testing.assert_close(predicted_image(prediction, output, x, level), image)
 
 
 def test_what_a_diffusion_model_lacks(made):

@@ -104,7 +104,9 @@ def test_the_page(name, request):
     assert run.headline().lines
     strips = run.results["filmstrips"].side["strips"]
     assert set(strips["dose"]) == {-1.0, -0.5, 0.0, 0.5, 1.0}
-    assert json.loads((run.folder / "run.json").read_text())["model"] == names.model(name)
+    facts = json.loads((run.folder / "run.json").read_text())
+    assert facts["model"] == names.model(name)
+    assert ("diffusers" in facts["versions"]) == (name == "diffusion")
     assert load_record(DISCOVER, run.run_folder).options.methods == run.setup.options.methods, "the page can be drawn again"
 
 

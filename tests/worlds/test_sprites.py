@@ -191,6 +191,7 @@ def test_the_cache_gives_the_same_network_and_mends_a_damaged_file(tmp_path, mon
         lambda: GanSizes(rate=0),
         lambda: DiffusionSizes(channels=()),
         lambda: DiffusionSizes(channels=(12,)),
+        lambda: DiffusionSizes(prediction="sample"),
     ],
 )
 def test_sizes_that_train_nothing(make):

@@ -1,7 +1,7 @@
 """Discovery of directions in image generators: subjects, published losses and trainings, closed forms, judging by known factors."""
 
 from repscope.discovery.generators.beds import Bed, DiffusionBed, LatentBed
-from repscope.discovery.generators.closed_form import ganspace, regressed, sefa
+from repscope.discovery.generators.closed_form import ganspace, orthogonalised, regressed, sefa
 from repscope.discovery.generators.factor_changes import FactorChanges, factor_changes
 from repscope.discovery.generators.latent_directions import LatentDirections
 from repscope.discovery.generators.published_losses import latent_clr, noise_clr
@@ -23,6 +23,7 @@ __all__ = [
     "latent_subject",
     "noise_clr",
     "noisy_images",
+    "orthogonalised",
     "regressed",
     "sefa",
     "train_latent_clr",

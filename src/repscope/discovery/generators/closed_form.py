@@ -5,6 +5,8 @@ GANSpace (Härkönen et al. 2020)    PCA of features y_i of latents z_i; coordin
                                    sum_i ||U x_i - z_i||²: column k of U moves z along component k
 factor regression                  W = argmin sum_i ||W z_i - f_i||²: row j moves the factor j that was read from the images,
                                    with labels
+factor regression, orthogonal      columns of the pseudo-inverse of W: column j moves factor j and leaves what the regression reads
+                                   of the other factors
 """
 
 import torch
@@ -65,3 +67,17 @@ def regressed(latents: Float[Tensor, "sample latent"], factors: Float[Tensor, "s
     z, f = (x.double() - x.double().mean(0) for x in (latents, factors))
     solved: Tensor = torch.linalg.lstsq(z, f).solution
     return functional.normalize(solved.T, dim=1).float()
+
+
+def orthogonalised(directions: Float[Tensor, "factor width"]) -> Float[Tensor, "factor width"]:
+    """Each direction without what it shares with the others, at unit norm: orthogonal to all of them.
+
+    Raises
+    ------
+    UserError
+        For directions that depend on each other linearly, of which some have nothing of their own.
+    """
+    rows = functional.normalize(directions.double(), dim=1)
+    if int(torch.linalg.matrix_rank(rows, rtol=1e-5)) < len(rows):
+        raise UserError(f"The {len(rows)} directions depend on each other, so that none can be orthogonal to the others.")
+    return functional.normalize(torch.linalg.pinv(rows).T, dim=1).float()

@@ -17,8 +17,8 @@ from jaxtyping import Float
 from repscope.conditions import ESTIMATE, RANDOM
 from repscope.discovery import metrics
 from repscope.discovery.generators.beds import Bed, DiffusionBed, LatentBed
-from repscope.discovery.generators.closed_form import ganspace, sefa
-from repscope.discovery.generators.factor_changes import FactorChanges, factor_changes
+from repscope.discovery.generators.closed_form import ganspace, orthogonalised, sefa
+from repscope.discovery.generators.factor_changes import DOSES, FactorChanges, factor_changes
 from repscope.discovery.generators.judges import Judge
 from repscope.discovery.generators.latent_directions import LatentDirections
 from repscope.discovery.generators.published_training import train_latent_clr, train_noise_clr
@@ -28,9 +28,9 @@ from repscope.discovery.solvers import SolverOptions
 from repscope.discovery.stacked_seeds import discover_seeds
 from repscope.errors import UserError, unknown
 
-DOSES = (-1.0, -0.5, 0.0, 0.5, 1.0)  #: times the scale
 RANDOM_DIRECTIONS = "random directions"
 LABELLED = "factor regression"
+ORTHOGONAL = "factor regression, orthogonal"
 TAU = 0.2  #: as on language models
 
 
@@ -63,6 +63,7 @@ METHODS: dict[str, ImageMethod] = {
     "GANSpace": ImageMethod(closed="ganspace"),
     "SeFa": ImageMethod(closed="sefa"),
     LABELLED: ImageMethod(condition="supervised"),
+    ORTHOGONAL: ImageMethod(condition="supervised"),
 }
 GAN_ONLY = ("LatentCLR", "LatentCLR, linear", "LatentCLR, MLP", "GANSpace", "SeFa")
 DIFFUSION_ONLY = ("NoiseCLR",)
@@ -70,6 +71,7 @@ DIFFUSION_ONLY = ("NoiseCLR",)
 #: metric → what it is; of the two shares explained each kind of images has its own
 IMAGE_METRICS: dict[str, str] = {
     "distinct factors": "factors that are changed alone by a direction (selectivity and change above 0.5)",
+    "factors reached": "factors that change most by a direction, by more than 0.5; others may change too",
     "selectivity": "change of the top factor over the sum of all changes, mean over directions",
     "factor change": "change of the top factor at the scale, in standard deviations of the data, mean over directions",
     "monotonicity": "Spearman's correlation of the top factor with the dose, mean over images and directions",
@@ -108,7 +110,7 @@ def need_methods(found: Sequence[str], *, gan: bool, labels: bool) -> None:
             raise unknown("method", name, METHODS)
         if name in (DIFFUSION_ONLY if gan else GAN_ONLY):
             raise UserError(f"{name} does not run on {'a GAN' if gan else 'a diffusion model'}; leave it out of --methods.")
-        if name == LABELLED and not labels:
+        if name in (LABELLED, ORTHOGONAL) and not labels:
             raise UserError(f"{name} needs a latent or words, which h has not; leave it out of --methods.")
 
 
@@ -145,10 +147,11 @@ def search(
     """
     need_methods([name], gan=isinstance(bed, LatentBed), labels=True)
     method, seeds = METHODS[name], tuple(seeds)
-    if name == LABELLED:
+    if name in (LABELLED, ORTHOGONAL):
         if labelled is None:
             raise UserError("The directions with labels need labels; pass labelled=….")
-        return [Found(metrics.unit(labelled)) for _ in seeds]
+        alone = labelled if name == LABELLED else orthogonalised(torch.from_numpy(labelled)).numpy()
+        return [Found(metrics.unit(alone)) for _ in seeds]
     if method.closed:
         assert isinstance(bed, LatentBed)
         most = min(n, bed.generator.latent)
@@ -211,6 +214,7 @@ def judged(bed: Bed, found: Found, judge: Judge, doses: tuple[float, ...] = DOSE
     ends = torch.cat([images[0].flatten(0, 1), images[-1].flatten(0, 1)])
     numbers = {
         "distinct factors": float(changes.distinct),
+        "factors reached": float(changes.reached),
         "selectivity": float(changes.selectivity.mean()),
         "factor change": float(changes.change.mean()),
         "monotonicity": float(changes.monotonicity.mean()),

@@ -9,6 +9,7 @@ read[a, k, i, j] is factor j of image i with direction k at dose a; factors have
 | `selectivity` | that change over the sum over factors of mean absolute changes: 1 if only one factor changes, equally signed |
 | `monotonicity` | mean over images of Spearman's correlation of the top factor with the dose, signed as the mean change |
 | `distinct factors` | factors that are the top factor of a direction with a selectivity above 0.5 and a change above 0.5 |
+| `factors reached` | the same without the condition on selectivity: other factors may change too |
 
 All but the choice of the top factor and its sign are on the second half of the images.
 """
@@ -22,6 +23,7 @@ from repscope.errors import UserError
 
 SPREAD = 1 / np.sqrt(3)  #: standard deviation of a uniform factor on [-1, 1]
 SELECTIVE, CHANGED = 0.5, 0.5
+DOSES = (-1.0, -0.5, 0.0, 0.5, 1.0)  #: times the scale
 
 Read = Float[np.ndarray, "dose direction image factor"]
 
@@ -31,7 +33,7 @@ class FactorChanges:
     """Changes of factors.
 
     matrix: mean change per unit of dose, in standard deviations, on the second half. top: the top factor per direction.
-    selectivity, change, monotonicity: per direction. distinct: number of factors found.
+    selectivity, change, monotonicity: per direction. distinct, reached: numbers of factors.
     """
 
     matrix: Float[np.ndarray, "direction factor"]
@@ -40,6 +42,7 @@ class FactorChanges:
     selectivity: Float[np.ndarray, "direction"]
     monotonicity: Float[np.ndarray, "direction"]
     distinct: int
+    reached: int
 
 
 def factor_changes(
@@ -82,8 +85,9 @@ def factor_changes(
     selectivity = np.divide(change, total, out=np.zeros_like(change), where=total > 0)
     steps = read[:, each, images // 2 :, top]  # (direction, dose, image): the advanced indices come first
     monotonicity = sign * _spearman(steps, doses).mean(1)
-    hits = (selectivity > SELECTIVE) & (change > CHANGED)
-    return FactorChanges(matrix, top, change, selectivity, monotonicity, len(set(top[hits].tolist())))
+    large = change > CHANGED
+    distinct, reached = (len(set(top[some].tolist())) for some in (large & (selectivity > SELECTIVE), large))
+    return FactorChanges(matrix, top, change, selectivity, monotonicity, distinct, reached)
 
 
 def _spearman(

@@ -15,17 +15,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from repscope.conditions import ESTIMATE, PERMUTED_PIXELS, REAL_IMAGES
-from repscope.discovery.generators.factor_changes import SPREAD
+from repscope.discovery.generators.factor_changes import DOSES, SPREAD
+from repscope.discovery.generators.judge_ceiling import judge_ceiling
 from repscope.worlds.digit_classifier import CLASS_NAMES, DigitClassifier, explained_by_digits, same_class
 from repscope.worlds.digit_classifier import SIDE as DIGIT_SIDE
-from repscope.worlds.sprites import FACTORS, SIDE, FactorRegressor, agreement, coverage, explained, sprites
+from repscope.worlds.sprites import FACTORS, SIDE, FactorRegressor, agreement, coverage, drawn_factors, explained, sprites
 
 _GROUPS = 16  #: of images, that intervals on the generator are over
+_CEILINGS = 8  #: groups of sprites that the ceiling of the judge is over
 
 #: metric → what it is
 GENERATOR_METRICS: dict[str, str] = {
     "factor R²": "R² of the factor regressor on held-out sprites",
     "factor agreement": "R² between the factors that two regressors of different seeds read from the generator's images",
+    "selectivity of sprites": "selectivity that the judge reads from sprites of which this factor alone changes, by one standard "
+    "deviation: the most that a direction can reach",
     "coverage": "share of ten bins of a factor's range that hold at least one percent of the generator's images",
     "sprites explained": "share of the variance of the generator's images that the sprites of the factors read explain",
     "class accuracy": "share of the test digits of a class that a classifier recognises",
@@ -61,7 +65,15 @@ class Known:
 KNOWN: dict[str, Known] = {
     known.data: known
     for known in (
-        Known("sprites", FACTORS, SIDE, SPREAD, False, ("factor R²", "factor agreement", "coverage"), ("sprites explained",)),
+        Known(
+            "sprites",
+            FACTORS,
+            SIDE,
+            SPREAD,
+            False,
+            ("factor R²", "factor agreement", "coverage", "selectivity of sprites"),
+            ("sprites explained",),
+        ),
         Known(
             "digits",
             CLASS_NAMES,
@@ -124,11 +136,14 @@ class SpriteJudge:
         """As `Judge`."""
         covered = coverage(self.read(images).numpy())
         agreed = grouped(lambda x: agreement(x, self.first, self.second), images)
+        alone = drawn_factors(len(real), torch.Generator().manual_seed(3000 + seed)).chunk(_CEILINGS)
+        most = np.stack([judge_ceiling(self.read, sprites, some, DOSES).selectivity for some in alone])
         found = []
         for j, factor in enumerate(FACTORS):
             both = np.array([self.first.r2[j], self.second.r2[j]])
             found.append(Quality("factor R²", factor, both, "regressor"))
             found.append(Quality("factor agreement", factor, agreed[:, j], "group of images"))
+            found.append(Quality("selectivity of sprites", factor, most[:, j], "group of images", REAL_IMAGES))
             found.append(Quality("coverage", factor, covered[j : j + 1], "image", count=len(images)))
         return found + _beside_controls("sprites explained", lambda x: explained(x, self.first), images, real, "sprites", seed)
 

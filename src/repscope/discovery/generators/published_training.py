@@ -23,6 +23,7 @@ from torch import Tensor
 
 from repscope.discovery.generators.latent_directions import LatentDirections
 from repscope.discovery.generators.published_losses import latent_clr, noise_clr
+from repscope.discovery.generators.shared_reads import SharedReads
 from repscope.discovery.generators.subjects import NoisyImages
 from repscope.discovery.objectives import Objective, Seen
 from repscope.errors import UserError
@@ -155,17 +156,13 @@ def train_noise_clr(
     vectors = torch.nn.functional.normalize(torch.stack(drawn), dim=-1).mul(norm).requires_grad_()
     adam = torch.optim.AdamW([vectors], lr=rate, weight_decay=_DECAY_NOISE)
     goal = objective or noise_clr()
+    reads = SharedReads(generator, lambda x, t, v: generator.predicted(x, t, "" if v is None else site, v), width, norm)
 
     def loss(step: int) -> Tensor:
         noisy, anchors = zip(*(_noise_batch(generator, images, batch, n, _seed(seed, step)) for seed in seeds))
-        x = torch.stack([one.x for one in noisy])
-        t = torch.stack([one.t for one in noisy])
-        with torch.no_grad():
-            base = generator.predicted(x.flatten(0, 1), t.flatten())
-        many = x[:, None].expand(-1, n, -1, -1).flatten(0, 2), t[:, None].expand(-1, n, -1).flatten()
-        added = vectors[:, :, None].expand(-1, -1, batch, -1).flatten(0, 2)
-        moved = generator.predicted(*many, site, added).reshape(len(seeds), n, batch, -1)
-        effects = moved - base.reshape(len(seeds), 1, batch, -1)
+        base, moved = reads.at(torch.cat([one.x for one in noisy]), torch.cat([one.t for one in noisy]))
+        added = vectors.transpose(0, 1)[:, :, None].expand(-1, -1, batch, -1).flatten(1, 2)  # (direction, seed · image, width)
+        effects = torch.unflatten(moved(added) - base, 1, (len(seeds), batch)).transpose(0, 1)
         terms = [goal.terms(_seen(one)) for one in effects]
         return torch.stack([term[anchor] for term, anchor in zip(terms, anchors)])
 

@@ -19,7 +19,7 @@ from repscope.worlds.sprites.diffusion import LEVELS, WORDS, DiffusionSizes, fro
 from repscope.worlds.sprites.gan import GanSizes
 
 _TINY_REGRESSOR = 20  #: steps
-_DDIM = 10  #: steps of sampling
+_DDIM, _TINY_DDIM = 10, 3  #: steps of sampling
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class SpriteMaterial:
             return scaled(LatentBed(latent, s.samples, s.images, seed=s.seed), s.scale)
         model = cached.diffusion_generator(cached.diffusion_of(sizes, held))
         source = patches(sprites(drawn_factors(s.samples, torch.Generator().manual_seed(s.seed + 11))))
-        steps = min(_DDIM, sizes.timesteps)
+        steps = _TINY_DDIM if s.tiny else _DDIM
         return scaled(DiffusionBed(model, source, from_patches, s.site, held=s.images, steps=steps, seed=s.seed), s.scale)
 
     def labelled(self) -> Float[np.ndarray, "factor width"] | None:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from repscope.discovery.generators.shared_reads import SharedReads
 from repscope.discovery.subject import Context, FunctionSubject, Subject
 from repscope.errors import UserError, unknown
 from repscope.models.generators import DiffusionGenerator, LatentGenerator
@@ -73,33 +74,37 @@ class DiffusionSubject(Subject):
         Where vectors are added: `conditioning`, `h` or `x_t`.
     target
         Where effects are read: `noise`, the predicted noise, or `h`, the bottleneck.
+    share
+        Whether what does not depend on the vectors runs once per noisy image (`shared_reads`); False for whole passes.
     """
 
-    def __init__(self, generator: DiffusionGenerator, site: str = "conditioning", target: str = "noise") -> None:
+    def __init__(
+        self, generator: DiffusionGenerator, site: str = "conditioning", target: str = "noise", *, share: bool = True
+    ) -> None:
         if target not in TARGETS:
             raise unknown("target of a diffusion model", target, TARGETS)
         if site == "h" and target == "h":
             raise UserError("A vector added at h moves h by itself; take the target noise.")
-        self.generator, self.place, self.target = generator, site, target
+        self.generator, self.place, self.target, self.share = generator, site, target, share
         self.width = generator.width(site)
         self.site, self.model = SITES[site], generator.model
 
     def context(self, prompts: NoisyImages) -> Context:
         """Cache what the network makes of the noisy images without a vector. Every noisy image counts as a prompt."""
         x, t = prompts.x, prompts.t
-        with torch.no_grad():
-            base = self._read(x, t)
+        states = self._states(x, t)
+        norm = float(states.norm(dim=-1).median()) or 1.0
+        reads = SharedReads(self.generator, self._read, self.width, norm, share=self.share)
+        base, moved = reads.at(x, t)
 
         def run(vectors: Tensor) -> Tensor:
-            count = len(vectors)
-            moved = self._read(x.repeat(count, 1), t.repeat(count), vectors.repeat_interleave(len(x), 0))
-            return torch.unflatten(moved, 0, (count, -1)) - base
+            return moved(vectors[:, None].expand(-1, len(x), -1)) - base
 
         rows = torch.arange(len(x))
         part = Part(len(x), rows, len(x), run)
-        states, spread = self._states(x, t), base.std(0, correction=0)
+        spread = base.std(0, correction=0)
         graph = 4.0 * 200 * self.generator.pixels  # bytes per row, roughly; a small U-Net keeps about so many maps of its input
-        return Context([part], rows, len(x), self.width, base.shape[1], states, spread, PASS_ROWS, graph)
+        return Context([part], rows, len(x), self.width, base.shape[1], states, spread, PASS_ROWS, graph, reads.why)
 
     @torch.no_grad()
     def _states(self, x: Tensor, t: Tensor) -> Float[Tensor, "state width"]:
@@ -111,7 +116,7 @@ class DiffusionSubject(Subject):
         assert self.generator.empty is not None
         return self.generator.empty.float()
 
-    def _read(self, x: Tensor, t: Tensor, vectors: Tensor | None = None) -> Tensor:
+    def _read(self, x: Tensor, t: Tensor, vectors: Tensor | None) -> Tensor:
         site = "" if vectors is None else self.place
         if self.target == "h":
             return self.generator.bottleneck(x, t, site, vectors)

@@ -35,8 +35,11 @@ def noise_levels(scheduler: Any) -> Float[Tensor, "time"]:
     return levels.float()
 
 
-def descending(levels: Float[Tensor, "time"], steps: int) -> list[tuple[int, int]]:
+def descending(levels: Float[Tensor, "time"], steps: int, spacing: str = "leading") -> list[tuple[int, int]]:
     """Pairs (t, next smaller t) of equally spaced steps, from noise to image; -1 is the image (abar = 1).
+
+    spacing: diffusers' `timestep_spacing`. `trailing` begins at the last time of the training, all noise, as samples do (Lin et al.
+    2024); every other value is taken as `leading`, which ends at time 0.
 
     Raises
     ------
@@ -45,6 +48,8 @@ def descending(levels: Float[Tensor, "time"], steps: int) -> list[tuple[int, int
     """
     if not 1 <= steps <= len(levels):
         raise UserError(f"{steps} steps of sampling are asked for; take 1 to {len(levels)}.")
+    if spacing == "trailing":
+        return list(pairwise([*(round(len(levels) * (1 - i / steps)) - 1 for i in range(steps)), -1]))
     ratio = len(levels) // steps
     return list(pairwise([*range(ratio * (steps - 1), -1, -ratio), -1]))
 
@@ -58,9 +63,17 @@ def epsilon(prediction: str, output: Tensor, x: Tensor, level: Tensor) -> Tensor
     return (x - level.sqrt() * output) / (1 - level).sqrt()
 
 
-def moved(x: Tensor, eps: Tensor, eps_image: Tensor, level: Tensor, to: Tensor) -> Tensor:
-    """x at another noise level. eps: for the direction that points to x. eps_image: for the predicted image."""
-    image = (x - (1 - level).sqrt() * eps_image) / level.sqrt()
+def predicted_image(prediction: str, output: Tensor, x: Tensor, level: Tensor) -> Tensor:
+    """The image that a network's output stands for, at abar `level`."""
+    if prediction == "epsilon":
+        return (x - (1 - level).sqrt() * output) / level.sqrt()
+    if prediction == "v_prediction":
+        return level.sqrt() * x - (1 - level).sqrt() * output
+    return output
+
+
+def moved(image: Tensor, eps: Tensor, to: Tensor) -> Tensor:
+    """x at another noise level, from the predicted image and the noise that points to x."""
     return to.sqrt() * image + (1 - to).sqrt() * eps
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from repscope.errors import UserError, unknown
 from repscope.models.engine.fingerprint import of_module
 from repscope.models.engine.hooks import first_tensor
-from repscope.models.generators.ddim import descending, epsilon, level_at, moved, noise_levels
+from repscope.models.generators.ddim import descending, epsilon, level_at, moved, noise_levels, predicted_image
 from repscope.models.generators.partial_pass import output_of
 
 #: site → its name in directions
@@ -111,16 +111,8 @@ class DiffusionGenerator:
         UserError
             For vectors of another shape or an unknown site.
         """
-        x, words, added = self._inputs(x, site, vectors)
-        handle = None
-        if added is not None:
-            handle = self._middle().register_forward_hook(lambda _, args, output: _plus(output, added))
-        try:
-            output = self._run(x, t, words)
-        finally:
-            if handle is not None:
-                handle.remove()
-        return epsilon(self.scheduler.config.prediction_type, output, x, self.levels[t][:, None])
+        x, output = self._output(x, t, site, vectors)
+        return epsilon(self._prediction, output, x, self.levels[t][:, None])
 
     def bottleneck(
         self, x: Float[Tensor, "row pixel"], t: Int[Tensor, "row"], site: str = "", vectors: Vectors | None = None
@@ -159,24 +151,49 @@ class DiffusionGenerator:
             As `predicted`; for a number of steps that the training does not allow.
         """
         x = noise
-        for t, to in descending(self.levels, steps):
-            eps = image = self._at(x, t, site, vectors)
+        for t, to in descending(self.levels, steps, self._spacing):
+            image, eps = self._image_and_noise(x, t, site, vectors)
             if asymmetric and vectors is not None:
-                eps = self._at(x, t)
-            x = moved(x, eps, image, level_at(self.levels, t), level_at(self.levels, to))
+                _, eps = self._image_and_noise(x, t)
+            x = moved(image, eps, level_at(self.levels, to))
         return x
 
     @torch.no_grad()
     def invert(self, images: Float[Tensor, "row pixel"], steps: int) -> Float[Tensor, "row pixel"]:
         """The noise from which DDIM samples these images, approximately: the same steps the other way."""
         x = images
-        for to, t in reversed(descending(self.levels, steps)):
-            eps = self._at(x, to)  # the noise is predicted for the level that is reached, as in diffusers' DDIMInverseScheduler
-            x = moved(x, eps, eps, level_at(self.levels, t), level_at(self.levels, to))
+        for to, t in reversed(descending(self.levels, steps, self._spacing)):
+            # the noise is predicted for the level that is reached, as in diffusers' DDIMInverseScheduler
+            eps = self.predicted(x, torch.full((len(x),), to, dtype=torch.long))
+            level = level_at(self.levels, t)
+            x = moved(predicted_image("epsilon", eps, x, level), eps, level_at(self.levels, to))
         return x
 
-    def _at(self, x: Tensor, t: int, site: str = "", vectors: Vectors | None = None) -> Tensor:
-        return self.predicted(x, torch.full((len(x),), t, dtype=torch.long), site, vectors)
+    @property
+    def _prediction(self) -> str:
+        return str(self.scheduler.config.prediction_type)
+
+    @property
+    def _spacing(self) -> str:
+        return str(getattr(self.scheduler.config, "timestep_spacing", "leading"))
+
+    def _image_and_noise(self, x: Tensor, t: int, site: str = "", vectors: Vectors | None = None) -> tuple[Tensor, Tensor]:
+        """The image and the noise that the U-Net predicts in x at one time."""
+        x, output = self._output(x, torch.full((len(x),), t, dtype=torch.long), site, vectors)
+        level = self.levels[t]
+        return predicted_image(self._prediction, output, x, level), epsilon(self._prediction, output, x, level)
+
+    def _output(self, x: Tensor, t: Tensor, site: str, vectors: Vectors | None) -> tuple[Tensor, Tensor]:
+        """x as the U-Net takes it, and its output."""
+        x, words, added = self._inputs(x, site, vectors)
+        handle = None
+        if added is not None:
+            handle = self._middle().register_forward_hook(lambda _, args, output: _plus(output, added))
+        try:
+            return x, self._run(x, t, words)
+        finally:
+            if handle is not None:
+                handle.remove()
 
     def _inputs(self, x: Tensor, site: str, vectors: Vectors | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """x and words with what is added to them, and what is added to h."""

@@ -61,7 +61,7 @@ def _ddpm(o: BenchOptions, load: "Callable[[], LanguageModel]") -> Result:
 
 
 _IMAGES = ("distinct factors", "selectivity", "factor change", "monotonicity", "overlap", "stability", "sprites explained", "cost")
-_MORE_IMAGES = ("effective rank", "consistency", "image change")
+_MORE_IMAGES = ("factors reached", "effective rank", "consistency", "image change")
 _PLANTED = ("recovered", "mmcs", "false", "reached", "overlap", "consistency", "stability", "cost")
 _LATER = ("size per spread", "rank", "half dose")
 SETTINGS: dict[str, Setting] = {

@@ -33,7 +33,8 @@ def subject(setup: Setup[BenchOptions]) -> Subject:
         lm = setup.network
         return Subject(name, lm.fingerprint, {"model": lm.name, "precision": lm.source.precision, "fingerprint": lm.fingerprint})
     model = f"{o.setting.replace('planted-', 'planted ')} {', '.join(_whole(o).kinds)}"
-    return Subject(name, model, {"model": model, "precision": ""})
+    libraries = ("diffusers",) if o.setting == "ddpm" else ()
+    return Subject(name, model, {"model": model, "precision": ""}, libraries=libraries)
 
 
 def steps(setup: Setup[BenchOptions]) -> list[Step]:

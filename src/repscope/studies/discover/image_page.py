@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from repscope.conditions import ESTIMATE
-from repscope.discovery.generators.comparison import IMAGE_METRICS, LABELLED, RANDOM_DIRECTIONS
+from repscope.discovery.generators.comparison import IMAGE_METRICS, LABELLED, ORTHOGONAL, RANDOM_DIRECTIONS
 from repscope.discovery.generators.judges import GENERATOR_METRICS, KNOWN, Known
 from repscope.report.charts import grids, images
 from repscope.report.page import Figure, Page, Section, Table
@@ -18,6 +18,7 @@ from repscope.studies.run.study import Answer, Record
 _KEY = ("distinct factors", "selectivity", "factor change", "overlap")
 _MORE = (
     "distinct factors",
+    "factors reached",
     "factor change",
     "monotonicity",
     "overlap",
@@ -28,6 +29,7 @@ _MORE = (
     "digits explained",
     "stability",
 )
+_COMPARED = ("selectivity", "factor change", "overlap", "effective rank")  #: metrics whose differences a page shows
 _STRIPPED = 5  #: methods in the filmstrips
 _READ = {
     "sprites": "by factors that a regressor reads from edited images",
@@ -43,9 +45,9 @@ def image_page(record: Record[DiscoverOptions]) -> Page:
     """The page."""
     o = record.options
     kind = (
-        "a GAN"
+        "a GAN of sprites"
         if o.subject == names.GAN
-        else f"a diffusion model, added at the {'words' if o.site == 'conditioning' else 'bottleneck'}"
+        else f"a diffusion model of sprites, added to the {'words' if o.site == 'conditioning' else 'bottleneck'}"
     )
     return Page(
         title="Unsupervised directions of an image generator",
@@ -92,7 +94,7 @@ def _headline(record: Record[Any]) -> Figure:
     rows = _rows(record)
     rows = rows[rows["metric"] == "selectivity"]
     return Figure(
-        grids.points(_points(rows), value_title="selectivity for one factor", controls=[RANDOM_DIRECTIONS, LABELLED]),
+        grids.points(_points(rows), value_title="selectivity for one factor", controls=[RANDOM_DIRECTIONS, LABELLED, ORTHOGONAL]),
         "How selectively the directions of each method change one factor",
         f"{IMAGE_METRICS['selectivity'].capitalize()}, on held-out images. Interval over {int(rows['n'].max())} seeds; grey: "
         "random directions, and directions from labels.",
@@ -158,10 +160,10 @@ def _compared(record: Record[Any]) -> Section:
     drawn = Figure(
         grids.multiples(_points(rows[rows["metric"].isin(list(titles))]), titles=titles, controls=[RANDOM_DIRECTIONS]),
         "What the directions do, by method",
-        f"Interval over {int(rows['n'].max())} seeds; grey: random directions. {meanings.capitalize()}.",
+        f"Interval over {int(rows['n'].max())} seeds; grey: random directions. {meanings[0].upper()}{meanings[1:]}.",
     )
     gains = record.results["summary"].table
-    gains = gains[gains["metric"] == names.GAIN]
+    gains = gains[(gains["metric"] == names.GAIN) & gains["definition"].isin(_COMPARED)]
     frame = pd.DataFrame(
         [
             {"method and number": r["item"], "compared with": str(r["condition"]).removeprefix("over "), "gain": format_estimate(r)}
@@ -171,7 +173,14 @@ def _compared(record: Record[Any]) -> Section:
     return Section(
         "Methods compared",
         "Look for methods that are more selective than random directions, and whose changes overlap little.",
-        (drawn, *((Table(frame, "Differences", "Paired by seed, mean and 95 % interval."),) if len(frame) else ())),
+        (
+            drawn,
+            *(
+                (Table(frame, "Differences", "Paired by seed, mean and 95 % interval; of other metrics in the table of the run."),)
+                if len(frame)
+                else ()
+            ),
+        ),
     )
 
 

@@ -20,7 +20,8 @@ from repscope import stats
 from repscope.conditions import RANDOM, over
 from repscope.directions import Direction, DirectionSet
 from repscope.discovery import metrics as discovery_metrics
-from repscope.discovery.generators.comparison import DOSES, IMAGE_METRICS, METHODS, RANDOM_DIRECTIONS, judged, search
+from repscope.discovery.generators.comparison import IMAGE_METRICS, METHODS, RANDOM_DIRECTIONS, judged, search
+from repscope.discovery.generators.factor_changes import DOSES
 from repscope.discovery.generators.judges import GENERATOR_METRICS
 from repscope.discovery.generators.latent_directions import LatentDirections
 from repscope.discovery.generators.material import Material
@@ -39,7 +40,8 @@ def image_subject(setup: Setup[DiscoverOptions]) -> Subject:
     """The generator trained in the study."""
     name = names.model(setup.options.subject, setup.options.data)
     facts = {"model": name, "precision": "float32, trained in this run or read from the cache"}
-    return Subject(f"{name}-tiny" if setup.options.tiny else name, name, facts)
+    libraries = () if setup.options.subject == names.GAN else ("diffusers",)
+    return Subject(f"{name}-tiny" if setup.options.tiny else name, name, facts, libraries=libraries)
 
 
 def image_steps(setup: Setup[DiscoverOptions]) -> list[Step]:
@@ -77,7 +79,9 @@ class _Shared:
 def _training_cost(task: ImageTask) -> Callable[[], Cost]:
     def cost() -> Cost:
         o = task.options
-        flops = 2e9 if o.tiny else 3e12 if task.gan else 8e12
+        sizes = task.setting.sizes
+        per_step = 7.5e8 if task.gan else 6.7e9
+        flops = 2e9 if o.tiny else per_step * sizes.steps
         return Cost(network_flops=flops, memory_bytes=3e8)
 
     return cost

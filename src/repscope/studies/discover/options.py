@@ -28,6 +28,7 @@ IMAGE_METHODS: dict[str, tuple[str, ...]] = {
         "GANSpace",
         "SeFa",
         "factor regression",
+        "factor regression, orthogonal",
     ),
     "diffusion": (
         RANDOM_METHOD,
@@ -38,6 +39,7 @@ IMAGE_METHODS: dict[str, tuple[str, ...]] = {
         "NoiseCLR",
         "Jacobian",
         "factor regression",
+        "factor regression, orthogonal",
     ),
 }
 

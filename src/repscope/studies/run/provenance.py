@@ -7,7 +7,8 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,23 @@ LIBRARIES = ("torch", "transformers", "numpy", "scipy", "scikit-learn", "geoname
 _BESIDE = (".json", ".txt", ".model", ".jinja", ".tiktoken")  #: endings of configurations and of tokenizers' files
 
 
-def library_versions() -> dict[str, str]:
-    """The version of each library on which numbers depend."""
-    return {name: version(name) for name in LIBRARIES}
+def library_versions(more: Sequence[str] = ()) -> dict[str, str]:
+    """The version of each library on which numbers depend. more: those on which only some runs depend, where they are installed."""
+    found = {name: version(name) for name in LIBRARIES}
+    for name in more:
+        with suppress(PackageNotFoundError):  # whoever needs it says so
+            found[name] = version(name)
+    return found
 
 
-def provenance() -> dict[str, Any]:
-    """Date, versions, machine, torch's threads (sums round differently with another number) and the command of this process."""
+def provenance(more: Sequence[str] = ()) -> dict[str, Any]:
+    """Date, versions, machine, torch's threads (sums round differently with another number) and the command of this process.
+
+    more: as for `library_versions`.
+    """
     return {
         "date": time.strftime("%Y-%m-%d"),
-        "versions": {"repscope": __version__, "python": platform.python_version()} | library_versions(),
+        "versions": {"repscope": __version__, "python": platform.python_version()} | library_versions(more),
         "machine": f"{platform.machine()} {platform.system()}",
         "threads": _threads(),
         "command": shlex.join(["repscope", *sys.argv[1:]])

@@ -186,7 +186,7 @@ class Run(Generic[AnyOptions]):
             "options": self.options.key() | sizes,  # a version with other sizes never continues from the numbers of this one
             "weights": self.subject.fingerprint,
             "files": self._files(),
-            "libraries": library_versions(),
+            "libraries": library_versions(self.subject.libraries),
         } | ({"beside": dict(beside)} if (beside := self.subject.beside) else {})
         keys: dict[str, str] = {}
         steps = list(self.study.steps(self.setup))
@@ -299,7 +299,7 @@ class Run(Generic[AnyOptions]):
             "given": self._given(),
             "options": options,
             "seed": self.options.seed,
-            **provenance(),
+            **provenance(self.subject.libraries),
         }
 
 

@@ -132,6 +132,7 @@ class Subject:
 
     name: for the folder. fingerprint: for the column `model`. facts: model, precision, data …, for `run.json` and the page. key:
     what identifies the run besides its options. beside: digests of files that decide what its networks compute, beside weights.
+    libraries: on which its numbers depend besides those of every run.
     """
 
     name: str
@@ -139,6 +140,7 @@ class Subject:
     facts: Mapping[str, Any] = field(default_factory=dict)
     key: Mapping[str, Any] = field(default_factory=dict)
     beside: Mapping[str, str] = field(default_factory=dict)
+    libraries: tuple[str, ...] = ()
 
 
 def trained_here(setup: Setup[AnyOptions], networks: str) -> Subject:
