@@ -102,7 +102,9 @@ class Quality:
 class Judge(Protocol):
     """Reads known properties from images."""
 
-    known: Known
+    @property
+    def known(self) -> Known:
+        """What is read."""
 
     def read(self, images: Float[Tensor, "image pixel"]) -> Float[Tensor, "image property"]:
         """Properties of images with values from 0 to 1."""

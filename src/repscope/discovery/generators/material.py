@@ -12,6 +12,8 @@ from torch import Tensor
 from repscope.discovery.generators.beds import Bed, DiffusionBed, LatentBed
 from repscope.discovery.generators.closed_form import regressed
 from repscope.discovery.generators.judges import Judge
+from repscope.worlds.sprites.diffusion import DiffusionSizes
+from repscope.worlds.sprites.gan import GanSizes
 
 SomeBed = TypeVar("SomeBed", LatentBed, DiffusionBed)
 _LABELLED = 4096  #: images from which directions with labels are fitted
@@ -20,7 +22,9 @@ _LABELLED = 4096  #: images from which directions with labels are fitted
 class Material(Protocol):
     """A generator with its judge, from the arrays of `Setting.trained`."""
 
-    judge: Judge
+    @property
+    def judge(self) -> Judge:
+        """Reads known properties from images."""
 
     @property
     def bed(self) -> Bed:
@@ -38,6 +42,10 @@ class Material(Protocol):
 
 class Setting(Protocol):
     """A generator and how it is searched."""
+
+    @property
+    def sizes(self) -> GanSizes | DiffusionSizes:
+        """Of the generator."""
 
     def trained(self, folder: Path | None = None) -> dict[str, np.ndarray]:
         """Tensors of the generator and of what reads its images, by name. folder: of their files; the user's cache by default."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from repscope.models.edits import EVERYWHERE, Installed
@@ -60,7 +61,7 @@ def edited_packing_differs(net: ProvedNetwork, edits: Sequence[Installed], last:
             for number, row in enumerate(ids):
                 with net.announced(np.array([number])):
                     run(**net.inputs(row[None], np.array([len(row)]), None))
-    ours = rows[last].split(ids.lengths.tolist())
+    ours = torch.split(rows[last], ids.lengths.tolist())
     same = all(net.agree(mine, hidden[0]) for mine, hidden in zip(ours, alone, strict=True))
     return "" if same else "packed under edits, prompts come out otherwise"
 

@@ -108,7 +108,7 @@ class StepAttention:
                 if func is functional.scaled_dot_product_attention:
                     with torch._C.DisableTorchFunctionSubclass():
                         return attend(*args, **(kwargs or {}))
-                return super().__torch_function__(func, types, args, kwargs or {})
+                return super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
 
         self._class = Keys
 

@@ -179,7 +179,7 @@ class _HeldConvolution:
     @staticmethod
     def of(module: nn.Module, x: Tensor, varying: Int[Tensor, "channel"]) -> "_HeldConvolution":
         assert isinstance(module, nn.Conv2d)
-        settings = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
+        settings: dict[str, Any] = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
         still = torch.ones(x.shape[1], dtype=torch.bool, device=x.device)
         still[varying] = False
         weight = module.weight.detach()
@@ -235,7 +235,7 @@ class _Replay:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         held = self._held[self._at]
         self._at += 1
-        return self._run(*args, **kwargs) if held is None else held(self._count, self._rows, args[0] if args else None)
+        return self._run(*args, **kwargs) if held is None else held(self._count, self._rows, *(args[:1] or (None,)))
 
 
 class _OneKey(TorchFunctionMode):
@@ -278,7 +278,7 @@ def _watched(
 
 def _splits(module: nn.Module) -> bool:
     plain = type(module) is nn.Conv2d and "forward" not in module.__dict__
-    return plain and module.groups == 1 and module.padding_mode == "zeros"  # type: ignore[union-attr, return-value]
+    return plain and module.groups == 1 and module.padding_mode == "zeros"  # type: ignore[return-value]
 
 
 def _constant(value: Any) -> bool:

@@ -70,8 +70,8 @@ def answer(record: Record[EmergenceOptions]) -> Answer:
     for phi in figures.phis(table):
         said = []
         for condition, title in (("facts", "facts"), ("trained queries", "trained queries"), (ESTIMATE, "held-out queries")):
-            row = first_row(table, metric=names.STEP, item=names.item(phi), condition=condition)
-            said.append(f"{title} {figures.steps_text(row)}")
+            found = first_row(table, metric=names.STEP, item=names.item(phi), condition=condition)
+            said.append(f"{title} {figures.steps_text(found)}")
         lines.append(f"{names.item(phi)}: step of 50 % of {', '.join(said)}.")
     for row in records(table, metric=names.KL, item=names.BEST, condition=ESTIMATE):
         lines.append(f"{row['split']}: nearest path sum ({row['definition']}) at a KL of {format_estimate(row)} nats.")

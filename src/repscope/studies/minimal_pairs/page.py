@@ -66,13 +66,14 @@ def _is_series(record: Record[MinimalPairsOptions]) -> bool:
 
 
 def _headline(held: pd.DataFrame) -> Figure:
-    lines = []
+    lines: list[dict[str, Any]] = []
     for name, rows in _rows(held).items():
         for condition in (ESTIMATE, FEWER_TOKENS, RANDOM_WEIGHTS):
             if (condition, SUM) in rows and (condition == ESTIMATE or name == ALL):
                 label = name if condition == ESTIMATE else f"{name}: {condition}"
                 lines.append(rows[condition, SUM] | {"name": label, "order": (name != ALL, -rows[ESTIMATE, SUM]["value"])})
-    frame = pd.DataFrame(sorted(lines, key=lambda line: line["order"]))
+    lines.sort(key=lambda line: tuple(line["order"]))
+    frame = pd.DataFrame(lines)
     controls = [str(name) for name in frame["name"] if str(name).endswith((FEWER_TOKENS, RANDOM_WEIGHTS))]
     return Figure(
         grids.points(frame, value_title="accuracy", controls=controls, label_limit=330, rule=0.5),
