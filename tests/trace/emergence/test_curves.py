@@ -303,5 +303,5 @@ def test_words_that_a_tokenizer_does_not_know_are_refused(tmp_path):
     lm = rs.LanguageModel(KINDS["llama"]().eval(), tokenizer("llama"))
     known = Probes(("a",), ("the cat",), (" sat",), ("",))
     assert np.isfinite(answers(lm, known)["scores"]).all()
-    with pytest.raises(UserError, match="no token for a word of 'the owl sat'"):
-        answers(lm, replace(known, prompt=("the owl",)))
+    with pytest.raises(UserError, match="no token for a word of the answer ' owl'"):
+        answers(lm, replace(known, answer=(" owl",)))

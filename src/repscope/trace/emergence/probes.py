@@ -164,7 +164,7 @@ def answers(lm: "LanguageModel", probes: Probes, seed: int = 0) -> dict[str, Flo
     Raises
     ------
     UserError
-        When an answer has no token of its own after its prompt, or a word that the tokenizer does not know.
+        When an answer has no token of its own after its prompt, or one that the tokenizer does not know.
     """
     others = probes.others(seed)
     paired = np.array([bool(text) for text in probes.wrong])
@@ -196,13 +196,12 @@ def _glued(prompt: str, answer: str) -> bool:
 def _encoded(tokenizer: Any, prompt: str, answer: str) -> tuple[list[int], int]:
     """Token ids of prompt and answer, and where the answer begins."""
     before = special_tokens(tokenizer, causal=True)[0].tolist()
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, prompt + answer)]
-    if getattr(tokenizer, "unk_token_id", None) in ids[1]:
-        raise UserError(f"The tokenizer has no token for a word of {(prompt + answer)[-60:]!r}; leave this example out.")
-    alone, both = ([*before, *found] for found in ids)
+    alone, both = ([*before, *tokenizer(t, add_special_tokens=False)["input_ids"]] for t in (prompt, prompt + answer))
     start = next((i for i, (a, b) in enumerate(zip(alone, both)) if a != b), min(len(alone), len(both)))
     if start >= len(both) or start < 1:
         raise UserError(f"The answer {answer!r} has no token of its own after {prompt[-40:]!r}; begin it with a space.")
+    if getattr(tokenizer, "unk_token_id", None) in both[start:]:
+        raise UserError(f"The tokenizer has no token for a word of the answer {answer!r}; leave this example out.")
     return both, start
 
 
