@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# mne-rsa 1.0: `compute_rdm_cv`, and with it every function that takes `n_folds`, compares the test fold with a mean in which it has
-# twice its share.
+# mne-rsa 1.0: `compute_rdm_cv`, which `rsa_array` and `rdm_array` call for several folds, compares the test fold with a mean in which
+# it has twice its share.
 #
 # Expected: "The distance computation is performed from the average of all-but-one training folds to the remaining test fold" (docstring).
 # Seen: no error, no warning. The mean of the other folds is computed as mean - (mean - test) / (n - 1), where it is + : the test fold
