@@ -165,11 +165,12 @@ def test_default_methods_run_on_their_generator():
 
 
 def test_the_plan_trains_nothing(tmp_path, capsys):
-    for subject in ("gan", "diffusion"):
-        assert command(["study", "discover", "--subject", subject, "--short", "--plan", "--out", str(tmp_path)]) == 0
+    for subject, *site in (("gan",), ("diffusion",), ("diffusion", "--site", "h")):
+        assert command(["study", "discover", "--subject", subject, *site, "--short", "--plan", "--out", str(tmp_path)]) == 0
         shown = capsys.readouterr().out
         assert "generator" in shown
         assert "filmstrips" in shown
+        assert ("factor regression" in shown) == (not site), "the bottleneck has no words"
 
 
 def test_the_bench_and_its_own_control(tmp_path, monkeypatch):

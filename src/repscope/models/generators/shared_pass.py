@@ -188,7 +188,7 @@ class _HeldConvolution:
         block = _block(varying)
         return _HeldConvolution(varying if block is None else block, weight[:, varying].contiguous(), rest, settings)
 
-    def __call__(self, count: int, rows: int, x: Tensor) -> Any:
+    def __call__(self, count: int, rows: int, x: Any) -> Any:
         x = x if x.shape[1] == self.weight.shape[1] else x[:, self.varying]  # a narrow norm has left the others out
         part = functional.conv2d(x, self.weight, None, **self.settings)
         return (torch.unflatten(part, 0, (count, rows)) + self.rest).flatten(0, 1)
@@ -212,7 +212,7 @@ class _NarrowNorm:
             return None
         return _NarrowNorm(block, (block.stop - block.start) // each, module)
 
-    def __call__(self, count: int, rows: int, x: Tensor) -> Tensor:
+    def __call__(self, count: int, rows: int, x: Any) -> Tensor:
         weight, bias = (None if w is None else w.detach()[self.channels] for w in (self.module.weight, self.module.bias))
         return functional.group_norm(x[:, self.channels], self.groups, weight, bias, self.module.eps)
 
@@ -277,8 +277,10 @@ def _watched(
 
 
 def _splits(module: nn.Module) -> bool:
-    plain = type(module) is nn.Conv2d and "forward" not in module.__dict__
-    return plain and module.groups == 1 and module.padding_mode == "zeros"  # type: ignore[return-value]
+    """Whether a module is a convolution whose channels can be summed in two parts."""
+    if not isinstance(module, nn.Conv2d) or type(module) is not nn.Conv2d or "forward" in module.__dict__:
+        return False
+    return module.groups == 1 and module.padding_mode == "zeros"
 
 
 def _constant(value: Any) -> bool:

@@ -13,6 +13,7 @@ _OF_LANGUAGE: tuple[str, ...] = ("model", "revision", "device", "dtype", "batch_
 _OF_LANGUAGE += ("prompts", "plain", "source", "target", "tokens", "damage", "new_tokens")
 _OF_IMAGES = ("data", "site", "samples", "images")
 _SIZED = ("methods", "vectors", "steps", "seeds", "samples", "images")
+_WITH_LABELS = ("factor regression", "factor regression, orthogonal")
 IMAGE_METHODS: dict[str, tuple[str, ...]] = {
     "gan": (
         RANDOM_METHOD,
@@ -27,8 +28,7 @@ IMAGE_METHODS: dict[str, tuple[str, ...]] = {
         "DCT",
         "GANSpace",
         "SeFa",
-        "factor regression",
-        "factor regression, orthogonal",
+        *_WITH_LABELS,
     ),
     "diffusion": (
         RANDOM_METHOD,
@@ -38,8 +38,7 @@ IMAGE_METHODS: dict[str, tuple[str, ...]] = {
         "L2 + soft-orthogonal",
         "NoiseCLR",
         "Jacobian",
-        "factor regression",
-        "factor regression, orthogonal",
+        *_WITH_LABELS,
     ),
 }
 
@@ -168,7 +167,9 @@ class DiscoverOptions(ModelOptions, TableOptions):
                 "L2 + contrastive",
                 *(("LatentCLR, MLP", "SeFa") if gan else ("NoiseCLR",)),
             )
-            small |= {"vectors": 3, "steps": 2, "seeds": 2, "samples": 3, "images": 4, "methods": (*methods, "factor regression")}
+            small |= {"vectors": 3, "steps": 2, "seeds": 2, "samples": 3, "images": 4, "methods": (*methods, _WITH_LABELS[0])}
         elif self.short:
             small |= {"steps": 40} if gan else {"vectors": 6, "steps": 15, "seeds": 3, "samples": 3, "images": 12}
+        if self.site == "h":
+            small["methods"] = tuple(name for name in small["methods"] if name not in _WITH_LABELS)  # h has no words
         return self.with_sizes(small)

@@ -4,8 +4,8 @@
    replaced by the empty word with probability 0.2, both of a caption with probability 0.3. Words are vectors in a trained table;
    row 0 is the empty word. As in text-to-image models, networks learn what words mean, and directions are sought without them.
 2. U-Net: an image is 8 × 8 patches of 2 × 2 pixels, with values from -1 to 1 (`patches`). Residual blocks at 8 × 8 and 4 × 4,
-   cross-attention to the words in the middle block. It predicts v (Salimans & Ho 2022), and sampling begins at the last time of the
-   training, all noise (Lin et al. 2024): with few steps of DDIM both keep images closer to sprites than predicted noise does.
+   cross-attention to the words in the middle block. It predicts v (Salimans & Ho 2022), so that sampling can begin at the last time
+   of the training, all noise (Lin et al. 2024), where predicted noise says nothing of the image.
 3. Adam, linear decay over the second half, exponential moving average of weights. Resumable as `gan`.
 """
 
