@@ -40,6 +40,7 @@ def pytest_collection_finish():
     """What was imported stays: the garbage collector need not look at it again and again."""
     if "altair" in sys.modules:
         _validate_equal_parts_of_charts_once()
+        _check_charts_of_pages()
     gc.collect()
     gc.freeze()
 
@@ -62,6 +63,13 @@ def _validate_equal_parts_of_charts_once():
         return None
 
     schemapi.validate_jsonschema = validated
+
+
+def _check_charts_of_pages():
+    """Pages leave the check against Vega-Lite's schema to the tests."""
+    from repscope.report import page
+
+    page.spec_of = lambda chart: dict(chart.to_dict())
 
 
 @pytest.fixture(scope="session")

@@ -30,6 +30,7 @@ _IMPORTED = [
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama",
+    "repscope.cli",
     "repscope.models.loading.sources",
     "repscope.read.sae.training",
     "repscope.store.workers",

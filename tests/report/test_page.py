@@ -1,7 +1,9 @@
 import re
 
+import altair as alt
 import pandas as pd
 import pytest
+from altair.utils.schemapi import SchemaValidationError
 from markupsafe import escape
 
 from report import browser, synthetic
@@ -9,6 +11,7 @@ from repscope.report import claims
 from repscope.report.charts import layers
 from repscope.report.glossary import GlossaryEntry
 from repscope.report.page import Figure, Page, Section, Table, render, write
+from repscope.report.style import unchecked
 from repscope.report.verdict import Verdict
 
 TABLE = synthetic.table(blocks=8)
@@ -124,6 +127,15 @@ def test_cells_of_every_kind():
     html = render(Page("t", "q", "a", (Section("s", "", (Table(frame, "x"),)),)))
     cells = re.findall(r"<td.*?>(.*?)</td>", html)
     assert cells == ["1", "yes", "a", "–", "100", "–", "no", "–", "12346", "0.500"]
+
+
+def test_a_chart_that_vega_lite_does_not_take_is_told_in_tests(tmp_path):
+    """Pages do not check their charts, as that takes most of their time; `conftest.py` does."""
+    with unchecked():
+        chart = alt.Chart(alt.InlineData(values=[{"a": 1}])).mark_point(size="huge").encode(x="a:Q")
+    with pytest.raises(SchemaValidationError, match="huge"):
+        write(Page("t", "q", headline=Figure(chart, "t", "c")), tmp_path / "report.html")
+    assert not list(tmp_path.iterdir())
 
 
 def test_write_is_whole_and_readable(path):

@@ -8,12 +8,14 @@ import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from math import isfinite
 from typing import Any
 
 import altair as alt
 import numpy as np
 import pandas as pd
+from altair.utils import schemapi
 from altair.utils.schemapi import debug_mode
 
 from repscope.conditions import condition
@@ -172,13 +174,19 @@ def finish(*layers: alt.Chart, height: float, **hints: float) -> alt.LayerChart:
 
 def themed(chart: Any) -> Any:
     """The chart, in the theme of all figures."""
-    chart.config = alt.Config.from_dict(_THEME)
+    chart.config = _theme()
     return chart
+
+
+@cache
+def _theme() -> alt.Config:
+    """The theme, one object for all figures, since Altair takes most of a chart's time to make it. No chart changes its own."""
+    return alt.Config.from_dict(_THEME)
 
 
 def faceted(chart: alt.FacetChart, min_width: float) -> alt.FacetChart:
     """A faceted chart in the theme; it keeps its width and scrolls in a narrower box."""
-    chart.config = alt.Config.from_dict(_THEME)
+    chart.config = _theme()
     chart.usermeta = {"min_width": min_width}
     return chart
 
@@ -248,14 +256,14 @@ def block_name(block: float) -> str:
 def unchecked() -> AbstractContextManager[None]:
     """Charts made and written inside are not checked against the schema of Vega-Lite, which takes most of the time of a page.
 
-    The tests check every chart.
+    The tests check every chart that is written.
     """
     return debug_mode(False)
 
 
 def spec_of(chart: alt.TopLevelMixin) -> dict[str, Any]:
-    """The chart as Vega-Lite, checked against its schema."""
-    return dict(chart.to_dict())
+    """The chart as Vega-Lite, checked against its schema except inside `unchecked`."""
+    return dict(chart.to_dict(validate=schemapi.DEBUG_MODE))
 
 
 def vega_lite_version() -> str:
