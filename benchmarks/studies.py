@@ -4,7 +4,7 @@
 
 Both run the same command with the same options, those steps left out that the earlier version has not; each version has a cache of
 its own, with its checks of the model in it. What is timed is the whole process: imports, loading, proofs, the study, its page.
-Tables are compared by `same_tables.py`, up to the rounding of single precision. With `--out`, runs that are there are not run again.
+Tables are compared by `same_tables.py`, up to rounding in single precision. With `--out`, runs that are there are not run again.
 """
 
 import argparse
