@@ -295,7 +295,10 @@ class _Ridge:
         return projected, mean, np.repeat(best, widths)
 
     def _errors(
-        self, centred: Float[np.ndarray, "train column"], projected: Float[np.ndarray, "rank column"], kind: type[np.floating]
+        self,
+        centred: Float[np.ndarray, "train column"],
+        projected: Float[np.ndarray, "rank column"],
+        kind: type[np.float32] | type[np.float64],
     ) -> Float[np.ndarray, "penalty column"]:
         """Squared leave-one-out errors of each column, in this precision.
 
