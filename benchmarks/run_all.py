@@ -69,6 +69,7 @@ SCRIPTS: dict[str, Script] = {
     "discovery": Script("discovery.py", 60, needs=(".venv/.dev", ".peers-melbo/.done")),
     "weight-matching": Script("weight_matching.py", 60),
     "paths": Script("paths.py", 45, needs=(".venv/.dev", ".peers-nngeom/.done")),
+    "studies": Script("studies.py", 90, arguments=("--write", "--before", "{before}")),
     "load": Script("load.py", 30, arguments=("--write", "--before", "{before}")),
     "function-vector-accuracy": Script("function_vector_accuracy.py", 60),
     "function-vectors": Script("function_vectors.py", 90),

@@ -91,8 +91,8 @@ def renamed(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def compare(before: Path, now: Path) -> int:
-    """Print what differs; the number of differing rows."""
+def compare(before: Path, now: Path, relative: float = 1e-9, absolute: float = 1e-12) -> int:
+    """Print what differs by more than these; the number of differing rows."""
     a, b = (t.assign(layer=t["layer"].astype("Float64").fillna(-99)) for t in (renamed(tables(before)), tables(now)))
     for table in (a, b):
         table["copy"] = table.groupby(KEYS, dropna=False).cumcount()
@@ -102,7 +102,7 @@ def compare(before: Path, now: Path) -> int:
     equal = np.ones(len(both), dtype=bool)
     for name in VALUES:
         equal &= np.isclose(
-            both[f"{name}_before"].astype(float), both[f"{name}_now"].astype(float), rtol=1e-9, atol=1e-12, equal_nan=True
+            both[f"{name}_before"].astype(float), both[f"{name}_now"].astype(float), rtol=relative, atol=absolute, equal_nan=True
         )
     print(
         f"{len(a)} rows before, {len(b)} now; {int(equal.sum())} equal, {int((~equal).sum())} differ, {len(alone)} on one side only"

@@ -4,7 +4,7 @@
 
 Both run the same command with the same options, those steps left out that the earlier version has not; each version has a cache of
 its own, with its checks of the model in it. What is timed is the whole process: imports, loading, proofs, the study, its page.
-Tables are compared by `same_tables.py`. With `--out`, runs that are there already are not run again.
+Tables are compared by `same_tables.py`, up to rounding in single precision. With `--out`, runs that are there are not run again.
 """
 
 import argparse
@@ -33,6 +33,7 @@ PROMPTS = (
     "How do computers work?",
 )
 VERSIONS = ("before", "now")
+ROUNDING = 1e-5  #: values nearer than this, or than this part of them, are equal: activations are in single precision
 WARM = "import repscope as rs; from repscope.studies.run.verification import cached_verification as see; see(rs.load())"
 
 
@@ -108,7 +109,7 @@ def measured(name: str, job: Job, folders: dict[str, Path], out: Path, rounds: i
     if job.same:
         said = io.StringIO()
         with redirect_stdout(said):
-            compare(place.parent / "before-0", place.parent / "now-0")
+            compare(place.parent / "before-0", place.parent / "now-0", ROUNDING, ROUNDING)
         told = said.getvalue().splitlines()[0]
         print(said.getvalue(), file=sys.stderr)
     ratios = [a / b for a, b in zip(spent["before"], spent["now"])]

@@ -6,6 +6,7 @@ from sklearn.linear_model import RidgeClassifierCV, RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from repscope.errors import UserError
 from repscope.read.probes import (
     PENALTIES,
     ProbeTask,
@@ -145,6 +146,13 @@ def test_entities_that_are_never_tested_do_not_count():
     scores = probe(X, tasks, folds, shuffles=2)[0]
     assert scores.estimate().n == 20
     assert scores.tested.tolist() == list(range(20))
+
+
+def test_features_that_are_not_finite_are_refused():
+    X, tasks = made(60)
+    X[3, 2] = np.nan
+    with pytest.raises(UserError, match="not finite"):
+        probe(X, tasks, folds_of(60), shuffles=0)
 
 
 def test_logistic_and_majority():

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int, Num
 
 from repscope import stats
 from repscope.directions import Direction
+from repscope.errors import UserError
 from repscope.stats import Estimate
 
 PENALTIES = np.logspace(0, 5, 6)
@@ -127,6 +128,11 @@ def probe(
     -------
     list of Scores
         One a task.
+
+    Raises
+    ------
+    UserError
+        For features that are not finite.
     """
     n = len(features)
     runs = [_runs(task, shuffles, seed + 1000 * i) for i, task in enumerate(tasks)]
@@ -246,10 +252,13 @@ class _Ridge:
 
     def __init__(self, train: Features, test: Features, penalties: Float[np.ndarray, "penalty"] = PENALTIES) -> None:
         self.penalties = penalties
-        train, test = train.astype(np.float64), test.astype(np.float64)
-        self.mean, spread = train.mean(0), train.std(0)
+        x = train.astype(np.float64)
+        self.mean = x.mean(0)
+        x -= self.mean
+        spread = np.sqrt(np.einsum("nd,nd->d", x, x) / len(x))
         self.spread = np.where(spread > 1e-12, spread, 1.0)  # a constant feature stays at zero
-        x, held = (train - self.mean) / self.spread, (test - self.mean) / self.spread
+        x /= self.spread
+        held = (test.astype(np.float64) - self.mean) / self.spread
         self.x = x
         n, d = x.shape
         if n <= d:
@@ -285,31 +294,27 @@ class _Ridge:
         return projected, mean, np.repeat(best, widths)
 
     def _errors(
-        self, centred: Float[np.ndarray, "train column"], projected: Float[np.ndarray, "rank column"], kind: type[np.floating]
+        self,
+        centred: Float[np.ndarray, "train column"],
+        projected: Float[np.ndarray, "rank column"],
+        kind: type[np.float32] | type[np.float64],
     ) -> Float[np.ndarray, "penalty column"]:
         """Squared leave-one-out errors of each column, in this precision.
 
         y - ŷ = (y - QQᵀy) + Q λ/(Λ+λ) Qᵀy: no difference of nearly equal numbers, so that single precision is one.
         """
-        n, rank = self.q.shape
-        outside = None if n == rank else (centred - self.q @ projected).astype(kind)
-        errors = np.empty((len(self.penalties), centred.shape[1]))
-        for p, (shrink, leverage) in enumerate(zip(self.shrink, self.leverage)):
-            weight = 1 / (1 - leverage)
-            left = (self.q * weight[:, None]).astype(kind) @ ((1 - shrink)[:, None] * projected).astype(kind)
-            if outside is not None:
-                left += outside * weight[:, None].astype(kind)
-            errors[p] = np.einsum("ic,ic->c", left, left)
-        return errors
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is not finite is computed in double precision
+            left = self.q.astype(kind) @ ((1 - self.shrink).astype(kind)[:, :, None] * projected.astype(kind))
+            if self.q.shape[0] > self.q.shape[1]:
+                left += (centred - self.q @ projected).astype(kind)
+            left *= left
+            errors: np.ndarray = (((1 - self.leverage) ** -2.0).astype(kind)[:, None] @ left)[:, 0]
+        return errors.astype(np.float64)
 
     def predict(self, y: Float[np.ndarray, "train column"], widths: Int[np.ndarray, "group"]) -> Float[np.ndarray, "test column"]:
         """Predictions for the test rows, with the best penalty per group of columns."""
         projected, mean, best = self._fit(y, widths)
-        out = np.empty((len(self.test), y.shape[1]))
-        for p in np.unique(best):
-            cols = np.flatnonzero(best == p)
-            out[:, cols] = (self.test / (self.values + self.penalties[p])) @ projected[:, cols]
-        result: np.ndarray = out + mean
+        result: np.ndarray = self.test @ (projected / (self.values[:, None] + self.penalties[best])) + mean
         return result
 
     def weights(self, y: Float[np.ndarray, "train column"]) -> tuple[Float[np.ndarray, "feature column"], np.ndarray]:
@@ -322,6 +327,8 @@ class _Ridge:
 
 def _eigen(gram: Float[np.ndarray, "n n"]) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n n"]]:
     """Eigenvalues and eigenvectors, by torch: its LAPACK takes about half the time of scipy's at these sizes."""
+    if not np.isfinite(gram).all():
+        raise UserError("Features of a probe are not finite; look for NaN or infinity in the activations.")
     values, vectors = torch.linalg.eigh(torch.from_numpy(gram))
     return values.numpy(), vectors.numpy()
 

@@ -40,19 +40,18 @@ def lre_at_both(lm: "LanguageModel", facts: EncodedFacts, examples: Sequence[Pai
     prompts = [facts.prompt(s, [p for p in examples if p[0] != s]) for s, _ in examples]
     subjects = encode(lm.tokenizer, prompts, Tokens("last", "subject"), lm.context, causal=lm.causal)
     (end,) = lm.resolve(earlier)
-    last, width = lm.blocks - 1, lm.anatomy.width if lm.anatomy else 0
-    kept = 4 * len(examples) * width**2 * (1 + (end.layer or 0))
-    together = kept <= KEPT_BYTES
-    if not (lm.causal and 2 * kept <= KEPT_BYTES and end.kind == "resid_post" and end.layer not in (None, last)):
-        return lre(lm, facts, examples=examples), lre(lm, facts, examples=examples, target=earlier, each=together)
-    if (subjects.ids.lengths - subjects.start != 2).any():
-        return lre(lm, facts, examples=examples), lre(lm, facts, examples=examples, target=earlier, each=together)
+    last, layer, width = lm.blocks - 1, end.layer or 0, lm.anatomy.width if lm.anatomy else 0
+    kept = 4 * len(examples) * width**2 * (1 + layer)
+    one_follows = bool((subjects.ids.lengths - subjects.start == 2).all())
+    if not (lm.causal and one_follows and end.kind == "resid_post" and layer < last and 2 * kept <= KEPT_BYTES):
+        fits = lre(lm, facts, examples=examples)
+        return fits, lre(lm, facts, examples=examples, target=earlier, each=kept <= KEPT_BYTES)
 
     early = lre(lm, facts, examples=examples, target=earlier, each=True)
     assert early.each is not None
     own = lm.jacobian(prompts, list(early), earlier, source_tokens="subject.last", target_tokens="subject.last")
     final = f"resid_post.{last}"
-    above = [f"resid_post.{block}" for block in range(end.layer or 0, last)]
+    above = [f"resid_post.{block}" for block in range(layer, last)]
     upper = lm.jacobian(prompts, above, final, source_tokens="subject.last")
     maps, alone = upper.mean().affine_of_each()
     of_end = lm.jacobian(prompts, earlier, final, source_tokens="last").matrix()
