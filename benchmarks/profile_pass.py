@@ -11,6 +11,7 @@
 import argparse
 import datetime
 import functools
+import os
 import sys
 import time
 from collections import defaultdict
@@ -32,6 +33,10 @@ from repscope.models.engine.row_writer import Rows
 
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::", "aten::mkldnn_linear")
 ATTENTION = ("aten::_scaled_dot_product", "aten::scaled_dot_product")
+BUSY = (
+    "Other jobs had a part of the cores meanwhile, so the seconds, which are of the clock, are not comparable with each other; "
+    "the shares within the profiled pass are."
+)
 LABELS = (
     "products of the weights",
     "attention: the products",
@@ -160,6 +165,8 @@ def main() -> None:
         f"| {label} | {form(split[label], '.2f')} | {form([100 * s / t for s, t in zip(split[label], profiled)], '.1f')} % |"
         for label in LABELS
     ]
+    if os.getloadavg()[0] > (os.cpu_count() or 1):
+        lines.append(f"\n{BUSY}")
     text = "\n".join(lines)
     print(text)
     if o.write:

@@ -124,16 +124,28 @@ def _children(
 
 
 def packs(held: Tree, budget: int) -> list[Pack]:
-    """Split a tree into packs of similar size, within the budget unless a single segment exceeds it."""
+    """Split a tree into packs of similar size, within the budget unless a single segment exceeds it.
+
+    As few as the budget allows, or one or a few more where segments do not fill them: never a small rest, which costs a whole pass.
+    """
     sizes = held.stop - held.start
-    target = sizes.sum() / -(-sizes.sum() // budget)
-    cuts, filled = [0], 0
+    count = -(-int(sizes.sum()) // budget)
+    while len(cuts := _cuts(sizes, budget, count)) > count:
+        count = len(cuts)
+    return [Pack(a, b, tuple(held.chain(a))) for a, b in zip(cuts, [*cuts[1:], len(sizes)])]
+
+
+def _cuts(sizes: Int[np.ndarray, "segment"], budget: int, count: int) -> list[int]:
+    """First segments of packs that end as near as possible to equal shares of all tokens, within the budget."""
+    share = sizes.sum() / count
+    cuts, filled, before = [0], 0, 0
     for segment, size in enumerate(sizes):
-        if filled and (filled + size > budget or filled + size / 2 > target):
+        if filled and (filled + size > budget or before + size / 2 > share * len(cuts)):
             cuts.append(segment)
             filled = 0
         filled += int(size)
-    return [Pack(a, b, tuple(held.chain(a))) for a, b in zip(cuts, [*cuts[1:], len(sizes)])]
+        before += int(size)
+    return cuts
 
 
 def common_prefix(a: Int[np.ndarray, "token"], b: Int[np.ndarray, "token"]) -> int:
