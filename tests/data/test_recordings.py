@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 from scipy.io import savemat
 
-from repscope.data.recordings import Recording, from_trials, images92, recording
+from repscope.data.recordings import Recording, from_trials, human_sc_fc, images92, recording
 from repscope.data.recordings.images92 import BRAINS, STIMULI
 from repscope.errors import UserError
 
@@ -140,6 +140,25 @@ def test_the_92_images(tmp_path):
         images92(tmp_path)
 
 
+def test_human_connectivity(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("1", "2", "3"):
+        for kind in ("structural", "functional"):
+            (tmp_path / "subjects" / name / kind).mkdir(parents=True)
+        sc = rng.random((5, 5))
+        savemat(tmp_path / f"subjects/{name}/structural/DTI_CM.mat", {"sc": sc + sc.T})
+        savemat(tmp_path / f"subjects/{name}/structural/DTI_LEN.mat", {"len": sc + sc.T})
+        if name != "2":
+            savemat(tmp_path / f"subjects/{name}/functional/TC_rest.mat", {"tc": rng.normal(size=(5, 40))})
+    found = human_sc_fc(tmp_path)
+    assert found.subjects == ("1", "3")
+    assert found.notes == ("Subject 2 lacks a file and was left out.",)
+    np.testing.assert_allclose(np.diagonal(found.functional, axis1=1, axis2=2), 1)
+    savemat(tmp_path / "subjects/3/structural/DTI_CM.mat", {"sc": np.triu(np.ones((5, 5)))})
+    with pytest.raises(UserError, match="sc of subject 3 is not symmetric"):
+        human_sc_fc(tmp_path)
+
+
 def test_conditions_are_matched_by_name_and_never_by_place():
     x = responses()
     held = Recording(NAMES, {"V1": {"s": x}})
@@ -169,6 +188,7 @@ def test_conditions_are_matched_by_name_and_never_by_place():
         (lambda: from_trials([], {}), "no responses"),
         (lambda: recording("nowhere.nwb"), "no recording nowhere.nwb"),
         (lambda: recording(__file__), "is no recording"),
+        (lambda: human_sc_fc("nowhere"), "has no subjects"),
         (lambda: images92("nowhere"), "give the folder of the 92-image set"),
     ],
 )

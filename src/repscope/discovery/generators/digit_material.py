@@ -1,7 +1,7 @@
 """A GAN of scikit-learn's digits with all that a comparison of methods needs: classifiers as the judge, test bed, labels."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -36,6 +36,15 @@ class DigitSetting:
         if self.tiny:
             return GanSizes(latent=4, width=8, channels=4, batch=8, steps=20, seed=self.seed)
         return GanSizes(latent=16, seed=self.seed)
+
+    @property
+    def steps(self) -> int:
+        """Of the training."""
+        return self.sizes.steps
+
+    def is_cached(self) -> bool:
+        """As `Setting`."""
+        return cached.is_cached(cached.DIGITS.name, asdict(self.sizes))
 
     def trained(self, folder: Path | None = None) -> dict[str, np.ndarray]:
         """As `Setting`."""

@@ -44,11 +44,19 @@ class Setting(Protocol):
     """A generator and how it is searched."""
 
     @property
+<<<<<<< HEAD
     def sizes(self) -> GanSizes | DiffusionSizes:
         """Of the generator."""
+=======
+    def steps(self) -> int:
+        """Of its training."""
+>>>>>>> wt-digits
 
     def trained(self, folder: Path | None = None) -> dict[str, np.ndarray]:
         """Tensors of the generator and of what reads its images, by name. folder: of their files; the user's cache by default."""
+
+    def is_cached(self) -> bool:
+        """Whether the generator is in the user's cache, so that it will not be trained."""
 
     def material(self, arrays: Mapping[str, np.ndarray]) -> Material:
         """The generator and the judge from these arrays."""

@@ -1,7 +1,7 @@
 """Generators of sprites with all that a comparison of methods needs: trained networks, test bed, judge, directions with labels."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -50,6 +50,15 @@ class SpriteSetting:
         if self.tiny:
             return DiffusionSizes(channels=(8, 8), words=8, timesteps=20, batch=8, steps=20, seed=self.seed)
         return DiffusionSizes(seed=self.seed)
+
+    @property
+    def steps(self) -> int:
+        """Of the training."""
+        return self.sizes.steps
+
+    def is_cached(self) -> bool:
+        """Whether the generator is in the user's cache, so that it will not be trained."""
+        return cached.is_cached(self.kind, asdict(self.sizes))
 
     def trained(self, folder: Path | None = None) -> dict[str, np.ndarray]:
         """Tensors of the generator and of two factor regressors, by name. folder: of their files; the user's cache by default."""

@@ -72,6 +72,11 @@ def image_answer(record: Record[DiscoverOptions]) -> Answer:
     return Answer([*lines, *([f"Directions: {files[0].parent}"] if files else [])])
 
 
+def _sentence(text: str) -> str:
+    """With a capital, and names as they are."""
+    return text[:1].upper() + text[1:]
+
+
 def _known(record: Record[Any]) -> Known:
     return KNOWN[record.options.data]
 
@@ -160,10 +165,17 @@ def _compared(record: Record[Any]) -> Section:
     drawn = Figure(
         grids.multiples(_points(rows[rows["metric"].isin(list(titles))]), titles=titles, controls=[RANDOM_DIRECTIONS]),
         "What the directions do, by method",
+<<<<<<< HEAD
         f"Interval over {int(rows['n'].max())} seeds; grey: random directions. {meanings[0].upper()}{meanings[1:]}.",
     )
     gains = record.results["summary"].table
     gains = gains[(gains["metric"] == names.GAIN) & gains["definition"].isin(_COMPARED)]
+=======
+        f"Interval over {int(rows['n'].max())} seeds; grey: random directions. {_sentence(meanings)}.",
+    )
+    gains = record.results["summary"].table
+    gains = gains[(gains["metric"] == names.GAIN) & gains["definition"].isin(_KEY)]
+>>>>>>> wt-digits
     frame = pd.DataFrame(
         [
             {"method and number": r["item"], "compared with": str(r["condition"]).removeprefix("over "), "gain": format_estimate(r)}
@@ -217,12 +229,12 @@ def _generator(record: Record[Any]) -> Section:
             Table(
                 pd.DataFrame(by_factor),
                 "Classes" if known.exclusive else "Factors",
-                "; ".join(f"{m}: {GENERATOR_METRICS[m]}" for m in known.each) + ".",
+                _sentence("; ".join(f"{m}: {GENERATOR_METRICS[m]}" for m in known.each)) + ".",
             ),
             Table(
                 pd.DataFrame(of_all),
                 f"Share explained by {known.data}",
-                "; ".join(f"{m}: {GENERATOR_METRICS[m]}" for m in known.whole).capitalize() + ".",
+                _sentence("; ".join(f"{m}: {GENERATOR_METRICS[m]}" for m in known.whole)) + ".",
             ),
         ),
     )

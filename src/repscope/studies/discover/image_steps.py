@@ -34,6 +34,7 @@ from repscope.studies.run.study import Context, Cost, Setup, Step, Subject
 _IMAGES = 512  #: of the generator, to judge it by
 _SHOWN = 3  #: directions per method in filmstrips
 GENERATOR = "generator"
+_OF_FEATURES, _OF_JUDGING, _OF_UNET = 3e5, 1.8e6, 1.2e7  #: operations: features of a z; an image and its factors; a noisy image
 
 
 def image_subject(setup: Setup[DiscoverOptions]) -> Subject:
@@ -54,9 +55,7 @@ def image_steps(setup: Setup[DiscoverOptions]) -> list[Step]:
             Step(name, partial(_method, task, material, name), _search_cost(task, name), needs=(GENERATOR,), ignores=("methods",))
         )
     steps.append(Step("summary", partial(_summary, task), lambda: Cost(fit_flops=1e8), needs=tuple(methods)))
-    steps.append(
-        Step("filmstrips", partial(_filmstrips, task, material), _search_cost(task, RANDOM_DIRECTIONS), needs=(GENERATOR, *methods))
-    )
+    steps.append(Step("filmstrips", partial(_filmstrips, task, material), _strip_cost(task), needs=(GENERATOR, *methods)))
     return steps
 
 
@@ -78,11 +77,22 @@ class _Shared:
 
 def _training_cost(task: ImageTask) -> Callable[[], Cost]:
     def cost() -> Cost:
+<<<<<<< HEAD
         o = task.options
         sizes = task.setting.sizes
         per_step = 7.5e8 if task.gan else 6.7e9
         flops = 2e9 if o.tiny else per_step * sizes.steps
         return Cost(network_flops=flops, memory_bytes=3e8)
+=======
+        o, setting = task.options, task.setting
+        draw = _IMAGES * (_OF_JUDGING if task.gan else 10 * _OF_UNET)
+        if o.tiny:
+            return Cost(network_flops=2e9, memory_bytes=3e8)
+        if setting.is_cached():
+            return Cost(network_flops=draw, memory_bytes=3e8)
+        step, judge = (5e8, 7e11) if o.data == names.DIGITS else (7.5e8 if task.gan else 3.3e9, 1e12)
+        return Cost(network_flops=draw + setting.steps * step + judge, memory_bytes=3e8)
+>>>>>>> wt-digits
 
     return cost
 
@@ -90,14 +100,24 @@ def _training_cost(task: ImageTask) -> Callable[[], Cost]:
 def _search_cost(task: ImageTask, name: str) -> Callable[[], Cost]:
     def cost() -> Cost:
         o = task.options
-        per_row = 5e5 if task.gan else 1.2e7
-        updates = (
-            3 * o.steps * o.samples * (1 if task.gan else 3) if METHODS[name].solver == "sphere" or METHODS[name].published else 0
-        )
-        images = 4 * o.images * (1 if task.gan else 10)
-        return Cost(network_flops=per_row * o.seeds * o.vectors * (updates + images), memory_bytes=5e8)
+        searched = METHODS[name].solver == "sphere" or METHODS[name].published
+        updates = 3 * o.steps * o.samples * (_OF_FEATURES if task.gan else 3 * _OF_UNET) if searched else 0.0
+        return Cost(network_flops=o.seeds * o.vectors * (updates + _edited(task)), memory_bytes=5e8)
 
     return cost
+
+
+def _strip_cost(task: ImageTask) -> Callable[[], Cost]:
+    def cost() -> Cost:
+        shown = len(task.methods) * min(_SHOWN, task.options.vectors)
+        return Cost(network_flops=shown * _edited(task), memory_bytes=5e8)
+
+    return cost
+
+
+def _edited(task: ImageTask) -> float:
+    """Operations of editing the held-out images with one vector at all doses, and of reading them."""
+    return 4 * task.options.images * (_OF_JUDGING if task.gan else 10 * _OF_UNET)
 
 
 def _generator(task: ImageTask, shared: _Shared, context: Context) -> Result:

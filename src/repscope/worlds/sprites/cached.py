@@ -111,8 +111,7 @@ def _remembered(
     name: str, settings: Mapping[str, Any], make: Callable[[Path | None], dict[str, Tensor]], folder: Path | None
 ) -> dict[str, Tensor]:
     """Tensors from the file of these settings; made, and written, if it is absent, damaged or that of other settings."""
-    text = json.dumps({"version": VERSION, "name": name, **settings}, sort_keys=True)
-    home = (folder or cache_home() / "sprites") / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
+    text, home = _file_of(name, settings, folder)
     if home.is_file() and manifest.sealed(home) is not False:
         with suppress(SafetensorError, OSError, KeyError), safe_open(home, "pt") as file:
             if (file.metadata() or {}).get("settings") == text:
@@ -126,6 +125,17 @@ def _remembered(
     if saved is not None:
         saved.unlink(missing_ok=True)
     return held
+
+
+def is_cached(name: str, settings: Mapping[str, Any], folder: Path | None = None) -> bool:
+    """Whether the network of these settings is there, so that it will not be trained. name: `diffusion`, or that of `GanImages`."""
+    return _file_of(name, settings, folder)[1].is_file()
+
+
+def _file_of(name: str, settings: Mapping[str, Any], folder: Path | None) -> tuple[str, Path]:
+    """The settings as text, and the file of the network."""
+    text = json.dumps({"version": VERSION, "name": name, **settings}, sort_keys=True)
+    return text, (folder or cache_home() / "sprites") / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.safetensors"
 
 
 def _writable(folder: Path) -> bool:
