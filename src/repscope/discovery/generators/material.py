@@ -12,8 +12,6 @@ from torch import Tensor
 from repscope.discovery.generators.beds import Bed, DiffusionBed, LatentBed
 from repscope.discovery.generators.closed_form import regressed
 from repscope.discovery.generators.judges import Judge
-from repscope.worlds.sprites.diffusion import DiffusionSizes
-from repscope.worlds.sprites.gan import GanSizes
 
 SomeBed = TypeVar("SomeBed", LatentBed, DiffusionBed)
 _LABELLED = 4096  #: images from which directions with labels are fitted
@@ -44,13 +42,8 @@ class Setting(Protocol):
     """A generator and how it is searched."""
 
     @property
-<<<<<<< HEAD
-    def sizes(self) -> GanSizes | DiffusionSizes:
-        """Of the generator."""
-=======
     def steps(self) -> int:
         """Of its training."""
->>>>>>> wt-digits
 
     def trained(self, folder: Path | None = None) -> dict[str, np.ndarray]:
         """Tensors of the generator and of what reads its images, by name. folder: of their files; the user's cache by default."""

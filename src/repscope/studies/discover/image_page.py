@@ -165,17 +165,10 @@ def _compared(record: Record[Any]) -> Section:
     drawn = Figure(
         grids.multiples(_points(rows[rows["metric"].isin(list(titles))]), titles=titles, controls=[RANDOM_DIRECTIONS]),
         "What the directions do, by method",
-<<<<<<< HEAD
-        f"Interval over {int(rows['n'].max())} seeds; grey: random directions. {meanings[0].upper()}{meanings[1:]}.",
-    )
-    gains = record.results["summary"].table
-    gains = gains[(gains["metric"] == names.GAIN) & gains["definition"].isin(_COMPARED)]
-=======
         f"Interval over {int(rows['n'].max())} seeds; grey: random directions. {_sentence(meanings)}.",
     )
     gains = record.results["summary"].table
-    gains = gains[(gains["metric"] == names.GAIN) & gains["definition"].isin(_KEY)]
->>>>>>> wt-digits
+    gains = gains[(gains["metric"] == names.GAIN) & gains["definition"].isin(_COMPARED)]
     frame = pd.DataFrame(
         [
             {"method and number": r["item"], "compared with": str(r["condition"]).removeprefix("over "), "gain": format_estimate(r)}

@@ -77,13 +77,6 @@ class _Shared:
 
 def _training_cost(task: ImageTask) -> Callable[[], Cost]:
     def cost() -> Cost:
-<<<<<<< HEAD
-        o = task.options
-        sizes = task.setting.sizes
-        per_step = 7.5e8 if task.gan else 6.7e9
-        flops = 2e9 if o.tiny else per_step * sizes.steps
-        return Cost(network_flops=flops, memory_bytes=3e8)
-=======
         o, setting = task.options, task.setting
         draw = _IMAGES * (_OF_JUDGING if task.gan else 10 * _OF_UNET)
         if o.tiny:
@@ -92,7 +85,6 @@ def _training_cost(task: ImageTask) -> Callable[[], Cost]:
             return Cost(network_flops=draw, memory_bytes=3e8)
         step, judge = (5e8, 7e11) if o.data == names.DIGITS else (7.5e8 if task.gan else 3.3e9, 1e12)
         return Cost(network_flops=draw + setting.steps * step + judge, memory_bytes=3e8)
->>>>>>> wt-digits
 
     return cost
 
