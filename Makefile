@@ -90,6 +90,12 @@ $(VENV)/.worm: pyproject.toml constraints.txt | $(VENV)/.dev
 	.peers-cka/bin/pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/requirements-cka.txt
 	@touch $@
 
+.peers-llc/.done: benchmarks/requirements-learning-coefficient.txt pyproject.toml
+	$(PYTHON) -m venv .peers-llc
+	.peers-llc/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e . datasets xarray
+	.peers-llc/bin/pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/requirements-learning-coefficient.txt
+	@touch $@
+
 .peers-rsa/.done: benchmarks/requirements-rsa.txt pyproject.toml
 	$(PYTHON) -m venv .peers-rsa
 	.peers-rsa/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e .

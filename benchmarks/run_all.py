@@ -9,7 +9,7 @@
 3. Each page is compared with the committed one (`git show HEAD:`): ratios that are worse by more than 15 % are listed.
 
 Exit code 1 if a script failed or a ratio fell. Scripts that need data of the user's are left out without it. Tables that no script
-writes: RESULTS-discovery.md, made from the pages of `repscope bench discovery`.
+writes: RESULTS-discovery.md, made from the pages of `repscope bench discovery`; families.py writes into docs/engine.md.
 """
 
 import argparse
@@ -99,6 +99,20 @@ SCRIPTS: dict[str, Script] = {
     ),
     "stacked-training": Script("stacked_training.py", 30, "RESULTS-stacked-training.md"),
     "two-hop": Script("two_hop.py", 45, "RESULTS-two-hop.md"),
+    "image-directions": Script("image_directions.py", 30, "RESULTS-image-directions.md"),
+    "image-judge": Script("image_judge.py", 45, "RESULTS-image-judge.md"),
+    "remedi": Script("remedi.py", 30),
+    "common-input": Script("common_input.py", 45, "RESULTS-structure-function.md"),
+    "self-other": Script("self_other.py", 60, "RESULTS-self-other.md"),
+    "series-memory": Script("series_memory.py", 60, "RESULTS-series-memory.md"),
+    "effective-compute": Script("effective_compute.py", 120, "RESULTS-effective-compute.md"),
+    "learning-coefficient": Script(
+        "learning_coefficient.py",
+        60,
+        "RESULTS-learning-coefficient.md",
+        python=".peers-llc/bin/python",
+        needs=(".peers-llc/.done",),
+    ),
     "checking": Script("checking.py", 30, "RESULTS-checking.md", arguments=("--short", "--write")),
 }
 

@@ -126,6 +126,11 @@ def test_every_script_and_page_exists() -> None:
         assert f"\n{target}:" in makefile
 
 
+def test_every_script_that_writes_a_table_is_run() -> None:
+    files = {script.file for script in run_all.SCRIPTS.values()} | {"run_all.py", "families.py"}
+    assert {path.name for path in FOLDER.glob("*.py") if '"--write"' in path.read_text()} == files
+
+
 GOOD = "import pathlib, sys\npathlib.Path('ran').open('a').write(sys.argv[1])\n"
 SLOW = """
 import pathlib, subprocess, sys
