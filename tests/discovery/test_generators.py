@@ -388,3 +388,20 @@ def test_methods_that_do_not_fit(diffusion, gan):
         noisy_images(diffusion, torch.zeros(0, diffusion.pixels), (0.5,), 0)
     with pytest.raises(UserError, match="no target"):
         DiffusionSubject(diffusion, "h", "pixels")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"source": torch.full((2, 256), float("nan"))}, "other values than the model draws|none of the model|not numbers"),
+        ({"source": torch.full((2, 256), 200.0)}, "mostly from -1 to 1"),
+        ({"source": torch.zeros(2, 4, 8, 8)}, r"\(2, 4, 8, 8\)"),
+        ({"source": [[0.0]]}, "have the shape"),
+        ({"held": 0}, "at least 1"),
+        ({"steps": 99}, "steps of sampling"),
+    ],
+)
+def test_mistakes_in_a_bed_are_one_sentence(diffusion, change, says):
+    given = {"source": patches(sprites(torch.zeros(2, 6)))} | change
+    with pytest.raises(UserError, match=says):
+        DiffusionBed(diffusion, **given)

@@ -88,6 +88,49 @@ def test_a_latent_of_another_width_and_a_generator_without_a_projection():
         LatentGenerator(nn.Flatten(0), 3)
 
 
+class Stirred(nn.Module):
+    def __init__(self, how):
+        super().__init__()
+        self.layer, self.how = nn.Linear(3, 8), how
+
+    def forward(self, z):
+        return self.how(self.layer(z))
+
+
+@pytest.mark.parametrize(
+    ("module", "says"),
+    [
+        (nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8)), "in training mode"),
+        (nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5)), "in training mode"),
+        (Stirred(lambda h: h - h.mean(0)), "other images beside others|another image"),
+        (Stirred(lambda h: h + torch.randn_like(h)), "other images beside others|another image"),
+        (Stirred(lambda h: h / 0 * 0), "not numbers"),
+        (torch.tanh, "is a torch module"),
+    ],
+)
+def test_a_generator_whose_images_depend_on_more_than_their_latents(module, says):
+    with pytest.raises(UserError, match=says):
+        LatentGenerator(module, 3)
+    if isinstance(module, nn.Sequential) and isinstance(module[1], nn.BatchNorm1d):
+        assert not module[1].running_mean.any(), "the module is as it was"
+        LatentGenerator(module.eval(), 3)
+
+
+def test_predicted_images_are_clipped_where_the_scheduler_does():
+    unet = unconditional().requires_grad_(False)
+    made = DiffusionGenerator(unet, diffusers.DDPMScheduler(num_train_timesteps=20, clip_sample_range=0.7))
+    theirs = diffusers.DDIMScheduler.from_config(made.scheduler.config)
+    theirs.set_timesteps(5)
+    x = noise = made.noise(2, 0)
+    with torch.no_grad():
+        for t in theirs.timesteps:
+            x = theirs.step(unet(x.reshape(2, 1, 8, 8), t).sample.flatten(1), t, x).prev_sample
+    torch.testing.assert_close(made.sample(noise, 5), x, atol=1e-5, rtol=1e-5)
+    assert float((made.sample(noise, 5) - DiffusionGenerator(unet, schedule()).sample(noise, 5)).abs().max()) > 0.1
+    with pytest.raises(UserError, match="thresholding"):
+        DiffusionGenerator(unet, diffusers.DDPMScheduler(thresholding=True))
+
+
 def test_ddim_is_that_of_diffusers(made):
     theirs = diffusers.DDIMScheduler.from_config(made.scheduler.config, clip_sample=False)
     theirs.set_timesteps(5)

@@ -195,13 +195,16 @@ def test_discover(rows, reply, words):
     assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
 
 
-def discover_images(alone=None, published=None, overlap=0.0, explained=0.9, half=0.01, data="sprites"):
+def discover_images(alone=None, published=None, overlap=0.0, explained=0.9, half=0.01, data="sprites", found=0.3):
     """Gains in selectivity of contrastive objectives over random directions, and in overlap beside a magnitude over L2."""
     rows = [row(explained, metric=f"{data} explained", item="generator"), row(0.4, metric="selectivity", item="L2")]
     for name, gain in (("contrastive", alone), ("LatentCLR", published)):
         if gain is not None:
             at = {"definition": "selectivity", "item": f"{name}: selectivity", "condition": over(RANDOM)}
             rows.append(row(gain, half, metric="gain", **at))
+    if found is not None:
+        at = {"definition": "factor change", "item": "L2: factor change", "condition": over(RANDOM)}
+        rows.append(row(found, 0.01, metric="gain", **at))
     at = {"definition": "overlap", "item": "L2 + contrastive: overlap", "condition": over("L2")}
     return [*rows, row(overlap, half, metric="gain", **at)]
 
@@ -225,6 +228,14 @@ def discover_images(alone=None, published=None, overlap=0.0, explained=0.9, half
         (discover_images(0.2, 0.0, overlap=-0.3, explained=0.6, data="digits"), "Partly", "alone finds more"),
         (discover_images(0.2, 0.2, overlap=-0.3, explained=0.3, data="digits"), "Cannot tell", "close enough to digits"),
         (discover_images(0.2, half=float("nan")), "Cannot tell", "open"),
+        (discover_images(0.0, 0.0, found=0.0), "Cannot tell", "open"),
+        (
+            discover_images(0.0, 0.0, overlap=-0.3, found=0.0),
+            "Partly",
+            "whether a contrastive objective alone finds anything is open",
+        ),
+        (discover_images(0.0, 0.0, overlap=-0.3, found=None), "Partly", "is open"),
+        (discover_images(0.2, 0.0, overlap=-0.3, found=0.0), "Partly", "alone finds more"),
     ],
 )
 def test_discover_on_images(rows, reply, words):

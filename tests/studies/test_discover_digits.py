@@ -76,7 +76,7 @@ def test_runs_on_sprites_keep_their_names(tmp_path):
     ("words", "says"),
     [
         (["--subject", "diffusion", "--data", "digits"], "--data digits goes with --subject gan"),
-        (["--data", "digits"], "belong to an image generator"),
+        (["--data", "digits"], "belongs to an image generator"),
         (["--subject", "gan", "--data", "faces"], "--data"),
         (["--subject", "gan", "--data", "digits", "--methods", "NoiseCLR"], "does not run on a GAN"),
     ],

@@ -17,6 +17,7 @@ from repscope.discovery.generators.comparison import (
     IMAGE_METRICS,
     LABELLED,
     METHODS,
+    ORTHOGONAL,
     RANDOM_DIRECTIONS,
     judged,
     search,
@@ -79,6 +80,8 @@ def generator_benchmark(
     )
     material = setting.material(setting.trained())
     left_out = DIFFUSION_ONLY if kind == "gan" else GAN_ONLY
+    if tiny or material.judge.known.exclusive:  # factors of an untrained generator, and classes, have no directions of their own
+        left_out = (*left_out, ORTHOGONAL)
     rows, labelled = [], material.labelled()
     chosen = list(methods or (name for name in METHODS if name not in left_out))
     with progress("Benchmark", len(chosen)) as advance:

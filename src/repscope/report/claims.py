@@ -22,6 +22,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from repscope.report.nulls import below_null
+from repscope.results import select
 
 Rule = Literal["lo > threshold", "hi < threshold"]
 Decision = Literal["supported", "refuted", "undecided", "not tested"]
@@ -43,7 +44,9 @@ class Citation(_Strict):
 
 
 class Test(_Strict):
-    """The rows that test a claim. items: globs over `item`. token, site, split: None for any."""
+    """The rows that test a claim. items: globs over `item`. token, site, split: None for any. searched: the item, of the same
+    metric and condition, whose interval must be above 0; if it is not, the search of this run was too short to find anything.
+    """
 
     __test__ = False  # not one of pytest's
 
@@ -53,6 +56,7 @@ class Test(_Strict):
     token: str | None = None
     site: str | None = None
     split: str | None = None
+    searched: str = ""
 
 
 class Claim(_Strict):
@@ -144,9 +148,18 @@ def _decide(claim: Claim, row: dict[Any, Any], table: pd.DataFrame) -> tuple[Dec
     above, below = row["lo"] > claim.threshold, row["hi"] < claim.threshold
     if not (above or below):
         return "undecided", ""
-    if reason := below_null(row, table, "estimate" if above else "control"):
+    if reason := below_null(row, table, "estimate" if above else "control") or _too_short(claim, row, table):
         return "undecided", reason
     return ("supported" if above == (claim.supported_when == "lo > threshold") else "refuted"), ""
+
+
+def _too_short(claim: Claim, row: dict[Any, Any], table: pd.DataFrame) -> str:
+    """Why a run's search says nothing, in words; "" if it found what it should."""
+    name = claim.test.searched
+    equal = {"item": name, "study": row["study"], "metric": row["metric"], "condition": row["condition"], "site": row["site"]}
+    if not name or (select(table, **equal)["lo"] > 0).any():
+        return ""
+    return f"{name} is not above {row['condition'].removeprefix('over ')}: the search was too short, or was not made"
 
 
 def _sentence(claim: Claim, measured: str, rows: pd.DataFrame, decisions: list[tuple[Decision, str]]) -> str:

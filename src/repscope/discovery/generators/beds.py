@@ -14,10 +14,13 @@ from torch import Tensor
 
 from repscope.discovery.generators.subjects import DiffusionSubject, NoisyImages, latent_subject, noisy_images
 from repscope.discovery.subject import Context, Subject
+from repscope.errors import UserError
 from repscope.models.generators import DiffusionGenerator, LatentGenerator
+from repscope.models.generators.ddim import descending
 
 TIMES = (0.3, 0.5, 0.7)  #: at which a diffusion model is searched, as shares of the noise schedule
 _ROWS = 512
+_MOST = 20.0  #: median size of values of a model: those of latents are a few, those of bytes a hundred
 
 
 def _shifted(values: Float[Tensor, "row value"]) -> Float[Tensor, "row pixel"]:
@@ -82,13 +85,15 @@ class LatentBed(Bed):
 class DiffusionBed(Bed):
     """A diffusion model.
 
-    source: images of the search, in the model's values. decode: its values to pixels from 0 to 1. site: where vectors are added.
-    target: where effects are read. scale: norm; 0 for half the median norm of the source states. steps: of
-    DDIM. held: noises to judge.
+    source: images of the search, one row each, in the model's values (mostly from -1 to 1). decode: its values to pixels from 0 to
+    1. site: where vectors are added. target: where effects are read. scale: norm; 0 for half the median norm of the source states.
+    steps: of DDIM. held: noises to judge.
+
+    Raises a `UserError` for images of another shape or with values that are none of the model's, and for impossible numbers.
     """
 
     generator: DiffusionGenerator
-    source: Float[Tensor, "image pixel"]
+    source: Float[Tensor, "image pixel"] = field(repr=False)
     decode: Callable[[Tensor], Tensor] = _shifted
     site: str = "conditioning"
     target: str = "noise"
@@ -100,6 +105,19 @@ class DiffusionBed(Bed):
     context: Context = field(init=False)
 
     def __post_init__(self) -> None:
+        pixels = self.generator.pixels
+        if not isinstance(self.source, Tensor) or self.source.dim() != 2 or self.source.shape[1] != pixels:
+            shape = tuple(getattr(self.source, "shape", ()))
+            raise UserError(
+                f"The images have the shape {shape}; give a tensor (image, {pixels}), channels, rows and columns in one."
+            )
+        if not torch.isfinite(self.source).all() or float(self.source.abs().median()) > _MOST:
+            raise UserError(
+                "The images are not numbers near those that the model draws; give values as it has them, mostly from -1 to 1."
+            )
+        if self.held < 1:
+            raise UserError(f"{self.held} held-out noises are asked for; ask for at least 1.")
+        descending(self.generator.levels, self.steps)
         self.subject = DiffusionSubject(self.generator, self.site, self.target)
         self.context = self.subject.context(self.noisy)
         self.scale = self.scale or self.context.norm / 2

@@ -97,8 +97,8 @@ class Found:
     function: LatentDirections | None = None
 
 
-def need_methods(found: Sequence[str], *, gan: bool, labels: bool) -> None:
-    """Check names of methods for a kind of generator. labels: whether it has directions with labels.
+def need_methods(found: Sequence[str], *, gan: bool, labels: bool, exclusive: bool = False) -> None:
+    """Check names of methods for a kind of generator. labels: whether it has directions with labels. exclusive: of classes.
 
     Raises
     ------
@@ -112,6 +112,10 @@ def need_methods(found: Sequence[str], *, gan: bool, labels: bool) -> None:
             raise UserError(f"{name} does not run on {'a GAN' if gan else 'a diffusion model'}; leave it out of --methods.")
         if name in (LABELLED, ORTHOGONAL) and not labels:
             raise UserError(f"{name} needs a latent or words, which h has not; leave it out of --methods.")
+        if name == ORTHOGONAL and exclusive:
+            raise UserError(
+                f"{name} needs properties that vary apart, and probabilities of classes do not; leave it out of --methods."
+            )
 
 
 def search(
@@ -150,7 +154,10 @@ def search(
     if name in (LABELLED, ORTHOGONAL):
         if labelled is None:
             raise UserError("The directions with labels need labels; pass labelled=….")
-        alone = labelled if name == LABELLED else orthogonalised(torch.from_numpy(labelled)).numpy()
+        try:
+            alone = labelled if name == LABELLED else orthogonalised(torch.from_numpy(labelled)).numpy()
+        except UserError as error:
+            raise UserError(f"{name} cannot be made here, leave it out: {str(error).removesuffix('.')}.") from error
         return [Found(metrics.unit(alone)) for _ in seeds]
     if method.closed:
         assert isinstance(bed, LatentBed)

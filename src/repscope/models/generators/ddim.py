@@ -3,8 +3,8 @@
     x_s = sqrt(abar_s) P(eps~) + sqrt(1 - abar_s) eps,     P(eps~) = (x_t - sqrt(1 - abar_t) eps~) / sqrt(abar_t)
 
 Sampling goes from larger t to smaller ones, inversion the other way with the noise predicted at the level that is left. With
-eps~ = eps this is DDIM; Asyrp (Kwon, Jeong & Uh 2023) edits eps~ alone. Predicted images are never clipped: clipping makes the
-round trip of sampling and inversion diverge.
+eps~ = eps this is DDIM; Asyrp (Kwon, Jeong & Uh 2023) edits eps~ alone. Where the scheduler clips predicted images, sampling does
+so too; inversion never does, and its round trip is not exact there.
 """
 
 from itertools import pairwise
@@ -25,9 +25,11 @@ def noise_levels(scheduler: Any) -> Float[Tensor, "time"]:
     Raises
     ------
     UserError
-        If the scheduler has none, as those of flow matching: DDIM cannot be inverted there.
+        If the scheduler has none, as those of flow matching: DDIM cannot be inverted there; and for dynamic thresholding.
     """
     name = type(scheduler).__name__
+    if getattr(getattr(scheduler, "config", None), "thresholding", False):
+        raise UserError(f"The scheduler {name} has dynamic thresholding, which is not made here; set thresholding=False.")
     levels = getattr(scheduler, "alphas_cumprod", None)
     prediction = getattr(getattr(scheduler, "config", None), "prediction_type", None)
     if not isinstance(levels, Tensor) or prediction not in PREDICTIONS:

@@ -38,9 +38,9 @@ class DiffusionGenerator:
     Raises a `UserError` for a scheduler without DDIM inversion, and for a conditional U-Net without `empty`.
     """
 
-    unet: Any
-    scheduler: Any
-    empty: Float[Tensor, "token width"] | None = None
+    unet: Any = field(repr=False)
+    scheduler: Any = field(repr=False)
+    empty: Float[Tensor, "token width"] | None = field(default=None, repr=False)
     name: str = "diffusion model"
     levels: Float[Tensor, "time"] = field(init=False, repr=False)
     model: str = field(default="", init=False)
@@ -155,6 +155,8 @@ class DiffusionGenerator:
             image, eps = self._image_and_noise(x, t, site, vectors)
             if asymmetric and vectors is not None:
                 _, eps = self._image_and_noise(x, t)
+            if self._clip is not None:
+                image = image.clamp(-self._clip, self._clip)
             x = moved(image, eps, level_at(self.levels, to))
         return x
 
@@ -172,6 +174,12 @@ class DiffusionGenerator:
     @property
     def _prediction(self) -> str:
         return str(self.scheduler.config.prediction_type)
+
+    @property
+    def _clip(self) -> float | None:
+        """Range of the predicted image, where the scheduler clips it."""
+        config = self.scheduler.config
+        return float(getattr(config, "clip_sample_range", 1.0)) if getattr(config, "clip_sample", False) else None
 
     @property
     def _spacing(self) -> str:
@@ -197,8 +205,8 @@ class DiffusionGenerator:
 
     def _inputs(self, x: Tensor, site: str, vectors: Vectors | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """x and words with what is added to them, and what is added to h."""
-        if x.dim() != 2 or x.shape[1] != self.pixels:
-            raise UserError(f"The images have the shape {tuple(x.shape)}; this U-Net takes (row, {self.pixels}).")
+        if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != self.pixels:
+            raise UserError(f"The images have the shape {tuple(getattr(x, 'shape', ()))}; this U-Net takes (row, {self.pixels}).")
         words = None if self.empty is None else self.empty.expand(len(x), -1, -1)
         if vectors is None:
             return x, words, None

@@ -16,20 +16,22 @@ from repscope.models.engine.hooks import first_tensor
 from repscope.models.generators.partial_pass import output_of, submodule
 
 LATENT_SITE = "module:#in"
+_DIFFER_IN_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 
 
 @dataclass(eq=False)
 class LatentGenerator:
     """A generator of images.
 
-    module: maps latents to images; the caller sets evaluation mode. latent: width of z. features_at: path of the module whose
+    module: maps latents to images, in evaluation mode. latent: width of z. features_at: path of the module whose
     output `features` gives; "" for the images. shape: of one row as the module takes it, (latent) by default; (latent, 1, 1) for
     generators of convolutions. name: in results.
 
-    Raises a `UserError` if the module takes no such latent, or has no module at `features_at`.
+    Raises a `UserError` if norms over the batch or dropout are in training mode, if the module takes no such latent, has no module
+    at `features_at`, or gives a latent another image beside other latents or in another call.
     """
 
-    module: nn.Module
+    module: nn.Module = field(repr=False)
     latent: int
     features_at: str = ""
     shape: tuple[int, ...] = ()
@@ -38,13 +40,25 @@ class LatentGenerator:
 
     def __post_init__(self) -> None:
         """Check the latent on two rows."""
+        if not isinstance(self.module, nn.Module):
+            raise UserError(
+                f"A generator is a torch module, and this is of {type(self.module).__name__}; wrap it in a torch.nn.Module."
+            )
+        if any(part.training for part in self.module.modules() if isinstance(part, _DIFFER_IN_TRAINING)):
+            raise UserError("The generator is in training mode, in which images depend on the batch; call eval() on it first.")
         self.shape = self.shape or (self.latent,)
         if self.latent < 1 or torch.Size(self.shape).numel() != self.latent:
             raise UserError(f"The latent has {self.latent} features and the shape {self.shape}; their numbers must agree.")
         if self.features_at:
             submodule(self.module, self.features_at)
         with torch.no_grad():
-            self.images(self.latents(2, 0))
+            both = self.images(z := self.latents(2, 0))
+            if not torch.isfinite(both).all():
+                raise UserError("The generator gives values that are not numbers; look at its weights.")
+            if not torch.allclose(both[:1], self.images(z[:1]), rtol=1e-3, atol=1e-4 * float(both.abs().max())):
+                raise UserError(
+                    "The generator gives a latent another image alone than beside others, or in another call; it must not."
+                )
         self.model = str(of_module(self.module))
 
     def latents(self, count: int, seed: int) -> Float[Tensor, "row latent"]:
@@ -93,6 +107,8 @@ class LatentGenerator:
         raise UserError(f"No dense or transposed-convolution layer of the generator reads {self.latent} features; SeFa needs one.")
 
     def _run(self, z: Tensor) -> object:
+        if not isinstance(z, Tensor):
+            raise UserError(f"The latents are of {type(z).__name__}; give a torch tensor (row, {self.latent}).")
         if z.dim() != 2 or z.shape[1] != self.latent:
             raise UserError(f"The latents have the shape {tuple(z.shape)}; this generator takes (row, {self.latent}).")
         try:

@@ -45,6 +45,8 @@ def open_pipeline(folder: str | Path) -> DiffusionGenerator:
         raise
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"The pipeline in {home} cannot be read: {str(error).splitlines()[0].rstrip('.')}.") from error
+    if bad := [name for name, weight in unet.named_parameters() if not torch.isfinite(weight).all()]:
+        raise UserError(f"The U-Net in {home} has weights that are not numbers ({bad[0]}); save the pipeline again.")
     return DiffusionGenerator(unet.eval().requires_grad_(False), scheduler, empty, home.name)
 
 

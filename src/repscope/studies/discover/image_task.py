@@ -32,7 +32,7 @@ class ImageTask:
             For an unknown method, or one of the other kind of generator.
         """
         found = list(dict.fromkeys(self.options.methods))
-        need_methods(found, gan=self.gan, labels=self.gan or self.options.site == "conditioning")
+        need_methods(found, gan=self.gan, labels=self.gan or self.options.site == "conditioning", exclusive=self.known.exclusive)
         return found
 
     @property

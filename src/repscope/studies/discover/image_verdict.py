@@ -73,6 +73,13 @@ def _alone(table: pd.DataFrame) -> Verdict:
         return Verdict("Cannot tell", "No contrastive objective was compared with random directions.")
     if any(side(row) == "above" and side(row, limit) == "above" for row in found):
         return Verdict("No", "Its directions are more selective for one factor than random directions of equal norm.")
+    searched = _gain(table, names.BASELINE, "factor change", RANDOM)
+    if searched is None:
+        return Verdict(
+            "Cannot tell", "Without L2 and random directions nothing shows that the search is long enough to find anything."
+        )
+    if side(searched) != "above":
+        return Verdict("Cannot tell", "The search is too short: not even L2's directions change factors more than random ones.")
     if all(side(row, limit) == "below" for row in found):
         return Verdict("Yes", "Its directions are hardly more selective for one factor than random directions of equal norm.")
     return Verdict("Cannot tell", "The intervals over seeds do not show whether its directions are more selective.")
@@ -80,6 +87,8 @@ def _alone(table: pd.DataFrame) -> Verdict:
 
 def _beside(table: pd.DataFrame) -> Verdict:
     row = _gain(table, names.BOTH, "overlap", names.BASELINE)
+    if row is None:
+        return Verdict("Cannot tell", "L2 or its sum with a contrastive objective was not run.")
     where = side(row)
     if where == "unclear":
         return Verdict("Cannot tell", "The interval of the change in overlap contains zero, or there is none.")

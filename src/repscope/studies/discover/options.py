@@ -111,14 +111,12 @@ class DiscoverOptions(ModelOptions, TableOptions):
 
     @model_validator(mode="after")
     def _options_that_fit(self) -> "DiscoverOptions":
+        if not self.methods:
+            raise ValueError("--methods names no method; give at least one, or omit it")
         if self.subject == "language" and (given := self.given(*_OF_IMAGES)):
-            raise ValueError(
-                f"{' and '.join(given)} belong to an image generator; give --subject gan or diffusion too, or omit them"
-            )
+            raise ValueError(f"{_belong(given)} to an image generator; give --subject gan or diffusion too, or omit {_them(given)}")
         if self.subject != "language" and (given := self.given(*_OF_LANGUAGE)):
-            raise ValueError(
-                f"{' and '.join(given)} belong to a language model, which --subject {self.subject} replaces; omit them"
-            )
+            raise ValueError(f"{_belong(given)} to a language model, which --subject {self.subject} replaces; omit {_them(given)}")
         if self.subject == "diffusion" and self.data == "digits":
             raise ValueError("--data digits goes with --subject gan; the diffusion model draws captioned sprites")
         if self.subject == "gan" and self.given("site"):
@@ -172,4 +170,14 @@ class DiscoverOptions(ModelOptions, TableOptions):
             small |= {"steps": 40} if gan else {"vectors": 6, "steps": 15, "seeds": 3, "samples": 3, "images": 12}
         if self.site == "h":
             small["methods"] = tuple(name for name in small["methods"] if name not in _WITH_LABELS)  # h has no words
+        if self.data == "digits":  # probabilities of classes sum to one, so their directions depend on each other
+            small["methods"] = tuple(name for name in small["methods"] if name != _WITH_LABELS[1])
         return self.with_sizes(small)
+
+
+def _belong(given: list[str]) -> str:
+    return f"{' and '.join(given)} {'belongs' if len(given) == 1 else 'belong'}"
+
+
+def _them(given: list[str]) -> str:
+    return "it" if len(given) == 1 else "them"
