@@ -116,7 +116,7 @@ def _after_prompts(
 ) -> Float[Tensor, "row vocab"]:
     """The logits after each prompt, whose keys and values are put into the buffers of its rows.
 
-    The shortest prompt is in a pack once more without the edits, so that the pass shows their effect.
+    The shortest prompt is in a pack a second time, without the edits, so that the pass shows their effect.
     """
     head, count, shortest = net.head(), len(ids), int(ids.lengths.argmin())
     edited = any(not installed.asleep for installed in net.installed)

@@ -126,12 +126,12 @@ def _children(
 def packs(held: Tree, budget: int) -> list[Pack]:
     """Split a tree into packs of similar size, within the budget unless a single segment exceeds it.
 
-    As few as the budget allows, or one or a few more where segments do not fill them: never a small rest, which costs a whole pass.
+    As few as the budget allows, and as equal as that number allows: a small rest costs a whole pass.
     """
     sizes = held.stop - held.start
-    count = -(-int(sizes.sum()) // budget)
-    while len(cuts := _cuts(sizes, budget, count)) > count:
-        count = len(cuts)
+    full = _cuts(sizes, budget, 1)
+    equal = _cuts(sizes, budget, len(full))
+    cuts = equal if len(equal) <= len(full) else full
     return [Pack(a, b, tuple(held.chain(a))) for a, b in zip(cuts, [*cuts[1:], len(sizes)])]
 
 
