@@ -30,6 +30,7 @@ _MORE = (
     "stability",
 )
 _COMPARED = ("selectivity", "factor change", "overlap", "effective rank")  #: metrics whose differences a page shows
+_CONTROLS = [RANDOM_DIRECTIONS, LABELLED, ORTHOGONAL]
 _STRIPPED = 5  #: methods in the filmstrips
 _READ = {
     "sprites": "by factors that a regressor reads from edited images",
@@ -99,7 +100,7 @@ def _headline(record: Record[Any]) -> Figure:
     rows = _rows(record)
     rows = rows[rows["metric"] == "selectivity"]
     return Figure(
-        grids.points(_points(rows), value_title="selectivity for one factor", controls=[RANDOM_DIRECTIONS, LABELLED, ORTHOGONAL]),
+        grids.points(_points(rows), value_title="selectivity for one factor", controls=_CONTROLS),
         "How selectively the directions of each method change one factor",
         f"{IMAGE_METRICS['selectivity'].capitalize()}, on held-out images. Interval over {int(rows['n'].max())} seeds; grey: "
         "random directions, and directions from labels.",
@@ -163,9 +164,9 @@ def _compared(record: Record[Any]) -> Section:
     titles = {m: m.capitalize() for m in _MORE if m in set(rows["metric"])}
     meanings = "; ".join(f"{m}: {IMAGE_METRICS[m]}" for m in titles)
     drawn = Figure(
-        grids.multiples(_points(rows[rows["metric"].isin(list(titles))]), titles=titles, controls=[RANDOM_DIRECTIONS]),
+        grids.multiples(_points(rows[rows["metric"].isin(list(titles))]), titles=titles, controls=_CONTROLS),
         "What the directions do, by method",
-        f"Interval over {int(rows['n'].max())} seeds; grey: random directions. {_sentence(meanings)}.",
+        f"Interval over {int(rows['n'].max())} seeds; grey: random directions, and directions from labels. {_sentence(meanings)}.",
     )
     gains = record.results["summary"].table
     gains = gains[(gains["metric"] == names.GAIN) & gains["definition"].isin(_COMPARED)]
