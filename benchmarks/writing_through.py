@@ -23,7 +23,7 @@ import torch
 from repscope.cli import run
 
 COMMANDS = {
-    "lens Paris --tiny": ["lens", "Paris", "--tiny"],
+    "lens, the default model": ["lens", "smollm2-135m-instruct-q4", "Paris"],
     "study entities --tiny": ["study", "entities", "--tiny", "--entities", "countries"],
     "study paths --tiny": ["study", "paths", "--tiny"],
     "train, 24 runs of 20 steps": ["train", "--steps", "20", "--early-bias", "10", "--fork", "20"],
