@@ -4,6 +4,7 @@
 2. If a pack ends inside a shared segment's subtree, that segment's keys and values are cached for the next pack, and so are its
    hidden states if a later prompt needs them.
 3. A prompt's rows are passed on once the pack with its last token has run.
+4. The MLP of the last block that is needed may run only on tokens that are read (`last_block`).
 
 Support is tested on the network, not looked up in a table of model families.
 """
@@ -22,11 +23,12 @@ from torch import Tensor
 from repscope.models.engine.attention_probe import PARTS
 from repscope.models.engine.base import BaseNetwork, tapped
 from repscope.models.engine.hooks import unhooked
+from repscope.models.engine.last_block import LastMLP, distinct_cells
 from repscope.models.engine.packed_attention import PackedAttention
 from repscope.models.engine.planner import Plan, packed
 from repscope.models.engine.positions import CollectedRows, RequestedRows, RowReader, Sink
 from repscope.models.engine.prefix_tree import Pack, Tree
-from repscope.models.engine.proved_network import ProvedNetwork, is_foreign
+from repscope.models.engine.proved_network import STOPS, ProvedNetwork, is_foreign
 from repscope.models.prompts import Encoded, Ragged
 from repscope.models.sites import Site, Tokens
 from repscope.progress import progress
@@ -64,6 +66,13 @@ class _PackReader(RowReader):
         segment = self.tree.holder(prompt, position)
         return (self.places[segment] + position - self.tree.start[segment],)
 
+    def read(self) -> Int[Tensor, "token"] | None:
+        """The tokens of the pack whose rows are needed; None for all, or most, of them."""
+        if self.carries:
+            return None
+        cells = self.rows.cells[0] if self.rows is not None else torch.zeros(1, dtype=torch.long, device=self.requested.device)
+        return distinct_cells(cells, self.width)
+
     def layout(self, site: Site, hidden: Tensor) -> Tensor:
         """(token, feature) of the pack, after the carried segments where there are any."""
         rows = super().layout(site, hidden)[0]
@@ -83,11 +92,12 @@ def run_packed(
     sink: Sink,
     cached: Callable[[Pack], Any] | None = None,
     numbers: Int[np.ndarray, "distinct"] | None = None,
+    mlp: LastMLP | None = None,
 ) -> int:
     """Run a packed plan; each site's hook passes the rows of the requested positions to the sink.
 
     `cached` gives the cache of transformers that receives each pack's keys and values; `numbers` are the indices of the distinct
-    prompts for the installed edits, for which no beginnings are shared.
+    prompts for the installed edits, for which no beginnings are shared; `mlp` runs on the tokens that are read.
 
     Returns
     -------
@@ -98,11 +108,14 @@ def run_packed(
     reader = _PackReader(RequestedRows(encoded, picked, planned.inverse, net.device), sink, planned)
     attention = PackedAttention(planned.tree, net.causal, net.device)
     reads = [(net.tap(site), partial(reader, site)) for site in sites]
-    with unhooked(net.module), tapped(net.taps, reads) as run, attention, progress("Capturing", planned.tokens) as advance:
+    narrow = mlp.hooked() if mlp is not None else nullcontext()
+    with unhooked(net.module), narrow, tapped(net.taps, reads) as run, attention, progress("Capturing", planned.tokens) as advance:
         for pack, keep in zip(planned.packs, (*(following.kept for following in planned.packs[1:]), ())):
             attention.begin(pack, keep)
             at = reader.begin(pack, keep)
             ids, positions = (torch.from_numpy(x)[None].to(net.device) for x in at)
+            if mlp is not None:
+                mlp.rows = reader.read()
             cells = None if numbers is None else (numbers[_prompts(planned.tree, pack)], at[1])
             with nullcontext() if cells is None else net.announced(np.zeros(1, dtype=np.int64), cells=cells):
                 run(**_arguments(net, ids, positions, cached(pack) if cached is not None else None))
@@ -176,3 +189,17 @@ def packing_differs(net: ProvedNetwork, size: int, others: Sequence[Int[np.ndarr
     ours = torch.split(rows[site], ids.lengths.tolist())
     same = all(net.agree(mine, hidden[0]) for mine, hidden in zip(ours, alone, strict=True))
     return "" if same else f"packed, prompts of {size} tokens come out otherwise"
+
+
+def last_mlp_differs(net: ProvedNetwork, site: Site, mlp: LastMLP) -> str:
+    """Why running an MLP on the tokens that are read changes their rows at a site behind it; empty if it does not."""
+    ids = Ragged.of(net.trial(net.proofs.lengths(0)))
+    last = Encoded(ids, ids.lengths - 1, ids.lengths)
+    plan, whole, narrowed = packed(ids, len(ids.flat), share=False), CollectedRows(), CollectedRows()
+    with net.unedited():
+        run_packed(net, [site], last, plan, Tokens("last"), whole)
+        try:
+            run_packed(net, [site], last, plan, Tokens("last"), narrowed, mlp=mlp)
+        except STOPS as error:
+            return f"its MLP stops on some of the tokens with {type(error).__name__}"
+    return "" if net.agree(narrowed[site], whole[site]) else "its MLP mixes tokens"

@@ -29,8 +29,9 @@ from repscope.models.engine.base import tapped
 from repscope.models.engine.edited_packs import cannot_place, edited_packing_differs, kinds_of
 from repscope.models.engine.fingerprint import WeightSource
 from repscope.models.engine.hooks import Handler, HookPoint, unhooked
+from repscope.models.engine.last_block import LastMLP, kind_of, last_mlp, worth_narrowing
 from repscope.models.engine.memory import memory_kept, token_budget, token_bytes
-from repscope.models.engine.packed_pass import cannot_pack, packing_differs, run_packed
+from repscope.models.engine.packed_pass import cannot_pack, last_mlp_differs, packing_differs, run_packed
 from repscope.models.engine.planner import Plan, plan
 from repscope.models.engine.positions import RequestedRows, RowReader, Sink, padded
 from repscope.models.engine.proved_network import ProvedNetwork
@@ -186,6 +187,20 @@ class TokenNetwork(ProvedNetwork):
             proofs.found[key] = edited_packing_differs(self, edits, self.last, proofs.lengths(0))
         return proofs.found[key]
 
+    def _last_mlp(self, sites: Sequence[Site], encoded: Encoded, planned: Plan, picked: Tokens) -> LastMLP | None:
+        """The MLP that runs only on the tokens that are read; None where all are read, edited behind it, or it mixes tokens."""
+        read = int((encoded.stop - encoded.start).sum()) if picked.ragged or picked.pooled else len(encoded.ids)
+        mlp = last_mlp(self, sites) if worth_narrowing(planned.tokens, read) else None
+        if mlp is None:
+            return None
+        behind = Site("mlp_act", sites[-1].layer).depth
+        if any(i.site.kind == "module" or i.site.depth >= behind for i in self.installed if not i.asleep):
+            return None
+        key = (kind_of(self, sites, mlp), 0)
+        if key not in self.proofs.found:
+            self.proofs.found[key] = last_mlp_differs(self, sites[-1], mlp)
+        return None if self.proofs.found[key] else mlp
+
     def run(
         self,
         sites: Sequence[Site],
@@ -206,8 +221,9 @@ class TokenNetwork(ProvedNetwork):
         requested = RequestedRows(encoded, picked, planned.inverse, self.device)
         if planned.tree is not None:
             edited = any(not installed.asleep for installed in self.installed)
+            mlp, at = self._last_mlp(sites, encoded, planned, picked), numbers[requested.first] if edited else None
             with memory_kept() if planned.tokens > _LONG else nullcontext():
-                run_packed(self, sites, encoded, planned, picked, sink, numbers=numbers[requested.first] if edited else None)
+                run_packed(self, sites, encoded, planned, picked, sink, numbers=at, mlp=mlp)
             return
         reader = PaddedReader(requested, sink, planned)
         reads = [(self.tap(site), partial(reader, site)) for site in sites]
