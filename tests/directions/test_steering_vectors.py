@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -44,6 +45,7 @@ def test_what_it_cannot_hold_is_refused(peer):
         (DirectionSet.of(), "empty"),
         (DirectionSet.of(at("mlp_out.1"), at("mlp_out.1", "b")), "choose one"),
         (DirectionSet.of(at("mlp_out.1"), architecture="gemma2"), "a norm stands between"),
+        (DirectionSet.of(replace(at("resid_post.2", "b"), tokens="generated")), "'b' is for tokens 'generated'"),
     ):
         with pytest.raises(UserError, match=words):
             held.to_steering_vectors()

@@ -31,6 +31,11 @@ for kind in ("resid_post", "attn_out", "mlp_out"):
     back = DirectionSet.from_steering_vectors(vector)
     again = back.to_steering_vectors().layer_activations
     assert all(torch.equal(again[n], t) for n, t in vector.layer_activations.items())
+# tokens are counted from the start of each pass: with the cache, those after the prompt are never reached
+ids = tokenizer(prompts[0], return_tensors="pt").input_ids
+with torch.no_grad(), vector.apply(model, min_token_index=ids.shape[1]):
+    made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
+np.save(f"{folder}/generated.npy", made[0, ids.shape[1]:].numpy())
 """
 
 
@@ -46,6 +51,7 @@ def test_its_apply_gives_the_logits_of_our_edit(smollm, processes, tmp_path):
         held.save(tmp_path / f"{kind}.safetensors")
         with smollm.edit(*(Edit.add(d.site, d) for d in held)):
             expected[kind] = np.asarray(smollm.logits(PROMPTS))
+        edits = [Edit.add(d.site, d, tokens="generated") for d in held]  # of the last kind, as in the peer's process
         assert np.abs(expected[kind] - plain).max() > 0.5
     peer = processes.code(PEER, str(smollm.source.path), str(tmp_path), *PROMPTS, path=(str(PEERS),))
     peer.communicate()
@@ -55,3 +61,9 @@ def test_its_apply_gives_the_logits_of_our_edit(smollm, processes, tmp_path):
         off = np.abs(np.load(tmp_path / f"{kind}.npy") - rows).max() / np.abs(rows).max()
         assert off < 1e-4, (kind, off)
         print(kind, off)
+    unsteered = smollm.generate(PROMPTS[:1], 4)[0].ids
+    with smollm.edit(*edits):
+        steered = smollm.generate(PROMPTS[:1], 4)[0].ids
+    found = np.load(tmp_path / "generated.npy")
+    assert found.tolist() == unsteered.tolist(), "it steers generated tokens now: the refusal of tokens can go"
+    assert steered.tolist() != unsteered.tolist()

@@ -263,7 +263,7 @@ class DirectionSet:
         Raises
         ------
         UserError
-            If the package is not installed, or it does not support these sites, of one kind and one per block.
+            If the package is not installed, or it does not support these sites (one kind, one per block) or these tokens (all).
         """
         return steering_vectors.made(self.directions, self.architecture)
 

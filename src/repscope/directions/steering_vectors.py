@@ -2,7 +2,9 @@
 
 Its `layer_type` names the module whose output is edited (block, attention or MLP); `_KINDS` maps it to our sites. If a norm lies
 between that module and the residual stream (`_NORMED`) the two differ, and export is refused. Reading accepts any object with the
-same two attributes; only export needs the package. It has no tokens: they are arguments of its `apply`.
+same two attributes; only export needs the package. It has no tokens, so only directions for all tokens are written: arguments of
+its `apply` count from the start of each forward pass, so that with a cache they never reach generated tokens
+(`findings/steering-vectors-skips-generated-tokens.sh`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +29,7 @@ def made(directions: Sequence[Direction], architecture: str = "") -> Any:
     Raises
     ------
     UserError
-        If the package is not installed, or they are not of one of its kinds, one per block.
+        If the package is not installed, or they are not of one of its kinds, at all tokens, one per block.
     """
     kinds = list(dict.fromkeys(Site.parse(d.site).kind for d in directions))
     types = {kind: name for name, kind in _KINDS.items()}
@@ -40,6 +42,12 @@ def made(directions: Sequence[Direction], architecture: str = "") -> Any:
             "export directions at resid_post."
         )
     held = by_block(directions, "a SteeringVector", kind)
+    for direction in held.values():
+        if direction.tokens != "all":
+            raise UserError(
+                f"The direction {direction.name!r} is for tokens {direction.tokens!r}, and a SteeringVector adds at all; if that "
+                "is meant, set its tokens to 'all', else use save() and lm.edit."
+            )
     try:
         peer = import_module("steering_vectors")
     except ImportError as error:
