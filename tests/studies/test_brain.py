@@ -105,7 +105,8 @@ def test_simulated_recordings_are_their_formula():
 
 def test_a_killed_run_goes_on(done, tmp_path, monkeypatch):
     found = study("brain")
-    run = Run(found, found.options(tiny=True), out=tmp_path)
+    options = found.options(tiny=True, parts=("representation",), methods=("RSA",))  # further parts: test_brain_parts
+    run = Run(found, options, out=tmp_path)
 
     def killed(self, *args, **kwargs):
         raise KeyboardInterrupt
@@ -114,9 +115,10 @@ def test_a_killed_run_goes_on(done, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run.answer()
     monkeypatch.undo()
-    again = Run(found, found.options(tiny=True), out=tmp_path)
+    again = Run(found, options, out=tmp_path)
     again.answer()
-    for name, result in done.results.items():
+    assert names.RSA in again.results
+    for name, result in ((name, done.results[name]) for name in again.results):
         np.testing.assert_array_equal(again.results[name].table["value"], result.table["value"])
         np.testing.assert_array_equal(again.results[name].table["lo"], result.table["lo"])
 
@@ -148,7 +150,9 @@ def recorded(tmp_path):
 
 def test_the_users_recording_with_networks_trained_here(recorded):
     found = study("brain")
-    run = Run(found, found.options(tiny=True, recording=str(recorded / "data.npz")), out=recorded / "runs")
+    run = Run(
+        found, found.options(tiny=True, parts=("representation",), recording=str(recorded / "data.npz")), out=recorded / "runs"
+    )
     run.answer()
     rows = select(run.table, step=names.GIVEN, metric=names.SIMILARITY)
     known = {names.parts(item)[2] for item in rows["item"]}
@@ -165,7 +169,9 @@ def test_the_users_recording_with_networks_trained_here(recorded):
 def test_the_users_activations(recorded):
     files = tuple(str(recorded / f"{family}-{i}.npz") for family in ("right", "untrained") for i in range(3))
     found = study("brain")
-    options = found.options(tiny=True, methods=("RSA",), recording=str(recorded / "data.npz"), activations=files)
+    options = found.options(
+        tiny=True, methods=("RSA",), parts=("representation",), recording=str(recorded / "data.npz"), activations=files
+    )
     run = Run(found, options, out=recorded / "runs")
     run.answer()
     row = select(run.table, step=names.GIVEN, metric=names.GAIN, item="RSA, V1: right", condition=over(UNTRAINED))

@@ -24,6 +24,7 @@ from repscope.studies.run.folder import MARK, RunFolder, need_folder, slug
 from repscope.studies.run.forecast import forecast_seconds
 from repscope.studies.run.pages import complete_page, verdict
 from repscope.studies.run.provenance import beside_weights, digest, file_digest, library_versions, provenance
+from repscope.studies.run.room import need_room
 from repscope.studies.run.study import Answer, AnyOptions, Context, Cost, Record, Setup, Step, Study, Subject
 
 if TYPE_CHECKING:
@@ -149,7 +150,8 @@ class Run(Generic[AnyOptions]):
         Raises
         ------
         UserError
-            For a mistake in the options or the files they name, and when another process works on the same run.
+            For a mistake in the options or the files they name, for what this machine has no room for, and when another process
+            works on the same run.
         """
         started = time.monotonic()  # a clock that is set back must not count
         need_folder(self.out)
@@ -168,8 +170,16 @@ class Run(Generic[AnyOptions]):
                 raise
 
     def plan(self) -> list[tuple[str, Cost, bool]]:
-        """Each step with its cost and whether it is there already; runs nothing."""
-        return [(s.name, s.cost(), self.run_folder.step_is_sound(s.name, key)) for s, key in self._keyed()]
+        """Each step with its cost and whether it is there already; runs nothing.
+
+        Raises
+        ------
+        UserError
+            For a mistake in the options or the files they name, and for what this machine has no room for.
+        """
+        steps = [(s.name, s.cost(), self.run_folder.step_is_sound(s.name, key)) for s, key in self._keyed()]
+        need_room(self.study.name, {name: cost for name, cost, done in steps if not done}, self.out)
+        return steps
 
     def minutes_left(self) -> float:
         """Forecast of what is left to do, on this machine."""
@@ -213,6 +223,7 @@ class Run(Generic[AnyOptions]):
         for step, key in keyed:
             self._load_step(step.name, key)
         missing = {step.name: step.cost() for step, _ in keyed if step.name not in self.results}
+        need_room(self.study.name, missing, self.out)
         weights = {name: forecast_seconds(self.study.name, name, cost) for name, cost in missing.items()}
         with progress(self.study.name, sum(weights.values())) as advance:
             for step, key in keyed:
