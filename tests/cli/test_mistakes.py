@@ -75,7 +75,7 @@ TINY = ["study", "entities", "--tiny"]
         (["bench", "discovery", "--tiny", "--seeds", "1.2"], "--seeds: 1.2 is not a whole number"),
         (["train", "--out", "t", "--runs", "2.5"], "--runs: 2.5 is not a whole number"),
         (["steer", "model", "sentiment", "--prompt", "hi", "--tokens", "1.5"], "--tokens: 1.5 is not a whole number"),
-        (["harvest", "t", "--at", "resid_post.1", "--rows", "1e400."], "--rows: 1e400. is not a whole number"),
+        (["harvest", "t", "--at", "resid_post.1", "--rows", "1.0e400"], "--rows: 1.0e400 is not a whole number"),
         (["tour", "--seed=0.1"], "--seed: 0.1 is not a whole number"),
         # numbers beyond any machine
         (["study", "discover", "--subject", "gan", "--tiny", "--images", "1000000000"], "of memory and this machine has"),

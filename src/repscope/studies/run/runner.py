@@ -156,11 +156,12 @@ class Run(Generic[AnyOptions]):
         started = time.monotonic()  # a clock that is set back must not count
         need_folder(self.out)
         keyed = self._keyed()  # a mistake in the options shows here, before anything is written
+        costs = self._costs(keyed)
         with self.run_folder.locked({"study": self.study.name, **self.subject.facts, "given": self._given()}) as made:
             try:
                 if self.fresh:
                     self.run_folder.clear()
-                self._compute(keyed)
+                self._compute(keyed, costs)
                 return self._publish(keyed, started)
             except UserError as error:
                 # the same command would fail again, where it was not the disk, which may be mended
@@ -218,12 +219,18 @@ class Run(Generic[AnyOptions]):
             if _stamp(Path(name)) != stamp and file_digest(Path(name).expanduser()) != held:
                 raise UserError(f"{name} changed while the study read it; run the same command again.")
 
-    def _compute(self, keyed: "Sequence[tuple[Step, str]]") -> None:
+    def _costs(self, keyed: "Sequence[tuple[Step, str]]") -> dict[str, Cost]:
+        """Forecasts of the steps that are not there yet; refuses those that this machine has no room for."""
+        left = (s for s, key in keyed if self.fresh or not self.run_folder.step(s.name, key).is_dir())
+        costs = {step.name: step.cost() for step in left}
+        need_room(self.study.name, costs, self.out)
+        return costs
+
+    def _compute(self, keyed: "Sequence[tuple[Step, str]]", costs: dict[str, Cost]) -> None:
         folder, self.results = self.run_folder, {}
         for step, key in keyed:
             self._load_step(step.name, key)
-        missing = {step.name: step.cost() for step, _ in keyed if step.name not in self.results}
-        need_room(self.study.name, missing, self.out)
+        missing = {s.name: costs.get(s.name) or s.cost() for s, _ in keyed if s.name not in self.results}
         weights = {name: forecast_seconds(self.study.name, name, cost) for name, cost in missing.items()}
         with progress(self.study.name, sum(weights.values())) as advance:
             for step, key in keyed:
