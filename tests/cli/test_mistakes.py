@@ -78,6 +78,10 @@ TINY = ["study", "entities", "--tiny"]
         (["harvest", "t", "--at", "resid_post.1", "--rows", "1.0e400"], "--rows: 1.0e400 is not a whole number"),
         (["tour", "--seed=0.1"], "--seed: 0.1 is not a whole number"),
         # numbers beyond any machine
+        (["study", "drift", "--tiny", "--seeds", "1000000000"], "less than or equal to 1000"),
+        (["study", "brain", "--tiny", "--repeats", "1000000000", "--plan"], "less than or equal to 1000"),
+        (["study", "paths", "--tiny", "--pretrainings", "1000000000", "--plan"], "less than or equal to 1000"),
+        (["study", "bayes", "--tiny", "--values", "1000000000", "--plan"], "years; give smaller numbers"),
         (["study", "discover", "--subject", "gan", "--tiny", "--images", "1000000000"], "of memory and this machine has"),
         (["study", "discover", "--subject", "gan", "--tiny", "--images", "1000000000", "--plan"], "of memory and this machine has"),
         ([*TINY, "--seed", "1", "--seed", "2"], "--seed specified multiple times"),
