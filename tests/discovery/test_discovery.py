@@ -379,3 +379,11 @@ def test_states_and_vectors_may_be_arrays():
     torch.testing.assert_close(subject.effect(theirs, vectors.numpy()), subject.effect(ours, vectors))
     with pytest.raises(UserError, match="states are of"):
         subject.context(["a text"])
+    with pytest.raises(UserError, match="states are not finite"):
+        subject.context([[1.0, float("nan")]])
+    lm = tiny()
+    fluency = Fluency(lm, "resid_post.1", PROMPTS[:1])
+    added = _drawn(2, lm.anatomy.width)
+    torch.testing.assert_close(fluency.kl(added.numpy()), fluency.kl(added))
+    with pytest.raises(UserError, match="give \\(direction, width\\)"):
+        fluency.kl(added[0].tolist())

@@ -461,6 +461,8 @@ def test_arrays_and_lists_are_as_good_as_tensors(diffusion, gan):
         (lambda d, g: LatentBed(g, scale=-1.0), "scale is -1.0"),
         (lambda d, g: LatentBed(g, held=3).images(torch.zeros(2, 2, 5)), r"give \(direction, 3, 5\)"),
         (lambda d, g: sefa(g, 0), "0 directions"),
+        (lambda d, g: LatentDirections.drawn("fixed", 5, 2, (0, 1)).of_seed(-1), "no seed -1"),
+        (lambda d, g: LatentDirections.drawn("fixed", 5, 2, (0, 1)).of_seed(2), "directions of 2"),
         (lambda d, g: ganspace(g, 0, samples=16), "0 directions"),
         (lambda d, g: regressed(g.latents(9, 0), np.zeros((8, 2))), "one row of each"),
         (lambda d, g: regressed(g.latents(9, 0), np.full((9, 2), np.nan)), "not finite"),

@@ -18,11 +18,12 @@ from repscope.conditions import (
 )
 from repscope.results import select
 from repscope.studies.brain import names
-from repscope.studies.brain.given import as_digits
+from repscope.studies.brain.given import GivenTask, as_digits, given_result
 from repscope.studies.brain.options import BrainOptions
 from repscope.studies.brain.task import TRUTHS, BrainTask, stacked
 from repscope.studies.catalogue import study
 from repscope.studies.run.runner import Run
+from repscope.studies.run.study import Context
 from repscope.worlds.brain import FAMILIES, Simulation, digits, initial, loss_of, simulate, simulate_unrelated
 from repscope.worlds.brain.networks import Shape
 from repscope.worlds.small_lm import Training, train_by
@@ -150,9 +151,8 @@ def recorded(tmp_path):
 
 def test_the_users_recording_with_networks_trained_here(recorded):
     found = study("brain")
-    run = Run(
-        found, found.options(tiny=True, parts=("representation",), recording=str(recorded / "data.npz")), out=recorded / "runs"
-    )
+    options = found.options(tiny=True, parts=("representation",), methods=("RSA",), recording=str(recorded / "data.npz"))
+    run = Run(found, options, out=recorded / "runs")
     run.answer()
     rows = select(run.table, step=names.GIVEN, metric=names.SIMILARITY)
     known = {names.parts(item)[2] for item in rows["item"]}
@@ -164,6 +164,15 @@ def test_the_users_recording_with_networks_trained_here(recorded):
         over(OTHER_FAMILY),
     }
     assert "Similarity of families to your recording" in (run.folder / "report.html").read_text()
+
+
+def test_encoding_models_of_the_users_recording(done, recorded):
+    """The step alone, on the networks of the finished run."""
+    options = BrainOptions(tiny=True, methods=(names.ENCODING,), recording=str(recorded / "data.npz")).sized()
+    found = given_result(GivenTask(BrainTask(options)), Context(done.results, recorded, recorded, recorded))
+    rows = select(found.table, metric=names.SIMILARITY)
+    assert {names.parts(item) for item in rows["item"]} == {(names.ENCODING, "V1", name) for name in (*FAMILIES, PIXELS)}
+    assert set(select(found.table, metric=names.GAIN)["condition"]) == {over(UNTRAINED), over(PIXELS), over(OTHER_FAMILY)}
 
 
 def test_the_users_activations(recorded):

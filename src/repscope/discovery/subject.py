@@ -265,11 +265,13 @@ class FunctionSubject(Subject):
         Raises
         ------
         UserError
-            If there is none.
+            If there is none, or some are not finite.
         """
         states = as_tensor(prompts, "states")
         if states.dim() != 2 or not len(states):
             raise UserError(f"The states have the shape {tuple(states.shape)}; give (sample, width) with a sample at least.")
+        if not bool(torch.isfinite(states).all()):
+            raise UserError("Some states are not finite; leave these samples out.")
         with torch.no_grad():
             base = self.f(states)
 

@@ -78,7 +78,15 @@ class LatentDirections:
             return functional.normalize(self.at(z).mean(2), dim=-1)
 
     def of_seed(self, index: int) -> "LatentDirections":
-        """Those of one seed."""
+        """Those of one seed.
+
+        Raises
+        ------
+        UserError
+            If there is no such seed.
+        """
+        if not 0 <= index < (count := len(self.weights["bias.0"])):
+            raise UserError(f"There is no seed {index}; these are directions of {count}, counted from 0.")
         return LatentDirections(self.kind, {name: w[index : index + 1] for name, w in self.weights.items()})
 
     def save(self, path: Path) -> None:
