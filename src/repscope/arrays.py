@@ -33,7 +33,7 @@ def as_array(given: Any, what: str, axes: str = "") -> np.ndarray:
     try:
         found = np.asarray(plain)
     except (ValueError, TypeError, RuntimeError) as error:  # lists of several lengths, tensors in lists that need a gradient
-        raise UserError(f"The {what} are no array of numbers; give an array, a tensor or lists of equal length.") from error
+        raise UserError(f"The {what} are no array of numbers; give an array, a tensor or lists of one length.") from error
     if found.dtype.kind not in "biuf":
         raise UserError(f"The {what} are of {_described(given, found)}; give an array, a tensor or lists of numbers.")
     if axes and found.ndim != len(axes.split()):

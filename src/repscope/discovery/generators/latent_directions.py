@@ -85,7 +85,8 @@ class LatentDirections:
         UserError
             If there is no such seed.
         """
-        if not 0 <= index < (count := len(self.weights["bias.0"])):
+        count = len(self.weights["bias.0"])
+        if not 0 <= index < count:
             raise UserError(f"There is no seed {index}; these are directions of {count}, counted from 0.")
         return LatentDirections(self.kind, {name: w[index : index + 1] for name, w in self.weights.items()})
 
