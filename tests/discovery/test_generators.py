@@ -451,6 +451,8 @@ def test_arrays_and_lists_are_as_good_as_tensors(diffusion, gan):
         (lambda d, g: d.predicted(d.noise(2, 0), [0, 20]), "2 whole numbers from 0 to 19"),
         (lambda d, g: d.predicted(d.noise(2, 0), [0, -1]), "2 whole numbers from 0 to 19"),
         (lambda d, g: d.bottleneck(d.noise(2, 0), [0.5, 1.5]), "2 whole numbers"),
+        (lambda d, g: d.bottleneck(d.noise(2, 0), [True, False]), "2 whole numbers"),
+        (lambda d, g: d.bottleneck(d.noise(2, 0), ["now", "then"]), "times are of"),
         (lambda d, g: d.noised(d.noise(2, 0), d.noise(3, 0), [0, 1]), "give equal ones"),
         (lambda d, g: d.predicted(d.noise(1, 0), [0], "conditioning", ["a"]), "vectors are of"),
         (lambda d, g: DiffusionGenerator(nn.Linear(2, 2), d.scheduler), "U-Net is of Linear"),

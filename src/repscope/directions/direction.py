@@ -115,7 +115,8 @@ class Direction:
 
     def score(self, rows: Float[np.ndarray, "row feature"]) -> Float[np.ndarray, "row"]:
         """Score of a probe with these weights per row: scale × (row · vector) + offset."""
-        return self.scale * self.coordinates(rows) + self.offset
+        result: np.ndarray = self.scale * self.coordinates(rows) + self.offset
+        return result
 
     def coordinates(self, rows: Float[np.ndarray, "row feature"]) -> Float[np.ndarray, "row"]:
         """Projection of each row, row · vector, in the rows' units."""

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from repscope.arrays import as_tensor
+from repscope.arrays import as_array, as_tensor
 from repscope.errors import UserError, unknown
 from repscope.models.engine.fingerprint import of_module
 from repscope.models.engine.hooks import first_tensor
@@ -243,10 +243,11 @@ class DiffusionGenerator:
 
     def _times(self, t: Any, rows: int) -> Int[Tensor, "row"]:
         """Times of the training, one per row."""
-        found = torch.as_tensor(t)
-        if found.shape != (rows,) or found.is_floating_point() or not bool(((found >= 0) & (found < len(self.levels))).all()):
+        found = t if isinstance(t, Tensor) else torch.tensor(as_array(t, "times"))
+        whole = not found.is_floating_point() and found.dtype != torch.bool
+        if found.shape != (rows,) or not whole or not bool(((found >= 0) & (found < len(self.levels))).all()):
             raise UserError(f"The times are to be {rows} whole numbers from 0 to {len(self.levels) - 1}, one per row of images.")
-        return found
+        return found.long()
 
     def _run(self, x: Tensor, t: Tensor, words: Tensor | None) -> Tensor:
         given = {} if words is None else {"encoder_hidden_states": words}
