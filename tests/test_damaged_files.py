@@ -10,8 +10,9 @@ import repscope as rs
 from repscope import manifest
 from repscope.directions import Direction, DirectionSet
 from repscope.errors import UserError
-from repscope.models.checkpoints import TABLE, CheckpointSet, Weights, save
+from repscope.models.checkpoints import TABLE, CheckpointSet
 from repscope.models.engine import fingerprint
+from repscope.models.loading.checkpoint_files import Weights, save
 from repscope.models.loading.stacked_weights import stack
 from repscope.read.sae.training import checkpoint
 from repscope.report import page

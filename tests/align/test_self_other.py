@@ -22,17 +22,17 @@ def of(kind, seed, agent=0, **how):
 def test_planted_sharing_is_found_and_separate_codes_are_not():
     draws = 20
     for kind, right in (("shared", 19), ("separate", 19)):
-        found = [cross_decode(of(kind, seed), permutations=40, controls=False).shared for seed in range(draws)]
+        found = [cross_decode(of(kind, seed), permutations=40, controls=False, draws=2).shared for seed in range(draws)]
         assert sum(f == (kind == "shared") for f in found) >= right
 
 
 def test_a_decoder_of_own_outcomes_works_on_observed_ones_as_well_as_on_own():
-    found = cross_decode(of("shared", 1), permutations=60)
+    found = cross_decode(of("shared", 1), permutations=60, draws=100)
     assert found.share > 0.8
     assert found.across["self to other"].lo > found.null["self to other"].value
     assert found.controls["identity removed"]["self to other"].value > 0.8
     assert abs(found.controls["identity decoder"]["self to other"].value - 0.5) < 0.3
-    apart = cross_decode(of("separate", 1), permutations=60)
+    apart = cross_decode(of("separate", 1), permutations=60, draws=100)
     assert min(e.value for e in apart.within.values()) > 0.7, "both outcomes are coded"
     assert apart.share < 0.5
 
@@ -55,12 +55,12 @@ def test_a_stimulus_that_predicts_outcomes_is_seen_through():
     """Disjoint populations, but both agents respond to what is shown: matched stimuli leave nothing."""
     plain, matched = [], []
     for seed in range(4):
-        found = cross_decode(of("stimulus", seed, trials=400), permutations=20)
+        found = cross_decode(of("stimulus", seed, trials=400), permutations=20, draws=2)
         plain += [e.value for e in found.across.values()]
         matched += [e.value for e in found.controls["matched stimuli"].values()]
     assert np.mean(plain) > 0.65
     assert abs(np.mean(matched) - 0.5) < 0.08
-    kept = cross_decode(of("shared", 0, trials=400), permutations=20).controls
+    kept = cross_decode(of("shared", 0, trials=400), permutations=20, draws=2).controls
     assert min(e.value for by in (kept["matched stimuli"], kept["disjoint stimuli"]) for e in by.values()) > 0.8
 
 
@@ -105,7 +105,7 @@ def test_wiring_predicts_shared_coding_where_it_was_planted():
 
 
 def test_all_rows_are_rows_of_the_schema():
-    found = cross_decode(of("shared", 0, trials=120), permutations=20)
+    found = cross_decode(of("shared", 0, trials=120), permutations=20, draws=20)
     rows = found.rows("agent 0")
     assert {"estimate", "within agent", "shuffled labels", "identity decoder", "identity removed"} <= {r.condition for r in rows}
     assert {r.split for r in rows if r.condition == "estimate"} == {"self to other", "other to self"}

@@ -7,7 +7,7 @@ import pytest
 
 from families import build, build_tokenizer
 from repscope import disk
-from repscope.cli import run
+from repscope.cli import app, register, run
 from repscope.cli.shared import Dtype
 from repscope.models.loading.sources import Dtype as DtypeOfSources
 
@@ -67,6 +67,23 @@ TINY = ["study", "entities", "--tiny"]
         (["study", "paths", "--tiny", "--seed", "x"], '--seed: unable to convert "x" into int'),
         ([*TINY, "--batch-tokens", "0"], "--batch-tokens 0"),
         ([*TINY, "--modle", "x"], "--modle"),
+        # decimals where whole numbers are meant, in options of studies (one, perhaps none, several) and of other commands
+        (["study", "discover", "--tiny", "--vectors", "2.5"], "Invalid value for --vectors: 2.5 is not a whole number."),
+        (["study", "discover", "--tiny", "--source", "0.5"], "--source: 0.5 is not a whole number"),
+        (["study", "relations", "--tiny", "--ranks", "4", "7.9"], "--ranks: 7.9 is not a whole number"),
+        ([*TINY, "--seed", "1.5"], "--seed: 1.5 is not a whole number"),
+        (["bench", "discovery", "--tiny", "--seeds", "1.2"], "--seeds: 1.2 is not a whole number"),
+        (["train", "--out", "t", "--runs", "2.5"], "--runs: 2.5 is not a whole number"),
+        (["steer", "model", "sentiment", "--prompt", "hi", "--tokens", "1.5"], "--tokens: 1.5 is not a whole number"),
+        (["harvest", "t", "--at", "resid_post.1", "--rows", "1.0e400"], "--rows: 1.0e400 is not a whole number"),
+        (["tour", "--seed=0.1"], "--seed: 0.1 is not a whole number"),
+        # numbers beyond any machine
+        (["study", "drift", "--tiny", "--seeds", "1000000000"], "less than or equal to 1000"),
+        (["study", "brain", "--tiny", "--repeats", "1000000000", "--plan"], "less than or equal to 1000"),
+        (["study", "paths", "--tiny", "--pretrainings", "1000000000", "--plan"], "less than or equal to 1000"),
+        (["study", "bayes", "--tiny", "--values", "1000000000", "--plan"], "years; give smaller numbers"),
+        (["study", "discover", "--subject", "gan", "--tiny", "--images", "1000000000"], "of memory and this machine has"),
+        (["study", "discover", "--subject", "gan", "--tiny", "--images", "1000000000", "--plan"], "of memory and this machine has"),
         ([*TINY, "--seed", "1", "--seed", "2"], "--seed specified multiple times"),
         (["study", "paths", "--dtype", "float32"], "--dtype"),
         # options that would be ignored are refused
@@ -115,6 +132,13 @@ TINY = ["study", "entities", "--tiny"]
 )
 def test_a_mistake_is_one_sentence(here, monkeypatch, capsys, words, says):
     assert says in mistaken(here, monkeypatch, capsys, words)
+
+
+@pytest.mark.parametrize("number", ["2", "2.0", "+2", "0x2"])
+def test_whole_numbers_may_be_written_in_any_way(number):
+    register(["bench", "discovery"])
+    _, bound, _ = app.parse_args(["bench", "discovery", "--tiny", "--seeds", number], exit_on_error=False, print_error=False)
+    assert bound.kwargs["seeds"] == 2
 
 
 def test_a_device_that_is_not_here_is_refused_by_tiny_too(here, monkeypatch, capsys):

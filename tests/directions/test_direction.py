@@ -59,6 +59,9 @@ def test_what_is_no_direction_is_refused():
         (np.array([]), "finite norm above zero"),
         (np.array([1e39, 0]), "float32"),
         (np.ones((2, 2)), r"shape \(2, 2\)"),
+        (["a", "b"], "weights of 'w' are of"),
+        ([[1.0], [1.0, 2.0]], "no array of numbers"),
+        (None, "weights of 'w' are of NoneType"),
     ):
         with pytest.raises(UserError, match=words):
             Direction.of(weights, SITE, "w")
@@ -172,3 +175,17 @@ def test_the_card_says_what_is_known_and_no_more():
     both = DirectionSet.of(full, plain, model="f00", architecture="llama", blocks=4, note="found today")
     assert both.card().splitlines()[:2] == ["2 directions of llama, f00, 4 blocks", "found today"]
     assert both.card().endswith(plain.card())
+
+
+def test_rows_and_weights_may_be_tensors_and_lists():
+    torch = pytest.importorskip("torch")
+    rows, w = np.random.default_rng(0).normal(size=(3, 2)), [3.0, 4.0]
+    made = Direction.of(torch.tensor(w, requires_grad=True), SITE, "w", offset=1.0)
+    assert made.weights.tolist() == w
+    for some in (torch.from_numpy(rows), rows.tolist()):
+        np.testing.assert_array_equal(made.score(some), made.score(rows))
+        np.testing.assert_array_equal(DirectionSet.of(made).coordinates(some), DirectionSet.of(made).coordinates(rows))
+        np.testing.assert_array_equal(DirectionSet.of(made).project_out(some), DirectionSet.of(made).project_out(rows))
+    for ask in (made.score, made.coordinates, DirectionSet.of(made).coordinates):
+        with pytest.raises(UserError, match="2 features"):
+            ask(np.zeros((2, 3)))

@@ -347,3 +347,43 @@ def test_a_source_at_or_above_the_target_is_refused():
     for source, target in (("resid_post.2", "resid_post.2"), ("resid_post.3", "resid_post.1")):
         with pytest.raises(UserError, match="not below"):
             discover(LanguageSubject(tiny(), source, target), PROMPTS)
+
+
+@pytest.mark.parametrize("weight", [-1.0, 0.0, float("nan"), float("inf"), np.float64(-0.5)])
+def test_a_weight_that_is_none_is_refused(weight):
+    with pytest.raises(UserError, match=r"The weight of an objective is .* finite and above 0"):
+        magnitude() + weight * contrastive()
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: objective("magnitude + -1 * contrastive"), "weight of an objective is -1.0"),
+        (lambda: objective("1e- * l2"), "weight of an objective is nan"),
+        (lambda: objective(2), "An objective is a text"),
+        (lambda: l2(0), "exponent p is 0"),
+        (lambda: l2(2, 0), "exponent q is 0"),
+        (lambda: l2(float("nan")), "exponent p is nan"),
+        (lambda: contrastive(float("inf")), "temperature tau is inf"),
+    ],
+)
+def test_numbers_of_an_objective_that_mean_nothing(make, says):
+    with pytest.raises(UserError, match=says):
+        make()
+
+
+def test_states_and_vectors_may_be_arrays():
+    f, states, vectors = torch.tanh, _drawn(4, 3), _drawn(2, 3, seed=1)
+    subject = FunctionSubject(f)
+    ours, theirs = subject.context(states), subject.context(states.numpy())
+    torch.testing.assert_close(subject.effect(theirs, vectors.numpy()), subject.effect(ours, vectors))
+    with pytest.raises(UserError, match="states are of"):
+        subject.context(["a text"])
+    with pytest.raises(UserError, match="states are not finite"):
+        subject.context([[1.0, float("nan")]])
+    lm = tiny()
+    fluency = Fluency(lm, "resid_post.1", PROMPTS[:1])
+    added = _drawn(2, lm.anatomy.width)
+    torch.testing.assert_close(fluency.kl(added.numpy()), fluency.kl(added))
+    with pytest.raises(UserError, match="give \\(direction, width\\)"):
+        fluency.kl(added[0].tolist())

@@ -405,3 +405,75 @@ def test_mistakes_in_a_bed_are_one_sentence(diffusion, change, says):
     given = {"source": patches(sprites(torch.zeros(2, 6)))} | change
     with pytest.raises(UserError, match=says):
         DiffusionBed(diffusion, **given)
+
+
+def test_arrays_and_lists_are_as_good_as_tensors(diffusion, gan):
+    z = gan.latents(4, 0)
+    for given in (z.numpy(), z.tolist()):
+        torch.testing.assert_close(gan.images(given), gan.images(z))
+    x, noise = diffusion.noise(2, 0), diffusion.noise(2, 1)
+    vectors, times = torch.randn(2, diffusion.width("conditioning")), torch.tensor([3, 7])
+    same = [
+        (diffusion.noised(x, noise, times), diffusion.noised(x.numpy(), noise.tolist(), times.numpy())),
+        (
+            diffusion.predicted(x, times, "conditioning", vectors),
+            diffusion.predicted(x.numpy(), [3, 7], "conditioning", vectors.numpy()),
+        ),
+        (diffusion.bottleneck(x, times), diffusion.bottleneck(x.numpy(), times.numpy())),
+        (diffusion.sample(x, 2), diffusion.sample(x.numpy(), 2)),
+        (diffusion.invert(x, 2), diffusion.invert(x.tolist(), 2)),
+        (noisy_images(diffusion, x, (0.5,), 0).x, noisy_images(diffusion, x.numpy(), np.array([0.5]), 0).x),
+    ]
+    for ours, theirs in same:
+        torch.testing.assert_close(theirs, ours)
+    again = DiffusionGenerator(diffusion.unet, diffusion.scheduler, diffusion.empty.numpy())
+    torch.testing.assert_close(again.predicted(x, times), diffusion.predicted(x, times))
+    bed = DiffusionBed(diffusion, patches(sprites(torch.zeros(2, 6))).numpy(), held=2, steps=2)
+    unit = bed.every(vectors)
+    torch.testing.assert_close(bed.dosed(unit.numpy(), (0.0, 1.0)), bed.dosed(unit, (0.0, 1.0)))
+    found = LatentDirections.drawn("linear", 5, 2, (0,))
+    torch.testing.assert_close(found.at(z[None].numpy()), found.at(z[None]))
+    many = gan.latents(9, 0)
+    torch.testing.assert_close(regressed(many.numpy(), many[:, :2].tolist()), regressed(many, many[:, :2]))
+    torch.testing.assert_close(orthogonalised(many[:3].numpy()), orthogonalised(many[:3]))
+    read = np.random.default_rng(0).normal(size=(3, 2, 8, 4))
+    assert (
+        factor_changes(torch.from_numpy(read), [-1, 0, 1]).change.tolist()
+        == factor_changes(read, np.array([-1, 0, 1])).change.tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        (lambda d, g: g.images("a cat"), "latents are of"),
+        (lambda d, g: g.images(None), "latents are of NoneType"),
+        (lambda d, g: d.predicted(d.noise(2, 0), [0, 20]), "2 whole numbers from 0 to 19"),
+        (lambda d, g: d.predicted(d.noise(2, 0), [0, -1]), "2 whole numbers from 0 to 19"),
+        (lambda d, g: d.bottleneck(d.noise(2, 0), [0.5, 1.5]), "2 whole numbers"),
+        (lambda d, g: d.bottleneck(d.noise(2, 0), [True, False]), "2 whole numbers"),
+        (lambda d, g: d.bottleneck(d.noise(2, 0), ["now", "then"]), "times are of"),
+        (lambda d, g: d.noised(d.noise(2, 0), d.noise(3, 0), [0, 1]), "give equal ones"),
+        (lambda d, g: d.predicted(d.noise(1, 0), [0], "conditioning", ["a"]), "vectors are of"),
+        (lambda d, g: DiffusionGenerator(nn.Linear(2, 2), d.scheduler), "U-Net is of Linear"),
+        (lambda d, g: DiffusionSubject(d).context(d.noise(2, 0)), "make noisy_images"),
+        (lambda d, g: noisy_images(d, [[0.0, 1.0]], (0.5,), 0), "2 pixels"),
+        (lambda d, g: LatentBed(g, held=0), "at least 1"),
+        (lambda d, g: LatentBed(g, scale=float("nan")), "scale is nan"),
+        (lambda d, g: LatentBed(g, scale=-1.0), "scale is -1.0"),
+        (lambda d, g: LatentBed(g, held=3).images(torch.zeros(2, 2, 5)), r"give \(direction, 3, 5\)"),
+        (lambda d, g: sefa(g, 0), "0 directions"),
+        (lambda d, g: LatentDirections.drawn("fixed", 5, 2, (0, 1)).of_seed(-1), "no seed -1"),
+        (lambda d, g: LatentDirections.drawn("fixed", 5, 2, (0, 1)).of_seed(2), "directions of 2"),
+        (lambda d, g: ganspace(g, 0, samples=16), "0 directions"),
+        (lambda d, g: regressed(g.latents(9, 0), np.zeros((8, 2))), "one row of each"),
+        (lambda d, g: regressed(g.latents(9, 0), np.full((9, 2), np.nan)), "not finite"),
+        (lambda d, g: orthogonalised([[np.nan, 1.0]]), "not finite"),
+        (lambda d, g: factor_changes(np.zeros((3, 1, 4, 2)), [0, 1, 2], 0.0), "spread"),
+        (lambda d, g: latent_clr(float("inf")), "finite"),
+    ],
+)
+def test_what_is_no_number_is_one_sentence(diffusion, gan, ask, says):
+    with pytest.raises(UserError, match=says) as error:
+        ask(diffusion, gan)
+    assert "\n" not in str(error.value)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from repscope.discovery import metrics
 from repscope.errors import UserError
@@ -74,3 +75,27 @@ def test_one_massive_coordinate_is_one_standard_deviation():
     length, per_spread = metrics.effect_norm(effects, np.array([1000.0, 1.0, 1.0, 1.0]))
     assert length == pytest.approx(np.sqrt(1e6 + 3))
     assert per_spread == pytest.approx(1)
+
+
+def test_tensors_and_lists_are_as_good_as_arrays_and_what_is_none_is_refused():
+    effects, vectors, spread = RNG.normal(size=(3, 4, 8)), RNG.normal(size=(3, 8)), np.ones(8)
+    tensor = torch.from_numpy(effects)
+    assert metrics.diversity(tensor) == metrics.diversity(effects)
+    assert metrics.consistency(tensor, vectors.tolist()).same == metrics.consistency(effects, vectors).same
+    assert metrics.effect_norm(tensor, spread.tolist()) == metrics.effect_norm(effects, spread)
+    assert metrics.dose_curve(tensor, tensor, tensor) == metrics.dose_curve(effects, effects, effects)
+    assert metrics.stability(torch.from_numpy(vectors), vectors.tolist()) == pytest.approx(1)
+    assert metrics.recovery(vectors.tolist(), torch.from_numpy(vectors)) == metrics.recovery(vectors, vectors)
+    bad = effects.copy()
+    bad[0, 0, 0] = np.nan
+    for ask, says in (
+        (lambda: metrics.diversity(effects[0]), "direction, prompt, feature"),
+        (lambda: metrics.diversity(bad), "finite"),
+        (lambda: metrics.consistency(bad), "finite"),
+        (lambda: metrics.dose_curve(effects, bad, effects), "finite"),
+        (lambda: metrics.stability(vectors, vectors[:, :3]), "two sets of one width"),
+        (lambda: metrics.stability(bad[0], bad[0]), "not finite"),
+        (lambda: metrics.recovery([["a"]], vectors), "directions are of"),
+    ):
+        with pytest.raises(UserError, match=says):
+            ask()

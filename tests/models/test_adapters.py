@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from repscope.errors import UserError
-from repscope.models.checkpoints import CheckpointSet, config_of
+from repscope.models.checkpoints import CheckpointSet
+from repscope.models.loading.checkpoint_files import config_of
 
 BASE = {"model.up.weight": torch.arange(12.0).reshape(4, 3), "model.norm.weight": torch.ones(3)}
 A, B = torch.tensor([[1.0, 0, 2], [0, 1, 0]]), torch.tensor([[1.0, 0], [0, 1], [2, 0], [0, 0]])

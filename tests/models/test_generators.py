@@ -256,9 +256,38 @@ def test_a_pipeline_from_a_folder(tmp_path, made):
     index.write_text(json.dumps(held | {"scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"]}))
     with pytest.raises(UserError, match="no DDIM inversion"):
         open_pipeline(tmp_path / "p")
+    for name in ("DiffusionPipeline", "DDPMPipeline", "no_such_class", "utils", 5, None):  # the first would unpickle weights
+        index.write_text(json.dumps(held | {"scheduler": ["diffusers", name]}))
+        with pytest.raises(UserError, match="no scheduler that diffusers knows"):
+            open_pipeline(tmp_path / "p")
+    index.write_text(json.dumps(held))
     next((tmp_path / "p" / "unet").glob("*.safetensors")).unlink()
     with pytest.raises(UserError, match="cannot be read"):
         open_pipeline(tmp_path / "p")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"tokenizer": "CLIPTokenizer"},
+        {"tokenizer": "RagRetriever", "text_encoder": "CLIPTextModel"},  # which unpickles an index
+        {"tokenizer": "pipeline", "text_encoder": "CLIPTextModel"},
+        {"tokenizer": "CLIPTokenizer", "text_encoder": "AutoModel"},
+        {"tokenizer": "CLIPTokenizer", "text_encoder": "NoSuchModel"},
+    ],
+)
+def test_parts_of_a_pipeline_are_of_known_kinds(tmp_path, parts):
+    blocks = {"down_block_types": ("CrossAttnDownBlock2D",), "up_block_types": ("CrossAttnUpBlock2D",), "layers_per_block": 1}
+    unet = diffusers.UNet2DConditionModel(
+        8, 1, 1, block_out_channels=(8,), norm_num_groups=4, cross_attention_dim=8, attention_head_dim=4, **blocks
+    )
+    unet.save_pretrained(tmp_path / "unet")
+    schedule().save_pretrained(tmp_path / "scheduler")
+    known = {"unet": ["diffusers", "UNet2DConditionModel"], "scheduler": ["diffusers", "DDPMScheduler"]}
+    index = known | {part: ["transformers", name] for part, name in parts.items()}
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="no text encoder"):
+        open_pipeline(tmp_path)
 
 
 def test_without_diffusers(monkeypatch):

@@ -393,10 +393,12 @@ def test_bayes(rows, reply, words):
     assert (verdict.reply, words in verdict.why) == (reply, True), verdict.sentence
 
 
-def brain(found=0.95, each=None, random=0.0, half=0.04, method="RSA"):
+def brain(found=0.95, each=None, random=0.0, half=0.04, method="RSA", early=None):
     at = {"metric": "family found", "split": "late region"}
     item = f"{method}, all families"
     rows = [row(found, half, item=item, **at), row(random, half, item=item, condition="recording of random signals", **at)]
+    if early is not None:
+        rows.append(row(early, half, item=item, **at | {"split": "early region"}, condition="recording of random signals"))
     of = {"supervised": found, "autoencoder": found, "contrastive": found} | (each or {})
     return rows + [row(value, half, item=f"{method}, {family}", **at) for family, value in of.items()]
 
@@ -422,6 +424,8 @@ def brain_region(own=0.3, untrained=0.1, pixels=0.1, ceiling=0.3, region="V1"):
         (brain(0.7, {"supervised": 1.0, "autoencoder": 0.1, "contrastive": 1.0}), "Partly", "not every family"),
         (brain(0.6, half=0.2), "Cannot tell", "more recordings are needed"),
         (brain(random=0.2), "Cannot tell", "random signals"),
+        (brain(early=0.2), "Cannot tell", "random signals"),
+        (brain(early=0.025), "Yes", "any family in 2.5 % of random ones"),
         (brain(method="encoding"), "Yes", "Encoding models find"),
         (brain(0.3) + brain(method="encoding"), "No", "RSA finds"),
         ([], "Cannot tell", "No recording"),

@@ -18,11 +18,12 @@ from repscope.conditions import (
 )
 from repscope.results import select
 from repscope.studies.brain import names
-from repscope.studies.brain.given import as_digits
+from repscope.studies.brain.given import GivenTask, as_digits, given_result
 from repscope.studies.brain.options import BrainOptions
 from repscope.studies.brain.task import TRUTHS, BrainTask, stacked
 from repscope.studies.catalogue import study
 from repscope.studies.run.runner import Run
+from repscope.studies.run.study import Context
 from repscope.worlds.brain import FAMILIES, Simulation, digits, initial, loss_of, simulate, simulate_unrelated
 from repscope.worlds.brain.networks import Shape
 from repscope.worlds.small_lm import Training, train_by
@@ -105,7 +106,8 @@ def test_simulated_recordings_are_their_formula():
 
 def test_a_killed_run_goes_on(done, tmp_path, monkeypatch):
     found = study("brain")
-    run = Run(found, found.options(tiny=True), out=tmp_path)
+    options = found.options(tiny=True, parts=("representation",), methods=("RSA",))  # further parts: test_brain_parts
+    run = Run(found, options, out=tmp_path)
 
     def killed(self, *args, **kwargs):
         raise KeyboardInterrupt
@@ -114,9 +116,10 @@ def test_a_killed_run_goes_on(done, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run.answer()
     monkeypatch.undo()
-    again = Run(found, found.options(tiny=True), out=tmp_path)
+    again = Run(found, options, out=tmp_path)
     again.answer()
-    for name, result in done.results.items():
+    assert names.RSA in again.results
+    for name, result in ((name, done.results[name]) for name in again.results):
         np.testing.assert_array_equal(again.results[name].table["value"], result.table["value"])
         np.testing.assert_array_equal(again.results[name].table["lo"], result.table["lo"])
 
@@ -148,7 +151,8 @@ def recorded(tmp_path):
 
 def test_the_users_recording_with_networks_trained_here(recorded):
     found = study("brain")
-    run = Run(found, found.options(tiny=True, recording=str(recorded / "data.npz")), out=recorded / "runs")
+    options = found.options(tiny=True, parts=("representation",), methods=("RSA",), recording=str(recorded / "data.npz"))
+    run = Run(found, options, out=recorded / "runs")
     run.answer()
     rows = select(run.table, step=names.GIVEN, metric=names.SIMILARITY)
     known = {names.parts(item)[2] for item in rows["item"]}
@@ -162,10 +166,21 @@ def test_the_users_recording_with_networks_trained_here(recorded):
     assert "Similarity of families to your recording" in (run.folder / "report.html").read_text()
 
 
+def test_encoding_models_of_the_users_recording(done, recorded):
+    """The step alone, on the networks of the finished run."""
+    options = BrainOptions(tiny=True, methods=(names.ENCODING,), recording=str(recorded / "data.npz")).sized()
+    found = given_result(GivenTask(BrainTask(options)), Context(done.results, recorded, recorded, recorded))
+    rows = select(found.table, metric=names.SIMILARITY)
+    assert {names.parts(item) for item in rows["item"]} == {(names.ENCODING, "V1", name) for name in (*FAMILIES, PIXELS)}
+    assert set(select(found.table, metric=names.GAIN)["condition"]) == {over(UNTRAINED), over(PIXELS), over(OTHER_FAMILY)}
+
+
 def test_the_users_activations(recorded):
     files = tuple(str(recorded / f"{family}-{i}.npz") for family in ("right", "untrained") for i in range(3))
     found = study("brain")
-    options = found.options(tiny=True, methods=("RSA",), recording=str(recorded / "data.npz"), activations=files)
+    options = found.options(
+        tiny=True, methods=("RSA",), parts=("representation",), recording=str(recorded / "data.npz"), activations=files
+    )
     run = Run(found, options, out=recorded / "runs")
     run.answer()
     row = select(run.table, step=names.GIVEN, metric=names.GAIN, item="RSA, V1: right", condition=over(UNTRAINED))

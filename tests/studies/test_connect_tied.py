@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from checkpointed import TEXTS, saved
 from repscope.cli import run
 from repscope.errors import UserError
-from repscope.models.checkpoints import CheckpointSet, Weights
+from repscope.models.checkpoints import CheckpointSet
+from repscope.models.loading.checkpoint_files import Weights
 from repscope.models.loading.sources import with_head
 from repscope.trace.streaming import check_slots, slots_of, stream_losses
 

@@ -12,6 +12,7 @@ from repscope.errors import UserError
 from repscope.report.page import Page
 from repscope.results import Result, Row
 from repscope.studies.run.options import ModelOptions
+from repscope.studies.run.room import need_room
 from repscope.studies.run.runner import Run
 from repscope.studies.run.study import Answer, Cost, Step, Study
 from tiny_runs import COUNTRIES
@@ -25,7 +26,7 @@ class CountOptions(ModelOptions):
         return [self.table] if self.table else []
 
 
-def counting(versions=(1, 1), ran=None, fail=False):
+def counting(versions=(1, 1), ran=None, fail=False, cost=None):
     """A study of two steps that notes which of them run."""
     ran = [] if ran is None else ran
 
@@ -45,10 +46,10 @@ def counting(versions=(1, 1), ran=None, fail=False):
             ran.append("second")
             return Result.of([Row(metric="count", item="twice", value=2 * context.inputs["first"].table["value"][0])])
 
-        cost = lambda: Cost(tokens=10, network_flops=1e9)  # noqa: E731
+        each = lambda: cost or Cost(tokens=10, network_flops=1e9)  # noqa: E731
         return [
-            Step("first", first, cost, version=versions[0]),
-            Step("second", second, cost, version=versions[1], needs=("first",)),
+            Step("first", first, each, version=versions[0]),
+            Step("second", second, each, version=versions[1], needs=("first",)),
         ]
 
     return Study("count", "How many?", CountOptions, steps, page, lambda record: Answer(["done"])), ran
@@ -101,6 +102,33 @@ def test_a_failed_step_keeps_those_before_it(tmp_path):
     with pytest.raises(RuntimeError, match="bang"):
         answer(tmp_path, fail=True)
     assert answer(tmp_path)[1] == ["second"]
+
+
+@pytest.mark.parametrize(
+    ("cost", "says"),
+    [
+        (Cost(memory_bytes=1e18), "The step 'big' needs about 1e\\+09 GB of memory and this machine has"),
+        (Cost(disk_bytes=1e18), "keeps about 1e\\+09 GB and the disk of .* free; give another --out"),
+        (Cost(fit_flops=1e30), "takes about .* years; give smaller numbers"),
+        (Cost(network_flops=float("nan")), "takes about nan years"),
+    ],
+)
+def test_what_no_machine_can_finish_is_refused(tmp_path, cost, says):
+    for costs in ({"small": Cost(tokens=10, network_flops=1e15, memory_bytes=1e8), "big": cost}, {"big": cost}):
+        with pytest.raises(UserError, match=says):
+            need_room("count", costs, tmp_path / "deep" / "runs")
+    need_room("count", {"small": Cost(tokens=10, network_flops=1e15, memory_bytes=1e8)}, tmp_path)
+    need_room("count", {}, tmp_path)
+
+
+def test_a_run_and_its_plan_are_refused_alike(tmp_path):
+    study, ran = counting(cost=Cost(memory_bytes=1e18))
+    run = Run(study, CountOptions(tiny=True), out=tmp_path)
+    for ask in (run.plan, run.answer):
+        with pytest.raises(UserError, match="'first' needs about"):
+            ask()
+    assert not ran
+    assert not [p for p in tmp_path.iterdir() if p.is_dir()], "no folder is left"
 
 
 def test_a_plan_runs_nothing_and_knows_what_is_done(tmp_path):

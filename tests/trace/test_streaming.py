@@ -16,7 +16,8 @@ from checkpointed import TEXTS, network, saved, tokenizer
 from repscope.data.evaluation import Texts
 from repscope.errors import UserError
 from repscope.manifest import unstamped
-from repscope.models.checkpoints import CheckpointSet, Weights
+from repscope.models.checkpoints import CheckpointSet
+from repscope.models.loading.checkpoint_files import Weights
 from repscope.models.loading.sources import with_head
 from repscope.models.loading.stacked_weights import stack
 from repscope.trace import checkpoint_losses
@@ -252,7 +253,7 @@ def test_no_more_than_one_network_is_allocated(tmp_path):
 import sys, torch, psutil
 from torch import nn
 from pathlib import Path
-from repscope.models.checkpoints import Weights
+from repscope.models.loading.checkpoint_files import Weights
 from repscope.trace.streaming import stream_losses
 def make():
     return nn.Sequential(*[nn.Linear(1000, 1000, bias=False) for _ in range(16)])  # 64 MB

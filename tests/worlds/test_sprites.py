@@ -16,6 +16,7 @@ from repscope.worlds.sprites import (
     explained,
     sprites,
     train_regressor,
+    training_state,
 )
 from repscope.worlds.sprites import diffusion as diffusion_world
 from repscope.worlds.sprites import gan as gan_world
@@ -143,9 +144,9 @@ def test_words_of_captions_are_true_and_some_are_left_out():
     "world", [(train_gan, GAN, gan_world, "sprite_batch", 6), (train_diffusion, DIFFUSION, diffusion_world, "captions", 2)]
 )
 def test_a_killed_training_ends_with_the_same_weights(world, tmp_path, monkeypatch):
-    train, sizes, module, _, at = world
+    train, sizes, *_, at = world
     whole = train(sizes)
-    saved, step = tmp_path / "state.safetensors", module.average_weights
+    saved, step = tmp_path / "state.safetensors", training_state.average_weights
 
     calls = []
 
@@ -155,11 +156,11 @@ def test_a_killed_training_ends_with_the_same_weights(world, tmp_path, monkeypat
             raise KeyboardInterrupt
         step(*given)
 
-    monkeypatch.setattr(module, "average_weights", killed)
+    monkeypatch.setattr(training_state, "average_weights", killed)
     with pytest.raises(KeyboardInterrupt):
         train(sizes, saved=saved)
     assert saved.is_file()
-    monkeypatch.setattr(module, "average_weights", lambda *given: (calls.append(1), step(*given)))
+    monkeypatch.setattr(training_state, "average_weights", lambda *given: (calls.append(1), step(*given)))
     again = train(sizes, saved=saved)
     assert calls.count(1) == sizes.steps - sizes.keep * (at // sizes.keep), "it went on where it was saved"
     assert not saved.exists()

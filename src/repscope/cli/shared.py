@@ -4,14 +4,36 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TextIO
+from typing import Annotated, Any, Literal, TextIO, get_args
 
-from cyclopts import App, Group, Parameter
+from cyclopts import App, ArgumentCollection, CoercionError, Group, Parameter
 from cyclopts.validators import Number
 
 from repscope import __version__
 from repscope.data.reading import HELP
 from repscope.names import printable
+
+
+def _need_whole_numbers(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Refuse decimals for the whole-number options of every command; cyclopts would round them."""
+    for argument in arguments:
+        for token in argument.tokens if _is_whole(argument.hint) else ():
+            if _has_decimals(token.value):
+                raise CoercionError(f"{token.value} is not a whole number.", token=token, argument=argument, target_type=int)
+
+
+def _is_whole(hint: Any) -> bool:
+    """Whether values of a type are whole numbers, or several of them."""
+    parts = get_args(hint)
+    return hint is int or (any(map(_is_whole, parts)) and not any(part in (float, str) for part in parts))
+
+
+def _has_decimals(text: str) -> bool:
+    try:
+        return "." in text and not float(text).is_integer()
+    except ValueError:  # no number; cyclopts says so
+        return False
+
 
 app = App(
     name="repscope",
@@ -21,6 +43,7 @@ app = App(
     # --methods A B C takes all three; there is no --empty-methods, as an empty list means nothing anywhere. No value is
     # read as JSON: [a].csv is a file.
     default_parameter=Parameter(consume_multiple=True, negative_iterable=(), json_dict=False, json_list=False),
+    config=_need_whole_numbers,
 )
 
 _RUN = Group("Run")

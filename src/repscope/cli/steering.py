@@ -7,7 +7,7 @@ from typing import Any, Unpack
 
 from repscope.data.contrasts import Contrast, contrast, contrast_names
 from repscope.data.reading import How
-from repscope.data.tables import SUFFIXES
+from repscope.data.table_files import SUFFIXES
 from repscope.directions import DirectionSet
 from repscope.errors import UserError, unknown
 from repscope.models.language import LanguageModel

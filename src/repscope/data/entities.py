@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 from repscope.data import facts
 from repscope.data.facts import TokenCount
 from repscope.data.reading import How
-from repscope.data.tables import clean, missing, read_table, table_path
+from repscope.data.table_files import missing
+from repscope.data.tables import clean, read_table, table_path
 from repscope.errors import UserError, unknown
 
 LEAST_ROWS = 20

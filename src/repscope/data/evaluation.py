@@ -20,7 +20,8 @@ from jaxtyping import Int
 
 from repscope.data.reading import How
 from repscope.data.separated import lines_of
-from repscope.data.tables import SUFFIXES, WORKBOOKS, read_table
+from repscope.data.table_files import SUFFIXES
+from repscope.data.tables import WORKBOOKS, read_table
 from repscope.errors import UserError, unknown
 
 FIRST = "id"  #: split whose losses have no prefix

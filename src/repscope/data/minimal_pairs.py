@@ -20,7 +20,8 @@ import numpy as np
 from jaxtyping import Int
 
 from repscope.data.reading import How
-from repscope.data.tables import SUFFIXES, DataTable, read_table
+from repscope.data.table_files import SUFFIXES
+from repscope.data.tables import DataTable, read_table
 from repscope.errors import UserError, unknown
 
 #: names of columns in use, the first that a table has is taken

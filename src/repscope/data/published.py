@@ -21,7 +21,8 @@ import pandas as pd
 from repscope.data.numerals import is_numeral, numbers
 from repscope.data.reading import How, shortened
 from repscope.data.separated import text_of
-from repscope.data.tables import SUFFIXES, DataTable, read_table
+from repscope.data.table_files import SUFFIXES
+from repscope.data.tables import DataTable, read_table
 from repscope.errors import UserError, unknown
 
 RUN, CLUSTER = "run", "cluster"

@@ -8,7 +8,8 @@ from typing import Unpack
 
 from repscope.data.reading import How
 from repscope.data.separated import lines_of
-from repscope.data.tables import SUFFIXES, WORKBOOKS, read_table
+from repscope.data.table_files import SUFFIXES
+from repscope.data.tables import WORKBOOKS, read_table
 from repscope.errors import UserError, unknown
 
 SEEN = (

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from repscope.arrays import as_array
 from repscope.errors import UserError
 from repscope.models.sites import Site
 
@@ -54,7 +55,7 @@ class Direction:
     __array_ufunc__ = None  # so that numpy scalars defer arithmetic to this class
 
     def __post_init__(self) -> None:
-        vector = np.array(self.vector, dtype=np.float64)
+        vector = np.array(as_array(self.vector, "features"), dtype=np.float64)
         with np.errstate(over="ignore"):
             length = float(np.linalg.norm(vector))
         if vector.ndim != 1 or not abs(length - 1) <= _LENGTH:
@@ -81,7 +82,7 @@ class Direction:
         UserError
             If the vector is zero, not finite, or too large for float32.
         """
-        wide = np.asarray(weights, dtype=np.float64)
+        wide = np.asarray(as_array(weights, f"weights of {name!r}"), dtype=np.float64)
         with np.errstate(over="ignore"):
             length = float(np.linalg.norm(wide))
         if not np.isfinite(length) or length == 0:
@@ -114,12 +115,12 @@ class Direction:
 
     def score(self, rows: Float[np.ndarray, "row feature"]) -> Float[np.ndarray, "row"]:
         """Score of a probe with these weights per row: scale × (row · vector) + offset."""
-        result: np.ndarray = self.scale * (rows @ self.vector) + self.offset
+        result: np.ndarray = self.scale * self.coordinates(rows) + self.offset
         return result
 
     def coordinates(self, rows: Float[np.ndarray, "row feature"]) -> Float[np.ndarray, "row"]:
         """Projection of each row, row · vector, in the rows' units."""
-        given = np.asarray(rows)
+        given = as_array(rows, "rows")
         if given.shape[-1:] != self.vector.shape:
             raise UserError(f"The rows have shape {given.shape}, and {self.name!r} has {self.width} features.")
         result: np.ndarray = given @ self.vector

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from repscope import notebook
+from repscope.arrays import as_array
 from repscope.directions import control_vectors, matrix, native, steering_vectors
 from repscope.directions.architectures import agree
 from repscope.directions.direction import Direction
@@ -151,8 +152,8 @@ class DirectionSet:
         UserError
             If there is no direction at the site, or widths differ.
         """
-        vectors = self._matrix(site, np.asarray(rows))
-        result: np.ndarray = np.asarray(rows) @ vectors.T
+        given = as_array(rows, "rows")
+        result: np.ndarray = given @ self._matrix(site, given).T
         return result
 
     def project_out(
@@ -165,7 +166,7 @@ class DirectionSet:
         UserError
             If there is no direction at the site, or widths differ.
         """
-        given = np.asarray(rows)
+        given = as_array(rows, "rows")
         _, lengths, basis = np.linalg.svd(self._matrix(site, given), full_matrices=False)
         basis = basis[lengths > lengths.max() * 1e-7]  # as `Edit.project_out` does
         result: np.ndarray = given - (given @ basis.T) @ basis

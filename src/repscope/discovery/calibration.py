@@ -25,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from repscope.arrays import as_tensor
 from repscope.discovery.objectives import magnitude
 from repscope.discovery.solvers import SOLVERS, SolverTask, jvp, mean_over
 from repscope.discovery.subject import Context, LanguageSubject, Subject
@@ -77,7 +78,7 @@ class Fluency:
         """KL in nats per vector and prompt."""
         plain = self._logits(self._hidden)[None]
         found = []
-        for some in torch.split(vectors, 16):
+        for some in torch.split(as_tensor(vectors, "vectors", "direction width"), 16):
             steered = self._logits((self._hidden + self._subject.effect(self._context, some).cpu()).flatten(0, 1))
             found.append(kl_from_first(torch.cat([plain, torch.unflatten(steered, 0, (len(some), -1))])))
         return torch.cat(found)

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse.csgraph import connected_components
 
+from repscope.arrays import as_array
 from repscope.errors import UserError
 
 RECOVERED = 0.9
@@ -45,7 +46,7 @@ class Recovery:
 
 def recovery(found: Matrix, truth: Float[np.ndarray, "feature width"], at: float = RECOVERED) -> Recovery:
     """Recovery of planted features; see the table."""
-    cos = np.abs(unit(found) @ unit(truth).T)
+    cos = _cosines(found, truth)
     hit = cos.max(1) > at
     distinct = len(set(cos.argmax(1)[hit])) / len(found)
     return Recovery(
@@ -64,7 +65,7 @@ class Diversity:
 
 def diversity(effects: Float[np.ndarray, "direction prompt feature"], at: float = CLUSTERED) -> Diversity:
     """Of mean effects over prompts."""
-    means = effects.mean(1, dtype=np.float64)
+    means = _effects(effects).mean(1, dtype=np.float64)
     cos = np.abs(unit(means) @ unit(means).T)
     sizes = np.linalg.svd(means, compute_uv=False)
     p = sizes[sizes > 0] / sizes.sum() if sizes.sum() else np.ones(1)
@@ -93,6 +94,8 @@ def consistency(
     UserError
         For a single prompt.
     """
+    effects = _effects(effects)
+    vectors = None if vectors is None else as_array(vectors, "vectors", "direction width")
     k, n = effects.shape[:2]
     if n < 2:
         raise UserError("Consistency compares effects on several prompts; give two or more.")
@@ -111,6 +114,7 @@ def effect_norm(
     effects: Float[np.ndarray, "direction prompt feature"], spread: Float[np.ndarray, "feature"]
 ) -> tuple[float, float]:
     """Mean norm of effects, and their root mean square in standard deviations of the target's coordinates."""
+    effects, spread = _effects(effects), as_array(spread, "spreads", "feature")
     z = effects / np.maximum(spread, 1e-6 * spread.max())
     return float(np.linalg.norm(effects, axis=-1).mean()), float(np.sqrt(np.mean(z**2, axis=-1)).mean())
 
@@ -131,22 +135,41 @@ def dose_curve(
     minus: Float[np.ndarray, "direction prompt feature"],
 ) -> DoseCurve:
     """From mean effects at half the scale, the scale and minus the scale."""
-    a, b, c = (x.mean(1, dtype=np.float64) for x in (half, whole, minus))
+    a, b, c = (_effects(x).mean(1, dtype=np.float64) for x in (half, whole, minus))
     ratio = 2 * np.linalg.norm(a, axis=1) / np.maximum(np.linalg.norm(b, axis=1), 1e-30)
     return DoseCurve(float((unit(a) * unit(b)).sum(1).mean()), float(ratio.mean()), float((unit(c) * unit(b)).sum(1).mean()))
 
 
 def stability(a: Matrix, b: Matrix) -> float:
     """Mean |cos| between directions of two runs, matched one to one."""
-    cos = np.abs(unit(a) @ unit(b).T)
+    cos = _cosines(a, b)
     rows, columns = linear_sum_assignment(cos, maximize=True)
     return float(cos[rows, columns].mean())
 
 
 def unit(rows: Float[np.ndarray, "*row feature"]) -> Float[np.ndarray, "*row feature"]:
     """Rows normalised to unit norm; zeros stay zero."""
+    rows = as_array(rows, "rows")
     hat: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-30)
     return hat
+
+
+def _effects(given: Float[np.ndarray, "direction prompt feature"]) -> Float[np.ndarray, "direction prompt feature"]:
+    found = as_array(given, "effects", "direction prompt feature")
+    if not found.size or not np.isfinite(found).all():
+        raise UserError("The effects are to be finite numbers, of a direction and a prompt at least.")
+    return found
+
+
+def _cosines(a: Matrix, b: Matrix) -> Float[np.ndarray, "direction direction"]:
+    """Absolute cosines of all pairs."""
+    a, b = as_array(a, "directions", "direction width"), as_array(b, "directions", "direction width")
+    if a.shape[1] != b.shape[1] or not len(a) or not len(b):
+        raise UserError(f"The directions have the shapes {a.shape} and {b.shape}; give two sets of one width.")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise UserError("Some directions are not finite; leave them out.")
+    found: np.ndarray = np.abs(unit(a) @ unit(b).T)
+    return found
 
 
 def _off(hat: Float[np.ndarray, "direction feature"]) -> float:

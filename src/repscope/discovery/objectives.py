@@ -14,6 +14,7 @@ loss per direction; a solver minimises their sum.
 satisfy the contrastive objective alone. Objectives form weighted sums: `l2(2, 2) + 0.5 * contrastive()` or "l2 + 0.5 * contrastive".
 """  # noqa: E501
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ class Objective:
         return Objective(self.parts + other.parts, self.coupled or other.coupled)
 
     def __rmul__(self, weight: float) -> "Objective":
+        _need_positive("weight of an objective", weight)
         return Objective(tuple((weight * w, name, terms) for w, name, terms in self.parts), self.coupled)
 
     def __str__(self) -> str:
@@ -103,8 +105,17 @@ class Objective:
 
 
 def l2(p: float = 2, q: float | None = None, *, subtract_skip: bool = False) -> Objective:
-    """MELBO's norm of the effects; default q = p."""
-    return _one(f"l2({p:g}, {p if q is None else q:g}{_skip(subtract_skip)})", partial(_l2, p, q or p, subtract_skip))
+    """MELBO's norm of the effects; default q = p.
+
+    Raises
+    ------
+    UserError
+        For an exponent that is not finite and above zero.
+    """
+    q = p if q is None else q
+    _need_positive("exponent p", p)
+    _need_positive("exponent q", q)
+    return _one(f"l2({p:g}, {q:g}{_skip(subtract_skip)})", partial(_l2, p, q, subtract_skip))
 
 
 def magnitude(*, per_spread: bool = False, subtract_skip: bool = False) -> Objective:
@@ -121,10 +132,9 @@ def contrastive(
     Raises
     ------
     UserError
-        For a temperature that is not above zero, or other negatives.
+        For a temperature that is not finite and above zero, or other negatives.
     """
-    if not tau > 0:
-        raise UserError(f"The temperature tau is {tau}; it must be above 0.")
+    _need_positive("temperature tau", tau)
     if negatives not in ("all", "same_prompt"):
         raise unknown("choice of negatives", negatives, ("all", "same_prompt"))
     name = f"contrastive({tau:g}, {negatives}{', sign_blind' if sign_blind else ''}{_skip(subtract_skip)})"
@@ -154,16 +164,20 @@ def objective(text: "str | Objective") -> Objective:
     Raises
     ------
     UserError
-        For an unknown name, or a weight that is not a number.
+        For an unknown name, or a weight that is not finite and above zero.
     """
     if isinstance(text, Objective):
         return text
+    if not isinstance(text, str):
+        raise UserError(f"An objective is a text such as 'magnitude + contrastive', and this is of {type(text).__name__}.")
     total: Objective | None = None
     for term in text.split("+"):
         found = re.fullmatch(r"\s*(?:([\d.eE-]+)\s*\*)?\s*(\w+)\s*", term)
         if found is None or found[2] not in OBJECTIVES:
             raise unknown("objective", term.strip(), OBJECTIVES)
-        one = (float(found[1]) if found[1] else 1.0) * OBJECTIVES[found[2]]()
+        one = OBJECTIVES[found[2]]()
+        if found[1]:
+            one = _number(found[1]) * one
         total = one if total is None else total + one
     assert total is not None
     return total
@@ -214,6 +228,18 @@ def _soft_orthogonal(subtract_skip: bool, seen: Seen) -> Float[Tensor, "directio
 
 def _one(name: str, terms: Terms, coupled: bool = False) -> Objective:
     return Objective(((1.0, name, terms),), coupled)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _need_positive(what: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise UserError(f"The {what} is {value}; it must be finite and above 0.")
 
 
 def _skip(subtract_skip: bool) -> str:

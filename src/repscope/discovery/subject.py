@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from repscope.arrays import as_tensor
 from repscope.discovery.objectives import Objective, Seen
 from repscope.errors import UserError, unknown
 from repscope.models.language import LanguageModel
@@ -82,6 +83,7 @@ class Subject(ABC):
 
     def effect(self, context: Context, vectors: Float[Tensor, "direction width"]) -> Float[Tensor, "direction row feature"]:
         """Effects without gradients."""
+        vectors = as_tensor(vectors, "vectors", "direction width")
         delta = vectors.new_empty(len(vectors), len(context.rows), context.features)
         with torch.no_grad():
             for part in context.parts:
@@ -263,11 +265,13 @@ class FunctionSubject(Subject):
         Raises
         ------
         UserError
-            If there is none.
+            If there is none, or some are not finite.
         """
-        states = prompts
+        states = as_tensor(prompts, "states")
         if states.dim() != 2 or not len(states):
             raise UserError(f"The states have the shape {tuple(states.shape)}; give (sample, width) with a sample at least.")
+        if not bool(torch.isfinite(states).all()):
+            raise UserError("Some states are not finite; leave these samples out.")
         with torch.no_grad():
             base = self.f(states)
 

@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from repscope.errors import UserError
 from repscope.manifest import stamped, unstamped
-from repscope.models.checkpoints import Weights
+from repscope.models.loading.checkpoint_files import Weights
 from repscope.progress import progress
 from repscope.trace.interpolation import POINTS, Curves, check_states
 from repscope.untrusted import parse_json

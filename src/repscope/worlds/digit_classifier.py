@@ -19,18 +19,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from repscope.arrays import as_tensor
 from repscope.errors import UserError
 from repscope.models.loading.stacked_weights import State
-from repscope.progress import progress
 from repscope.worlds.digits import CLASSES, Images, digits
-from repscope.worlds.hans.stacked import one_thread
+from repscope.worlds.image_reader import BATCH, blurred, first_weights, read_images, trained, unexplained
 
 SIDE = 8  #: pixels
 PIXELS = SIDE * SIDE
 CLASS_NAMES = tuple(f"digit {c}" for c in range(CLASSES))
 STEPS = 600
-_BATCH, _RATE, _NOISE, _SHIFT = 128, 3e-3, 0.05, 0.5
-_AT_ONCE = 4096
+_NOISE, _BLUR, _SHIFT = 0.05, 0.2, 0.5
+_AT_ONCE = 4096  #: images whose nearest digits are found at once
+
+_SHAPES = {"first": (24, 1, 3, 3), "second": (48, 24, 3, 3), "third": (128, 48 * 4), "last": (CLASSES, 128)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +42,6 @@ class DigitClassifier:
     weights: State
     accuracy: Float[np.ndarray, "class"]
 
-    @torch.no_grad()
     def __call__(self, images: Float[Tensor, "image pixel"]) -> Float[Tensor, "image class"]:
         """Probabilities of classes, of images with values from 0 to 1.
 
@@ -49,11 +50,7 @@ class DigitClassifier:
         UserError
             For images of another size, or that are not finite.
         """
-        if images.dim() != 2 or images.shape[1] != PIXELS:
-            raise UserError(f"The images have the shape {tuple(images.shape)}; give (image, {PIXELS}), pixels from 0 to 1.")
-        if not bool(torch.isfinite(images).all()):
-            raise UserError("Some images are not finite, so no digits can be read from them.")
-        return torch.cat([_logits(self.weights, some).softmax(-1) for some in torch.split(images, _AT_ONCE)])
+        return read_images(images, PIXELS, "digits", lambda some: _logits(self.weights, some).softmax(-1))
 
 
 def digit_batch(count: int, seed: int) -> Float[Tensor, "image pixel"]:
@@ -78,24 +75,15 @@ def train_classifier(seed: int = 0, steps: int = STEPS) -> DigitClassifier:
     UserError
         For fewer than one step.
     """
-    if steps < 1:
-        raise UserError(f"{steps} steps train nothing; take at least 1.")
     held = _digits()
     own = held.train[seed % 2 :: 2]
     generator = torch.Generator().manual_seed(2 * seed + 1)
-    weights = {name: w.requires_grad_() for name, w in _initial(generator).items()}
-    adam = torch.optim.Adam(list(weights.values()), lr=_RATE)
-    with progress("classifier of digits", steps) as advance, one_thread(), torch.enable_grad():
-        for step in range(steps):
-            drawn = own[torch.randint(len(own), (_BATCH,), generator=generator)]
-            loss = functional.cross_entropy(_logits(weights, _varied(held.inputs[drawn], generator)), held.labels[drawn])
-            adam.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            for group in adam.param_groups:
-                group["lr"] = _RATE * (1 - step / steps)
-            adam.step()
-            advance(1)
-    found = {name: w.detach() for name, w in weights.items()}
+
+    def loss(weights: State) -> Tensor:
+        drawn = own[torch.randint(len(own), (BATCH,), generator=generator)]
+        return functional.cross_entropy(_logits(weights, _varied(held.inputs[drawn], generator)), held.labels[drawn])
+
+    found = trained("classifier of digits", first_weights(_SHAPES, generator), steps, loss)
     read = DigitClassifier(found, np.zeros(CLASSES))(held.inputs[held.test]).argmax(-1)
     return DigitClassifier(found, class_accuracy(read.numpy(), held.labels[held.test].numpy()))
 
@@ -127,27 +115,14 @@ def explained_by_digits(images: Float[Tensor, "image pixel"]) -> float:
     UserError
         If all images are the same.
     """
-    held = _digits()
-    spread = float((images - images.mean(0)).square().sum())
-    if not spread > 0:
-        raise UserError("All images are the same, so no share of their variance is defined.")
+    held, images = _digits(), as_tensor(images, "images", "image pixel")
     distances = torch.cat([torch.cdist(some, held.inputs[held.train]).amin(1) for some in torch.split(images, _AT_ONCE)])
-    return 1 - float(distances.square().sum()) / spread
+    return 1 - unexplained(images, float(distances.square().sum()))
 
 
 @cache
 def _digits() -> Images:
     return digits()
-
-
-def _initial(generator: torch.Generator) -> State:
-    shapes = {"first": (24, 1, 3, 3), "second": (48, 24, 3, 3), "third": (128, 48 * 4), "last": (CLASSES, 128)}
-    state: State = {}
-    for name, shape in shapes.items():
-        inputs = int(np.prod(shape[1:]))
-        state[f"{name}.weight"] = torch.randn(shape, generator=generator) * (2 / inputs) ** 0.5
-        state[f"{name}.bias"] = torch.zeros(shape[0])
-    return state
 
 
 def _logits(w: State, images: Tensor) -> Tensor:
@@ -165,6 +140,5 @@ def _varied(images: Tensor, generator: torch.Generator) -> Tensor:
     still = torch.eye(2).expand(len(square), 2, 2)
     grid = functional.affine_grid(torch.cat([still, move], 2), list(square.shape), align_corners=False)
     moved = functional.grid_sample(square, grid, align_corners=False)
-    share = 0.2 * torch.rand(len(square), 1, 1, 1, generator=generator)
-    mixed = ((1 - share) * moved + share * functional.avg_pool2d(moved, 3, 1, 1)).flatten(1)
+    mixed = blurred(moved, _BLUR, generator)
     return mixed + _NOISE * torch.randn(mixed.shape, generator=generator)

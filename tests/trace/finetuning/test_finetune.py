@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from repscope.errors import UserError
-from repscope.models.checkpoints import CheckpointSet, Weights
+from repscope.models.checkpoints import CheckpointSet
+from repscope.models.loading.checkpoint_files import Weights
 from repscope.trace.finetuning import FineTuning, finetune, run
 from repscope.trace.finetuning.series import Series
 from toy_chat import TASK, toy

@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from repscope.data.connectomes.named_matrices import as_names, edges_to_matrix
-from repscope.data.tables import SUFFIXES, read_table
+from repscope.data.table_files import SUFFIXES
+from repscope.data.tables import read_table
 from repscope.errors import UserError, no_file, unknown
 
 EDGES: Mapping[str, str] = {"pre": "pre", "post": "post", "synapses": "n_synapses", "exposure": "dend_len"}

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from repscope.arrays import as_tensor
 from repscope.discovery.generators.subjects import DiffusionSubject, NoisyImages, latent_subject, noisy_images
 from repscope.discovery.subject import Context, Subject
 from repscope.errors import UserError
@@ -46,14 +47,35 @@ class Bed(ABC):
     def dosed(
         self, unit: Float[Tensor, "direction image width"], doses: tuple[float, ...]
     ) -> Float[Tensor, "dose direction image pixel"]:
-        """The held-out images with multiples of unit vectors at the scale. The dose 0 is computed once for all directions."""
+        """The held-out images with multiples of unit vectors at the scale. The dose 0 is computed once for all directions.
+
+        Raises
+        ------
+        UserError
+            For vectors that are not one per direction and held-out image.
+        """
+        unit = self._fitting(unit)
         count = len(unit)
         plain = self.images(torch.zeros_like(unit[:1])).expand(count, -1, -1)
         return torch.stack([plain if dose == 0 else self.images(dose * self.scale * unit) for dose in doses])
 
     def every(self, unit: Float[np.ndarray, "direction width"]) -> Float[Tensor, "direction image width"]:
         """The same vector for every image."""
-        return torch.from_numpy(np.ascontiguousarray(unit, dtype=np.float32))[:, None].expand(-1, self.held, -1)
+        return as_tensor(unit, "directions", "direction width").detach().float()[:, None].expand(-1, self.held, -1)
+
+    def _fitting(self, vectors: Float[Tensor, "direction image width"]) -> Float[Tensor, "direction image width"]:
+        vectors, width = as_tensor(vectors, "vectors", "direction image width"), self.context.width
+        if vectors.shape[1:] != (self.held, width):
+            raise UserError(
+                f"The vectors have the shape {tuple(vectors.shape)}; give (direction, {self.held}, {width}), as `every` does."
+            )
+        return vectors
+
+    def _need_sizes(self) -> None:
+        if self.held < 1:
+            raise UserError(f"{self.held} held-out images are asked for; ask for at least 1.")
+        if not 0 <= self.scale < float("inf"):
+            raise UserError(f"The scale is {self.scale}; it must be finite and above 0, or 0 for half the median norm.")
 
 
 @dataclass(eq=False)
@@ -69,6 +91,7 @@ class LatentBed(Bed):
     context: Context = field(init=False)
 
     def __post_init__(self) -> None:
+        self._need_sizes()
         self.subject = latent_subject(self.generator)
         self.context = self.subject.context(self.generator.latents(self.samples, 2 * self.seed + 1))
         self.z = self.generator.latents(self.held, 2 * self.seed + 2)
@@ -77,7 +100,7 @@ class LatentBed(Bed):
     @torch.no_grad()
     def images(self, vectors: Float[Tensor, "direction image width"]) -> Float[Tensor, "direction image pixel"]:
         """As `Bed`."""
-        found = [self.generator.images(some) for some in torch.split((self.z + vectors).flatten(0, 1), _ROWS * 8)]
+        found = [self.generator.images(some) for some in torch.split((self.z + self._fitting(vectors)).flatten(0, 1), _ROWS * 8)]
         return torch.unflatten(torch.cat(found), 0, vectors.shape[:2]).clamp(0, 1)
 
 
@@ -106,17 +129,16 @@ class DiffusionBed(Bed):
 
     def __post_init__(self) -> None:
         pixels = self.generator.pixels
-        if not isinstance(self.source, Tensor) or self.source.dim() != 2 or self.source.shape[1] != pixels:
-            shape = tuple(getattr(self.source, "shape", ()))
+        self.source = as_tensor(self.source, "images")
+        if self.source.dim() != 2 or self.source.shape[1] != pixels:
             raise UserError(
-                f"The images have the shape {shape}; give a tensor (image, {pixels}), channels, rows and columns in one."
+                f"The images have the shape {tuple(self.source.shape)}; give (image, {pixels}), channels, rows and columns in one."
             )
         if not torch.isfinite(self.source).all() or float(self.source.abs().median()) > _MOST:
             raise UserError(
                 "The images are not numbers near those that the model draws; give values as it has them, mostly from -1 to 1."
             )
-        if self.held < 1:
-            raise UserError(f"{self.held} held-out noises are asked for; ask for at least 1.")
+        self._need_sizes()
         descending(self.generator.levels, self.steps)
         self.subject = DiffusionSubject(self.generator, self.site, self.target)
         self.context = self.subject.context(self.noisy)
@@ -130,6 +152,7 @@ class DiffusionBed(Bed):
 
     def images(self, vectors: Float[Tensor, "direction image width"]) -> Float[Tensor, "direction image pixel"]:
         """As `Bed`."""
+        vectors = self._fitting(vectors)
         noise = self.start.expand(len(vectors), -1, -1).flatten(0, 1)
         added = vectors.flatten(0, 1)
         found = [

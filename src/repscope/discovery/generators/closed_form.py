@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from repscope.arrays import as_tensor
 from repscope.errors import UserError
 from repscope.models.generators import LatentGenerator
 
@@ -24,8 +25,9 @@ def sefa(generator: LatentGenerator, n: int) -> Float[Tensor, "direction latent"
     Raises
     ------
     UserError
-        If the layer has fewer singular vectors, or no layer reads z.
+        For no direction, if the layer has fewer singular vectors, or no layer reads z.
     """
+    _need_some(n)
     weight = functional.normalize(generator.projection().double(), dim=1)
     _, _, right = torch.linalg.svd(weight, full_matrices=False)
     if n > len(right):
@@ -41,8 +43,9 @@ def ganspace(generator: LatentGenerator, n: int, *, samples: int = 10_000, seed:
     Raises
     ------
     UserError
-        For more directions than components.
+        For no direction, or more than components.
     """
+    _need_some(n)
     z = generator.latents(samples, seed)
     y = torch.cat([generator.features(some) for some in torch.split(z, 2048)]).double()
     y = y - y.mean(0)
@@ -60,8 +63,13 @@ def regressed(latents: Float[Tensor, "sample latent"], factors: Float[Tensor, "s
     Raises
     ------
     UserError
-        For fewer samples than latent dimensions.
+        For fewer samples than latent dimensions, other numbers of factors, and values that are not finite.
     """
+    latents, factors = as_tensor(latents, "latents", "sample latent"), as_tensor(factors, "factors", "sample factor")
+    if len(factors) != len(latents):
+        raise UserError(f"There are {len(latents)} latents and factors of {len(factors)} samples; give one row of each per sample.")
+    if not bool(torch.isfinite(latents).all() and torch.isfinite(factors).all()):
+        raise UserError("Some latents or factors are not finite; leave these samples out.")
     if len(latents) <= latents.shape[1]:
         raise UserError(f"{len(latents)} samples do not determine {latents.shape[1]} weights; give more.")
     z, f = (x.double() - x.double().mean(0) for x in (latents, factors))
@@ -75,9 +83,16 @@ def orthogonalised(directions: Float[Tensor, "factor width"]) -> Float[Tensor, "
     Raises
     ------
     UserError
-        For directions that depend on each other linearly, of which some have nothing of their own.
+        For directions that are not finite, or depend on each other linearly, of which some have nothing of their own.
     """
-    rows = functional.normalize(directions.double(), dim=1)
+    rows = functional.normalize(as_tensor(directions, "directions", "factor width").double(), dim=1)
+    if not bool(torch.isfinite(rows).all()):
+        raise UserError("Some directions are not finite; leave them out.")
     if int(torch.linalg.matrix_rank(rows, rtol=1e-5)) < len(rows):
         raise UserError(f"The {len(rows)} directions depend on each other, so that none can be orthogonal to the others.")
     return functional.normalize(torch.linalg.pinv(rows).T, dim=1).float()
+
+
+def _need_some(n: int) -> None:
+    if n < 1:
+        raise UserError(f"{n} directions are asked for; ask for at least 1.")

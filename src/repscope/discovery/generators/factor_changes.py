@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from repscope.arrays import as_array
 from repscope.errors import UserError
 
 SPREAD = 1 / np.sqrt(3)  #: standard deviation of a uniform factor on [-1, 1]
@@ -65,8 +66,11 @@ def factor_changes(
     Raises
     ------
     UserError
-        For fewer than two doses or four images, doses that do not ascend, or factors that are not finite.
+        For fewer than two doses or four images, doses that do not ascend, factors that are not finite, and a spread that is not
+        above zero.
     """
+    read, doses = as_array(read, "factors", "dose direction image factor"), as_array(doses, "doses", "dose")
+    spread = as_array(spread, "spreads")
     if len(doses) < 2 or len(doses) != len(read) or not (np.diff(doses) > 0).all():
         raise UserError(f"The doses are {list(doses)} for {len(read)} sets of factors; give two or more, ascending, one per set.")
     images = read.shape[2]
@@ -74,6 +78,8 @@ def factor_changes(
         raise UserError(f"There are {images} images; give four or more, as one half chooses what the other half reports.")
     if not np.isfinite(read).all():
         raise UserError("Some factors are not finite; see that the edited images are.")
+    if not (np.isfinite(spread) & (spread > 0)).all():
+        raise UserError("The spread of every factor must be finite and above 0.")
     slope = (read[-1] - read[0]).astype(np.float64) / (doses[-1] - doses[0]) / spread
     chosen, reported = slope[:, : images // 2], slope[:, images // 2 :]
     each = np.arange(len(slope))

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from repscope import manifest
+from repscope.arrays import as_tensor
 from repscope.disk import whole_file
 from repscope.errors import UserError, unknown
 
@@ -60,7 +61,7 @@ class LatentDirections:
 
     def at(self, z: Float[Tensor, "seed sample width"]) -> Float[Tensor, "seed direction sample width"]:
         """Unit vectors for latents, which differ by seed. Differentiable."""
-        bias = self.weights["bias.0"]
+        bias, z = self.weights["bias.0"], as_tensor(z, "latents", "seed sample width")
         if self.kind == "fixed":
             return functional.normalize(bias, dim=-1)[:, :, None].expand(-1, -1, z.shape[1], -1)
         x = z[:, None].expand(-1, bias.shape[1], -1, -1)
@@ -77,7 +78,16 @@ class LatentDirections:
             return functional.normalize(self.at(z).mean(2), dim=-1)
 
     def of_seed(self, index: int) -> "LatentDirections":
-        """Those of one seed."""
+        """Those of one seed.
+
+        Raises
+        ------
+        UserError
+            If there is no such seed.
+        """
+        count = len(self.weights["bias.0"])
+        if not 0 <= index < count:
+            raise UserError(f"There is no seed {index}; these are directions of {count}, counted from 0.")
         return LatentDirections(self.kind, {name: w[index : index + 1] for name, w in self.weights.items()})
 
     def save(self, path: Path) -> None:

@@ -18,7 +18,7 @@ in expectation. Neither loss has a term for the size of an effect.
 """
 
 from functools import partial
-from math import log
+from math import inf, log
 
 import torch
 from jaxtyping import Float
@@ -37,7 +37,7 @@ def latent_clr(temperature: float = TEMPERATURE, *, divide: bool = False, sign_b
     Raises
     ------
     UserError
-        For a temperature that is not above zero.
+        For a temperature that is not finite and above zero.
     """
     _need(temperature)
     name = f"latent_clr({temperature:g}{', divided' if divide else ''}{'' if sign_blind else ', signed'})"
@@ -51,15 +51,15 @@ def noise_clr(tau: float = TEMPERATURE) -> Objective:
     Raises
     ------
     UserError
-        For a temperature that is not above zero.
+        For a temperature that is not finite and above zero.
     """
     _need(tau)
     return Objective(((1.0, f"noise_clr({tau:g})", partial(_noise_clr, tau)),), coupled=True)
 
 
 def _need(temperature: float) -> None:
-    if not temperature > 0:
-        raise UserError(f"The temperature is {temperature}; it must be above 0.")
+    if not 0 < temperature < inf:
+        raise UserError(f"The temperature is {temperature}; it must be finite and above 0.")
 
 
 def _unit(seen: Seen) -> Float[Tensor, "direction sample feature"]:

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from repscope.arrays import as_tensor
 from repscope.discovery.generators.latent_directions import LatentDirections
 from repscope.discovery.generators.published_losses import latent_clr, noise_clr
 from repscope.discovery.generators.shared_reads import SharedReads
@@ -149,6 +150,7 @@ def train_noise_clr(
     UserError
         For fewer than two directions or images, no step, or a loss that is not a number.
     """
+    images = as_tensor(images, "images", "image pixel")
     if len(images) < 2 or batch < 2:
         raise UserError("NoiseCLR compares images; give two or more, and a batch of two or more.")
     width = generator.width(site)

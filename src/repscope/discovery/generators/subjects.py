@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from repscope.arrays import as_tensor
 from repscope.discovery.generators.shared_reads import SharedReads
 from repscope.discovery.subject import Context, FunctionSubject, Subject
 from repscope.errors import UserError, unknown
@@ -51,8 +52,11 @@ def noisy_images(
     Raises
     ------
     UserError
-        For times outside [0, 1], or without an image.
+        For times outside [0, 1], without an image, and for images of another size.
     """
+    images, times = as_tensor(images, "images", "image pixel"), tuple(times)
+    if images.shape[1] != generator.pixels:
+        raise UserError(f"The images have {images.shape[1]} pixels; this U-Net takes {generator.pixels}.")
     if not times or not all(0 <= time <= 1 for time in times):
         raise UserError(f"The times are {times}; give shares from 0 to 1 of the noise schedule.")
     if not len(images):
@@ -90,8 +94,18 @@ class DiffusionSubject(Subject):
         self.site, self.model = SITES[site], generator.model
 
     def context(self, prompts: NoisyImages) -> Context:
-        """Cache what the network makes of the noisy images without a vector. Every noisy image counts as a prompt."""
-        x, t = prompts.x, prompts.t
+        """Cache what the network makes of the noisy images without a vector. Every noisy image counts as a prompt.
+
+        Raises
+        ------
+        UserError
+            For what are no `NoisyImages`.
+        """
+        if not isinstance(prompts, NoisyImages):
+            raise UserError(
+                f"A diffusion model is searched on noisy images, and these are {type(prompts).__name__}; make noisy_images."
+            )
+        x, t = as_tensor(prompts.x, "noisy images", "row pixel"), torch.as_tensor(prompts.t)
         states = self._states(x, t)
         norm = float(states.norm(dim=-1).median()) or 1.0
         reads = SharedReads(self.generator, self._read, self.width, norm, share=self.share)

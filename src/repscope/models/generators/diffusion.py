@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from repscope.arrays import as_array, as_tensor
 from repscope.errors import UserError, unknown
 from repscope.models.engine.fingerprint import of_module
 from repscope.models.engine.hooks import first_tensor
@@ -30,7 +31,7 @@ Vectors = Float[Tensor, "row width"]
 
 @dataclass(eq=False)
 class DiffusionGenerator:
-    """A U-Net with its schedule.
+    """A U-Net with its schedule. Images, noise and vectors are tensors, arrays or lists.
 
     unet: a `UNet2DModel` or `UNet2DConditionModel`, in evaluation mode. scheduler: with the noise levels of its training. empty:
     encoding of the empty prompt, for a U-Net that attends to words. name: in results.
@@ -48,6 +49,12 @@ class DiffusionGenerator:
     def __post_init__(self) -> None:
         """Check that the parts fit together."""
         self.levels = noise_levels(self.scheduler)
+        if not hasattr(self.unet, "config"):
+            raise UserError(
+                f"The U-Net is of {type(self.unet).__name__}; give a UNet2DModel or a UNet2DConditionModel of diffusers."
+            )
+        if self.empty is not None:
+            self.empty = as_tensor(self.empty, "words of the empty prompt")
         attends = getattr(self.unet.config, "encoder_hid_dim", None) or getattr(self.unet.config, "cross_attention_dim", None)
         if type(self.unet).__name__ != "UNet2DConditionModel":
             attends = None
@@ -97,8 +104,19 @@ class DiffusionGenerator:
     def noised(
         self, images: Float[Tensor, "row pixel"], noise: Float[Tensor, "row pixel"], t: Int[Tensor, "row"]
     ) -> Float[Tensor, "row pixel"]:
-        """Images with the noise of time t."""
-        level = self.levels[t][:, None]
+        """Images with the noise of time t.
+
+        Raises
+        ------
+        UserError
+            For images and noise of different shapes, and times that are not those of the training.
+        """
+        images, noise = as_tensor(images, "images"), as_tensor(noise, "noises")
+        if images.shape != noise.shape:
+            raise UserError(
+                f"The images have the shape {tuple(images.shape)} and the noises {tuple(noise.shape)}; give equal ones."
+            )
+        level = self.levels[self._times(t, len(images))][:, None]
         return level.sqrt() * images + (1 - level).sqrt() * noise
 
     def predicted(
@@ -111,7 +129,8 @@ class DiffusionGenerator:
         UserError
             For vectors of another shape or an unknown site.
         """
-        x, output = self._output(x, t, site, vectors)
+        x = as_tensor(x, "images")
+        x, output = self._output(x, t := self._times(t, len(x)), site, vectors)
         return epsilon(self._prediction, output, x, self.levels[t][:, None])
 
     def bottleneck(
@@ -119,6 +138,7 @@ class DiffusionGenerator:
     ) -> Float[Tensor, "row width"]:
         """Output of the middle block (h-space), flat; the upper half of the U-Net does not run. Differentiable."""
         x, words, _ = self._inputs(x, site, vectors)
+        t = self._times(t, len(x))
         self._middle()
         return output_of(self.unet, "mid_block", lambda: self._run(x, t, words)).flatten(1)
 
@@ -150,7 +170,7 @@ class DiffusionGenerator:
         UserError
             As `predicted`; for a number of steps that the training does not allow.
         """
-        x = noise
+        x = as_tensor(noise, "noises")
         for t, to in descending(self.levels, steps, self._spacing):
             image, eps = self._image_and_noise(x, t, site, vectors)
             if asymmetric and vectors is not None:
@@ -163,7 +183,7 @@ class DiffusionGenerator:
     @torch.no_grad()
     def invert(self, images: Float[Tensor, "row pixel"], steps: int) -> Float[Tensor, "row pixel"]:
         """The noise from which DDIM samples these images, approximately: the same steps the other way."""
-        x = images
+        x = as_tensor(images, "images")
         for to, t in reversed(descending(self.levels, steps, self._spacing)):
             # the noise is predicted for the level that is reached, as in diffusers' DDIMInverseScheduler
             eps = self.predicted(x, torch.full((len(x),), to, dtype=torch.long))
@@ -205,11 +225,13 @@ class DiffusionGenerator:
 
     def _inputs(self, x: Tensor, site: str, vectors: Vectors | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """x and words with what is added to them, and what is added to h."""
-        if not isinstance(x, Tensor) or x.dim() != 2 or x.shape[1] != self.pixels:
-            raise UserError(f"The images have the shape {tuple(getattr(x, 'shape', ()))}; this U-Net takes (row, {self.pixels}).")
+        x = as_tensor(x, "images")
+        if x.dim() != 2 or x.shape[1] != self.pixels:
+            raise UserError(f"The images have the shape {tuple(x.shape)}; this U-Net takes (row, {self.pixels}).")
         words = None if self.empty is None else self.empty.expand(len(x), -1, -1)
         if vectors is None:
             return x, words, None
+        vectors = as_tensor(vectors, "vectors")
         if vectors.shape != (len(x), (width := self.width(site) if site != "h" else vectors.shape[-1])):
             raise UserError(f"The vectors have the shape {tuple(vectors.shape)}; at {site} give ({len(x)}, {width}).")
         if site == "x_t":
@@ -218,6 +240,14 @@ class DiffusionGenerator:
             assert words is not None
             return x, words + vectors[:, None], None
         return x, words, vectors
+
+    def _times(self, t: Any, rows: int) -> Int[Tensor, "row"]:
+        """Times of the training, one per row."""
+        found = t if isinstance(t, Tensor) else torch.tensor(as_array(t, "times"))
+        whole = not found.is_floating_point() and found.dtype != torch.bool
+        if found.shape != (rows,) or not whole or not bool(((found >= 0) & (found < len(self.levels))).all()):
+            raise UserError(f"The times are to be {rows} whole numbers from 0 to {len(self.levels) - 1}, one per row of images.")
+        return found.long()
 
     def _run(self, x: Tensor, t: Tensor, words: Tensor | None) -> Tensor:
         given = {} if words is None else {"encoder_hidden_states": words}

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from repscope.arrays import as_tensor
 from repscope.errors import UserError
 from repscope.models.engine.fingerprint import of_module
 from repscope.models.engine.hooks import first_tensor
@@ -21,7 +22,7 @@ _DIFFER_IN_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._Dropo
 
 @dataclass(eq=False)
 class LatentGenerator:
-    """A generator of images.
+    """A generator of images. Latents are tensors, arrays or lists.
 
     module: maps latents to images, in evaluation mode. latent: width of z. features_at: path of the module whose
     output `features` gives; "" for the images. shape: of one row as the module takes it, (latent) by default; (latent, 1, 1) for
@@ -107,8 +108,7 @@ class LatentGenerator:
         raise UserError(f"No dense or transposed-convolution layer of the generator reads {self.latent} features; SeFa needs one.")
 
     def _run(self, z: Tensor) -> object:
-        if not isinstance(z, Tensor):
-            raise UserError(f"The latents are of {type(z).__name__}; give a torch tensor (row, {self.latent}).")
+        z = as_tensor(z, "latents")
         if z.dim() != 2 or z.shape[1] != self.latent:
             raise UserError(f"The latents have the shape {tuple(z.shape)}; this generator takes (row, {self.latent}).")
         try:

@@ -45,7 +45,7 @@ class BayesOptions(StudyOptions):
     rate: float = Field(3e-3, gt=0, allow_inf_nan=False, description="Peak learning rate of AdamW.")
     lengths: tuple[int, ...] = Field((3, 5, 8, 10), description="Symbols per example of a prompt, label included.")
     prompts: int = Field(500, ge=20, description="Prompts per length; with --hmm documents. 200 with --model.")
-    worlds: int = Field(20, ge=1, description="Worlds that the margin rule chooses from.")
+    worlds: int = Field(20, ge=1, le=10_000, description="Worlds that the margin rule chooses from.")
     floors: tuple[float, ...] = Field(
         (1e-6, 1e-4, 1e-2), description="Floors of the Bayes predictor's sweep; main numbers have 0.01."
     )

@@ -14,7 +14,7 @@ class BenchOptions(StudyOptions):
         "model), gan and ddpm (image generators with known factors), digits (a GAN of handwritten digits).",
     )
     seeds: int | None = Field(
-        None, ge=1, description="Networks per kind, or draws of prompts; the setting's own number if not given."
+        None, ge=1, le=1000, description="Networks per kind, or draws of prompts; the setting's own number if not given."
     )
     kinds: tuple[str, ...] = Field((), description="Kinds of planted networks; all if not given.")
     n: int | None = Field(None, ge=1, description="Number of directions per method.")

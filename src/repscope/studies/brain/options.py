@@ -59,7 +59,7 @@ class BrainOptions(StudyOptions):
     conditions: int = Field(120, ge=20, le=597, description="Stimuli of a simulated recording.")
     subjects: int = Field(4, ge=2, description="Subjects of a simulated recording.")
     channels: int = Field(60, ge=2, description="Channels (neurons, voxels) per subject.")
-    repeats: int = Field(3, ge=2, description="Repeats of every stimulus.")
+    repeats: int = Field(3, ge=2, le=1000, description="Repeats of every stimulus.")
     noise: float = Field(1.0, ge=0, allow_inf_nan=False, description="Noise of one repeat, in units of the signal.")
     own: float = Field(0.5, ge=0, allow_inf_nan=False, description="What is each subject's own, in units of the shared signal.")
     steps: int = Field(600, ge=10, description="Updates of every training.")
@@ -68,7 +68,7 @@ class BrainOptions(StudyOptions):
     sensorium: str | None = Field(
         None, description="Your recording for a digital twin: a folder in the format of the Sensorium competitions (static images)."
     )
-    neurons: int = Field(40, ge=4, description="Simulated neurons of the digital twin.")
+    neurons: int = Field(40, ge=4, le=100_000, description="Simulated neurons of the digital twin.")
     images: int = Field(2000, ge=60, description="Images that the digital twin is fitted to.")
     connectome: str | None = Field(
         None,
@@ -95,7 +95,7 @@ class BrainOptions(StudyOptions):
     )
     cells: int = Field(40, ge=12, description="Cells of a simulated connectome.")
     draws: int = Field(100, ge=2, description="Simulated connectomes, and pairs of networks that watch each other, of each kind.")
-    permutations: int = Field(2000, ge=20, description="Permutations of each test of a connectome.")
+    permutations: int = Field(2000, ge=20, le=1_000_000, description="Permutations of each test of a connectome.")
 
     @field_validator("methods")
     @classmethod

@@ -47,12 +47,16 @@ def _representation(table: pd.DataFrame) -> Verdict | None:
 
 
 def _method(table: pd.DataFrame, method: str) -> Verdict | None:
-    """Whether a method finds the family that generated a simulated recording of the late region; None if it did not run."""
+    """Whether a method finds the family that generated a simulated recording of the late region; None if it did not run.
+
+    Of recordings of random signals, the region counts in which a family is found more often.
+    """
     limits = thresholds("brain")
-    at: dict[str, Any] = {"metric": names.FOUND, "item": names.item(method, names.ALL), "split": names.LATE}
-    found, random = (first_row(table, condition=c, **at) for c in (ESTIMATE, RANDOM_RECORDING))
+    at: dict[str, Any] = {"metric": names.FOUND, "item": names.item(method, names.ALL)}
+    found = first_row(table, condition=ESTIMATE, split=names.LATE, **at)
     if found is None:
         return None
+    random = max(records(table, condition=RANDOM_RECORDING, **at), key=lambda row: (row["lo"], row["value"]), default=None)
     each = [
         first_row(table, metric=names.FOUND, item=names.item(method, f), split=names.LATE, condition=ESTIMATE)
         for f in names.TRAINED
@@ -61,7 +65,7 @@ def _method(table: pd.DataFrame, method: str) -> Verdict | None:
     said = f"{name} the family that generated a recording in {100 * found['value']:.0f} % of simulated recordings"
     if random is None or random["lo"] > limits["by_chance"]:
         return Verdict("Cannot tell", f"{said}, but also finds one too often in recordings of random signals.")
-    chance = f"{100 * random['value']:.0f} % of random ones"
+    chance = f"{100 * random['value']:.1f} %".replace(".0 %", " %") + " of random ones"
     if side(found, limits["reliable"]) == "above" and all(row is not None and row["value"] > limits["reliable"] for row in each):
         return Verdict("Yes", f"{said}, and any family in {chance}.")
     if side(found, limits["rarely"]) == "below":

@@ -18,7 +18,8 @@ from jaxtyping import Float, Int, Shaped
 
 from repscope.data.evaluation import LABEL, Texts, read_texts, resolved
 from repscope.errors import UserError
-from repscope.models.checkpoints import TABLE, CheckpointSet, Weights, config_of
+from repscope.models.checkpoints import TABLE, CheckpointSet
+from repscope.models.loading.checkpoint_files import Weights, config_of
 from repscope.models.loading.sources import folder_of, tokenizer_of, with_head
 from repscope.models.loading.stacked_weights import stack
 from repscope.studies.connect.options import ConnectOptions

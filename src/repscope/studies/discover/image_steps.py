@@ -94,7 +94,7 @@ def _search_cost(task: ImageTask, name: str) -> Callable[[], Cost]:
         o = task.options
         searched = METHODS[name].solver == "sphere" or METHODS[name].published
         updates = 3 * o.steps * o.samples * (_OF_FEATURES if task.gan else 3 * _OF_UNET) if searched else 0.0
-        return Cost(network_flops=o.seeds * o.vectors * (updates + _edited(task)), memory_bytes=5e8)
+        return Cost(network_flops=o.seeds * o.vectors * (updates + _edited(task)), memory_bytes=_memory(task))
 
     return cost
 
@@ -102,7 +102,7 @@ def _search_cost(task: ImageTask, name: str) -> Callable[[], Cost]:
 def _strip_cost(task: ImageTask) -> Callable[[], Cost]:
     def cost() -> Cost:
         shown = len(task.methods) * min(_SHOWN, task.options.vectors)
-        return Cost(network_flops=shown * _edited(task), memory_bytes=5e8)
+        return Cost(network_flops=shown * _edited(task), memory_bytes=_memory(task))
 
     return cost
 
@@ -110,6 +110,13 @@ def _strip_cost(task: ImageTask) -> Callable[[], Cost]:
 def _edited(task: ImageTask) -> float:
     """Operations of editing the held-out images with one vector at all doses, and of reading them."""
     return 4 * task.options.images * (_OF_JUDGING if task.gan else 10 * _OF_UNET)
+
+
+def _memory(task: ImageTask) -> float:
+    """Bytes: the edited images at all doses, twice while they are joined, their changes, and the effects of all vectors."""
+    o = task.options
+    images = (2 * len(DOSES) + 4) * o.vectors * o.images * task.known.side**2
+    return 5e8 + 4.0 * (images + 4 * o.seeds * o.vectors * o.samples * task.known.side**2)
 
 
 def _generator(task: ImageTask, shared: _Shared, context: Context) -> Result:

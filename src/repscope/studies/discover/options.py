@@ -88,7 +88,7 @@ class DiscoverOptions(ModelOptions, TableOptions):
     )
     vectors: int = Field(12, ge=2, description="Directions per method; other defaults for image generators.")
     steps: int = Field(40, ge=1, description="Optimisation steps per method; other defaults for image generators.")
-    seeds: int = Field(3, ge=1, description="Seeds per method; intervals are over seeds.")
+    seeds: int = Field(3, ge=1, le=1000, description="Seeds per method; intervals are over seeds.")
     scale: float | None = Field(
         None,
         gt=0,

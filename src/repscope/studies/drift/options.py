@@ -16,7 +16,9 @@ class DriftOptions(StudyOptions):
     TINY |= {"rates": (0.02,), "updates": 24, "documents": 24, "levels": (0, 1, 2), "gap_gain": 0.2, "small_rates": (1e-5,)}
     TINY |= {"small_updates": 2, "fitting": 3}
 
-    seeds: int = Field(5, ge=2, description="Number of worlds; each has a corpus, a pretrained network and runs of its own.")
+    seeds: int = Field(
+        5, ge=2, le=1000, description="Number of worlds; each has a corpus, a pretrained network and runs of its own."
+    )
     width: int = Field(48, ge=4, description="Width of the networks (two blocks of the GPT-2 layout, two heads).")
     pretraining: int = Field(600, ge=1, description="Pretraining steps of 64 documents.")
     gain: float = Field(0.2, gt=0, lt=1, description="Reward above the base's at which the methods are compared.")
@@ -26,7 +28,7 @@ class DriftOptions(StudyOptions):
     updates: int = Field(
         160, ge=1, description="Most updates of a run at the main rate; other rates have proportionally more or fewer."
     )
-    documents: int = Field(512, ge=16, description="Documents per network of an evaluation of the reward.")
+    documents: int = Field(512, ge=16, le=1_000_000, description="Documents per network of an evaluation of the reward.")
     levels: tuple[int, ...] = Field((0, 6, 12, 18, 26), description="Updates of imitation at the checkpoints from which RL starts.")
     gap_gain: float = Field(0.33, gt=0, lt=1, description="Reward above the base's to which every imitation checkpoint is brought.")
     small_rates: tuple[float, ...] = Field(

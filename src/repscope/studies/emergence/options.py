@@ -51,10 +51,10 @@ class EmergenceOptions(StudyOptions):
     examples: int = Field(EXAMPLES, ge=2, description="Most prompts of a task or relation, and pairs of a phenomenon.")
     device: str | None = Field(None, description="With --checkpoints: the device; cuda if available, else cpu.")
     dtype: Dtype = Field("float32", description="With --checkpoints: precision of the weights.")
-    entities: int = Field(24, ge=4, description="Entities of a graph of two-hop facts.")
-    relations: int = Field(19, ge=4, description="Relations of that graph; facts are entities times relations.")
+    entities: int = Field(24, ge=4, le=10_000, description="Entities of a graph of two-hop facts.")
+    relations: int = Field(19, ge=4, le=1000, description="Relations of that graph; facts are entities times relations.")
     ratios: tuple[float, ...] = Field((2, 4, 8, 14), description="Trained two-hop queries per fact (phi), one training for each.")
-    seeds: int = Field(3, ge=2, description="Graphs, and networks per phi; worlds of the other parts.")
+    seeds: int = Field(3, ge=2, le=1000, description="Graphs, and networks per phi; worlds of the other parts.")
     width: int = Field(48, ge=4, description="Width of the networks, with four heads.")
     layers: int = Field(3, ge=2, description="Blocks of the networks.")
     steps: int = Field(1200, ge=10, description="Updates of the networks on facts.")
@@ -62,7 +62,7 @@ class EmergenceOptions(StudyOptions):
     walk_lengths: tuple[int, ...] = Field((1, 2, 8), description="Steps of the random walks that networks are trained on.")
     walk_steps: int = Field(800, ge=10, description="Updates of the networks on random walks.")
     rungs: tuple[int, ...] = Field((25, 50, 100, 200, 400, 800), description="Updates of each rung of the compute ladder.")
-    draws: int = Field(500, ge=50, description="Resamples of an interval.")
+    draws: int = Field(500, ge=50, le=1_000_000, description="Resamples of an interval.")
 
     @field_validator("ratios")
     @classmethod

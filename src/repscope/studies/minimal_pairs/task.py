@@ -11,9 +11,10 @@ import torch
 
 from repscope.data.minimal_pairs import MinimalPairs, read_pairs
 from repscope.errors import UserError
-from repscope.models.checkpoints import TABLE, CheckpointSet, Weights, adapter_base
+from repscope.models.checkpoints import TABLE, CheckpointSet
 from repscope.models.engine.fingerprint import digests_of
 from repscope.models.loading.adapters import WEIGHTS, Adapter, is_adapter
+from repscope.models.loading.checkpoint_files import Weights, adapter_base
 from repscope.models.loading.folders import weight_files
 from repscope.models.loading.sources import load
 from repscope.results import records

@@ -20,7 +20,7 @@ class PathsOptions(StudyOptions, TableOptions):
     TINY |= {"early_bias": 4, "unbiased_runs": 2, "apart": 4, "texts": 24, "networks": 2, "grammar_runs": 2, "grammar_steps": 12}
     TINY |= {"pairs": 6, "checkpoints": 4, "crossed": 2}
 
-    pretrainings: int = Field(3, ge=1, description="Number of pretrained networks; all runs are repeated from each.")
+    pretrainings: int = Field(3, ge=1, le=1000, description="Number of pretrained networks; all runs are repeated from each.")
     runs: int = Field(12, ge=2, description="Fine-tuned runs per group and pretraining.")
     points: int = Field(POINTS, ge=3, description="Points per path, ends included.")
     forks: tuple[int, ...] = Field(
@@ -35,14 +35,19 @@ class PathsOptions(StudyOptions, TableOptions):
     unbiased_runs: int = Field(4, ge=2, description="Unbiased runs per cell of the phase diagram.")
     apart: int = Field(8, ge=0, description="Number of runs from independent pretrainings; 0 for none.")
     texts: int = Field(
-        512, ge=8, description="Number of held-out ambiguous examples; half as many disambiguating examples are evaluated too."
+        512,
+        ge=8,
+        le=1_000_000,
+        description="Number of held-out ambiguous examples; half as many disambiguating examples are evaluated too.",
     )
     orders: bool = Field(True, description="Compare the orders in which networks learn digits and grammar.")
     networks: int = Field(8, ge=2, description="Networks per architecture that learn digits; their order is compared.")
     grammar_runs: int = Field(4, ge=2, description="Language models per kind that learn each grammar.")
     grammar_steps: int = Field(600, ge=4, description="Training steps of these language models.")
-    pairs: int = Field(100, ge=4, description="Minimal pairs per phenomenon of a grammar.")
-    checkpoints: int = Field(16, ge=3, description="Checkpoints of these language models, evenly in the logarithm of the step.")
+    pairs: int = Field(100, ge=4, le=1_000_000, description="Minimal pairs per phenomenon of a grammar.")
+    checkpoints: int = Field(
+        16, ge=3, le=10_000, description="Checkpoints of these language models, evenly in the logarithm of the step."
+    )
     crossed: int = Field(
         3,
         ge=0,

@@ -24,6 +24,7 @@ from repscope.studies.run.folder import MARK, RunFolder, need_folder, slug
 from repscope.studies.run.forecast import forecast_seconds
 from repscope.studies.run.pages import complete_page, verdict
 from repscope.studies.run.provenance import beside_weights, digest, file_digest, library_versions, provenance
+from repscope.studies.run.room import need_room
 from repscope.studies.run.study import Answer, AnyOptions, Context, Cost, Record, Setup, Step, Study, Subject
 
 if TYPE_CHECKING:
@@ -149,16 +150,18 @@ class Run(Generic[AnyOptions]):
         Raises
         ------
         UserError
-            For a mistake in the options or the files they name, and when another process works on the same run.
+            For a mistake in the options or the files they name, for what this machine has no room for, and when another process
+            works on the same run.
         """
         started = time.monotonic()  # a clock that is set back must not count
         need_folder(self.out)
         keyed = self._keyed()  # a mistake in the options shows here, before anything is written
+        costs = self._costs(keyed)
         with self.run_folder.locked({"study": self.study.name, **self.subject.facts, "given": self._given()}) as made:
             try:
                 if self.fresh:
                     self.run_folder.clear()
-                self._compute(keyed)
+                self._compute(keyed, costs)
                 return self._publish(keyed, started)
             except UserError as error:
                 # the same command would fail again, where it was not the disk, which may be mended
@@ -168,8 +171,16 @@ class Run(Generic[AnyOptions]):
                 raise
 
     def plan(self) -> list[tuple[str, Cost, bool]]:
-        """Each step with its cost and whether it is there already; runs nothing."""
-        return [(s.name, s.cost(), self.run_folder.step_is_sound(s.name, key)) for s, key in self._keyed()]
+        """Each step with its cost and whether it is there already; runs nothing.
+
+        Raises
+        ------
+        UserError
+            For a mistake in the options or the files they name, and for what this machine has no room for.
+        """
+        steps = [(s.name, s.cost(), self.run_folder.step_is_sound(s.name, key)) for s, key in self._keyed()]
+        need_room(self.study.name, {name: cost for name, cost, done in steps if not done}, self.out)
+        return steps
 
     def minutes_left(self) -> float:
         """Forecast of what is left to do, on this machine."""
@@ -208,11 +219,18 @@ class Run(Generic[AnyOptions]):
             if _stamp(Path(name)) != stamp and file_digest(Path(name).expanduser()) != held:
                 raise UserError(f"{name} changed while the study read it; run the same command again.")
 
-    def _compute(self, keyed: "Sequence[tuple[Step, str]]") -> None:
+    def _costs(self, keyed: "Sequence[tuple[Step, str]]") -> dict[str, Cost]:
+        """Forecasts of the steps that are not there yet; refuses those that this machine has no room for."""
+        left = (s for s, key in keyed if self.fresh or not self.run_folder.step(s.name, key).is_dir())
+        costs = {step.name: step.cost() for step in left}
+        need_room(self.study.name, costs, self.out)
+        return costs
+
+    def _compute(self, keyed: "Sequence[tuple[Step, str]]", costs: dict[str, Cost]) -> None:
         folder, self.results = self.run_folder, {}
         for step, key in keyed:
             self._load_step(step.name, key)
-        missing = {step.name: step.cost() for step, _ in keyed if step.name not in self.results}
+        missing = {s.name: costs.get(s.name) or s.cost() for s, _ in keyed if s.name not in self.results}
         weights = {name: forecast_seconds(self.study.name, name, cost) for name, cost in missing.items()}
         with progress(self.study.name, sum(weights.values())) as advance:
             for step, key in keyed:

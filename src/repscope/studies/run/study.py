@@ -27,7 +27,7 @@ class Cost:
     """Forecast of a step.
 
     tokens: through the network. network_flops, fit_flops: floating-point operations of the network and of fits. disk_bytes: kept on
-    disk. blocks: that run. memory_bytes: of one forward pass.
+    disk. blocks: that run. memory_bytes: at the most, beside the weights.
     """
 
     tokens: int = 0

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from repscope.disk import whole_file
 from repscope.errors import UserError
-from repscope.models.checkpoints import CheckpointSet, Weights
+from repscope.models.checkpoints import CheckpointSet
+from repscope.models.loading.checkpoint_files import Weights
 from repscope.models.loading.sources import load
 from repscope.progress import progress
 from repscope.trace.streaming import slots_of

@@ -26,8 +26,9 @@ from repscope.data.verifiable import VerifiableTask, verifiable_task
 from repscope.disk import need_folder, need_space, whole_file, whole_folder
 from repscope.errors import UserError
 from repscope.locks import only_process
-from repscope.models.checkpoints import TABLE, CheckpointSet, Weights
+from repscope.models.checkpoints import TABLE, CheckpointSet
 from repscope.models.language import LanguageModel
+from repscope.models.loading.checkpoint_files import Weights
 from repscope.models.loading.folders import SPREAD
 from repscope.models.loading.sources import load
 from repscope.progress import progress

@@ -20,8 +20,9 @@ from transformers import TrainerCallback
 
 from repscope import manifest
 from repscope.disk import whole_file, whole_folder
-from repscope.models.checkpoints import TABLE, Weights
+from repscope.models.checkpoints import TABLE
 from repscope.models.loading.adapters import CONFIG
+from repscope.models.loading.checkpoint_files import Weights
 from repscope.progress import Advance
 from repscope.stats import mean
 from repscope.trace.finetuning import checks

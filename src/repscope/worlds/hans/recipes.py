@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from repscope import __version__, manifest
 from repscope.errors import UserError, unknown
 from repscope.locks import only_process
-from repscope.models.checkpoints import NETWORK, TABLE, CheckpointSet, Weights, save
+from repscope.models.checkpoints import NETWORK, TABLE, CheckpointSet
+from repscope.models.loading.checkpoint_files import Weights, save
 from repscope.models.loading.stacked_weights import State, stack, unstack
 from repscope.progress import progress
 from repscope.untrusted import parse_json

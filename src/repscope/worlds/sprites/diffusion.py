@@ -22,10 +22,8 @@ from torch.nn import functional
 
 from repscope.errors import UserError, unknown
 from repscope.models.generators.pipeline_folder import diffusers_package
-from repscope.progress import progress
-from repscope.worlds.hans.stacked import one_thread
 from repscope.worlds.sprites.drawing import FACTORS, SIDE, drawn_factors, sprites
-from repscope.worlds.sprites.training_state import average_weights, read_state, write_state
+from repscope.worlds.sprites.training_state import train_averaged
 
 LEVELS = ("low", "middle", "high")
 WORDS = ("", *(f"{level} {factor}" for factor in FACTORS for level in LEVELS))  #: the empty word first
@@ -131,35 +129,29 @@ def train_diffusion(sizes: DiffusionSizes, *, saved: Path | None = None) -> Trai
     average = deepcopy(network).requires_grad_(False)
     modules: dict[str, nn.Module] = {"network": network, "average": average}
     adam = torch.optim.Adam(network.parameters(), lr=s.rate, betas=(0.9, 0.99), fused=True)
-    adams = {"network": adam}
     scheduler = noise_schedule(s)
-    first, losses = read_state(saved, modules, adams)
-    with progress("diffusion model", s.steps) as advance, one_thread(), torch.enable_grad():
-        advance(first)
-        for step in range(first, s.steps):
-            draw = torch.Generator().manual_seed(s.seed * 1_000_003 + step)
-            factors = drawn_factors(s.batch, draw)
-            x0 = patches(sprites(factors)).reshape(-1, *SHAPE)
-            noise = torch.randn(x0.shape, generator=draw)
-            t = torch.randint(s.timesteps, (s.batch,), generator=draw)
-            predicted = network(scheduler.add_noise(x0, noise, t), t, captions(factors, draw))
-            target = noise if s.prediction == "epsilon" else scheduler.get_velocity(x0, noise, t)
-            loss = functional.mse_loss(predicted, target)
-            if not bool(torch.isfinite(loss)):
-                raise UserError(f"The loss of the diffusion model is not a number at step {step}; lower the rate of {s.rate:g}.")
-            adam.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            for group in adam.param_groups:
-                group["lr"] = s.rate * min(1.0, (step + 1) / 50, 2 * (1 - step / s.steps))
-            adam.step()
-            losses.append(loss.detach().double().numpy())
-            average_weights(average, network, min(s.average, (step + 1) / (step + 10)))
-            advance(1)
-            if saved is not None and (step + 1) % s.keep == 0 and step + 1 < s.steps:
-                write_state(saved, step + 1, modules, adams, losses)
-    if saved is not None:
-        saved.unlink(missing_ok=True)
-    return TrainedDiffusion(average.eval(), scheduler, np.stack(losses))
+
+    def update(step: int) -> Float[np.ndarray, ""]:
+        draw = torch.Generator().manual_seed(s.seed * 1_000_003 + step)
+        factors = drawn_factors(s.batch, draw)
+        x0 = patches(sprites(factors)).reshape(-1, *SHAPE)
+        noise = torch.randn(x0.shape, generator=draw)
+        t = torch.randint(s.timesteps, (s.batch,), generator=draw)
+        predicted = network(scheduler.add_noise(x0, noise, t), t, captions(factors, draw))
+        target = noise if s.prediction == "epsilon" else scheduler.get_velocity(x0, noise, t)
+        loss = functional.mse_loss(predicted, target)
+        if not bool(torch.isfinite(loss)):
+            raise UserError(f"The loss of the diffusion model is not a number at step {step}; lower the rate of {s.rate:g}.")
+        adam.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        for group in adam.param_groups:
+            group["lr"] = s.rate * min(1.0, (step + 1) / 50, 2 * (1 - step / s.steps))
+        adam.step()
+        found: np.ndarray = loss.detach().double().numpy()
+        return found
+
+    losses = train_averaged("diffusion model", s, saved, modules, {"network": adam}, update)
+    return TrainedDiffusion(average.eval(), scheduler, losses)
 
 
 def noise_schedule(sizes: DiffusionSizes) -> Any:

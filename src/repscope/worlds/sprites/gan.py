@@ -20,10 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from repscope.errors import UserError
-from repscope.progress import progress
-from repscope.worlds.hans.stacked import one_thread
 from repscope.worlds.sprites.drawing import PIXELS, SIDE, drawn_factors, sprites
-from repscope.worlds.sprites.training_state import average_weights, read_state, write_state
+from repscope.worlds.sprites.training_state import train_averaged
 
 FEATURES = "layers.3"  #: module whose output LatentCLR compares
 _LAZY = 8  #: steps between two penalties
@@ -153,21 +151,14 @@ def train_gan(sizes: GanSizes, *, saved: Path | None = None, images: GanImages =
     modules = {"generator": generator, "discriminator": discriminator, "average": average}
     trained = {k: modules[k] for k in ("generator", "discriminator")}
     adams = {k: torch.optim.Adam(m.parameters(), lr=s.rate, betas=(0.0, 0.99), fused=True) for k, m in trained.items()}
-    first, losses = read_state(saved, modules, adams)
-    with progress("GAN", s.steps) as advance, one_thread(), torch.enable_grad():
-        advance(first)
-        for step in range(first, s.steps):
-            for adam in adams.values():
-                for group in adam.param_groups:
-                    group["lr"] = s.rate * min(1.0, 2 * (1 - step / s.steps))
-            losses.append(_step(s, step, modules, adams, images.batch(s.batch, s.seed * 1_000_003 + step)))
-            average_weights(average, generator, min(s.average, (step + 1) / (step + 10)))
-            advance(1)
-            if saved is not None and (step + 1) % s.keep == 0 and step + 1 < s.steps:
-                write_state(saved, step + 1, modules, adams, losses)
-    if saved is not None:
-        saved.unlink(missing_ok=True)
-    return TrainedGan(average.eval(), np.stack(losses))
+
+    def update(step: int) -> Float[np.ndarray, "network"]:
+        for adam in adams.values():
+            for group in adam.param_groups:
+                group["lr"] = s.rate * min(1.0, 2 * (1 - step / s.steps))
+        return _step(s, step, modules, adams, images.batch(s.batch, s.seed * 1_000_003 + step))
+
+    return TrainedGan(average.eval(), train_averaged("GAN", s, saved, modules, adams, update))
 
 
 def _step(

@@ -19,16 +19,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from repscope.arrays import as_tensor
 from repscope.errors import UserError
 from repscope.models.loading.stacked_weights import State
-from repscope.progress import progress
-from repscope.worlds.hans.stacked import one_thread
+from repscope.worlds.image_reader import BATCH, blurred, first_weights, read_images, trained, unexplained
 from repscope.worlds.sprites.drawing import FACTORS, PIXELS, SIDE, drawn_factors, sprites
 
-_BATCH, _RATE, _NOISE, _HELD_OUT = 128, 3e-3, 0.03, 2048
+_NOISE, _BLUR, _HELD_OUT = 0.03, 0.3, 2048
 STEPS = 1200
 _BINS, _LEAST = 10, 0.01
-_AT_ONCE = 4096
+_SHAPES = {"first": (24, 1, 3, 3), "second": (48, 24, 3, 3), "third": (128, 48 * 16), "last": (len(FACTORS), 128)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,6 @@ class FactorRegressor:
     weights: State
     r2: Float[np.ndarray, "factor"]
 
-    @torch.no_grad()
     def __call__(self, images: Float[Tensor, "image pixel"]) -> Float[Tensor, "image factor"]:
         """Factors read from images with values from 0 to 1.
 
@@ -47,11 +46,7 @@ class FactorRegressor:
         UserError
             For images of another size, or that are not finite.
         """
-        if images.dim() != 2 or images.shape[1] != PIXELS:
-            raise UserError(f"The images have the shape {tuple(images.shape)}; give (image, {PIXELS}), pixels from 0 to 1.")
-        if not bool(torch.isfinite(images).all()):
-            raise UserError("Some images are not finite, so no factors can be read from them.")
-        return torch.cat([_forward(self.weights, some) for some in torch.split(images, _AT_ONCE)])
+        return read_images(images, PIXELS, "factors", lambda some: _forward(self.weights, some))
 
 
 def train_regressor(seed: int = 0, steps: int = STEPS) -> FactorRegressor:
@@ -62,24 +57,14 @@ def train_regressor(seed: int = 0, steps: int = STEPS) -> FactorRegressor:
     UserError
         For fewer than one step.
     """
-    if steps < 1:
-        raise UserError(f"{steps} steps train nothing; take at least 1.")
     generator = torch.Generator().manual_seed(2 * seed + 1)
-    weights = {name: w.requires_grad_() for name, w in _initial(generator).items()}
-    adam = torch.optim.Adam(list(weights.values()), lr=_RATE)
-    with progress("factor regressor", steps) as advance, one_thread(), torch.enable_grad():
-        for step in range(steps):
-            factors = drawn_factors(_BATCH, generator)
-            images = _roughened(sprites(factors), generator)
-            loss = functional.mse_loss(_forward(weights, images), factors)
-            adam.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            for group in adam.param_groups:
-                group["lr"] = _RATE * (1 - step / steps)
-            adam.step()
-            advance(1)
+
+    def loss(weights: State) -> Tensor:
+        factors = drawn_factors(BATCH, generator)
+        return functional.mse_loss(_forward(weights, _roughened(sprites(factors), generator)), factors)
+
+    found = trained("factor regressor", first_weights(_SHAPES, generator), steps, loss)
     held = drawn_factors(_HELD_OUT, torch.Generator().manual_seed(2 * seed))
-    found = {name: w.detach() for name, w in weights.items()}
     regressor = FactorRegressor(found, np.zeros(len(FACTORS)))
     return FactorRegressor(found, r2(held.numpy(), regressor(sprites(held)).numpy()))
 
@@ -106,11 +91,9 @@ def agreement(images: Float[Tensor, "image pixel"], first: FactorRegressor, seco
 
 def explained(images: Float[Tensor, "image pixel"], regressor: FactorRegressor) -> float:
     """Share of the variance of images over images that the sprites of the factors read explain; 1 if all are sprites."""
+    images = as_tensor(images, "images")
     again = sprites(regressor(images).clamp(-1.2, 1.2))
-    spread = float((images - images.mean(0)).square().sum())
-    if not spread > 0:
-        raise UserError("All images are the same, so no share of their variance is defined.")
-    return 1 - float((images - again).square().sum()) / spread
+    return 1 - unexplained(images, float((images - again).square().sum()))
 
 
 def coverage(factors: Float[np.ndarray, "image factor"]) -> Float[np.ndarray, "factor"]:
@@ -120,16 +103,6 @@ def coverage(factors: Float[np.ndarray, "image factor"]) -> Float[np.ndarray, "f
     counts = np.stack([np.histogram(of, edges)[0] for of in factors.T])
     found: np.ndarray = (counts >= _LEAST * len(factors)).mean(1)
     return found
-
-
-def _initial(generator: torch.Generator) -> State:
-    shapes = {"first": (24, 1, 3, 3), "second": (48, 24, 3, 3), "third": (128, 48 * 16), "last": (len(FACTORS), 128)}
-    state: State = {}
-    for name, shape in shapes.items():
-        inputs = int(np.prod(shape[1:]))
-        state[f"{name}.weight"] = torch.randn(shape, generator=generator) * (2 / inputs) ** 0.5
-        state[f"{name}.bias"] = torch.zeros(shape[0])
-    return state
 
 
 def _forward(w: State, images: Tensor) -> Tensor:
@@ -142,8 +115,5 @@ def _forward(w: State, images: Tensor) -> Tensor:
 
 def _roughened(images: Tensor, generator: torch.Generator) -> Tensor:
     """With noise, and a blur of random strength per image."""
-    square = images.reshape(-1, 1, SIDE, SIDE)
-    share = 0.3 * torch.rand(len(square), 1, 1, 1, generator=generator)
-    blurred = functional.avg_pool2d(square, 3, 1, 1)
-    mixed = ((1 - share) * square + share * blurred).flatten(1)
+    mixed = blurred(images.reshape(-1, 1, SIDE, SIDE), _BLUR, generator)
     return mixed + _NOISE * torch.randn(mixed.shape, generator=generator)

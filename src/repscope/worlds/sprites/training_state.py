@@ -5,12 +5,14 @@ that cannot be written (a full disk, a folder without permission) costs a resume
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -18,9 +20,34 @@ from torch import Tensor, nn
 from repscope import manifest
 from repscope.disk import whole_file
 from repscope.errors import UserError
+from repscope.progress import progress
 from repscope.untrusted import parse_json
+from repscope.worlds.hans.stacked import one_thread
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def train_averaged(
+    title: str,
+    schedule: Any,
+    saved: Path | None,
+    modules: Mapping[str, nn.Module],
+    adams: Mapping[str, torch.optim.Adam],
+    update: Callable[[int], np.ndarray],
+) -> Float[np.ndarray, "step *loss"]:
+    """Losses of all updates. modules: trained ones, and `average`, of the first's weights. schedule: steps, keep and average."""
+    first, losses = read_state(saved, modules, adams)
+    with progress(title, schedule.steps) as advance, one_thread(), torch.enable_grad():
+        advance(first)
+        for step in range(first, schedule.steps):
+            losses.append(update(step))
+            average_weights(modules["average"], next(iter(modules.values())), min(schedule.average, (step + 1) / (step + 10)))
+            advance(1)
+            if saved is not None and (step + 1) % schedule.keep == 0 and step + 1 < schedule.steps:
+                write_state(saved, step + 1, modules, adams, losses)
+    if saved is not None:
+        saved.unlink(missing_ok=True)
+    return np.stack(losses)
 
 
 def write_state(
