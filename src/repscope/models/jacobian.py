@@ -207,11 +207,11 @@ class Jacobian:
         rows = self.value.shape[1]
         with progress("Jacobian", rows * len(self)) as advance, memory_kept():
             for group, made in self._passes():
-                edges = np.linspace(0, rows, -(-rows // made.product_rows) + 1).astype(int)  # parts of one size
+                edges = np.linspace(0, rows, -(-rows // made.whole_rows) + 1).astype(int)  # parts of one size
                 for first, stop in pairwise(edges.tolist()):
                     part = slice(first, stop)
                     u = torch.eye(stop - first, rows).roll(first, 1)
-                    for i, found in enumerate(made.vjp(u, self._at)):
+                    for i, found in enumerate(made.vjp(u, self._at, made.whole_rows)):
                         put(group.inputs, i, part, as_numpy(found.transpose(0, 1)))
                     advance((stop - first) * len(group.inputs))
 

@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float, Int
 
 from repscope.data.relations import Pair, Relation
 from repscope.errors import UserError, unknown
+from repscope.models.linear.jacobian_passes import Prefixes
 from repscope.models.linear.low_rank import Certificate, LowRank
 from repscope.models.prompts import Prompt, encode
 from repscope.models.sites import Site, Tokens
@@ -189,6 +190,7 @@ def lre(
     seed: int = 0,
     rank: int | Literal["auto"] | None = None,
     each: bool = False,
+    prefixes: Prefixes | None = None,
 ) -> LREs:
     """Fit the linear relational embedding of a relation from all subject layers at once.
 
@@ -216,6 +218,8 @@ def lre(
         of the result has the rank, the products and the errors.
     each
         Keep the maps of the examples alone as well, where W is whole.
+    prefixes
+        As in `lm.jacobian`.
 
     Raises
     ------
@@ -251,7 +255,12 @@ def lre(
     else:
         prompts = [held.prompt(s, given, template) for (s, _), given in zip(examples, shots)]
     jac = lm.jacobian(
-        prompts, list(sites or ("embed", "resid_post")), end, source_tokens="subject.last", target_tokens=READ_AT[tokens]
+        prompts,
+        list(sites or ("embed", "resid_post")),
+        end,
+        source_tokens="subject.last",
+        target_tokens=READ_AT[tokens],
+        prefixes=prefixes,
     )
     found: Mapping[Site, tuple[np.ndarray | LowRank, np.ndarray]]
     certificate: Certificate | None = None

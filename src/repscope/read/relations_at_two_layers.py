@@ -11,11 +11,13 @@ reaches the last block L through the earlier layer E at two places, so that for 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from repscope.data.relations import Pair
+from repscope.models.linear.jacobian_passes import Prefixes
 from repscope.models.prompts import encode
 from repscope.models.sites import Tokens
 from repscope.read.known_facts import EncodedFacts
@@ -43,18 +45,20 @@ def lre_at_both(lm: "LanguageModel", facts: EncodedFacts, examples: Sequence[Pai
     last, layer, width = lm.blocks - 1, end.layer or 0, lm.anatomy.width if lm.anatomy else 0
     kept = 4 * len(examples) * width**2 * (1 + layer)
     one_follows = bool((subjects.ids.lengths - subjects.start == 2).all())
+    shared = Prefixes()
     if not (lm.causal and one_follows and end.kind == "resid_post" and layer < last and 2 * kept <= KEPT_BYTES):
-        fits = lre(lm, facts, examples=examples)
-        return fits, lre(lm, facts, examples=examples, target=earlier, each=kept <= KEPT_BYTES)
+        fits = lre(lm, facts, examples=examples, prefixes=shared)
+        return fits, lre(lm, facts, examples=examples, target=earlier, each=kept <= KEPT_BYTES, prefixes=shared)
 
-    early = lre(lm, facts, examples=examples, target=earlier, each=True)
+    early = lre(lm, facts, examples=examples, target=earlier, each=True, prefixes=shared)
     assert early.each is not None
-    own = lm.jacobian(prompts, list(early), earlier, source_tokens="subject.last", target_tokens="subject.last")
+    at_subject = partial(lm.jacobian, prompts, source_tokens="subject.last", prefixes=shared)
+    own = at_subject(list(early), earlier, target_tokens="subject.last")
     final = f"resid_post.{last}"
     above = [f"resid_post.{block}" for block in range(layer, last)]
-    upper = lm.jacobian(prompts, above, final, source_tokens="subject.last")
+    upper = at_subject(above, final)
     maps, alone = upper.mean().affine_of_each()
-    of_end = lm.jacobian(prompts, earlier, final, source_tokens="last").matrix()
+    of_end = lm.jacobian(prompts, earlier, final, source_tokens="last", prefixes=shared).matrix()
     of_subject = alone[end]
     held = {}
     for site, within in own.matrix().items():
