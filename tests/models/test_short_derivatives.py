@@ -134,7 +134,12 @@ def test_attention_in_one_step_is_torchs(layout, groups, few, monkeypatch):
     earlier = [drawn(rows, groups, 5, size, seed=7 + i) for i, size in enumerate((d, d + 1))]
     keys = queries + (5 if layout == "bias" else 0)
     mask = drawn(1, 1, queries, keys, seed=9)
-    options = {"causal": {"is_causal": True}, "mask": {"attn_mask": mask > -1}, "bias": {"attn_mask": mask}, "alone": {"scale": 0.3}}
+    options = {
+        "causal": {"is_causal": True},
+        "mask": {"attn_mask": mask > -1},
+        "bias": {"attn_mask": mask},
+        "alone": {"scale": 0.3},
+    }
     if layout == "mask":
         options["mask"]["attn_mask"][..., 0] = True  # every query sees a key
     before = tuple(earlier) if layout == "bias" else None

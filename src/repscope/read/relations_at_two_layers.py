@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 
 from repscope.data.relations import Pair
 from repscope.models.linear.jacobian_passes import Prefixes
@@ -59,14 +60,19 @@ def lre_at_both(lm: "LanguageModel", facts: EncodedFacts, examples: Sequence[Pai
     upper = at_subject(above, final)
     maps, alone = upper.mean().affine_of_each()
     of_end = lm.jacobian(prompts, earlier, final, source_tokens="last", prefixes=shared).matrix()
-    of_subject = alone[end]
+    of_subject, count = alone[end], len(prompts)
+    value, above = upper.value.mean(0, dtype=np.float64), [_side_by_side(part) for part in (of_end, of_subject)]
     held = {}
     for site, within in own.matrix().items():
-        point = own[site].point.astype(np.float64)
-        through = of_end @ early.each[str(site)] + of_subject @ within
-        bias = upper.value.mean(0, dtype=np.float64) - np.einsum("prd,pd->r", through, point) / len(prompts)
-        weight = through.mean(0, dtype=np.float64)
-        held[str(site)] = LRE(str(site), final, weight.astype(np.float32), bias.astype(np.float32))
+        parts, point = (early.each[str(site)], within), own[site].point[..., None]
+        weight = sum(upon @ part.reshape(-1, part.shape[-1]) for upon, part in zip(above, parts)) / count
+        moved = sum(upon @ (part @ point).reshape(-1) for upon, part in zip(above, parts)) / count
+        held[str(site)] = LRE(str(site), final, weight.astype(np.float32), (value - moved).astype(np.float32))
     for found, (w, b) in maps.items():
         held[str(found)] = LRE(str(found), final, w.astype(np.float32), b.astype(np.float32))
     return LREs(facts, tuple(examples), held), early
+
+
+def _side_by_side(matrices: Float[np.ndarray, "example row column"]) -> Float[np.ndarray, "row columns"]:
+    """[M₁ M₂ …], whose product with others one below the other sums over the examples."""
+    return np.ascontiguousarray(matrices.transpose(1, 0, 2)).reshape(matrices.shape[1], -1)

@@ -29,7 +29,7 @@ from repscope.models.sites import KINDS, Site, Tokens, names_one
 
 KEPT_BYTES = 1 << 30  #: graphs that stay in memory
 PRODUCT_TOKENS = 1440  #: row-tokens of one backward pass; fewer make small products, more gain nothing
-WHOLE_TOKENS = 8192  #: the same where whole matrices are made: derivatives of MLPs are made once for all vectors of a pass
+WHOLE_BYTES = 64 << 20  #: of one residual stream where whole matrices are made: MLPs' derivatives serve all vectors of a pass
 _NEVER_TARGETS = ("q", "k", "v", "pattern")
 
 
@@ -76,7 +76,9 @@ class Prefixes:
 
     def cache(self, net: TokenNetwork, ids: Int[Tensor, "row token"]) -> Any:
         """The cache of these positions, from the longest beginning that is here. Runs within the settings of its caller."""
-        count, held = max(((self._shared(kept, ids), cache) for kept, cache in self._held), key=lambda pair: pair[0], default=(0, None))
+        count, held = max(
+            ((self._shared(kept, ids), cache) for kept, cache in self._held), key=lambda pair: pair[0], default=(0, None)
+        )
         if count == ids.shape[1]:
             return held
         cache = copy.deepcopy(held) if count else net.cache()
@@ -280,7 +282,7 @@ def _prompt_pass(
                 target,
                 lambda go: go(input_ids=ids[:, before:], **arguments),
                 attention,
-                (PRODUCT_TOKENS // (tokens * len(rows)), WHOLE_TOKENS // (tokens * len(rows))),
+                _vectors_at_once(net, tokens * len(rows)),
                 places,
                 tokens,
                 watch,
@@ -295,6 +297,12 @@ def _prompt_pass(
 
     why = net.proofs.refused("earlier keys out of the graph", before + tokens, tried)
     return kept[0] if kept and not why else passed(not why)
+
+
+def _vectors_at_once(net: TokenNetwork, row_tokens: int) -> tuple[int, int]:
+    """Vectors of one backward pass over so many row-tokens, and the same where whole matrices are made."""
+    few, width = PRODUCT_TOKENS // row_tokens, net.anatomy.width if net.anatomy is not None else 1 << 20
+    return few, max(few, WHOLE_BYTES // (4 * width * row_tokens))
 
 
 def _joins_otherwise(net: TokenNetwork, passed: Callable[[bool], Linearized], kept: list[Linearized]) -> str:

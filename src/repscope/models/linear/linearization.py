@@ -157,8 +157,8 @@ class Linearized:
     """Derivative of one pass with respect to some sources. Every row of the pass is an input of its own.
 
     leaves: (row, *feature) per source, the zeros that were added. points: the source's values there. target: the values read, with
-    their graph. product_rows: vectors per backward pass, and that number where all rows of the Jacobian are made. places: positions of
-    source and target; None for inputs without positions. watched: further tensors of the graph, each with the zeros added to it.
+    their graph. product_rows: vectors per backward pass, and that number where all rows of the Jacobian are made. places: positions
+    of source and target; None for inputs without positions. watched: further tensors of the graph, each with the zeros added to it.
     """
 
     def __init__(

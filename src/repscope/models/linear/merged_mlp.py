@@ -1,6 +1,7 @@
 """MLPs whose derivative is multiplied with many vectors: one matrix per position in place of all weights per vector.
 
-Back through an MLP  D (a(Gx) ∘ Ux)  each vector takes three products with weights of width × hidden. Its derivative at a position is
+Back through an MLP  D (a(Gx) ∘ Ux)  each vector takes three products with weights of width × hidden. Its derivative at a position
+is
 
     J = D (diag(a(Gx)) U + diag(a'(Gx) ∘ Ux) G)
 

@@ -80,18 +80,24 @@ class Attended:
         of_new = (off * self.share[..., None])[..., off.shape[-2] - self.new :, :].transpose(-1, -2)
         share = self.share[..., -self.new :].tolist()
         to_query = torch.empty_like(c) if d == d_value else c.new_empty(*c.shape[:4], d)
-        to_key, to_value = (c.new_zeros(len(c), rows, self.new, groups, size) for size in (d, d_value))
+        to_key, to_value = (c.new_empty(len(c), rows, self.new, groups, size) for size in (d, d_value))
         for row in range(rows):
             for group in range(groups):
+                written = [False] * self.new
                 for i in range(folded):
                     head, query = group * (folded // queries) + i // queries, i % queries
                     given = c[:, row, head, query]
                     torch.mm(given, matrix[row, group, i], out=to_query[:, row, head, query])
                     along = given @ of_new[row, group, i]
                     for j, weight in enumerate(share[row][group][i]):
-                        if weight != 0.0:
-                            to_key[:, row, j, group].addr_(along[:, j], self.query[row, group, i])
-                            to_value[:, row, j, group].add_(given, alpha=weight)
+                        at_key, at_value = to_key[:, row, j, group], to_value[:, row, j, group]
+                        if not written[j]:
+                            torch.mul(along[:, j, None], self.query[row, group, i], out=at_key)
+                            torch.mul(given, weight, out=at_value)
+                        elif weight != 0.0:
+                            at_key.addr_(along[:, j], self.query[row, group, i])
+                            at_value.add_(given, alpha=weight)
+                        written[j] = True
         return to_query, to_key.transpose(2, 3), to_value.transpose(2, 3)
 
 
@@ -156,7 +162,5 @@ class _Forth(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], q: Tensor, k: Tensor, v: Tensor, held: Attended) -> tuple[Tensor, int]:
-        whole = [
-            x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in zip((q, k, v), dims[:3])
-        ]
+        whole = [x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0) for x, dim in zip((q, k, v), dims[:3])]
         return held.forth(*whole), 0
