@@ -357,6 +357,7 @@ class LanguageModel(TextNetwork):
         source_tokens: str | int = "last",
         target_tokens: str | int = "last",
         prefixes: Prefixes | None = None,
+        at_once: int | None = None,
     ) -> Jacobian:
         """The Jacobian from one site to another, per prompt: as an operator, a matrix or singular triplets.
 
@@ -374,6 +375,8 @@ class LanguageModel(TextNetwork):
             One position of each prompt, or the mean of several.
         prefixes
             Shared by several Jacobians of the same prompts, which then run the positions before the source once.
+        at_once
+            Most prompts that share a pass, if not as many as the engine would take (see `MeanJacobian.low_rank`).
 
         Returns
         -------
@@ -392,8 +395,8 @@ class LanguageModel(TextNetwork):
         ((1, 32, 32), (4,))
         """
         self.run_once_per_pass([*self.resolve(source), *self.resolve(target)])
-        plan = plan_jacobian(self, self.tokenizer, prompts, source, target, source_tokens, target_tokens, prefixes=prefixes)
-        return Jacobian.over(plan)
+        ends = (source, target, source_tokens, target_tokens)
+        return Jacobian.over(plan_jacobian(self, self.tokenizer, prompts, *ends, prefixes=prefixes, at_once=at_once))
 
     def twin(self, seed: int = 0) -> "LanguageModel":
         """The same architecture with random weights: the control for effects of training."""

@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float, Int
 from repscope.data.relations import Pair, Relation
 from repscope.errors import UserError, unknown
 from repscope.models.linear.jacobian_passes import Prefixes
-from repscope.models.linear.low_rank import Certificate, LowRank
+from repscope.models.linear.low_rank import PART, Certificate, LowRank
 from repscope.models.prompts import Prompt, encode
 from repscope.models.sites import Site, Tokens
 from repscope.read.known_facts import EncodedFacts, distinct, encode_facts, most_likely, starts_with
@@ -261,6 +261,7 @@ def lre(
         source_tokens="subject.last",
         target_tokens=READ_AT[tokens],
         prefixes=prefixes,
+        at_once=None if rank is None else max(1, int(PART * len(prompts))),
     )
     found: Mapping[Site, tuple[np.ndarray | LowRank, np.ndarray]]
     certificate: Certificate | None = None

@@ -102,6 +102,7 @@ def plan_jacobian(
     target_tokens: str | int,
     watch: Sequence[Site] = (),
     prefixes: Prefixes | None = None,
+    at_once: int | None = None,
 ) -> Plan:
     """The Jacobians of prompts; see `LanguageModel.jacobian`. `watch` are sites whose part in them is to be told (see `pieces`)."""
     sources, end = endpoints(net, source, target)
@@ -140,7 +141,7 @@ def plan_jacobian(
         most = (
             max(1, PRODUCT_TOKENS // (4 * tokens)) if together else 1
         )  # prompts that share a pass, so that several vectors still do
-        for part in np.array_split(inputs, -(-len(inputs) // most)):
+        for part in np.array_split(inputs, -(-len(inputs) // min(most, at_once or most))):
             rows = [whole.ids[int(i)] for i in part]
             aimed = partial(_aimed, net, tokenizer, held, installed)
             make = partial(_prompt_pass, net, sources, end, rows, key, part, watch, aimed, None if installed else prefixes)
