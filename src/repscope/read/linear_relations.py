@@ -367,9 +367,9 @@ def attribute_lens(lm: "LanguageModel", fits: LREs, text: "str | Prompt", *, top
     ids = encode(lm.tokenizer, [text], Tokens("all"), causal=lm.causal).ids[0]
     cells = []
     for site, fit in fits.items():
-        logits = lm.unembed(fit(acts[site]).astype(np.float32)).astype(np.float64)
+        logits = lm.unembed(fit(acts[site]).astype(np.float32))
         chances = np.exp(logits - logits.max(-1, keepdims=True))
-        chances /= chances.sum(-1, keepdims=True)
+        chances /= chances.sum(-1, keepdims=True, dtype=np.float64).astype(np.float32)
         layer = Site.parse(site).layer
         for position, chance in enumerate(chances):
             order = np.argpartition(-chance, min(top_k, len(chance)) - 1)[:top_k]

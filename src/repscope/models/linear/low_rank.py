@@ -96,10 +96,10 @@ class LowRank:
 class Certificate:
     """How far matrices of low rank are from the whole ones.
 
-    rank: columns of Q. products: vectors multiplied, probes included; one over a part of the prompts counts as that part. error: the
-    relative error of all sources side by side, each in units of its own vectors, in the Frobenius norm, as estimated from `probes`
-    held-out random rows, with its 95 % interval over them. errors: that of each source. within: whether the end of the interval of
-    `error` is within the tolerance.
+    rank: columns of Q. products: vectors multiplied, probes included; one over a part of the prompts counts as that part.
+    error: the relative error of all sources side by side, each in units of its own vectors, in the Frobenius norm, as estimated from
+    `probes` held-out random rows, with its 95 % interval over them. errors: that of each source. within: whether the end of the
+    interval of `error` is within the tolerance.
     """
 
     rank: int
@@ -140,7 +140,8 @@ def joint(
     """Matrices J (height, widths[i]) of up to `rank`, all with one left factor Q.
 
     forth: Σ Jv over the matrices, with vectors for each; an estimate of it will do. back: uᵀJ for each; called first with the
-    probes, then with the columns of Q in order. scales: of each matrix in the joint one. tolerance: relative error of A at which a smaller rank is enough.
+    probes, then with the columns of Q in order. scales: of each matrix in the joint one. tolerance: relative error of A at which a
+    smaller rank is enough.
 
     Raises a `UserError` for a rank, tolerance, block or number of probes that is not possible; as `Side.widened` for products.
     """
