@@ -96,7 +96,7 @@ class LowRank:
 class Certificate:
     """How far matrices of low rank are from the whole ones.
 
-    rank: columns of Q. products: vectors multiplied, probes included; one over a part of the prompts counts as that part. error: the
+    rank: columns of Q. products: vectors multiplied, probes included; one over a part of the prompts counts as that part. error:
     relative error of all sources side by side, each in units of its own vectors, in the Frobenius norm, as estimated from `probes`
     held-out random rows, with its 95 % interval. errors: that of each source. within: whether the end of the interval of `error` is
     within the tolerance.
