@@ -64,9 +64,9 @@ def lre_at_both(lm: "LanguageModel", facts: EncodedFacts, examples: Sequence[Pai
     value, above = upper.value.mean(0, dtype=np.float64), [_side_by_side(part) for part in (of_end, of_subject)]
     held = {}
     for site, within in own.matrix().items():
-        parts, point = (early.each[str(site)], within), own[site].point[..., None]
-        weight = sum(upon @ part.reshape(-1, part.shape[-1]) for upon, part in zip(above, parts)) / count
-        moved = sum(upon @ (part @ point).reshape(-1) for upon, part in zip(above, parts)) / count
+        point = own[site].point[..., None]
+        weight = (above[0] @ early.each[str(site)].reshape(-1, width) + above[1] @ within.reshape(-1, width)) / count
+        moved = (above[0] @ (early.each[str(site)] @ point).reshape(-1) + above[1] @ (within @ point).reshape(-1)) / count
         held[str(site)] = LRE(str(site), final, weight.astype(np.float32), (value - moved).astype(np.float32))
     for found, (w, b) in maps.items():
         held[str(found)] = LRE(str(found), final, w.astype(np.float32), b.astype(np.float32))

@@ -139,13 +139,15 @@ def explicit(
     if before is None:
         mixed = product(shares, value)
     else:
-        old, new = torch.split(shares, [earlier[1].shape[2], value.shape[2]], -1)
-        mixed = product(new, value) + product(old, earlier[1])
+        of_old, of_new = torch.split(shares, [earlier[1].shape[2], value.shape[2]], -1)
+        mixed = product(of_new, value) + product(of_old, earlier[1])
     out = mixed.reshape(rows, heads, queries, -1)
     if not one_step or not any(x.requires_grad for x in ends):
         return out
-    keys, values = (key, value) if before is None else (torch.cat([a, b], 2) for a, b in zip(earlier, (key, value)))
-    return attended(*ends, out, Attended(folded, keys, values, shares, mixed, key.shape[2], factor))
+    new, keys, values = key.shape[2], key, value
+    if before is not None:
+        keys, values = (torch.cat(pair, 2) for pair in zip(earlier, (key, value)))
+    return attended(*ends, out, Attended(folded, keys, values, shares, mixed, new, factor))
 
 
 def _added(allowed: Tensor, dtype: torch.dtype) -> Tensor:

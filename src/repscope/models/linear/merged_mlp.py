@@ -12,7 +12,9 @@ vectors the weights are taken one by one. An MLP without gate, D a(Ux), has the 
 The parts are recognised while a pass runs (`short_derivatives`), by the steps themselves, whatever module holds them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -49,10 +51,9 @@ class _Weights:
     def times(self, c: Float[Tensor, "*vector_row d"], forth: bool) -> Float[Tensor, "*vector_row d"]:
         """cᵀJ of each row, or Jc: with the weights one by one."""
         if forth:
-            inner = sum((c @ w.T) * slope for w, slope in self.parts)
-            return inner @ self.down.T
+            return _summed([(c @ w.T) * slope for w, slope in self.parts]) @ self.down.T
         inner = c @ self.down
-        return sum((inner * slope) @ w for w, slope in self.parts)
+        return _summed([(inner * slope) @ w for w, slope in self.parts])
 
     def merges(self, count: int) -> bool:
         """Whether J is less work than the weights for so many vectors."""
@@ -75,6 +76,11 @@ class _Weights:
             torch.mm(self.down, inner, out=j)
             torch.mm(c[:, r], j.T if forth else j, out=out[:, r])
         return out.reshape(count, *row, -1)
+
+
+def _summed(parts: Sequence[Tensor]) -> Tensor:
+    """Their sum."""
+    return reduce(torch.add, parts)
 
 
 class _Mlp(torch.autograd.Function):

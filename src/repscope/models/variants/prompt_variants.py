@@ -170,20 +170,19 @@ def _forked(
             start = min(starts[i] for i in group) if grow else 0
             order = sorted(group, key=lambda i: forks[i].site.depth)
             inputs: dict[str, Any] = net.plain()
-            own = None
-            if start and whole is None:
-                there, held = kept.shared(ids[0, :start].tolist())
+            own, held = None, whole
+            if start and held is None:
+                there, cache = kept.shared(ids[0, :start].tolist())
                 if (start - there) * (len(group) + 1) <= _SHORT:
-                    start = there
+                    start, held = there, cache
             if start:
-                source = held if whole is None and start == there else whole
-                if source is None:
+                if held is None:
                     state.rewind()
-                    source = whole = kept.filled(net, ids[:, : max(starts)])
+                    held = whole = kept.filled(net, ids[:, : max(starts)])
                     if whole is None:
                         return _forked(net, ids, forks, pass_tokens, False, ends)
                 own = net.cache()
-                _copied(source, own, start)
+                _copied(held, own, start)
                 inputs = net.plain(use_cache=True) | {net.cache_name: own}
             rows = _Rows([forks[i] for i in order], ids.shape[1], own, grow)
             seen: list[Tensor] = []

@@ -35,7 +35,7 @@ def keep_proofs(lm: "LanguageModel") -> None:
     """Keep this run's trials that passed."""
     if modified(lm):
         return
-    passed = sorted([path, level] for (path, level), why in lm.proofs.found.items() if not why)
+    passed = sorted((path, level) for (path, level), why in lm.proofs.found.items() if not why)
     file = _file(lm)
     with suppress(UserError, OSError):  # a cache that cannot be written costs time, not the answer
         if not file.is_file() or len(parse_json(file.read_bytes())) < len(passed):
