@@ -122,7 +122,7 @@ def wide() -> list[str]:
     sizes = {"hidden_size": WIDE, "intermediate_size": 512, "num_hidden_layers": 2, "num_key_value_heads": 4, "vocab_size": 259}
     lm = LanguageModel(untrained_llama(0, **sizes), byte_tokenizer(), "wide")
     prompts = ["of a", "to b"]
-    mean = lm.jacobian(prompts, ["embed", "resid_post.0"], "resid_post.1", source_tokens=3).mean()
+    mean = lm.jacobian(prompts, ["embed", "resid_post.0"], "resid_post.1", source_tokens=3, at_once=1).mean()
     started = time.process_time()
     maps, told = mean.low_rank()
     seconds = time.process_time() - started

@@ -9,11 +9,13 @@ import pytest
 from repscope import models
 from repscope.cli import run
 from repscope.errors import UserError
+from repscope.models.language import LanguageModel
 from repscope.models.verify.checks import CHECKS
 from repscope.studies.entities import STUDY as ENTITIES
 from repscope.studies.entities.options import EntitiesOptions
+from repscope.studies.run.proof_cache import engine_digest, keep_proofs, restore_proofs
 from repscope.studies.run.runner import Run
-from repscope.studies.run.verification import cached_verification, engine_digest
+from repscope.studies.run.verification import cached_verification
 from repscope.worlds.tiny import tiny
 
 
@@ -173,6 +175,28 @@ def test_checks_are_kept_for_weights_that_pass_and_for_nothing_else(tmp_path, mo
     for changed in (tiny(1), broken, tiny().twin(3)):
         with pytest.raises(UserError, match="checked again"):
             cached_verification(changed)
+
+
+def test_trials_that_passed_are_kept_for_the_same_model_and_for_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("REPSCOPE_CACHE", str(tmp_path))
+    first = tiny()
+    assert first.shares_prefix(8)
+    first.proofs.found["another path", 0] = "it differs"
+    keep_proofs(first)
+    again = tiny()
+    restore_proofs(again)
+    assert ("shared prefix", 0) in again.proofs.found
+    assert set(again.proofs.found.values()) == {""}
+    monkeypatch.setattr(LanguageModel, "_prefix_differs", lambda self, lengths: "tried again")
+    assert again.shares_prefix(8)
+    for changed in (tiny(1), mixed(), tiny().twin(3)):
+        restore_proofs(changed)
+        assert not changed.shares_prefix(8)
+    (file,) = (tmp_path / "proved").iterdir()
+    file.write_text("[[")
+    damaged = tiny()
+    restore_proofs(damaged)
+    assert not damaged.shares_prefix(8)
 
 
 @pytest.mark.parametrize("source", ["language.py", "engine/hooks.py", "loading/gguf.py", "verify/checks.py"])

@@ -31,7 +31,7 @@ def test_edits_of_prompts_with_one_beginning_are_those_of_each_prompt_alone():
             alone = logits_after_edit(lm, prompt, steps)
             assert np.allclose(together, alone, atol=1e-5 * np.abs(alone).max())
             if prompt in prompts[1:4]:  # the examples are there from the first prompt
-                assert max(with_own) < 10 < len(SHOTS) < max(tokens)
+                assert max(with_own) < 12 < len(SHOTS) < max(tokens)
             tokens.clear()
     finally:
         handle.remove()

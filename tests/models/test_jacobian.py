@@ -9,6 +9,7 @@ from families import WINDOWED, build
 from repscope.errors import UserError
 from repscope.models.edits import Edit
 from repscope.models.language import LanguageModel
+from repscope.models.linear.jacobian_passes import Prefixes
 from repscope.models.network import Network
 from repscope.models.prompts import Prompt
 
@@ -225,6 +226,24 @@ def test_earlier_positions_and_blocks_below_run_once(llama):
     for hook in hooks:
         hook.remove()
     assert ran == [(0, 4), (1, 4), (2, 4), (3, 4), (0, 2), (1, 2)]
+
+
+def test_jacobians_of_the_same_prompts_share_the_positions_before(llama):
+    ran, shared, ends = [], Prefixes(), ("resid_post.0", "resid_post.1")
+    hooks = [m.register_forward_hook(lambda m, args, out: ran.append(args[0].shape[1])) for m in llama.model.model.layers]
+    llama.jacobian(PROMPTS[:1], *ends, source_tokens=4)  # tries how keys can be kept apart
+    ran.clear()
+    found = []
+    for at, tokens in ((4, [4] * 4 + [2, 2]), (4, [2, 2]), (5, [1] * 4 + [2, 2])):
+        found.append(llama.jacobian(PROMPTS[:1], *ends, source_tokens=at, target_tokens=at + 1, prefixes=shared))
+        assert ran == tokens
+        ran.clear()
+    for hook in hooks:
+        hook.remove()
+    near(found[1].matrix(), found[0].matrix())
+    near(found[2].matrix(), llama.jacobian(PROMPTS[:1], *ends, source_tokens=5, target_tokens=6).matrix())
+    with llama.edit(Edit.project_out("resid_post.0", np.eye(32)[:3])):  # another network
+        near(*(llama.jacobian(PROMPTS[:1], *ends, source_tokens=4, prefixes=p).matrix() for p in (shared, None)))
 
 
 def test_the_network_is_left_as_it_was(llama):

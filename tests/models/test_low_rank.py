@@ -111,7 +111,7 @@ def test_of_full_rank_it_is_the_affine_map_of_every_source():
         low, low_bias = maps[site]
         assert_allclose(np.asarray(low), weight, atol=2e-5 * np.abs(weight).max())
         assert_allclose(low_bias, bias, atol=2e-5 * np.abs(bias).max())
-    assert told.products == 2 * 32 + told.probes
+    assert told.products == told.probes + 32 + -(-32 // 3)  # the prompts, of three lengths, take turns in one of the two kinds
 
 
 @pytest.mark.parametrize("tokens", ["last", 1])
@@ -125,6 +125,17 @@ def test_of_low_rank_the_bias_is_that_of_the_map_itself(tokens):
         slow = np.mean([o - q @ (q.T @ (j @ s)) for o, j, s in zip(jac.value, each, jac[site].point)], 0)
         assert_allclose(bias, slow, atol=1e-4 * np.abs(slow).max())
         assert_allclose(np.asarray(low), q @ (q.T @ each.mean(0)), atol=1e-4 * np.abs(each).max())
+
+
+def test_prompts_of_one_length_take_turns_where_they_are_in_several_passes():
+    prompts, ends = ["of a", "to b", "on c", "in d", "at e"], (["resid_post.0", "resid_post.1"], "resid_post.3")
+    together, turns = (tiny().jacobian(prompts, *ends, at_once=n).mean() for n in (None, 2))
+    for mean, products in ((together, 8 + 2 * 10), (turns, 8 + 10 + 4)):
+        maps, told = mean.low_rank(10, block=2)
+        assert told.products == products
+        for (low, _), whole in zip(maps.values(), mean.matrix().values()):
+            assert_allclose(np.asarray(low), low.left @ (low.left.T @ whole), atol=1e-5)
+    assert together.low_rank()[1].rank == turns.low_rank()[1].rank == 1
 
 
 def test_the_same_seed_gives_the_same_map():

@@ -5,11 +5,16 @@ import json
 import numpy as np
 import pytest
 
+from repscope.data.relations import Relation
 from repscope.directions import DirectionSet
 from repscope.errors import UserError
+from repscope.models.linear import merged_mlp
+from repscope.read.known_facts import encode_facts
+from repscope.read.relations_at_two_layers import lre_at_both
 from repscope.results import CHOSEN, COLUMNS, ESTIMATE
 from repscope.steer.remedi import Editor
 from repscope.studies.relations import STUDY as RELATIONS
+from repscope.studies.relations import costs
 from repscope.studies.relations.options import RelationsOptions
 from repscope.studies.relations.pooled import pooled
 from repscope.studies.run.runner import Run
@@ -108,6 +113,19 @@ def test_a_wide_network_has_maps_of_low_rank_everywhere(run, tmp_path, monkeypat
     whole = set(zip(run.table["metric"], run.table["condition"], run.table["item"]))
     assert {c for c in whole - kept if not c[1].startswith("rank ")} == set()
     assert {c[1] for c in kept - whole} == {"rank 1"}
+
+
+def test_the_plan_counts_the_products_of_the_maps(run, monkeypatch):
+    """Vectors that go back through the MLP of each block at each position."""
+    lm, passed = run.setup.network, []
+    samples = (("Chile", "Santiago"), ("Peru", "Lima"), ("Italy", "Rome"), ("France", "Paris"))
+    for name in ("times", "merged"):
+        whole = getattr(merged_mlp._Weights, name)
+        monkeypatch.setattr(
+            merged_mlp._Weights, name, lambda self, c, forth, f=whole: (passed.append(c[..., 0].numel()), f(self, c, forth))[1]
+        )
+    lre_at_both(lm, encode_facts(lm, Relation("capital", ("The capital of {}",), samples)), samples[:3], "resid_post.2")
+    assert sum(passed) == pytest.approx(3 * lm.blocks * costs._passes(run.setup, 2, 2) / costs._MERGED)
 
 
 def test_a_second_run_computes_nothing(run):

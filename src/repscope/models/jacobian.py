@@ -13,8 +13,8 @@ as in steering, and J is the sum over them. The target is one position or the me
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
+from itertools import cycle, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from repscope.models.engine.memory import memory_kept
 from repscope.models.engine.positions import as_float
 from repscope.models.linear.jacobian_passes import KEPT_BYTES, Group, Plan
 from repscope.models.linear.linearization import Linearized
-from repscope.models.linear.low_rank import BLOCK, PROBES, Certificate, LowRank, joint, most_rank
+from repscope.models.linear.low_rank import BLOCK, PART, PROBES, Certificate, LowRank, joint, most_rank
 from repscope.models.linear.svd import Triplets, leading
 from repscope.models.sites import PerSite, Site
 from repscope.progress import progress
@@ -195,9 +195,9 @@ class Jacobian:
             raise UserError(f"{name} is {held}.")
         return torch.from_numpy(np.ascontiguousarray(vectors))
 
-    def _passes(self) -> Iterator[tuple[Group, Linearized]]:
+    def _passes(self, groups: Sequence[Group] | None = None) -> Iterator[tuple[Group, Linearized]]:
         self._shared.unchanged()
-        for group in self._shared.groups:
+        for group in self._shared.groups if groups is None else groups:
             made = group.linearized()
             yield group, made
             self._shared.unbatched = self._shared.unbatched or made.unbatched
@@ -207,11 +207,11 @@ class Jacobian:
         rows = self.value.shape[1]
         with progress("Jacobian", rows * len(self)) as advance, memory_kept():
             for group, made in self._passes():
-                edges = np.linspace(0, rows, -(-rows // made.product_rows) + 1).astype(int)  # parts of one size
+                edges = np.linspace(0, rows, -(-rows // made.whole_rows) + 1).astype(int)  # parts of one size
                 for first, stop in pairwise(edges.tolist()):
                     part = slice(first, stop)
                     u = torch.eye(stop - first, rows).roll(first, 1)
-                    for i, found in enumerate(made.vjp(u, self._at)):
+                    for i, found in enumerate(made.vjp(u, self._at, made.whole_rows)):
                         put(group.inputs, i, part, as_numpy(found.transpose(0, 1)))
                     advance((stop - first) * len(group.inputs))
 
@@ -305,7 +305,9 @@ class MeanJacobian:
     ) -> tuple[dict[Site, tuple[LowRank, Float[np.ndarray, "d_target"]]], Certificate]:
         """As `affine`, from few products: J ≈ QQᵀJ with one Q for all sources, and what that leaves out (see `low_rank`).
 
-        Two products per column of Q serve all sources, where `affine` takes d_target. The bias is the mean of value - QQᵀJ point.
+        Two products per column of Q serve all sources, where `affine` takes d_target. One of the two only chooses Q, and is taken
+        over a part of the prompts in turn, where they are in several passes (`at_once` of `lm.jacobian`). The bias is the mean of
+        value - QQᵀJ point.
 
         Parameters
         ----------
@@ -335,11 +337,14 @@ class MeanJacobian:
         points = [each._shared.points[i].astype(np.float64) for i in each._at]
         widths, height = [p.shape[1] for p in points], each.value.shape[1]
         moved: list[list[np.ndarray]] = [[] for _ in points]
+        parts = _parts(each._shared.groups, PART * len(each))
+        turns, multiplied = cycle(parts), [0]
 
         def back(u: Float[np.ndarray, "vector d_target"]) -> list[Float[np.ndarray, "vector d_source"]]:
             """uᵀJ for every source; what each vector says of the examples' own points is kept for the bias."""
             vectors = each._vectors(u, height, "u")
             totals, dots = [np.zeros((len(u), w)) for w in widths], [np.zeros(len(u)) for _ in widths]
+            multiplied[0] += len(u) * len(each)
             for group, made in each._passes():
                 for i, found in enumerate(made.vjp(vectors, each._at)):
                     rows = as_numpy(found)
@@ -350,15 +355,18 @@ class MeanJacobian:
             return totals
 
         def forth(v: list[Float[np.ndarray, "vector d_source"]]) -> Float[np.ndarray, "vector d_target"]:
-            """Σ Jv over the sources."""
+            """Σ Jv over the sources, averaged over the prompts whose turn it is."""
             vectors = [each._vectors(part, width, "v") for part, width in zip(v, widths)]
-            total = np.zeros((len(v[0]), height))
-            for _, made in each._passes():
+            total, groups = np.zeros((len(v[0]), height)), next(turns)
+            count = sum(len(group.inputs) for group in groups)
+            multiplied[0] += len(v[0]) * count
+            for _, made in each._passes(groups):
                 total += as_numpy(made.jvp(vectors, each._at)).sum(1, dtype=np.float64)
-            return total / len(each)
+            return total / count
 
         scales = [float(np.sqrt(np.square(p).sum(1).mean())) or 1.0 for p in points]
-        most = most_rank(height, widths, probes) if rank is None else rank
+        largest = max(sum(len(group.inputs) for group in part) for part in parts) / len(each)
+        most = most_rank(height, widths, probes, largest) if rank is None else rank
         with progress("Jacobian of low rank", 2 * most + probes) as advance, memory_kept():
             found, certificate = joint(
                 forth,
@@ -378,7 +386,7 @@ class MeanJacobian:
         for i, (site, factors) in enumerate(zip(each.sources, found)):
             along = np.concatenate(moved[i][1:])[: factors.rank]  # the first rows were the probes'
             maps[site] = factors, value - factors.left @ along
-        return PerSite(maps.items()), certificate
+        return PerSite(maps.items()), replace(certificate, products=-(-multiplied[0] // len(each)))
 
     def svd(
         self, k: int = 16, *, seed: int = 0, tolerance: float = 0.01, products: int = 192, block: int | None = None
@@ -417,3 +425,14 @@ def as_numpy(x: Tensor) -> Float[np.ndarray, "..."]:
 
 def _at(inputs: Sequence[int], rows: slice) -> Any:
     return np.ix_(list(inputs), range(rows.start, rows.stop))
+
+
+def _parts(groups: Sequence[Group], least: float) -> list[list[Group]]:
+    """Groups in parts of about so many inputs, each in one part."""
+    parts: list[list[Group]] = []
+    for group in groups:
+        if parts and sum(len(g.inputs) for g in parts[-1]) + len(group.inputs) <= max(1.0, least) + 1e-9:
+            parts[-1].append(group)
+        else:
+            parts.append([group])
+    return parts

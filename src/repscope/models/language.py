@@ -28,7 +28,7 @@ from repscope.models.inputs.chats import chat_prompt
 from repscope.models.inputs.given import Chat
 from repscope.models.inputs.text_spans import described
 from repscope.models.jacobian import Jacobian
-from repscope.models.linear.jacobian_passes import plan_jacobian
+from repscope.models.linear.jacobian_passes import Prefixes, plan_jacobian
 from repscope.models.network import per_row
 from repscope.models.prompts import Prompt, PromptLike, with_continuation
 from repscope.models.sites import Site, Tokens
@@ -356,6 +356,8 @@ class LanguageModel(TextNetwork):
         *,
         source_tokens: str | int = "last",
         target_tokens: str | int = "last",
+        prefixes: Prefixes | None = None,
+        at_once: int | None = None,
     ) -> Jacobian:
         """The Jacobian from one site to another, per prompt: as an operator, a matrix or singular triplets.
 
@@ -371,6 +373,10 @@ class LanguageModel(TextNetwork):
             One position, or several (`subject`, `all`) that all receive the same perturbation.
         target_tokens
             One position of each prompt, or the mean of several.
+        prefixes
+            Shared by several Jacobians of the same prompts, which then run the positions before the source once.
+        at_once
+            Most prompts that share a pass, if not as many as the engine would take (see `MeanJacobian.low_rank`).
 
         Returns
         -------
@@ -389,7 +395,8 @@ class LanguageModel(TextNetwork):
         ((1, 32, 32), (4,))
         """
         self.run_once_per_pass([*self.resolve(source), *self.resolve(target)])
-        return Jacobian.over(plan_jacobian(self, self.tokenizer, prompts, source, target, source_tokens, target_tokens))
+        ends = (source, target, source_tokens, target_tokens)
+        return Jacobian.over(plan_jacobian(self, self.tokenizer, prompts, *ends, prefixes=prefixes, at_once=at_once))
 
     def twin(self, seed: int = 0) -> "LanguageModel":
         """The same architecture with random weights: the control for effects of training."""

@@ -27,7 +27,8 @@ from jaxtyping import Bool, Float, Int
 
 from repscope.data.relations import Pair, Relation
 from repscope.errors import UserError, unknown
-from repscope.models.linear.low_rank import Certificate, LowRank
+from repscope.models.linear.jacobian_passes import Prefixes
+from repscope.models.linear.low_rank import PART, Certificate, LowRank
 from repscope.models.prompts import Prompt, encode
 from repscope.models.sites import Site, Tokens
 from repscope.read.known_facts import EncodedFacts, distinct, encode_facts, most_likely, starts_with
@@ -189,6 +190,7 @@ def lre(
     seed: int = 0,
     rank: int | Literal["auto"] | None = None,
     each: bool = False,
+    prefixes: Prefixes | None = None,
 ) -> LREs:
     """Fit the linear relational embedding of a relation from all subject layers at once.
 
@@ -216,6 +218,8 @@ def lre(
         of the result has the rank, the products and the errors.
     each
         Keep the maps of the examples alone as well, where W is whole.
+    prefixes
+        As in `lm.jacobian`.
 
     Raises
     ------
@@ -251,7 +255,13 @@ def lre(
     else:
         prompts = [held.prompt(s, given, template) for (s, _), given in zip(examples, shots)]
     jac = lm.jacobian(
-        prompts, list(sites or ("embed", "resid_post")), end, source_tokens="subject.last", target_tokens=READ_AT[tokens]
+        prompts,
+        list(sites or ("embed", "resid_post")),
+        end,
+        source_tokens="subject.last",
+        target_tokens=READ_AT[tokens],
+        prefixes=prefixes,
+        at_once=None if rank is None else max(1, int(PART * len(prompts))),
     )
     found: Mapping[Site, tuple[np.ndarray | LowRank, np.ndarray]]
     certificate: Certificate | None = None
@@ -357,9 +367,9 @@ def attribute_lens(lm: "LanguageModel", fits: LREs, text: "str | Prompt", *, top
     ids = encode(lm.tokenizer, [text], Tokens("all"), causal=lm.causal).ids[0]
     cells = []
     for site, fit in fits.items():
-        logits = lm.unembed(fit(acts[site]).astype(np.float32)).astype(np.float64)
+        logits = lm.unembed(fit(acts[site]).astype(np.float32))
         chances = np.exp(logits - logits.max(-1, keepdims=True))
-        chances /= chances.sum(-1, keepdims=True)
+        chances /= chances.sum(-1, keepdims=True, dtype=np.float64).astype(np.float32)
         layer = Site.parse(site).layer
         for position, chance in enumerate(chances):
             order = np.argpartition(-chance, min(top_k, len(chance)) - 1)[:top_k]

@@ -11,11 +11,14 @@ reaches the last block L through the earlier layer E at two places, so that for 
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float
 
 from repscope.data.relations import Pair
+from repscope.models.linear.jacobian_passes import Prefixes
 from repscope.models.prompts import encode
 from repscope.models.sites import Tokens
 from repscope.read.known_facts import EncodedFacts
@@ -43,26 +46,33 @@ def lre_at_both(lm: "LanguageModel", facts: EncodedFacts, examples: Sequence[Pai
     last, layer, width = lm.blocks - 1, end.layer or 0, lm.anatomy.width if lm.anatomy else 0
     kept = 4 * len(examples) * width**2 * (1 + layer)
     one_follows = bool((subjects.ids.lengths - subjects.start == 2).all())
+    shared = Prefixes()
     if not (lm.causal and one_follows and end.kind == "resid_post" and layer < last and 2 * kept <= KEPT_BYTES):
-        fits = lre(lm, facts, examples=examples)
-        return fits, lre(lm, facts, examples=examples, target=earlier, each=kept <= KEPT_BYTES)
+        fits = lre(lm, facts, examples=examples, prefixes=shared)
+        return fits, lre(lm, facts, examples=examples, target=earlier, each=kept <= KEPT_BYTES, prefixes=shared)
 
-    early = lre(lm, facts, examples=examples, target=earlier, each=True)
+    early = lre(lm, facts, examples=examples, target=earlier, each=True, prefixes=shared)
     assert early.each is not None
-    own = lm.jacobian(prompts, list(early), earlier, source_tokens="subject.last", target_tokens="subject.last")
+    at_subject = partial(lm.jacobian, prompts, source_tokens="subject.last", prefixes=shared)
+    own = at_subject(list(early), earlier, target_tokens="subject.last")
     final = f"resid_post.{last}"
     above = [f"resid_post.{block}" for block in range(layer, last)]
-    upper = lm.jacobian(prompts, above, final, source_tokens="subject.last")
+    upper = at_subject(above, final)
     maps, alone = upper.mean().affine_of_each()
-    of_end = lm.jacobian(prompts, earlier, final, source_tokens="last").matrix()
-    of_subject = alone[end]
+    of_end = lm.jacobian(prompts, earlier, final, source_tokens="last", prefixes=shared).matrix()
+    of_subject, count = alone[end], len(prompts)
+    value, above = upper.value.mean(0, dtype=np.float64), [_side_by_side(part) for part in (of_end, of_subject)]
     held = {}
     for site, within in own.matrix().items():
-        point = own[site].point.astype(np.float64)
-        through = of_end @ early.each[str(site)] + of_subject @ within
-        bias = upper.value.mean(0, dtype=np.float64) - np.einsum("prd,pd->r", through, point) / len(prompts)
-        weight = through.mean(0, dtype=np.float64)
-        held[str(site)] = LRE(str(site), final, weight.astype(np.float32), bias.astype(np.float32))
+        point = own[site].point[..., None]
+        weight = (above[0] @ early.each[str(site)].reshape(-1, width) + above[1] @ within.reshape(-1, width)) / count
+        moved = (above[0] @ (early.each[str(site)] @ point).reshape(-1) + above[1] @ (within @ point).reshape(-1)) / count
+        held[str(site)] = LRE(str(site), final, weight.astype(np.float32), (value - moved).astype(np.float32))
     for found, (w, b) in maps.items():
         held[str(found)] = LRE(str(found), final, w.astype(np.float32), b.astype(np.float32))
     return LREs(facts, tuple(examples), held), early
+
+
+def _side_by_side(matrices: Float[np.ndarray, "example row column"]) -> Float[np.ndarray, "row columns"]:
+    """[M₁ M₂ …], whose product with others one below the other sums over the examples."""
+    return np.ascontiguousarray(matrices.transpose(1, 0, 2)).reshape(matrices.shape[1], -1)

@@ -34,11 +34,17 @@ _SINGLE, _LOW = 1e-4, 3e-2  #: relative tolerance between two passes over one in
 def altered(model: nn.Module) -> tuple[Any, ...]:
     """Hooks and replaced forward functions on a model, except those of repscope, transformers and accelerate."""
     found: list[Any] = []
-    for path, module in model.named_modules():
+    seen, left = {id(model)}, [model]  # asked before every pass, so without names
+    while left:
+        module = left.pop()
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            found += [(path, key) for key, hook in hooks.items() if is_foreign(hook)]
+            found += [(id(module), key) for key, hook in hooks.items() if is_foreign(hook)]
         if (own := module.__dict__.get("forward")) is not None and is_foreign(own):
-            found.append((path, id(own)))
+            found.append((id(module), id(own)))
+        for child in module._modules.values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                left.append(child)
     return tuple(found)
 
 

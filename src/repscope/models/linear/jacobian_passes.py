@@ -29,6 +29,7 @@ from repscope.models.sites import KINDS, Site, Tokens, names_one
 
 KEPT_BYTES = 1 << 30  #: graphs that stay in memory
 PRODUCT_TOKENS = 1440  #: row-tokens of one backward pass; fewer make small products, more gain nothing
+WHOLE_BYTES = 64 << 20  #: of one residual stream where whole matrices are made: MLPs' derivatives serve all vectors of a pass
 _NEVER_TARGETS = ("q", "k", "v", "pattern")
 
 
@@ -64,6 +65,33 @@ class Plan:
     unchanged: Callable[[], None]
 
 
+class Prefixes:
+    """Caches of the positions before the source, for several Jacobians of the same prompts: what they share is run once.
+
+    For one network without edits; a cache that is here is never changed.
+    """
+
+    def __init__(self) -> None:
+        self._held: list[tuple[Int[Tensor, "row token"], Any]] = []
+
+    def cache(self, net: TokenNetwork, ids: Int[Tensor, "row token"]) -> Any:
+        """The cache of these positions, from the longest beginning that is here. Runs within the settings of its caller."""
+        count, held = max(
+            ((self._shared(kept, ids), cache) for kept, cache in self._held), key=lambda pair: pair[0], default=(0, None)
+        )
+        if count == ids.shape[1]:
+            return held
+        cache = copy.deepcopy(held) if count else net.cache()
+        net.module(input_ids=ids[:, count:], **{net.cache_name: cache}, **net.plain(use_cache=True))
+        self._held.append((ids, cache))
+        return cache
+
+    @staticmethod
+    def _shared(kept: Int[Tensor, "row token"], ids: Int[Tensor, "row token"]) -> int:
+        tokens = kept.shape[1]
+        return tokens if len(kept) == len(ids) and tokens <= ids.shape[1] and torch.equal(kept, ids[:, :tokens]) else 0
+
+
 def plan_jacobian(
     net: TokenNetwork,
     tokenizer: Any,
@@ -73,6 +101,8 @@ def plan_jacobian(
     source_tokens: str | int,
     target_tokens: str | int,
     watch: Sequence[Site] = (),
+    prefixes: Prefixes | None = None,
+    at_once: int | None = None,
 ) -> Plan:
     """The Jacobians of prompts; see `LanguageModel.jacobian`. `watch` are sites whose part in them is to be told (see `pieces`)."""
     sources, end = endpoints(net, source, target)
@@ -111,10 +141,10 @@ def plan_jacobian(
         most = (
             max(1, PRODUCT_TOKENS // (4 * tokens)) if together else 1
         )  # prompts that share a pass, so that several vectors still do
-        for part in np.array_split(inputs, -(-len(inputs) // most)):
+        for part in np.array_split(inputs, -(-len(inputs) // min(most, at_once or most))):
             rows = [whole.ids[int(i)] for i in part]
             aimed = partial(_aimed, net, tokenizer, held, installed)
-            make = partial(_prompt_pass, net, sources, end, rows, key, part, watch, aimed)
+            make = partial(_prompt_pass, net, sources, end, rows, key, part, watch, aimed, None if installed else prefixes)
             groups.append(Group([int(i) for i in part], make, token_bytes * tokens * len(part)))
     return Plan(sources, end, groups, names_one(source), _unchanged(net))
 
@@ -133,7 +163,7 @@ def plan_jacobian_of_inputs(
 
     def make(start: int, stop: int) -> Linearized:
         _see_edited(net, installed)
-        made = _pass(net, sources, end, lambda go: run(go, start, stop), Explicit(), PRODUCT_TOKENS // batch)
+        made = _pass(net, sources, end, lambda go: run(go, start, stop), Explicit(), (PRODUCT_TOKENS // batch,) * 2)
         if stop - start > 1:
             for reached in torch.autograd.grad(made.target[0].sum(), made.leaves, retain_graph=True, allow_unused=True):
                 if reached is not None and bool(reached[1:].any()):
@@ -224,6 +254,7 @@ def _prompt_pass(
     inputs: Int[np.ndarray, "row"],
     watch: Sequence[Site],
     aimed: Callable[[], None],
+    prefixes: Prefixes | None = None,
 ) -> Linearized:
     """One pass over prompts with the lengths in `key`: tokens before, source positions, target positions, and the end."""
     before, first, last, read_from, read_to, tokens = key
@@ -232,10 +263,9 @@ def _prompt_pass(
 
     cache = None
     if before:
-        cache = net.cache()
         with unhooked(net.module), net.taps.settled() as state, net.announced(inputs):
             state.rewind()
-            net.module(input_ids=ids[:, :before], **{net.cache_name: cache}, **net.plain(use_cache=True))
+            cache = (prefixes or Prefixes()).cache(net, ids[:, :before])
 
     def passed(split: bool) -> Linearized:
         attention = Explicit()
@@ -253,7 +283,7 @@ def _prompt_pass(
                 target,
                 lambda go: go(input_ids=ids[:, before:], **arguments),
                 attention,
-                PRODUCT_TOKENS // (tokens * len(rows)),
+                _vectors_at_once(net, tokens * len(rows)),
                 places,
                 tokens,
                 watch,
@@ -268,6 +298,12 @@ def _prompt_pass(
 
     why = net.proofs.refused("earlier keys out of the graph", before + tokens, tried)
     return kept[0] if kept and not why else passed(not why)
+
+
+def _vectors_at_once(net: TokenNetwork, row_tokens: int) -> tuple[int, int]:
+    """Vectors of one backward pass over so many row-tokens, and the same where whole matrices are made."""
+    few, width = PRODUCT_TOKENS // row_tokens, net.anatomy.width if net.anatomy is not None else 1 << 20
+    return few, max(few, WHOLE_BYTES // (4 * width * row_tokens))
 
 
 def _joins_otherwise(net: TokenNetwork, passed: Callable[[bool], Linearized], kept: list[Linearized]) -> str:
@@ -302,7 +338,7 @@ def _pass(
     target: Site,
     run: Callable[[Callable[..., None]], None],
     attention: Explicit,
-    product_rows: int,
+    product_rows: tuple[int, int],
     places: tuple[slice, slice] | None = None,
     tokens: int = 0,
     watch: Sequence[Site] = (),

@@ -18,7 +18,8 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from repscope.models.engine.attention_probe import grouped
-from repscope.models.linear.short_derivatives import recognised
+from repscope.models.linear.short_attention import Attended, attended
+from repscope.models.linear.short_derivatives import activated, recognised
 
 Pair = tuple[Tensor, Tensor]
 
@@ -53,7 +54,7 @@ def _sloped(func: Any, x: Tensor, more: Sequence[Any], options: dict[str, Any]) 
     point = x.detach().requires_grad_()
     value = func(point, *more, **options)
     (slope,) = torch.autograd.grad(value.sum(), point)
-    return torch.addcmul(value.detach(), x - x.detach(), slope)
+    return activated(torch.addcmul(value.detach(), x - x.detach(), slope), x, slope)
 
 
 class _Product(torch.autograd.Function):
@@ -113,8 +114,12 @@ def explicit(
     rows, heads, queries, _ = query.shape
     groups = key.shape[1]
     wide = torch.promote_types(query.dtype, torch.float32)
+    one_step = query.dtype == wide and not (attn_mask is not None and attn_mask.requires_grad)
+    ends, factor = (query, key, value), scale if scale is not None else query.shape[-1] ** -0.5
+    if one_step:
+        query, key, value = (x.detach() for x in ends)
     # Heads that share keys are further queries, so that no key is repeated.
-    folded = (query * (scale if scale is not None else query.shape[-1] ** -0.5)).reshape(rows, groups, -1, query.shape[-1])
+    folded = (query * factor).reshape(rows, groups, -1, query.shape[-1])
     scores = product(folded, key.transpose(-1, -2))
     if before is not None:
         earlier = [grouped(x, groups) for x in before]
@@ -134,9 +139,15 @@ def explicit(
     if before is None:
         mixed = product(shares, value)
     else:
-        old, new = torch.split(shares, [earlier[1].shape[2], value.shape[2]], -1)
-        mixed = product(new, value) + product(old, earlier[1])
-    return mixed.reshape(rows, heads, queries, -1)
+        of_old, of_new = torch.split(shares, [earlier[1].shape[2], value.shape[2]], -1)
+        mixed = product(of_new, value) + product(of_old, earlier[1])
+    out = mixed.reshape(rows, heads, queries, -1)
+    if not one_step or not any(x.requires_grad for x in ends):
+        return out
+    new, keys, values = key.shape[2], key, value
+    if before is not None:
+        keys, values = (torch.cat(pair, 2) for pair in zip(earlier, (key, value)))
+    return attended(*ends, out, Attended(folded, keys, values, shares, mixed, new, factor))
 
 
 def _added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -148,8 +159,8 @@ class Linearized:
     """Derivative of one pass with respect to some sources. Every row of the pass is an input of its own.
 
     leaves: (row, *feature) per source, the zeros that were added. points: the source's values there. target: the values read, with
-    their graph. product_rows: vectors per backward pass. places: positions of source and target; None for inputs without positions.
-    watched: further tensors of the graph, each with the zeros added to it.
+    their graph. product_rows: vectors per backward pass, and that number where all rows of the Jacobian are made. places: positions
+    of source and target; None for inputs without positions. watched: further tensors of the graph, each with the zeros added to it.
     """
 
     def __init__(
@@ -157,20 +168,23 @@ class Linearized:
         leaves: Sequence[Tensor],
         points: Sequence[Tensor],
         target: Float[Tensor, "row d_target"],
-        product_rows: int,
+        product_rows: tuple[int, int],
         places: tuple[slice, slice] | None = None,
         watched: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> None:
         self.leaves, self.points, self.target, self.places = list(leaves), list(points), target, places
-        self.product_rows, self.watched = max(1, product_rows), list(watched)
+        self.product_rows, self.whole_rows = (max(1, rows) for rows in product_rows)
+        self.watched = list(watched)
         self.unbatched = ""  #: why vectors go through one by one, empty where they go together
         self._adjoints: dict[tuple[int, ...], tuple[Tensor, list[Tensor]]] = {}
 
-    def vjp(self, u: Float[Tensor, "vector d_target"], sources: Sequence[int]) -> list[Float[Tensor, "vector row d_source"]]:
-        """uᵀJ for some of the sources, all from the same backward passes."""
+    def vjp(
+        self, u: Float[Tensor, "vector d_target"], sources: Sequence[int], at_once: int = 0
+    ) -> list[Float[Tensor, "vector row d_source"]]:
+        """uᵀJ for some of the sources, all from the same backward passes, of `at_once` vectors if it is given."""
         leaves = [self.leaves[i] for i in sources]
         cotangents = u.to(self.target)[:, None].expand(-1, len(self.target), -1)
-        parts = [self._pulled([self.target], leaves, [part]) for part in self._chunks(cotangents)]
+        parts = [self._pulled([self.target], leaves, [part]) for part in self._chunks(cotangents, at_once)]
         return [torch.cat([part[i] for part in parts]).flatten(2) for i in range(len(leaves))]
 
     def jvp(self, v: Sequence[Float[Tensor, "vector d_source"]], sources: Sequence[int]) -> Float[Tensor, "vector row d_target"]:
@@ -210,8 +224,8 @@ class Linearized:
         """The same vectors for every row of a leaf."""
         return v.to(leaf).reshape(len(v), 1, *leaf.shape[1:]).expand(-1, len(leaf), *leaf.shape[1:])
 
-    def _chunks(self, vectors: Tensor) -> Sequence[Tensor]:
-        return vectors.tensor_split(-(-len(vectors) // self.product_rows)) if len(vectors) else [vectors]
+    def _chunks(self, vectors: Tensor, at_once: int = 0) -> Sequence[Tensor]:
+        return vectors.tensor_split(-(-len(vectors) // (at_once or self.product_rows))) if len(vectors) else [vectors]
 
     def _pulled(self, of: Sequence[Tensor], to: Sequence[Tensor], cotangents: Sequence[Tensor]) -> list[Tensor]:
         """Cotangents, (vector, *like it) for each of `of`, pulled back to each of `to`: together, or else one by one."""

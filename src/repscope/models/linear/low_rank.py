@@ -5,7 +5,8 @@ A whole matrix takes d_target products uᵀJ. Here A = [c₁J₁, …, c_L J_L] 
 
 1. Block Krylov (Musco & Musco 2015, arXiv 1504.05477): V begins as random columns; Q takes the directions of AV, V those of AᵀQ,
    and so on, each orthogonalised against all of itself. A column of Q costs two products, and QᵀJ of every source comes with it.
-2. J ≈ Q QᵀJ for every source. The leading directions of all sources together make Q, so one Q serves them all.
+2. J ≈ Q QᵀJ for every source. The leading directions of all sources together make Q, so one Q serves them all. Only Q depends on
+   the products Jv, whatever they are, so that those of a mean over prompts may be taken over a part of them.
 3. Certificate: rows uᵀJ of random probes u that made no part of Q. E|uᵀ(J - QQᵀJ)|² is the squared Frobenius norm of what is
    missing, so its ratio to E|uᵀJ|² estimates the relative error (Halko, Martinsson & Tropp 2011, section 4.3), of A and of each
    source, with an interval over probes.
@@ -24,6 +25,7 @@ from repscope import stats
 from repscope.errors import UserError
 from repscope.models.linear.svd import Side
 
+PART = 0.4  #: of the prompts whose products Jv make one block of Q; the parts take turns
 BLOCK = 8  #: least vectors per product; wider blocks take less time each and need more of them for the same error
 PROBES = 8  #: held-out random rows of the certificate
 
@@ -94,9 +96,10 @@ class LowRank:
 class Certificate:
     """How far matrices of low rank are from the whole ones.
 
-    rank: columns of Q. products: vectors multiplied, probes included. error: the relative error of all sources side by side, each
-    in units of its own vectors, in the Frobenius norm, as estimated from `probes` held-out random rows, with its 95 % interval
-    over them. errors: that of each source. within: whether the end of the interval of `error` is within the tolerance.
+    rank: columns of Q. products: vectors multiplied, probes included; one over a part of the prompts counts as that part. error:
+    relative error of all sources side by side, each in units of its own vectors, in the Frobenius norm, as estimated from `probes`
+    held-out random rows, with its 95 % interval. errors: that of each source. within: whether the end of the interval of `error` is
+    within the tolerance.
     """
 
     rank: int
@@ -110,12 +113,12 @@ class Certificate:
         return f"Certificate(rank {self.rank}, {self.products} products, relative error {self.error})"
 
 
-def most_rank(height: int, widths: Sequence[int], probes: int = PROBES) -> int:
+def most_rank(height: int, widths: Sequence[int], probes: int = PROBES, part: float = 1.0) -> int:
     """The largest rank of which products are at most a third of `height` and each matrix holds less than a quarter of its numbers.
 
-    The factor that all matrices share counts in equal parts.
+    The factor that all matrices share counts in equal parts. part: what a product Jv costs of one uᵀJ.
     """
-    by_products = (height // 3 - probes) // 2
+    by_products = int((height // 3 - probes) / (1 + part))
     by_memory = min((height * w - 1) // (4 * (w + height / len(widths))) for w in widths)
     return max(1, min(by_products, int(by_memory)))
 
@@ -136,8 +139,9 @@ def joint(
 ) -> tuple[list[LowRank], Certificate]:
     """Matrices J (height, widths[i]) of up to `rank`, all with one left factor Q.
 
-    forth: Σ Jv over the matrices, with vectors for each. back: uᵀJ for each; called first with the probes, then with the columns of
-    Q in order. scales: of each matrix in the joint one. tolerance: relative error of A at which a smaller rank is enough.
+    forth: Σ Jv over the matrices, with vectors for each; an estimate of it will do. back: uᵀJ for each; called first with the
+    probes, then with the columns of Q in order. scales: of each matrix in the joint one. tolerance: relative error of A at which a
+    smaller rank is enough.
 
     Raises a `UserError` for a rank, tolerance, block or number of probes that is not possible; as `Side.widened` for products.
     """

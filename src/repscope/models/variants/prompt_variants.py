@@ -27,6 +27,7 @@ from repscope.models.engine.token_network import TokenNetwork
 from repscope.models.sites import Site
 
 _KEPT = 4  #: prompts whose keys and values are kept for later ones
+_SHORT = 24  #: row-tokens before the variants that join their pass: one of few tokens takes as long as reading the weights
 _PASS_TOKENS = 512  #: row-tokens of a pass at its top; larger matrices gain nothing more on a CPU
 
 
@@ -58,7 +59,7 @@ class Beginnings:
         where it forgets the beginning, as that of a sliding window does.
         """
         row = ids[0].tolist()
-        shared, best = max(((_alike(row, held), cache) for held, cache in self._kept), key=lambda pair: pair[0], default=(0, None))
+        shared, best = self.shared(row)
         whole = net.cache()
         if best is not None and shared:
             _copied(best, whole, shared)
@@ -68,6 +69,10 @@ class Beginnings:
             return None
         self._kept = [(row, whole), *self._kept][:_KEPT]
         return whole
+
+    def shared(self, row: Sequence[int]) -> tuple[int, Any]:
+        """How many tokens the most alike of the kept prompts shares with a prompt, and its cache; None if there is none."""
+        return max(((_alike(row, held), cache) for held, cache in self._kept), key=lambda pair: pair[0], default=(0, None))
 
 
 def _alike(row: Sequence[int], held: Sequence[int]) -> int:
@@ -159,21 +164,25 @@ def _forked(
     target = net.tap(net.last)
     out: list[Tensor | None] = [None] * len(forks)
     with unhooked(net.module), net.taps.settled() as state, net.announced(np.zeros(1, dtype=np.int64)):
-        whole = None
+        whole, kept = None, beginnings or Beginnings()
         starts = [min(ids.shape[1] - ends, fork.start) for fork in forks]
         for group in _groups(forks, ids.shape[1], pass_tokens):
             start = min(starts[i] for i in group) if grow else 0
             order = sorted(group, key=lambda i: forks[i].site.depth)
             inputs: dict[str, Any] = net.plain()
-            own = None
+            own, held = None, whole
+            if start and held is None:
+                there, cache = kept.shared(ids[0, :start].tolist())
+                if (start - there) * (len(group) + 1) <= _SHORT:
+                    start, held = there, cache
             if start:
-                if whole is None:
+                if held is None:
                     state.rewind()
-                    whole = (beginnings or Beginnings()).filled(net, ids[:, : max(starts)])
+                    held = whole = kept.filled(net, ids[:, : max(starts)])
                     if whole is None:
                         return _forked(net, ids, forks, pass_tokens, False, ends)
                 own = net.cache()
-                _copied(whole, own, start)
+                _copied(held, own, start)
                 inputs = net.plain(use_cache=True) | {net.cache_name: own}
             rows = _Rows([forks[i] for i in order], ids.shape[1], own, grow)
             seen: list[Tensor] = []

@@ -43,7 +43,7 @@ Tick = Callable[[float], None]
 ANOTHER = "map on another subject's vector"
 DOSES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 _RANDOM_DRAWS = 3
-_CHOOSING = 8  #: subjects on which an edit's layer and rank are chosen
+CHOOSING = 8  #: subjects on which an edit's layer and rank are chosen
 _TEXTS = 4  #: edits whose texts are shown
 _NEUTRAL = "The word {subject} stands at the top of the page, and below it"
 
@@ -314,7 +314,7 @@ def edits(
         return np.array([starts_with(lm.tokenizer.decode([int(t)]), new) for t in logits.argmax(-1)], dtype=float)
 
     rates = []
-    for i in range(min(_CHOOSING, len(split.rest.pairs))):
+    for i in range(min(CHOOSING, len(split.rest.pairs))):
         if (found := tried(split.rest, i)) is not None:
             steps = [(site, step) for (site, _), step in found[2].items()]
             rates.append(works(logits_of(split.prompt(split.rest.pairs[i][0]), steps)[1:], found[0]))

@@ -30,6 +30,7 @@ from repscope.progress import progress
 from repscope.read.known_facts import EncodedFacts, distinct, encode_facts, select_known
 from repscope.read.linear_relations import LRE, attribute_lens, right, vectors
 from repscope.results import ESTIMATE, Result, Row
+from repscope.studies.relations.costs import of_queries, of_split
 from repscope.studies.relations.names import unmapped
 from repscope.studies.relations.options import RelationsOptions
 from repscope.studies.relations.pooled import METRICS, pooled
@@ -46,7 +47,7 @@ def steps(setup: Setup[RelationsOptions]) -> list[Step]:
     o = setup.options
     held = _relations(setup)
     object_site = _object_site(setup, o)
-    made = [Step(f"{r.name} known", _knows(setup, r), _cost(setup, r, 0), version=1) for r in held]
+    made = [Step(f"{r.name} known", _knows(setup, r), of_queries(setup, r), version=1) for r in held]
     asked = tuple(step.name for step in made)
     version = 3 if is_wide(setup.network) else 2  # maps of wide networks are of low rank
     for r in held:
@@ -54,7 +55,11 @@ def steps(setup: Setup[RelationsOptions]) -> list[Step]:
             needs = asked if o.edits else (f"{r.name} known",)
             made.append(
                 Step(
-                    f"{r.name} split {k}", _splits(setup, r, held, k, object_site), _cost(setup, r, 1), version=version, needs=needs
+                    f"{r.name} split {k}",
+                    _splits(setup, r, held, k, object_site),
+                    of_split(setup, r, object_site),
+                    version=version,
+                    needs=needs,
                 )
             )
     splits = tuple(f"{r.name} split {k}" for r in held for k in range(o.splits))
@@ -89,24 +94,6 @@ def _object_site(setup: Setup[RelationsOptions], o: RelationsOptions) -> str:
     if block >= blocks:
         raise UserError(f"There is no block {block} to read concepts at; {setup.network.name} has {blocks}, counted from 0.")
     return f"resid_post.{block}"
-
-
-def _cost(setup: Setup[RelationsOptions], r: Relation, kind: int) -> Callable[[], Cost]:
-    """Forecast of the queries, or of a split: two sets of maps, which take most of the time."""
-
-    def cost() -> Cost:
-        o, lm = setup.options, setup.network
-        prompts = [r.prompt(s, r.samples[: o.examples]) for s in r.subjects]
-        plan = lm.plan(prompts, "resid_post", batch_tokens=setup.options.batch_tokens)
-        if not kind:
-            return Cost(plan.tokens * o.trials, plan.flops * o.trials, 0.0, 0.0, plan.blocks, plan.working)
-        width = lm.anatomy.width if lm.anatomy else 1
-        after = float(np.mean([len(lm.tokenizer(s + r.templates[0].split("{}")[1])["input_ids"]) for s in r.subjects[:50]]))
-        each = width / 3 if is_wide(lm) else width
-        products = 2 * o.examples * each * (after + 1) * plan.flops / max(plan.tokens, 1)
-        return Cost(plan.tokens, plan.flops + products, 2e9 * lm.blocks, 0.0, plan.blocks, plan.working)
-
-    return cost
 
 
 def _knows(setup: Setup[RelationsOptions], r: Relation) -> Callable[[Context], Result]:

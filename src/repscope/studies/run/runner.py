@@ -67,9 +67,13 @@ class Run(Generic[AnyOptions]):
 
             return tiny(o.seed, device=getattr(o, "device", None) or "cpu", dtype=getattr(o, "dtype", "float32"))
         from repscope.models.loading.sources import load
+        from repscope.studies.run.proof_cache import restore_proofs
 
         how = {name: getattr(o, name) for name in ("revision", "device", "dtype") if hasattr(o, name)}
-        return load(o.model, **how) if o.model else load(**how)
+        lm = load(o.model, **how) if o.model else load(**how)
+        if self.study.verified:
+            restore_proofs(lm)
+        return lm
 
     @cached_property
     def _own_subject(self) -> Subject | None:
@@ -274,6 +278,10 @@ class Run(Generic[AnyOptions]):
 
     def _publish(self, keyed: "Sequence[tuple[Step, str]]", started: float) -> Path:
         checks = {} if self.verification is None else {"verify": self.verification.result(self.study.name)}
+        if self.lm is None and checks:
+            from repscope.studies.run.proof_cache import keep_proofs
+
+            keep_proofs(self.setup.network)
         facts = self.facts() | {
             "steps": {step.name: key for step, key in keyed},
             "seconds": round(time.monotonic() - started, 1),

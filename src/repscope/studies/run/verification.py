@@ -4,20 +4,16 @@ A verification belongs to weights, precision, device, the libraries and all sour
 these. Never cached: one that failed, and one of a model with hooks or a forward of its own, which its weights do not show.
 """
 
-import hashlib
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from repscope import models
 from repscope.disk import cache_home
 from repscope.errors import UserError
 from repscope.models.verify import checks
 from repscope.models.verify.report import Verification
 from repscope.results import Result
-from repscope.studies.run.provenance import digest, library_versions
+from repscope.studies.run.proof_cache import keep_proofs, key_of, modified
 
 if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
@@ -25,8 +21,8 @@ if TYPE_CHECKING:
 
 def cached_verification(lm: "LanguageModel") -> Verification:
     """The checks of this model: those of an earlier run where nothing that they depend on has changed, else made now."""
-    folder = cache_home() / "verified" / _key(lm)
-    unmodified = not any(_modified(lm))
+    folder = cache_home() / "verified" / key_of(lm)
+    unmodified = not modified(lm)
     if unmodified:
         with suppress(UserError, OSError, KeyError, TypeError, ValueError):  # absent or damaged: made again
             return replace(Verification.of(Result.load(folder)), model=lm.name)
@@ -34,23 +30,5 @@ def cached_verification(lm: "LanguageModel") -> Verification:
     if unmodified and found.passed:
         with suppress(UserError, OSError):  # a cache that cannot be written costs time, not the answer
             found.result().save(folder)
+        keep_proofs(lm)
     return found
-
-
-@cache
-def engine_digest() -> str:
-    """SHA-256 of all sources of the engine."""
-    root = Path(str(models.__file__)).parent
-    sources = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        sources.update(str(path.relative_to(root)).encode() + path.read_bytes())
-    return sources.hexdigest()
-
-
-def _key(lm: "LanguageModel") -> str:
-    return digest([lm.fingerprint, str(lm.model.dtype), str(lm.device), str(lm.model), library_versions(), engine_digest()])[:24]
-
-
-def _modified(lm: "LanguageModel") -> list[bool]:
-    """For each module whether it carries what its weights and its class do not show."""
-    return [bool(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ or m.training) for m in lm.model.modules()]

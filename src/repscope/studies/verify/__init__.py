@@ -10,8 +10,8 @@ from repscope.models.verify.report import Verification
 from repscope.report.page import Page, Section, Table
 from repscope.results import Result
 from repscope.studies.run.options import ModelOptions
+from repscope.studies.run.proof_cache import engine_digest
 from repscope.studies.run.study import Answer, Context, Cost, Record, Setup, Step, Study
-from repscope.studies.run.verification import engine_digest
 
 _PROMPT_TOKENS = 10_000  #: about what all checks run
 
