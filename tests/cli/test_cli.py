@@ -182,10 +182,13 @@ def test_trials_that_passed_are_kept_for_the_same_model_and_for_nothing_else(tmp
     first = tiny()
     assert first.shares_prefix(8)
     first.proofs.found["another path", 0] = "it differs"
+    first.proofs.refused("a path of long prompts", 0, lambda lengths: "")
+    first.proofs.found["a path of long prompts", 1], first.proofs.wanted["a path of long prompts", 1] = "", 1e9
     keep_proofs(first)
     again = tiny()
     restore_proofs(again)
-    assert ("shared prefix", 0) in again.proofs.found
+    assert {("shared prefix", 0), ("a path of long prompts", 0)} <= set(again.proofs.found)
+    assert ("a path of long prompts", 1) not in again.proofs.found, "a second run would take another path than the first"
     assert set(again.proofs.found.values()) == {""}
     monkeypatch.setattr(LanguageModel, "_prefix_differs", lambda self, lengths: "tried again")
     assert again.shares_prefix(8)

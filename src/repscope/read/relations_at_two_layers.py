@@ -56,8 +56,7 @@ def lre_at_both(lm: "LanguageModel", facts: EncodedFacts, examples: Sequence[Pai
     at_subject = partial(lm.jacobian, prompts, source_tokens="subject.last", prefixes=shared)
     own = at_subject(list(early), earlier, target_tokens="subject.last")
     final = f"resid_post.{last}"
-    above = [f"resid_post.{block}" for block in range(layer, last)]
-    upper = at_subject(above, final)
+    upper = at_subject([f"resid_post.{block}" for block in range(layer, last)], final)
     maps, alone = upper.mean().affine_of_each()
     of_end = lm.jacobian(prompts, earlier, final, source_tokens="last", prefixes=shared).matrix()
     of_subject, count = alone[end], len(prompts)

@@ -2,7 +2,8 @@
 
 A trial runs the network on prompts of fixed lengths before a fast path is taken. What it finds belongs to weights, configuration,
 precision, device, libraries and the engine's sources; trials that passed are cached under a digest of these. Never cached: trials
-that failed, and those of a model with hooks or a forward of its own.
+that failed, those of a model with hooks or a forward of its own, and those that wait until they are worth their time (of long
+prompts): a first and a second run of a study take the same paths.
 """
 
 import hashlib
@@ -35,7 +36,8 @@ def keep_proofs(lm: "LanguageModel") -> None:
     """Keep this run's trials that passed."""
     if modified(lm):
         return
-    passed = sorted((path, level) for (path, level), why in lm.proofs.found.items() if not why)
+    tried = (key for key, why in lm.proofs.found.items() if not why)
+    passed = sorted(key for key in tried if key not in lm.proofs.wanted or key[1] == 0)
     file = _file(lm)
     with suppress(UserError, OSError):  # a cache that cannot be written costs time, not the answer
         if not file.is_file() or len(parse_json(file.read_bytes())) < len(passed):
