@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from repscope.discovery import (
     Context,
@@ -27,6 +28,8 @@ from repscope.discovery import (
     soft_orthogonal,
 )
 from repscope.discovery import metrics as judged
+from repscope.models.engine.generation import Continuation, Sampling
+from repscope.models.engine.memory import memory_kept
 from repscope.models.prompts import Prompt
 from repscope.steer.effects import nats_per_token, repeated, texts
 
@@ -98,8 +101,9 @@ class TestBed:
     def __post_init__(self) -> None:
         """Compute the contexts of both prompt sets and the unsteered continuations."""
         self.context: Context = self.subject.context(self.seen)
-        self.apart: Context = self.subject.context(self.held)
-        self.fluency = Fluency(self.subject.lm, self.subject.source, self.held)
+        between = {"target": self.subject.target, "target_tokens": self.subject.tokens}
+        self.fluency = Fluency(self.subject.lm, self.subject.source, self.held, **between)
+        self.apart: Context = self.fluency.context
         self.plain = texts(self.subject.lm, self.held, [], new_tokens=self.new_tokens) if self.new_tokens else []
         self.plain_nats = nats_per_token(self.subject.lm, self.held, self.plain) if self.new_tokens else np.zeros(0)
         target = self.subject.lm.capture(list(self.held), self.subject.target, "last").numpy()
@@ -122,13 +126,15 @@ class TestBed:
         )
 
     def judged(self, found: DiscoveryResult) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Values of `DISCOVERY_METRICS`, and per direction: mean effects, KL, damage, consistency, clusters."""
+        """Values of `DISCOVERY_METRICS`, and per direction: mean effects, their norms (`sizes`), KL, damage, consistency."""
         vectors = torch.from_numpy(np.ascontiguousarray(found.vectors)).to(self.apart.states)
-        whole, half, minus = (self.subject.effect(self.apart, by * self.scale * vectors).cpu().numpy() for by in (1.0, 0.5, -1.0))
+        with memory_kept():
+            effects, divergence, wrote = self._run(self.scale * vectors)
+            others = self.subject.effect(self.apart, self.scale * torch.cat([0.5 * vectors, -vectors]))
+        kl, whole, half, minus = (x.cpu().numpy() for x in (divergence, effects, *others.chunk(2)))
         variety, linear = judged.diversity(whole), judged.dose_curve(half, whole, minus)
         same = judged.consistency(whole, self.scale * found.vectors)
         length, per_spread = judged.effect_norm(whole, self.apart.spread.cpu().numpy())
-        kl = self.fluency.kl(self.scale * vectors).cpu().numpy()
         numbers = {
             "size": length / self.length,
             "size per spread": per_spread,
@@ -142,18 +148,25 @@ class TestBed:
             "minus dose": linear.minus_cos,
             "cost": found.cost,
         }
-        arrays = {"vectors": found.vectors, "means": whole.mean(1), "kl": kl.mean(1), "consistent": same.each}
+        sizes = np.linalg.norm(whole, axis=-1).mean(1) / self.length
+        arrays = {"vectors": found.vectors, "means": whole.mean(1), "kl": kl.mean(1), "consistent": same.each, "sizes": sizes}
         if self.supervised is not None:
             cos = np.abs(judged.unit(self.supervised) @ judged.unit(found.vectors).T)
             numbers["supervised"] = float(cos.max(1).mean())
         if self.new_tokens:
             lm, site = self.subject.lm, self.subject.site
-            wrote = texts(lm, self.held, self.scale * found.vectors, site, new_tokens=self.new_tokens)
+            wrote = wrote or texts(lm, self.held, self.scale * found.vectors, site, new_tokens=self.new_tokens)
             nats = nats_per_token(lm, [p for _ in found.vectors for p in self.held], wrote).reshape(len(found.vectors), -1)
             arrays["damage"] = (nats - self.plain_nats).mean(1)
             numbers["damage"] = float(arrays["damage"].mean())
             numbers["repeats"] = float(np.mean([repeated(c.ids) for c in wrote]))
         return numbers, arrays
+
+    def _run(self, vectors: Float[Tensor, "direction width"]) -> tuple[Tensor, Tensor, list[Continuation] | None]:
+        """Effects, KL, and texts as `texts` samples them, where one run gives all of them."""
+        if not self.new_tokens:
+            return *self.fluency.effect_and_kl(vectors), None
+        return self.fluency.effect_kl_and_texts(vectors, Sampling(self.new_tokens, 1.0, share_random_numbers=True))
 
 
 def clusters(means: Mapping[str, Float[np.ndarray, "direction feature"]], at: float = judged.CLUSTERED) -> dict[str, np.ndarray]:

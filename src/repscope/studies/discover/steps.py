@@ -25,6 +25,7 @@ from repscope.discovery import Fluency, LanguageSubject, calibrate
 from repscope.discovery import metrics as discovery_metrics
 from repscope.discovery.comparison import DISCOVERY_METHODS, DISCOVERY_METRICS, RANDOM_METHOD, TestBed, clusters
 from repscope.errors import UserError, unknown
+from repscope.models.engine.memory import memory_kept
 from repscope.models.prompts import Prompt
 from repscope.results import Result, Row, records
 from repscope.steer.effects import in_turn, texts
@@ -37,6 +38,7 @@ _COMPARED = "L2"  #: the baseline of the other methods
 _LABELLED = ("sentiment", "formality", "language", "honesty")  #: contrasts of the supervised directions
 _SHOWN = 2  #: continuations of a cluster
 _DOSES = (0.25, 0.5, 1.0, 1.5)
+_DOSED = 16  #: directions of all methods whose effects are in memory at once
 _CALIBRATED, _DRAWS, _ITERATIONS = 2, 6, 3  #: prompts, random vectors and power iterations of the short form's calibration
 
 
@@ -231,28 +233,38 @@ def _clusters(setup: Setup[DiscoverOptions], bed: "_Bed", names: list[str]) -> C
             for i in range(len(prompts))
         ]
         doses = _DOSES[1:] if o.short else _DOSES
-        dosed = _dosed(ground, {name: cell["vectors"] for name, cell in cells.items()}, doses)
+        dosed = _dosed(ground, cells, doses)
         _save(setup, context, ground, cells, frame)
         return Result.of([], side={"members": frame, "texts": pd.DataFrame(lines), "dose": dosed})
 
     return compute
 
 
-def _dosed(ground: TestBed, vectors: dict[str, np.ndarray], doses: Sequence[float]) -> pd.DataFrame:
-    """Effect norm and KL at multiples of the scale, for each method's directions."""
+def _dosed(ground: TestBed, cells: dict[str, Any], doses: Sequence[float]) -> pd.DataFrame:
+    """Effect norm and KL at multiples of the scale, for each method's directions, those of all methods together."""
     import torch
 
+    unit = torch.from_numpy(np.concatenate([cell["vectors"] for cell in cells.values()])).to(ground.apart.states)
+    cuts = np.cumsum([len(cell["vectors"]) for cell in cells.values()])[:-1]
     rows = []
-    for name, found in vectors.items():
-        unit = torch.from_numpy(np.ascontiguousarray(found)).to(ground.apart.states)
-        for part in doses:
-            moved = ground.subject.effect(ground.apart, part * ground.scale * unit).cpu().numpy()
-            kl = ground.fluency.kl(part * ground.scale * unit).mean(1).cpu().numpy()
-            sizes = np.linalg.norm(moved, axis=-1).mean(1) / ground.length
-            for metric, values in (("size", sizes), ("kl", kl)):
-                e = stats.mean(values, unit="direction")
+    for part in doses:
+        if part == 1.0 and all("sizes" in cell for cell in cells.values()):  # measured already
+            found = {metric: [cell[name] for cell in cells.values()] for metric, name in (("size", "sizes"), ("kl", "kl"))}
+        else:
+            sizes, kls = [], []
+            with memory_kept():
+                for some in torch.split(unit, _DOSED):
+                    moved, kl = ground.fluency.effect_and_kl(part * ground.scale * some)
+                    sizes.append(np.linalg.norm(moved.cpu().numpy(), axis=-1).mean(1) / ground.length)
+                    kls.append(kl.mean(1).cpu().numpy())
+            found = {"size": np.split(np.concatenate(sizes), cuts), "kl": np.split(np.concatenate(kls), cuts)}
+        for i, name in enumerate(cells):
+            for metric, values in found.items():
+                e = stats.mean(values[i], unit="direction")
                 rows.append({"method": name, "dose": part, "metric": metric, "value": e.value, "lo": e.lo, "hi": e.hi, "n": e.n})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).sort_values(
+        "method", key=lambda names: names.map(list(cells).index), kind="stable", ignore_index=True
+    )
 
 
 def _save(setup: Setup[Any], context: Context, ground: TestBed, cells: dict[str, Any], members: pd.DataFrame) -> None:
