@@ -66,14 +66,14 @@ class ReplayPart:
         self.net, self.group, self.pooled, self.whole, self.holds = net, group, pooled, whole, False
         self.source, target, end = sites
         self.kept = [kept[i] for i in group.prompts]
-        spans = [slice(int(encoded.start[i]), int(encoded.stop[i])) for i in group.prompts]
-        self.counts = [at.stop - at.start for at in spans]
-        places = np.concatenate([cells[at] for cells, at in zip(group.cells, spans)])
+        self.spans = [slice(int(encoded.start[i]), int(encoded.stop[i])) for i in group.prompts]
+        self.counts = [at.stop - at.start for at in self.spans]
+        places = np.concatenate([cells[at] for cells, at in zip(group.cells, self.spans)])
         last = np.array([cells[-1] for cells in group.cells])
         self.target = _Reading.of(net, group, self.source, target, places)
         self.passing = _Reading(target, torch.from_numpy(places).to(net.device))  #: the target where the replay goes on
         self.end = _Reading.of(net, group, self.source, end, last if target != end else np.concatenate([places, last]))
-        self.base = self._mean(torch.cat([as_float(k.target[at]) for k, at in zip(self.kept, spans)]))
+        self.base = self._mean(torch.cat([as_float(k.target[at]) for k, at in zip(self.kept, self.spans)]))
         self.base_end = torch.stack([as_float(k.end) for k in self.kept])
         self._slope: Linearized | None = None
         self._refused = False
@@ -132,11 +132,11 @@ class ReplayPart:
             if not added:
                 return ""
             short = min(range(len(self.kept)), key=lambda i: len(self.kept[i].state))
-            cells = torch.from_numpy(self.group.cells[short]).to(self.net.device)
-            hidden = replayed(self.net, self.group, self._blocks(self.source, self.target.site), self._added(drawn))
-            (theirs,) = whole_passes(self.net, self.source, [self.target.site], [self.kept[short]], drawn)
-            moved = self._mean(_at(self.passing, hidden, len(drawn)))
-            if agree(_flat(hidden, len(drawn))[:, cells], theirs) and agree(self.effect(drawn) + self.base, moved):
+            (whole,) = whole_passes(self.net, self.source, [self.target.site], [self.kept[short]], drawn)
+            theirs = as_float(whole[:, self.spans[short]])
+            rows = [1 if self.pooled else count for count in self.counts]
+            ours = (self.effect(drawn) + self.base).split(rows, 1)[short]
+            if agree(ours, theirs.mean(1, keepdim=True) if self.pooled else theirs):
                 return ""
             return "called alone with vectors added do not give what whole passes give"
 
@@ -145,13 +145,13 @@ class ReplayPart:
         leaf = torch.zeros_like(self.group.state[0, :1], requires_grad=True)
         try:
             with torch.enable_grad(), Explicit():
-                there = self._mean(self._reached(self._added(leaf), self.source, self.target, 1))
+                there = self._mean(self._reached(self._added(leaf), self.source, self.target, 1)).flatten(1)
         except STOPS:
             return None
         exact = self.group.state.dtype
-        if not self.net.agree(there[0].detach().to(exact), self.base.to(exact)):
+        if not self.net.agree(there[0].detach().to(exact), self.base.flatten().to(exact)):
             return None
-        return Linearized([leaf], [leaf.detach()], there.flatten(1), PULL_TOKENS // self.group.tokens)
+        return Linearized([leaf], [leaf.detach()], there, PULL_TOKENS // self.group.tokens)
 
     def _blocks(self, after: Site, to: Site) -> slice:
         """Among the recorded blocks, those after one site up to another."""
