@@ -10,8 +10,8 @@ from repscope.cli import run as command_line
 from repscope.conditions import ESTIMATE, RANDOM
 from repscope.data.requests import requests
 from repscope.directions import DirectionSet
-from repscope.discovery import LanguageSubject
-from repscope.discovery.comparison import DISCOVERY_METHODS, DISCOVERY_METRICS, RANDOM_METHOD, TestBed, clusters
+from repscope.discovery import LanguageSubject, comparison
+from repscope.discovery.comparison import DISCOVERY_METHODS, DISCOVERY_METRICS, RANDOM_METHOD, clusters
 from repscope.errors import UserError
 from repscope.studies.discover import STUDY as DISCOVER
 from repscope.studies.discover.options import DiscoverOptions
@@ -156,7 +156,7 @@ def test_seeds_in_one_batch_are_those_of_searches_alone():
     """And their numbers, those of texts included; doses of all methods together are those of each."""
     lm = tiny()
     seen, held = ["The place called Lagos", "A map that shows Paris", "Zürich has it"], ["The place called Paris", "A map of Lagos"]
-    ground = TestBed(LanguageSubject(lm, target_tokens="last 2"), seen, held, 3.0, new_tokens=3)
+    ground = comparison.TestBed(LanguageSubject(lm, target_tokens="last 2"), seen, held, 3.0, new_tokens=3)
     assert ground.seeds_at_once(4) > 2
     for name in ("L2 + contrastive", "Jacobian"):
         method = DISCOVERY_METHODS[name]

@@ -2,8 +2,8 @@
 
 1. A pass over one prompt, or over one row of prompts as branches (`branches`), records the arguments of each block's call (masks,
    rotations, positions) without the hidden states.
-2. A group of prompts is laid out for one vector: prompts of equal length as rows, or prompts as branches of one row. `replayed`
-   runs it for many vectors at once.
+2. A group of prompts is laid out for one vector: prompts of one number of tokens as rows, or prompts as branches of one row.
+   `replayed` runs it for many vectors at once.
 """
 
 from collections.abc import Callable, Sequence
