@@ -13,6 +13,7 @@ from repscope.directions import DirectionSet
 from repscope.discovery import LanguageSubject, comparison
 from repscope.discovery.comparison import DISCOVERY_METHODS, DISCOVERY_METRICS, RANDOM_METHOD, clusters
 from repscope.errors import UserError
+from repscope.steer.effects import nats_per_token, texts
 from repscope.studies.discover import STUDY as DISCOVER
 from repscope.studies.discover.options import DiscoverOptions
 from repscope.studies.discover.steps import _dosed
@@ -158,6 +159,7 @@ def test_seeds_in_one_batch_are_those_of_searches_alone():
     seen, held = ["The place called Lagos", "A map that shows Paris", "Zürich has it"], ["The place called Paris", "A map of Lagos"]
     ground = comparison.TestBed(LanguageSubject(lm, target_tokens="last 2"), seen, held, 3.0, new_tokens=3)
     assert ground.seeds_at_once(4) > 2
+    plain = texts(lm, held, [], new_tokens=3)
     for name in ("L2 + contrastive", "Jacobian"):
         method = DISCOVERY_METHODS[name]
         together = ground.found_all(method, 4, 3, [5, 6])
@@ -170,6 +172,7 @@ def test_seeds_in_one_batch_are_those_of_searches_alone():
             assert numbers == pytest.approx(wanted, rel=1e-4, abs=1e-6)
             for key, values in arrays.items():
                 np.testing.assert_allclose(values, more[key], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(ground._plain_nats, nats_per_token(lm, held, plain), rtol=1e-5)
     cells = {"a": ground.judged(alone[0])[1], "b": ground.judged(alone[1])[1]}
     found = _dosed(ground, cells, (0.5, 1.0))
     assert found["method"].tolist() == ["a"] * 4 + ["b"] * 4

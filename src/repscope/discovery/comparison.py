@@ -104,13 +104,12 @@ class TestBed:
     given: InitVar[Context | None] = None
 
     def __post_init__(self, given: Context | None) -> None:
-        """Compute the contexts of both prompt sets and the unsteered continuations."""
+        """Compute the contexts of both prompt sets."""
         self.context: Context = given or self.subject.context(self.seen)
         where = {"target": self.subject.target, "target_tokens": self.subject.tokens}
         self.fluency = Fluency(self.subject.lm, self.subject.source, self.held, **where)
         self.apart: Context = self.fluency.context
-        self.plain = texts(self.subject.lm, self.held, [], new_tokens=self.new_tokens) if self.new_tokens else []
-        self.plain_nats = nats_per_token(self.subject.lm, self.held, self.plain) if self.new_tokens else np.zeros(0)
+        self._plain_nats: Float[np.ndarray, prompt] | None = None  #: of unsteered texts, which the first evaluation writes too
         target = self.subject.lm.capture(list(self.held), self.subject.target, "last").numpy()
         self.length = float(np.median(np.linalg.norm(target, axis=1)))
 
@@ -150,17 +149,22 @@ class TestBed:
         """As `judged` for each result, all directions in one run."""
         vectors = torch.from_numpy(np.concatenate([one.vectors for one in found])).to(self.apart.states)
         cuts = np.cumsum([len(one) for one in found])[:-1]
+        unsteered = int(bool(self.new_tokens) and self._plain_nats is None)
+        added = self.scale * torch.cat([vectors, 0 * vectors[:unsteered]])
         with memory_kept():
-            effects, divergence, wrote = self._run(self.scale * vectors)
+            effects, divergence, wrote = self._run(added)
             others = self.subject.effect(self.apart, self.scale * torch.cat([0.5 * vectors, -vectors]))
-        kl, whole, half, minus = (np.split(x.cpu().numpy(), cuts) for x in (divergence, effects, *others.chunk(2)))
+        several = (divergence[: len(vectors)], effects[: len(vectors)], *others.chunk(2))
+        kl, whole, half, minus = (np.split(x.cpu().numpy(), cuts) for x in several)
         made = [self._numbers(*each) for each in zip(found, whole, half, minus, kl)]
         if self.new_tokens:
             lm, site = self.subject.lm, self.subject.site
-            wrote = wrote or texts(lm, self.held, self.scale * vectors.cpu().numpy(), site, new_tokens=self.new_tokens)
-            nats = nats_per_token(lm, [p for _ in vectors for p in self.held], wrote).reshape(len(vectors), -1)
-            damage = np.split((nats - self.plain_nats).mean(1), cuts)
-            repeats = np.split(np.array([repeated(c.ids) for c in wrote]).reshape(len(vectors), -1), cuts)
+            wrote = wrote or texts(lm, self.held, added.cpu().numpy(), site, new_tokens=self.new_tokens)
+            nats = nats_per_token(lm, [p for _ in added for p in self.held], wrote).reshape(len(added), -1)
+            plain = self._plain_nats = nats[-1] if self._plain_nats is None else self._plain_nats
+            damage = np.split((nats[: len(vectors)] - plain).mean(1), cuts)
+            again = np.array([repeated(c.ids) for c in wrote]).reshape(len(added), -1)
+            repeats = np.split(again[: len(vectors)], cuts)
             for (numbers, arrays), more, again in zip(made, damage, repeats):
                 arrays["damage"] = more
                 numbers |= {"damage": float(more.mean()), "repeats": float(again.mean())}

@@ -158,7 +158,7 @@ def _scale(setup: Setup[DiscoverOptions], bed: "_Bed", context: Context) -> Resu
 
 
 class _Bed:
-    """The test bed of a run, created at its first use; most of its cost is generating unsteered text."""
+    """The test bed of a run, created at its first use, and what steps share."""
 
     def __init__(self, setup: Setup[DiscoverOptions]) -> None:
         self._setup = setup
