@@ -141,6 +141,35 @@ def test_losses_and_gradients_do_not_depend_on_chunks(subject, goal):
         assert torch.allclose(chunked, grad, rtol=1e-3, atol=1e-4 * float(grad.abs().max()))
 
 
+@pytest.mark.parametrize("goal", ALL, ids=str)
+def test_losses_and_gradients_are_those_without_shared_beginnings(subject, goal):
+    vectors = 2 * _drawn()
+    found = []
+    for share in (True, False):
+        other = LanguageSubject(subject.lm, subject.source, subject.target, share=share)
+        found.append(other.loss_and_grad(other.context(PROMPTS), vectors, goal))
+    (terms, grad), (slow_terms, slow_grad) = found
+    assert torch.allclose(terms, slow_terms, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(grad, slow_grad, rtol=1e-3, atol=1e-4 * float(slow_grad.abs().max()))
+
+
+def test_gradients_at_zero_are_those_of_a_forward_pass_for_each(subject):
+    """One forward pass for all cotangents; the same number of forward equivalents is counted."""
+    context = subject.context(PROMPTS)
+    cotangent = torch.randn(5, len(context.rows), 32, generator=torch.Generator().manual_seed(2))
+    fast = subject.vjp_at_zero(context, cotangent)
+    counted = context.cost
+    _, slow = subject.effect_and_vjp(context, torch.zeros(5, 32), cotangent)
+    assert torch.allclose(fast, slow, rtol=1e-3, atol=1e-4 * float(slow.abs().max()))
+    assert context.cost == 2 * counted
+    net = planted("exp", 3)
+    function = FunctionSubject(net)
+    states = function.context(net.states())
+    other = torch.randn(4, len(states.rows), states.features, generator=torch.Generator().manual_seed(2))
+    zero = torch.zeros(4, states.width)
+    assert torch.equal(function.vjp_at_zero(states, other), function.effect_and_vjp(states, zero, other)[1])
+
+
 def test_losses_are_in_the_order_of_directions(subject):
     """A batch of directions of rising length: each loss is that of its own direction alone."""
     vectors = functional.normalize(_drawn(4), dim=1) * torch.tensor([[0.5], [1.0], [2.0], [4.0]])
@@ -312,6 +341,16 @@ def test_damage_is_the_divergence_of_the_edited_model(subject):
     with lm.edit(Edit.add(subject.source, vector[0], tokens="all")):
         steered = torch.from_numpy(lm.logits(PROMPTS)).double().log_softmax(-1)
     assert torch.allclose(found, (plain.exp() * (plain - steered)).sum(-1), rtol=1e-2, atol=1e-6)
+
+
+def test_effects_and_damage_come_from_one_run(subject):
+    lm, vectors = subject.lm, 2 * _drawn(20)
+    fluency = Fluency(lm, subject.source, PROMPTS, target=subject.target, target_tokens="last 3")
+    effects, kl = fluency.effect_and_kl(vectors)
+    aimed = LanguageSubject(lm, subject.source, subject.target, target_tokens="last 3")
+    slow = aimed.effect(aimed.context(PROMPTS), vectors)
+    assert torch.allclose(effects, slow, atol=1e-5 * float(slow.abs().max()))
+    assert torch.allclose(kl, Fluency(lm, subject.source, PROMPTS).kl(vectors), rtol=1e-4)
 
 
 def test_defaults_are_sites_that_exist(tokenizer):

@@ -6,7 +6,7 @@ from sklearn.covariance import ledoit_wolf
 from sklearn.metrics import roc_auc_score
 
 from repscope.conditions import ESTIMATE, SWAPPED
-from repscope.data.contrasts import Contrast
+from repscope.data.contrasts import Contrast, contrast
 from repscope.errors import UserError
 from repscope.steer.from_texts import METHODS, _arranged, _swapped, fit, placed
 from repscope.worlds.tiny import tiny
@@ -128,3 +128,17 @@ def test_mistakes(lm, texts):
     same = Contrast("same", "a", "b", ("x one", "x two"), ("y one", "y two"))
     with pytest.raises(UserError, match="has zero norm"):
         fit(lm, same, at="embed", methods=["difference of means"])
+
+
+def test_differences_of_several_contrasts_are_those_of_fits():
+    from repscope.steer.from_texts import mean_differences
+
+    lm = tiny()
+    held = [contrast(name).sample(4) for name in ("sentiment", "formality")]
+    found = mean_differences(lm, held, "resid_post.1")
+    for one, texts in zip(found, held):
+        wanted = fit(lm, texts, at="resid_post.1", methods=["difference of means"]).directions[0].vector
+        assert np.allclose(one, wanted, atol=1e-5)
+    same = Contrast("same", "a", "b", ("A map", "The sea"), ("The sea", "A map"))
+    with pytest.raises(UserError, match="zero norm"):
+        mean_differences(lm, [same], "resid_post.1")

@@ -4,16 +4,21 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from repscope.cli import run as command_line
 from repscope.conditions import ESTIMATE, RANDOM
 from repscope.data.requests import requests
 from repscope.directions import DirectionSet
+from repscope.discovery import LanguageSubject, comparison
 from repscope.discovery.comparison import DISCOVERY_METHODS, DISCOVERY_METRICS, RANDOM_METHOD, clusters
 from repscope.errors import UserError
+from repscope.steer.effects import nats_per_token, texts
 from repscope.studies.discover import STUDY as DISCOVER
 from repscope.studies.discover.options import DiscoverOptions
+from repscope.studies.discover.steps import _dosed
 from repscope.studies.run.runner import Run
+from repscope.worlds.tiny import tiny
 
 TINY = {"tiny": True, "vectors": 4, "steps": 2, "new_tokens": 2}
 
@@ -146,3 +151,34 @@ def test_the_table_of_methods_names_solvers_that_are_there():
     from repscope.discovery import SOLVERS
 
     assert {m.solver for m in DISCOVERY_METHODS.values()} <= set(SOLVERS)
+
+
+def test_seeds_in_one_batch_are_those_of_searches_alone():
+    """And their numbers, those of texts included; doses of all methods together are those of each."""
+    lm = tiny()
+    seen, held = ["The place called Lagos", "A map that shows Paris", "Zürich has it"], ["The place called Paris", "A map of Lagos"]
+    ground = comparison.TestBed(LanguageSubject(lm, target_tokens="last 2"), seen, held, 3.0, new_tokens=3)
+    assert ground.seeds_at_once(4) > 2
+    plain = texts(lm, held, [], new_tokens=3)
+    for name in ("L2 + contrastive", "Jacobian"):
+        method = DISCOVERY_METHODS[name]
+        together = ground.found_all(method, 4, 3, [5, 6])
+        alone = [ground.found(method, 4, 3, seed) for seed in (5, 6)]
+        for one, other in zip(together, alone):
+            assert (one.seed, one.cost) == (other.seed, other.cost)
+            np.testing.assert_allclose(one.vectors, other.vectors, atol=1e-4)
+        for (numbers, arrays), other in zip(ground.judged_all(alone), alone):
+            wanted, more = ground.judged(other)
+            assert numbers == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+            for key, values in arrays.items():
+                np.testing.assert_allclose(values, more[key], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(ground._plain_nats, nats_per_token(lm, held, plain), rtol=1e-5)
+    cells = {"a": ground.judged(alone[0])[1], "b": ground.judged(alone[1])[1]}
+    found = _dosed(ground, cells, (0.5, 1.0))
+    assert found["method"].tolist() == ["a"] * 4 + ["b"] * 4
+    bare = {name: {"vectors": cell["vectors"]} for name, cell in cells.items()}  # of an earlier version, which kept no norms
+    again = _dosed(ground, bare, (0.5, 1.0))
+    np.testing.assert_allclose(found["value"], again["value"], rtol=1e-4)
+    half = ground.subject.effect(ground.apart, 0.5 * 3.0 * torch.from_numpy(cells["b"]["vectors"]))
+    size = found[(found["method"] == "b") & (found["dose"] == 0.5) & (found["metric"] == "size")]["value"].iloc[0]
+    assert size == pytest.approx(float(half.norm(dim=-1).mean()) / ground.length, rel=1e-4)

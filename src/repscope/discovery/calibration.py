@@ -30,14 +30,17 @@ from repscope.discovery.objectives import magnitude
 from repscope.discovery.solvers import SOLVERS, SolverTask, jvp, mean_over
 from repscope.discovery.subject import Context, LanguageSubject, Subject
 from repscope.errors import UserError
+from repscope.models.engine.generation import Continuation, Sampling
 from repscope.models.language import LanguageModel
 from repscope.models.prompts import PromptLike, as_prompts
+from repscope.models.variants.steered_decoding import steered, vectors_at_once
 from repscope.steer.effects import kl_from_first
 
 DRAWS = 30
 REACH = (1e-3, 100.0)  #: search range of R, in median norms of a source state
 LEADING, ITERATIONS = 8, 6  #: Jacobian directions whose damage is measured, and default steps of the power iteration
 PRECISION = 0.01  #: of log R
+_LOGIT_ROWS = 64  #: of a batch: they are compared in double precision
 _FAR = 50.0  #: how far above its level a value counts that is not finite
 
 
@@ -65,22 +68,63 @@ class Fluency:
         The model, and the site where vectors are added at all tokens.
     prompts
         Prompts whose next token is evaluated.
+    target, target_tokens
+        Where `effect_and_kl` measures effects, as for `LanguageSubject`; the last token of the last block if not given.
     """
 
-    def __init__(self, lm: LanguageModel, source: str, prompts: Iterable[PromptLike]) -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        source: str,
+        prompts: Iterable[PromptLike],
+        *,
+        target: str | None = None,
+        target_tokens: str = "last",
+    ) -> None:
         self.lm = lm
-        self._subject = LanguageSubject(lm, source, f"resid_post.{lm.blocks - 1}", target_tokens="last")
+        end = f"resid_post.{lm.blocks - 1}"
+        self._subject = LanguageSubject(lm, source, target or end, target_tokens=target_tokens, end=end)
         held = list(as_prompts(lm.tokenizer, prompts))
-        self._context = self._subject.context(held)
-        self._hidden = torch.from_numpy(lm.capture(held, f"resid_post.{lm.blocks - 1}", "last").numpy())
+        self._ids = self._subject.encoded(held)[0].ids
+        self.context = self._subject.context(held)
+        assert self.context.ends is not None
+        self._hidden = self.context.ends.cpu()
+        self._plain = self._logits(self._hidden)[None]
 
     def kl(self, vectors: Float[Tensor, "direction width"]) -> Float[Tensor, "direction prompt"]:
         """KL in nats per vector and prompt."""
-        plain = self._logits(self._hidden)[None]
+        return self.effect_and_kl(as_tensor(vectors, "vectors", "direction width"))[1]
+
+    def effect_and_kl(
+        self, vectors: Float[Tensor, "direction width"]
+    ) -> tuple[Float[Tensor, "direction row feature"], Float[Tensor, "direction prompt"]]:
+        """Effects at the target, and KL in nats per vector and prompt, from one run."""
+        effects, moved = self._subject.effect_and_end(self.context, vectors)
+        return effects, self._divergence(moved)
+
+    def effect_kl_and_texts(
+        self, vectors: Float[Tensor, "direction width"], sampling: Sampling
+    ) -> tuple[Float[Tensor, "direction row feature"], Float[Tensor, "direction prompt"], list[Continuation] | None]:
+        """As `effect_and_kl`, and the continuations of each prompt under each vector, vector by vector, from the same run; None for
+        those where they cannot be had this way.
+        """
+        lm, parts = self.lm, [part.made for part in self.context.parts if part.made is not None]
+        most = vectors_at_once(lm, parts, self._ids, sampling.max_new_tokens)
+        if not most:
+            return *self.effect_and_kl(vectors), None
+        rows, budget = [part.rows for part in self.context.parts], self.context.pass_tokens
+        found = [steered(lm, parts, rows, self._ids, some, sampling, budget) for some in torch.split(vectors, most)]
+        effects, moved = (torch.cat([getattr(one, name) for one in found]) for name in ("delta", "last"))
+        texts = [
+            Continuation(lm.tokenizer.decode(new, skip_special_tokens=True), new, end) for one in found for new, end in one.new
+        ]
+        return effects, self._divergence(moved), texts
+
+    def _divergence(self, moved: Float[Tensor, "direction prompt d_model"]) -> Float[Tensor, "direction prompt"]:
         found = []
-        for some in torch.split(as_tensor(vectors, "vectors", "direction width"), 16):
-            steered = self._logits((self._hidden + self._subject.effect(self._context, some).cpu()).flatten(0, 1))
-            found.append(kl_from_first(torch.cat([plain, torch.unflatten(steered, 0, (len(some), -1))])))
+        for some in torch.split(moved.cpu(), max(1, _LOGIT_ROWS // len(self._hidden))):
+            steered = self._logits((self._hidden + some).flatten(0, 1))
+            found.append(kl_from_first(torch.cat([self._plain, torch.unflatten(steered, 0, (len(some), -1))])))
         return torch.cat(found)
 
     def _logits(self, hidden: Tensor) -> Tensor:

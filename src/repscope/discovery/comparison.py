@@ -7,11 +7,12 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from repscope.discovery import (
     Context,
@@ -27,6 +28,9 @@ from repscope.discovery import (
     soft_orthogonal,
 )
 from repscope.discovery import metrics as judged
+from repscope.discovery.stacked_seeds import discover_seeds
+from repscope.models.engine.generation import Continuation, Sampling
+from repscope.models.engine.memory import memory_kept
 from repscope.models.prompts import Prompt
 from repscope.steer.effects import nats_per_token, repeated, texts
 
@@ -44,6 +48,8 @@ class DiscoveryMethod:
     budget: float = 1.0
 
 
+Effects = Float[np.ndarray, "direction prompt feature"]
+Judged = tuple[dict[str, float], dict[str, np.ndarray]]  #: values of `DISCOVERY_METRICS`, and arrays by direction
 RANDOM_METHOD = "random directions"
 #: name → method; tau from a pilot on a language model
 DISCOVERY_METHODS: dict[str, DiscoveryMethod] = {
@@ -84,7 +90,8 @@ class TestBed:
     """Setting of a comparison: a model between two blocks, discovery prompts, held-out prompts and one scale.
 
     seen, held: discovery and held-out prompts. scale: norm of every vector. supervised: (direction, width) from labelled texts, or
-    None. new_tokens: generated tokens for the damage metric, 0 for none. memory: limit for graphs in bytes.
+    None. new_tokens: generated tokens for the damage metric, 0 for none. memory: limit for graphs in bytes. given: the context of
+    the discovery prompts, if it is there.
     """
 
     subject: LanguageSubject
@@ -94,14 +101,15 @@ class TestBed:
     supervised: Float[np.ndarray, "direction width"] | None = None
     new_tokens: int = 20
     memory: float = 4 << 30
+    given: InitVar[Context | None] = None
 
-    def __post_init__(self) -> None:
-        """Compute the contexts of both prompt sets and the unsteered continuations."""
-        self.context: Context = self.subject.context(self.seen)
-        self.apart: Context = self.subject.context(self.held)
-        self.fluency = Fluency(self.subject.lm, self.subject.source, self.held)
-        self.plain = texts(self.subject.lm, self.held, [], new_tokens=self.new_tokens) if self.new_tokens else []
-        self.plain_nats = nats_per_token(self.subject.lm, self.held, self.plain) if self.new_tokens else np.zeros(0)
+    def __post_init__(self, given: Context | None) -> None:
+        """Compute the contexts of both prompt sets."""
+        self.context: Context = given or self.subject.context(self.seen)
+        where = {"target": self.subject.target, "target_tokens": self.subject.tokens}
+        self.fluency = Fluency(self.subject.lm, self.subject.source, self.held, **where)
+        self.apart: Context = self.fluency.context
+        self._plain_nats: Float[np.ndarray, prompt] | None = None  #: of unsteered texts, which the first evaluation writes too
         target = self.subject.lm.capture(list(self.held), self.subject.target, "last").numpy()
         self.length = float(np.median(np.linalg.norm(target, axis=1)))
 
@@ -121,14 +129,52 @@ class TestBed:
             options=SolverOptions(memory=self.memory),
         )
 
-    def judged(self, found: DiscoveryResult) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Values of `DISCOVERY_METRICS`, and per direction: mean effects, KL, damage, consistency, clusters."""
-        vectors = torch.from_numpy(np.ascontiguousarray(found.vectors)).to(self.apart.states)
-        whole, half, minus = (self.subject.effect(self.apart, by * self.scale * vectors).cpu().numpy() for by in (1.0, 0.5, -1.0))
+    def seeds_at_once(self, n: int) -> int:
+        """Seeds of so many directions each that share a pass; more at once would be no faster, and take more memory."""
+        return max(1, self.context.pass_tokens // (n * sum(part.tokens for part in self.context.parts)))
+
+    def found_all(self, method: DiscoveryMethod, n: int, steps: int, seeds: Sequence[int]) -> list[DiscoveryResult]:
+        """As `found` for each seed; objectives are descended for all seeds in one batch."""
+        if method.solver != "sphere" or len(seeds) == 1:
+            return [self.found(method, n, steps, seed) for seed in seeds]
+        budget, options = max(1, round(steps * method.budget)), SolverOptions(memory=self.memory)
+        goal = method.objective
+        return discover_seeds(self.subject, self.context, goal, n, seeds, scale=self.scale, steps=budget, options=options)
+
+    def judged(self, found: DiscoveryResult) -> Judged:
+        """Values of `DISCOVERY_METRICS`, and per direction: mean effects, their norms (`sizes`), KL, damage, consistency."""
+        return self.judged_all([found])[0]
+
+    def judged_all(self, found: Sequence[DiscoveryResult]) -> list[Judged]:
+        """As `judged` for each result, all directions in one run."""
+        vectors = torch.from_numpy(np.concatenate([one.vectors for one in found])).to(self.apart.states)
+        cuts = np.cumsum([len(one) for one in found])[:-1]
+        unsteered = int(bool(self.new_tokens) and self._plain_nats is None)
+        added = self.scale * torch.cat([vectors, 0 * vectors[:unsteered]])
+        with memory_kept():
+            effects, divergence, wrote = self._run(added)
+            others = self.subject.effect(self.apart, self.scale * torch.cat([0.5 * vectors, -vectors]))
+        several = (divergence[: len(vectors)], effects[: len(vectors)], *others.chunk(2))
+        kl, whole, half, minus = (np.split(x.cpu().numpy(), cuts) for x in several)
+        made = [self._numbers(*each) for each in zip(found, whole, half, minus, kl)]
+        if self.new_tokens:
+            lm, site = self.subject.lm, self.subject.site
+            wrote = wrote or texts(lm, self.held, added.cpu().numpy(), site, new_tokens=self.new_tokens)
+            nats = nats_per_token(lm, [p for _ in added for p in self.held], wrote).reshape(len(added), -1)
+            plain = self._plain_nats = nats[-1] if self._plain_nats is None else self._plain_nats
+            damage = np.split((nats[: len(vectors)] - plain).mean(1), cuts)
+            again = np.array([repeated(c.ids) for c in wrote]).reshape(len(added), -1)
+            repeats = np.split(again[: len(vectors)], cuts)
+            for (numbers, arrays), more, again in zip(made, damage, repeats):
+                arrays["damage"] = more
+                numbers |= {"damage": float(more.mean()), "repeats": float(again.mean())}
+        return made
+
+    def _numbers(self, found: DiscoveryResult, whole: Effects, half: Effects, minus: Effects, kl: np.ndarray) -> Judged:
+        """Numbers and arrays of one result, those of texts excepted."""
         variety, linear = judged.diversity(whole), judged.dose_curve(half, whole, minus)
         same = judged.consistency(whole, self.scale * found.vectors)
         length, per_spread = judged.effect_norm(whole, self.apart.spread.cpu().numpy())
-        kl = self.fluency.kl(self.scale * vectors).cpu().numpy()
         numbers = {
             "size": length / self.length,
             "size per spread": per_spread,
@@ -142,18 +188,23 @@ class TestBed:
             "minus dose": linear.minus_cos,
             "cost": found.cost,
         }
-        arrays = {"vectors": found.vectors, "means": whole.mean(1), "kl": kl.mean(1), "consistent": same.each}
         if self.supervised is not None:
             cos = np.abs(judged.unit(self.supervised) @ judged.unit(found.vectors).T)
             numbers["supervised"] = float(cos.max(1).mean())
-        if self.new_tokens:
-            lm, site = self.subject.lm, self.subject.site
-            wrote = texts(lm, self.held, self.scale * found.vectors, site, new_tokens=self.new_tokens)
-            nats = nats_per_token(lm, [p for _ in found.vectors for p in self.held], wrote).reshape(len(found.vectors), -1)
-            arrays["damage"] = (nats - self.plain_nats).mean(1)
-            numbers["damage"] = float(arrays["damage"].mean())
-            numbers["repeats"] = float(np.mean([repeated(c.ids) for c in wrote]))
-        return numbers, arrays
+        sizes = np.linalg.norm(whole, axis=-1).mean(1) / self.length
+        return numbers, {
+            "vectors": found.vectors,
+            "means": whole.mean(1),
+            "kl": kl.mean(1),
+            "consistent": same.each,
+            "sizes": sizes,
+        }
+
+    def _run(self, vectors: Float[Tensor, "direction width"]) -> tuple[Tensor, Tensor, list[Continuation] | None]:
+        """Effects, KL, and texts as `texts` samples them, where one run gives all of them."""
+        if not self.new_tokens:
+            return *self.fluency.effect_and_kl(vectors), None
+        return self.fluency.effect_kl_and_texts(vectors, Sampling(self.new_tokens, 1.0, share_random_numbers=True))
 
 
 def clusters(means: Mapping[str, Float[np.ndarray, "direction feature"]], at: float = judged.CLUSTERED) -> dict[str, np.ndarray]:

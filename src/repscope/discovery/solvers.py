@@ -167,9 +167,13 @@ def jvp(subject: Subject, context: Context, vectors: Float[Tensor, "direction wi
 
 def _pulled(task: SolverTask, at: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     """Mean effects of vectors, and the gradient of <u, mean effect> in each."""
-    cotangent = torch.einsum("kf,r->krf", u, shares(task.context))
-    delta, grad = task.subject.effect_and_vjp(task.context, at, cotangent)
+    delta, grad = task.subject.effect_and_vjp(task.context, at, _spread(task, u))
     return mean_over(task.context, delta), grad
+
+
+def _spread(task: SolverTask, u: Float[Tensor, "direction feature"]) -> Float[Tensor, "direction row feature"]:
+    """The cotangents of all effects that those of mean effects amount to."""
+    return torch.einsum("kf,r->krf", u, shares(task.context))
 
 
 def _jacobian(task: SolverTask) -> Solution:
@@ -180,7 +184,7 @@ def _jacobian(task: SolverTask) -> Solution:
         for _ in range(task.steps):
             products = jvp(task.subject, task.context, v)
             losses.append(-products.norm(dim=1)[: task.n])
-            _, pulled = _pulled(task, torch.zeros_like(v), products)
+            pulled = task.subject.vjp_at_zero(task.context, _spread(task, products))
             _finite(losses[-1], pulled, len(losses) - 1)
             v = orthonormal(pulled)
             advance(1)
@@ -223,7 +227,7 @@ def _gradients(task: SolverTask) -> Float[Tensor, "output width"]:
     """Mean Jacobian projected to a few random output directions."""
     count = min(PROJECTED, task.n, task.context.features)
     u = _outputs(task, count, task.seed + 1)
-    return _pulled(task, task.context.states.new_zeros(count, task.context.width), u)[1]
+    return task.subject.vjp_at_zero(task.context, _spread(task, u))
 
 
 def _outputs(task: SolverTask, count: int, seed: int) -> Float[Tensor, "output feature"]:

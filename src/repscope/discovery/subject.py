@@ -9,12 +9,13 @@
    delta, the objective gives dL/d(delta), and a second run backpropagates this cotangent part by part (GradCache: Gao et al. 2021,
    arXiv 2101.06983). Memory then grows with delta only.
 
-`cost` counts forward equivalents: one vector through one prompt, forward or backward; weights get no gradients.
+`cost` counts forward equivalents: one vector through one prompt, forward or backward, also where vectors or prompts share a pass;
+weights get no gradients.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -43,7 +44,8 @@ class Context:
     parts: functions to run. rows: (row), the prompt of each row. prompts: their number. width, features: of a vector and of its
     effect. states: source states for norms and PCA (for a language model without each prompt's first token, an outlier). spread:
     (feature), standard deviation of the target's coordinates over the same tokens. pass_tokens: tokens per pass. token_bytes:
-    approximate graph size per token. why: reason for full forward passes, else empty. cost: forward equivalents so far.
+    approximate graph size per token. why: reason for full forward passes, else empty. ends: (prompt, d_model), the last tokens at
+    the later site of a language subject that has one. cost: forward equivalents so far.
     """
 
     parts: Sequence[Part]
@@ -56,6 +58,7 @@ class Context:
     pass_tokens: int
     token_bytes: float
     why: str = ""
+    ends: Float[Tensor, "prompt d_model"] | None = None
     cost: float = 0.0
 
     @property
@@ -104,6 +107,17 @@ class Subject(ABC):
 
         return delta, self._backward(context, vectors, pull)
 
+    def vjp_at_zero(self, context: Context, cotangent: Float[Tensor, "direction row feature"]) -> Float[Tensor, "direction width"]:
+        """The gradient of <cotangent, effect> at zero for each cotangent; parts that can (`Part.pull`) run forward once for all."""
+        grad = context.states.new_zeros(len(cotangent), context.width)
+        for part in context.parts:
+            pulled = None if part.pull is None else part.pull(cotangent[:, part.rows])
+            if pulled is None:
+                pulled = self._backward(replace(context, parts=[part]), torch.zeros_like(grad), _against(cotangent))
+            grad += pulled
+            context.cost += 2 * len(cotangent) * part.prompts
+        return grad
+
     def loss_and_grad(
         self, context: Context, vectors: Float[Tensor, "direction width"], objective: Objective, memory: float = MEMORY
     ) -> tuple[Float[Tensor, "direction"], Float[Tensor, "direction width"]]:
@@ -129,7 +143,7 @@ class Subject(ABC):
             terms = objective.terms(self._seen(context, delta, v, None))
             cotangent, direct = torch.autograd.grad(terms.sum(), (delta, v), allow_unused=True)
         assert cotangent is not None
-        grad = self._backward(context, vectors, lambda part, some, moved, _: (moved * cotangent[some][:, part.rows]).sum())
+        grad = self._backward(context, vectors, _against(cotangent))
         return terms.detach(), grad if direct is None else grad + direct
 
     def _at_once(
@@ -164,6 +178,11 @@ class Subject(ABC):
         return Seen(delta, vectors, context.rows if rows is None else context.rows[rows], context.prompts, context.spread)
 
 
+def _against(cotangent: Float[Tensor, "direction row feature"]) -> Callable[[Part, slice, Tensor, Tensor], Tensor]:
+    """The loss of a part: the product of its effects with a cotangent."""
+    return lambda part, some, moved, _: (moved * cotangent[some][:, part.rows]).sum()
+
+
 class LanguageSubject(Subject):
     """A language model between the outputs of two blocks, vectors added at all tokens of a prompt.
 
@@ -177,6 +196,12 @@ class LanguageSubject(Subject):
         `all` (one row per token, as MELBO), `last`, `mean`, a span, or `last 3`: the mean of the last three.
     memory
         Limit for a pass in bytes.
+    whole
+        Run whole passes in any case.
+    share
+        Whether what prompts begin with in common runs once per vector.
+    end
+        `resid_post` of a later block, for `effect_and_end`.
     """
 
     def __init__(
@@ -188,10 +213,12 @@ class LanguageSubject(Subject):
         target_tokens: str = "all",
         memory: float = MEMORY,
         whole: bool = False,
+        share: bool = True,
+        end: str | None = None,
     ) -> None:
         if (source is None or target is None) and lm.blocks < 2:
             raise UserError(f"{lm.name} has {lm.blocks} block, and a source and a target behind it are two.")
-        self.lm, self.tokens, self.memory, self.whole = lm, target_tokens, memory, whole
+        self.lm, self.tokens, self.memory, self.whole, self.share, self.end = lm, target_tokens, memory, whole, share, end
         self.source = source or f"resid_post.{max(0, min(lm.blocks // 4, lm.blocks - 2))}"
         self.target = target or f"resid_post.{3 * lm.blocks // 4}"
         self.site, self.model = str(lm.resolve(self.source)[0]), lm.fingerprint
@@ -210,7 +237,8 @@ class LanguageSubject(Subject):
             As `block_replay`; for an unknown choice of tokens.
         """
         encoded, pooled = self.encoded(list(as_prompts(self.lm.tokenizer, prompts)))
-        kept = block_replay(self.lm, encoded, self.source, self.target, pooled=pooled, whole=self.whole)
+        how: dict[str, Any] = {"pooled": pooled, "whole": self.whole, "share": self.share, "end": self.end}
+        kept = block_replay(self.lm, encoded, self.source, self.target, **how)
         behind = [slice(1 if len(state) > 1 else 0, None) for state in kept.states]
         target = torch.cat([t[at] for t, at in zip(kept.targets, behind)])
         fits = int(self.memory / kept.token_bytes)
@@ -225,7 +253,23 @@ class LanguageSubject(Subject):
             max(1, min(PASS_TOKENS, fits)),
             kept.token_bytes,
             kept.why,
+            kept.ends,
         )
+
+    def effect_and_end(
+        self, context: Context, vectors: Float[Tensor, "direction width"]
+    ) -> tuple[Float[Tensor, "direction row feature"], Float[Tensor, "direction prompt d_model"]]:
+        """Effects at the target, and at the later site on each prompt's last token, from one run."""
+        assert context.ends is not None
+        delta = vectors.new_empty(len(vectors), len(context.rows), context.features)
+        last = context.ends.new_empty(len(vectors), *context.ends.shape)
+        with torch.no_grad():
+            for part in context.parts:
+                assert part.onward is not None
+                for some in context.chunks(len(vectors), part):
+                    delta[some, part.rows], last[some, list(part.numbers)] = part.onward(vectors[some])
+                    context.cost += (some.stop - some.start) * part.prompts
+        return delta, last
 
     def encoded(self, prompts: Sequence[PromptLike]) -> tuple[Encoded, bool]:
         """Token ids with the positions where effects are read, and whether these are averaged per prompt.

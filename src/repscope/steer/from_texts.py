@@ -164,6 +164,28 @@ def fit(
     return FittedDirections(found_set, Result.of(rows))
 
 
+def mean_differences(lm: LanguageModel, contrasts: Sequence[Contrast], at: str | Site) -> Float[np.ndarray, "contrast d_model"]:
+    """The differences of class means of several contrasts at one site and the last token, at unit norm: those of `fit`.
+
+    Raises
+    ------
+    UserError
+        For classes with equal mean activations.
+    """
+    both = [[in_turn(lm, text, c.chat) for text in (*c.yes, *c.no)] for c in contrasts]
+    rows = lm.capture([text for texts in both for text in texts], at, "last").numpy().astype(np.float64)
+    found = []
+    for c, x in zip(contrasts, np.split(rows, np.cumsum([len(texts) for texts in both])[:-1])):
+        difference = x[: len(c.yes)].mean(0) - x[len(c.yes) :].mean(0)
+        norm = float(np.linalg.norm(difference))
+        if not np.isfinite(norm) or norm == 0:
+            raise UserError(
+                f"The difference of means at {at} has zero norm: the model gives the same for both kinds of {c.name!r}."
+            )
+        found.append(difference / norm)
+    return np.stack(found)
+
+
 def placed(scores: Float[np.ndarray, "text"], positive: Bool[np.ndarray, "text"]) -> Float[np.ndarray, "positive"]:
     """Per positive text the share of negative ones below it, ties count half; the mean is the AUC (Mann & Whitney 1947).
 

@@ -10,7 +10,7 @@ Artifacts: the directions of every method (first seed) with their effects, as sa
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -21,22 +21,26 @@ from repscope.conditions import ESTIMATE, RANDOM, over
 from repscope.data.contrasts import contrast
 from repscope.data.requests import requests
 from repscope.directions import Direction, DirectionSet
-from repscope.discovery import Fluency, LanguageSubject, calibrate
+from repscope.discovery import Context as States
+from repscope.discovery import DiscoveryResult, Fluency, LanguageSubject, calibrate
 from repscope.discovery import metrics as discovery_metrics
 from repscope.discovery.comparison import DISCOVERY_METHODS, DISCOVERY_METRICS, RANDOM_METHOD, TestBed, clusters
 from repscope.errors import UserError, unknown
+from repscope.models.engine.memory import memory_kept
 from repscope.models.prompts import Prompt
 from repscope.results import Result, Row, records
 from repscope.steer.effects import in_turn, texts
-from repscope.steer.from_texts import fit
+from repscope.steer.from_texts import mean_differences
 from repscope.studies.discover.image_steps import image_steps, image_subject
 from repscope.studies.discover.options import MOST_PROMPTS, DiscoverOptions
 from repscope.studies.run.study import Context, Cost, Setup, Step, Subject
 
+Judged = tuple[DiscoveryResult, dict[str, float], dict[str, np.ndarray]]  #: directions; their numbers; arrays by direction
 _COMPARED = "L2"  #: the baseline of the other methods
 _LABELLED = ("sentiment", "formality", "language", "honesty")  #: contrasts of the supervised directions
 _SHOWN = 2  #: continuations of a cluster
 _DOSES = (0.25, 0.5, 1.0, 1.5)
+_DOSED = 16  #: directions of all methods whose effects are in memory at once
 _CALIBRATED, _DRAWS, _ITERATIONS = 2, 6, 3  #: prompts, random vectors and power iterations of the short form's calibration
 
 
@@ -62,7 +66,7 @@ def steps(setup: Setup[DiscoverOptions]) -> list[Step]:
     bed = _Bed(setup)
     version = f"2, {_CALIBRATED} prompts, {_DRAWS} draws" if o.short else 2
     unused = (*unaffected, "vectors", "steps", "new_tokens")
-    steps = [Step("scale", partial(_scale, setup), _cost(setup, 0), version, ignores=unused)]
+    steps = [Step("scale", partial(_scale, setup, bed), _cost(setup, 0), version, ignores=unused)]
     cells = {(name, seed): f"{name} seed {seed}" for seed in range(o.seeds) for name in names}
     for (name, seed), step in cells.items():
         kind = 1 if DISCOVERY_METHODS[name].solver in ("sphere", "sequential", "dct") else 2
@@ -125,9 +129,9 @@ def _cost(setup: Setup[DiscoverOptions], kind: int) -> Callable[[], Cost]:
     return cost
 
 
-def _scale(setup: Setup[DiscoverOptions], context: Context) -> Result:
+def _scale(setup: Setup[DiscoverOptions], bed: "_Bed", context: Context) -> Result:
     o = setup.options
-    subject, (seen, _) = _subject(setup, o), _prompts(setup, o)
+    subject, (seen, _) = bed.subject, _prompts(setup, o)
     given, _, notes = requests(o.prompts, **o.how())
     how: dict[str, int] = {}
     if o.short:
@@ -135,7 +139,7 @@ def _scale(setup: Setup[DiscoverOptions], context: Context) -> Result:
         notes = (*notes, f"With --short the scale is calibrated on {len(seen)} prompts and {_DRAWS} random vectors.")
         if len(given) > MOST_PROMPTS:
             notes = (*notes, f"Left out by --short: all but {MOST_PROMPTS} of the prompts of each half.")
-    states = subject.context(seen)
+    states = bed.states(seen)
     if o.scale is not None:
         scale, why = o.scale * states.norm, "given"
     else:
@@ -154,36 +158,56 @@ def _scale(setup: Setup[DiscoverOptions], context: Context) -> Result:
 
 
 class _Bed:
-    """The test bed of a run, created at its first use; most of its cost is generating unsteered text."""
+    """The test bed of a run, created at its first use, and what steps share."""
 
     def __init__(self, setup: Setup[DiscoverOptions]) -> None:
         self._setup = setup
         self._bed: TestBed | None = None
+        self._states: tuple[list[Prompt], States] | None = None
+        self._cells: dict[tuple[str, int], Judged] = {}
+
+    @cached_property
+    def subject(self) -> LanguageSubject:
+        """The model between two blocks."""
+        return _subject(self._setup, self._setup.options)
+
+    def states(self, seen: list[Prompt]) -> States:
+        """What is cached of these prompts; the scale and the searches share it."""
+        if self._states is None or self._states[0] != seen:
+            self._states = seen, self.subject.context(seen)
+        return self._states[1]
 
     def __call__(self, context: Context) -> TestBed:
         if self._bed is None:
             setup, o = self._setup, self._setup.options
             train, heldout = _prompts(setup, o)
             scale = float(context.inputs["scale"].arrays["scale"][0])
-            subject = _subject(setup, o)
-            supervised = _supervised(setup, subject.site, 4 if o.tiny else 24)
-            self._bed = TestBed(subject, train, heldout, scale, supervised=supervised, new_tokens=o.new_tokens)
+            supervised = _supervised(setup, self.subject.site, 4 if o.tiny else 24)
+            states = self.states(train)
+            self._bed = TestBed(self.subject, train, heldout, scale, supervised, o.new_tokens, given=states)
         return self._bed
+
+    def cell(self, context: Context, name: str, seed: int) -> Judged:
+        """Directions of a method and their numbers; further seeds run in the same passes while these have room, and are kept."""
+        if (name, seed) not in self._cells:
+            ground, o = self(context), self._setup.options
+            seeds = range(seed, min(o.seeds, seed + ground.seeds_at_once(o.vectors)))
+            found = ground.found_all(DISCOVERY_METHODS[name], o.vectors, o.steps, [o.seed * 1009 + s for s in seeds])
+            for s, one, judged in zip(seeds, found, ground.judged_all(found)):
+                self._cells[name, s] = one, *judged
+        return self._cells.pop((name, seed))
 
 
 def _supervised(setup: Setup[Any], site: str, texts_each: int) -> np.ndarray:
     """Supervised directions, to measure whether unsupervised ones are close to them."""
-    held = [contrast(name).sample(texts_each) for name in _LABELLED]
-    return np.stack([fit(setup.network, c, at=site, methods=["difference of means"]).directions[0].vector for c in held])
+    return mean_differences(setup.network, [contrast(name).sample(texts_each) for name in _LABELLED], site)
 
 
 def _cell(setup: Setup[DiscoverOptions], bed: "_Bed", name: str, seed: int) -> Callable[[Context], Result]:
     def compute(context: Context) -> Result:
-        o = setup.options
-        ground = bed(context)
-        found = ground.found(DISCOVERY_METHODS[name], o.vectors, o.steps, o.seed * 1009 + seed)
-        numbers, arrays = ground.judged(found)
-        where: dict[str, Any] = {"site": found.site, "layer": int(ground.subject.source.split(".")[1]), "token": o.tokens}
+        found, numbers, arrays = bed.cell(context, name, seed)
+        layer = int(bed.subject.source.split(".")[1])
+        where: dict[str, Any] = {"site": found.site, "layer": layer, "token": setup.options.tokens}
         condition = RANDOM if name == RANDOM_METHOD else ESTIMATE
         where |= {"item": name, "condition": condition, "split": "held-out prompts", "seed": seed}
         rows = [Row(metric=m, definition=DISCOVERY_METRICS[m], value=value, **where) for m, value in numbers.items()]
@@ -222,8 +246,9 @@ def _clusters(setup: Setup[DiscoverOptions], bed: "_Bed", names: list[str]) -> C
         shown = sorted(best.values(), key=lambda r: r["cluster"])[: 24 if not (o.tiny or o.short) else 3]
         vectors = np.stack([cells[r["method"]]["vectors"][r["direction"]] for r in shown])
         length = max(o.new_tokens, 3) if o.tiny else 16 if o.short else 24
-        wrote = texts(lm, prompts, ground.scale * vectors, ground.subject.site, new_tokens=length, temperature=0.0)
-        plain = texts(lm, prompts, [], new_tokens=length, temperature=0.0)
+        added = np.concatenate([ground.scale * vectors, 0 * vectors[:1]])  # the last texts are unsteered
+        wrote = texts(lm, prompts, added, ground.subject.site, new_tokens=length, temperature=0.0)
+        plain = wrote[-len(prompts) :]
         lines = [{"cluster": -1, "prompt": i, "text": c.text} for i, c in enumerate(plain)]
         lines += [
             {"cluster": r["cluster"], "prompt": i, "text": wrote[j * len(prompts) + i].text}
@@ -231,28 +256,38 @@ def _clusters(setup: Setup[DiscoverOptions], bed: "_Bed", names: list[str]) -> C
             for i in range(len(prompts))
         ]
         doses = _DOSES[1:] if o.short else _DOSES
-        dosed = _dosed(ground, {name: cell["vectors"] for name, cell in cells.items()}, doses)
+        dosed = _dosed(ground, cells, doses)
         _save(setup, context, ground, cells, frame)
         return Result.of([], side={"members": frame, "texts": pd.DataFrame(lines), "dose": dosed})
 
     return compute
 
 
-def _dosed(ground: TestBed, vectors: dict[str, np.ndarray], doses: Sequence[float]) -> pd.DataFrame:
-    """Effect norm and KL at multiples of the scale, for each method's directions."""
+def _dosed(ground: TestBed, cells: dict[str, Any], doses: Sequence[float]) -> pd.DataFrame:
+    """Effect norm and KL at multiples of the scale, for each method's directions, those of all methods together."""
     import torch
 
+    unit = torch.from_numpy(np.concatenate([cell["vectors"] for cell in cells.values()])).to(ground.apart.states)
+    cuts = np.cumsum([len(cell["vectors"]) for cell in cells.values()])[:-1]
     rows = []
-    for name, found in vectors.items():
-        unit = torch.from_numpy(np.ascontiguousarray(found)).to(ground.apart.states)
-        for part in doses:
-            moved = ground.subject.effect(ground.apart, part * ground.scale * unit).cpu().numpy()
-            kl = ground.fluency.kl(part * ground.scale * unit).mean(1).cpu().numpy()
-            sizes = np.linalg.norm(moved, axis=-1).mean(1) / ground.length
-            for metric, values in (("size", sizes), ("kl", kl)):
-                e = stats.mean(values, unit="direction")
+    for part in doses:
+        if part == 1.0 and all("sizes" in cell for cell in cells.values()):  # measured already
+            found = {metric: [cell[name] for cell in cells.values()] for metric, name in (("size", "sizes"), ("kl", "kl"))}
+        else:
+            sizes, kls = [], []
+            with memory_kept():
+                for some in torch.split(unit, _DOSED):
+                    moved, kl = ground.fluency.effect_and_kl(part * ground.scale * some)
+                    sizes.append(np.linalg.norm(moved.cpu().numpy(), axis=-1).mean(1) / ground.length)
+                    kls.append(kl.mean(1).cpu().numpy())
+            found = {"size": np.split(np.concatenate(sizes), cuts), "kl": np.split(np.concatenate(kls), cuts)}
+        for i, name in enumerate(cells):
+            for metric, values in found.items():
+                e = stats.mean(values[i], unit="direction")
                 rows.append({"method": name, "dose": part, "metric": metric, "value": e.value, "lo": e.lo, "hi": e.hi, "n": e.n})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).sort_values(
+        "method", key=lambda names: names.map(list(cells).index), kind="stable", ignore_index=True
+    )
 
 
 def _save(setup: Setup[Any], context: Context, ground: TestBed, cells: dict[str, Any], members: pd.DataFrame) -> None:
