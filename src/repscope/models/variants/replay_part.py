@@ -135,7 +135,7 @@ class ReplayPart:
             (whole,) = whole_passes(self.net, self.source, [self.target.site], [self.kept[short]], drawn)
             theirs = as_float(whole[:, self.spans[short]])
             rows = [1 if self.pooled else count for count in self.counts]
-            ours = (self.effect(drawn) + self.base).split(rows, 1)[short]
+            ours = torch.split(self.effect(drawn) + self.base, rows, 1)[short]
             if agree(ours, theirs.mean(1, keepdim=True) if self.pooled else theirs):
                 return ""
             return "called alone with vectors added do not give what whole passes give"
@@ -151,7 +151,7 @@ class ReplayPart:
         exact = self.group.state.dtype
         if not self.net.agree(there[0].detach().to(exact), self.base.flatten().to(exact)):
             return None
-        return Linearized([leaf], [leaf.detach()], there, PULL_TOKENS // self.group.tokens)
+        return Linearized([leaf], [leaf.detach()], there, (PULL_TOKENS // self.group.tokens,) * 2)
 
     def _blocks(self, after: Site, to: Site) -> slice:
         """Among the recorded blocks, those after one site up to another."""
@@ -173,7 +173,7 @@ class ReplayPart:
 
     def _mean(self, rows: Float[Tensor, "*vector position feature"]) -> Float[Tensor, "*vector row feature"]:
         """The mean over each prompt's positions, or all of them."""
-        return torch.stack([part.mean(-2) for part in rows.split(self.counts, -2)], -2) if self.pooled else rows
+        return torch.stack([part.mean(-2) for part in torch.split(rows, self.counts, -2)], -2) if self.pooled else rows
 
 
 def _at(to: _Reading, hidden: Tensor, vectors: int) -> Float[Tensor, "vector place d_model"]:
