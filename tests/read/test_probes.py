@@ -8,9 +8,7 @@ from sklearn.preprocessing import StandardScaler
 
 from repscope.errors import UserError
 from repscope.read.probes import (
-    PENALTIES,
     ProbeTask,
-    _Ridge,
     average,
     chosen_elsewhere,
     logistic,
@@ -20,6 +18,7 @@ from repscope.read.probes import (
     ridge_classes,
     within_halves,
 )
+from repscope.read.ridge import PENALTIES, Ridge, Standardised
 
 
 def folds_of(n, k=4, seed=0):
@@ -53,7 +52,7 @@ def test_decision_values_and_penalties_equal_scikit_learns():
     X, (kind, _) = made(60, 20, signal=0.4)
     train, test = folds_of(60)[0]
     reference = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=PENALTIES)).fit(X[train], kind.values[train])
-    ours = _Ridge(X[train], X[test]).predict(kind.columns(kind.values)[train], np.array([3]))
+    ours = Ridge.of(X[train], X[test]).predict(kind.columns(kind.values)[train], np.array([3]))
     np.testing.assert_allclose(2 * ours - 1, reference.decision_function(X[test]), rtol=1e-7, atol=1e-8)
 
 
@@ -62,7 +61,7 @@ def test_penalties_chosen_in_single_precision_are_those_of_double(n, d):
     """Of values of any size; and where all penalties do equally well, the first one, as in double precision."""
     X, (kind, _) = made(n, d, signal=0.3)
     train = np.arange(n - 10)
-    ridge = _Ridge(X[train], X[:0])
+    ridge = Ridge.of(X[train], X[:0])
     drawn = np.random.default_rng(0).normal(size=(len(train), 40)) + kind.columns(kind.values)[train, :1]
     single, double = (
         ridge._errors(drawn - drawn.mean(0), ridge.q.T @ (drawn - drawn.mean(0)), t) for t in (np.float32, np.float64)
@@ -75,6 +74,45 @@ def test_penalties_chosen_in_single_precision_are_those_of_double(n, d):
         assert chosen.tolist() == double.argmin(0).tolist()
     assert len(set(chosen.tolist())) > 1
     assert (ridge._fit(np.ones((len(train), 4)), np.array([3, 1]))[2] == 0).all()
+
+
+@pytest.mark.parametrize(("n", "d"), [(90, 30), (40, 120)])
+def test_folds_together_are_each_alone_in_two_passes(n, d):
+    """Standardised by mean and deviation of their own rows, also features that are constant, rare or far from zero in a fold."""
+    X, (kind, _) = made(n, d)
+    folds = folds_of(n)
+    X[:, 0] = 7.0
+    X[:, 1] = 0.0
+    X[folds[1][1], 1] = 5.0  # constant in the training rows of fold 1, not in its test rows
+    X[:, 2] = 0.0
+    X[folds[2][0][0], 2] = 1e-3  # one training row of fold 2
+    X[:, 3] += 1e7
+    X[folds[0][1], 4] += 1e5  # the training rows of fold 0 vary little beside the mean of the others
+    together = probe(X, [kind], folds, shuffles=1)[0]
+    rows = Standardised(X, folds)
+    for fold, (train, test) in enumerate(folds):
+        ours = Ridge(*rows.of(fold))
+        mean, spread = X[train].mean(0), X[train].std(0)
+        spread = np.where(spread > 1e-12, spread, 1.0)
+        x, held = (X[train] - mean) / spread, (X[test] - mean) / spread
+        np.testing.assert_allclose(ours.mean, mean, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(ours.spread, spread, rtol=1e-9)
+        np.testing.assert_allclose(ours.x, x, rtol=1e-8, atol=1e-8)
+        np.testing.assert_allclose(ours.test @ ours.q.T, held @ x.T, rtol=1e-8, atol=1e-7 * np.abs(held).max())
+        alone = probe(X, [kind], [(train, test)], shuffles=1)[0]
+        np.testing.assert_array_equal(alone.top[:, test], together.top[:, test])
+
+
+def test_rows_of_no_fold_are_not_read():
+    X, tasks = made(80)
+    folds = [(np.arange(40, 80), np.arange(0, 20))]
+    expected = [s.top[0, :20] for s in probe(X, tasks, folds, shuffles=0)]
+    X[20:40] = np.nan
+    for found, before in zip(probe(X, tasks, folds, shuffles=0), expected):
+        np.testing.assert_allclose(found.top[0, :20], before, rtol=1e-9)
+    X[50, 1] = np.inf
+    with pytest.raises(UserError, match="not finite"):
+        probe(X, tasks, folds, shuffles=0)
 
 
 @pytest.mark.parametrize("d", [30, 120])
@@ -135,7 +173,7 @@ def test_directions_score_as_the_probe_does():
     for task in tasks:
         directions = probe_directions(X, task, "resid_post.3")
         scores = np.stack([d.score(X) for d in directions], axis=1)
-        fitted = _Ridge(X, X).predict(task.columns(task.values), np.array([len(directions)]))
+        fitted = Ridge.of(X, X).predict(task.columns(task.values), np.array([len(directions)]))
         np.testing.assert_allclose(scores, fitted, rtol=1e-4, atol=1e-3)
         assert all(abs(np.linalg.norm(d.vector) - 1) < 1e-5 for d in directions)
 

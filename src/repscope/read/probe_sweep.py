@@ -25,7 +25,8 @@ from repscope.data.splits import folds as assign
 from repscope.data.splits import halves
 from repscope.errors import UserError
 from repscope.models.sites import Site
-from repscope.read.probes import Features, Fold, ProbeScores, ProbeTask, average, chosen_elsewhere, probe, score, within_halves
+from repscope.read.probes import ProbeScores, ProbeTask, average, chosen_elsewhere, probe, score, within_halves
+from repscope.read.ridge import Features, Fold
 from repscope.results import ESTIMATE, Row
 
 RIDGE = "ridge probe, penalty by leave-one-out inside the training fold, {k} folds over entities"
