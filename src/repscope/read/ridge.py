@@ -11,6 +11,7 @@ Equal to scikit-learn's RidgeCV and RidgeClassifierCV in float64 (tests). Cost p
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ PENALTIES = np.logspace(0, 5, 6)
 _CLOSE = 1e-4  #: leave-one-out errors nearer to each other are computed again in double precision; single precision errs by 1e-6
 _CANCELS = 1e-3  #: share of the mean square below which a variance is computed again, so that it errs by 1e-13 at most
 _CONSTANT = 1e-12  #: standard deviation up to which a feature counts as constant
+_FEW = 40  #: columns up to which a tridiagonal matrix takes less time than eigenvectors
 _AT_ONCE = 2_000_000  #: numbers squared at once
 
 Fold = tuple[Int[np.ndarray, "train"], Int[np.ndarray, "test"]]
@@ -59,19 +61,12 @@ def predictions(
         For features that are not finite, in rows that a fold fits.
     """
     rows = Standardised(features, folds, tested)
-    found: list[np.ndarray | None] = [None] * len(folds)
-    short = [i for i, (train, _) in enumerate(folds) if 2 < len(train) <= rows.x.shape[1]]
-    for i in set(range(len(folds))) - set(short):
-        found[i] = Ridge(*rows.of(i), penalties).predict(targets[folds[i][0]], widths)
-    if short:
-        fitted = [rows.fitted(i) for i in short]
-        means = [targets[folds[i][0]].mean(0) for i in short]
-        alphas = dual_coefficients(
-            [x @ x.T for x in fitted], [targets[folds[i][0]] - mean for i, mean in zip(short, means)], widths, penalties
-        )
-        for i, x, alpha, mean in zip(short, fitted, alphas, means):
-            found[i] = rows.scores(i, x.T @ alpha) + mean
-    return [part for part in found if part is not None]
+    if targets.shape[1] > _FEW or any(not 1 < len(train) <= rows.x.shape[1] for train, _ in folds):
+        return [Ridge(*rows.of(i), penalties).predict(targets[train], widths) for i, (train, _) in enumerate(folds)]
+    means = [targets[train].mean(0) for train, _ in folds]
+    centred = [targets[train] - mean for (train, _), mean in zip(folds, means)]
+    alphas = dual_coefficients([rows.gram(i) for i in range(len(folds))], centred, widths, penalties)
+    return [rows.scores(i, alpha) + mean for i, (alpha, mean) in enumerate(zip(alphas, means))]
 
 
 class Standardised:
@@ -93,20 +88,34 @@ class Standardised:
         self.tested = self.x if tested is None else tested.astype(np.float64) - self.centre
         self.means, self.spreads = _moments(self.x, [train for train, _ in folds])
 
-    def fitted(self, fold: int) -> Float[np.ndarray, "train feature"]:
-        """The training rows of a fold."""
-        return self._standardised(self.x, fold, self.folds[fold][0])
+    def gram(self, fold: int) -> Float[np.ndarray, "train train"]:
+        """X Xᵀ of the training rows of a fold."""
+        train = self.folds[fold][0]
+        x = self._room[: len(train)]
+        np.take(self.x, train, axis=0, out=x, mode="clip")
+        x -= self.means[fold]
+        x *= 1 / self.spreads[fold]
+        found: np.ndarray = x @ x.T
+        return found
 
-    def scores(self, fold: int, weights: Float[np.ndarray, "feature column"]) -> Float[np.ndarray, "test column"]:
-        """The test rows of a fold, standardised, times weights."""
-        own = weights / self.spreads[fold][:, None]
-        result: np.ndarray = self.tested[self.folds[fold][1]] @ own - self.means[fold] @ own
+    @cached_property
+    def _room(self) -> Float[np.ndarray, "row feature"]:
+        """Memory for the rows of one fold after the other: new memory would cost more than what is computed in it."""
+        return np.empty((max(len(train) for train, _ in self.folds), self.x.shape[1]))
+
+    def scores(self, fold: int, alpha: Float[np.ndarray, "train column"]) -> Float[np.ndarray, "test column"]:
+        """The test rows of a fold times Xᵀα, for α with mean 0."""
+        train, test = self.folds[fold]
+        everywhere = np.zeros((len(self.x), alpha.shape[1]))
+        everywhere[train] = alpha
+        weights = (self.x.T @ everywhere) / np.square(self.spreads[fold])[:, None]
+        result: np.ndarray = self.tested[test] @ weights - self.means[fold] @ weights
         return result
 
     def of(self, fold: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Training rows, test rows, and the mean and deviation that they were standardised by."""
         held = self._standardised(self.tested, fold, self.folds[fold][1])
-        return self.fitted(fold), held, self.centre + self.means[fold], self.spreads[fold]
+        return self._standardised(self.x, fold, self.folds[fold][0]), held, self.centre + self.means[fold], self.spreads[fold]
 
     def _standardised(
         self, x: Float[np.ndarray, "entity feature"], fold: int, rows: Int[np.ndarray, "row"]

@@ -1,16 +1,15 @@
-"""Ridge regressions of many small training sets at once, without eigenvectors.
+"""Ridge regressions of several small training sets at once, with a penalty by leave-one-out, without eigenvectors.
 
-Takes Gram matrices of standardised features and centred targets, never features.
+Takes Gram matrices of standardised features and centred targets, never features. For few columns; for many, eigenvectors
+(`ridge.Ridge`) take less time.
 
-1. K = Q T Qᵀ with T tridiagonal: the first third of an eigendecomposition, and all that a penalty needs, as
+1. K = Q T Qᵀ with T tridiagonal: the first third of an eigendecomposition, and all that penalties need, as
    (K + λI)⁻¹ = Q (T + λI)⁻¹ Qᵀ, and T + λI = L D Lᵀ with L of two diagonals.
 2. The fit of targets y is α = (K + λI)⁻¹ y. With C = I - 11ᵀ/n and m_i the i-th diagonal entry of C (K + λI)⁻¹ C, the leave-one-out
    error of row i is α_i / m_i. (That is (y - ŷ)_i / (1 - h_ii): y - ŷ = λα, and 1 - h_ii = λ m_i.)
-3. m_i is the squared norm of D^(-1/2) L⁻¹ Qᵀ C e_i: one forward substitution, for all rows, penalties and training sets at once.
-   It is made in single precision; penalties whose errors are close are compared again in double precision.
-4. The penalty of the least error is chosen for each group of columns. α is in double precision.
-
-Cost of a training set of n rows: O(n³) for step 1, as one third of an eigendecomposition, O(n²) per penalty.
+3. m_i is the squared norm of D^(-1/2) L⁻¹ Qᵀ C e_i: one forward substitution for all rows, penalties and training sets. It is made in
+   single precision; penalties whose errors are close are compared again in double precision.
+4. Each group of columns takes the penalty of its least error.
 """
 
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from scipy.linalg import lapack
 _CLOSE = 1e-4  #: leave-one-out errors nearer to each other are computed again in double precision; single precision errs by 1e-5
 _PANEL = 8  #: columns that LAPACK reduces at once: at these sizes more cost more than they save
 _MOST = 4_000_000  #: numbers of the matrices Q that are in memory at once
-_FASTEST, _IN_CACHE = 2_000, 200_000  #: numbers of a step of a recurrence, and of steps whose squares are summed at once
+_IN_CACHE = 250_000  #: numbers of a recurrence that are kept before their squares are summed
 Single = type[np.float32] | type[np.float64]
 
 
@@ -56,99 +55,72 @@ def dual_coefficients(
 class _Stack:
     """Training sets, each smaller one filled up with rows that are zero: they stay zero in every step.
 
-    turned: (set, row of T, training row), Qᵀ. below: (row, set, penalty, 1), the lower diagonal of L. inverse: the same, of D⁻¹.
+    turned: (set, row of T, training row), Qᵀ. pivots, below: (set, penalty, row), D and what stands below the diagonal of L.
     """
 
     def __init__(self, grams: Sequence[Float[np.ndarray, "train train"]], penalties: Float[np.ndarray, "penalty"]) -> None:
         self.sizes = [len(gram) for gram in grams]
-        sets, most = len(grams), max(self.sizes)
-        self.turned = np.zeros((sets, most, most))
-        self.below, self.inverse = np.zeros((most, sets, len(penalties), 1)), np.ones((most, sets, len(penalties), 1))
+        most = max(self.sizes)
+        self.turned = np.zeros((len(grams), most, most))
+        self.pivots, self.below = np.ones((len(grams), len(penalties), most)), np.zeros((len(grams), len(penalties), most))
         for i, gram in enumerate(grams):
             n = len(gram)
             diagonal, off = _tridiagonal(gram, self.turned[i, :n, :n])
             for p, penalty in enumerate(penalties):
-                d, self.below[: n - 1, i, p, 0], failed = lapack.dpttrf(diagonal + penalty, off)
+                self.pivots[i, p, :n], self.below[i, p, : n - 1], failed = lapack.dpttrf(diagonal + penalty, off)
                 if failed:
                     raise ValueError(f"a Gram matrix plus {penalty} is not positive definite")
-                self.inverse[:n, i, p, 0] = 1 / d
 
     def fit(self, targets: Sequence[Float[np.ndarray, "train column"]], widths: Int[np.ndarray, "group"]) -> list[np.ndarray]:
         """α of each training set."""
-        columns = np.arange(targets[0].shape[1])
-        solved = self._solved([self.turned[i, :n, :n] @ y for i, (n, y) in enumerate(zip(self.sizes, targets))])
+        alphas = [self._alphas(i, y) for i, y in enumerate(targets)]
         norms = self._norms(range(len(targets)), np.float32)
-        each = [self._errors(i, solved[:, i], norms[i], np.float32) for i in range(len(targets))]
-        best, close = _chosen(np.stack(each), widths)
+        errors = np.stack([np.square(alpha / norms[i, :, : alpha.shape[1], None]).sum(1) for i, alpha in enumerate(alphas)])
+        best, close = _chosen(errors, widths)
         for i in np.flatnonzero(close.any(1)):
-            some = solved[:, i][:, :, np.repeat(close[i], widths)]
-            exact = self._errors(i, some, self._norms([i], np.float64)[0], np.float64)
+            n, columns = self.sizes[i], np.repeat(close[i], widths)
+            exact = np.square(alphas[i][:, :, columns] / self._norms([i], np.float64)[0, :, :n, None]).sum(1)
             best[i, close[i]] = _chosen(exact[None], widths[close[i]])[0][0]
-        of_column = np.repeat(best, widths, axis=1)
-        return [self.turned[i, :n, :n].T @ solved[:n, i, of_column[i], columns] for i, n in enumerate(self.sizes)]
+        which, columns = np.repeat(best, widths, axis=1), np.arange(targets[0].shape[1])
+        return [np.ascontiguousarray(alpha[which[i], :, columns].T) for i, alpha in enumerate(alphas)]
 
-    def _solved(self, projected: Sequence[Float[np.ndarray, "train column"]]) -> Float[np.ndarray, "row set penalty column"]:
-        """(T + λI)⁻¹ Qᵀ y for each penalty; a few training sets at a time, so that a row of them stays in the fastest cache."""
-        rows, sets, penalties, _ = self.below.shape
-        found = np.zeros((rows, sets, penalties, projected[0].shape[1]))
-        step = max(1, _FASTEST // found[0, 0].size)
-        for begin in range(0, sets, step):
-            some = slice(begin, begin + step)
-            part, below = found[:, some], self.below[:, some]
-            for i, y in enumerate(projected[some]):
-                part[: len(y), i] = y[:, None]
-            term = np.empty(part.shape[1:])
-            for row in range(1, rows):
-                np.multiply(part[row - 1], below[row - 1], out=term)
-                np.subtract(part[row], term, out=part[row])
-            part *= self.inverse[:, some]
-            for row in range(rows - 2, -1, -1):
-                np.multiply(part[row + 1], below[row], out=term)
-                np.subtract(part[row], term, out=part[row])
+    def _alphas(self, i: int, y: Float[np.ndarray, "train column"]) -> Float[np.ndarray, "penalty train column"]:
+        """α for each penalty."""
+        n, penalties = self.sizes[i], self.pivots.shape[1]
+        turned = self.turned[i, :n, :n]
+        projected = np.asfortranarray(turned @ y)
+        solved = np.empty((penalties, y.shape[1], n))
+        for p in range(penalties):
+            solved[p] = lapack.dpttrs(self.pivots[i, p, :n], self.below[i, p, : n - 1], projected)[0].T
+        found: np.ndarray = (solved.reshape(-1, n) @ turned).reshape(penalties, -1, n).transpose(0, 2, 1)
         return found
 
     def _norms(self, sets: Sequence[int], kind: Single) -> Float[np.ndarray, "set penalty train"]:
         """m_i of each training row: the squared norms of step 3, 1 for rows that are filled up."""
-        rows, penalties = len(self.below), self.below.shape[2]
-        below, inverse = self.below[:, sets].astype(kind), self.inverse[:, sets].astype(kind)
+        rows, penalties = self.turned.shape[1], self.pivots.shape[1]
         right = np.empty((rows, len(sets), 1, rows), dtype=kind)
         for place, i in enumerate(sets):
             n = self.sizes[i]
             right[:, place, 0] = self.turned[i]
             right[:, place, 0, :n] -= (self.turned[i].sum(1) / n)[:, None].astype(kind)
-        found = np.ones((len(sets), penalties, rows), dtype=kind)
-        step = max(1, _IN_CACHE // max(1, found.size))
-        last, sums, term = np.empty_like(found), np.zeros_like(found), np.empty_like(found)
-        held = np.empty((min(step, rows), *found.shape), dtype=kind)
+        below = np.ascontiguousarray(self.below[sets].transpose(2, 0, 1)[..., None], dtype=kind)
+        inverse = np.ascontiguousarray(1 / self.pivots[sets].transpose(2, 0, 1)[..., None], dtype=kind)
+        sums, last = np.zeros((len(sets), penalties, rows), dtype=kind), np.zeros((len(sets), penalties, rows), dtype=kind)
+        term = np.empty_like(last)
+        step = max(1, _IN_CACHE // last.size)
+        held = np.empty((step, *last.shape), dtype=kind)
+        before = [np.zeros_like(below[0]), *below[:-1]]
         for begin in range(0, rows, step):
-            stop = min(begin + step, rows)
-            for row in range(begin, stop):
-                if row:
-                    np.multiply(last, below[row - 1], out=term)
-                    np.subtract(right[row], term, out=held[row - begin])
-                else:
-                    held[0] = right[0]
-                last = held[row - begin]
+            some = held[: min(step, rows - begin)]
+            for own, factor, found in zip(right[begin:], before[begin:], some):
+                np.multiply(last, factor, out=term)
+                last = np.subtract(own, term, out=found)
             last = last.copy()
-            some = held[: stop - begin]
             np.multiply(some, some, out=some)
-            sums += np.einsum("rspt,rspo->spt", some, inverse[begin:stop])
+            sums += np.einsum("rspt,rspo->spt", some, inverse[begin : begin + len(some)])
         for place, i in enumerate(sets):
-            found[place, :, : self.sizes[i]] = sums[place, :, : self.sizes[i]]
-        return found
-
-    def _errors(
-        self, i: int, solved: Float[np.ndarray, "row penalty column"], norms: Float[np.ndarray, "penalty train"], kind: Single
-    ) -> Float[np.ndarray, "penalty column"]:
-        """Squared leave-one-out errors of each column, summed over the rows of a training set."""
-        n, shape = self.sizes[i], solved.shape[1:]
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is not finite is computed in double precision
-            left = self.turned[i, :n, :n].T.astype(kind) @ solved[:n].astype(kind).reshape(n, -1)
-            scaled = left.reshape(n, *shape)
-            scaled *= np.ascontiguousarray(1 / norms[:, :n].T)[:, :, None]
-            left *= left
-            errors: np.ndarray = np.ones(n, dtype=kind) @ left
-        return errors.reshape(shape).astype(np.float64)
+            sums[place, :, self.sizes[i] :] = 1
+        return sums
 
 
 def _chosen(
@@ -156,10 +128,11 @@ def _chosen(
 ) -> tuple[Int[np.ndarray, "set group"], Bool[np.ndarray, "set group"]]:
     """The penalty of the least error of each group, and whether another one is so close that single precision does not tell."""
     summed = np.add.reduceat(errors, np.cumsum(widths) - widths, axis=2)
+    best = np.argmin(summed, axis=1)
     if summed.shape[1] == 1:
-        return np.zeros(summed[:, 0].shape, dtype=np.int64), np.zeros(summed[:, 0].shape, dtype=bool)
+        return best, np.zeros(best.shape, dtype=bool)
     least, next_least = np.moveaxis(np.partition(summed, 1, axis=1)[:, :2], 1, 0)
-    return np.argmin(summed, axis=1), ~(next_least > least * (1 + _CLOSE)) | ~np.isfinite(summed).all(1)
+    return best, ~(next_least > least * (1 + _CLOSE)) | ~np.isfinite(summed).all(1)
 
 
 def _tridiagonal(
