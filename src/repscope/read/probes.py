@@ -126,18 +126,22 @@ def probe(
     """
     n = len(features)
     runs = [_runs(task, shuffles, seed + 1000 * i) for i, task in enumerate(tasks)]
-    tops = [np.full((1 + shuffles, n), np.nan) for _ in tasks]
-    bottoms = [np.full((1 + shuffles, n), np.nan) for _ in tasks]
-    predicted = [np.full(n, np.nan) for _ in tasks]
     blocks = [[task.columns(values) for values in run] for task, run in zip(tasks, runs)]
     columns = np.concatenate([b for block in blocks for b in block], axis=1)
     widths = np.array([b.shape[1] for block in blocks for b in block])
-    for (train, test), solved in zip(folds, predictions(features, folds, columns, widths, tested=tested)):
-        parts = np.split(solved, np.cumsum([sum(b.shape[1] for b in block) for block in blocks])[:-1], axis=1)
-        for t, (task, part) in enumerate(zip(tasks, parts)):
-            tops[t][:, test], bottoms[t][:, test], said = _scored(task, part, runs[t][:, train], runs[t][:, test])
-            predicted[t][test] = said
-    return [ProbeScores(*found) for found in zip(tasks, tops, bottoms, predicted)]
+    solved = predictions(features, folds, columns, widths, tested=tested)
+    tests = np.concatenate([test for _, test in folds])
+    fold = np.repeat(np.arange(len(folds)), [len(test) for _, test in folds])
+    parts = np.split(np.concatenate(solved), np.cumsum([sum(b.shape[1] for b in block) for block in blocks])[:-1], axis=1)
+    found = []
+    for task, run, part in zip(tasks, runs, parts):
+        top, bottom, predicted = np.full((1 + shuffles, n), np.nan), np.full((1 + shuffles, n), np.nan), np.full(n, np.nan)
+        means = np.empty((1, len(folds)))
+        if task.kind == "number":
+            means = np.stack([run[:, train].mean(1) for train, _ in folds], axis=1)
+        top[:, tests], bottom[:, tests], predicted[tests] = _scored(task, part, run[:, tests], means[:, fold])
+        found.append(ProbeScores(task, top, bottom, predicted))
+    return found
 
 
 def within_halves(folds: Sequence[Fold], half: Bool[np.ndarray, "entity"]) -> list[Fold]:
@@ -243,15 +247,18 @@ def _runs(task: ProbeTask, shuffles: int, seed: int) -> Num[np.ndarray, "run ent
 def _scored(
     task: ProbeTask,
     said: Float[np.ndarray, "test run_column"],
-    train: Num[np.ndarray, "run train"],
     test: Num[np.ndarray, "run test"],
+    means: Float[np.ndarray, "run test"],
 ) -> tuple[Float[np.ndarray, "run test"], Float[np.ndarray, "run test"], Float[np.ndarray, "test"]]:
-    """Top and bottom of all runs, and what the first one predicts; `said` has the columns of one run after the other."""
+    """Top and bottom of all runs, and what the first one predicts; `said` has the columns of one run after the other.
+
+    means: of the training rows of each test row's fold, for numbers.
+    """
     each = said.reshape(len(said), len(test), said.shape[1] // len(test))
     if task.kind == "class":
         codes = each.argmax(2).T
         return (codes == test).astype(np.float64), np.ones(test.shape), codes[0].astype(np.float64)
-    total = (test - np.ascontiguousarray(train).mean(1, keepdims=True)) ** 2
+    total = (test - means) ** 2
     return total - (test - each[:, :, 0].T) ** 2, total, each[:, 0, 0]
 
 

@@ -7,8 +7,8 @@ Takes Gram matrices of standardised features and centred targets, never features
    (K + λI)⁻¹ = Q (T + λI)⁻¹ Qᵀ, and T + λI = L D Lᵀ with L of two diagonals.
 2. The fit of targets y is α = (K + λI)⁻¹ y. With C = I - 11ᵀ/n and m_i the i-th diagonal entry of C (K + λI)⁻¹ C, the leave-one-out
    error of row i is α_i / m_i. (That is (y - ŷ)_i / (1 - h_ii): y - ŷ = λα, and 1 - h_ii = λ m_i.)
-3. m_i is the squared norm of D^(-1/2) L⁻¹ Qᵀ C e_i: one forward substitution for all rows, penalties and training sets. It is made in
-   single precision; penalties whose errors are close are compared again in double precision.
+3. m_i is the squared norm of D^(-1/2) L⁻¹ Qᵀ C e_i: one forward substitution for all rows, penalties and training sets. It is made
+   in single precision; penalties whose errors are close are compared again in double precision.
 4. Each group of columns takes the penalty of its least error.
 """
 

@@ -18,6 +18,7 @@ from repscope.studies.entities.options import MOST_ATTRIBUTES, EntitiesOptions
 from repscope.studies.run.study import Setup
 
 if TYPE_CHECKING:
+    from repscope.models.engine.cost_estimate import Forecast
     from repscope.models.language import LanguageModel
 
 SITES = ("embed", "resid_post")
@@ -94,6 +95,11 @@ class EntityTask:
             self.lm.tokenizer, self.prompts(self.templates[0]), Tokens("all", "name"), self.lm.context, causal=self.lm.causal
         )
         return [tuple(int(t) for t in ids[a:b]) for ids, a, b in zip(found.ids, found.start, found.stop)]
+
+    @cached_property
+    def forecasts(self) -> "list[Forecast]":
+        """The plan of a capture of each template's prompts, which several steps make."""
+        return [self.lm.plan(self.prompts(t), SITES, batch_tokens=self.options.batch_tokens) for t in self.templates]
 
     def captured(self, lm: "LanguageModel", folder: Path) -> "Captured":
         """Run the network over all prompts; activations are stored in memory or in a temporary folder."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from repscope.disk import disk_error
 from repscope.errors import UserError
+from repscope.process import Uncollected
 from repscope.progress import progress
 from repscope.report.verdict import Verdict
 from repscope.results import Result, concat, identified
@@ -65,10 +66,11 @@ class Run(Generic[AnyOptions]):
             from repscope.worlds.tiny import tiny
 
             return tiny(o.seed, device=getattr(o, "device", None) or "cpu", dtype=getattr(o, "dtype", "float32"))
-        from repscope.models.loading.sources import load
+        with Uncollected():
+            from repscope.models.loading.sources import load
 
-        how = {name: getattr(o, name) for name in ("revision", "device", "dtype") if hasattr(o, name)}
-        return load(o.model, **how) if o.model else load(**how)
+            how = {name: getattr(o, name) for name in ("revision", "device", "dtype") if hasattr(o, name)}
+            return load(o.model, **how) if o.model else load(**how)
 
     @cached_property
     def _own_subject(self) -> Subject | None:
