@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
-from sklearn.linear_model import RidgeClassifierCV, RidgeCV
+from sklearn.linear_model import LogisticRegression, RidgeClassifierCV, RidgeCV
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from repscope.errors import UserError
+from repscope.read import probe_sweep
+from repscope.read.probe_sweep import Panel, sweep_probes
 from repscope.read.probes import (
     ProbeTask,
     average,
@@ -201,6 +204,16 @@ def test_logistic_and_majority():
     assert np.mean(majority(skewed, folds_of(120))) == pytest.approx(0.75)
 
 
+def test_logistic_is_scikit_learns_search():
+    for seed, signal in ((0, 0.3), (1, 0.15), (2, 0.6)):
+        X, (kind, _) = made(150, 60, classes=4, signal=signal, seed=seed)
+        train, test = np.arange(100), np.arange(100, 150)
+        pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, tol=1e-3))
+        search = GridSearchCV(pipeline, {"logisticregression__C": [1e-4, 1e-3, 1e-2, 1e-1]}, cv=3).fit(X[train], kind.values[train])
+        expected = search.predict(X[test]) == kind.values[test]
+        np.testing.assert_array_equal(logistic(X, kind, train, test), expected)
+
+
 def test_constant_features_and_averages():
     X, tasks = made(60)
     X[:, 0] = 7.0
@@ -208,3 +221,17 @@ def test_constant_features_and_averages():
     both = average([scores[1], scores[1]])
     np.testing.assert_allclose(both.top, scores[1].top)
     assert np.isfinite(both.estimate().value)
+
+
+def test_templates_with_the_same_features_are_probed_once(monkeypatch):
+    X, tasks = made(60)
+    X = X.astype(np.float32)
+    panel = Panel(np.arange(60), tuple(tasks), tuple(folds_of(60)), np.arange(60) % 2 == 0)
+    calls = []
+    monkeypatch.setattr(probe_sweep, "probe", lambda *a, **k: calls.append(a) or probe(*a, **k))
+    same = sweep_probes({"embed": [X, X.copy(), X]}, panel)
+    assert len(calls) == 1
+    several = sweep_probes({"embed": [X, X[::-1].copy(), X]}, panel)
+    assert len(calls) == 4
+    np.testing.assert_array_equal(same.scores["embed"][1].top, probe(X, tasks, folds_of(60), shuffles=0)[1].top)
+    assert not np.array_equal(same.scores["embed"][1].top, several.scores["embed"][1].top)
