@@ -232,7 +232,7 @@ class Ridge:
         n, shape = len(centred), (len(centred), len(self.penalties), centred.shape[1])
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is not finite is computed in double precision
             shrunk = (1 - self.shrink).T.astype(kind)[:, :, None] * projected.astype(kind)[:, None]
-            left = (self.q.astype(kind) @ shrunk.reshape(len(shrunk), -1)).reshape(shape)
+            left = (self.q.astype(kind) @ shrunk.reshape(len(shrunk), shape[1] * shape[2])).reshape(shape)
             if n > self.q.shape[1]:
                 left += (centred - self.q @ projected).astype(kind)[:, None]
             left *= (1 / (1 - self.leverage)).T.astype(kind)[:, :, None]
