@@ -216,7 +216,7 @@ def test_logistic_is_scikit_learns_search():
 
 @pytest.mark.parametrize(("d", "shuffles"), [(30, 0), (120, 0), (120, 40)])
 def test_features_that_are_all_constant_predict_the_mean(d, shuffles):
-    X, tasks = made(60)
+    _, tasks = made(60)
     scores = probe(np.full((60, d), 3.0), tasks, folds_of(60), shuffles=shuffles)
     np.testing.assert_allclose(scores[1].top, 0, atol=1e-9)
     np.testing.assert_array_equal(scores[0].top[0, scores[0].tested], majority(tasks[0], folds_of(60)))

@@ -187,7 +187,7 @@ def _probing(name: str, sites: int) -> Iterator[Callable[[], None]]:
 def _twin(subject: EntityTask, context: Context) -> Result:
     """The same sweep over the same architecture with random weights."""
     o = subject.options
-    twin = subject.lm.twin(o.seed)
+    twin = subject.twin()
     rows, arrays = list[Row](), dict[str, np.ndarray]()
     with TemporaryDirectory(dir=context.scratch) as folder, ExitStack() as bars:
         held = subject.captured(twin, Path(folder))
