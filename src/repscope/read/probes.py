@@ -99,6 +99,7 @@ def probe(
     shuffles: int = 20,
     seed: int = 0,
     tested: Features | None = None,
+    eigenvectors: bool = False,
 ) -> list[ProbeScores]:
     """Probe each task on held-out entities.
 
@@ -115,6 +116,9 @@ def probe(
     tested
         Features of the entities when they are tested, where these differ from those that probes are fitted on.
 
+    eigenvectors
+        As for `ridge.predictions`; where calls run in parallel.
+
     Returns
     -------
     list of Scores
@@ -130,7 +134,7 @@ def probe(
     blocks = [[task.columns(values) for values in run] for task, run in zip(tasks, runs)]
     columns = np.concatenate([b for block in blocks for b in block], axis=1)
     widths = np.array([b.shape[1] for block in blocks for b in block])
-    solved = predictions(features, folds, columns, widths, tested=tested)
+    solved = predictions(features, folds, columns, widths, tested=tested, eigenvectors=eigenvectors)
     tests = np.concatenate([test for _, test in folds])
     fold = np.repeat(np.arange(len(folds)), [len(test) for _, test in folds])
     parts = np.split(np.concatenate(solved), np.cumsum([sum(b.shape[1] for b in block) for block in blocks])[:-1], axis=1)

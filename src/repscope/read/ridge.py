@@ -39,6 +39,7 @@ def predictions(
     *,
     tested: Features | None = None,
     penalties: Float[np.ndarray, "penalty"] = PENALTIES,
+    eigenvectors: bool = False,
 ) -> list[Float[np.ndarray, "test column"]]:
     """Predictions for the test rows of each fold.
 
@@ -54,6 +55,8 @@ def predictions(
         The number of columns of each group.
     tested
         Features of the rows when they are tested, where these differ from those that are fitted.
+    eigenvectors
+        Whether to take eigenvectors where tridiagonal matrices take less time: these do not run beside other Python threads.
 
     Raises
     ------
@@ -61,7 +64,7 @@ def predictions(
         For features that are not finite, in rows that a fold fits.
     """
     rows = Standardised(features, folds, tested)
-    if targets.shape[1] > _FEW or any(not 1 < len(train) <= rows.x.shape[1] for train, _ in folds):
+    if eigenvectors or targets.shape[1] > _FEW or any(not 1 < len(train) <= rows.x.shape[1] for train, _ in folds):
         return [Ridge(*rows.of(i), penalties).predict(targets[train], widths) for i, (train, _) in enumerate(folds)]
     means = [targets[train].mean(0) for train, _ in folds]
     centred = [targets[train] - mean for (train, _), mean in zip(folds, means)]
