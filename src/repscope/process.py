@@ -3,13 +3,15 @@
 1. SIGINT, SIGTERM and SIGHUP end the command with 130, 143 and 129 and no traceback. While modules are imported, or when asked a
    second time, at once; while the command runs, by a `KeyboardInterrupt`, so that locks are released and partial files removed.
 2. Text that the terminal's encoding lacks is replaced; bytes of a file name that is not UTF-8 are written as they are.
-3. A reader that went away (`| head -1`) and a full disk behind standard output never end the work: what is said is dropped.
+3. While modules and weights are loaded, nothing is searched for garbage: they stay, and looking through them takes a second.
+4. A reader that went away (`| head -1`) and a full disk behind standard output never end the work: what is said is dropped.
 """
 
 from __future__ import annotations
 
 import codecs
 import errno
+import gc
 import io
 import os
 import select
@@ -62,6 +64,22 @@ def start(load: Callable[[], Callable[[Sequence[str]], int]], arguments: Sequenc
         print(f"repscope: the answer could not be written to standard output ({reason}); write it elsewhere.", file=sys.stderr)
         code = code or 2
     sys.exit(code)
+
+
+class Uncollected:
+    """A context without garbage collection, for imports and weights. In the process of a command, what was made in it stays out of
+    later collections too.
+    """
+
+    def __enter__(self) -> None:
+        self.enabled = gc.isenabled()
+        gc.disable()
+
+    def __exit__(self, *_: object) -> None:
+        if _State.running:
+            gc.freeze()
+        if self.enabled:
+            gc.enable()
 
 
 def received() -> int:

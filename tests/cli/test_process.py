@@ -130,3 +130,22 @@ def test_words_that_are_not_utf8_and_folders_that_are_gone_are_one_sentence(tmp_
     done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_no_garbage_is_collected_while_modules_and_weights_are_loaded():
+    import gc
+
+    from repscope.process import Uncollected
+
+    def fail():
+        with Uncollected():
+            assert not gc.isenabled()
+        assert not gc.isenabled()  # until the outer one ends
+        raise RuntimeError("inside")
+
+    kept = gc.get_freeze_count()
+    assert gc.isenabled()
+    with pytest.raises(RuntimeError, match="inside"), Uncollected():
+        fail()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == kept  # only a command's own process keeps what it loaded out of later collections

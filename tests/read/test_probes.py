@@ -2,15 +2,16 @@
 
 import numpy as np
 import pytest
-from sklearn.linear_model import RidgeClassifierCV, RidgeCV
+from sklearn.linear_model import LogisticRegression, RidgeClassifierCV, RidgeCV
+from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from repscope.errors import UserError
+from repscope.read import probe_sweep
+from repscope.read.probe_sweep import Panel, sweep_probes
 from repscope.read.probes import (
-    PENALTIES,
     ProbeTask,
-    _Ridge,
     average,
     chosen_elsewhere,
     logistic,
@@ -20,6 +21,7 @@ from repscope.read.probes import (
     ridge_classes,
     within_halves,
 )
+from repscope.read.ridge import PENALTIES, Ridge, Standardised
 
 
 def folds_of(n, k=4, seed=0):
@@ -53,7 +55,7 @@ def test_decision_values_and_penalties_equal_scikit_learns():
     X, (kind, _) = made(60, 20, signal=0.4)
     train, test = folds_of(60)[0]
     reference = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=PENALTIES)).fit(X[train], kind.values[train])
-    ours = _Ridge(X[train], X[test]).predict(kind.columns(kind.values)[train], np.array([3]))
+    ours = Ridge.of(X[train], X[test]).predict(kind.columns(kind.values)[train], np.array([3]))
     np.testing.assert_allclose(2 * ours - 1, reference.decision_function(X[test]), rtol=1e-7, atol=1e-8)
 
 
@@ -62,7 +64,7 @@ def test_penalties_chosen_in_single_precision_are_those_of_double(n, d):
     """Of values of any size; and where all penalties do equally well, the first one, as in double precision."""
     X, (kind, _) = made(n, d, signal=0.3)
     train = np.arange(n - 10)
-    ridge = _Ridge(X[train], X[:0])
+    ridge = Ridge.of(X[train], X[:0])
     drawn = np.random.default_rng(0).normal(size=(len(train), 40)) + kind.columns(kind.values)[train, :1]
     single, double = (
         ridge._errors(drawn - drawn.mean(0), ridge.q.T @ (drawn - drawn.mean(0)), t) for t in (np.float32, np.float64)
@@ -75,6 +77,45 @@ def test_penalties_chosen_in_single_precision_are_those_of_double(n, d):
         assert chosen.tolist() == double.argmin(0).tolist()
     assert len(set(chosen.tolist())) > 1
     assert (ridge._fit(np.ones((len(train), 4)), np.array([3, 1]))[2] == 0).all()
+
+
+@pytest.mark.parametrize(("n", "d"), [(90, 30), (40, 120)])
+def test_folds_together_are_each_alone_in_two_passes(n, d):
+    """Standardised by mean and deviation of their own rows, also features that are constant, rare or far from zero in a fold."""
+    X, (kind, _) = made(n, d)
+    folds = folds_of(n)
+    X[:, 0] = 7.0
+    X[:, 1] = 0.0
+    X[folds[1][1], 1] = 5.0  # constant in the training rows of fold 1, not in its test rows
+    X[:, 2] = 0.0
+    X[folds[2][0][0], 2] = 1e-3  # one training row of fold 2
+    X[:, 3] += 1e7
+    X[folds[0][1], 4] += 1e5  # the training rows of fold 0 vary little beside the mean of the others
+    together = probe(X, [kind], folds, shuffles=1)[0]
+    rows = Standardised(X, folds)
+    for fold, (train, test) in enumerate(folds):
+        ours = Ridge(*rows.of(fold))
+        mean, spread = X[train].mean(0), X[train].std(0)
+        spread = np.where(spread > 1e-12, spread, 1.0)
+        x, held = (X[train] - mean) / spread, (X[test] - mean) / spread
+        np.testing.assert_allclose(ours.mean, mean, rtol=1e-12, atol=1e-12)
+        np.testing.assert_allclose(ours.spread, spread, rtol=1e-9)
+        np.testing.assert_allclose(ours.x, x, rtol=1e-8, atol=1e-8)
+        np.testing.assert_allclose(ours.test @ ours.q.T, held @ x.T, rtol=1e-8, atol=1e-7 * np.abs(held).max())
+        alone = probe(X, [kind], [(train, test)], shuffles=1)[0]
+        np.testing.assert_array_equal(alone.top[:, test], together.top[:, test])
+
+
+def test_rows_of_no_fold_are_not_read():
+    X, tasks = made(80)
+    folds = [(np.arange(40, 80), np.arange(0, 20))]
+    expected = [s.top[0, :20] for s in probe(X, tasks, folds, shuffles=0)]
+    X[20:40] = np.nan
+    for found, before in zip(probe(X, tasks, folds, shuffles=0), expected):
+        np.testing.assert_allclose(found.top[0, :20], before, rtol=1e-9)
+    X[50, 1] = np.inf
+    with pytest.raises(UserError, match="not finite"):
+        probe(X, tasks, folds, shuffles=0)
 
 
 @pytest.mark.parametrize("d", [30, 120])
@@ -135,7 +176,7 @@ def test_directions_score_as_the_probe_does():
     for task in tasks:
         directions = probe_directions(X, task, "resid_post.3")
         scores = np.stack([d.score(X) for d in directions], axis=1)
-        fitted = _Ridge(X, X).predict(task.columns(task.values), np.array([len(directions)]))
+        fitted = Ridge.of(X, X).predict(task.columns(task.values), np.array([len(directions)]))
         np.testing.assert_allclose(scores, fitted, rtol=1e-4, atol=1e-3)
         assert all(abs(np.linalg.norm(d.vector) - 1) < 1e-5 for d in directions)
 
@@ -163,6 +204,24 @@ def test_logistic_and_majority():
     assert np.mean(majority(skewed, folds_of(120))) == pytest.approx(0.75)
 
 
+def test_logistic_is_scikit_learns_search():
+    for seed, signal in ((0, 0.3), (1, 0.15), (2, 0.6)):
+        X, (kind, _) = made(150, 60, classes=4, signal=signal, seed=seed)
+        train, test = np.arange(100), np.arange(100, 150)
+        pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, tol=1e-3))
+        search = GridSearchCV(pipeline, {"logisticregression__C": [1e-4, 1e-3, 1e-2, 1e-1]}, cv=3).fit(X[train], kind.values[train])
+        expected = search.predict(X[test]) == kind.values[test]
+        np.testing.assert_array_equal(logistic(X, kind, train, test), expected)
+
+
+@pytest.mark.parametrize(("d", "shuffles"), [(30, 0), (120, 0), (120, 40)])
+def test_features_that_are_all_constant_predict_the_mean(d, shuffles):
+    _, tasks = made(60)
+    scores = probe(np.full((60, d), 3.0), tasks, folds_of(60), shuffles=shuffles)
+    np.testing.assert_allclose(scores[1].top, 0, atol=1e-9)
+    np.testing.assert_array_equal(scores[0].top[0, scores[0].tested], majority(tasks[0], folds_of(60)))
+
+
 def test_constant_features_and_averages():
     X, tasks = made(60)
     X[:, 0] = 7.0
@@ -170,3 +229,17 @@ def test_constant_features_and_averages():
     both = average([scores[1], scores[1]])
     np.testing.assert_allclose(both.top, scores[1].top)
     assert np.isfinite(both.estimate().value)
+
+
+def test_templates_with_the_same_features_are_probed_once(monkeypatch):
+    X, tasks = made(60)
+    X = X.astype(np.float32)
+    panel = Panel(np.arange(60), tuple(tasks), tuple(folds_of(60)), np.arange(60) % 2 == 0)
+    calls = []
+    monkeypatch.setattr(probe_sweep, "probe", lambda *a, **k: calls.append(a) or probe(*a, **k))
+    same = sweep_probes({"embed": [X, X.copy(), X]}, panel)
+    assert len(calls) == 1
+    several = sweep_probes({"embed": [X, X[::-1].copy(), X]}, panel)
+    assert len(calls) == 4
+    np.testing.assert_array_equal(same.scores["embed"][1].top, probe(X, tasks, folds_of(60), shuffles=0)[1].top)
+    assert not np.array_equal(same.scores["embed"][1].top, several.scores["embed"][1].top)

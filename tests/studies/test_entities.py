@@ -13,8 +13,10 @@ from repscope.errors import UserError
 from repscope.models.language import LanguageModel
 from repscope.results import COLUMNS, ESTIMATE
 from repscope.studies.entities import STUDY as ENTITIES
+from repscope.studies.entities import task
 from repscope.studies.entities.options import EntitiesOptions
 from repscope.studies.run.runner import Run
+from repscope.studies.run.study import Setup
 from repscope.worlds.tiny import tiny
 
 CONTROLS = {
@@ -248,3 +250,15 @@ def test_a_typo_is_answered_with_the_nearest_names(tmp_path):
     ]:
         with pytest.raises(UserError, match=says):
             Run(ENTITIES, options, out=tmp_path / "runs", lm=tiny(0)).answer()
+
+
+def test_sets_share_one_network_with_random_weights(monkeypatch):
+    lm, made = tiny(), []
+    monkeypatch.setattr(LanguageModel, "twin", lambda self, seed: made.append(seed) or tiny(seed + 1))
+    options = EntitiesOptions(entities=("countries", "elements"))
+    first, second = task.entity_tasks(Setup(options, lambda: lm))
+    assert first.twin() is second.twin() is first.twin()
+    assert len(made) == 1
+    monkeypatch.setattr(task, "_TWIN_IN_MEMORY", 1000)
+    first.twins.clear()
+    assert first.twin() is not second.twin()

@@ -18,7 +18,7 @@ from repscope.cli import directions, finetune, harvests, models, runs, studies, 
 from repscope.cli.shared import app, say
 from repscope.cli.studies import register
 from repscope.errors import UserError
-from repscope.process import received, start, stopped
+from repscope.process import Uncollected, received, start, stopped
 
 __all__ = ["app", "main", "register", "run", "run_process"]
 
@@ -48,7 +48,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         for word in arguments:
             _check_text(word)
-        register(arguments)
+        with Uncollected():
+            register(arguments)
         app(list(arguments), exit_on_error=False, print_error=False, result_action="return_value")
     except SystemExit as stop:
         return stopped() if received() else int(stop.code or 0)

@@ -7,7 +7,6 @@
    sites. `gain` is the paired difference of two such scores, with its interval over entities.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,8 +23,10 @@ from repscope.data.entities import EntitySet, Target
 from repscope.data.splits import folds as assign
 from repscope.data.splits import halves
 from repscope.errors import UserError
+from repscope.models.engine.memory import memory_kept
 from repscope.models.sites import Site
-from repscope.read.probes import Features, Fold, ProbeScores, ProbeTask, average, chosen_elsewhere, probe, score, within_halves
+from repscope.read.probes import ProbeScores, ProbeTask, average, chosen_elsewhere, probe, score, within_halves
+from repscope.read.ridge import Features, Fold
 from repscope.results import ESTIMATE, Row
 
 RIDGE = "ridge probe, penalty by leave-one-out inside the training fold, {k} folds over entities"
@@ -151,19 +152,24 @@ def sweep_probes(
         Called after each site.
     """
     inner = within_halves(panel.folds, panel.half)
+    # Small decompositions in parallel on one core each are several times faster than one by one on all cores. Up to two cores,
+    # tridiagonal matrices, which hold Python's lock, take less time one by one.
+    threads = torch.get_num_threads()
+    parallel = threads > 2
 
     def at_site(per_template: Sequence[Features]) -> tuple[list[ProbeScores], list[ProbeScores]]:
-        held = [x[panel.rows] for x in per_template]
-        runs = [probe(x, panel.tasks, panel.folds, shuffles=shuffles, seed=seed) for x in held]
-        chose = [probe(x, panel.tasks, inner, shuffles=0, seed=seed) for x in held] if choose else []
+        held = [np.asarray(x[panel.rows]) for x in per_template]
+        # embeddings of a name's tokens are the same after every template
+        distinct = [x for i, x in enumerate(held) if not any(np.array_equal(x, before) for before in held[:i])]
+        held = distinct if len(distinct) == 1 else held
+        runs = [probe(x, panel.tasks, panel.folds, shuffles=shuffles, seed=seed, eigenvectors=parallel) for x in held]
+        chose = [probe(x, panel.tasks, inner, shuffles=0, seed=seed, eigenvectors=parallel) for x in held] if choose else []
         return [average(s) for s in zip(*runs)], [average(s) for s in zip(*chose)]
 
     scores, choosing = {}, {}
-    # Small decompositions in parallel on one core each are several times faster than one by one on all cores.
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(os.cpu_count()) as pool:
+        with threadpool_limits(1, user_api="blas"), memory_kept(), ThreadPoolExecutor(threads if parallel else 1) as pool:
             for site, found in zip(features, pool.map(at_site, features.values())):
                 scores[site], choosing[site] = found
                 tick()

@@ -1,34 +1,25 @@
 """Linear probes: ridge regression of attributes on representations.
 
-Features are standardised, classes are one-hot columns, the largest prediction wins. All fits with the same features and training
-rows share one eigendecomposition:
-1. With X (n × d, standardised on the training rows), X Xᵀ = Q Λ Qᵀ; if n > d it comes from XᵀX, which is smaller.
-2. For a penalty λ the fit is Q Λ/(Λ+λ) Qᵀ y, so all penalties, attributes and label shuffles are columns of one product.
-3. The penalty is chosen inside the training rows by the exact leave-one-out error (Golub, Heath & Wahba, 1979):
-   (y - ŷ)_i / (1 - h_ii), with h_ii = 1/n + Σ_k Q_ik² Λ_k/(Λ_k+λ). Each attribute and each shuffle has its own.
-4. Held-out rows are predicted; every entity has a score, so that intervals and paired differences are over entities.
-Equal to scikit-learn's RidgeCV and RidgeClassifierCV in float64 (tests). Cost per fold: O(n² d + n³), or O(n d² + d³) if d < n.
+1. Features are standardised, classes are one-hot columns, the largest prediction wins.
+2. All attributes and label shuffles are columns of one regression per fold (`read.ridge`). Each attribute and each shuffle has the
+   penalty of its least leave-one-out error in the training rows.
+3. Held-out rows are predicted; every entity has a score, so that intervals and paired differences are over entities.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int, Num
 
 from repscope import stats
 from repscope.directions import Direction
-from repscope.errors import UserError
+from repscope.read.ridge import PENALTIES, Features, Fold, Ridge, predictions
 from repscope.stats import Estimate
 
-PENALTIES = np.logspace(0, 5, 6)
-_CLOSE = 1e-4  #: leave-one-out errors nearer to each other are computed again in double precision; single precision errs by 1e-6
 UNIT = "entity"
-
-Fold = tuple[Int[np.ndarray, "train"], Int[np.ndarray, "test"]]
-Features = Float[np.ndarray, "entity feature"]
+_STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  #: inverse penalties of the logistic probe
 
 
 @dataclass(frozen=True)
@@ -108,6 +99,7 @@ def probe(
     shuffles: int = 20,
     seed: int = 0,
     tested: Features | None = None,
+    eigenvectors: bool = False,
 ) -> list[ProbeScores]:
     """Probe each task on held-out entities.
 
@@ -124,6 +116,9 @@ def probe(
     tested
         Features of the entities when they are tested, where these differ from those that probes are fitted on.
 
+    eigenvectors
+        As for `ridge.predictions`; where calls run in parallel.
+
     Returns
     -------
     list of Scores
@@ -136,20 +131,22 @@ def probe(
     """
     n = len(features)
     runs = [_runs(task, shuffles, seed + 1000 * i) for i, task in enumerate(tasks)]
-    tops = [np.full((1 + shuffles, n), np.nan) for _ in tasks]
-    bottoms = [np.full((1 + shuffles, n), np.nan) for _ in tasks]
-    predicted = [np.full(n, np.nan) for _ in tasks]
     blocks = [[task.columns(values) for values in run] for task, run in zip(tasks, runs)]
     columns = np.concatenate([b for block in blocks for b in block], axis=1)
     widths = np.array([b.shape[1] for block in blocks for b in block])
-    for train, test in folds:
-        held_out = (features if tested is None else tested)[test]
-        solved = _Ridge(features[train], held_out).predict(columns[train], widths)
-        parts = np.split(solved, np.cumsum([sum(b.shape[1] for b in block) for block in blocks])[:-1], axis=1)
-        for t, (task, part) in enumerate(zip(tasks, parts)):
-            tops[t][:, test], bottoms[t][:, test], said = _scored(task, part, runs[t][:, train], runs[t][:, test])
-            predicted[t][test] = said
-    return [ProbeScores(*found) for found in zip(tasks, tops, bottoms, predicted)]
+    solved = predictions(features, folds, columns, widths, tested=tested, eigenvectors=eigenvectors)
+    tests = np.concatenate([test for _, test in folds])
+    fold = np.repeat(np.arange(len(folds)), [len(test) for _, test in folds])
+    parts = np.split(np.concatenate(solved), np.cumsum([sum(b.shape[1] for b in block) for block in blocks])[:-1], axis=1)
+    found = []
+    for task, run, part in zip(tasks, runs, parts):
+        top, bottom, predicted = np.full((1 + shuffles, n), np.nan), np.full((1 + shuffles, n), np.nan), np.full(n, np.nan)
+        means = np.empty((1, len(folds)))
+        if task.kind == "number":
+            means = np.stack([run[:, train].mean(1) for train, _ in folds], axis=1)
+        top[:, tests], bottom[:, tests], predicted[tests] = _scored(task, part, run[:, tests], means[:, fold])
+        found.append(ProbeScores(task, top, bottom, predicted))
+    return found
 
 
 def within_halves(folds: Sequence[Fold], half: Bool[np.ndarray, "entity"]) -> list[Fold]:
@@ -204,16 +201,24 @@ def _sum_ratio(top: Float[np.ndarray, "entity"], bottom: Float[np.ndarray, "enti
 def logistic(features: Features, task: ProbeTask, train: Int[np.ndarray, "train"], test: Int[np.ndarray, "test"]) -> np.ndarray:
     """Correctness of a multinomial logistic probe on test entities; its penalty is selected by cross-validation in `train`."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV
-    from sklearn.pipeline import make_pipeline
+    from sklearn.model_selection import StratifiedKFold
     from sklearn.preprocessing import StandardScaler
 
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, tol=1e-3))
-    grid = {"logisticregression__C": [1e-4, 1e-3, 1e-2, 1e-1]}
-    smallest = int(np.bincount(task.values[train]).clip(min=1).min())
-    search = GridSearchCV(pipeline, grid, cv=max(2, min(3, smallest)))
-    search.fit(features[train], task.values[train])
-    return np.asarray((search.predict(features[test]) == task.values[test]).astype(np.float64))
+    x, y = features[train], task.values[train]
+    smallest = int(np.bincount(y).clip(min=1).min())
+    shares = np.zeros(len(_STRENGTHS))
+    for fit, check in StratifiedKFold(max(2, min(3, smallest))).split(x, y):
+        scaler = StandardScaler().fit(x[fit])  # once for all strengths, which scikit-learn's search would scale for one by one
+        inside, outside = scaler.transform(x[fit]), scaler.transform(x[check])
+        for i, strength in enumerate(_STRENGTHS):
+            shares[i] += _logistic(LogisticRegression, strength).fit(inside, y[fit]).score(outside, y[check])
+    scaler = StandardScaler().fit(x)
+    best = _logistic(LogisticRegression, _STRENGTHS[int(np.argmax(np.round(shares, 12)))]).fit(scaler.transform(x), y)
+    return np.asarray((best.predict(scaler.transform(features[test])) == task.values[test]).astype(np.float64))
+
+
+def _logistic(kind: Any, strength: float) -> Any:
+    return kind(C=strength, max_iter=300, tol=1e-3)
 
 
 def ridge_classes(
@@ -221,7 +226,7 @@ def ridge_classes(
 ) -> list[str]:
     """The class of each test row by a ridge probe whose penalty is that of the least leave-one-out error."""
     names, codes = np.unique(np.asarray(labels).astype(str), return_inverse=True)
-    said = _Ridge(train, test, penalties).predict(np.eye(len(names))[codes], np.array([len(names)]))
+    said = Ridge.of(train, test, penalties).predict(np.eye(len(names))[codes], np.array([len(names)]))
     return [str(names[i]) for i in said.argmax(1)]
 
 
@@ -231,8 +236,7 @@ def probe_directions(features: Features, task: ProbeTask, site: str) -> list[Dir
     The score of a row is `scale × (row · vector) + offset`; the largest of the classes' scores wins.
     """
     columns = task.columns(task.values)
-    ridge = _Ridge(features, features[:0])
-    weights, offsets = ridge.weights(columns)
+    weights, offsets = Ridge.of(features, features[:0]).weights(columns)
     names = task.classes if task.kind == "class" else (task.name,)
     found_by = f"ridge probe of {task.name}, penalty by leave-one-out, all {len(features)} entities"
     return [
@@ -247,92 +251,6 @@ def probe_directions(features: Features, task: ProbeTask, site: str) -> list[Dir
     ]
 
 
-class _Ridge:
-    """One set of features and training rows: the eigendecomposition that serves all penalties and columns."""
-
-    def __init__(self, train: Features, test: Features, penalties: Float[np.ndarray, "penalty"] = PENALTIES) -> None:
-        self.penalties = penalties
-        x = train.astype(np.float64)
-        self.mean = x.mean(0)
-        x -= self.mean
-        spread = np.sqrt(np.einsum("nd,nd->d", x, x) / len(x))
-        self.spread = np.where(spread > 1e-12, spread, 1.0)  # a constant feature stays at zero
-        x /= self.spread
-        held = (test.astype(np.float64) - self.mean) / self.spread
-        self.x = x
-        n, d = x.shape
-        if n <= d:
-            values, self.q = _eigen(x @ x.T)
-            self.values = values.clip(min=0)
-            self.test = (held @ x.T) @ self.q
-        else:
-            values, v = _eigen(x.T @ x)
-            keep = values > 1e-10 * max(values[-1], 1e-300)
-            self.values, v = values[keep], v[:, keep]
-            root = np.sqrt(self.values)
-            self.q = (x @ v) / root
-            self.test = held @ (v * root)
-        self.shrink = self.values / (self.values + penalties[:, None])
-        self.leverage = 1 / n + self.shrink @ (self.q**2).T
-
-    def _fit(
-        self, y: Float[np.ndarray, "train column"], widths: Int[np.ndarray, "group"]
-    ) -> tuple[Float[np.ndarray, "rank column"], Float[np.ndarray, "column"], Int[np.ndarray, "column"]]:
-        mean = y.mean(0)
-        centred = y - mean
-        projected = self.q.T @ centred
-        starts = np.concatenate([[0], np.cumsum(widths)[:-1]])
-        errors = np.add.reduceat(self._errors(centred, projected, np.float32), starts, axis=1)
-        best = np.argmin(errors, axis=0)
-        least, next_least = np.partition(errors, 1, axis=0)[:2]
-        close = ~(next_least > least * (1 + _CLOSE)) | ~np.isfinite(errors).all(0)
-        if close.any():
-            columns = np.repeat(close, widths)
-            exact = self._errors(centred[:, columns], projected[:, columns], np.float64)
-            starts = np.concatenate([[0], np.cumsum(widths[close])[:-1]])
-            best[close] = np.argmin(np.add.reduceat(exact, starts, axis=1), axis=0)
-        return projected, mean, np.repeat(best, widths)
-
-    def _errors(
-        self,
-        centred: Float[np.ndarray, "train column"],
-        projected: Float[np.ndarray, "rank column"],
-        kind: type[np.float32] | type[np.float64],
-    ) -> Float[np.ndarray, "penalty column"]:
-        """Squared leave-one-out errors of each column, in this precision.
-
-        y - ŷ = (y - QQᵀy) + Q λ/(Λ+λ) Qᵀy: no difference of nearly equal numbers, so that single precision is one.
-        """
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # what is not finite is computed in double precision
-            left = self.q.astype(kind) @ ((1 - self.shrink).astype(kind)[:, :, None] * projected.astype(kind))
-            if self.q.shape[0] > self.q.shape[1]:
-                left += (centred - self.q @ projected).astype(kind)
-            left *= left
-            errors: np.ndarray = (((1 - self.leverage) ** -2.0).astype(kind)[:, None] @ left)[:, 0]
-        return errors.astype(np.float64)
-
-    def predict(self, y: Float[np.ndarray, "train column"], widths: Int[np.ndarray, "group"]) -> Float[np.ndarray, "test column"]:
-        """Predictions for the test rows, with the best penalty per group of columns."""
-        projected, mean, best = self._fit(y, widths)
-        result: np.ndarray = self.test @ (projected / (self.values[:, None] + self.penalties[best])) + mean
-        return result
-
-    def weights(self, y: Float[np.ndarray, "train column"]) -> tuple[Float[np.ndarray, "feature column"], np.ndarray]:
-        """Weights and offsets on the features as they were given, before standardising."""
-        projected, mean, best = self._fit(y, np.array([y.shape[1]]))
-        back = self.x.T @ self.q
-        w = (back / (self.values + self.penalties[best[0]])) @ projected / self.spread[:, None]
-        return w, mean - self.mean @ w
-
-
-def _eigen(gram: Float[np.ndarray, "n n"]) -> tuple[Float[np.ndarray, "n"], Float[np.ndarray, "n n"]]:
-    """Eigenvalues and eigenvectors, by torch: its LAPACK takes about half the time of scipy's at these sizes."""
-    if not np.isfinite(gram).all():
-        raise UserError("Features of a probe are not finite; look for NaN or infinity in the activations.")
-    values, vectors = torch.linalg.eigh(torch.from_numpy(gram))
-    return values.numpy(), vectors.numpy()
-
-
 def _runs(task: ProbeTask, shuffles: int, seed: int) -> Num[np.ndarray, "run entity"]:
     """The values as they are, then their permutations."""
     rng = np.random.default_rng(seed)
@@ -342,15 +260,18 @@ def _runs(task: ProbeTask, shuffles: int, seed: int) -> Num[np.ndarray, "run ent
 def _scored(
     task: ProbeTask,
     said: Float[np.ndarray, "test run_column"],
-    train: Num[np.ndarray, "run train"],
     test: Num[np.ndarray, "run test"],
+    means: Float[np.ndarray, "run test"],
 ) -> tuple[Float[np.ndarray, "run test"], Float[np.ndarray, "run test"], Float[np.ndarray, "test"]]:
-    """Top and bottom of all runs, and what the first one predicts; `said` has the columns of one run after the other."""
+    """Top and bottom of all runs, and what the first one predicts; `said` has the columns of one run after the other.
+
+    means: of the training rows of each test row's fold, for numbers.
+    """
     each = said.reshape(len(said), len(test), said.shape[1] // len(test))
     if task.kind == "class":
         codes = each.argmax(2).T
         return (codes == test).astype(np.float64), np.ones(test.shape), codes[0].astype(np.float64)
-    total = (test - np.ascontiguousarray(train).mean(1, keepdims=True)) ** 2
+    total = (test - means) ** 2
     return total - (test - each[:, :, 0].T) ** 2, total, each[:, 0, 0]
 
 

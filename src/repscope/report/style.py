@@ -194,7 +194,8 @@ def faceted(chart: alt.FacetChart, min_width: float) -> alt.FacetChart:
 def data(frame: pd.DataFrame) -> alt.InlineData:
     """A frame as inline records: numbers to 4 significant digits, what is missing as null."""
     columns = {c: [_plain(v) for v in frame[c]] for c in frame.columns}
-    return alt.InlineData(values=[dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
+    rows: Any = tuple(dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    return alt.InlineData(values=rows)  # Altair copies lists, record by record, for each layer; what is in a tuple it leaves
 
 
 def _plain(value: Any) -> str | int | float | None:

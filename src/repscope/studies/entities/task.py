@@ -18,23 +18,29 @@ from repscope.studies.entities.options import MOST_ATTRIBUTES, EntitiesOptions
 from repscope.studies.run.study import Setup
 
 if TYPE_CHECKING:
+    from repscope.models.engine.cost_estimate import Forecast
     from repscope.models.language import LanguageModel
 
 SITES = ("embed", "resid_post")
 LONGEST_TEXT = 512  #: tokens of a labelled text that are read
+_TWIN_IN_MEMORY = 1_000_000_000  #: bytes of weights up to which the network with random weights stays for later steps
 _IN_MEMORY = 400_000_000  #: bytes of captured rows beyond which they go to disk
 Held = Mapping[str, Sequence[Any]]  #: site → one (entity, feature) array a prompt template
 
 
 @dataclass
 class EntityTask:
-    """One set of entities and what its steps share: prompts, panels, activations."""
+    """One set of entities and what its steps share: prompts, panels, activations.
+
+    twins: the network with random weights by its seed, shared with other sets.
+    """
 
     options: EntitiesOptions
     lm: "LanguageModel"
     items: EntitySet
     is_text: bool
     extra: tuple[str, ...] = ()
+    twins: "dict[int, LanguageModel]" = field(default_factory=dict, repr=False)
     _last: "tuple[Held, Held] | None" = field(default=None, init=False, repr=False)
 
     @cached_property
@@ -94,6 +100,21 @@ class EntityTask:
             self.lm.tokenizer, self.prompts(self.templates[0]), Tokens("all", "name"), self.lm.context, causal=self.lm.causal
         )
         return [tuple(int(t) for t in ids[a:b]) for ids, a, b in zip(found.ids, found.start, found.stop)]
+
+    def twin(self) -> "LanguageModel":
+        """The same architecture with random weights. A small one is kept: to make and to prove it takes seconds."""
+        seed = self.options.seed
+        if seed in self.twins:
+            return self.twins[seed]
+        made = self.lm.twin(seed)
+        if sum(p.numel() * p.element_size() for p in made.model.parameters()) <= _TWIN_IN_MEMORY:
+            self.twins[seed] = made
+        return made
+
+    @cached_property
+    def forecasts(self) -> "list[Forecast]":
+        """The plan of a capture of each template's prompts, which several steps make."""
+        return [self.lm.plan(self.prompts(t), SITES, batch_tokens=self.options.batch_tokens) for t in self.templates]
 
     def captured(self, lm: "LanguageModel", folder: Path) -> "Captured":
         """Run the network over all prompts; activations are stored in memory or in a temporary folder."""
@@ -193,7 +214,7 @@ def entity_tasks(setup: Setup[EntitiesOptions]) -> list[EntityTask]:
         return len(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     wanted = (*o.attribute, *([o.group] if o.group and o.group not in o.attribute else [])) if o.attribute else ()
-    made = []
+    made, twins = [], dict[int, "LanguageModel"]()
     for name in dict.fromkeys(o.entities):
         items = entity_set(
             name,
@@ -204,7 +225,7 @@ def entity_tasks(setup: Setup[EntitiesOptions]) -> list[EntityTask]:
             token_count=token_count,
             **o.how(),
         )
-        made.append(EntityTask(o, lm, _within_context(items.sample(o.max_items, o.seed), lm), False))
+        made.append(EntityTask(o, lm, _within_context(items.sample(o.max_items, o.seed), lm), False, twins=twins))
     names = [subject.items.name for subject in made]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"Two of the sets have the name {twice[0]!r}, which their numbers go by; rename one file.")

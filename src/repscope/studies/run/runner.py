@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from repscope.disk import disk_error
 from repscope.errors import UserError
+from repscope.process import Uncollected
 from repscope.progress import progress
 from repscope.report.verdict import Verdict
 from repscope.results import Result, concat, identified
@@ -66,12 +67,14 @@ class Run(Generic[AnyOptions]):
             from repscope.worlds.tiny import tiny
 
             return tiny(o.seed, device=getattr(o, "device", None) or "cpu", dtype=getattr(o, "dtype", "float32"))
-        from repscope.models.loading.sources import load
-        from repscope.studies.run.proof_cache import restore_proofs
+        with Uncollected():
+            from repscope.models.loading.sources import load
 
-        how = {name: getattr(o, name) for name in ("revision", "device", "dtype") if hasattr(o, name)}
-        lm = load(o.model, **how) if o.model else load(**how)
+            how = {name: getattr(o, name) for name in ("revision", "device", "dtype") if hasattr(o, name)}
+            lm = load(o.model, **how) if o.model else load(**how)
         if self.study.verified:
+            from repscope.studies.run.proof_cache import restore_proofs
+
             restore_proofs(lm)
         return lm
 
