@@ -123,7 +123,7 @@ class Standardised:
     def _standardised(
         self, x: Float[np.ndarray, "entity feature"], fold: int, rows: Int[np.ndarray, "row"]
     ) -> Float[np.ndarray, "row feature"]:
-        own = x[rows]
+        own: np.ndarray = x[rows]
         own -= self.means[fold]
         own *= 1 / self.spreads[fold]
         return own
@@ -143,7 +143,7 @@ def _moments(
         squares[:, some] = weights @ np.square(x[:, some])
     variances = squares - np.square(means)
     unsure = variances <= _CANCELS * squares
-    for fold in np.flatnonzero(unsure.any(1)):
+    for fold in map(int, np.flatnonzero(unsure.any(1))):
         columns = np.flatnonzero(unsure[fold])
         own = x[np.ix_(trains[fold], columns)]
         means[fold, columns] = mean = own.mean(0)

@@ -77,7 +77,7 @@ class _Stack:
         norms = self._norms(range(len(targets)), np.float32)
         errors = np.stack([np.square(alpha / norms[i, :, : alpha.shape[1], None]).sum(1) for i, alpha in enumerate(alphas)])
         best, close = _chosen(errors, widths)
-        for i in np.flatnonzero(close.any(1)):
+        for i in map(int, np.flatnonzero(close.any(1))):
             n, columns = self.sizes[i], np.repeat(close[i], widths)
             exact = np.square(alphas[i][:, :, columns] / self._norms([i], np.float64)[0, :, :n, None]).sum(1)
             best[i, close[i]] = _chosen(exact[None], widths[close[i]])[0][0]
@@ -104,7 +104,7 @@ class _Stack:
             right[:, place, 0] = self.turned[i]
             right[:, place, 0, :n] -= (self.turned[i].sum(1) / n)[:, None].astype(kind)
         below = np.ascontiguousarray(self.below[sets].transpose(2, 0, 1)[..., None], dtype=kind)
-        inverse = np.ascontiguousarray(1 / self.pivots[sets].transpose(2, 0, 1)[..., None], dtype=kind)
+        inverse: np.ndarray = np.ascontiguousarray(1 / self.pivots[sets].transpose(2, 0, 1)[..., None], dtype=kind)
         sums, last = np.zeros((len(sets), penalties, rows), dtype=kind), np.zeros((len(sets), penalties, rows), dtype=kind)
         term = np.empty_like(last)
         step = max(1, _IN_CACHE // last.size)
@@ -117,7 +117,8 @@ class _Stack:
                 last = np.subtract(own, term, out=found)
             last = last.copy()
             np.multiply(some, some, out=some)
-            sums += np.einsum("rspt,rspo->spt", some, inverse[begin : begin + len(some)])
+            squares: np.ndarray = some
+            sums += np.einsum("rspt,rspo->spt", squares, inverse[begin : begin + len(some)])
         for place, i in enumerate(sets):
             sums[place, :, self.sizes[i] :] = 1
         return sums
