@@ -201,16 +201,22 @@ class LanguageModel(TextNetwork):
             When the model has no head, or its head is not a function of the final norm's output alone.
         """
         head = self.head()
+        with unhooked(self.model):
+            logits: np.ndarray = as_float(head(self.head_inputs(hidden, normed=normed))).cpu().numpy()
+        return logits
+
+    def head_inputs(self, hidden: Float[np.ndarray, "row d_model"], *, normed: bool = False) -> Float[Tensor, "row d_model"]:
+        """What the head is applied to in `unembed`: the final norm's output. Arguments and errors as there."""
+        self.head()
         rows = as_tensor(hidden, "The vectors to unembed")
         assert self.anatomy is not None
         if rows.dim() != 2 or rows.shape[1] != self.anatomy.width:
             raise UserError(f"The vectors to unembed have the shape {tuple(rows.shape)}; it must be (row, {self.anatomy.width}).")
         with unhooked(self.model):
-            x = cast(rows, self.model.dtype, "The vectors to unembed", "load the model with dtype='float32'").to(self.device)
+            x: Tensor = cast(rows, self.model.dtype, "The vectors to unembed", "load the model with dtype='float32'").to(self.device)
             if not normed and self.last.kind == "final_norm":
                 x = self.module.get_submodule(self.tap(self.last).path)(x)
-            logits: np.ndarray = as_float(head(x)).cpu().numpy()
-        return logits
+        return x
 
     def score(
         self, prompts: Sequence[str | Prompt | Chat], continuations: Sequence[str], *, batch_tokens: int | None = None

@@ -19,6 +19,7 @@ from repscope.data.relations import Pair, Relation
 from repscope.errors import UserError
 from repscope.models.prompts import Prompt, encode
 from repscope.models.sites import Tokens
+from repscope.read.largest_logits import largest_logits
 
 if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
@@ -201,6 +202,8 @@ def _asked(
 
 def most_likely(lm: "LanguageModel", states: Float[np.ndarray, "row d_model"], *, normed: bool = False) -> Int[np.ndarray, "row"]:
     """Most likely next token of each state, by the final norm (unless `normed`) and the head."""
+    if (found := largest_logits(lm, states, normed=normed)) is not None:
+        return found
     batches = [states[a : a + HEAD_ROWS].astype(np.float32) for a in range(0, len(states), HEAD_ROWS)]
     return np.concatenate([lm.unembed(batch, normed=normed).argmax(-1) for batch in batches])
 

@@ -4,7 +4,7 @@ Each function gives hits: one number a reported subject under the name of what w
 and pool across splits.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,9 +30,9 @@ from repscope.read.concept_directions import (
 )
 from repscope.read.concept_directions import right as named
 from repscope.read.known_facts import EncodedFacts, distinct, most_likely, starts_with
-from repscope.read.linear_relations import WIDE, LREs, at_subject_and_end, begins, best_beta, lre, ridge_map, translation
+from repscope.read.linear_relations import WIDE, LREs, at_subject_and_end, begins, best_betas, lre, ridge_map, translation
 from repscope.read.relations_at_two_layers import lre_at_both
-from repscope.read.token_sums import most_likely_of_sums
+from repscope.read.token_sums import Sums, most_likely_of_each
 from repscope.steer.fact_editing import kl, logits_after_edit, random_step
 
 if TYPE_CHECKING:
@@ -168,30 +168,38 @@ def faithfulness(split: Split, tick: Tick) -> Hits:
     chosen: tuple[float, str] = (-1.0, "")
     turned = np.roll(np.arange(len(report.pairs)), 1)
     tuned = dict(split.fits.held)
-    for site, fit in split.fits.items():
-        best, rate = best_beta(lm, fit, rest.at[site], rest.objects)
+    at_sites = [(fit, rest.at[site]) for site, fit in split.fits.items()]
+    for site, (best, rate) in zip(split.fits, best_betas(lm, at_sites, rest.objects)):
         tuned[site] = best
         if rate > chosen[0] + 1e-9:
             chosen = (rate, site)
-        s = report.at[site]
-        read, plain = most_likely_of_sums(lm, s @ best.weight.T, best.bias, [(best.beta, 1.0), (1.0, 1.0)])
-        shift = translation(everything.at[site], everything.end[target], site, target).bias
-        lens, shifted = most_likely_of_sums(lm, s, shift, [(1.0, 0.0), (1.0, 1.0)])
-        ridges = {
-            "ridge map, the same examples": ridge_map(split.shown.at[site], split.shown.end[target], site, target),
-            "ridge map, whole half": ridge_map(everything.at[site], everything.end[target], site, target),
-        }
+        tick(0.4 / len(split.fits))
+
+    def asked() -> Iterator[Sums]:
+        for site in split.fits:
+            s, best = report.at[site], tuned[site]
+            yield s @ best.weight.T, best.bias, [(best.beta, 1.0), (1.0, 1.0)]
+            yield s, translation(everything.at[site], everything.end[target], site, target).bias, [(1.0, 0.0), (1.0, 1.0)]
+            for half in (split.shown, everything):
+                ridge = ridge_map(half.at[site], half.end[target], site, target)
+                yield ridge(s), ridge.bias, [(1.0, 0.0)]
+
+    found = most_likely_of_each(lm, asked())
+    for site in split.fits:
+        read, plain = next(found)
+        lens, shifted = next(found)
         said = {
             "estimate": read,
             "beta 1": plain,
             "logit lens": lens,
             "translation": shifted,
-            **{name: most_likely(lm, ridge(s)) for name, ridge in ridges.items()},
+            "ridge map, the same examples": next(found)[0],
+            "ridge map, whole half": next(found)[0],
             ANOTHER: read[turned],
         }
         for name, tokens in said.items():
             hits[f"{name}|{site}"] = begins(lm, tokens, report.objects)
-        tick(1 / len(split.fits))
+        tick(0.6 / len(split.fits))
     site = chosen[1]
     for name in list(hits):
         condition, _, at = name.partition("|")
