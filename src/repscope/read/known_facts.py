@@ -188,13 +188,13 @@ def _asked(
     lm: "LanguageModel", prompts: Sequence[Prompt], objects: Sequence[str]
 ) -> tuple[Bool[np.ndarray, "prompt"], Bool[np.ndarray, "prompt"]]:
     """Correctness by first token and by full object, in one pass over question and object."""
-    acts = lm.capture(prompts, lm.last, "tail.all")
+    acts = lm.hidden_before(prompts, "tail")
     ids = encode(lm.tokenizer, prompts, Tokens.parse("tail.all"), lm.context, causal=lm.causal)
     hidden = acts[lm.last]
     said = most_likely(lm, hidden, normed=True)
     first, full = np.zeros(len(prompts), dtype=bool), np.zeros(len(prompts), dtype=bool)
     for i, obj in enumerate(objects):
-        told = said[acts.offsets[i] : acts.offsets[i + 1]][:-1]
+        told = said[acts.offsets[i] : acts.offsets[i + 1]]
         first[i] = len(told) > 0 and starts_with(lm.tokenizer.decode([int(told[0])]), obj)
         full[i] = len(told) > 0 and bool((told == ids.ids[i][ids.start[i] + 1 : ids.stop[i]]).all())
     return first, full
