@@ -43,7 +43,9 @@ def test_of_equal_tokens_the_first_is_taken():
     weight[2000:] = weight[:1000]
     x = torch.randn(30, 32) + weight[:30]
     found = largest_products(weight, x)
-    assert found is not None and (found == (x @ weight.T).argmax(1)).all() and (found < 2000).all()
+    assert found is not None
+    assert (found == (x @ weight.T).argmax(1)).all()
+    assert (found < 2000).all()
 
 
 def test_nothing_is_ruled_out_where_nothing_can_be():

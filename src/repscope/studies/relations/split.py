@@ -33,7 +33,7 @@ from repscope.read.known_facts import EncodedFacts, distinct, most_likely, start
 from repscope.read.linear_relations import WIDE, LREs, at_subject_and_end, begins, best_betas, lre, ridge_map, translation
 from repscope.read.relations_at_two_layers import lre_at_both
 from repscope.read.token_sums import Sums, most_likely_of_each
-from repscope.steer.fact_editing import kl, logits_after_edit, random_step
+from repscope.steer.fact_editing import kl, random_step, states_after_edit
 
 if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
@@ -45,6 +45,8 @@ DOSES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
 _RANDOM_DRAWS = 3
 CHOOSING = 8  #: subjects on which an edit's layer and rank are chosen
 _TEXTS = 4  #: edits whose texts are shown
+_FACTS = 32  #: facts whose side effects share a product with the head
+_ON_TEXT = "neutral text"
 _NEUTRAL = "The word {subject} stands at the top of the page, and below it"
 
 
@@ -169,16 +171,16 @@ def faithfulness(split: Split, tick: Tick) -> Hits:
     turned = np.roll(np.arange(len(report.pairs)), 1)
     tuned = dict(split.fits.held)
     at_sites = [(fit, rest.at[site]) for site, fit in split.fits.items()]
-    for site, (best, rate) in zip(split.fits, best_betas(lm, at_sites, rest.objects)):
-        tuned[site] = best
+    for site, (fit, rate) in zip(split.fits, best_betas(lm, at_sites, rest.objects)):
+        tuned[site] = fit
         if rate > chosen[0] + 1e-9:
             chosen = (rate, site)
         tick(0.4 / len(split.fits))
 
     def asked() -> Iterator[Sums]:
         for site in split.fits:
-            s, best = report.at[site], tuned[site]
-            yield s @ best.weight.T, best.bias, [(best.beta, 1.0), (1.0, 1.0)]
+            s, fit = report.at[site], tuned[site]
+            yield s @ fit.weight.T, fit.bias, [(fit.beta, 1.0), (1.0, 1.0)]
             yield s, translation(everything.at[site], everything.end[target], site, target).bias, [(1.0, 0.0), (1.0, 1.0)]
             for half in (split.shown, everything):
                 ridge = ridge_map(half.at[site], half.end[target], site, target)
@@ -307,7 +309,7 @@ def edits(
     known = split.shown + split.rest
     names, means = class_means(known.end[here], known.objects)
     rng = np.random.default_rng(split.seed)
-    logits_of = partial(logits_after_edit, lm, beginnings=Beginnings())
+    states_of = partial(states_after_edit, lm, beginnings=Beginnings())
 
     def tried(half: Half, i: int) -> "tuple[str, np.ndarray, dict[tuple[str, int], np.ndarray]] | None":
         own = half.pairs[i][1]
@@ -318,14 +320,12 @@ def edits(
         moved = means[k] - half.end[here][i]
         return names[k], moved, {(site, r): split.early[site].pulled_back(moved[None], r)[0] for site, r in places}
 
-    def works(logits: np.ndarray, new: str) -> np.ndarray:
-        return np.array([starts_with(lm.tokenizer.decode([int(t)]), new) for t in logits.argmax(-1)], dtype=float)
-
-    rates = []
+    tested: list[tuple[str, np.ndarray]] = []
     for i in range(min(CHOOSING, len(split.rest.pairs))):
         if (found := tried(split.rest, i)) is not None:
             steps = [(site, step) for (site, _), step in found[2].items()]
-            rates.append(works(logits_of(split.prompt(split.rest.pairs[i][0]), steps)[1:], found[0]))
+            tested.append((found[0], states_of(split.prompt(split.rest.pairs[i][0]), steps)[1:]))
+    rates = _works(lm, tested)
     site, rank = places[int(np.mean(rates, 0).argmax())] if rates else places[0]
     tick(0.3)
     count = min(most, len(split.report.pairs))
@@ -335,6 +335,9 @@ def edits(
         hits.setdefault(name, np.full(len(split.report.pairs), np.nan))[i] = value
 
     texts: list[dict[str, str]] = []
+    edited: list[int] = []
+    variants: list[tuple[str, np.ndarray]] = []
+    effects: dict[str, list[tuple[int, np.ndarray]]] = {}
     shown: list[tuple[Prompt, np.ndarray]] = []
     for i in range(count):
         subject, old = split.report.pairs[i]
@@ -349,22 +352,35 @@ def edits(
         swap = donors.mean(0) - split.report.at[site][i]
         steps = [(at, s) for (at, _), s in steps_of.items()]
         steps += [(site, dose * step) for dose in DOSES] + [(site, r) for r in random] + [(site, swap)]
-        done = works(logits_of(prompt, steps)[1:], new)
-        for (at, r), value in zip(steps_of, done):
-            put(f"rank {r}|{at}", i, value)
-        for dose, value in zip(DOSES, done[len(steps_of) :]):
-            put(f"dose {dose:g}|chosen", i, value)
-        put("estimate|chosen", i, done[places.index((site, rank))])
-        put("random direction|chosen", i, float(done[-1 - _RANDOM_DRAWS : -1].mean()))
-        put("mean vector of other subjects|chosen", i, done[-1])
-        _side_effects(split, i, (site, step), random[0], other, logits_of, put)
+        edited.append(i)
+        variants.append((new, states_of(prompt, steps)[1:]))
+        for name, states in _side_effects(split, i, (site, step), random[0], other, states_of).items():
+            effects.setdefault(name, []).append((i, states))
         if i < _TEXTS:
             texts.append({"subject": subject, "object": old, "target": new})
             shown.append((prompt, step))
         tick(0.7 / count)
+    for i, done in zip(edited, _works(lm, variants)):
+        for (at, r), value in zip(places, done):
+            put(f"rank {r}|{at}", i, value)
+        for dose, value in zip(DOSES, done[len(places) :]):
+            put(f"dose {dose:g}|chosen", i, value)
+        put("estimate|chosen", i, done[places.index((site, rank))])
+        put("random direction|chosen", i, float(done[-1 - _RANDOM_DRAWS : -1].mean()))
+        put("mean vector of other subjects|chosen", i, done[-1])
+    _put_effects(lm, effects, put)
     texts = [row | said for row, said in zip(texts, _told(lm, site, shown))]
     split.facts |= {"edit site": site, "edit rank": rank}
     return hits, pd.DataFrame(texts)
+
+
+def _works(lm: "LanguageModel", tested: Sequence[tuple[str, np.ndarray]]) -> list[np.ndarray]:
+    """For each new object and the states (variant, d_model) after edits towards it: where the most likely token begins it."""
+    if not tested:
+        return []
+    tokens = most_likely(lm, np.concatenate([states for _, states in tested]), normed=True)
+    each = np.split(tokens, np.cumsum([len(states) for _, states in tested])[:-1])
+    return [begins(lm, said, [new] * len(said)).astype(float) for (new, _), said in zip(tested, each)]
 
 
 def _side_effects(
@@ -373,10 +389,11 @@ def _side_effects(
     step: tuple[str, np.ndarray],
     random: np.ndarray,
     other: "Callable[[str], Prompt | None]",
-    logits_of: Callable[[Prompt, Sequence[tuple[str, np.ndarray]]], np.ndarray],
-    put: Callable[[str, int, float], None],
-) -> None:
-    """What an edit does to another relation of its subject, to a neighbouring fact, and to a neutral text."""
+    states_of: Callable[[Prompt, Sequence[tuple[str, np.ndarray]]], np.ndarray],
+) -> dict[str, np.ndarray]:
+    """The final norm's output without an edit, with it, and with a random step: at the end of another relation's question about
+    its subject, of a neighbouring fact, and of a neutral text.
+    """
     subject, old = split.report.pairs[i]
     both = [step, (step[0], random)]
     asked = {"same subject": other(subject)}
@@ -385,14 +402,28 @@ def _side_effects(
     place = split.spelt.prompt(subject, split.examples).spans["subject"]
     beside = split.spelt.prompt(neighbour[0], shots)
     asked["neighbouring fact"] = Prompt(beside.text, {"subject": place}, beside.special)
-    for name, prompt in asked.items():
-        if prompt is not None:
-            said = logits_of(prompt, both).argmax(-1)
-            put(f"unchanged: {name}|estimate", i, float(said[1] == said[0]))
-            put(f"unchanged: {name}|random direction", i, float(said[2] == said[0]))
-    damage = kl(logits_of(Prompt.fill(_NEUTRAL, subject=subject), both))
-    put("kl|estimate", i, float(damage[0]))
-    put("kl|random direction", i, float(damage[1]))
+    asked[_ON_TEXT] = Prompt.fill(_NEUTRAL, subject=subject)
+    return {name: states_of(prompt, both) for name, prompt in asked.items() if prompt is not None}
+
+
+def _put_effects(
+    lm: "LanguageModel", effects: Mapping[str, Sequence[tuple[int, np.ndarray]]], put: Callable[[str, int, float], None]
+) -> None:
+    """What edits change: whether the most likely token is another one; in neutral texts, the KL divergence."""
+    for name, found in effects.items():
+        for first in range(0, len(found), _FACTS):
+            part = found[first : first + _FACTS]
+            states = np.concatenate([states for _, states in part])
+            if name == _ON_TEXT:
+                logits = lm.unembed(states, normed=True).reshape(len(part), 3, -1)
+                for (i, _), rows in zip(part, logits):
+                    damage = kl(rows)
+                    put("kl|estimate", i, float(damage[0]))
+                    put("kl|random direction", i, float(damage[1]))
+            else:
+                for (i, _), said in zip(part, most_likely(lm, states, normed=True).reshape(len(part), 3)):
+                    put(f"unchanged: {name}|estimate", i, float(said[1] == said[0]))
+                    put(f"unchanged: {name}|random direction", i, float(said[2] == said[0]))
 
 
 def _told(lm: "LanguageModel", site: str, shown: Sequence[tuple[Prompt, np.ndarray]]) -> list[dict[str, str]]:
