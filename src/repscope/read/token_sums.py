@@ -49,7 +49,7 @@ def most_likely_of_sums(
 
 
 def most_likely_of_each(lm: "LanguageModel", asked: Iterable[Sums]) -> Iterator[Int[np.ndarray, "sum row"]]:
-    """`most_likely_of_sums` of several sets of states, in their order; some sets share a product with the head where that is faster.
+    """`most_likely_of_sums` of several sets of states, in their order; where that is faster, some share a product with the head.
 
     Only the sets that share a product are in memory at once.
     """
