@@ -27,7 +27,8 @@ from repscope import stats
 from repscope.models.language import LanguageModel
 from repscope.read.known_facts import select_known
 from repscope.read.linear_relations import lre
-from repscope.studies.relations.split import Split, edits, faithfulness
+from repscope.studies.relations.edited_facts import edits
+from repscope.studies.relations.split import Split, faithfulness
 from repscope.studies.relations.steps import _edit_sites
 from repscope.worlds.tiny import byte_tokenizer, untrained_llama
 

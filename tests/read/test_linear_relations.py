@@ -254,7 +254,7 @@ class Plain:
     words = ("Paris", "Rome", "Berlin", "Madrid", "wrong")
 
     def __init__(self):
-        self.tokenizer = self
+        self.tokenizer, self.device = self, torch.device("meta")
 
     def unembed(self, states, normed=False):
         return states

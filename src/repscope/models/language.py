@@ -30,7 +30,7 @@ from repscope.models.inputs.text_spans import described
 from repscope.models.jacobian import Jacobian
 from repscope.models.linear.jacobian_passes import Prefixes, plan_jacobian
 from repscope.models.network import per_row
-from repscope.models.prompts import Prompt, PromptLike, with_continuation
+from repscope.models.prompts import Encoded, Prompt, PromptLike, Ragged, with_continuation
 from repscope.models.sites import Site, Tokens
 
 
@@ -187,6 +187,31 @@ class LanguageModel(TextNetwork):
         self.head()
         return self.unembed(self.capture(prompts, self.last, tokens, batch_tokens=batch_tokens)[self.last], normed=True)
 
+    def hidden_before(self, prompts: Iterable[PromptLike], span: str, *, batch_tokens: int | None = None) -> Activations:
+        """The final norm's output before each token of a span but the first: what these tokens are predicted from.
+
+        Of a causal network, what stands from the last of them on is not run.
+
+        Raises
+        ------
+        UserError
+            As `capture`.
+        """
+        picked = Tokens("all", span)
+        check_batch_tokens(batch_tokens)
+        given = self.repeatable(prompts)
+        spans = self.encoded(given, picked)
+        ids = spans.ids
+        if self.causal and not self.installed:  # edits find their positions in whole prompts
+            ids = Ragged.of(row[: max(1, stop - 1)] for row, stop in zip(spans.ids, spans.stop))
+        before = Encoded(ids, spans.start, spans.stop - 1)
+        self.check_edits(given, before, [self.last], picked)
+
+        def run(rows: Rows) -> None:
+            self.run([self.last], before, self.planned(ids, batch_tokens, [self.last]), picked, rows.write)
+
+        return self.activations(self.last, before, picked, run)
+
     def unembed(self, hidden: Float[np.ndarray, "row d_model"], *, normed: bool = False) -> Float[np.ndarray, "row vocab"]:
         """Logits of residual-stream vectors, as in the logit lens: head(final_norm(hidden)).
 
@@ -201,16 +226,24 @@ class LanguageModel(TextNetwork):
             When the model has no head, or its head is not a function of the final norm's output alone.
         """
         head = self.head()
+        with unhooked(self.model):
+            logits: np.ndarray = as_float(head(self.head_inputs(hidden, normed=normed))).cpu().numpy()
+        return logits
+
+    def head_inputs(self, hidden: Float[np.ndarray, "row d_model"], *, normed: bool = False) -> Float[Tensor, "row d_model"]:
+        """What the head is applied to in `unembed`: the final norm's output. Arguments and errors as there."""
+        self.head()
         rows = as_tensor(hidden, "The vectors to unembed")
         assert self.anatomy is not None
         if rows.dim() != 2 or rows.shape[1] != self.anatomy.width:
             raise UserError(f"The vectors to unembed have the shape {tuple(rows.shape)}; it must be (row, {self.anatomy.width}).")
         with unhooked(self.model):
-            x = cast(rows, self.model.dtype, "The vectors to unembed", "load the model with dtype='float32'").to(self.device)
+            x: Tensor = cast(rows, self.model.dtype, "The vectors to unembed", "load the model with dtype='float32'").to(
+                self.device
+            )
             if not normed and self.last.kind == "final_norm":
                 x = self.module.get_submodule(self.tap(self.last).path)(x)
-            logits: np.ndarray = as_float(head(x)).cpu().numpy()
-        return logits
+        return x
 
     def score(
         self, prompts: Sequence[str | Prompt | Chat], continuations: Sequence[str], *, batch_tokens: int | None = None

@@ -19,6 +19,7 @@ from repscope.data.relations import Pair, Relation
 from repscope.errors import UserError
 from repscope.models.prompts import Prompt, encode
 from repscope.models.sites import Tokens
+from repscope.read.largest_logits import largest_logits
 
 if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
@@ -187,13 +188,13 @@ def _asked(
     lm: "LanguageModel", prompts: Sequence[Prompt], objects: Sequence[str]
 ) -> tuple[Bool[np.ndarray, "prompt"], Bool[np.ndarray, "prompt"]]:
     """Correctness by first token and by full object, in one pass over question and object."""
-    acts = lm.capture(prompts, lm.last, "tail.all")
+    acts = lm.hidden_before(prompts, "tail")
     ids = encode(lm.tokenizer, prompts, Tokens.parse("tail.all"), lm.context, causal=lm.causal)
     hidden = acts[lm.last]
     said = most_likely(lm, hidden, normed=True)
     first, full = np.zeros(len(prompts), dtype=bool), np.zeros(len(prompts), dtype=bool)
     for i, obj in enumerate(objects):
-        told = said[acts.offsets[i] : acts.offsets[i + 1]][:-1]
+        told = said[acts.offsets[i] : acts.offsets[i + 1]]
         first[i] = len(told) > 0 and starts_with(lm.tokenizer.decode([int(told[0])]), obj)
         full[i] = len(told) > 0 and bool((told == ids.ids[i][ids.start[i] + 1 : ids.stop[i]]).all())
     return first, full
@@ -201,6 +202,8 @@ def _asked(
 
 def most_likely(lm: "LanguageModel", states: Float[np.ndarray, "row d_model"], *, normed: bool = False) -> Int[np.ndarray, "row"]:
     """Most likely next token of each state, by the final norm (unless `normed`) and the head."""
+    if (found := largest_logits(lm, states, normed=normed)) is not None:
+        return found
     batches = [states[a : a + HEAD_ROWS].astype(np.float32) for a in range(0, len(states), HEAD_ROWS)]
     return np.concatenate([lm.unembed(batch, normed=normed).argmax(-1) for batch in batches])
 

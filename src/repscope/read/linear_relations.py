@@ -32,7 +32,7 @@ from repscope.models.linear.low_rank import PART, Certificate, LowRank
 from repscope.models.prompts import Prompt, encode
 from repscope.models.sites import Site, Tokens
 from repscope.read.known_facts import EncodedFacts, distinct, encode_facts, most_likely, starts_with
-from repscope.read.token_sums import most_likely_of_sums
+from repscope.read.token_sums import most_likely_of_each
 
 if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
@@ -327,10 +327,21 @@ def best_beta(
     betas: Sequence[float] = BETAS,
 ) -> tuple[LRE, float]:
     """The map with the most accurate β on these subjects (ties: nearest to 1), and its accuracy."""
-    tokens = most_likely_of_sums(lm, subjects @ fit.weight.T, fit.bias, [(beta, 1.0) for beta in betas])
-    hits = np.array([begins(lm, said, objects).mean() for said in tokens])
-    best = max(range(len(betas)), key=lambda i: (hits[i], -abs(np.log(betas[i]))))
-    return replace(fit, beta=betas[best]), float(hits[best])
+    return next(best_betas(lm, [(fit, subjects)], objects, betas))
+
+
+def best_betas(
+    lm: "LanguageModel",
+    fits: Sequence[tuple[LRE, Float[np.ndarray, "row d_source"]]],
+    objects: Sequence[str],
+    betas: Sequence[float] = BETAS,
+) -> Iterator[tuple[LRE, float]]:
+    """`best_beta` of several maps, each with its subjects' vectors; they share products with the head."""
+    asked = ((subjects @ fit.weight.T, fit.bias, [(beta, 1.0) for beta in betas]) for fit, subjects in fits)
+    for (fit, _), tokens in zip(fits, most_likely_of_each(lm, asked)):
+        hits = np.array([begins(lm, said, objects).mean() for said in tokens])
+        best = max(range(len(betas)), key=lambda i: (hits[i], -abs(np.log(betas[i]))))
+        yield replace(fit, beta=betas[best]), float(hits[best])
 
 
 def ridge_map(

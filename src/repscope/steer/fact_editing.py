@@ -40,8 +40,18 @@ def logits_after_edit(
     UserError
         For a span that the prompt lacks, a network that is not causal, or a site that cannot be edited.
     """
-    changes = [Change(site, step, "last") for site, step in steps]
-    return changed_logits(lm, prompt, changes, span, beginnings)
+    return lm.unembed(states_after_edit(lm, prompt, steps, span, beginnings), normed=True)
+
+
+def states_after_edit(
+    lm: "LanguageModel",
+    prompt: Prompt,
+    steps: Sequence[tuple[str, Float[np.ndarray, "d_model"]]],
+    span: str = "subject",
+    beginnings: Beginnings | None = None,
+) -> Float[np.ndarray, "variant d_model"]:
+    """The final norm's output behind `logits_after_edit`, for prompts that share a product with the head; raises as it."""
+    return _changed_states(lm, prompt, [Change(site, step, "last") for site, step in steps], span, beginnings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +67,12 @@ def changed_logits(
     lm: "LanguageModel", prompt: Prompt, changes: Sequence[Change], span: str = "subject", beginnings: Beginnings | None = None
 ) -> Float[np.ndarray, "variant vocab"]:
     """Next-token logits with each change alone; the first row is unedited. As `logits_after_edit`."""
+    return lm.unembed(_changed_states(lm, prompt, changes, span, beginnings), normed=True)
+
+
+def _changed_states(
+    lm: "LanguageModel", prompt: Prompt, changes: Sequence[Change], span: str, beginnings: Beginnings | None
+) -> Float[np.ndarray, "variant d_model"]:
     encoded = encode(lm.tokenizer, [prompt], Tokens("all", span), lm.context, causal=lm.causal)
     start, stop = int(encoded.start[0]), int(encoded.stop[0])
     forks = [PromptVariant(Site("resid_post", lm.blocks - 1), stop - 1, stop, lambda there: there)]
@@ -64,7 +80,8 @@ def changed_logits(
         first = start if change.tokens == "all" else stop - 1
         vector = torch.from_numpy(np.asarray(change.vector, dtype=np.float32))
         forks.append(PromptVariant(lm.resolve(change.site)[0], first, stop, _adding(vector)))
-    return lm.unembed(run_variants(lm, encoded.ids[0], forks, beginnings=beginnings).float().cpu().numpy(), normed=True)
+    found: np.ndarray = run_variants(lm, encoded.ids[0], forks, beginnings=beginnings).float().cpu().numpy()
+    return found
 
 
 def _adding(step: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from repscope.data.relations import Relation
 from repscope.models.prompts import Prompt
 from repscope.models.sites import Site
+from repscope.studies.relations.edited_facts import CHOOSING, DOSES
 from repscope.studies.relations.options import RelationsOptions
-from repscope.studies.relations.split import CHOOSING, DOSES, is_wide
+from repscope.studies.relations.split import is_wide
 from repscope.studies.run.study import Cost, Setup
 
 _MERGED = 0.6  #: share of a block's operations that a vector takes where a whole Jacobian is made (`models.linear.merged_mlp`)

@@ -4,36 +4,23 @@ Each function gives hits: one number a reported subject under the name of what w
 and pool across splits.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 
 from repscope.data.relations import Pair
-from repscope.models.edits import Edit
 from repscope.models.linear.low_rank import LowRank
 from repscope.models.prompts import Prompt
-from repscope.models.variants.prompt_variants import Beginnings
-from repscope.read.concept_directions import (
-    Concepts,
-    best,
-    by_means,
-    by_probe,
-    class_means,
-    concepts,
-    cross_validated,
-    mean_of_inverses,
-)
+from repscope.read.concept_directions import Concepts, best, by_means, by_probe, concepts, cross_validated, mean_of_inverses
 from repscope.read.concept_directions import right as named
-from repscope.read.known_facts import EncodedFacts, distinct, most_likely, starts_with
-from repscope.read.linear_relations import WIDE, LREs, at_subject_and_end, begins, best_beta, lre, ridge_map, translation
+from repscope.read.known_facts import EncodedFacts, distinct, most_likely
+from repscope.read.linear_relations import WIDE, LREs, at_subject_and_end, begins, best_betas, lre, ridge_map, translation
 from repscope.read.relations_at_two_layers import lre_at_both
-from repscope.read.token_sums import most_likely_of_sums
-from repscope.steer.fact_editing import kl, logits_after_edit, random_step
+from repscope.read.token_sums import Sums, most_likely_of_each
 
 if TYPE_CHECKING:
     from repscope.models.language import LanguageModel
@@ -41,11 +28,6 @@ if TYPE_CHECKING:
 Hits = dict[str, np.ndarray]
 Tick = Callable[[float], None]
 ANOTHER = "map on another subject's vector"
-DOSES = (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
-_RANDOM_DRAWS = 3
-CHOOSING = 8  #: subjects on which an edit's layer and rank are chosen
-_TEXTS = 4  #: edits whose texts are shown
-_NEUTRAL = "The word {subject} stands at the top of the page, and below it"
 
 
 def is_wide(lm: "LanguageModel") -> bool:
@@ -168,30 +150,38 @@ def faithfulness(split: Split, tick: Tick) -> Hits:
     chosen: tuple[float, str] = (-1.0, "")
     turned = np.roll(np.arange(len(report.pairs)), 1)
     tuned = dict(split.fits.held)
-    for site, fit in split.fits.items():
-        best, rate = best_beta(lm, fit, rest.at[site], rest.objects)
-        tuned[site] = best
+    at_sites = [(fit, rest.at[site]) for site, fit in split.fits.items()]
+    for site, (fit, rate) in zip(split.fits, best_betas(lm, at_sites, rest.objects)):
+        tuned[site] = fit
         if rate > chosen[0] + 1e-9:
             chosen = (rate, site)
-        s = report.at[site]
-        read, plain = most_likely_of_sums(lm, s @ best.weight.T, best.bias, [(best.beta, 1.0), (1.0, 1.0)])
-        shift = translation(everything.at[site], everything.end[target], site, target).bias
-        lens, shifted = most_likely_of_sums(lm, s, shift, [(1.0, 0.0), (1.0, 1.0)])
-        ridges = {
-            "ridge map, the same examples": ridge_map(split.shown.at[site], split.shown.end[target], site, target),
-            "ridge map, whole half": ridge_map(everything.at[site], everything.end[target], site, target),
-        }
+        tick(0.4 / len(split.fits))
+
+    def asked() -> Iterator[Sums]:
+        for site in split.fits:
+            s, fit = report.at[site], tuned[site]
+            yield s @ fit.weight.T, fit.bias, [(fit.beta, 1.0), (1.0, 1.0)]
+            yield s, translation(everything.at[site], everything.end[target], site, target).bias, [(1.0, 0.0), (1.0, 1.0)]
+            for half in (split.shown, everything):
+                ridge = ridge_map(half.at[site], half.end[target], site, target)
+                yield ridge(s), ridge.bias, [(1.0, 0.0)]
+
+    found = most_likely_of_each(lm, asked())
+    for site in split.fits:
+        read, plain = next(found)
+        lens, shifted = next(found)
         said = {
             "estimate": read,
             "beta 1": plain,
             "logit lens": lens,
             "translation": shifted,
-            **{name: most_likely(lm, ridge(s)) for name, ridge in ridges.items()},
+            "ridge map, the same examples": next(found)[0],
+            "ridge map, whole half": next(found)[0],
             ANOTHER: read[turned],
         }
         for name, tokens in said.items():
             hits[f"{name}|{site}"] = begins(lm, tokens, report.objects)
-        tick(1 / len(split.fits))
+        tick(0.6 / len(split.fits))
     site = chosen[1]
     for name in list(hits):
         condition, _, at = name.partition("|")
@@ -287,112 +277,3 @@ def _of_each_example(split: Split, site: str) -> Float[np.ndarray, "example d_ta
     prompts = [split.prompt(s) for s, _ in split.examples]
     jac, weight = split.lm.jacobian(prompts, site, split.object_site, source_tokens="subject.last"), early[site].weight
     return [LowRank(weight.left, rows) for rows in jac.vjp(weight.left.T)] if isinstance(weight, LowRank) else jac.matrix()
-
-
-def edits(
-    split: Split, sites: Sequence[str], ranks: Sequence[int], most: int, other: "Callable[[str], Prompt | None]", tick: Tick
-) -> tuple[Hits, pd.DataFrame]:
-    """Change facts: v_o' - o pulled back through W† and added at the subject; layer and rank chosen on the choosing half."""
-    lm, here = split.lm, split.object_site
-    ranks = split.usable(ranks)
-    places = [(site, r) for site in sites for r in dict.fromkeys(ranks)]
-    known = split.shown + split.rest
-    names, means = class_means(known.end[here], known.objects)
-    rng = np.random.default_rng(split.seed)
-    logits_of = partial(logits_after_edit, lm, beginnings=Beginnings())
-
-    def tried(half: Half, i: int) -> "tuple[str, np.ndarray, dict[tuple[str, int], np.ndarray]] | None":
-        own = half.pairs[i][1]
-        free = [k for k, name in enumerate(names) if name != own and not starts_with(name, own) and not starts_with(own, name)]
-        if not free:
-            return None
-        k = int(rng.choice(free))
-        moved = means[k] - half.end[here][i]
-        return names[k], moved, {(site, r): split.early[site].pulled_back(moved[None], r)[0] for site, r in places}
-
-    def works(logits: np.ndarray, new: str) -> np.ndarray:
-        return np.array([starts_with(lm.tokenizer.decode([int(t)]), new) for t in logits.argmax(-1)], dtype=float)
-
-    rates = []
-    for i in range(min(CHOOSING, len(split.rest.pairs))):
-        if (found := tried(split.rest, i)) is not None:
-            steps = [(site, step) for (site, _), step in found[2].items()]
-            rates.append(works(logits_of(split.prompt(split.rest.pairs[i][0]), steps)[1:], found[0]))
-    site, rank = places[int(np.mean(rates, 0).argmax())] if rates else places[0]
-    tick(0.3)
-    count = min(most, len(split.report.pairs))
-    hits: dict[str, np.ndarray] = {}
-
-    def put(name: str, i: int, value: float) -> None:
-        hits.setdefault(name, np.full(len(split.report.pairs), np.nan))[i] = value
-
-    texts: list[dict[str, str]] = []
-    shown: list[tuple[Prompt, np.ndarray]] = []
-    for i in range(count):
-        subject, old = split.report.pairs[i]
-        found = tried(split.report, i)
-        if found is None:
-            continue
-        new, _, steps_of = found
-        step = steps_of[site, rank]
-        prompt = split.prompt(subject)
-        random = [random_step(step, split.seed + 1000 * d + i) for d in range(_RANDOM_DRAWS)]
-        donors = known.at[site][[o == new for o in known.objects]]
-        swap = donors.mean(0) - split.report.at[site][i]
-        steps = [(at, s) for (at, _), s in steps_of.items()]
-        steps += [(site, dose * step) for dose in DOSES] + [(site, r) for r in random] + [(site, swap)]
-        done = works(logits_of(prompt, steps)[1:], new)
-        for (at, r), value in zip(steps_of, done):
-            put(f"rank {r}|{at}", i, value)
-        for dose, value in zip(DOSES, done[len(steps_of) :]):
-            put(f"dose {dose:g}|chosen", i, value)
-        put("estimate|chosen", i, done[places.index((site, rank))])
-        put("random direction|chosen", i, float(done[-1 - _RANDOM_DRAWS : -1].mean()))
-        put("mean vector of other subjects|chosen", i, done[-1])
-        _side_effects(split, i, (site, step), random[0], other, logits_of, put)
-        if i < _TEXTS:
-            texts.append({"subject": subject, "object": old, "target": new})
-            shown.append((prompt, step))
-        tick(0.7 / count)
-    texts = [row | said for row, said in zip(texts, _told(lm, site, shown))]
-    split.facts |= {"edit site": site, "edit rank": rank}
-    return hits, pd.DataFrame(texts)
-
-
-def _side_effects(
-    split: Split,
-    i: int,
-    step: tuple[str, np.ndarray],
-    random: np.ndarray,
-    other: "Callable[[str], Prompt | None]",
-    logits_of: Callable[[Prompt, Sequence[tuple[str, np.ndarray]]], np.ndarray],
-    put: Callable[[str, int, float], None],
-) -> None:
-    """What an edit does to another relation of its subject, to a neighbouring fact, and to a neutral text."""
-    subject, old = split.report.pairs[i]
-    both = [step, (step[0], random)]
-    asked = {"same subject": other(subject)}
-    neighbour = split.report.pairs[(i + 1) % len(split.report.pairs)]
-    shots = [*split.examples, (subject, old)]
-    place = split.spelt.prompt(subject, split.examples).spans["subject"]
-    beside = split.spelt.prompt(neighbour[0], shots)
-    asked["neighbouring fact"] = Prompt(beside.text, {"subject": place}, beside.special)
-    for name, prompt in asked.items():
-        if prompt is not None:
-            said = logits_of(prompt, both).argmax(-1)
-            put(f"unchanged: {name}|estimate", i, float(said[1] == said[0]))
-            put(f"unchanged: {name}|random direction", i, float(said[2] == said[0]))
-    damage = kl(logits_of(Prompt.fill(_NEUTRAL, subject=subject), both))
-    put("kl|estimate", i, float(damage[0]))
-    put("kl|random direction", i, float(damage[1]))
-
-
-def _told(lm: "LanguageModel", site: str, shown: Sequence[tuple[Prompt, np.ndarray]]) -> list[dict[str, str]]:
-    """How the texts go on, before and after."""
-    if not shown:
-        return []
-    prompts, steps = [prompt for prompt, _ in shown], np.stack([step for _, step in shown])
-    before = lm.generate(prompts, 8)
-    with lm.edit(Edit.add(site, steps, tokens="subject.last", per_prompt=True)):
-        after = lm.generate(prompts, 8)
-    return [dict(zip(("before", "after"), (c.text.split("\n")[0].strip() for c in both))) for both in zip(before, after)]

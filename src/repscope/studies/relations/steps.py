@@ -31,11 +31,12 @@ from repscope.read.known_facts import EncodedFacts, distinct, encode_facts, sele
 from repscope.read.linear_relations import LRE, attribute_lens, right, vectors
 from repscope.results import ESTIMATE, Result, Row
 from repscope.studies.relations.costs import of_queries, of_split
+from repscope.studies.relations.edited_facts import edits
 from repscope.studies.relations.names import unmapped
 from repscope.studies.relations.options import RelationsOptions
 from repscope.studies.relations.pooled import METRICS, pooled
 from repscope.studies.relations.remedi import remedi_step
-from repscope.studies.relations.split import Hits, Split, classification, edits, faithfulness, is_wide
+from repscope.studies.relations.split import Hits, Split, classification, faithfulness, is_wide
 from repscope.studies.run.study import Context, Cost, Setup, Step
 
 Found = TypeVar("Found")
