@@ -10,7 +10,7 @@ bound cannot hold the most likely token. What is left, a few blocks for each sta
 the whole product in float32, whatever the bound rules out.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ def plain_head(lm: "LanguageModel") -> Tensor | None:
     """The weight of a head that is one matrix in float32, on a CPU that multiplies bfloat16 in hardware; else None."""
     if lm.device.type != "cpu" or not torch.cpu.get_capabilities().get("amx_bf16", False):
         return None
-    module = lm.model.get_output_embeddings()
+    module: Any = lm.model.get_output_embeddings()
     if type(module) is not nn.Linear or module.bias is not None or module.weight.dtype != torch.float32:
         return None
     weight: Tensor = module.weight.detach()
