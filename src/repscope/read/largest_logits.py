@@ -57,10 +57,11 @@ def largest_logits(
 
 def plain_head(lm: "LanguageModel") -> Tensor | None:
     """The weight of a head that is one matrix in float32, on a CPU that multiplies bfloat16 in hardware; else None."""
-    if lm.device.type != "cpu" or not torch.cpu.get_capabilities().get("amx_bf16", False):
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch have none
+    if lm.device.type != "cpu" or not capabilities.get("amx_bf16", False):
         return None
     module: Any = lm.model.get_output_embeddings()
-    if type(module) is not nn.Linear or module.bias is not None or module.weight.dtype != torch.float32:
+    if type(module) is not nn.Linear or getattr(module, "bias", None) is not None or module.weight.dtype != torch.float32:
         return None
     weight: Tensor = module.weight.detach()
     return weight
