@@ -163,3 +163,36 @@ def test_both_ways_to_attend_agree_and_give_the_denominator(causal, heads, group
     half = _attended(*(x.bfloat16() for x in (q, k, v)), 0.3, causal=causal)  # the way without the kernel
     torch.testing.assert_close(half[0].double(), out, atol=0.05, rtol=0.05)
     torch.testing.assert_close(half[1].double(), lse, atol=0.05, rtol=0.05)
+
+
+class Shifted(torch.nn.Module):
+    """An MLP that adds a part of each token to the next, as in RWKV: in a pack the last token of a prompt reaches another."""
+
+    def __init__(self, mlp):
+        super().__init__()
+        self.mlp = mlp
+
+    def forward(self, x):
+        return self.mlp(x + 0.5 * torch.nn.functional.pad(x, (0, 0, 1, 0))[..., :-1, :])
+
+
+class Placed(torch.nn.Module):
+    """An MLP that knows the index in the row, not the position in the prompt."""
+
+    def __init__(self, mlp):
+        super().__init__()
+        self.mlp = mlp
+
+    def forward(self, x):
+        return self.mlp(x * (1 + torch.arange(x.shape[-2])[:, None] / 20))
+
+
+@pytest.mark.parametrize("changed", [Shifted, Placed])
+@pytest.mark.parametrize("layer", [0, 2])
+def test_prompts_that_reach_each_other_in_a_pack_are_found_out(tokenizer, changed, layer):
+    model = build("llama")
+    model.model.layers[layer].mlp = changed(model.model.layers[layer].mlp)
+    lm, draw = LanguageModel(model, tokenizer), np.random.default_rng(0)
+    prompts = [draw.integers(2, 250, n).tolist() for n in draw.integers(1, 6, 60)]
+    near(lm.capture(prompts, "resid_post", "last"), apart(lm, prompts, "resid_post", "last"))
+    assert "packed, prompts of 32 tokens come out otherwise" in lm.fast_paths()["packed prompts"]

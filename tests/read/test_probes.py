@@ -243,3 +243,11 @@ def test_templates_with_the_same_features_are_probed_once(monkeypatch):
     assert len(calls) == 4
     np.testing.assert_array_equal(same.scores["embed"][1].top, probe(X, tasks, folds_of(60), shuffles=0)[1].top)
     assert not np.array_equal(same.scores["embed"][1].top, several.scores["embed"][1].top)
+
+
+def test_without_folds_nobody_is_tested():
+    task = ProbeTask("size", "number", np.arange(6.0))
+    (scores,) = probe(np.random.default_rng(0).normal(size=(6, 3)), [task], [], shuffles=2)
+    assert scores.top.shape == scores.bottom.shape == (3, 6)
+    assert np.isnan(scores.top).all()
+    assert not len(scores.tested)

@@ -57,7 +57,7 @@ def largest_logits(
 
 def plain_head(lm: "LanguageModel") -> Tensor | None:
     """The weight of a head that is one matrix in float32, on a CPU that multiplies bfloat16 in hardware; else None."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch have none
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # older releases of torch have none
     if lm.device.type != "cpu" or not capabilities.get("amx_bf16", False):
         return None
     module: Any = lm.model.get_output_embeddings()

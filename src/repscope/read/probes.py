@@ -115,7 +115,6 @@ def probe(
         Number of label permutations, the control; equal for every call with this seed.
     tested
         Features of the entities when they are tested, where these differ from those that probes are fitted on.
-
     eigenvectors
         As for `ridge.predictions`; where calls run in parallel.
 
@@ -130,6 +129,9 @@ def probe(
         For features that are not finite.
     """
     n = len(features)
+    if not folds:  # halves too small to have folds of their own: nobody is tested
+        nobody = np.full((1 + shuffles, n), np.nan)
+        return [ProbeScores(task, nobody.copy(), nobody.copy(), nobody[0].copy()) for task in tasks]
     runs = [_runs(task, shuffles, seed + 1000 * i) for i, task in enumerate(tasks)]
     blocks = [[task.columns(values) for values in run] for task, run in zip(tasks, runs)]
     columns = np.concatenate([b for block in blocks for b in block], axis=1)

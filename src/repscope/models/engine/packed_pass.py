@@ -165,28 +165,33 @@ def cannot_pack(net: BaseNetwork, sites: Sequence[Site]) -> str:
 def packing_differs(net: ProvedNetwork, size: int, others: Sequence[Int[np.ndarray, "token"]] = (), family: int = 0) -> str:
     """Why packing changes the output for prompts of up to `size` tokens; empty if it does not.
 
-    Compares packed prompts, two of which share a half, with each alone. This detects attention windows, other sources of positions
-    and attention kernels outside torch.
+    Compares packed prompts with each alone, twice: packs that end within two prompts which share a half, and one pack of that half
+    and short prompts, which have nothing in common. This detects attention windows, other sources of positions, attention kernels
+    outside torch, and whatever else looks at the tokens before a prompt.
     """
     assert net.anatomy is not None
     rng = np.random.default_rng(0)
     long, tail = rng.integers(0, net.vocabulary, size), rng.integers(0, net.vocabulary, 5)
-    ids = Ragged.of([long, np.concatenate([long[: size // 2], (long[size // 2] + tail + 1) % net.vocabulary]), *others])
+    branch = np.concatenate([long[: size // 2], (long[size // 2] + tail + 1) % net.vocabulary])
+    short = net.trial(net.proofs.lengths(0))
+    ids, together = Ragged.of([long, branch, *others]), Ragged.of([branch, *short])
     site = Site("resid_post", net.anatomy.blocks - 1)
-    rows = CollectedRows()
-    alone: list[Tensor] = []
+    ours: list[Tensor] = []
     try:
-        calls = run_packed(
-            net, [site], Encoded.whole(ids), packed(ids, size + family, share=net.causal, family=family), Tokens("all"), rows
-        )
+        for some, most, groups in ((ids, size + family, family), (together, len(together.flat), 0)):
+            rows = CollectedRows()
+            plan = packed(some, most, share=net.causal, family=groups)
+            calls = run_packed(net, [site], Encoded.whole(some), plan, Tokens("all"), rows)
+            if not calls:
+                return "it does not attend by torch's scaled_dot_product_attention"
+            ours += torch.split(rows[site], some.lengths.tolist())
     except (TypeError, ValueError, AttributeError, RuntimeError, IndexError, NotImplementedError) as error:
         return f"a packed pass stops with {type(error).__name__}"
-    if not calls:
-        return "it does not attend by torch's scaled_dot_product_attention"
+    alone: list[Tensor] = []
     with unhooked(net.module), tapped(net.taps, [(net.tap(site), alone.append)]) as run:
-        for row in ids:
+        for row in (*ids, *short):
             run(input_ids=torch.from_numpy(row)[None].to(net.device), **net.plain())
-    ours = torch.split(rows[site], ids.lengths.tolist())
+    alone.insert(len(ids), alone[1])  # the branch is in both
     same = all(net.agree(mine, hidden[0]) for mine, hidden in zip(ours, alone, strict=True))
     return "" if same else f"packed, prompts of {size} tokens come out otherwise"
 
