@@ -137,12 +137,21 @@ def test_relations(rows, reply):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        (relations(0.8, 0.4, **{"map from the embedding": -0.07}), "most known subjects, but less often than a map from the embedding"),
+        (
+            relations(0.8, 0.4, **{"map from the embedding": -0.07}),
+            "most known subjects, but less often than a map from the embedding",
+        ),
         (relations(0.8, 0.4, **{"map from the embedding": 0.0}), "but no more often than a map from the embedding."),
         (relations(0.8, 0.4, **{"map from the embedding": 0.03}), "but perhaps no more often than a map from the embedding."),
         (relations(0.8, 0.4, **{"logit lens": 0.01, "translation": -0.01}), "no more often than a translation and 1 other."),
-        (relations(0.3, 0.4, **{"ridge map, the same examples": 0.0}), "fewer than half of the subjects, and no more often than ridge"),
-        (relations(0.5, 0.4, **dict.fromkeys(("ridge map, the same examples", "translation", "logit lens"), 0.01)), "and 2 others."),
+        (
+            relations(0.3, 0.4, **{"ridge map, the same examples": 0.0}),
+            "fewer than half of the subjects, and no more often than ridge",
+        ),
+        (
+            relations(0.5, 0.4, **dict.fromkeys(("ridge map, the same examples", "translation", "logit lens"), 0.01)),
+            "and 2 others.",
+        ),
     ],
 )
 def test_a_relation_whose_baseline_does_as_well(rows, words):

@@ -102,7 +102,9 @@ def _rival(gains: Sequence[Mapping[Any, Any]]) -> str:
     if not unbeaten:
         return ""
     best = min(unbeaten, key=lambda r: float(r["value"]))
-    than = "less often than" if side(best) == "below" else "no more often than" if best["value"] <= 0 else "perhaps no more often than"
+    than = (
+        "less often than" if side(best) == "below" else "no more often than" if best["value"] <= 0 else "perhaps no more often than"
+    )
     others = len(unbeaten) - 1
     more = f" and {others} other{'s' * (others > 1)}" if others else ""
     return f"{than} {_BASELINES[best['condition']]}{more}"
