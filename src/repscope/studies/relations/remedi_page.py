@@ -119,7 +119,8 @@ def _summary(here: pd.DataFrame) -> Table:
     return Table(
         pd.DataFrame(lines).fillna("–"),
         "Efficacy, generalisation, specificity, essence",
-        "Shares of reported subjects with 95 % intervals; n: facts of the efficacy. Unchanged: the most likely token of another fact of the subject, and of "
+        "Shares of reported subjects with 95 % intervals; n: facts of the efficacy. "
+        "Unchanged: the most likely token of another fact of the subject, and of "
         "another "
         "subject named after it, stays. Essence: TF-IDF cosine of continuations about the subject with and without the edit.",
     )
