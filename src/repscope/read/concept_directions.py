@@ -102,11 +102,12 @@ def concepts(
     """
     if len(states) != len(objects):
         raise UserError(f"There are {len(states)} states and {len(objects)} objects; give one for each.")
-    for what, numbers in (
-        ("array of states", states),
-        ("bias of the map", fit.bias),
-        ("weight of the map", fit.weight if inverse is None else inverse),
-    ):
+    checked: dict[str, np.ndarray | LowRank] = {
+        "array of states": states,
+        "bias of the map": fit.bias,
+        "weight of the map": fit.weight if inverse is None else inverse,
+    }
+    for what, numbers in checked.items():
         parts = (numbers.left, numbers.right) if isinstance(numbers, LowRank) else (numbers,)
         if not all(np.isfinite(part).all() for part in parts):
             raise UserError(f"The {what} from {fit.site} to {fit.target} has values that are not finite; make it again.")

@@ -311,17 +311,17 @@ def lre(
 
 def _counts(number: object) -> bool:
     """Whether it is a whole number of 1 or more."""
-    return isinstance(number, (int, np.integer)) and not isinstance(number, bool) and number >= 1
+    return isinstance(number, (int, np.integer)) and not isinstance(number, bool) and bool(number >= 1)
 
 
-def _need_beta(beta: float | None) -> None:
+def _need_beta(beta: object) -> None:
     if beta is None:
         return
     if isinstance(beta, bool) or not isinstance(beta, (int, float, np.integer, np.floating)) or not 0 < beta < np.inf:
         raise UserError(f"beta is {beta!r}; give a positive number, such as 2, or None for that of the map.")
 
 
-def _need_subjects(names: Sequence[str]) -> None:
+def _need_subjects(names: Sequence[object]) -> None:
     if isinstance(names, str):
         raise UserError(f"The subjects are one text, {names[:40]!r}; give a list, such as [{names[:40]!r}].")
     if not len(names):
