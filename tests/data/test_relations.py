@@ -124,6 +124,30 @@ def test_files_that_are_no_relations(tmp_path):
         relation(tmp_path / "x.pkl")
 
 
+@pytest.mark.parametrize(
+    ("templates", "samples", "said"),
+    [
+        ("{} is", (("a", "b"),), "no list of texts"),
+        (("{} is", 3), (("a", "b"),), "no list of texts"),
+        (("{} is",), (("a", "b"), ("c", "d", "e")), "number 1.; give pairs"),
+        (("{} is",), (("a", 3),), "both texts"),
+        (("{} is",), ("ab",), "give pairs"),
+        (("{} is",), (("", "b"),), "empty subject in sample 0"),
+        (("{} is",), (("a", " "),), "empty object in sample 0"),
+        (("{} is",), (("a", "b"), ("a", "c")), "has the subject 'a' 2 times"),
+    ],
+)
+def test_what_is_no_relation_is_told_in_a_sentence(templates, samples, said):
+    with pytest.raises(UserError, match=said):
+        Relation("own", templates, samples)
+
+
+@pytest.mark.parametrize("most", [-1, 0, 2.5, True])
+def test_a_sample_has_at_least_one(most):
+    with pytest.raises(UserError, match="whole number of 1 or more"):
+        relation("country-capital").sample(most)
+
+
 def test_a_sample_is_drawn_with_its_seed_and_told():
     held = relation("city-country")
     drawn = held.sample(50, 1)

@@ -309,7 +309,9 @@ def test_mistakes_are_told_in_a_sentence(llama):
     one = Relation("one", ("{} is",), tuple((s, "Rome") for s in "abcdefgh"))
     with pytest.raises(UserError, match="one object"):
         lre(llama, one)
-    with pytest.raises(UserError, match="9 examples were asked for; the relation 'capital' has 4 usable"):
+    with pytest.raises(
+        UserError, match="9 examples were asked for; the relation 'capital' has 4 usable samples: give n from 2 to 4"
+    ):
         lre(llama, HELD, n=9)
     with pytest.raises(UserError, match="at least 2 examples"):
         lre(llama, HELD, examples=HELD.samples[:1])
@@ -321,6 +323,60 @@ def test_mistakes_are_told_in_a_sentence(llama):
         select_known(llama, HELD)
     with pytest.raises(UserError, match="give one for each"):
         concepts(LRE("a", "b", np.eye(3), np.zeros(3)), np.zeros((2, 3)), ["x"], 2)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"rank": 0}, "not 0"),
+        ({"rank": -2}, "not -2"),
+        ({"rank": 2.5}, "not 2.5"),
+        ({"rank": True}, "not True"),
+        ({"rank": "all"}, "not 'all'"),
+        ({"sites": []}, "empty list"),
+        ({"n": 2.5}, "give n from 2 to 4"),
+        ({"examples": [("Peru", "Lima", "x"), ("Italy", "Rome")]}, "give pairs"),
+    ],
+)
+def test_what_is_no_rank_site_or_example_is_refused(llama, how, said):
+    with pytest.raises(UserError, match=said):
+        lre(llama, HELD, **how)
+
+
+def test_one_site_as_a_text_and_what_answers_refuse(llama):
+    fits = lre(llama, HELD, n=3, sites="resid_post.1")
+    assert list(fits) == ["resid_post.1"]
+    subject = HELD.subjects[0]
+    assert fits.answers(llama, [subject], "resid_post.1", 2.0) == fits.answers(llama, (subject,), "resid_post.1", np.float32(2))
+    for names, said in (
+        (subject, "give a list"),
+        ([], "no subject"),
+        ([""], "A subject is empty"),
+        ([subject, " "], "A subject is empty"),
+        ([3], "is no text"),
+    ):
+        with pytest.raises(UserError, match=said):
+            fits.answers(llama, names, "resid_post.1")
+    for beta in (float("nan"), float("inf"), 0, -1.0, "2", True):
+        with pytest.raises(UserError, match="give a positive number"):
+            fits.answers(llama, [subject], "resid_post.1", beta)
+    with pytest.raises(UserError, match="give a positive number"):
+        LRE("a", "b", np.eye(3), np.zeros(3), beta=float("nan"))(np.ones((1, 3)))
+    with pytest.raises(UserError, match="each must be 1 or more"):
+        select_known(llama, HELD, trials=0)
+
+
+def test_concepts_of_what_is_not_finite_are_refused():
+    whole, states = LRE("a", "b", np.eye(3), np.zeros(3)), np.ones((2, 3))
+    concepts(whole, states, ["x", "y"], 2)
+    for fit, at, said in (
+        (whole, np.full((2, 3), np.nan), "states"),
+        (replace(whole, bias=np.full(3, np.inf)), states, "bias"),
+        (replace(whole, weight=np.full((3, 3), np.nan)), states, "weight"),
+        (replace(whole, weight=LowRank(np.full((3, 1), np.nan), np.ones((1, 3)))), states, "weight"),
+    ):
+        with pytest.raises(UserError, match=f"{said}.* not finite"):
+            concepts(fit, at, ["x", "y"], 1)
 
 
 def test_an_object_that_the_tokenizer_cannot_spell(tokenizer):

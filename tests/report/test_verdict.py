@@ -106,9 +106,10 @@ def test_how_names_are_built(rows, reply, words):
     assert (found.reply, words in found.why) == (reply, True), found.sentence
 
 
-def relations(faithful, other, majority=0.4, item="country-capital"):
+def relations(faithful, other, majority=0.4, item="country-capital", **more):
     at = {"item": item, "site": CHOSEN, "split": "halves"}
-    gains = {"map on another subject's vector": other, "majority object": majority, "ridge map, whole half": -0.3}
+    gains = {"map on another subject's vector": other, "majority object": majority, "ridge map, whole half": 0.3, "beta 1": -0.3}
+    gains |= more
     return [row(faithful, metric="faithfulness", **at)] + [
         row(gain, metric="gain", definition="faithfulness", condition=over(name), **at) for name, gain in gains.items()
     ]
@@ -131,6 +132,32 @@ def relations(faithful, other, majority=0.4, item="country-capital"):
 )
 def test_relations(rows, reply):
     assert within_limit(study("relations").verdict(table_of(rows))).reply == reply
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (
+            relations(0.8, 0.4, **{"map from the embedding": -0.07}),
+            "most known subjects, but less often than a map from the embedding",
+        ),
+        (relations(0.8, 0.4, **{"map from the embedding": 0.0}), "but no more often than a map from the embedding."),
+        (relations(0.8, 0.4, **{"map from the embedding": 0.03}), "but perhaps no more often than a map from the embedding."),
+        (relations(0.8, 0.4, **{"logit lens": 0.01, "translation": -0.01}), "no more often than a translation and 1 other."),
+        (
+            relations(0.3, 0.4, **{"ridge map, the same examples": 0.0}),
+            "fewer than half of the subjects, and no more often than ridge",
+        ),
+        (
+            relations(0.5, 0.4, **dict.fromkeys(("ridge map, the same examples", "translation", "logit lens"), 0.01)),
+            "and 2 others.",
+        ),
+    ],
+)
+def test_a_relation_whose_baseline_does_as_well(rows, words):
+    """The sentence names the baseline over which the map's gain is not shown."""
+    verdict = within_limit(study("relations").verdict(table_of(rows)))
+    assert (verdict.reply, words in verdict.why) == ("Partly", True), verdict.sentence
 
 
 def remedied(efficacy, random=0.3, raw=0.3, spread=0.8, same=0.8, other=0.8, half=0.05):

@@ -145,6 +145,15 @@ def test_what_cannot_be_trained_is_refused(lm, facts):
         prepare(lm, facts, "resid_post.3")
     with pytest.raises(UserError, match="at least one"):
         prepare(lm, [], SITE)
+    with pytest.raises(UserError, match="no facts to train on"):
+        train_editor(lm, [], facts[3:4], SITE)
+    with pytest.raises(UserError, match="no facts for validation"):
+        train_editor(lm, facts[:2], [], SITE)
+    for row in (99, -1, 6):
+        with pytest.raises(UserError, match=f"no sample {row}; there are 6"):
+            edit_facts(encode_facts(lm, RELATION), [0, row], RELATION.objects)
+    with pytest.raises(UserError, match="no object of 'capital' 'Limo'; did you mean 'Lima'"):
+        edit_facts(encode_facts(lm, RELATION), [0], ["Limo"])
     with pytest.raises(UserError, match="No sample"):
         edit_facts(encode_facts(lm, RELATION), [0], ["Lima"])
 
@@ -187,6 +196,20 @@ def test_changes_of_a_question_are_edits_of_the_engine(lm, facts):
         assert np.allclose(found[0], lm.logits([prompt])[0], atol=1e-4)
         assert np.allclose(found[1], slow[i], atol=1e-4)
         assert np.abs(found[2] - found[1]).max() > 1e-4, "the last token alone is another edit"
+
+
+def test_attributes_that_do_not_fit_an_editor_are_refused(lm, facts):
+    editor = Editor(SITE, np.eye(32, dtype=np.float32), np.zeros(32, np.float32))
+    for attributes, said in (
+        (np.ones((1, 31)), "the editor takes"),
+        (np.ones(32), "give .fact, feature."),
+        (np.ones((2, 3, 32)), "give .fact, feature."),
+        ("x", "attribute vectors"),
+    ):
+        with pytest.raises(UserError, match=said):
+            editor.edit(attributes)
+    with pytest.raises(UserError, match="2 vectors for 1 prompts"), lm.edit(editor.edit(np.ones((2, 32)))):
+        lm.logits([facts[0].prompt])
 
 
 def test_outcomes_are_of_the_first_row():

@@ -104,6 +104,18 @@ def test_a_damaged_step_is_computed_again_and_said_so(tmp_path, file, how):
     assert answered(tmp_path)[0].notes == ("counted",)
 
 
+def test_a_file_that_changed_since_the_run_is_told(tmp_path):
+    table = tmp_path / "own.csv"
+    table.write_text("a,b")
+    assert answered(tmp_path, table=table)[0].notes == ("counted",)
+    assert answered(tmp_path, table=table)[0].notes == ("counted",)
+    table.write_text("a,c")
+    again, ran = answered(tmp_path, table=table)
+    assert ran == ["a", "c"]
+    assert again.notes[0] == f"{table} changed since this run was last finished, so its steps were computed again."
+    assert answered(tmp_path, table=table)[0].notes == ("counted",)
+
+
 @pytest.mark.parametrize("how", HOW)
 def test_a_damaged_step_of_an_earlier_version_is_computed_again_where_it_cannot_be_read(tmp_path, how):
     run, _ = answered(tmp_path)

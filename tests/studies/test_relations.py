@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from repscope.data.relations import Relation
@@ -17,6 +18,7 @@ from repscope.studies.relations import STUDY as RELATIONS
 from repscope.studies.relations import costs
 from repscope.studies.relations.options import RelationsOptions
 from repscope.studies.relations.pooled import pooled
+from repscope.studies.relations.remedi_page import _summary
 from repscope.studies.run.runner import Run
 
 MAPS = {
@@ -77,6 +79,15 @@ def test_editors_are_tested_on_other_subjects_beside_their_baselines(run):
     editor = Editor.load(run.folder / "artifacts" / "remedi-linear.safetensors")
     assert editor.model == run.subject.fingerprint
     assert "Editing facts by REMEDI" in (run.folder / "report.html").read_text()
+
+
+def test_the_n_beside_the_efficacy_is_its_own(run):
+    """The AUC of inspection has rows of the same conditions over more samples."""
+    here = run.table[run.table["item"] == "all relations"]
+    efficacy = here[here["metric"] == "REMEDI efficacy"]
+    shown = _summary(pd.concat([here, efficacy.assign(metric="REMEDI AUC", n=efficacy["n"] + 11)])).frame
+    named = efficacy["condition"].replace(ESTIMATE, "linear editor")
+    assert dict(zip(shown["edit"], shown["n"])) == dict(zip(named, efficacy["n"]))
 
 
 def test_reported_subjects_had_no_part_in_choosing(run):

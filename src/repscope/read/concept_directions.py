@@ -98,10 +98,19 @@ def concepts(
     Raises
     ------
     UserError
-        For lists of different lengths, and as `LRE.triplets`.
+        For lists of different lengths, a map or states that are not finite, and as `LRE.triplets`.
     """
     if len(states) != len(objects):
         raise UserError(f"There are {len(states)} states and {len(objects)} objects; give one for each.")
+    checked: dict[str, np.ndarray | LowRank] = {
+        "array of states": states,
+        "bias of the map": fit.bias,
+        "weight of the map": fit.weight if inverse is None else inverse,
+    }
+    for what, numbers in checked.items():
+        parts = (numbers.left, numbers.right) if isinstance(numbers, LowRank) else (numbers,)
+        if not all(np.isfinite(part).all() for part in parts):
+            raise UserError(f"The {what} from {fit.site} to {fit.target} has values that are not finite; make it again.")
     names, means = class_means(states, objects)
     moved = means - fit.bias
     found = fit.pulled_back(moved, rank) if inverse is None else moved @ inverse.T

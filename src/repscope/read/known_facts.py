@@ -147,8 +147,10 @@ def select_known(
     Raises
     ------
     UserError
-        As `encode_facts`; for a relation with too few samples for two sets of examples.
+        As `encode_facts`; for a relation with too few samples for two sets of examples, and numbers that are not 1 or more.
     """
+    if min(shots, trials) < 1:
+        raise UserError(f"shots and trials are {shots} and {trials}; each must be 1 or more.")
     held = encode_facts(lm, relation)
     samples = held.relation.samples
     if len(samples) < 2 * shots + 1:

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from repscope.data.relations import Pair, Relation
+from repscope.data.relations.definition import need_pairs
 from repscope.errors import UserError, unknown
 from repscope.models.linear.jacobian_passes import Prefixes
 from repscope.models.linear.low_rank import PART, Certificate, LowRank
@@ -60,8 +61,16 @@ class LRE:
     beta: float = 1.0
 
     def __call__(self, subjects: Float[np.ndarray, "row d_source"], beta: float | None = None) -> Float[np.ndarray, "row d_target"]:
-        """βWs + b for each subject vector."""
-        out: np.ndarray = (self.beta if beta is None else beta) * (subjects @ self.weight.T) + self.bias
+        """βWs + b for each subject vector.
+
+        Raises
+        ------
+        UserError
+            For a β that is not a positive number.
+        """
+        scale = self.beta if beta is None else beta
+        _need_beta(scale)
+        out: np.ndarray = scale * (subjects @ self.weight.T) + self.bias
         return out
 
     @property
@@ -158,7 +167,14 @@ class LREs(Mapping[str, LRE]):
         return self.facts.prompt(subject, shots, self.template)
 
     def subjects(self, lm: "LanguageModel", names: Sequence[str]) -> dict[str, Float[np.ndarray, "subject d_model"]]:
-        """Vectors of subjects at every fitted layer and at the target, queried after the examples."""
+        """Vectors of subjects at every fitted layer and at the target, queried after the examples.
+
+        Raises
+        ------
+        UserError
+            For one text in place of a list, no subject, and a subject that is empty or no text.
+        """
+        _need_subjects(names)
         return vectors(lm, [self.prompt(name) for name in names], list(self), next(iter(self.held.values())).target)
 
     def states(self, lm: "LanguageModel", pairs: Sequence[Pair]) -> Float[np.ndarray, "pair d_target"]:
@@ -172,9 +188,17 @@ class LREs(Mapping[str, LRE]):
         return found
 
     def answers(self, lm: "LanguageModel", names: Sequence[str], site: str, beta: float | None = None) -> list[str]:
-        """The map's most likely token per subject."""
+        """The map's most likely token per subject. beta: in place of the map's own, which is 1 unless it was chosen.
+
+        Raises
+        ------
+        UserError
+            For a site without a map, a β that is not a positive number; as `subjects`.
+        """
+        fit = self[site]
+        _need_beta(beta)
         held = self.subjects(lm, names)
-        return [lm.tokenizer.decode([i]) for i in most_likely(lm, self[site](held[site], beta))]
+        return [lm.tokenizer.decode([i]) for i in most_likely(lm, fit(held[site], beta))]
 
 
 def lre(
@@ -183,7 +207,7 @@ def lre(
     *,
     examples: Sequence[Pair] | None = None,
     n: int = EXAMPLES,
-    sites: Sequence[str] | None = None,
+    sites: str | Sequence[str] | None = None,
     target: str | None = None,
     tokens: Literal["first", "mean"] = "first",
     template: int = 0,
@@ -203,7 +227,7 @@ def lre(
     n
         Number of examples to draw.
     sites
-        Subject layers; default: the embedding and every block before the target.
+        Subject layers, or one; default: the embedding and every block before the target.
     target
         Layer of the object's state; default: the last block.
     tokens
@@ -224,7 +248,8 @@ def lre(
     Raises
     ------
     UserError
-        For more examples than samples, fewer than two, or an unknown template; as `encode_facts` and `lm.jacobian`.
+        For more examples than samples, fewer than two, examples that are no pairs of texts, an unknown template, no site, or a rank
+        that is neither "auto" nor a whole number of 1 or more; as `encode_facts` and `lm.jacobian`.
 
     >>> from repscope.worlds.tiny import tiny
     >>> from repscope.data.relations import relation
@@ -232,6 +257,11 @@ def lre(
     >>> fits["resid_post.1"].weight.shape, len(fits)
     ((32, 32), 4)
     """
+    if rank is not None and rank != "auto" and not _counts(rank):
+        raise UserError(f'The rank of a map is a whole number of 1 or more, "auto" or None, not {rank!r}.')
+    asked = [sites] if isinstance(sites, str) else ["embed", "resid_post"] if sites is None else list(sites)
+    if not asked:
+        raise UserError("sites is an empty list; name a layer, such as resid_post.1, or leave it out for all of them.")
     held = relation if isinstance(relation, EncodedFacts) else encode_facts(lm, relation)
     samples = held.relation.samples
     if not 0 <= template < len(held.relation.templates):
@@ -239,15 +269,16 @@ def lre(
             f"The relation {held.relation.name!r} has {len(held.relation.templates)} templates; there is no number {template}."
         )
     if examples is None:
-        if not 2 <= n <= len(samples):
+        if not _counts(n) or not 2 <= n <= len(samples):
             raise UserError(
-                f"{n} examples were asked for; the relation {held.relation.name!r} has {len(samples)} usable samples, and 2 "
-                "are the least."
+                f"{n} examples were asked for; the relation {held.relation.name!r} has {len(samples)} usable samples: give n "
+                f"from 2 to {len(samples)}."
             )
         rows = distinct(samples, np.random.default_rng(seed).permutation(len(samples)), n)
         examples = [samples[i] for i in rows]
     if len(examples) < 2:
         raise UserError(f"An LRE takes at least 2 examples, and {len(examples)} were given: each is asked after the others.")
+    need_pairs("The list of examples", examples)
     end = target or f"resid_post.{lm.blocks - 1}"
     shots = [[p for p in examples if p[0] != s] for s, _ in examples]
     if tokens == "mean":
@@ -256,7 +287,7 @@ def lre(
         prompts = [held.prompt(s, given, template) for (s, _), given in zip(examples, shots)]
     jac = lm.jacobian(
         prompts,
-        list(sites or ("embed", "resid_post")),
+        asked,
         end,
         source_tokens="subject.last",
         target_tokens=READ_AT[tokens],
@@ -276,6 +307,30 @@ def lre(
     left: dict[int, np.ndarray] = {}  # the factor that all sites share, once
     made = {str(site): LRE(str(site), end, _single(w, left), bias.astype(np.float32)) for site, (w, bias) in found.items()}
     return LREs(held, tuple(examples), made, template, tokens, certificate, alone)
+
+
+def _counts(number: object) -> bool:
+    """Whether it is a whole number of 1 or more."""
+    return isinstance(number, (int, np.integer)) and not isinstance(number, bool) and bool(number >= 1)
+
+
+def _need_beta(beta: object) -> None:
+    if beta is None:
+        return
+    if isinstance(beta, bool) or not isinstance(beta, (int, float, np.integer, np.floating)) or not 0 < beta < np.inf:
+        raise UserError(f"beta is {beta!r}; give a positive number, such as 2, or None for that of the map.")
+
+
+def _need_subjects(names: Sequence[object]) -> None:
+    if isinstance(names, str):
+        raise UserError(f"The subjects are one text, {names[:40]!r}; give a list, such as [{names[:40]!r}].")
+    if not len(names):
+        raise UserError("There is no subject; give at least one.")
+    for name in names:
+        if not isinstance(name, str):
+            raise UserError(f"The subject {name!r} is no text; give names, such as 'France'.")
+        if not name.strip():
+            raise UserError("A subject is empty; give its name.")
 
 
 def _single(weight: np.ndarray | LowRank, left: dict[int, np.ndarray]) -> np.ndarray | LowRank:

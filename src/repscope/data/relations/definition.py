@@ -9,6 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -38,9 +39,13 @@ class Relation:
 
     def __post_init__(self) -> None:
         """Refuse what would fail later, far from its cause."""
-        if not self.name.isprintable() or len(self.name.encode()) > _LONGEST_NAME:
+        if not isinstance(self.name, str) or not self.name.isprintable() or len(self.name.encode()) > _LONGEST_NAME:
             raise UserError(
-                f"The name {self.name[:40]!r} is no name of a relation; give one of at most {_LONGEST_NAME} bytes on one line."
+                f"The name {str(self.name)[:40]!r} is no name of a relation; give one of at most {_LONGEST_NAME} bytes on one line."
+            )
+        if isinstance(self.templates, str) or not all(isinstance(template, str) for template in self.templates):
+            raise UserError(
+                f"The templates of {self.name!r} are no list of texts; give several or one in a tuple, as ('{{}} is in',)."
             )
         if not self.templates:
             raise UserError(f"The relation {self.name!r} has no template; give one that holds {{}}, such as '{{}} is in'.")
@@ -50,8 +55,11 @@ class Relation:
                 raise UserError(f"The template {template!r} of {self.name!r} must hold {{}} exactly once, where the subject goes.")
         if not self.samples:
             raise UserError(f"The relation {self.name!r} has no sample; give pairs of a subject and an object.")
-        if len({s for s, _ in self.samples}) < len(self.samples):
-            raise ValueError("subjects are not unique")
+        need_pairs(f"The relation {self.name!r}", self.samples)
+        if (twice := Counter(self.subjects).most_common(1)[0])[1] > 1:
+            raise UserError(
+                f"The relation {self.name!r} has the subject {twice[0]!r} {twice[1]} times; give each subject one object."
+            )
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -75,7 +83,15 @@ class Relation:
         return replace(self, samples=kept, notes=(*self.notes, note) if note else self.notes)
 
     def sample(self, most: int, seed: int = 0) -> "Relation":
-        """At most so many samples, drawn at random; the whole relation where it has no more."""
+        """At most so many samples, drawn at random; the whole relation where it has no more.
+
+        Raises
+        ------
+        UserError
+            For a number of samples that is not a whole one of 1 or more.
+        """
+        if isinstance(most, bool) or not isinstance(most, (int, np.integer)) or most < 1:
+            raise UserError(f"{most!r} samples of {self.name!r} were asked for; give a whole number of 1 or more.")
         if len(self) <= most:
             return self
         rows = np.sort(np.random.default_rng(seed).choice(len(self), most, replace=False))
@@ -95,6 +111,19 @@ class Relation:
             spans["object"] = (len(text) + 1, len(text) + 1 + len(answer))
             text += f" {answer}"
         return Prompt(text, spans)
+
+
+def need_pairs(what: str, pairs: Iterable[Any]) -> None:
+    """Raise a `UserError` for the first sample that is not a subject and an object, two texts that are not empty."""
+    for i, pair in enumerate(pairs):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise UserError(
+                f"{what} has the sample {str(pair)[:60]} (number {i}); give pairs of a subject and its object, both texts."
+            )
+        for text, part in zip(pair, ("subject", "object")):
+            if not text.strip():
+                raise UserError(f"{what} has an empty {part} in sample {i}, {tuple(pair)!r}; leave the sample out.")
+        need_text(what, *pair)
 
 
 def of_pairs(name: str, templates: Sequence[str], pairs: Iterable[Pair], notes: Sequence[str] = ()) -> Relation:

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Float
 
+from repscope.arrays import as_array
 from repscope.disk import whole_file
 from repscope.errors import UserError, unknown
 from repscope.models.edits import Edit
@@ -56,13 +57,30 @@ class Editor:
             raise UserError(f"The editor at {self.site} has weights that are not finite; train it with a smaller learning rate.")
 
     def __call__(self, attributes: Float[np.ndarray, "fact d_attribute"]) -> Float[np.ndarray, "fact d_model"]:
-        """The change for each attribute vector."""
-        made: np.ndarray = attributes @ self.weight.T + self.bias
+        """The change for each attribute vector.
+
+        Raises
+        ------
+        UserError
+            For vectors of another width than the editor's.
+        """
+        rows = as_array(attributes, "attribute vectors")
+        if rows.ndim == 0 or rows.shape[-1] != self.weight.shape[1]:
+            raise UserError(f"The attribute vectors have the shape {rows.shape}; the editor takes (fact, {self.weight.shape[1]}).")
+        made: np.ndarray = rows @ self.weight.T + self.bias
         return made
 
     def edit(self, attributes: Float[np.ndarray, "fact d_attribute"], tokens: str = "subject") -> Edit:
-        """The edit of as many prompts: each prompt's change is added at all tokens of its entity."""
-        return Edit.add(self.site, self(attributes), tokens=tokens, per_prompt=True)
+        """The edit of as many prompts: each prompt's change is added at all tokens of its entity.
+
+        A call on another number of prompts than there are attribute vectors is refused by the network.
+
+        Raises
+        ------
+        UserError
+            For vectors that are not (fact, d_attribute).
+        """
+        return Edit.add(self.site, self(as_array(attributes, "attribute vectors", "fact feature")), tokens=tokens, per_prompt=True)
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file with a JSON header, completely or not at all."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from repscope.errors import UserError
+from repscope.errors import UserError, unknown
 from repscope.models.prompts import Prompt
 from repscope.read.known_facts import EncodedFacts, starts_with
 
@@ -49,11 +49,18 @@ def edit_facts(
     Raises
     ------
     UserError
-        When no sample can have a new object.
+        When no sample can have a new object, and for a sample or an object that the relation does not have.
     """
+    samples = facts.relation.samples
+    for row in rows:
+        if not 0 <= int(row) < len(samples):
+            raise UserError(f"The relation {facts.relation.name!r} has no sample {row}; there are {len(samples)}, counted from 0.")
+    for new in objects:
+        if new not in facts.first:
+            raise unknown(f"object of {facts.relation.name!r}", new, facts.first)
     made = []
     for row in rows:
-        subject, old = facts.relation.samples[int(row)]
+        subject, old = samples[int(row)]
         free = [o for o in dict.fromkeys(objects) if facts.first[o] != facts.first[old] and not _alike(o, old)]
         order = np.random.default_rng([seed, int(row)]).permutation(len(free))[:per_subject]
         made += [edit_fact(facts, subject, old, free[i], template) for i in order]

@@ -67,12 +67,15 @@ def train_editor(
     Raises
     ------
     UserError
-        For an unknown kind, shared subjects, a loss that is not finite; as `prepare`.
+        For an unknown kind, no facts, shared subjects, a loss that is not finite; as `prepare`.
     """
     if kind not in KINDS:
         raise UserError(f"An editor is linear or affine, not {kind!r}.")
     if min(epochs, patience, batch) < 1:
         raise UserError(f"epochs, patience and batch are {epochs}, {patience} and {batch}; each must be 1 or more.")
+    for name, part in (("facts to train on", facts), ("facts for validation", validation)):
+        if not len(part):
+            raise UserError(f"There are no {name}; give at least one.")
     ours, theirs = ({f.subject for f in part} if not isinstance(part, Prepared) else set() for part in (facts, validation))
     if shared := ours & theirs:
         raise UserError(f"{min(shared)!r} is in training and validation; give facts of different subjects.")

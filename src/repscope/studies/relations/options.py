@@ -19,7 +19,7 @@ class RelationsOptions(ModelOptions, TableOptions):
         description="Relations: names of built-in ones, or files (JSON of the LRE dataset, or a table). A map "
         f"needs at least {LEAST_KNOWN} facts that the model knows, and at least 2 × examples + 2.",
     )
-    template: tuple[str, ...] = Field((), description="Template that replaces the relation's own, with {} for the subject.")
+    template: tuple[str, ...] = Field((), description="Template in place of all those of every relation, with {} for the subject.")
     examples: int = Field(
         5,
         ge=2,

@@ -114,11 +114,13 @@ def _summary(here: pd.DataFrame) -> Table:
         gain = here[(here["metric"] == "REMEDI gain") & (here["condition"] == over(condition))]
         gain = gain[gain["definition"] == "REMEDI efficacy"]
         line["gain of the linear editor"] = format_gain(gain.to_dict("records")[0]) if len(gain) else "–"
-        lines.append(line | {"n": int(rows["n"].max())})
+        own = rows[rows["metric"] == "REMEDI efficacy"]  # inspection has rows of the same conditions, over other samples
+        lines.append(line | {"n": int(own["n"].iloc[0]) if len(own) else "–"})
     return Table(
         pd.DataFrame(lines).fillna("–"),
         "Efficacy, generalisation, specificity, essence",
-        "Shares of reported subjects with 95 % intervals. Unchanged: the most likely token of another fact of the subject, and of "
+        "Shares of reported subjects with 95 % intervals; n: facts of the efficacy. "
+        "Unchanged: the most likely token of another fact of the subject, and of "
         "another "
         "subject named after it, stays. Essence: TF-IDF cosine of continuations about the subject with and without the edit.",
     )

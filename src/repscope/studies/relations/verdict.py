@@ -1,6 +1,6 @@
 """The verdict of `relations`: does one linear map give the object of most subjects, more often than its controls?"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,7 +10,14 @@ from repscope.report.verdict import Verdict, count, joined, side, thresholds
 from repscope.results import CHOSEN, ESTIMATE, select
 from repscope.studies.relations.names import ALL_RELATIONS
 
-_CONTROLS = (over("map on another subject's vector"), over("majority object"))
+_CONTROLS = (over("map on another subject's vector"), over("majority object"))  #: what remains without the subject
+_BASELINES = {
+    over("map from the embedding"): "a map from the embedding",
+    over("ridge map, whole half"): "ridge regression on the whole half",
+    over("ridge map, the same examples"): "ridge regression on the same examples",
+    over("translation"): "a translation",
+    over("logit lens"): "the logit lens",
+}  #: other ways to the object from the same subject, as figure 1 shows them
 
 
 def verdict(table: pd.DataFrame) -> Verdict:
@@ -26,11 +33,11 @@ def verdict(table: pd.DataFrame) -> Verdict:
         return Verdict(only.reply, only.why, more) if more else only
     each = list(parts.values())
     why = {
-        "Yes": "For every relation, one linear map gives the object of most subjects, more often than its controls.",
+        "Yes": "For every relation, one linear map gives the object of most subjects, more often than every control and baseline.",
         "No": "For no relation is a linear map right more often than its controls.",
         "Cannot tell": "For no relation do the intervals separate the linear map from its controls.",
-        "Partly": f"For {count(each)} relations, one linear map gives the object of most subjects; for the others it does so less "
-        "often, or the intervals decide nothing.",
+        "Partly": f"For {count(each)} relations, one linear map gives the object of most subjects, more often than all controls; "
+        "for others, one of the two fails or is open.",
     }[joined(each)]
     return Verdict(joined(each), why, parts | more)
 
@@ -76,8 +83,28 @@ def _relation(table: pd.DataFrame, chosen: Mapping[Any, Any]) -> Verdict:
         return Verdict("No", "The map is right no more often than a map on another subject's vector or the most common object.")
     if "unclear" in sides:
         return Verdict("Cannot tell", "The gain over another subject's vector or the most common object may be zero.")
-    most = side(chosen, limits["faithful"])
+    most, rival = side(chosen, limits["faithful"]), _rival(gains)
+    if most == "above" and not rival:
+        return Verdict("Yes", "One linear map gives the object of most known subjects, more often than every control and baseline.")
     if most == "above":
-        return Verdict("Yes", "One linear map gives the object of most known subjects, more often than its controls.")
+        return Verdict("Partly", f"One linear map gives the object of most known subjects, but {rival}.")
+    if rival and most == "below":
+        return Verdict("Partly", f"A linear map is right for fewer than half of the subjects, and {rival}.")
+    if rival:
+        return Verdict("Partly", f"A linear map may be right for fewer than half of the subjects, and {rival}.")
     why = ", but for fewer than half of the subjects" if most == "below" else "; whether for most subjects is open"
     return Verdict("Partly", f"A linear map is right more often than its controls{why}.")
+
+
+def _rival(gains: Sequence[Mapping[Any, Any]]) -> str:
+    """How the map stands to the best of the baselines over which its gain is not shown, and how many more there are."""
+    unbeaten = [r for r in gains if r["condition"] in _BASELINES and side(r, thresholds("relations")["above_control"]) != "above"]
+    if not unbeaten:
+        return ""
+    best = min(unbeaten, key=lambda r: float(r["value"]))
+    than = (
+        "less often than" if side(best) == "below" else "no more often than" if best["value"] <= 0 else "perhaps no more often than"
+    )
+    others = len(unbeaten) - 1
+    more = f" and {others} other{'s' * (others > 1)}" if others else ""
+    return f"{than} {_BASELINES[best['condition']]}{more}"

@@ -55,6 +55,7 @@ _FACTS: dict[str, Callable[[Any], bool]] = {
     "given": lambda v: isinstance(v, dict),
     "options": lambda v: isinstance(v, dict),
     "steps": lambda v: isinstance(v, dict) and all(isinstance(k, str) for k in v.values()),
+    "files": lambda v: isinstance(v, dict) and all(isinstance(held, str) for held in v.values()),
     "seconds": _number,
     "took": lambda v: isinstance(v, dict) and all(isinstance(t, dict) and all(map(_number, t.values())) for t in v.values()),
     "verified": lambda v: isinstance(v, dict) and isinstance(v.get("summary"), str) and _texts(v.get("warnings")),

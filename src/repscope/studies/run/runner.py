@@ -51,7 +51,7 @@ class Run(Generic[AnyOptions]):
     lm: "LanguageModel | None" = None
     results: dict[str, Result] = field(default_factory=dict)
     took: dict[str, tuple[Cost, float]] = field(default_factory=dict)  #: of the steps computed now: forecast and seconds
-    mended: list[str] = field(default_factory=list)  #: what was damaged and is made again, in sentences
+    mended: list[str] = field(default_factory=list)  #: what was damaged or has changed and is made again, in sentences
     _read: dict[str, tuple[Any, str]] = field(default_factory=dict, repr=False)  #: user's file → its state and digest in the keys
 
     @cached_property
@@ -130,7 +130,7 @@ class Run(Generic[AnyOptions]):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was damaged and made again, and what the steps so far left out, guessed or drew, each once."""
+        """What was damaged or has changed and was made again, and what the steps so far left out, guessed or drew, each once."""
         return (*self.mended, *self.record.notes)
 
     @property
@@ -168,6 +168,7 @@ class Run(Generic[AnyOptions]):
             try:
                 if self.fresh:
                     self.run_folder.clear()
+                self._tell_changed_files()
                 self._compute(keyed, costs)
                 return self._publish(keyed, started)
             except UserError as error:
@@ -225,6 +226,13 @@ class Run(Generic[AnyOptions]):
         for name, (stamp, held) in self._read.items():
             if _stamp(Path(name)) != stamp and file_digest(Path(name).expanduser()) != held:
                 raise UserError(f"{name} changed while the study read it; run the same command again.")
+
+    def _tell_changed_files(self) -> None:
+        """A note for each of the user's files that has other bytes than when this run was last finished."""
+        before = self.run_folder.facts().get("files", {})
+        for name, (_, held) in self._read.items():
+            if before.get(name, held) != held:
+                self.mended.append(f"{name} changed since this run was last finished, so its steps were computed again.")
 
     def _costs(self, keyed: "Sequence[tuple[Step, str]]") -> dict[str, Cost]:
         """Forecasts of the steps that are not there yet; refuses those that this machine has no room for."""
@@ -287,6 +295,7 @@ class Run(Generic[AnyOptions]):
             keep_proofs(self.setup.network)
         facts = self.facts() | {
             "steps": {step.name: key for step, key in keyed},
+            "files": {name: held for name, (_, held) in self._read.items()},
             "seconds": round(time.monotonic() - started, 1),
             "took": self._forecast_and_taken(),
         }
