@@ -43,7 +43,8 @@ class Relation:
             raise UserError(
                 f"The name {str(self.name)[:40]!r} is no name of a relation; give one of at most {_LONGEST_NAME} bytes on one line."
             )
-        if isinstance(self.templates, str) or not all(isinstance(template, str) for template in self.templates):
+        templates: object = self.templates
+        if not isinstance(templates, (tuple, list)) or not all(isinstance(template, str) for template in templates):
             raise UserError(
                 f"The templates of {self.name!r} are no list of texts; give several or one in a tuple, as ('{{}} is in',)."
             )
